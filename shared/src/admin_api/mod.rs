@@ -1,0 +1,13 @@
+//! What goes over `/v1/admin`. A request with a field that is not here is refused, so that a misspelt condition
+//! never grants more than was meant.
+
+pub mod api_keys;
+pub mod audit;
+pub mod certificates;
+pub mod enrollment_tokens;
+pub mod enrollments;
+pub mod events;
+pub mod grants;
+pub mod machines;
+pub mod page;
+pub mod permissions;

@@ -1,0 +1,288 @@
+//! Evidence: what a machine says of itself, signed with its key.
+//!
+//! An Entity Attestation Token (RFC 9711) as a compact JWS (RFC 7515): ES256 alone, `typ` alone `eat+jwt`,
+//! and no key but the one that the verifier already knows.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::{
+    key::{BadSignature, KeyThumbprint, PublicKey},
+    machine::{KeyClaim, MachineIdentity, Posture},
+    object::object,
+};
+
+/// The one profile of this version.
+pub const PROFILE: &str = "urn:assay:evidence:1";
+/// The longest evidence that is looked at, in bytes.
+const LONGEST: usize = 32 * 1024;
+const ALGORITHM: &str = "ES256";
+const TYPE: &str = "eat+jwt";
+
+/// What the evidence is made for; evidence for one purpose never serves another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// `POST /v1/enroll`
+    Enroll,
+    /// `POST /v1/check-in`
+    CheckIn,
+    /// `POST /v1/renew`
+    Renew,
+}
+
+/// The claims of evidence, as they are on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceClaims {
+    /// Always [`PROFILE`].
+    pub eat_profile: String,
+    /// The server's nonce: the only proof of freshness.
+    pub eat_nonce: String,
+    /// The server's `public_url`, without a trailing slash, so that evidence cannot be relayed to another server.
+    pub aud: String,
+    /// The machine's clock, in seconds since 1970. Recorded, never trusted: any number is taken for what it is.
+    #[serde(deserialize_with = "numeric_date")]
+    pub iat: i64,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The machine id; absent at enrollment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub: Option<Uuid>,
+    /// SHA-256 of the CSR's DER in base64url; at renewal alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csr_sha256: Option<String>,
+    /// Which machine it says it is.
+    #[serde(deserialize_with = "object")]
+    pub machine: MachineIdentity,
+    /// The state that it says it is in.
+    #[serde(deserialize_with = "object")]
+    pub posture: Posture,
+    /// Where it says its key lives.
+    #[serde(deserialize_with = "object")]
+    pub key: KeyClaim,
+}
+
+/// Evidence that was read and not verified. The `unverified_…` accessors serve to find the key, and nothing else.
+#[derive(Debug)]
+pub struct UnverifiedEvidence<'a> {
+    kid: KeyThumbprint,
+    signed: &'a str,
+    signature: Vec<u8>,
+    claims: EvidenceClaims,
+}
+
+/// Evidence whose signature, audience, purpose and subject hold. Its nonce has still to be spent by the server.
+#[derive(Debug, Clone)]
+pub struct Evidence {
+    key: KeyThumbprint,
+    claims: EvidenceClaims,
+}
+
+/// What the evidence must be made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Expectation<'a> {
+    /// The server's `public_url` as configured, without a trailing slash.
+    pub audience: &'a str,
+    /// The endpoint's purpose.
+    pub purpose: Purpose,
+    /// The machine that owns the key; `None` at enrollment, where evidence has no subject.
+    pub subject: Option<Uuid>,
+}
+
+/// Why evidence is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum EvidenceError {
+    /// Longer than any honest evidence.
+    #[error("the evidence is longer than {LONGEST} bytes")]
+    TooLong,
+    /// Not three parts of base64url without padding.
+    #[error("the evidence is not a compact JWS")]
+    NotCompactJws,
+    /// The header or the claims are not what the protocol has.
+    #[error("the evidence's {part} cannot be read")]
+    Unreadable {
+        /// `header` or `claims`
+        part: &'static str,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// `alg` is not ES256.
+    #[error("the evidence's alg is not ES256")]
+    Algorithm,
+    /// `typ` is not `eat+jwt`: some other token.
+    #[error("the evidence's typ is not eat+jwt")]
+    Type,
+    /// A critical header parameter, of which this protocol has none (RFC 7515, section 4.1.11).
+    #[error("the evidence has a critical header parameter that is not understood")]
+    CriticalHeader,
+    /// The `kid` is no thumbprint, or another key's.
+    #[error("the evidence's kid is not the thumbprint of the machine's key")]
+    KeyId,
+    /// Not signed by the key.
+    #[error("the evidence's signature does not verify")]
+    Signature(#[source] BadSignature),
+    /// Another profile.
+    #[error("the evidence's eat_profile is not {PROFILE}")]
+    Profile,
+    /// Made for another server.
+    #[error("the evidence's aud is not this server's public_url")]
+    Audience,
+    /// Made for another endpoint.
+    #[error("the evidence's purpose is not the one of this endpoint")]
+    Purpose,
+    /// Made for another machine.
+    #[error("the evidence's sub is not the machine of this key")]
+    Subject,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(default)]
+    typ: Option<String>,
+    kid: String,
+    #[serde(default, skip_serializing)]
+    crit: Option<serde_json::Value>,
+}
+
+impl EvidenceClaims {
+    /// Signs these claims and returns the compact JWS.
+    ///
+    /// `sign` gets the bytes to sign and answers with an ECDSA signature with SHA-256 in the fixed form, `r || s`.
+    pub fn sign<E, S>(&self, key: KeyThumbprint, sign: S) -> Result<String, E>
+    where
+        E: From<serde_json::Error>,
+        S: FnOnce(&[u8]) -> Result<[u8; 64], E>,
+    {
+        let header = Header {
+            alg: ALGORITHM.into(),
+            typ: Some(TYPE.into()),
+            kid: key.to_string(),
+            crit: None,
+        };
+        let mut jws = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&header)?);
+        jws.push('.');
+        URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(self)?, &mut jws);
+        let signature = sign(jws.as_bytes())?;
+        jws.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut jws);
+        Ok(jws)
+    }
+}
+
+impl<'a> UnverifiedEvidence<'a> {
+    /// Reads a compact JWS and its claims. Nothing of it is true yet.
+    pub fn parse(jws: &'a str) -> Result<Self, EvidenceError> {
+        if jws.len() > LONGEST {
+            return Err(EvidenceError::TooLong);
+        }
+        let (signed, signature) = jws.rsplit_once('.').ok_or(EvidenceError::NotCompactJws)?;
+        let (header, claims) = signed.split_once('.').ok_or(EvidenceError::NotCompactJws)?;
+        let header: Header = decode("header", header)?;
+        if header.alg != ALGORITHM {
+            return Err(EvidenceError::Algorithm);
+        }
+        if header.typ.as_deref() != Some(TYPE) {
+            return Err(EvidenceError::Type);
+        }
+        if header.crit.is_some() {
+            return Err(EvidenceError::CriticalHeader);
+        }
+        let claims: EvidenceClaims = decode("claims", claims)?;
+        if claims.eat_profile != PROFILE {
+            return Err(EvidenceError::Profile);
+        }
+        Ok(Self {
+            kid: header.kid.parse().map_err(|_| EvidenceError::KeyId)?,
+            signed,
+            signature: URL_SAFE_NO_PAD
+                .decode(signature)
+                .map_err(|_| EvidenceError::NotCompactJws)?,
+            claims,
+        })
+    }
+
+    /// Which key this claims to be signed with: to look the key up, which [`Self::verify`] then checks.
+    #[must_use]
+    pub fn unverified_key(&self) -> KeyThumbprint {
+        self.kid
+    }
+
+    /// Which machine this claims to come from: to tell an unknown machine from a wrong key.
+    #[must_use]
+    pub fn unverified_subject(&self) -> Option<Uuid> {
+        self.claims.sub
+    }
+
+    /// The nonce it claims to answer: to refuse a forged or stale one before a signature is verified.
+    #[must_use]
+    pub fn unverified_nonce(&self) -> &str {
+        &self.claims.eat_nonce
+    }
+
+    /// Verifies that `key` signed this, for this audience, purpose and subject.
+    pub fn verify(self, key: &PublicKey, expected: &Expectation<'_>) -> Result<Evidence, EvidenceError> {
+        if self.kid != key.thumbprint() {
+            return Err(EvidenceError::KeyId);
+        }
+        key.verify_fixed(self.signed.as_bytes(), &self.signature)
+            .map_err(EvidenceError::Signature)?;
+        if self.claims.aud != expected.audience {
+            return Err(EvidenceError::Audience);
+        }
+        if self.claims.purpose != expected.purpose {
+            return Err(EvidenceError::Purpose);
+        }
+        if self.claims.sub != expected.subject {
+            return Err(EvidenceError::Subject);
+        }
+        Ok(Evidence {
+            key: self.kid,
+            claims: self.claims,
+        })
+    }
+}
+
+impl Evidence {
+    /// The key that signed it.
+    #[must_use]
+    pub fn key(&self) -> KeyThumbprint {
+        self.key
+    }
+
+    /// What the machine said.
+    #[must_use]
+    pub fn claims(&self) -> &EvidenceClaims {
+        &self.claims
+    }
+
+    /// What the machine said, owned.
+    #[must_use]
+    pub fn into_claims(self) -> EvidenceClaims {
+        self.claims
+    }
+}
+
+/// A NumericDate (RFC 7519, section 2) may have a fraction; beyond what a time can be, the farthest one is as good.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "a float's cast saturates, which is what is wanted"
+)]
+fn numeric_date<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let seconds = number
+        .as_i64()
+        .or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64));
+    seconds.ok_or_else(|| serde::de::Error::custom("iat is not a number of seconds"))
+}
+
+fn decode<T: DeserializeOwned>(part: &'static str, base64url: &str) -> Result<T, EvidenceError> {
+    let json = URL_SAFE_NO_PAD
+        .decode(base64url)
+        .map_err(|_| EvidenceError::NotCompactJws)?;
+    let mut json = serde_json::Deserializer::from_slice(&json);
+    let read = object(&mut json).and_then(|read| json.end().map(|()| read));
+    read.map_err(|source| EvidenceError::Unreadable { part, source })
+}

@@ -1,0 +1,19 @@
+//! What an Assay agent and an Assay server say to each other.
+//!
+//! Everything here is pure: bytes in, types out. What has come from outside and has not been
+//! checked has a type of its own ([`UnverifiedCsr`], [`UnverifiedEvidence`]) that can do nothing but be verified.
+
+pub mod admin_api;
+pub mod agent_api;
+pub mod csr;
+pub mod evidence;
+pub mod key;
+pub mod machine;
+mod object;
+pub mod problem;
+mod text;
+
+pub use csr::{Csr, UnverifiedCsr};
+pub use evidence::{Evidence, EvidenceClaims, Purpose, UnverifiedEvidence};
+pub use key::{KeyThumbprint, PublicKey};
+pub use problem::{Problem, ProblemKind, Retry};

@@ -1,0 +1,15 @@
+//! The protocol from outside: golden vectors, round trips, and bytes that nobody vouches for.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed, and says where"
+)]
+
+mod key;
+mod outside_bytes;
+mod round_trips;
+mod text;
+mod vectors;
