@@ -1,0 +1,669 @@
+//! One machine: its state directory, its key, its facts, and the way to its server.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use assay_protocol::{
+    ProblemKind, PublicKey, Purpose, Retry,
+    agent_api::{CheckedIn, Renewed},
+};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::{
+    check_in,
+    client::{Answer, Client, ClientError, Refusal},
+    clock::Clock,
+    config::ConfigurationError,
+    enrollment::{self, EnrollOptions, EnrollOutcome},
+    evidence::{ProofError, Statement, prove},
+    facts::{Facts, FactsError, MachineFacts},
+    key_store::{self, KeyFault, KeyStore, KeyStoreError, MachineKey},
+    renewal,
+    server_url::ServerUrl,
+    state::{FailureOnRecord, Record, ServerOnRecord, StateDirectory, StateError, StateLock},
+};
+
+pub(crate) use crate::evidence::Proof;
+
+/// How often one exchange is tried with a fresh nonce before it counts as failed.
+const MOST_NONCES: u32 = 3;
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    /// Where it keeps its key and its record; made with mode 0700 where it is missing.
+    pub state_dir: PathBuf,
+    /// Where its key lives.
+    pub key_store: Arc<dyn KeyStore>,
+    /// What it says of itself.
+    pub facts: Arc<dyn Facts>,
+    /// Its clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// One machine. Many can live in one process; on one state directory, one exchange runs at a time.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) directory: StateDirectory,
+    pub(crate) key: MachineKey,
+    pub(crate) clock: Arc<dyn Clock>,
+    facts: Arc<dyn Facts>,
+    /// Kept between exchanges for its connections and its nonce.
+    client: Mutex<Option<Arc<Client>>>,
+}
+
+/// Why an exchange failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// There is no identity to use.
+    #[error("this machine is not enrolled: `assay-agent enroll --server URL` does that")]
+    NotEnrolled,
+    /// The machine belongs to another server.
+    #[error("this machine belongs to {on_record}, not to {asked_for}: `assay-agent reset` gives that identity up")]
+    OtherServer {
+        /// Whose it is.
+        on_record: ServerUrl,
+        /// Whose it was to become.
+        asked_for: ServerUrl,
+    },
+    /// The key that the server knows is gone.
+    #[error("the key of this machine is gone from {}: `assay-agent reset`, then enroll again", .0.display())]
+    KeyLost(PathBuf),
+    /// There is a key, and it is not the one that the server knows.
+    #[error("the key in {} is not the one that this machine enrolled with", .0.display())]
+    KeyReplaced(PathBuf),
+    /// The configuration does not say what it takes.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+    /// The state directory did not serve.
+    #[error("the agent's state cannot be kept")]
+    State(#[from] StateError),
+    /// The facts could not be read.
+    #[error("the facts about this machine cannot be read")]
+    Facts(#[from] FactsError),
+    /// Nothing could be signed.
+    #[error("nothing can be proved to the server")]
+    Proof(#[from] ProofError),
+    /// The server did not answer, or said no.
+    #[error(transparent)]
+    Server(#[from] ClientError),
+    /// The process is ending.
+    #[error("the agent is being stopped")]
+    Interrupted,
+}
+
+/// What kind of failure it is: what a daemon waits by, and a command's exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The server could not be reached, or cannot do it now.
+    Unreachable {
+        /// How long the server wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// An administrator holds the machine back, and can let it go.
+    HeldBack {
+        /// How long the server wants to be left alone.
+        retry_after: Option<Duration>,
+        /// Whether it waits for its first approval.
+        is_pending: bool,
+    },
+    /// The server said no; somebody has to change something.
+    Refused,
+    /// The server does not know this machine any more.
+    Unknown,
+    /// The key cannot be used until someone logs in.
+    KeyLocked,
+    /// The key store failed otherwise.
+    KeyStore,
+    /// Something on this machine is wrong.
+    Local,
+}
+
+impl Agent {
+    /// Opens a machine's state directory. Nothing is sent, and no key is made.
+    pub fn open(options: AgentOptions) -> Result<Self, AgentError> {
+        let directory = StateDirectory::create(options.state_dir)?;
+        Ok(Self {
+            key: MachineKey::new(options.key_store, directory.clone()),
+            directory,
+            clock: options.clock,
+            facts: options.facts,
+            client: Mutex::default(),
+        })
+    }
+
+    /// Enrolls the machine, or repeats an enrollment that is not through. Safe to repeat: the same key gives the same machine.
+    pub async fn enroll(&self, options: EnrollOptions) -> Result<EnrollOutcome, AgentError> {
+        let lock = self.lock().await?;
+        let result = enrollment::enroll(self, &lock, options).await;
+        self.remember_failure(&lock, "enroll", result).await
+    }
+
+    /// Checks in: proves the machine's presence and state, and takes the grants.
+    pub async fn check_in(&self) -> Result<CheckedIn, AgentError> {
+        let lock = self.lock().await?;
+        let result = check_in::check_in(self, &lock).await;
+        self.remember_failure(&lock, "check-in", result).await
+    }
+
+    /// Renews the machine's certificate, with the same key.
+    pub async fn renew(&self) -> Result<Renewed, AgentError> {
+        let lock = self.lock().await?;
+        let result = renewal::renew(self, &lock).await;
+        self.remember_failure(&lock, "renew", result).await
+    }
+
+    /// What the machine remembers.
+    pub async fn record(&self) -> Result<Record, AgentError> {
+        let directory = self.directory.clone();
+        off_the_network(move || Ok(directory.record()?)).await
+    }
+
+    /// The public key that the server knows this machine by; an error when there is none, or another.
+    pub(crate) async fn key_on_record(&self, record: &Record) -> Result<PublicKey, AgentError> {
+        let public_key = self.key.public_key().await.map_err(ProofError::Key)?;
+        let public_key = public_key.ok_or_else(|| AgentError::KeyLost(self.key.file()))?;
+        match record.key {
+            Some(thumbprint) if thumbprint != public_key.thumbprint() => Err(AgentError::KeyReplaced(self.key.file())),
+            _ => Ok(public_key),
+        }
+    }
+
+    /// The way to this server: the one that is open, unless it leads elsewhere.
+    pub(crate) fn client(&self, server: &ServerOnRecord) -> Result<Arc<Client>, AgentError> {
+        let mut open = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = open.as_ref().filter(|client| client.server() == server) {
+            return Ok(Arc::clone(client));
+        }
+        let client = Arc::new(Client::new(server.clone(), Arc::clone(&self.clock))?);
+        *open = Some(Arc::clone(&client));
+        Ok(client)
+    }
+
+    /// One exchange: evidence over a nonce, and again with the fresh one that comes with a `bad-nonce`.
+    pub(crate) async fn exchange<R: Serialize>(
+        &self,
+        client: &Client,
+        path: &str,
+        (purpose, subject): (Purpose, Option<Uuid>),
+        request: impl Fn(Proof) -> R,
+    ) -> Result<Answer, AgentError> {
+        let facts = self.read_facts().await?;
+        let mut tries = 1;
+        loop {
+            let statement = Statement {
+                purpose,
+                audience: client.server().url.clone(),
+                subject,
+                facts: facts.clone(),
+                nonce: client.nonce().await?,
+                issued_at: self.clock.now(),
+            };
+            let proof = prove(&self.key, statement).await?;
+            match client.post(path, &request(proof)).await {
+                Err(ClientError::Refused(refusal)) if is_repeated_at_once(&refusal, client) && tries < MOST_NONCES => {
+                    tries += 1;
+                }
+                answer => return Ok(answer?),
+            }
+        }
+    }
+
+    async fn read_facts(&self) -> Result<MachineFacts, AgentError> {
+        let facts = Arc::clone(&self.facts);
+        let mut facts = off_the_network(move || Ok(facts.read()?)).await?;
+        let version = &mut facts.posture.agent_version;
+        version.get_or_insert_with(|| env!("CARGO_PKG_VERSION").to_owned());
+        Ok(facts)
+    }
+
+    async fn lock(&self) -> Result<Arc<StateLock>, AgentError> {
+        let directory = self.directory.clone();
+        off_the_network(move || Ok(Arc::new(directory.lock()?))).await
+    }
+
+    /// Writes down what an exchange failed with. What it failed with counts more than that it could not be written down.
+    async fn remember_failure<T>(
+        &self,
+        lock: &Arc<StateLock>,
+        exchange: &str,
+        result: Result<T, AgentError>,
+    ) -> Result<T, AgentError> {
+        let Err(error) = result else {
+            return result;
+        };
+        let failure = error.failure();
+        let on_record = FailureOnRecord {
+            at: self.clock.now(),
+            exchange: exchange.to_owned(),
+            problem: error.refusal().map(|refusal| refusal.problem.kind_urn.clone()),
+            message: with_causes(&error),
+        };
+        let written = update_record(lock, move |record| {
+            // A token that the server would not give out any more is not handed out from here either.
+            let keeps_grants = matches!(
+                failure,
+                Failure::Unreachable { .. } | Failure::KeyLocked | Failure::KeyStore | Failure::Local
+            );
+            if let Some(last) = record.last_check_in.as_mut().filter(|_| !keeps_grants) {
+                last.grants.clear();
+            }
+            record.last_failure = Some(on_record);
+        })
+        .await;
+        if let Err(error) = written {
+            tracing::warn!(error = %with_causes(&error), "a failure could not be written down");
+        }
+        Err(error)
+    }
+}
+
+impl Failure {
+    /// How long the server wants to be left alone, if it said so.
+    pub(crate) fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Unreachable { retry_after } | Self::HeldBack { retry_after, .. } => retry_after,
+            Self::Refused | Self::Unknown | Self::KeyLocked | Self::KeyStore | Self::Local => None,
+        }
+    }
+}
+
+impl AgentError {
+    /// What the server said, if it was the server that said no.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Server(ClientError::Refused(refusal)) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Server(ClientError::Refused(refusal)) => refused(refusal),
+            Self::Server(ClientError::Unreachable { .. } | ClientError::NotAnAnswer { .. }) => {
+                Failure::Unreachable { retry_after: None }
+            }
+            Self::Proof(ProofError::Key(KeyFault::Store(KeyStoreError::Locked))) => Failure::KeyLocked,
+            Self::Proof(_) | Self::KeyLost(_) | Self::KeyReplaced(_) => Failure::KeyStore,
+            Self::Server(ClientError::Trust(_) | ClientError::SetUp(_))
+            | Self::NotEnrolled
+            | Self::Configuration(_)
+            | Self::OtherServer { .. }
+            | Self::State(_)
+            | Self::Facts(_)
+            | Self::Interrupted => Failure::Local,
+        }
+    }
+}
+
+/// Gives a machine's identity up: removes its key and all it remembers, and names what it removed.
+///
+/// It takes no key store, so that it works where the key store does not.
+pub fn reset(state_dir: &Path) -> Result<Vec<PathBuf>, StateError> {
+    if !state_dir.exists() {
+        return Ok(Vec::new());
+    }
+    let directory = StateDirectory::create(state_dir.to_owned())?;
+    let files = key_store::files(&directory);
+    directory.lock()?.reset(files)
+}
+
+/// An error in one line, with what caused it.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Changes what is remembered, in one atomic write.
+pub(crate) async fn update_record(
+    lock: &Arc<StateLock>,
+    change: impl FnOnce(&mut Record) + Send + 'static,
+) -> Result<(), AgentError> {
+    // The lock goes along: when the exchange is abandoned, it holds until this write is through.
+    let lock = Arc::clone(lock);
+    off_the_network(move || {
+        let mut record = lock.record()?;
+        change(&mut record);
+        Ok(lock.write(&record)?)
+    })
+    .await
+}
+
+/// Runs what waits for the disk on a thread that may wait.
+pub(crate) async fn off_the_network<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(AgentError::Interrupted))
+}
+
+fn is_repeated_at_once(refusal: &Refusal, client: &Client) -> bool {
+    refusal.problem.retry() == Retry::Now && client.has_nonce()
+}
+
+fn refused(refusal: &Refusal) -> Failure {
+    let retry_after = refusal.retry_after;
+    match refusal.kind() {
+        Some(ProblemKind::MachinePending) => Failure::HeldBack {
+            retry_after,
+            is_pending: true,
+        },
+        Some(ProblemKind::MachineQuarantined | ProblemKind::IdentityMismatch) => Failure::HeldBack {
+            retry_after,
+            is_pending: false,
+        },
+        _ => match refusal.problem.retry() {
+            Retry::Now | Retry::After => Failure::Unreachable { retry_after },
+            Retry::ReEnroll => Failure::Unknown,
+            Retry::Never => Failure::Refused,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use assay_protocol::UnverifiedEvidence;
+    use secrecy::ExposeSecret;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        clock::SystemClock,
+        key_store::SoftwareKeyStore,
+        scripted_server::{Received, Reply, ScriptedServer},
+        trust::TrustAnchor,
+    };
+
+    const MACHINE: Uuid = Uuid::from_u128(7);
+
+    struct Machine {
+        folder: tempfile::TempDir,
+        agent: Agent,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let agent = Agent::open(AgentOptions {
+                state_dir: folder.path().to_owned(),
+                key_store: Arc::new(SoftwareKeyStore),
+                facts: Arc::new(MachineFacts::default()),
+                clock: Arc::new(SystemClock),
+            });
+            Self {
+                folder,
+                agent: agent.unwrap(),
+            }
+        }
+
+        async fn enroll(&self, server: &ScriptedServer, token: Option<&str>) -> Result<EnrollOutcome, AgentError> {
+            let options = EnrollOptions {
+                server: server.url.clone(),
+                token: token.map(Into::into),
+                trust: Some(TrustAnchor::Certificates(include_str!("../testdata/roots.pem").into())),
+            };
+            self.agent.enroll(options).await
+        }
+
+        async fn token_on_disk(&self) -> Option<String> {
+            let pending = self.agent.record().await.unwrap().pending?;
+            pending.token.map(|token| token.expose_secret().to_owned())
+        }
+
+        async fn grants(&self) -> usize {
+            let last = self.agent.record().await.unwrap().last_check_in;
+            last.map_or(0, |last| last.grants.len())
+        }
+
+        fn key_file(&self) -> PathBuf {
+            self.folder.path().join("software.key")
+        }
+    }
+
+    fn certificate_for(csr: &str) -> Value {
+        let issuer_key = rcgen::KeyPair::generate().unwrap();
+        let issuer = rcgen::Issuer::new(rcgen::CertificateParams::default(), issuer_key);
+        let request = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
+        let chain = request.signed_by(&issuer).unwrap().pem();
+        json!({"serial_number": "0a", "not_before": "2026-11-22T10:00:00Z", "not_after": "2026-11-29T10:00:00Z", "chain": chain})
+    }
+
+    /// What a server answers when all is well.
+    fn well(request: &Received) -> Reply {
+        let body = match request.what.as_str() {
+            "POST /v1/check-in" => json!({
+                "machine_id": MACHINE, "status": "active", "assurance": "asserted", "denied": [],
+                "grants": [{"audience": "wiki", "permissions": ["read"], "token": "e.y.J", "expires_at": "2026-11-22T10:10:00Z"}],
+                "next_check_in_seconds": 300, "actions": [{"type": "of_a_newer_server"}],
+            }),
+            "POST /v1/enroll" => json!({
+                "machine_id": MACHINE, "status": "active", "assurance": "asserted", "spiffe_id": "spiffe://x/machine/7",
+                "certificate": certificate_for(request.body["csr"].as_str().unwrap()),
+                "trust_bundle": "", "next_check_in_seconds": 300,
+            }),
+            _ => json!({"certificate": certificate_for(request.body["csr"].as_str().unwrap()), "trust_bundle": ""}),
+        };
+        Reply::Answer(200, String::new(), body)
+    }
+
+    fn evidence_nonce(request: &Received) -> String {
+        let evidence = request.body["evidence"].as_str().unwrap().to_owned();
+        UnverifiedEvidence::parse(&evidence)
+            .unwrap()
+            .unverified_nonce()
+            .to_owned()
+    }
+
+    #[tokio::test]
+    async fn in_steady_state_an_exchange_takes_one_round_trip() {
+        let server = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        machine.agent.renew().await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        let posts = [
+            "POST /v1/enroll",
+            "POST /v1/check-in",
+            "POST /v1/renew",
+            "POST /v1/check-in",
+        ];
+        assert_eq!(server.calls()[0], "HEAD /v1/nonce");
+        assert_eq!(server.calls()[1..], posts);
+        let nonces: Vec<_> = server.received()[1..].iter().map(evidence_nonce).collect();
+        assert_eq!(nonces, ["nonce-1", "nonce-2", "nonce-3", "nonce-4"]);
+    }
+
+    #[tokio::test]
+    async fn a_bad_nonce_is_answered_at_once_with_the_one_that_came_along() {
+        let mut refusals = 2;
+        let server = ScriptedServer::start(move |request| match refusals {
+            0 => well(request),
+            _ => {
+                refusals -= 1;
+                Reply::problem(400, "bad-nonce")
+            }
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let nonces: Vec<_> = server.received()[1..].iter().map(evidence_nonce).collect();
+        assert_eq!(nonces, ["nonce-1", "nonce-2", "nonce-3"]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_no_nonce_is_not_asked_for_ever() {
+        let server = ScriptedServer::start(|_| Reply::problem(400, "bad-nonce")).await;
+        let error = Machine::new().enroll(&server, None).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Unreachable { retry_after: None });
+        assert_eq!(server.calls().len(), 1 + 3);
+    }
+
+    #[tokio::test]
+    async fn after_a_lost_answer_the_same_key_and_token_are_sent_again() {
+        let mut is_lost = true;
+        let server = ScriptedServer::start(move |request| match std::mem::take(&mut is_lost) {
+            true => Reply::Lost,
+            false => well(request),
+        })
+        .await;
+        let machine = Machine::new();
+        let error = machine.enroll(&server, Some("secret")).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Unreachable { retry_after: None });
+        assert_eq!(machine.token_on_disk().await.as_deref(), Some("secret"));
+        let key = fs::read(machine.key_file()).unwrap();
+        machine.enroll(&server, None).await.unwrap();
+        assert_eq!(fs::read(machine.key_file()).unwrap(), key);
+        let received = server.received();
+        let posts: Vec<_> = received
+            .iter()
+            .filter(|request| request.what == "POST /v1/enroll")
+            .collect();
+        assert_eq!(posts.len(), 2);
+        assert!(posts.iter().all(|request| request.body["token"] == "secret"));
+        assert_eq!(machine.token_on_disk().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_not_kept_and_binds_the_machine_to_no_server() {
+        let refusing = ScriptedServer::start(|_| Reply::problem(401, "enrollment-token-invalid")).await;
+        let other = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        let error = machine.enroll(&refusing, Some("secret")).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Refused);
+        assert_eq!(machine.token_on_disk().await, None);
+        machine.enroll(&other, Some("another")).await.unwrap();
+        let error = machine.enroll(&refusing, Some("secret")).await.unwrap_err();
+        assert!(matches!(error, AgentError::OtherServer { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn while_it_waits_for_approval_the_token_is_kept() {
+        let pending =
+            json!({"enrollment_id": MACHINE, "machine_id": null, "status": "pending", "retry_after_seconds": 60});
+        let mut is_approved = false;
+        let server = ScriptedServer::start(move |request| match std::mem::replace(&mut is_approved, true) {
+            true => well(request),
+            false => Reply::Answer(202, String::new(), pending.clone()),
+        })
+        .await;
+        let machine = Machine::new();
+        let outcome = machine.enroll(&server, Some("secret")).await.unwrap();
+        assert!(matches!(outcome, EnrollOutcome::Pending(_)));
+        assert_eq!(machine.token_on_disk().await.as_deref(), Some("secret"));
+        let outcome = machine.enroll(&server, None).await.unwrap();
+        assert!(matches!(
+            outcome,
+            EnrollOutcome::Enrolled {
+                was_enrolled: false,
+                ..
+            }
+        ));
+        let outcome = machine.enroll(&server, None).await.unwrap();
+        assert!(matches!(outcome, EnrollOutcome::Enrolled { was_enrolled: true, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_quarantined_machine_keeps_no_grants_and_one_whose_server_is_busy_does() {
+        let mut replies = vec![
+            Reply::problem(403, "machine-quarantined"),
+            match Reply::problem(503, "unavailable") {
+                Reply::Answer(status, headers, body) => {
+                    Reply::Answer(status, format!("retry-after: 7\r\n{headers}"), body)
+                }
+                Reply::Lost => Reply::Lost,
+            },
+        ];
+        let mut check_ins = 0;
+        let server = ScriptedServer::start(move |request| {
+            check_ins += i32::from(request.what == "POST /v1/check-in");
+            if check_ins < 2 {
+                well(request)
+            } else {
+                replies.pop().unwrap()
+            }
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        let error = machine.agent.check_in().await.unwrap_err();
+        let retry_after = Some(Duration::from_secs(7));
+        assert_eq!(error.failure(), Failure::Unreachable { retry_after });
+        assert_eq!(machine.grants().await, 1);
+        let error = machine.agent.check_in().await.unwrap_err();
+        assert!(matches!(error.failure(), Failure::HeldBack { is_pending: false, .. }));
+        assert_eq!(machine.grants().await, 0);
+        let failure = machine.agent.record().await.unwrap().last_failure.unwrap();
+        assert_eq!(
+            failure.problem.as_deref(),
+            Some("urn:assay:problem:machine-quarantined")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_another_key_is_not_kept() {
+        let other = Machine::new();
+        let other_server = ScriptedServer::start(well).await;
+        other.enroll(&other_server, None).await.unwrap();
+        let others_answer = well(&other_server.received()[1]);
+        let server = ScriptedServer::start(move |_| others_answer.clone()).await;
+        let machine = Machine::new();
+        let error = machine.enroll(&server, None).await.unwrap_err();
+        assert!(
+            matches!(error, AgentError::Server(ClientError::NotAnAnswer { .. })),
+            "{error}"
+        );
+        assert!(machine.agent.record().await.unwrap().machine.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_lost_key_is_never_replaced_by_itself_and_a_reset_makes_room_for_a_new_one() {
+        let server = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let key = fs::read(machine.key_file()).unwrap();
+        fs::remove_file(machine.key_file()).unwrap();
+        assert!(matches!(machine.agent.check_in().await, Err(AgentError::KeyLost(_))));
+        assert!(matches!(
+            machine.enroll(&server, None).await,
+            Err(AgentError::KeyLost(_))
+        ));
+        assert!(!machine.key_file().exists());
+        reset(machine.folder.path()).unwrap();
+        assert!(matches!(machine.agent.check_in().await, Err(AgentError::NotEnrolled)));
+        machine.enroll(&server, None).await.unwrap();
+        assert_ne!(fs::read(machine.key_file()).unwrap(), key);
+    }
+
+    #[tokio::test]
+    async fn exchanges_of_one_machine_do_not_interleave() {
+        let server = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let (first, second) = tokio::join!(machine.agent.check_in(), machine.agent.check_in());
+        first.unwrap();
+        second.unwrap();
+        // Had they run at the same time, one of them would have had to fetch a nonce.
+        assert_eq!(
+            server.calls().iter().filter(|call| *call == "HEAD /v1/nonce").count(),
+            1
+        );
+    }
+}

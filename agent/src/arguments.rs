@@ -1,0 +1,231 @@
+//! The command line's grammar, and how it goes over the configuration.
+
+use std::path::PathBuf;
+
+use assay_protocol::machine::KeyStoreKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use secrecy::SecretString;
+
+use crate::{
+    config::{ConfigurationError, LogLevel, Settings, read_token},
+    enrollment::EnrollOptions,
+    server_url::ServerUrl,
+    trust::Fingerprint,
+};
+
+/// Gives this machine an identity of its own, and keeps it.
+#[derive(Debug, Parser)]
+#[command(name = "assay-agent", version, propagate_version = true)]
+pub(crate) struct CommandLine {
+    #[command(flatten)]
+    pub(crate) shared: SharedArguments,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SharedArguments {
+    /// A configuration file (TOML); `ASSAY_AGENT_CONFIG` names one too
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the key and the record of this machine are kept [default: /var/db/assay]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Where the key lives [default: secure-enclave]; `software` is a file, which can be copied
+    #[arg(long, global = true, value_name = "STORE")]
+    pub(crate) key_store: Option<KeyStoreArgument>,
+    /// Facts about the machine (JSON), in place of what the system says
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) facts: Option<PathBuf>,
+    /// How much is logged on standard error [default: info for `run`, else warn]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum KeyStoreArgument {
+    SecureEnclave,
+    Software,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a key, if there is none, and have the server issue a certificate for it
+    Enroll(EnrollArguments),
+    /// Check in again and again, and renew the certificate in time: the daemon
+    Run {
+        /// Check in once, then end
+        #[arg(long)]
+        once: bool,
+    },
+    /// Say who this machine is and how it stands; works while the daemon runs
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the current grant token for an audience; works while the daemon runs
+    Grant {
+        /// The relying party
+        #[arg(long)]
+        audience: String,
+    },
+    /// Renew the certificate now
+    Renew,
+    /// Give this machine's identity up: delete its key and everything it remembers
+    Reset {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnrollArguments {
+    /// The server's public URL
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<ServerUrl>,
+    /// An enrollment token; other users of this machine can read it off the process list, so rather use --token-file
+    #[arg(long, value_parser = token, conflicts_with = "token_file")]
+    pub(crate) token: Option<SecretString>,
+    /// A file with an enrollment token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The SHA-256 fingerprint of the server's root certificate, which is then fetched and pinned
+    #[arg(long, value_name = "SHA256", conflicts_with = "ca_file")]
+    pub(crate) ca_fingerprint: Option<Fingerprint>,
+    /// The roots that the server's certificate may lead to (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+impl SharedArguments {
+    /// The configuration, with what the command line says over it.
+    pub(crate) fn settings(self) -> Result<Settings, ConfigurationError> {
+        let mut settings = Settings::load(self.config.as_deref())?;
+        settings.state_dir = self.state_dir.or(settings.state_dir);
+        settings.facts = self.facts.or(settings.facts);
+        settings.log_level = self.log_level.or(settings.log_level);
+        let key_store = self.key_store.map(|store| match store {
+            KeyStoreArgument::SecureEnclave => KeyStoreKind::SecureEnclave,
+            KeyStoreArgument::Software => KeyStoreKind::Software,
+        });
+        settings.key_store = key_store.or(settings.key_store);
+        Ok(settings)
+    }
+}
+
+impl EnrollArguments {
+    /// What the enrollment takes, by the command line over the configuration; `None` where neither names a server.
+    pub(crate) fn options(self, mut settings: Settings) -> Result<Option<EnrollOptions>, ConfigurationError> {
+        if self.token.is_some() {
+            settings.token_file = None;
+        }
+        if self.ca_fingerprint.is_some() || self.ca_file.is_some() {
+            settings.ca_fingerprint = self.ca_fingerprint;
+            settings.ca_file = self.ca_file;
+        }
+        settings.server = self.server.or(settings.server);
+        let token = match (self.token, self.token_file) {
+            (Some(token), _) => Some(token),
+            (None, Some(path)) => {
+                settings.token_file = None;
+                Some(read_token(&path)?)
+            }
+            (None, None) => None,
+        };
+        let options = settings.enroll_options()?;
+        Ok(options.map(|options| EnrollOptions {
+            token: token.or(options.token),
+            ..options
+        }))
+    }
+}
+
+fn token(text: &str) -> Result<SecretString, &'static str> {
+    match text.trim() {
+        "" => Err("the token is empty"),
+        token => Ok(token.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::trust::TrustAnchor;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn shared_arguments_may_stand_after_the_command() {
+        let arguments = [
+            "assay-agent",
+            "run",
+            "--once",
+            "--state-dir",
+            "/tmp/x",
+            "--key-store",
+            "software",
+        ];
+        let command_line = CommandLine::try_parse_from(arguments).unwrap();
+        assert_eq!(command_line.shared.state_dir.unwrap(), Path::new("/tmp/x"));
+        assert!(matches!(command_line.command, Command::Run { once: true }));
+    }
+
+    #[test]
+    fn a_token_on_the_command_line_is_not_shown() {
+        let arguments = [
+            "assay-agent",
+            "enroll",
+            "--server",
+            "https://a.example.com",
+            "--token",
+            "secret",
+        ];
+        let command_line = CommandLine::try_parse_from(arguments).unwrap();
+        assert!(!format!("{command_line:?}").contains("secret"));
+    }
+
+    #[rstest]
+    #[case(&["enroll", "--token", "a", "--token-file", "b"])]
+    #[case(&["enroll", "--ca-file", "a", "--ca-fingerprint", "b"])]
+    #[case(&["enroll", "--server", "http://assay.example.com"])]
+    #[case(&["enroll", "--ca-fingerprint", "abc"])]
+    #[case(&["run", "--key-store", "tpm"])]
+    #[case(&["grant"])]
+    #[case(&["dance"])]
+    fn wrong_usage_is_refused(#[case] arguments: &[&str]) {
+        let arguments = ["assay-agent"].iter().chain(arguments);
+        assert!(CommandLine::try_parse_from(arguments).unwrap_err().use_stderr());
+    }
+
+    #[test]
+    fn the_command_line_goes_over_the_configuration() {
+        let configured = Settings {
+            server: Some("https://one.example.com".parse().unwrap()),
+            token_file: Some("/does/not/exist".into()),
+            ca_file: Some("/does/not/exist".into()),
+            ..Settings::default()
+        };
+        let fingerprint: Fingerprint = "ab".repeat(32).parse().unwrap();
+        let arguments = EnrollArguments {
+            server: Some("https://two.example.com".parse().unwrap()),
+            token: Some("secret".into()),
+            token_file: None,
+            ca_fingerprint: Some(fingerprint),
+            ca_file: None,
+        };
+        let options = arguments.options(configured).unwrap().unwrap();
+        assert_eq!(options.server.as_str(), "https://two.example.com");
+        assert_eq!(options.trust, Some(TrustAnchor::Fingerprint(fingerprint)));
+        assert!(options.token.is_some());
+    }
+}

@@ -1,0 +1,85 @@
+//! Check-in: one exchange that proves the machine's presence and state, and brings its grants.
+
+use std::{sync::Arc, time::Duration};
+
+use assay_protocol::{
+    Purpose,
+    agent_api::{CheckInRequest, CheckedIn},
+};
+use time::OffsetDateTime;
+
+use crate::{
+    agent::{Agent, AgentError, update_record},
+    state::{CheckInOnRecord, StateLock},
+};
+
+/// The server sets the interval within these: by one wrong answer a machine must neither hammer it nor fall silent for good.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_INTERVAL: Duration = Duration::from_hours(24);
+
+pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<CheckedIn, AgentError> {
+    let record = agent.record().await?;
+    let (Some(server), Some(machine)) = (&record.server, &record.machine) else {
+        return Err(AgentError::NotEnrolled);
+    };
+    agent.key_on_record(&record).await?;
+    let client = agent.client(server)?;
+    let subject = Some(machine.machine_id);
+    let request = |proof: crate::agent::Proof| CheckInRequest {
+        evidence: proof.evidence,
+    };
+    let answer = agent
+        .exchange(&client, "/v1/check-in", (Purpose::CheckIn, subject), request)
+        .await?;
+    let checked_in: CheckedIn = client.read(&answer)?;
+    if checked_in.machine_id != machine.machine_id {
+        return Err(client
+            .not_an_answer(answer.status, "it is about another machine".to_owned())
+            .into());
+    }
+    let now = agent.clock.now();
+    let next = next_check_in(now, checked_in.next_check_in_seconds);
+    let assurance = checked_in.assurance;
+    let on_record = CheckInOnRecord {
+        at: now,
+        status: checked_in.status,
+        grants: checked_in.grants.clone(),
+        denied: checked_in.denied.clone(),
+    };
+    update_record(lock, move |record| {
+        if let Some(machine) = record.machine.as_mut() {
+            machine.assurance = assurance;
+        }
+        record.last_check_in = Some(on_record);
+        record.next_check_in_at = Some(next);
+        record.last_failure = None;
+    })
+    .await?;
+    Ok(checked_in)
+}
+
+/// When the next check-in is due, up to jitter.
+pub(crate) fn next_check_in(now: OffsetDateTime, seconds: u64) -> OffsetDateTime {
+    now + interval(seconds)
+}
+
+/// What the server set, within bounds.
+pub(crate) fn interval(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(0, 1)]
+    #[case(300, 300)]
+    #[case(u64::MAX, 86_400)]
+    fn the_server_sets_the_interval_within_bounds(#[case] set: u64, #[case] seconds: i64) {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        assert_eq!(next_check_in(now, set).unix_timestamp(), seconds);
+    }
+}

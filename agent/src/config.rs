@@ -1,0 +1,288 @@
+//! The configuration: command line over environment over file. The environment is read here and nowhere else.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use ::config::{Config, Environment, File, FileFormat};
+use assay_protocol::machine::KeyStoreKind;
+use secrecy::SecretString;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::{
+    enrollment::EnrollOptions,
+    server_url::ServerUrl,
+    trust::{Fingerprint, TrustAnchor},
+};
+
+const PREFIX: &str = "ASSAY_AGENT_";
+const CONFIG_VARIABLE: &str = "ASSAY_AGENT_CONFIG";
+const DEFAULT_STATE_DIR: &str = "/var/db/assay";
+const KEYS: &[&str] = &[
+    "server",
+    "token_file",
+    "ca_fingerprint",
+    "ca_file",
+    "state_dir",
+    "key_store",
+    "facts",
+    "log_level",
+];
+
+/// What an operator can set, in a TOML file or as `ASSAY_AGENT_` and the key in capitals.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The server's public URL.
+    pub server: Option<ServerUrl>,
+    /// A file with an enrollment token in it.
+    pub token_file: Option<PathBuf>,
+    /// The SHA-256 fingerprint of the server's root.
+    pub ca_fingerprint: Option<Fingerprint>,
+    /// A PEM file with the roots that the server's certificate may lead to.
+    pub ca_file: Option<PathBuf>,
+    /// Where the agent keeps its key and its record.
+    pub state_dir: Option<PathBuf>,
+    /// Where the key lives.
+    pub key_store: Option<KeyStoreKind>,
+    /// A file with facts, in place of the system's.
+    pub facts: Option<PathBuf>,
+    /// How much is logged.
+    pub log_level: Option<LogLevel>,
+}
+
+/// How much is logged, on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// And what may fail.
+    Warn,
+    /// And what was done.
+    Info,
+    /// And why.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Why the configuration does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    /// An unknown key, a bad value, or no TOML.
+    #[error("{place}: {reason}")]
+    Bad {
+        /// The file or the variable.
+        place: String,
+        /// Which key, and what is wrong with it.
+        reason: String,
+    },
+    /// A file that the configuration names cannot be read.
+    #[error("the {what} {} cannot be read", path.display())]
+    File {
+        /// What the file is for.
+        what: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The token file is empty.
+    #[error("the token file {} holds no token", .0.display())]
+    NoToken(PathBuf),
+    /// Two keys that exclude each other.
+    #[error("ca_fingerprint and ca_file are two answers to one question: set one of them")]
+    TwoTrusts,
+}
+
+impl Settings {
+    /// Reads the file (the one named on the command line, else by `ASSAY_AGENT_CONFIG`, else none) and the environment.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigurationError> {
+        let mut environment = environment();
+        let named = environment.remove(CONFIG_VARIABLE).map(PathBuf::from);
+        Self::from_sources(file.or(named.as_deref()), environment)
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| DEFAULT_STATE_DIR.into())
+    }
+
+    /// The key store; a software key has to be asked for.
+    #[must_use]
+    pub fn key_store(&self) -> KeyStoreKind {
+        self.key_store.unwrap_or(KeyStoreKind::SecureEnclave)
+    }
+
+    /// What an enrollment takes, with the token and the CA file read; `None` where no server is set.
+    pub fn enroll_options(&self) -> Result<Option<EnrollOptions>, ConfigurationError> {
+        let Some(server) = self.server.clone() else {
+            return Ok(None);
+        };
+        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let trust = match (self.ca_fingerprint, &self.ca_file) {
+            (Some(_), Some(_)) => return Err(ConfigurationError::TwoTrusts),
+            (Some(fingerprint), None) => Some(TrustAnchor::Fingerprint(fingerprint)),
+            (None, Some(path)) => Some(TrustAnchor::Certificates(read_file("CA file", path)?)),
+            (None, None) => None,
+        };
+        Ok(Some(EnrollOptions { server, token, trust }))
+    }
+
+    fn from_sources(file: Option<&Path>, environment: HashMap<String, String>) -> Result<Self, ConfigurationError> {
+        let mut place = "the environment".to_owned();
+        if let Some(variable) = environment.keys().find(|variable| !is_known(variable)) {
+            return Err(ConfigurationError::Bad {
+                place,
+                reason: format!("{variable} is no variable of the agent"),
+            });
+        }
+        let mut sources = Config::builder();
+        if let Some(path) = file {
+            place = path.display().to_string();
+            let text = read_file("configuration file", path)?;
+            // Read by itself first, so that what is wrong in it is said of it and not of the environment.
+            parse(
+                &place,
+                Config::builder().add_source(File::from_str(&text, FileFormat::Toml)),
+            )?;
+            sources = sources.add_source(File::from_str(&text, FileFormat::Toml));
+            "the environment".clone_into(&mut place);
+        }
+        let variables = Environment::with_prefix("ASSAY_AGENT").prefix_separator("_");
+        parse(&place, sources.add_source(variables.source(Some(environment))))
+    }
+}
+
+/// Reads a file with an enrollment token; white space around it does not count.
+pub(crate) fn read_token(path: &Path) -> Result<SecretString, ConfigurationError> {
+    let text = Zeroizing::new(read_file("token file", path)?);
+    match text.trim() {
+        "" => Err(ConfigurationError::NoToken(path.to_owned())),
+        token => Ok(token.into()),
+    }
+}
+
+pub(crate) fn read_file(what: &'static str, path: &Path) -> Result<String, ConfigurationError> {
+    fs::read_to_string(path).map_err(|source| ConfigurationError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn parse(
+    place: &str,
+    sources: ::config::ConfigBuilder<::config::builder::DefaultState>,
+) -> Result<Settings, ConfigurationError> {
+    let settings = sources.build().and_then(Config::try_deserialize);
+    settings.map_err(|error| ConfigurationError::Bad {
+        place: place.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn is_known(variable: &str) -> bool {
+    let key = variable.strip_prefix(PREFIX).map(str::to_lowercase);
+    key.is_some_and(|key| KEYS.contains(&key.as_str()))
+}
+
+/// The variables that are meant for the agent; one that is not Unicode is none of its.
+fn environment() -> HashMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Settings, ConfigurationError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        fs::write(&file, toml).unwrap();
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()));
+        Settings::from_sources(Some(&file), environment.collect())
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file() {
+        let toml = "server = 'https://one.example.com'\nkey_store = 'software'\ntoken_file = '/a'";
+        let environment = [
+            ("ASSAY_AGENT_SERVER", "https://two.example.com"),
+            ("ASSAY_AGENT_TOKEN_FILE", "/b"),
+        ];
+        let settings = load(toml, &environment).unwrap();
+        assert_eq!(settings.server.unwrap().as_str(), "https://two.example.com");
+        assert_eq!(settings.token_file.unwrap(), Path::new("/b"));
+        assert_eq!(settings.key_store, Some(KeyStoreKind::Software));
+    }
+
+    #[test]
+    fn without_a_word_the_key_belongs_into_the_enclave() {
+        let settings = Settings::from_sources(None, HashMap::new()).unwrap();
+        assert_eq!(settings.key_store(), KeyStoreKind::SecureEnclave);
+        assert_eq!(settings.state_dir(), Path::new("/var/db/assay"));
+        assert!(settings.enroll_options().unwrap().is_none());
+    }
+
+    #[rstest]
+    #[case::key("servr = 'https://a'", &[], &["agent.toml", "servr"])]
+    #[case::value("key_store = 'tpm'", &[], &["agent.toml", "key_store", "tpm"])]
+    #[case::url("server = 'http://a.example.com'", &[], &["agent.toml", "server", "https"])]
+    #[case::fingerprint("ca_fingerprint = 'abc'", &[], &["agent.toml", "ca_fingerprint", "SHA-256"])]
+    #[case::syntax("server = ", &[], &["agent.toml"])]
+    #[case::variable("", &[("ASSAY_AGENT_SERVR", "x")], &["ASSAY_AGENT_SERVR"])]
+    #[case::variables_value("", &[("ASSAY_AGENT_KEY_STORE", "tpm")], &["environment", "key_store", "tpm"])]
+    fn what_is_wrong_is_named(#[case] toml: &str, #[case] environment: &[(&str, &str)], #[case] named: &[&str]) {
+        let error = load(toml, environment).unwrap_err().to_string();
+        for part in named {
+            assert!(error.contains(part), "{part} in: {error}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_read_from_its_file_and_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let token_file = folder.path().join("token");
+        let settings = Settings {
+            server: Some("https://assay.example.com".parse().unwrap()),
+            token_file: Some(token_file.clone()),
+            ..Settings::default()
+        };
+        assert!(matches!(
+            settings.enroll_options(),
+            Err(ConfigurationError::File { .. })
+        ));
+        fs::write(&token_file, " \n").unwrap();
+        assert!(matches!(settings.enroll_options(), Err(ConfigurationError::NoToken(_))));
+        fs::write(&token_file, "secret\n").unwrap();
+        let options = settings.enroll_options().unwrap().unwrap();
+        assert!(!format!("{options:?}").contains("secret"));
+        assert_eq!(options.token.unwrap().expose_secret(), "secret");
+    }
+
+    #[test]
+    fn two_ways_to_recognize_the_server_are_one_too_many() {
+        let settings = Settings {
+            server: Some("https://assay.example.com".parse().unwrap()),
+            ca_fingerprint: Some("ab".repeat(32).parse().unwrap()),
+            ca_file: Some("/ca.pem".into()),
+            ..Settings::default()
+        };
+        assert!(matches!(settings.enroll_options(), Err(ConfigurationError::TwoTrusts)));
+    }
+}

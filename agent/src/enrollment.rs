@@ -1,0 +1,205 @@
+//! Enrollment: one exchange that makes the machine known to its server, and that can be repeated until it is through.
+//!
+//! What it takes to repeat it is on the disk before anything is sent, so that a lost answer, a crash or an approval that
+//! takes days all end in the same machine, with the same key and the token used once.
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    PublicKey, Purpose, Retry,
+    agent_api::{EnrollRequest, Enrolled, EnrollmentPending},
+};
+use reqwest::StatusCode;
+use secrecy::{ExposeSecret, SecretString};
+use time::OffsetDateTime;
+
+use crate::{
+    agent::{Agent, AgentError, update_record},
+    certificate,
+    check_in::next_check_in,
+    client::{Client, fetch_root},
+    evidence::ProofError,
+    server_url::ServerUrl,
+    state::{EnrolledMachine, PendingEnrollment, Record, ServerOnRecord, StateLock},
+    trust::{Trust, TrustAnchor},
+};
+
+/// What an enrollment takes.
+#[derive(Debug, Clone)]
+pub struct EnrollOptions {
+    /// The server.
+    pub server: ServerUrl,
+    /// An enrollment token. Without one, that of an unfinished enrollment is used, if there is one.
+    pub token: Option<SecretString>,
+    /// How to recognize the server. Without it, as before; at the first time, by what the system trusts.
+    pub trust: Option<TrustAnchor>,
+}
+
+/// What came of an enrollment.
+#[derive(Debug, Clone)]
+pub enum EnrollOutcome {
+    /// The machine is enrolled.
+    Enrolled {
+        /// What the server answered.
+        enrolled: Box<Enrolled>,
+        /// Whether it was this very machine before.
+        was_enrolled: bool,
+    },
+    /// An administrator has to approve it; the call is to be repeated.
+    Pending(EnrollmentPending),
+}
+
+pub(crate) async fn enroll(
+    agent: &Agent,
+    lock: &Arc<StateLock>,
+    options: EnrollOptions,
+) -> Result<EnrollOutcome, AgentError> {
+    let record = agent.record().await?;
+    let server = server(&record, &options).await?;
+    let public_key = key(agent, lock, &record).await?;
+    let unfinished = record.pending.as_ref();
+    let token = options
+        .token
+        .or_else(|| unfinished.and_then(|pending| pending.token.clone()));
+    let pending = PendingEnrollment {
+        token: token.clone(),
+        enrollment_id: unfinished.and_then(|pending| pending.enrollment_id),
+    };
+    let (thumbprint, on_record) = (public_key.thumbprint(), server.clone());
+    update_record(lock, move |record| {
+        record.server = Some(on_record);
+        record.key = Some(thumbprint);
+        record.pending = Some(pending);
+    })
+    .await?;
+    let client = agent.client(&server)?;
+    let result = call(agent, &client, token.as_ref(), &public_key).await;
+    remember(agent, lock, &result).await?;
+    result.map(|outcome| with_history(outcome, &record))
+}
+
+async fn call(
+    agent: &Agent,
+    client: &Client,
+    token: Option<&SecretString>,
+    public_key: &PublicKey,
+) -> Result<EnrollOutcome, AgentError> {
+    let request = |proof: crate::agent::Proof| EnrollRequest {
+        token: token.map(|token| token.expose_secret().to_owned()),
+        csr: proof.csr,
+        evidence: proof.evidence,
+    };
+    let answer = agent
+        .exchange(client, "/v1/enroll", (Purpose::Enroll, None), request)
+        .await?;
+    if answer.status == StatusCode::ACCEPTED {
+        return Ok(EnrollOutcome::Pending(client.read(&answer)?));
+    }
+    let enrolled: Enrolled = client.read(&answer)?;
+    certificate::check(client, &answer, &enrolled.certificate, public_key)?;
+    Ok(EnrollOutcome::Enrolled {
+        enrolled: Box::new(enrolled),
+        was_enrolled: false,
+    })
+}
+
+/// The server to enroll with, and how to recognize it.
+async fn server(record: &Record, options: &EnrollOptions) -> Result<ServerOnRecord, AgentError> {
+    let known = record.server.as_ref();
+    if let Some(known) = known.filter(|known| known.url != options.server && record.is_known_to_a_server()) {
+        return Err(AgentError::OtherServer {
+            on_record: known.url.clone(),
+            asked_for: options.server.clone(),
+        });
+    }
+    let known = known.filter(|known| known.url == options.server);
+    let trust = match (&options.trust, known) {
+        (Some(TrustAnchor::Fingerprint(fingerprint)), Some(known)) if known.trust.is_pinned_to(*fingerprint) => {
+            known.trust.clone()
+        }
+        (Some(TrustAnchor::Fingerprint(fingerprint)), _) => fetch_root(&options.server, *fingerprint).await?,
+        (Some(TrustAnchor::Certificates(pem)), _) => {
+            Trust::in_certificates(pem).map_err(crate::client::ClientError::Trust)?
+        }
+        (Some(TrustAnchor::System), _) | (None, None) => Trust::System,
+        (None, Some(known)) => known.trust.clone(),
+    };
+    Ok(ServerOnRecord {
+        url: options.server.clone(),
+        trust,
+    })
+}
+
+/// The machine's key: the one that there is, and a new one only where none was ever shown to a server.
+async fn key(agent: &Agent, lock: &Arc<StateLock>, record: &Record) -> Result<PublicKey, AgentError> {
+    let exists = agent.key.public_key().await.map_err(ProofError::Key)?.is_some();
+    if exists || record.key.is_some() {
+        return agent.key_on_record(record).await;
+    }
+    let created = agent.key.create(Arc::clone(lock)).await;
+    Ok(created.map_err(ProofError::Key)?)
+}
+
+async fn remember(
+    agent: &Agent,
+    lock: &Arc<StateLock>,
+    result: &Result<EnrollOutcome, AgentError>,
+) -> Result<(), AgentError> {
+    match result {
+        Ok(EnrollOutcome::Enrolled { enrolled, .. }) => {
+            let (enrolled, now) = (enrolled.clone(), agent.clock.now());
+            update_record(lock, move |record| admit(record, *enrolled, now)).await
+        }
+        Ok(EnrollOutcome::Pending(answer)) => {
+            let enrollment_id = Some(answer.enrollment_id);
+            update_record(lock, move |record| {
+                if let Some(pending) = record.pending.as_mut() {
+                    pending.enrollment_id = enrollment_id;
+                }
+                record.last_failure = None;
+            })
+            .await
+        }
+        Err(error) if is_final(error) => update_record(lock, |record| record.pending = None).await,
+        Err(_) => Ok(()),
+    }
+}
+
+fn admit(record: &mut Record, enrolled: Enrolled, now: OffsetDateTime) {
+    let before = record.machine.take();
+    let same = before.filter(|machine| machine.machine_id == enrolled.machine_id);
+    if same.is_none() {
+        record.last_check_in = None;
+    }
+    record.machine = Some(EnrolledMachine {
+        machine_id: enrolled.machine_id,
+        spiffe_id: enrolled.spiffe_id,
+        assurance: enrolled.assurance,
+        enrolled_at: same.map_or(now, |machine| machine.enrolled_at),
+        certificate: enrolled.certificate,
+        trust_bundle: enrolled.trust_bundle,
+    });
+    record.next_check_in_at = Some(next_check_in(now, enrolled.next_check_in_seconds));
+    record.pending = None;
+    record.last_failure = None;
+}
+
+/// A refusal that repeating cannot mend: the token in it is of no more use, and is not kept.
+fn is_final(error: &AgentError) -> bool {
+    error
+        .refusal()
+        .is_some_and(|refusal| refusal.problem.retry() == Retry::Never)
+}
+
+fn with_history(outcome: EnrollOutcome, before: &Record) -> EnrollOutcome {
+    match outcome {
+        EnrollOutcome::Enrolled { enrolled, .. } => EnrollOutcome::Enrolled {
+            was_enrolled: before
+                .machine
+                .as_ref()
+                .is_some_and(|machine| machine.machine_id == enrolled.machine_id),
+            enrolled,
+        },
+        EnrollOutcome::Pending(pending) => EnrollOutcome::Pending(pending),
+    }
+}

@@ -1,0 +1,7 @@
+//! The program `assay-agent`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    assay_agent::cli::main(std::env::args_os())
+}

@@ -1,0 +1,471 @@
+//! The state directory: everything that the agent remembers, in files that are either the old ones or the new ones.
+//!
+//! Each write goes to a temporary file that is flushed to the disk and then renamed, so that a crash at any line leaves
+//! a record that was true at some moment. A lock keeps two agents from interleaving; who only reads needs none.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use assay_protocol::{
+    KeyThumbprint,
+    agent_api::{AudienceGrant, Denial, IssuedCertificate},
+    machine::{Assurance, MachineStatus},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{server_url::ServerUrl, trust::Trust};
+
+const RECORD: &str = "state.json";
+const LOCK: &str = "lock";
+/// What a write in progress is called; a crash may leave one behind.
+const TEMPORARY: &str = ".writing-";
+/// The version of the record that this build writes, and the newest that it reads.
+const VERSION: u32 = 1;
+
+/// What the agent remembers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    /// The server that this machine belongs to, or tries to.
+    pub server: Option<ServerOnRecord>,
+    /// The thumbprint of the machine's key, once it has been shown to a server.
+    pub key: Option<KeyThumbprint>,
+    /// An enrollment that is not through.
+    pub pending: Option<PendingEnrollment>,
+    /// Who this machine is, once it is enrolled.
+    pub machine: Option<EnrolledMachine>,
+    /// The answer to the last check-in that went through.
+    pub last_check_in: Option<CheckInOnRecord>,
+    /// When the next check-in is due, up to jitter.
+    #[serde(with = "time::serde::rfc3339::option", default)]
+    pub next_check_in_at: Option<OffsetDateTime>,
+    /// What the last exchange failed with; none after one that went through.
+    pub last_failure: Option<FailureOnRecord>,
+}
+
+/// A server, and how it is told from an impostor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerOnRecord {
+    /// Its public URL.
+    pub url: ServerUrl,
+    /// What its certificate must lead to.
+    pub trust: Trust,
+}
+
+/// An enrollment that was begun: what it takes to repeat it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PendingEnrollment {
+    /// The enrollment token, until the enrollment is through.
+    #[serde(serialize_with = "expose_token", default)]
+    pub token: Option<SecretString>,
+    /// What the administrator decides on; none until the server has answered.
+    pub enrollment_id: Option<Uuid>,
+}
+
+/// A machine that has its certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolledMachine {
+    /// Its id.
+    pub machine_id: Uuid,
+    /// Its SPIFFE id.
+    pub spiffe_id: String,
+    /// What stood behind its serial number when the server last said so.
+    pub assurance: Assurance,
+    /// When it was enrolled, by this machine's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub enrolled_at: OffsetDateTime,
+    /// Its current certificate.
+    pub certificate: IssuedCertificate,
+    /// The roots, PEM.
+    pub trust_bundle: String,
+}
+
+/// A check-in that went through.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckInOnRecord {
+    /// When, by this machine's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What the server said of the machine.
+    pub status: MachineStatus,
+    /// What was granted, with the tokens.
+    pub grants: Vec<AudienceGrant>,
+    /// What was not, and why.
+    pub denied: Vec<Denial>,
+}
+
+/// An exchange that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureOnRecord {
+    /// When, by this machine's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What was tried: `enroll`, `check-in` or `renew`.
+    pub exchange: String,
+    /// The problem's URN, when the server answered with one.
+    pub problem: Option<String>,
+    /// What happened, in words.
+    pub message: String,
+}
+
+/// A state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct StateDirectory {
+    path: Arc<Path>,
+}
+
+/// The right to change what is in a state directory, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct StateLock {
+    directory: StateDirectory,
+    _file: File,
+}
+
+/// Why the state directory did not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The system refused.
+    #[error("{} cannot be {attempt}", path.display())]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What was tried: `read`, `written`, …
+        attempt: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The record is damaged.
+    #[error("{} is damaged; `assay-agent reset` gives this machine's identity up", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The record was written by a newer agent.
+    #[error("{} was written by a newer agent (version {version} of the record)", path.display())]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// Others may look into the directory, and it holds something else.
+    #[error("{} is open to others and holds files that are not the agent's: give it mode 0700, or name another state directory", .0.display())]
+    Shared(PathBuf),
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            server: None,
+            key: None,
+            pending: None,
+            machine: None,
+            last_check_in: None,
+            next_check_in_at: None,
+            last_failure: None,
+        }
+    }
+}
+
+impl Record {
+    /// Whether a server has answered for this machine, so that it may hold a record of it.
+    pub(crate) fn is_known_to_a_server(&self) -> bool {
+        let waits = self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.enrollment_id.is_some());
+        self.machine.is_some() || waits
+    }
+}
+
+/// Reads what an agent remembers, without a lock and without changing anything: also while the daemon runs.
+pub fn read_record(state_directory: &Path) -> Result<Record, StateError> {
+    StateDirectory::at(state_directory.to_owned()).record()
+}
+
+impl StateDirectory {
+    /// Names a directory that may not exist.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Makes the directory, with mode 0700.
+    pub(crate) fn create(path: PathBuf) -> Result<Self, StateError> {
+        if !path.is_dir() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(failed(&path, "made"))?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                flush_directory(parent)?;
+            }
+        }
+        close_to_others(&path)?;
+        Ok(Self::at(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits until no other agent changes this directory, then keeps them out.
+    pub(crate) fn lock(&self) -> Result<StateLock, StateError> {
+        let path = self.path.join(LOCK);
+        let open = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
+        let file = open.map_err(failed(&path, "opened"))?;
+        file.lock().map_err(failed(&path, "locked"))?;
+        let lock = StateLock {
+            directory: self.clone(),
+            _file: file,
+        };
+        lock.remove_unfinished_writes()?;
+        Ok(lock)
+    }
+
+    /// What is remembered; an empty record where nothing is.
+    pub(crate) fn record(&self) -> Result<Record, StateError> {
+        let path = self.path.join(RECORD);
+        let Some(text) = self.read_file(&path)? else {
+            return Ok(Record::default());
+        };
+        let record: Record = serde_json::from_slice(&text).map_err(|source| StateError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
+        match record.version {
+            version if version > VERSION => Err(StateError::Newer { path, version }),
+            _ => Ok(record),
+        }
+    }
+
+    /// The bytes of a file, or `None` where there is none.
+    pub(crate) fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(path, "read")(error)),
+        }
+    }
+}
+
+impl StateLock {
+    /// What is remembered.
+    pub(crate) fn record(&self) -> Result<Record, StateError> {
+        self.directory.record()
+    }
+
+    /// Replaces what is remembered.
+    pub(crate) fn write(&self, record: &Record) -> Result<(), StateError> {
+        let path = self.directory.path.join(RECORD);
+        let text = serde_json::to_vec_pretty(record).map_err(|error| failed(&path, "written")(error.into()))?;
+        let temporary = self.temporary_file(&text)?;
+        temporary
+            .persist(&path)
+            .map_err(|error| failed(&path, "replaced")(error.error))?;
+        flush_directory(&self.directory.path)
+    }
+
+    /// Writes a file that must not exist yet.
+    pub(crate) fn create_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        let temporary = self.temporary_file(bytes)?;
+        temporary
+            .persist_noclobber(path)
+            .map_err(|error| failed(path, "made")(error.error))?;
+        flush_directory(&self.directory.path)
+    }
+
+    /// Removes the record and the given files, and names what was there. The lock stays: removing it would let two in.
+    pub(crate) fn reset(&self, files: Vec<PathBuf>) -> Result<Vec<PathBuf>, StateError> {
+        let mut removed = Vec::new();
+        // The record last: with the key gone and the record there, an interrupted reset is still seen for what it is.
+        for path in files.into_iter().chain([self.directory.path.join(RECORD)]) {
+            match fs::remove_file(&path) {
+                Ok(()) => removed.push(path),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(&path, "removed")(error)),
+            }
+        }
+        flush_directory(&self.directory.path)?;
+        Ok(removed)
+    }
+
+    fn temporary_file(&self, bytes: &[u8]) -> Result<tempfile::NamedTempFile, StateError> {
+        let attempt = || failed(&self.directory.path, "written to");
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix(TEMPORARY).permissions(Permissions::from_mode(0o600));
+        let mut file = builder.tempfile_in(&self.directory.path).map_err(attempt())?;
+        file.write_all(bytes).map_err(attempt())?;
+        file.as_file().sync_all().map_err(attempt())?;
+        Ok(file)
+    }
+
+    fn remove_unfinished_writes(&self) -> Result<(), StateError> {
+        let path = &self.directory.path;
+        for entry in fs::read_dir(path).map_err(failed(path, "listed"))? {
+            let entry = entry.map_err(failed(path, "listed"))?;
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                fs::remove_file(entry.path()).map_err(failed(&entry.path(), "removed"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the rights of others away, but only from a folder that is the agent's own: never from one named by mistake.
+fn close_to_others(path: &Path) -> Result<(), StateError> {
+    let mode = fs::metadata(path).map_err(failed(path, "read"))?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let mut entries = fs::read_dir(path).map_err(failed(path, "listed"))?;
+    if entries.next().is_some() && !path.join(LOCK).exists() {
+        return Err(StateError::Shared(path.to_owned()));
+    }
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed(path, "closed to others"))
+}
+
+/// Makes a rename last: the name is the directory's content, not the file's.
+fn flush_directory(path: &Path) -> Result<(), StateError> {
+    let flush = File::open(path).and_then(|directory| directory.sync_all());
+    flush.map_err(failed(path, "flushed to the disk"))
+}
+
+fn failed(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> StateError + use<> {
+    let path = path.to_owned();
+    move |source| StateError::Io { path, attempt, source }
+}
+
+fn expose_token<S: Serializer>(token: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    token.as_ref().map(ExposeSecret::expose_secret).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, StateDirectory) {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = StateDirectory::create(folder.path().join("state")).unwrap();
+        (folder, directory)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_closed_to_others() {
+        let (_folder, directory) = directory();
+        let mut record = directory.record().unwrap();
+        assert!(!record.is_known_to_a_server());
+        record.pending = Some(PendingEnrollment {
+            token: Some("secret".into()),
+            enrollment_id: None,
+        });
+        let lock = directory.lock().unwrap();
+        lock.write(&record).unwrap();
+        let read = directory.record().unwrap().pending.unwrap();
+        assert_eq!(read.token.unwrap().expose_secret(), "secret");
+        assert_eq!(mode(directory.path()), 0o700);
+        assert_eq!(mode(&directory.path().join(RECORD)), 0o600);
+        assert_eq!(mode(&directory.path().join(LOCK)), 0o600);
+    }
+
+    #[test]
+    fn a_write_that_was_cut_off_leaves_the_old_record_and_no_litter() {
+        let (_folder, directory) = directory();
+        let record = Record {
+            next_check_in_at: Some(OffsetDateTime::UNIX_EPOCH),
+            ..Record::default()
+        };
+        directory.lock().unwrap().write(&record).unwrap();
+        let unfinished = directory.path().join(format!("{TEMPORARY}abc"));
+        fs::write(&unfinished, "{").unwrap();
+        let lock = directory.lock().unwrap();
+        assert!(!unfinished.exists());
+        assert_eq!(
+            lock.record().unwrap().next_check_in_at,
+            Some(OffsetDateTime::UNIX_EPOCH)
+        );
+    }
+
+    #[test]
+    fn a_second_lock_waits_for_the_first() {
+        let (_folder, directory) = directory();
+        let first = directory.lock().unwrap();
+        let (locked, is_locked) = std::sync::mpsc::channel();
+        let second = {
+            let directory = directory.clone();
+            std::thread::spawn(move || {
+                let lock = directory.lock();
+                locked.send(()).unwrap();
+                lock.map(drop)
+            })
+        };
+        assert!(is_locked.try_recv().is_err());
+        drop(first);
+        second.join().unwrap().unwrap();
+        is_locked.recv().unwrap();
+    }
+
+    #[test]
+    fn a_damaged_record_and_a_newer_one_are_errors() {
+        let (_folder, directory) = directory();
+        fs::write(directory.path().join(RECORD), "{").unwrap();
+        assert!(matches!(directory.record(), Err(StateError::Damaged { .. })));
+        fs::write(directory.path().join(RECORD), r#"{"version": 2}"#).unwrap();
+        assert!(matches!(directory.record(), Err(StateError::Newer { version: 2, .. })));
+    }
+
+    #[test]
+    fn a_file_is_never_replaced_where_it_must_be_new() {
+        let (_folder, directory) = directory();
+        let lock = directory.lock().unwrap();
+        let path = directory.path().join("key");
+        lock.create_file(&path, b"first").unwrap();
+        assert!(lock.create_file(&path, b"second").is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_folder_of_someone_else_is_not_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("thesis.txt"), "").unwrap();
+        let error = StateDirectory::create(folder.path().to_owned()).unwrap_err();
+        assert!(matches!(error, StateError::Shared(_)), "{error}");
+        assert_eq!(mode(folder.path()), 0o755);
+        fs::remove_file(folder.path().join("thesis.txt")).unwrap();
+        StateDirectory::create(folder.path().to_owned()).unwrap();
+        assert_eq!(mode(folder.path()), 0o700);
+    }
+
+    #[test]
+    fn a_reset_names_what_it_removed() {
+        let (_folder, directory) = directory();
+        let lock = directory.lock().unwrap();
+        let key = directory.path().join("software.key");
+        lock.create_file(&key, b"key").unwrap();
+        lock.write(&Record::default()).unwrap();
+        let absent = directory.path().join("secure-enclave.key");
+        let removed = lock.reset(vec![absent, key.clone()]).unwrap();
+        assert_eq!(removed, [key, directory.path().join(RECORD)]);
+        assert!(lock.reset(Vec::new()).unwrap().is_empty());
+    }
+}
