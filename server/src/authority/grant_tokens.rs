@@ -1,0 +1,327 @@
+//! Grant tokens: short-lived JWTs (RFC 7519) that name what a machine may do at one audience, bound to its key (RFC 7800).
+
+use assay_protocol::{KeyThumbprint, PublicKey, machine::Assurance};
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::keys::{KeyError, PrivateKey};
+
+/// The type in the header. RFC 8725 asks for a type of its own, but stock libraries refuse those they do not know, and
+/// SPIFFE allows `JWT` alone; evidence is told apart by its `eat+jwt`, which its verifier insists on.
+const TYPE: &str = "JWT";
+
+/// What a grant token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantClaims {
+    /// The server's public URL, without a trailing slash.
+    pub iss: String,
+    /// The machine's SPIFFE id.
+    pub sub: String,
+    /// The one relying party that this is for.
+    pub aud: [String; 1],
+    /// When it was issued, in seconds since 1970.
+    pub iat: i64,
+    /// From when it is valid, in seconds since 1970.
+    pub nbf: i64,
+    /// When it ends, in seconds since 1970.
+    pub exp: i64,
+    /// This token's own id.
+    pub jti: Uuid,
+    /// The key that whoever presents this must hold.
+    pub cnf: Confirmation,
+    /// The permissions, separated by spaces (RFC 8693).
+    pub scope: String,
+    /// The permissions.
+    pub permissions: Vec<String>,
+    /// The machine's id.
+    pub machine_id: Uuid,
+    /// The machine's assurance level.
+    pub assurance: Assurance,
+}
+
+/// Which key a token is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmation {
+    /// The thumbprint of the machine's key (RFC 7638).
+    pub jkt: KeyThumbprint,
+    /// SHA-256 of the machine's certificate in DER, in base64url (RFC 8705).
+    #[serde(rename = "x5t#S256")]
+    pub certificate_sha256: String,
+}
+
+impl Confirmation {
+    /// Binds to a key and the certificate that holds it.
+    #[must_use]
+    pub fn new(key: KeyThumbprint, certificate_sha256: &[u8; 32]) -> Self {
+        Self {
+            jkt: key,
+            certificate_sha256: URL_SAFE_NO_PAD.encode(certificate_sha256),
+        }
+    }
+}
+
+/// Signs grant tokens.
+pub struct GrantSigner {
+    pair: EcdsaKeyPair,
+    public_key: PublicKey,
+    /// The header, encoded once: it is the same for every token of this key.
+    header: String,
+}
+
+/// The public keys that verify grant tokens: a JWK set (RFC 7517).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JsonWebKeySet {
+    /// The keys, the one that signs now first.
+    pub keys: Vec<JsonWebKey>,
+}
+
+/// One public key (RFC 7517, RFC 7518 section 6.2.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JsonWebKey {
+    /// `EC`.
+    pub kty: String,
+    /// `P-256`.
+    pub crv: String,
+    /// The x coordinate, base64url of 32 bytes.
+    pub x: String,
+    /// The y coordinate, base64url of 32 bytes.
+    pub y: String,
+    /// `sig`.
+    #[serde(rename = "use")]
+    pub key_use: String,
+    /// `ES256`.
+    pub alg: String,
+    /// The RFC 7638 thumbprint, which tokens name in their header.
+    pub kid: String,
+}
+
+/// Why a token could not be signed, or is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantTokenError {
+    /// The claims do not encode, or the library could not sign; it is no fault of the claims' values.
+    #[error("the token cannot be signed")]
+    Sign,
+    /// Not a JWT, another algorithm or type, a wrong signature or a wrong issuer.
+    #[error("not a grant token of this server")]
+    Unreadable(#[source] jsonwebtoken::errors::Error),
+    /// Another kind of token.
+    #[error("not a grant token, by its type")]
+    Type,
+    /// Signed by a key that is not published, or no longer.
+    #[error("signed by an unknown key")]
+    UnknownKey,
+    /// Not valid yet.
+    #[error("not valid yet")]
+    NotYet,
+    /// Past its end.
+    #[error("expired")]
+    Expired,
+}
+
+impl GrantSigner {
+    /// Takes a key into use.
+    pub fn new(key: &PrivateKey) -> Result<Self, KeyError> {
+        let kid = key.public_key().thumbprint();
+        Ok(Self {
+            pair: key.signing_pair(&ECDSA_P256_SHA256_FIXED_SIGNING)?,
+            public_key: key.public_key().clone(),
+            header: URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"ES256","typ":"{TYPE}","kid":"{kid}"}}"#)),
+        })
+    }
+
+    /// The public half. Its thumbprint is the tokens' `kid`.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Signs a token.
+    ///
+    /// Written out here, and not by the JWT library, since that reads the private key anew for every signature,
+    /// and this is done for every audience of every check-in.
+    pub fn sign(&self, claims: &GrantClaims) -> Result<String, GrantTokenError> {
+        let claims = serde_json::to_vec(claims).map_err(|_| GrantTokenError::Sign)?;
+        let mut token = self.header.clone();
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
+        let signature = self
+            .pair
+            .sign(&SystemRandom::new(), token.as_bytes())
+            .map_err(|_| GrantTokenError::Sign)?;
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        Ok(token)
+    }
+}
+
+/// The document that relying parties verify tokens with.
+#[must_use]
+pub fn json_web_key_set<'a>(keys: impl IntoIterator<Item = &'a PublicKey>) -> JsonWebKeySet {
+    let keys = keys.into_iter().map(|key| {
+        let (x, y) = key.jwk_coordinates();
+        JsonWebKey {
+            kty: "EC".to_owned(),
+            crv: "P-256".to_owned(),
+            x,
+            y,
+            key_use: "sig".to_owned(),
+            alg: "ES256".to_owned(),
+            kid: key.thumbprint().to_string(),
+        }
+    });
+    JsonWebKeySet { keys: keys.collect() }
+}
+
+/// Verifies a token that one of `keys` signed for `issuer`, at the time `now`, without leeway: the clock is the issuer's own.
+/// The audience is whoever asks, and not checked here.
+pub fn verify_grant_token(
+    token: &str,
+    keys: &[PublicKey],
+    issuer: &str,
+    now: OffsetDateTime,
+) -> Result<GrantClaims, GrantTokenError> {
+    let header = jsonwebtoken::decode_header(token).map_err(GrantTokenError::Unreadable)?;
+    if header.typ.as_deref() != Some(TYPE) {
+        return Err(GrantTokenError::Type);
+    }
+    let kid = header.kid.unwrap_or_default();
+    let key = keys
+        .iter()
+        .find(|key| key.thumbprint().to_string() == kid)
+        .ok_or(GrantTokenError::UnknownKey)?;
+    let mut validation = Validation::new(Algorithm::ES256);
+    validation.set_issuer(&[issuer]);
+    validation.validate_aud = false;
+    // The library would ask the system for the time.
+    (validation.validate_exp, validation.validate_nbf) = (false, false);
+    let decoding_key = DecodingKey::from_ec_der(key.sec1());
+    let claims = jsonwebtoken::decode::<GrantClaims>(token, &decoding_key, &validation)
+        .map_err(GrantTokenError::Unreadable)?
+        .claims;
+    match now.unix_timestamp() {
+        now if now < claims.nbf => Err(GrantTokenError::NotYet),
+        now if now >= claims.exp => Err(GrantTokenError::Expired),
+        _ => Ok(claims),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::jwk::JwkSet;
+    use time::{Duration, macros::datetime};
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00 UTC);
+    const ISSUER: &str = "https://assay.example.com";
+
+    fn claims(machine: &PrivateKey) -> GrantClaims {
+        let machine_id = Uuid::from_u128(7);
+        GrantClaims {
+            iss: ISSUER.to_owned(),
+            sub: format!("spiffe://example.com/machine/{machine_id}"),
+            aud: ["https://repository.example.com".to_owned()],
+            iat: NOW.unix_timestamp(),
+            nbf: NOW.unix_timestamp(),
+            exp: NOW.unix_timestamp() + 600,
+            jti: Uuid::new_v4(),
+            cnf: Confirmation::new(machine.public_key().thumbprint(), &[7; 32]),
+            scope: "read write".to_owned(),
+            permissions: vec!["read".to_owned(), "write".to_owned()],
+            machine_id,
+            assurance: Assurance::Verified,
+        }
+    }
+
+    fn signer() -> (PrivateKey, GrantSigner) {
+        let key = PrivateKey::generate().unwrap();
+        let signer = GrantSigner::new(&key).unwrap();
+        (key, signer)
+    }
+
+    #[test]
+    fn a_stock_library_verifies_a_token_from_the_published_keys_alone() {
+        let (key, signer) = signer();
+        let other = PrivateKey::generate().unwrap();
+        let claims = claims(&other);
+        let token = signer.sign(&claims).unwrap();
+        let published = serde_json::to_string(&json_web_key_set([other.public_key(), key.public_key()])).unwrap();
+        let keys: JwkSet = serde_json::from_str(&published).unwrap();
+        let header = jsonwebtoken::decode_header(&token).unwrap();
+        assert_eq!((header.alg, header.typ.as_deref()), (Algorithm::ES256, Some("JWT")));
+        let jwk = keys.find(&header.kid.unwrap()).unwrap();
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_audience(&["https://repository.example.com"]);
+        validation.set_issuer(&[ISSUER]);
+        validation.validate_exp = false;
+        let decoded =
+            jsonwebtoken::decode::<serde_json::Value>(&token, &DecodingKey::from_jwk(jwk).unwrap(), &validation);
+        let decoded = decoded.unwrap().claims;
+        assert_eq!(decoded["cnf"]["jkt"], other.public_key().thumbprint().to_string());
+        assert_eq!(decoded["cnf"]["x5t#S256"], URL_SAFE_NO_PAD.encode([7; 32]));
+        assert_eq!(decoded["aud"], serde_json::json!(["https://repository.example.com"]));
+        assert_eq!(decoded["permissions"], serde_json::json!(["read", "write"]));
+    }
+
+    #[test]
+    fn a_token_is_accepted_from_its_start_until_its_end() {
+        let (key, signer) = signer();
+        let claims = claims(&key);
+        let token = signer.sign(&claims).unwrap();
+        let verify = |at| verify_grant_token(&token, &[key.public_key().clone()], ISSUER, at);
+        assert_eq!(verify(NOW).unwrap(), claims);
+        assert_eq!(verify(NOW + Duration::seconds(599)).unwrap(), claims);
+        assert!(matches!(
+            verify(NOW + Duration::seconds(600)),
+            Err(GrantTokenError::Expired)
+        ));
+        assert!(matches!(
+            verify(NOW - Duration::seconds(1)),
+            Err(GrantTokenError::NotYet)
+        ));
+    }
+
+    #[test]
+    fn another_issuer_key_type_or_byte_is_refused() {
+        let (key, signer) = signer();
+        let token = signer.sign(&claims(&key)).unwrap();
+        let keys = [key.public_key().clone()];
+        let other = [PrivateKey::generate().unwrap().public_key().clone()];
+        let verify = |token: &str| verify_grant_token(token, &keys, ISSUER, NOW);
+        assert!(matches!(
+            verify_grant_token(&token, &other, ISSUER, NOW),
+            Err(GrantTokenError::UnknownKey)
+        ));
+        assert!(matches!(
+            verify_grant_token(&token, &keys, "https://elsewhere.example.com", NOW),
+            Err(GrantTokenError::Unreadable(_))
+        ));
+        let (_, rest) = token.split_once('.').unwrap();
+        let kid = key.public_key().thumbprint();
+        for header in [
+            format!(r#"{{"alg":"ES256","typ":"eat+jwt","kid":"{kid}"}}"#),
+            format!(r#"{{"alg":"ES256","kid":"{kid}"}}"#),
+            format!(r#"{{"alg":"none","typ":"JWT","kid":"{kid}"}}"#),
+            format!(r#"{{"alg":"HS256","typ":"JWT","kid":"{kid}"}}"#),
+        ] {
+            let forged = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(&header));
+            assert!(verify(&forged).is_err(), "{header}");
+        }
+        let mut parts: Vec<String> = token.split('.').map(str::to_owned).collect();
+        parts[1] = URL_SAFE_NO_PAD.encode(
+            String::from_utf8(URL_SAFE_NO_PAD.decode(&parts[1]).unwrap())
+                .unwrap()
+                .replace("read write", "root write"),
+        );
+        assert!(matches!(verify(&parts.join(".")), Err(GrantTokenError::Unreadable(_))));
+        assert!(verify("").is_err());
+    }
+}

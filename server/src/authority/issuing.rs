@@ -1,0 +1,653 @@
+//! Issuing: the root, the issuing CA under it, and the certificates that the issuing CA signs.
+
+use assay_protocol::PublicKey;
+use aws_lc_rs::digest::{SHA256, digest};
+use pem::{EncodeConfig, LineEnding, Pem};
+use rcgen::{CertificateParams, DnType, Issuer, SanType, SerialNumber, string::Ia5String};
+use rustls_pki_types::CertificateDer;
+use time::{Duration, OffsetDateTime};
+use url::Url;
+use uuid::Uuid;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+use super::{
+    AuthorityError,
+    certificate_signer::{CertificateSigner, Subject},
+    keys::PrivateKey,
+    profile,
+};
+
+/// A CA's private key with its certificate in DER.
+#[derive(Debug, Clone)]
+pub struct CertifiedKey {
+    /// The private key.
+    pub key: PrivateKey,
+    /// The certificate in DER.
+    pub certificate: Vec<u8>,
+}
+
+/// The issuing CA at work. Immutable; a rotation makes another one.
+pub struct IssuingAuthority {
+    issuer: Issuer<'static, CertificateSigner>,
+    certificate: CertificateDer<'static>,
+    certificate_pem: String,
+    not_after: OffsetDateTime,
+    trust_domain: String,
+    public_url: Url,
+    machine_template: CertificateParams,
+}
+
+/// For which machine and key a certificate is asked. Whether it may have one has been decided before.
+#[derive(Debug)]
+pub struct MachineCertificateRequest<'a> {
+    /// The machine's id, which becomes the subject.
+    pub machine_id: Uuid,
+    /// The key to certify, whose possession has been proven.
+    pub public_key: &'a PublicKey,
+    /// The present time.
+    pub now: OffsetDateTime,
+    /// How long from now the certificate is to live; it never outlives the issuing CA.
+    pub ttl: Duration,
+}
+
+/// A machine's certificate as it was issued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedMachineCertificate {
+    /// The serial number in lower-case hex, always 32 digits.
+    pub serial_number: String,
+    /// From when it is valid, in whole seconds.
+    pub not_before: OffsetDateTime,
+    /// Until when it is valid, in whole seconds.
+    pub not_after: OffsetDateTime,
+    /// The certificate in DER.
+    pub der: Vec<u8>,
+    /// The certificate and the issuing CA's in PEM, leaf first.
+    pub chain_pem: String,
+    /// SHA-256 of the DER: the fingerprint, and what `x5t#S256` carries.
+    pub sha256: [u8; 32],
+}
+
+/// A TLS certificate for the server itself, with its key.
+#[derive(Debug)]
+pub struct IssuedTlsCertificate {
+    /// The private key, made for this certificate alone.
+    pub key: PrivateKey,
+    /// The certificate and the issuing CA's, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Until when it is valid.
+    pub not_after: OffsetDateTime,
+    /// When it is to be replaced: after two thirds of its life.
+    pub renew_at: OffsetDateTime,
+}
+
+/// Makes a root CA: a fresh key and its self-signed certificate.
+pub fn generate_root(trust_domain: &str, now: OffsetDateTime) -> Result<CertifiedKey, AuthorityError> {
+    let key = PrivateKey::generate()?;
+    let signer = CertificateSigner::new(&key)?;
+    let certificate = profile::root(trust_domain, now)
+        .self_signed(&signer)
+        .map_err(AuthorityError::Sign)?;
+    Ok(CertifiedKey {
+        key,
+        certificate: certificate.der().to_vec(),
+    })
+}
+
+/// Makes an issuing CA under `root`: a fresh key and its certificate.
+pub fn generate_issuing(
+    root: &CertifiedKey,
+    trust_domain: &str,
+    now: OffsetDateTime,
+) -> Result<CertifiedKey, AuthorityError> {
+    let key = PrivateKey::generate()?;
+    let root_der = CertificateDer::from(root.certificate.as_slice());
+    let issuer =
+        Issuer::from_ca_cert_der(&root_der, CertificateSigner::new(&root.key)?).map_err(AuthorityError::Sign)?;
+    let mut params = profile::issuing(trust_domain, now);
+    params.not_after = params
+        .not_after
+        .min(validity_end(&read_certificate(&root.certificate)?)?);
+    let certificate = params
+        .signed_by(&Subject(key.public_key()), &issuer)
+        .map_err(AuthorityError::Sign)?;
+    Ok(CertifiedKey {
+        key,
+        certificate: certificate.der().to_vec(),
+    })
+}
+
+impl IssuingAuthority {
+    /// Takes the issuing CA into use, after checking that key and certificate belong together and that `root` signed it.
+    pub fn new(
+        issuing: &CertifiedKey,
+        root_certificate: &[u8],
+        trust_domain: &str,
+        public_url: &Url,
+    ) -> Result<Self, AuthorityError> {
+        let parsed = read_certificate(&issuing.certificate)?;
+        if parsed.public_key().raw != issuing.key.public_key().spki_der() {
+            return Err(AuthorityError::KeyMismatch);
+        }
+        let root = read_certificate(root_certificate)?;
+        if parsed.issuer().as_raw() != root.subject().as_raw() || !is_signed_by(&parsed, &root)? {
+            return Err(AuthorityError::NotUnderRoot);
+        }
+        let certificate = CertificateDer::from(issuing.certificate.clone());
+        let signer = CertificateSigner::new(&issuing.key)?;
+        Ok(Self {
+            issuer: Issuer::from_ca_cert_der(&certificate, signer).map_err(AuthorityError::Sign)?,
+            certificate_pem: certificate_pem(&issuing.certificate),
+            not_after: validity_end(&parsed)?,
+            certificate,
+            trust_domain: trust_domain.to_owned(),
+            public_url: public_url.clone(),
+            machine_template: profile::machine_template(public_url)?,
+        })
+    }
+
+    /// Issues a machine's certificate. It is not recorded anywhere: the caller does that before it leaves the server.
+    pub fn issue_machine_certificate(
+        &self,
+        request: &MachineCertificateRequest<'_>,
+    ) -> Result<IssuedMachineCertificate, AuthorityError> {
+        let not_before = whole_seconds(request.now) - profile::MACHINE_BACKDATING;
+        let not_after = whole_seconds(request.now.saturating_add(request.ttl)).min(self.not_after);
+        if not_after <= request.now {
+            return Err(AuthorityError::Expired);
+        }
+        let serial = profile::random_serial();
+        let spiffe_id = profile::spiffe_id(&self.trust_domain, request.machine_id);
+        let mut params = self.machine_template.clone();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, request.machine_id.to_string());
+        params.subject_alt_names = vec![SanType::URI(
+            Ia5String::try_from(spiffe_id).map_err(AuthorityError::Sign)?,
+        )];
+        (params.not_before, params.not_after) = (not_before, not_after);
+        let certificate = params
+            .signed_by(&Subject(request.public_key), &self.issuer)
+            .map_err(AuthorityError::Sign)?;
+        let der = certificate.der().to_vec();
+        Ok(IssuedMachineCertificate {
+            serial_number: hex::encode(serial),
+            not_before,
+            not_after,
+            chain_pem: self.chain_pem(&der),
+            sha256: sha256(&der),
+            der,
+        })
+    }
+
+    /// A certificate that this CA issued, with its own behind it, in PEM.
+    #[must_use]
+    pub fn chain_pem(&self, leaf: &[u8]) -> String {
+        certificate_pem(leaf) + &self.certificate_pem
+    }
+
+    /// Issues a TLS certificate for the host of the server's public URL, with a fresh key.
+    pub fn issue_tls_certificate(&self, now: OffsetDateTime) -> Result<IssuedTlsCertificate, AuthorityError> {
+        let key = PrivateKey::generate()?;
+        let mut params = profile::tls_server(&self.public_url, whole_seconds(now))?;
+        params.not_after = params.not_after.min(self.not_after);
+        if params.not_after <= now {
+            return Err(AuthorityError::Expired);
+        }
+        let certificate = params
+            .signed_by(&Subject(key.public_key()), &self.issuer)
+            .map_err(AuthorityError::Sign)?;
+        Ok(IssuedTlsCertificate {
+            key,
+            chain: vec![certificate.into(), self.certificate.clone()],
+            not_after: params.not_after,
+            renew_at: now + (params.not_after - now) * 2 / 3,
+        })
+    }
+
+    /// The issuing CA's certificate in DER.
+    #[must_use]
+    pub fn certificate_der(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// The issuing CA's certificate in PEM.
+    #[must_use]
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// Until when the issuing CA's certificate is valid. Nothing that it signs outlives it.
+    #[must_use]
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+}
+
+/// A certificate in PEM, with a newline at its end.
+#[must_use]
+pub fn certificate_pem(der: &[u8]) -> String {
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new("CERTIFICATE", der), config)
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    fingerprint
+}
+
+/// X.509 has whole seconds, and what is told of a certificate must equal what it holds.
+fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
+    time - Duration::nanoseconds(i64::from(time.nanosecond()))
+}
+
+fn read_certificate(der: &[u8]) -> Result<X509Certificate<'_>, AuthorityError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(AuthorityError::Certificate),
+    }
+}
+
+fn validity_end(certificate: &X509Certificate<'_>) -> Result<OffsetDateTime, AuthorityError> {
+    OffsetDateTime::from_unix_timestamp(certificate.validity().not_after.timestamp())
+        .map_err(|_| AuthorityError::Certificate)
+}
+
+fn is_signed_by(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> Result<bool, AuthorityError> {
+    let key = PublicKey::from_spki_der(issuer.public_key().raw).map_err(|_| AuthorityError::Certificate)?;
+    let signed = certificate.tbs_certificate.as_ref();
+    Ok(key.verify_der(signed, &certificate.signature_value.data).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, process::Command};
+
+    use rustls_pki_types::UnixTime;
+    use time::macros::datetime;
+    use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+    use x509_parser::{
+        extensions::{DistributionPointName, GeneralName, ParsedExtension},
+        oid_registry::asn1_rs::Oid,
+    };
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00.654321 UTC);
+    const MACHINE: Uuid = Uuid::from_u128(0x0191_0000_0000_7000_8000_0000_0000_0001);
+
+    struct Hierarchy {
+        root: CertifiedKey,
+        issuing: CertifiedKey,
+        authority: IssuingAuthority,
+        machine_key: PrivateKey,
+    }
+
+    fn public_url() -> Url {
+        "https://assay.example.com/".parse().unwrap()
+    }
+
+    fn hierarchy() -> Hierarchy {
+        let root = generate_root("example.com", NOW).unwrap();
+        let issuing = generate_issuing(&root, "example.com", NOW).unwrap();
+        Hierarchy {
+            authority: IssuingAuthority::new(&issuing, &root.certificate, "example.com", &public_url()).unwrap(),
+            machine_key: PrivateKey::generate().unwrap(),
+            root,
+            issuing,
+        }
+    }
+
+    impl Hierarchy {
+        fn issue(&self, now: OffsetDateTime, ttl: Duration) -> Result<IssuedMachineCertificate, AuthorityError> {
+            self.authority.issue_machine_certificate(&MachineCertificateRequest {
+                machine_id: MACHINE,
+                public_key: self.machine_key.public_key(),
+                now,
+                ttl,
+            })
+        }
+    }
+
+    /// Object identifiers of the extensions in order, with their criticality.
+    fn extensions(certificate: &X509Certificate<'_>) -> Vec<(String, bool)> {
+        let mut all: Vec<_> = certificate
+            .extensions()
+            .iter()
+            .map(|extension| (extension.oid.to_id_string(), extension.critical))
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn listed(all: &[(&str, bool)]) -> Vec<(String, bool)> {
+        all.iter()
+            .map(|(oid, critical)| ((*oid).to_owned(), *critical))
+            .collect()
+    }
+
+    fn key_ids(certificate: &X509Certificate<'_>) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+        let (mut subject, mut authority) = (None, None);
+        for extension in certificate.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => subject = Some(id.0.to_vec()),
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    assert!(id.authority_cert_issuer.is_none() && id.authority_cert_serial.is_none());
+                    authority = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+                }
+                _ => {}
+            }
+        }
+        (subject, authority)
+    }
+
+    #[test]
+    fn the_root_and_the_issuing_ca_are_what_rfc_5280_asks_of_a_ca() {
+        let made = hierarchy();
+        let root = read_certificate(&made.root.certificate).unwrap();
+        let issuing = read_certificate(&made.issuing.certificate).unwrap();
+        for (certificate, path_length, name) in [(&root, 1, "Assay Root CA "), (&issuing, 0, "Assay Issuing CA ")] {
+            let constraints = certificate.basic_constraints().unwrap().unwrap();
+            assert!(constraints.critical && constraints.value.ca);
+            assert_eq!(constraints.value.path_len_constraint, Some(path_length));
+            let usage = certificate.key_usage().unwrap().unwrap();
+            assert!(usage.critical);
+            assert_eq!(usage.value.flags, 0b110_0000, "keyCertSign and cRLSign alone");
+            let subject = certificate.subject().to_string();
+            assert!(subject.starts_with(&format!("O=example.com, CN={name}")), "{subject}");
+            assert_eq!(certificate.raw_serial().len(), 16);
+        }
+        assert_eq!(
+            extensions(&root),
+            listed(&[("2.5.29.14", false), ("2.5.29.15", true), ("2.5.29.19", true)])
+        );
+        assert_eq!(
+            extensions(&issuing),
+            listed(&[
+                ("2.5.29.14", false),
+                ("2.5.29.15", true),
+                ("2.5.29.19", true),
+                ("2.5.29.35", false)
+            ])
+        );
+        assert_eq!(key_ids(&issuing).1, key_ids(&root).0);
+        assert_ne!(key_ids(&issuing).0, key_ids(&root).0);
+        assert_eq!(validity_end(&root).unwrap(), whole_seconds(NOW + profile::ROOT_LIFE));
+        assert_eq!(made.authority.not_after(), whole_seconds(NOW + profile::ISSUING_LIFE));
+    }
+
+    #[test]
+    fn a_machine_certificate_holds_exactly_what_the_contract_says() {
+        let made = hierarchy();
+        let issued = made.issue(NOW, Duration::days(7)).unwrap();
+        let certificate = read_certificate(&issued.der).unwrap();
+        assert_eq!(certificate.version().0, 2);
+        assert_eq!(certificate.subject().to_string(), format!("CN={MACHINE}"));
+        assert_eq!(
+            certificate.issuer().as_raw(),
+            read_certificate(&made.issuing.certificate).unwrap().subject().as_raw()
+        );
+        assert_eq!(certificate.public_key().raw, made.machine_key.public_key().spki_der());
+        assert_eq!(
+            certificate.signature_algorithm.algorithm.to_id_string(),
+            "1.2.840.10045.4.3.2"
+        );
+        assert_eq!(certificate.raw_serial().len(), 16);
+        assert_eq!(hex::encode(certificate.raw_serial()), issued.serial_number);
+        assert_eq!(issued.not_before, datetime!(2026-11-22 09:59:00 UTC));
+        assert_eq!(issued.not_after, datetime!(2026-11-29 10:00:00 UTC));
+        assert_eq!(
+            certificate.validity().not_before.timestamp(),
+            issued.not_before.unix_timestamp()
+        );
+        assert_eq!(validity_end(&certificate).unwrap(), issued.not_after);
+        assert_eq!(issued.sha256, sha256(&issued.der));
+        assert_eq!(
+            issued.chain_pem,
+            certificate_pem(&issued.der) + made.authority.certificate_pem()
+        );
+        assert_eq!(
+            extensions(&certificate),
+            listed(&[
+                ("1.3.6.1.5.5.7.1.1", false),
+                ("2.5.29.14", false),
+                ("2.5.29.15", true),
+                ("2.5.29.17", false),
+                ("2.5.29.19", true),
+                ("2.5.29.31", false),
+                ("2.5.29.35", false),
+                ("2.5.29.37", false),
+            ])
+        );
+        assert_eq!(
+            key_ids(&certificate).1,
+            key_ids(&read_certificate(&made.issuing.certificate).unwrap()).0
+        );
+    }
+
+    #[test]
+    fn a_machine_certificates_extensions_have_the_contracts_values() {
+        let issued = hierarchy().issue(NOW, Duration::days(7)).unwrap();
+        let certificate = read_certificate(&issued.der).unwrap();
+        let constraints = certificate.basic_constraints().unwrap().unwrap().value;
+        assert!(!constraints.ca && constraints.path_len_constraint.is_none());
+        assert_eq!(
+            certificate.key_usage().unwrap().unwrap().value.flags,
+            1,
+            "digitalSignature alone"
+        );
+        let purposes = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(purposes.client_auth && !purposes.server_auth && !purposes.any && purposes.other.is_empty());
+        let names = &certificate
+            .subject_alternative_name()
+            .unwrap()
+            .unwrap()
+            .value
+            .general_names;
+        let spiffe_id = format!("spiffe://example.com/machine/{MACHINE}");
+        assert_eq!(names.as_slice(), [GeneralName::URI(&spiffe_id)]);
+        let mut seen = 0;
+        for extension in certificate.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::CRLDistributionPoints(points) => {
+                    let [point] = points.points.as_slice() else {
+                        panic!("one point")
+                    };
+                    let uri = GeneralName::URI("https://assay.example.com/v1/ca/crl");
+                    assert_eq!(
+                        point.distribution_point,
+                        Some(DistributionPointName::FullName(vec![uri]))
+                    );
+                    seen += 1;
+                }
+                ParsedExtension::AuthorityInfoAccess(access) => {
+                    let found: Vec<_> = access
+                        .accessdescs
+                        .iter()
+                        .map(|access| (access.access_method.to_id_string(), access.access_location.clone()))
+                        .collect();
+                    let expected = [
+                        (
+                            "1.3.6.1.5.5.7.48.1".to_owned(),
+                            GeneralName::URI("https://assay.example.com/v1/ca/ocsp"),
+                        ),
+                        (
+                            "1.3.6.1.5.5.7.48.2".to_owned(),
+                            GeneralName::URI("https://assay.example.com/v1/ca/issuer.cer"),
+                        ),
+                    ];
+                    assert_eq!(found, expected);
+                    seen += 1;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(seen, 2);
+    }
+
+    #[test]
+    fn nothing_outlives_the_issuing_ca_and_an_ended_one_issues_nothing() {
+        let made = hierarchy();
+        let issued = made.issue(NOW, Duration::days(20_000)).unwrap();
+        assert_eq!(issued.not_after, made.authority.not_after());
+        let late = made.authority.not_after() - Duration::seconds(1);
+        assert_eq!(
+            made.issue(late, Duration::days(7)).unwrap().not_after,
+            made.authority.not_after()
+        );
+        for ended in [
+            made.authority.not_after(),
+            made.authority.not_after() + Duration::days(1),
+        ] {
+            assert!(matches!(
+                made.issue(ended, Duration::days(7)),
+                Err(AuthorityError::Expired)
+            ));
+            assert!(matches!(
+                made.authority.issue_tls_certificate(ended),
+                Err(AuthorityError::Expired)
+            ));
+        }
+    }
+
+    #[test]
+    fn parts_that_do_not_belong_together_are_refused() {
+        let (made, other) = (hierarchy(), hierarchy());
+        let url = public_url();
+        let mixed = CertifiedKey {
+            key: other.issuing.key.clone(),
+            certificate: made.issuing.certificate.clone(),
+        };
+        let new = |issuing, root: &CertifiedKey| {
+            IssuingAuthority::new(issuing, &root.certificate, "example.com", &url).map(|_| ())
+        };
+        assert!(matches!(new(&mixed, &made.root), Err(AuthorityError::KeyMismatch)));
+        assert!(matches!(
+            new(&made.issuing, &other.root),
+            Err(AuthorityError::NotUnderRoot)
+        ));
+        assert!(new(&made.issuing, &made.root).is_ok());
+        let mut trailing = made.issuing.clone();
+        trailing.certificate.push(0);
+        assert!(matches!(new(&trailing, &made.root), Err(AuthorityError::Certificate)));
+    }
+
+    #[test]
+    fn webpki_accepts_machines_as_clients_and_the_server_as_a_server_alone() {
+        let made = hierarchy();
+        let issued = made.issue(NOW, Duration::days(7)).unwrap();
+        let tls = made.authority.issue_tls_certificate(NOW).unwrap();
+        let root = CertificateDer::from(made.root.certificate.as_slice());
+        let anchor = anchor_from_trusted_cert(&root).unwrap();
+        let verify = |leaf: &CertificateDer<'_>, usage: KeyUsage, at: OffsetDateTime| {
+            let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(at.unix_timestamp().unsigned_abs()));
+            EndEntityCert::try_from(leaf)
+                .unwrap()
+                .verify_for_usage(
+                    &[webpki::aws_lc_rs::ECDSA_P256_SHA256],
+                    std::slice::from_ref(&anchor),
+                    std::slice::from_ref(&made.authority.certificate),
+                    at,
+                    usage,
+                    None,
+                    None,
+                )
+                .map(|_| ())
+        };
+        let machine = CertificateDer::from(issued.der.as_slice());
+        verify(&machine, KeyUsage::client_auth(), NOW).unwrap();
+        verify(&machine, KeyUsage::server_auth(), NOW).unwrap_err();
+        verify(
+            &machine,
+            KeyUsage::client_auth(),
+            issued.not_after + Duration::seconds(1),
+        )
+        .unwrap_err();
+        verify(&tls.chain[0], KeyUsage::server_auth(), NOW).unwrap();
+        verify(&tls.chain[0], KeyUsage::server_auth(), NOW - Duration::hours(12)).unwrap();
+        verify(&tls.chain[0], KeyUsage::client_auth(), NOW).unwrap_err();
+        let name = "assay.example.com".try_into().unwrap();
+        EndEntityCert::try_from(&tls.chain[0])
+            .unwrap()
+            .verify_is_valid_for_subject_name(&name)
+            .unwrap();
+        assert_eq!(tls.renew_at, NOW + (tls.not_after - NOW) * 2 / 3);
+        assert!(tls.not_after - NOW <= Duration::days(30));
+    }
+
+    fn openssl(folder: &Path, arguments: &[&str]) -> String {
+        let output = Command::new("openssl")
+            .args(arguments)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success(),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        text
+    }
+
+    #[test]
+    fn openssl_verifies_the_path_strictly_and_reads_the_same_criticality() {
+        let made = hierarchy();
+        let issued = made.issue(NOW, Duration::days(7)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let at = NOW.unix_timestamp().to_string();
+        for (name, der) in [
+            ("root", &made.root.certificate),
+            ("issuing", &made.issuing.certificate),
+            ("machine", &issued.der),
+        ] {
+            fs::write(folder.path().join(name), certificate_pem(der)).unwrap();
+        }
+        let verify = [
+            "verify",
+            "-x509_strict",
+            "-attime",
+            &at,
+            "-purpose",
+            "sslclient",
+            "-CAfile",
+            "root",
+            "-untrusted",
+            "issuing",
+            "machine",
+        ];
+        assert_eq!(openssl(folder.path(), &verify), "machine: OK\n");
+        let text = openssl(folder.path(), &["x509", "-in", "machine", "-noout", "-text"]);
+        for line in [
+            "X509v3 Basic Constraints: critical\n                CA:FALSE\n",
+            "X509v3 Key Usage: critical\n                Digital Signature\n",
+            "X509v3 Extended Key Usage: \n                TLS Web Client Authentication\n",
+            &format!("X509v3 Subject Alternative Name: \n                URI:spiffe://example.com/machine/{MACHINE}\n"),
+            "OCSP - URI:https://assay.example.com/v1/ca/ocsp\n",
+            "CA Issuers - URI:https://assay.example.com/v1/ca/issuer.cer\n",
+            "URI:https://assay.example.com/v1/ca/crl\n",
+        ] {
+            assert!(text.contains(line), "{line:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_asks_for_the_key_of_the_request_alone() {
+        // The object identifier of P-256 in the parameters: a certificate for another curve cannot come about.
+        let made = hierarchy();
+        let issued = made.issue(NOW, Duration::days(7)).unwrap();
+        let certificate = read_certificate(&issued.der).unwrap();
+        let curve = certificate
+            .public_key()
+            .algorithm
+            .parameters
+            .as_ref()
+            .unwrap()
+            .as_oid()
+            .unwrap();
+        assert_eq!(curve, Oid::from(&[1, 2, 840, 10045, 3, 1, 7]).unwrap());
+        let second = made.issue(NOW, Duration::days(7)).unwrap();
+        assert_ne!(issued.serial_number, second.serial_number);
+    }
+}

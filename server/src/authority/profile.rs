@@ -1,0 +1,211 @@
+//! What each kind of certificate holds (RFC 5280; SPIFFE X.509-SVID for machines): names, lifetimes and extensions.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CrlDistributionPoint, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber, string::Ia5String,
+};
+use time::{Duration, OffsetDateTime};
+use url::{Host, Url};
+use uuid::Uuid;
+use x509_cert::{
+    der::{self, Encode, oid::ObjectIdentifier},
+    ext::pkix::{AccessDescription, AuthorityInfoAccessSyntax, name::GeneralName},
+};
+
+use super::AuthorityError;
+use crate::random::random_bytes;
+
+/// Every machine pins the root: replacing it means touching all of them.
+pub(super) const ROOT_LIFE: Duration = Duration::days(20 * 365);
+/// Short enough that rotation stays a routine and a stolen issuing key dies; long enough that a server which nobody has
+/// looked at for a year goes on issuing, even certificates that live for months.
+pub(super) const ISSUING_LIFE: Duration = Duration::days(2 * 365);
+/// The server's own TLS certificate. It is replaced at two thirds of this, 20 days.
+pub(super) const TLS_SERVER_LIFE: Duration = Duration::days(30);
+/// How far back the certificates start that a machine needs to reach the server at all: a Mac whose clock runs hours late
+/// must still connect, since it learns of its skew only from the answer.
+pub(super) const SERVER_BACKDATING: Duration = Duration::days(1);
+/// How far back a machine's certificate starts: relying parties' clocks run late by seconds.
+pub(super) const MACHINE_BACKDATING: Duration = Duration::seconds(60);
+
+const AUTHORITY_INFO_ACCESS: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 1];
+const ACCESS_OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
+const ACCESS_CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
+/// `ub-organization-name` of RFC 5280, appendix A.1; a SPIFFE trust domain may be longer.
+const LONGEST_ORGANIZATION: usize = 64;
+
+/// The SPIFFE id of a machine, which its certificates and grant tokens carry.
+#[must_use]
+pub fn spiffe_id(trust_domain: &str, machine_id: Uuid) -> String {
+    format!("spiffe://{trust_domain}/machine/{machine_id}")
+}
+
+/// A random serial number of 128 bits: the first bits are `01`, so that it is positive and always 16 bytes long.
+pub(super) fn random_serial() -> [u8; 16] {
+    let mut serial = random_bytes::<16>();
+    let [first, ..] = &mut serial;
+    *first = (*first & 0x7f) | 0x40;
+    serial
+}
+
+/// The self-signed root.
+pub(super) fn root(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
+    let serial = random_serial();
+    let mut params = authority(&serial, 1);
+    params.distinguished_name = authority_name("Assay Root CA", trust_domain, &serial);
+    (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + ROOT_LIFE);
+    params
+}
+
+/// The CA that signs machines' certificates, under the root.
+pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
+    let serial = random_serial();
+    let mut params = authority(&serial, 0);
+    params.distinguished_name = authority_name("Assay Issuing CA", trust_domain, &serial);
+    params.use_authority_key_identifier_extension = true;
+    (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + ISSUING_LIFE);
+    params
+}
+
+/// What all machines' certificates have in common; subject, SAN, serial number and validity are to be filled in.
+pub(super) fn machine_template(public_url: &Url) -> Result<CertificateParams, AuthorityError> {
+    let mut params = end_entity(ExtendedKeyUsagePurpose::ClientAuth);
+    let base = public_url.as_str().trim_end_matches('/');
+    params.crl_distribution_points = vec![CrlDistributionPoint {
+        uris: vec![format!("{base}/v1/ca/crl")],
+    }];
+    let access = authority_info_access(&format!("{base}/v1/ca/ocsp"), &format!("{base}/v1/ca/issuer.cer"))
+        .map_err(AuthorityError::Url)?;
+    params.custom_extensions = vec![CustomExtension::from_oid_content(AUTHORITY_INFO_ACCESS, access)];
+    Ok(params)
+}
+
+/// The server's own TLS certificate. It carries no revocation pointers: they would lead back to the very server that
+/// is being connected to, and the certificate is gone in weeks.
+pub(super) fn tls_server(public_url: &Url, now: OffsetDateTime) -> Result<CertificateParams, AuthorityError> {
+    let mut params = end_entity(ExtendedKeyUsagePurpose::ServerAuth);
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
+    params.distinguished_name.push(DnType::CommonName, "Assay server");
+    params.subject_alt_names = server_names(public_url)?;
+    (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + TLS_SERVER_LIFE);
+    Ok(params)
+}
+
+fn authority(serial: &[u8], path_length: u8) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(SerialNumber::from_slice(serial));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn end_entity(purpose: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![purpose];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// Names differ from one generation to the next, since some verifiers look issuers up by name alone.
+fn authority_name(common_name: &str, trust_domain: &str, serial: &[u8; 16]) -> DistinguishedName {
+    let [a, b, c, d, ..] = serial;
+    let mut name = DistinguishedName::new();
+    if trust_domain.len() <= LONGEST_ORGANIZATION {
+        name.push(DnType::OrganizationName, trust_domain);
+    }
+    name.push(
+        DnType::CommonName,
+        format!("{common_name} {}", hex::encode([a, b, c, d].map(|byte| *byte))),
+    );
+    name
+}
+
+fn authority_info_access(ocsp: &str, ca_issuers: &str) -> Result<Vec<u8>, der::Error> {
+    let access = |method, url: &str| {
+        Ok::<_, der::Error>(AccessDescription {
+            access_method: method,
+            access_location: GeneralName::UniformResourceIdentifier(der::asn1::Ia5String::new(url)?),
+        })
+    };
+    AuthorityInfoAccessSyntax(vec![access(ACCESS_OCSP, ocsp)?, access(ACCESS_CA_ISSUERS, ca_issuers)?]).to_der()
+}
+
+/// The host of the public URL; a server on this very machine also answers to every name that the loopback has.
+fn server_names(public_url: &Url) -> Result<Vec<SanType>, AuthorityError> {
+    const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let dns = |name: &str| {
+        Ia5String::try_from(name)
+            .map(SanType::DnsName)
+            .map_err(AuthorityError::Sign)
+    };
+    let (own, loopback) = match public_url.host() {
+        Some(Host::Domain(name)) => (dns(name)?, name == "localhost"),
+        Some(Host::Ipv4(address)) => (SanType::IpAddress(address.into()), address.is_loopback()),
+        Some(Host::Ipv6(address)) => (SanType::IpAddress(address.into()), address.is_loopback()),
+        None => return Err(AuthorityError::NoHost),
+    };
+    let mut names = vec![own];
+    if loopback {
+        let others = [dns("localhost")?].into_iter().chain(LOOPBACK.map(SanType::IpAddress));
+        for name in others {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serials_are_positive_sixteen_bytes_and_differ() {
+        let serials: std::collections::HashSet<_> = (0..1_000).map(|_| random_serial()).collect();
+        assert_eq!(serials.len(), 1_000);
+        assert!(serials.iter().all(|serial| serial[0] & 0xc0 == 0x40));
+    }
+
+    #[test]
+    fn a_loopback_server_answers_to_all_loopback_names() {
+        let all = |url: &str| server_names(&url.parse().unwrap()).unwrap();
+        let localhost = SanType::DnsName("localhost".try_into().unwrap());
+        let (v4, v6) = (
+            SanType::IpAddress("127.0.0.1".parse().unwrap()),
+            SanType::IpAddress("::1".parse().unwrap()),
+        );
+        assert_eq!(
+            all("https://localhost:8443"),
+            [localhost.clone(), v4.clone(), v6.clone()]
+        );
+        assert_eq!(
+            all("https://127.0.0.1:8443"),
+            [v4.clone(), localhost.clone(), v6.clone()]
+        );
+        assert_eq!(all("https://[::1]"), [v6, localhost, v4]);
+        assert_eq!(
+            all("https://assay.example.com/"),
+            [SanType::DnsName("assay.example.com".try_into().unwrap())]
+        );
+        assert_eq!(
+            all("https://192.0.2.7"),
+            [SanType::IpAddress("192.0.2.7".parse().unwrap())]
+        );
+    }
+
+    #[test]
+    fn a_long_trust_domain_leaves_the_organization_out() {
+        let name = authority_name("Assay Root CA", &"d".repeat(65), &[0x41; 16]);
+        assert!(name.get(&DnType::OrganizationName).is_none());
+        assert_eq!(
+            name.get(&DnType::CommonName),
+            Some(&rcgen::DnValue::Utf8String("Assay Root CA 41414141".to_owned()))
+        );
+    }
+}

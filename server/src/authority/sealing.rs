@@ -1,0 +1,239 @@
+//! Sealing: private keys are kept in Postgres encrypted under the master key, each bound to the place where it is kept.
+//!
+//! A leaked database holds no usable key, and whoever can write to the database cannot pass one sealed key off as another:
+//! the table, the row and the purpose are authenticated with it.
+
+use std::fmt;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::random::random_bytes;
+
+/// The first byte of everything sealed: AES-256-GCM, a random nonce, the context as below.
+const VERSION: u8 = 1;
+/// Keeps what is sealed here apart from any other use of the same key.
+const DOMAIN: &[u8] = b"assay sealed key";
+
+/// The key that all sealed keys are encrypted under. Wiped from memory when dropped.
+pub struct MasterKey(Zeroizing<[u8; 32]>);
+
+/// Where a sealed secret is kept and what it is for. It opens only in the context in which it was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealingContext<'a> {
+    /// The table that holds it.
+    pub table: &'a str,
+    /// The id of its row.
+    pub row_id: &'a str,
+    /// What the secret is for, such as `issuing-ca`.
+    pub purpose: &'a str,
+}
+
+/// Why a secret could not be sealed or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SealingError {
+    /// The text is not 32 bytes in base64url.
+    #[error("not a master key: 32 bytes in base64url (43 characters) are expected")]
+    NotAMasterKey,
+    /// Sealed in a way that this version does not know.
+    #[error("sealed in an unknown way (version {0})")]
+    UnknownVersion(u8),
+    /// Too short to be anything that was sealed.
+    #[error("what is stored is cut short")]
+    Truncated,
+    /// Another master key, another row or purpose, or changed bytes: which of these cannot be told.
+    #[error("does not open: another master key sealed it, or it was changed or moved")]
+    Refused,
+    /// The cipher failed; it does so only for lengths that no key has.
+    #[error("cannot be sealed")]
+    Cipher,
+}
+
+impl MasterKey {
+    /// A fresh random key.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Zeroizing::new(random_bytes()))
+    }
+
+    /// Reads 32 bytes in base64url; padding and white space around are tolerated.
+    pub fn from_base64url(text: &str) -> Result<Self, SealingError> {
+        let text = text.trim().trim_end_matches('=');
+        // 43 characters hold 32 bytes.
+        if text.len() != 43 {
+            return Err(SealingError::NotAMasterKey);
+        }
+        let mut key = Zeroizing::new([0; 32]);
+        let mut decoded = Zeroizing::new([0; 33]);
+        let length = URL_SAFE_NO_PAD
+            .decode_slice(text, decoded.as_mut_slice())
+            .map_err(|_| SealingError::NotAMasterKey)?;
+        let bytes = decoded.get(..length).ok_or(SealingError::NotAMasterKey)?;
+        if bytes.len() != key.len() {
+            return Err(SealingError::NotAMasterKey);
+        }
+        key.copy_from_slice(bytes);
+        Ok(Self(key))
+    }
+
+    /// The key as [`Self::from_base64url`] reads it.
+    #[must_use]
+    pub fn to_base64url(&self) -> Zeroizing<String> {
+        Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0.as_slice()))
+    }
+
+    /// Encrypts `plaintext` so that it opens in this context alone. Sealing twice gives different bytes.
+    pub fn seal(&self, context: &SealingContext<'_>, plaintext: &[u8]) -> Result<Vec<u8>, SealingError> {
+        // Room for the tag: growing would leave a copy of the plaintext behind.
+        let mut in_out = Vec::with_capacity(plaintext.len() + AES_256_GCM.tag_len());
+        in_out.extend_from_slice(plaintext);
+        let sealed = self
+            .cipher()?
+            .seal_in_place_append_tag(Aad::from(associated(context)), &mut in_out);
+        let nonce = sealed.map_err(|_| {
+            in_out.zeroize();
+            SealingError::Cipher
+        })?;
+        let mut sealed = Vec::with_capacity(1 + NONCE_LEN + in_out.len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(nonce.as_ref());
+        sealed.extend_from_slice(&in_out);
+        Ok(sealed)
+    }
+
+    /// Decrypts what [`Self::seal`] made under this key in this context, and refuses anything else.
+    pub fn open(&self, context: &SealingContext<'_>, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealingError> {
+        let (&version, rest) = sealed.split_first().ok_or(SealingError::Truncated)?;
+        if version != VERSION {
+            return Err(SealingError::UnknownVersion(version));
+        }
+        let (nonce, ciphertext) = rest.split_at_checked(NONCE_LEN).ok_or(SealingError::Truncated)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealingError::Truncated)?;
+        let mut in_out = Zeroizing::new(ciphertext.to_vec());
+        let length = self
+            .cipher()?
+            .open_in_place(nonce, Aad::from(associated(context)), in_out.as_mut_slice())
+            .map_err(|_| SealingError::Refused)?
+            .len();
+        in_out.truncate(length);
+        Ok(in_out)
+    }
+
+    fn cipher(&self) -> Result<RandomizedNonceKey, SealingError> {
+        RandomizedNonceKey::new(&AES_256_GCM, self.0.as_slice()).map_err(|_| SealingError::Cipher)
+    }
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("MasterKey(…)")
+    }
+}
+
+/// What is authenticated with the secret. Every part is preceded by its length, else `("ab", "c")` and `("a", "bc")`
+/// would be one context.
+fn associated(context: &SealingContext<'_>) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    for part in [
+        DOMAIN,
+        context.table.as_bytes(),
+        context.row_id.as_bytes(),
+        context.purpose.as_bytes(),
+    ] {
+        bytes.extend_from_slice(&part.len().to_be_bytes());
+        bytes.extend_from_slice(part);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTEXT: SealingContext<'static> = SealingContext {
+        table: "sealed_keys",
+        row_id: "0191",
+        purpose: "issuing-ca",
+    };
+
+    #[test]
+    fn opens_what_it_sealed_and_never_seals_the_same_way_twice() {
+        let key = MasterKey::generate();
+        let sealed = key.seal(&CONTEXT, b"private").unwrap();
+        assert_ne!(sealed, key.seal(&CONTEXT, b"private").unwrap());
+        assert!(!sealed.windows(7).any(|window| window == b"private"));
+        assert_eq!(key.open(&CONTEXT, &sealed).unwrap().as_slice(), b"private");
+    }
+
+    #[test]
+    fn refuses_another_place_purpose_or_key() {
+        let key = MasterKey::generate();
+        let sealed = key.seal(&CONTEXT, b"private").unwrap();
+        let elsewhere = [
+            SealingContext {
+                table: "settings",
+                ..CONTEXT
+            },
+            SealingContext {
+                row_id: "0192",
+                ..CONTEXT
+            },
+            SealingContext {
+                purpose: "root-ca",
+                ..CONTEXT
+            },
+            // The same letters, cut at another place.
+            SealingContext {
+                table: "sealed_keys0",
+                row_id: "191",
+                ..CONTEXT
+            },
+        ];
+        for context in elsewhere {
+            assert!(matches!(key.open(&context, &sealed), Err(SealingError::Refused)));
+        }
+        let other = MasterKey::generate();
+        assert!(matches!(other.open(&CONTEXT, &sealed), Err(SealingError::Refused)));
+    }
+
+    #[test]
+    fn refuses_any_flipped_bit_and_any_truncation() {
+        let key = MasterKey::generate();
+        let sealed = key.seal(&CONTEXT, b"private").unwrap();
+        for position in 0..sealed.len() {
+            for bit in 0..8 {
+                let mut changed = sealed.clone();
+                changed[position] ^= 1 << bit;
+                assert!(key.open(&CONTEXT, &changed).is_err(), "byte {position}, bit {bit}");
+            }
+            assert!(key.open(&CONTEXT, &sealed[..position]).is_err());
+        }
+    }
+
+    #[test]
+    fn names_an_unknown_version() {
+        let key = MasterKey::generate();
+        let mut sealed = key.seal(&CONTEXT, b"private").unwrap();
+        sealed[0] = 9;
+        assert!(matches!(
+            key.open(&CONTEXT, &sealed),
+            Err(SealingError::UnknownVersion(9))
+        ));
+    }
+
+    #[test]
+    fn reads_its_own_text_and_nothing_of_another_length() {
+        let key = MasterKey::generate();
+        let text = key.to_base64url();
+        let again = MasterKey::from_base64url(&format!("  {}=\n", text.as_str())).unwrap();
+        assert_eq!(again.0, key.0);
+        for bad in ["", "short", &text[1..], &format!("{}A", text.as_str()), &"!".repeat(43)] {
+            assert!(matches!(
+                MasterKey::from_base64url(bad),
+                Err(SealingError::NotAMasterKey)
+            ));
+        }
+        assert!(!format!("{key:?}").contains(&text[..8]));
+    }
+}

@@ -1,0 +1,135 @@
+//! Where the time comes from, and the ids that carry it. Nothing else in the server asks the system for the time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use time::{Duration, OffsetDateTime};
+use uuid::{Builder, Uuid};
+
+use crate::random::random_bytes;
+
+/// Tells the time.
+pub trait Clock: Send + Sync + 'static {
+    /// The present time in UTC, in whole microseconds: Postgres stores no finer ones, and a time that is compared
+    /// in memory must equal the one that is read back.
+    fn now(&self) -> OffsetDateTime;
+}
+
+/// The system's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "every other place takes the time from here, so that tests can set it"
+    )]
+    fn now(&self) -> OffsetDateTime {
+        truncate_to_microseconds(OffsetDateTime::now_utc())
+    }
+}
+
+/// A clock that stands still until it is told otherwise. Clones share one time.
+#[derive(Debug, Clone)]
+pub struct MockClock(Arc<Mutex<OffsetDateTime>>);
+
+impl MockClock {
+    /// A clock that stands at `now`.
+    #[must_use]
+    pub fn new(now: OffsetDateTime) -> Self {
+        Self(Arc::new(Mutex::new(truncate_to_microseconds(now))))
+    }
+
+    /// Sets the time, backwards too.
+    pub fn set(&self, now: OffsetDateTime) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = truncate_to_microseconds(now);
+    }
+
+    /// Moves the time by `step`; a negative one moves it back.
+    pub fn advance(&self, step: Duration) {
+        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = truncate_to_microseconds(now.saturating_add(step));
+    }
+}
+
+impl Clock for MockClock {
+    fn now(&self) -> OffsetDateTime {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The same time without what is finer than a microsecond.
+#[must_use]
+pub fn truncate_to_microseconds(time: OffsetDateTime) -> OffsetDateTime {
+    time - Duration::nanoseconds(i64::from(time.nanosecond() % 1000))
+}
+
+/// A new id, a UUIDv7 of the clock's time.
+///
+/// The 12 bits after the milliseconds carry the fraction of the millisecond (RFC 9562, section 6.2, method 3), so that
+/// ids made within one millisecond still sort by when they were made; 62 bits are random.
+#[must_use]
+pub fn new_id(clock: &dyn Clock) -> Uuid {
+    id_at(clock.now())
+}
+
+fn id_at(now: OffsetDateTime) -> Uuid {
+    // Before 1970 there is no UUIDv7: a clock that far off gets the smallest time.
+    let microseconds = u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or(0);
+    let fraction = (microseconds % 1000) * 4096 / 1000;
+    let [.., high, low] = fraction.to_be_bytes();
+    let [_, _, rest @ ..] = random_bytes::<10>();
+    let mut tail = [high, low, 0, 0, 0, 0, 0, 0, 0, 0];
+    for (to, from) in tail.iter_mut().skip(2).zip(rest) {
+        *to = from;
+    }
+    Builder::from_unix_timestamp_millis(microseconds / 1000, &tail).into_uuid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn a_mock_clock_stands_still_and_its_clones_follow() {
+        let clock = MockClock::new(datetime!(2026-11-22 10:00:00.123456789 UTC));
+        let clone = clock.clone();
+        assert_eq!(clone.now(), datetime!(2026-11-22 10:00:00.123456 UTC));
+        clock.advance(Duration::seconds(5));
+        assert_eq!(clone.now(), datetime!(2026-11-22 10:00:05.123456 UTC));
+        clock.advance(Duration::hours(-1));
+        assert_eq!(clone.now(), datetime!(2026-11-22 09:00:05.123456 UTC));
+        clock.set(datetime!(2020-01-01 00:00 UTC));
+        assert_eq!(clone.now(), datetime!(2020-01-01 00:00 UTC));
+    }
+
+    #[test]
+    fn times_before_the_epoch_are_truncated_downwards_too() {
+        let time = datetime!(1969-12-31 23:59:59.000001999 UTC);
+        assert_eq!(
+            truncate_to_microseconds(time),
+            datetime!(1969-12-31 23:59:59.000001 UTC)
+        );
+    }
+
+    #[test]
+    fn ids_carry_the_time_and_sort_by_it_to_the_microsecond() {
+        let clock = MockClock::new(datetime!(2026-11-22 10:00:00.123 UTC));
+        let mut previous = new_id(&clock);
+        assert_eq!(previous.get_version_num(), 7);
+        let (seconds, nanoseconds) = previous.get_timestamp().unwrap().to_unix();
+        assert_eq!((seconds, nanoseconds / 1_000_000), (1_795_341_600, 123));
+        for _ in 0..2_000 {
+            clock.advance(Duration::microseconds(1));
+            let next = new_id(&clock);
+            assert!(next > previous, "{next} after {previous}");
+            previous = next;
+        }
+    }
+
+    #[test]
+    fn ids_of_one_time_differ() {
+        let clock = MockClock::new(datetime!(2026-11-22 10:00 UTC));
+        assert_ne!(new_id(&clock), new_id(&clock));
+    }
+}

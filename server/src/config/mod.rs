@@ -1,0 +1,628 @@
+//! What an operator configures: a TOML file, and over it the environment.
+//!
+//! A key `database.url` is the variable `ASSAY_DATABASE__URL`. A server with a key that is unknown or a value that is
+//! bad does not start: a setting that is misspelled and ignored would be a hole that nobody sees.
+
+mod environment;
+mod error;
+mod public_url;
+mod settings;
+mod trust_domain;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::SecretString;
+use tracing::level_filters::LevelFilter;
+use url::Url;
+use zeroize::Zeroizing;
+
+use settings::Settings;
+
+pub use environment::{process_environment, search_path};
+pub use error::{ConfigError, KeyError};
+pub use public_url::{PublicUrl, PublicUrlError};
+pub use trust_domain::{TrustDomain, TrustDomainError};
+
+/// A configuration with every key, its default and its meaning: what `config example` prints.
+pub const EXAMPLE: &str = include_str!("../../../deploy/server/assay-server.example.toml");
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+/// Bytes of a master key.
+const MASTER_KEY_LENGTH: usize = 32;
+
+/// Everything that is configured, validated.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The origin that machines and relying parties know the server by.
+    pub public_url: PublicUrl,
+    /// The trust domain of the machines' SPIFFE ids.
+    pub trust_domain: TrustDomain,
+    /// Where the API listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Metrics.
+    pub telemetry: Telemetry,
+    /// The directory of what is kept outside of the database.
+    pub data_dir: PathBuf,
+    /// Postgres.
+    pub database: Database,
+    /// What seals the private keys in the database.
+    pub master_key: MasterKey,
+    /// How the API is protected on the wire.
+    pub tls: Tls,
+    /// The machines' certificates.
+    pub certificates: Certificates,
+    /// Check-ins.
+    pub check_in: CheckIn,
+    /// Grant tokens.
+    pub grants: Grants,
+    /// Who becomes a machine.
+    pub enrollment: Enrollment,
+    /// Calls a minute.
+    pub rate_limit: RateLimit,
+    /// Logs.
+    pub log: Log,
+}
+
+/// Metrics for Prometheus.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// Where `/metrics` is served; port 0 takes a free one.
+    pub listen: SocketAddr,
+}
+
+/// The database.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// None: a private Postgres under `data_dir`.
+    pub url: Option<SecretString>,
+    /// The connections of one server.
+    pub max_connections: u32,
+    /// Whether `serve` brings the schema up to date.
+    pub migrate: bool,
+}
+
+/// Where the 32 bytes that seal the private keys come from.
+#[derive(Clone, Debug)]
+pub enum MasterKey {
+    /// A file that holds them in base64url, made at the first start when it is missing.
+    File(PathBuf),
+    /// The bytes in base64url.
+    Value(SecretString),
+}
+
+/// Transport security of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// A certificate of the server's own CA, renewed by itself.
+    SelfIssued,
+    /// PEM files, read again when they change.
+    Files {
+        /// The chain, leaf first.
+        certificate: PathBuf,
+        /// The key of the leaf.
+        private_key: PathBuf,
+    },
+    /// None: a proxy in front terminates TLS.
+    Upstream,
+}
+
+/// The machines' certificates.
+#[derive(Clone, Debug)]
+pub struct Certificates {
+    /// How long one is valid.
+    pub ttl: Duration,
+    /// How long after its end it can still be renewed.
+    pub renewal_grace: Duration,
+}
+
+/// Check-ins.
+#[derive(Clone, Debug)]
+pub struct CheckIn {
+    /// How often a machine checks in.
+    pub interval: Duration,
+}
+
+/// Grant tokens.
+#[derive(Clone, Debug)]
+pub struct Grants {
+    /// How long one is valid.
+    pub ttl: Duration,
+}
+
+/// Who becomes a machine.
+#[derive(Clone, Debug)]
+pub struct Enrollment {
+    /// What happens to a new key for a known serial number when no token allows it.
+    pub reenrollment: Reenrollment,
+}
+
+/// The answer to a new key for a known serial number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reenrollment {
+    /// An administrator decides.
+    Pending,
+    /// `machine-exists`.
+    Refuse,
+}
+
+/// Calls a minute, each none when there is no limit.
+#[derive(Clone, Debug)]
+pub struct RateLimit {
+    /// Of one key or serial number.
+    pub machine_per_minute: Option<NonZeroU32>,
+    /// Of one address, for calls that name no machine.
+    pub address_per_minute: Option<NonZeroU32>,
+    /// Of one API key.
+    pub api_key_per_minute: Option<NonZeroU32>,
+}
+
+/// Logs, on stdout.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// The least severe level that is written.
+    pub level: LevelFilter,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// The form of the logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Config {
+    /// Reads the file, if there is one, and over it the variables of `environment` that begin with `ASSAY_`.
+    ///
+    /// # Errors
+    /// One line that names the file, or every key that is unknown, missing or bad and where it comes from.
+    pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        Self::load_with_keys(path, environment).map(|(config, _)| config)
+    }
+
+    /// Also names the keys that there are.
+    fn load_with_keys(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Self, BTreeSet<&'static str>), ConfigError> {
+        let mut settings = Settings::collect(path, environment)?;
+        let config = Self::read(&mut settings);
+        match (config, settings.finish()) {
+            (Some(config), (keys, None)) => Ok((config, keys)),
+            (_, (_, error)) => Err(error.unwrap_or_else(|| ConfigError::Keys(Vec::new()))),
+        }
+    }
+
+    /// None when something is missing, which `settings` then knows.
+    fn read(settings: &mut Settings) -> Option<Self> {
+        let public_url = settings.parsed("public_url");
+        let public_url = settings.require("public_url", public_url);
+        let trust_domain = settings.parsed("trust_domain");
+        let trust_domain = settings.require("trust_domain", trust_domain);
+        let data_dir = settings
+            .path("data_dir")
+            .unwrap_or_else(|| PathBuf::from("/var/lib/assay"));
+        let listen = settings
+            .parsed("listen")
+            .unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8443)));
+        let telemetry_listen = settings
+            .parsed("telemetry.listen")
+            .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)));
+        let master_key = MasterKey::read(settings, &data_dir);
+        let tls = Tls::read(settings);
+        let database = Database::read(settings);
+        let certificates = Certificates {
+            // The shortest that leaves a machine time to renew it at two thirds of its life; a year is what revocation
+            // lists, which name every revoked certificate until it ends, are meant to carry.
+            ttl: settings
+                .duration("certificates.ttl", MINUTE..=366 * DAY)
+                .unwrap_or(7 * DAY),
+            renewal_grace: settings
+                .duration("certificates.renewal_grace", Duration::ZERO..=3660 * DAY)
+                .unwrap_or(90 * DAY),
+        };
+        // A machine that is silent for a day counts as unreachable.
+        let interval = settings
+            .duration("check_in.interval", SECOND..=DAY)
+            .unwrap_or(5 * MINUTE);
+        // Relying parties verify a grant offline: it stays good this long after it was taken back.
+        let grants_ttl = settings
+            .duration("grants.ttl", SECOND..=24 * HOUR)
+            .unwrap_or(10 * MINUTE);
+        let enrollment = Enrollment::read(settings);
+        let rate_limit = RateLimit::read(settings);
+        let log = Log::read(settings);
+        Some(Self {
+            public_url: public_url?,
+            trust_domain: trust_domain?,
+            listen,
+            telemetry: Telemetry {
+                listen: telemetry_listen,
+            },
+            data_dir,
+            database,
+            master_key,
+            tls,
+            certificates,
+            check_in: CheckIn { interval },
+            grants: Grants { ttl: grants_ttl },
+            enrollment,
+            rate_limit,
+            log,
+        })
+    }
+}
+
+impl Database {
+    fn read(settings: &mut Settings) -> Self {
+        let check = |text: &str| match text.parse::<Url>() {
+            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(()),
+            _ => Err("must be a Postgres URL, as in postgres://user:password@host:5432/database"),
+        };
+        Self {
+            url: settings.secret("database.url", check),
+            // One connection is held by the replica that has the leader's tasks.
+            max_connections: settings.number("database.max_connections", 2..=10_000).unwrap_or(16),
+            migrate: settings.boolean("database.migrate").unwrap_or(true),
+        }
+    }
+}
+
+impl MasterKey {
+    fn read(settings: &mut Settings, data_dir: &Path) -> Self {
+        let check = |text: &str| match URL_SAFE_NO_PAD.decode(text).map(Zeroizing::new) {
+            Ok(bytes) if bytes.len() == MASTER_KEY_LENGTH => Ok(()),
+            _ => Err("must be 32 bytes in base64url without padding (43 characters)"),
+        };
+        if settings.is_given("master_key") {
+            settings.refuse_given("master_key_file", "cannot be given together with master_key");
+        }
+        let file = settings.path("master_key_file");
+        match settings.secret("master_key", check) {
+            Some(value) => Self::Value(value),
+            None => Self::File(file.unwrap_or_else(|| data_dir.join("master.key"))),
+        }
+    }
+}
+
+impl Tls {
+    fn read(settings: &mut Settings) -> Self {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mode {
+            SelfIssued,
+            Files,
+            Upstream,
+        }
+        let modes = [
+            ("self-issued", Mode::SelfIssued),
+            ("files", Mode::Files),
+            ("upstream", Mode::Upstream),
+        ];
+        let mode = settings.word("tls.mode", &modes).unwrap_or(Mode::SelfIssued);
+        let mut path = |key| {
+            if mode == Mode::Files {
+                let path = settings.path(key);
+                return settings.require(key, path);
+            }
+            settings.refuse_given(key, "has a meaning only when tls.mode is \"files\"");
+            None
+        };
+        let files = (path("tls.certificate"), path("tls.private_key"));
+        match (mode, files) {
+            (Mode::Upstream, _) => Self::Upstream,
+            (Mode::Files, (Some(certificate), Some(private_key))) => Self::Files {
+                certificate,
+                private_key,
+            },
+            // Without its files it is an error, which `settings` knows.
+            (Mode::SelfIssued | Mode::Files, _) => Self::SelfIssued,
+        }
+    }
+}
+
+impl Enrollment {
+    fn read(settings: &mut Settings) -> Self {
+        let words = [("pending", Reenrollment::Pending), ("refuse", Reenrollment::Refuse)];
+        Self {
+            reenrollment: settings
+                .word("enrollment.reenrollment", &words)
+                .unwrap_or(Reenrollment::Pending),
+        }
+    }
+}
+
+impl RateLimit {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            machine_per_minute: settings.limit("rate_limit.machine_per_minute", 60),
+            address_per_minute: settings.limit("rate_limit.address_per_minute", 6000),
+            api_key_per_minute: settings.limit("rate_limit.api_key_per_minute", 6000),
+        }
+    }
+}
+
+impl Log {
+    fn read(settings: &mut Settings) -> Self {
+        let levels = [
+            ("off", LevelFilter::OFF),
+            ("error", LevelFilter::ERROR),
+            ("warn", LevelFilter::WARN),
+            ("info", LevelFilter::INFO),
+            ("debug", LevelFilter::DEBUG),
+            ("trace", LevelFilter::TRACE),
+        ];
+        let formats = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+        Self {
+            level: settings.word("log.level", &levels).unwrap_or(LevelFilter::INFO),
+            format: settings.word("log.format", &formats).unwrap_or(LogFormat::Json),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    const REQUIRED: [(&str, &str); 2] = [
+        ("ASSAY_PUBLIC_URL", "https://assay.example.com"),
+        ("ASSAY_TRUST_DOMAIN", "example.com"),
+    ];
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+
+    fn load(file: Option<&str>, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("assay.toml");
+        if let Some(text) = file {
+            fs::write(&path, text).unwrap();
+        }
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(file.map(|_| path.as_path()), variables)
+            .map_err(|error| error.to_string().replace(&path.display().to_string(), "FILE"))
+    }
+
+    fn with_required(variables: &[(&'static str, &'static str)]) -> Result<Config, String> {
+        load(None, &[REQUIRED.as_slice(), variables].concat())
+    }
+
+    /// The lines of the example that show defaults, made effective.
+    fn example_with_defaults() -> String {
+        let lines = EXAMPLE.lines().map(|line| match line.strip_prefix('#') {
+            Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => rest,
+            _ => line,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn has_the_defaults_of_the_contract() {
+        let config = with_required(&[]).unwrap();
+        assert_eq!(config.public_url.as_str(), "https://assay.example.com");
+        assert_eq!(config.trust_domain.as_str(), "example.com");
+        assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
+        assert_eq!(config.telemetry.listen.to_string(), "127.0.0.1:9464");
+        assert_eq!(config.data_dir, Path::new("/var/lib/assay"));
+        assert!(config.database.url.is_none() && config.database.migrate);
+        assert_eq!(config.database.max_connections, 16);
+        assert!(matches!(&config.master_key, MasterKey::File(path) if path == Path::new("/var/lib/assay/master.key")));
+        assert_eq!(config.tls, Tls::SelfIssued);
+        assert_eq!(config.certificates.ttl, 7 * DAY);
+        assert_eq!(config.certificates.renewal_grace, 90 * DAY);
+        assert_eq!(config.check_in.interval, Duration::from_secs(300));
+        assert_eq!(config.grants.ttl, Duration::from_secs(600));
+        assert_eq!(config.enrollment.reenrollment, Reenrollment::Pending);
+        let limits = &config.rate_limit;
+        let limits = [
+            limits.machine_per_minute,
+            limits.address_per_minute,
+            limits.api_key_per_minute,
+        ];
+        assert_eq!(limits.map(|limit| limit.unwrap().get()), [60, 6000, 6000]);
+        assert_eq!(
+            (config.log.level, config.log.format),
+            (LevelFilter::INFO, LogFormat::Json)
+        );
+    }
+
+    #[test]
+    fn the_example_shows_every_key_and_its_default() {
+        let from_example = format!("{:?}", load(Some(&example_with_defaults()), &[]).unwrap());
+        assert_eq!(from_example, format!("{:?}", with_required(&[]).unwrap()));
+        assert_eq!(format!("{:?}", load(Some(EXAMPLE), &[]).unwrap()), from_example);
+
+        let (_, keys) = Config::load_with_keys(None, REQUIRED.map(|(k, v)| (k.into(), v.into())).into_iter()).unwrap();
+        let every_key = example_with_defaults().replace("# e.g. ", "");
+        fn names(parent: &str, table: &toml::Table) -> BTreeSet<String> {
+            let name = |(name, value): (&String, &toml::Value)| match value {
+                toml::Value::Table(table) => names(&format!("{parent}{name}."), table),
+                _ => BTreeSet::from([format!("{parent}{name}")]),
+            };
+            table.iter().flat_map(name).collect()
+        }
+        assert_eq!(
+            names("", &every_key.parse().unwrap()),
+            keys.iter().map(|key| (*key).to_owned()).collect()
+        );
+    }
+
+    #[test]
+    fn the_environment_wins_and_stays_text() {
+        let file = "public_url = 'https://a.example'\ntrust_domain = 'file'\n[database]\nmax_connections = 3\n";
+        let config = load(
+            Some(file),
+            &[("ASSAY_TRUST_DOMAIN", "123"), ("ASSAY_DATABASE__MAX_CONNECTIONS", "5")],
+        );
+        let config = config.unwrap();
+        assert_eq!(
+            (config.public_url.as_str(), config.trust_domain.as_str()),
+            ("https://a.example", "123")
+        );
+        assert_eq!(config.database.max_connections, 5);
+    }
+
+    #[test]
+    fn reads_what_has_no_default() {
+        let config = with_required(&[
+            ("ASSAY_DATABASE__URL", "postgres://u:hunter2@db/assay"),
+            ("ASSAY_MASTER_KEY", KEY),
+            ("ASSAY_TLS__MODE", "files"),
+            ("ASSAY_TLS__CERTIFICATE", "/tls.crt"),
+            ("ASSAY_TLS__PRIVATE_KEY", "/tls.key"),
+            ("ASSAY_RATE_LIMIT__MACHINE_PER_MINUTE", "0"),
+            ("ASSAY_DATABASE__MIGRATE", "false"),
+        ])
+        .unwrap();
+        let paths = (PathBuf::from("/tls.crt"), PathBuf::from("/tls.key"));
+        assert_eq!(
+            config.tls,
+            Tls::Files {
+                certificate: paths.0,
+                private_key: paths.1
+            }
+        );
+        assert_eq!(config.rate_limit.machine_per_minute, None);
+        assert!(!config.database.migrate);
+        let debug = format!("{config:?}");
+        assert!(!debug.contains("hunter2") && !debug.contains(KEY), "{debug}");
+    }
+
+    #[rstest]
+    #[case("ASSAY_FOO__BAR", "1", "foo.bar (ASSAY_FOO__BAR) is not a key of the configuration")]
+    #[case(
+        "ASSAY_LISTEN",
+        "8443",
+        "listen (ASSAY_LISTEN) is \"8443\": invalid socket address syntax"
+    )]
+    #[case("ASSAY_DATA_DIR", "", "data_dir (ASSAY_DATA_DIR) is empty")]
+    #[case(
+        "ASSAY_CHECK_IN__INTERVAL",
+        "0s",
+        "check_in.interval (ASSAY_CHECK_IN__INTERVAL) is 0s, and must be whole seconds from 1s to 1day"
+    )]
+    #[case(
+        "ASSAY_GRANTS__TTL",
+        "1500ms",
+        "grants.ttl (ASSAY_GRANTS__TTL) is 1500ms, and must be whole seconds from 1s to 1day"
+    )]
+    #[case(
+        "ASSAY_CERTIFICATES__TTL",
+        "7",
+        "certificates.ttl (ASSAY_CERTIFICATES__TTL) is \"7\", and must be a time with a unit, as in 90s, 5m or 7d"
+    )]
+    #[case(
+        "ASSAY_DATABASE__MAX_CONNECTIONS",
+        "0",
+        "database.max_connections (ASSAY_DATABASE__MAX_CONNECTIONS) must be a whole number from 2 to 10000"
+    )]
+    #[case(
+        "ASSAY_DATABASE__MIGRATE",
+        "yes",
+        "database.migrate (ASSAY_DATABASE__MIGRATE) must be true or false"
+    )]
+    #[case(
+        "ASSAY_DATABASE__URL",
+        "mysql://u:hunter2@db/assay",
+        "database.url (ASSAY_DATABASE__URL) must be a Postgres URL, as in postgres://user:password@host:5432/database"
+    )]
+    #[case(
+        "ASSAY_MASTER_KEY",
+        "hunter2",
+        "master_key (ASSAY_MASTER_KEY) must be 32 bytes in base64url without padding (43 characters)"
+    )]
+    #[case(
+        "ASSAY_TLS__MODE",
+        "none",
+        "tls.mode (ASSAY_TLS__MODE) is \"none\", and must be one of self-issued, files, upstream"
+    )]
+    #[case(
+        "ASSAY_TLS__CERTIFICATE",
+        "/x",
+        "tls.certificate (ASSAY_TLS__CERTIFICATE) has a meaning only when tls.mode is \"files\""
+    )]
+    #[case(
+        "ASSAY_TLS__MODE",
+        "files",
+        "tls.certificate (ASSAY_TLS__CERTIFICATE) is required and not given; tls.private_key (ASSAY_TLS__PRIVATE_KEY) is required and not given"
+    )]
+    #[case(
+        "ASSAY_ENROLLMENT__REENROLLMENT",
+        "allow",
+        "enrollment.reenrollment (ASSAY_ENROLLMENT__REENROLLMENT) is \"allow\", and must be one of pending, refuse"
+    )]
+    #[case(
+        "ASSAY_LOG__LEVEL",
+        "loud",
+        "log.level (ASSAY_LOG__LEVEL) is \"loud\", and must be one of off, error, warn, info, debug, trace"
+    )]
+    fn names_a_bad_variable(#[case] name: &'static str, #[case] value: &'static str, #[case] expected: &str) {
+        assert_eq!(
+            with_required(&[(name, value)]).unwrap_err(),
+            format!("configuration: {expected}")
+        );
+    }
+
+    #[rstest]
+    #[case(
+        "",
+        "configuration: public_url (ASSAY_PUBLIC_URL) is required and not given; trust_domain (ASSAY_TRUST_DOMAIN) is required and not given"
+    )]
+    #[case(
+        "public_url = 'http://a.example'\ntrust_domain = 'A'",
+        "configuration: public_url (FILE) is \"http://a.example\": it must begin with https:// (plain http only for a loopback host); trust_domain (FILE) is \"A\": it must be 1 to 255 lower-case letters, digits, dots, dashes and underscores, as in example.com"
+    )]
+    #[case(
+        "public_url = 'https://a.example'\ntrust_domain = 'a'\nlisten = 8443\n[tsl]\nmode = 'files'\n",
+        "configuration: tsl.mode (FILE) is not a key of the configuration; listen (FILE) must be a string"
+    )]
+    #[case(
+        "public_url = 'https://a.example'\ntrust_domain = 'a'\nmaster_key_file = '/k'\nmaster_key = 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8'\n",
+        "configuration: master_key_file (FILE) cannot be given together with master_key"
+    )]
+    #[case(
+        "public_url = 'https://a.example'\nmaster_key = \"hunter2\n",
+        "the configuration FILE is not TOML: line 2: invalid basic string, expected `\"`"
+    )]
+    fn names_everything_that_is_wrong_with_a_file(#[case] file: &str, #[case] expected: &str) {
+        assert_eq!(load(Some(file), &[]).unwrap_err(), expected);
+    }
+
+    #[test]
+    fn leaves_what_kubernetes_says_of_a_service_named_assay() {
+        let links = [
+            ("ASSAY_SERVICE_HOST", "10.0.0.7"),
+            ("ASSAY_SERVICE_PORT_HTTPS", "8443"),
+            ("ASSAY_PORT", "tcp://10.0.0.7:8443"),
+            ("ASSAY_SERVER_PORT_8443_TCP_ADDR", "10.0.0.7"),
+        ];
+        with_required(&links).unwrap();
+    }
+
+    #[test]
+    fn leaves_what_configures_an_agent_on_the_same_host() {
+        with_required(&[("ASSAY_AGENT_SERVER", "https://assay.example.com")]).unwrap();
+    }
+
+    #[test]
+    fn names_a_file_that_is_not_there() {
+        let error = Config::load(Some(Path::new("/no/such.toml")), std::iter::empty()).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read the configuration /no/such.toml");
+    }
+}

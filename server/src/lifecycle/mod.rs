@@ -1,0 +1,579 @@
+//! Serving: connections from their accept to their end, within limits that no peer can stretch.
+//!
+//! hyper's own header timeout runs while a connection is idle, too, so that one value would have to serve for both: short
+//! enough against a peer that trickles a head, and longer than the idle time of a proxy. `activity` tells them apart.
+
+mod activity;
+
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
+
+use axum::{Router, body::Body, extract::ConnectInfo};
+use http::{Request, Version};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulConnection},
+};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    select,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Duration, Instant, Sleep, sleep, sleep_until, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use crate::telemetry::{Metrics, metrics::Handshake};
+use activity::{Activity, Watched};
+
+/// How long to wait after an accept that failed for want of file descriptors or memory, which the next one would, too.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
+
+/// What a peer may take of the server's time and memory.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimits {
+    /// Connections at once; more wait in the kernel's queue.
+    pub max_connections: usize,
+    /// From the accept to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request's head (for the first request: from the handshake) to its last.
+    pub header_timeout: Duration,
+    /// Without a request. Longer than the 60 s of common proxies, which would else reuse a connection that is just being closed.
+    pub idle_timeout: Duration,
+    /// Within a request, without a byte in either direction.
+    pub stall_timeout: Duration,
+    /// At a connection's end, without a byte of what is left to send being taken.
+    pub flush_timeout: Duration,
+    /// From the order to shut down until what is still being answered is cut off.
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 20_000,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(60),
+            flush_timeout: Duration::from_secs(1),
+            shutdown_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// What is served, and how.
+pub struct Server {
+    /// Answers the requests. Each carries [`ConnectInfo`] with the peer's address.
+    pub router: Router,
+    /// None for plain HTTP.
+    pub tls: Option<TlsAcceptor>,
+    /// The limits.
+    pub limits: ConnectionLimits,
+    /// Counts connections and handshakes.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Serves until `shutdown`; then accepts nothing more, answers what has begun, and returns when that is done or its time
+/// is up. Returns how many connections had to be cut off.
+pub async fn serve(listener: TcpListener, server: Server, shutdown: CancellationToken) -> usize {
+    let server = Arc::new(server);
+    let connections = TaskTracker::new();
+    let cut_off = CancellationToken::new();
+    accept_connections(listener, &server, &connections, &shutdown, &cut_off).await;
+    connections.close();
+    if timeout(server.limits.shutdown_timeout, connections.wait())
+        .await
+        .is_ok()
+    {
+        return 0;
+    }
+    let unfinished = connections.len();
+    warn!(unfinished, "cutting off the connections that did not end in time");
+    cut_off.cancel();
+    connections.wait().await;
+    unfinished
+}
+
+async fn accept_connections(
+    listener: TcpListener,
+    server: &Arc<Server>,
+    connections: &TaskTracker,
+    shutdown: &CancellationToken,
+    cut_off: &CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(server.limits.max_connections));
+    let accept = async || match Arc::clone(&slots).acquire_owned().await {
+        Ok(slot) => listener.accept().await.map(|(stream, peer)| (stream, peer, slot)),
+        Err(closed) => Err(io::Error::other(closed)),
+    };
+    loop {
+        let accepted = select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer, slot)) => {
+                let (server, shutdown, cut_off) = (Arc::clone(server), shutdown.clone(), cut_off.clone());
+                connections.spawn(async move {
+                    let _open = Open::new(&server.metrics.connections, slot);
+                    select! {
+                        () = cut_off.cancelled() => {}
+                        () = attend(stream, peer, &server, &shutdown) => {}
+                    }
+                });
+            }
+            // The peer gave up before it was accepted.
+            Err(error) if is_about_the_peer(&error) => {}
+            Err(error) => {
+                warn!(%error, "cannot accept connections");
+                select! {
+                    () = shutdown.cancelled() => return,
+                    () = sleep(ACCEPT_BACKOFF) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Counts a connection while it is open, also when a handler panics.
+struct Open {
+    gauge: Gauge,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(gauge: &Gauge, slot: OwnedSemaphorePermit) -> Self {
+        gauge.inc();
+        Self {
+            gauge: gauge.clone(),
+            _slot: slot,
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
+fn is_about_the_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: &CancellationToken) {
+    // Answers are single small writes: waiting to fill a packet would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "the connection ended at once");
+        return;
+    }
+    let Some(tls) = &server.tls else {
+        return converse(stream, peer, server, shutdown).await;
+    };
+    let handshake = select! {
+        // Nothing has begun that an answer could be expected to.
+        () = shutdown.cancelled() => return,
+        handshake = timeout(server.limits.handshake_timeout, tls.accept(stream)) => handshake,
+    };
+    match handshake {
+        Ok(Ok(stream)) => {
+            server.metrics.handshake_ended(Handshake::Completed);
+            converse(stream, peer, server, shutdown).await;
+        }
+        Ok(Err(error)) => {
+            server.metrics.handshake_ended(Handshake::Failed);
+            debug!(%peer, %error, "the TLS handshake failed");
+        }
+        Err(_) => server.metrics.handshake_ended(Handshake::TimedOut),
+    }
+}
+
+enum Interruption {
+    Ended,
+    ShuttingDown,
+    TimedOut,
+}
+
+async fn converse<S>(stream: S, peer: SocketAddr, server: &Server, shutdown: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let activity = Arc::new(Activity::new());
+    let service = {
+        let (activity, router) = (Arc::clone(&activity), server.router.clone());
+        service_fn(move |mut request: Request<Incoming>| {
+            let in_flight = activity.begin(request.version() == Version::HTTP_2);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move {
+                let answer = answer.await;
+                drop(in_flight);
+                answer
+            }
+        })
+    };
+    let watched = Watched {
+        stream,
+        activity: Arc::clone(&activity),
+    };
+    let builder = http_builder();
+    let connection = pin!(builder.serve_connection(TokioIo::new(watched), service));
+    drive(connection, &activity, &server.limits, shutdown).await;
+}
+
+/// Drives a connection until it ends by itself, runs into a limit or the server shuts down; then lets it finish what it
+/// is answering and send what it has.
+async fn drive<C: GracefulConnection>(
+    mut connection: Pin<&mut C>,
+    activity: &Activity,
+    limits: &ConnectionLimits,
+    shutdown: &CancellationToken,
+) {
+    let mut alarm = pin!(sleep_until(activity.deadline(limits)));
+    let mut shutting_down = pin!(shutdown.cancelled());
+    let interruption = poll_fn(|context| {
+        if connection.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Interruption::Ended);
+        }
+        if shutting_down.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Interruption::ShuttingDown);
+        }
+        // Bytes that came or went have moved it.
+        set(alarm.as_mut(), activity.deadline(limits));
+        alarm.as_mut().poll(context).map(|()| Interruption::TimedOut)
+    })
+    .await;
+    match interruption {
+        Interruption::Ended => return,
+        // Stalled within a request: there is nothing left to be graceful about.
+        Interruption::TimedOut if activity.is_answering() => return,
+        Interruption::TimedOut | Interruption::ShuttingDown => connection.as_mut().graceful_shutdown(),
+    }
+    poll_fn(|context| {
+        if connection.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        set(alarm.as_mut(), activity.closing_deadline(limits));
+        alarm.as_mut().poll(context)
+    })
+    .await;
+}
+
+fn set(alarm: Pin<&mut Sleep>, until: Instant) {
+    if alarm.deadline() != until {
+        alarm.reset(until);
+    }
+}
+
+fn http_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(64 * 1024)
+        .max_headers(64);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(200)
+        .max_header_list_size(16 * 1024);
+    builder
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{extract::ConnectInfo, routing::get};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::Notify,
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    /// Long enough that a test which waits for it has failed.
+    const LONG: Duration = Duration::from_secs(60);
+
+    struct Running {
+        address: SocketAddr,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+        serving: JoinHandle<usize>,
+        /// A request to `/slow` has begun.
+        begun: Arc<Notify>,
+        /// Lets the request to `/slow` be answered.
+        go_on: Arc<Notify>,
+    }
+
+    fn patient() -> ConnectionLimits {
+        ConnectionLimits {
+            header_timeout: LONG,
+            idle_timeout: LONG,
+            stall_timeout: LONG,
+            handshake_timeout: LONG,
+            shutdown_timeout: LONG,
+            flush_timeout: Duration::from_millis(50),
+            ..ConnectionLimits::default()
+        }
+    }
+
+    async fn start(limits: ConnectionLimits) -> Running {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let slow = {
+            let (begun, go_on) = (Arc::clone(&begun), Arc::clone(&go_on));
+            move |ConnectInfo(peer): ConnectInfo<SocketAddr>| {
+                let (begun, go_on) = (Arc::clone(&begun), Arc::clone(&go_on));
+                async move {
+                    begun.notify_one();
+                    go_on.notified().await;
+                    peer.ip().to_string()
+                }
+            }
+        };
+        let router = Router::new()
+            .route("/", get(async || "hello").post(async |body: String| body))
+            .route("/slow", get(slow));
+        let (metrics, shutdown) = (Arc::new(Metrics::new()), CancellationToken::new());
+        let server = Server {
+            router,
+            tls: None,
+            limits,
+            metrics: Arc::clone(&metrics),
+        };
+        Running {
+            address: listener.local_addr().unwrap(),
+            serving: tokio::spawn(serve(listener, server, shutdown.clone())),
+            metrics,
+            shutdown,
+            begun,
+            go_on,
+        }
+    }
+
+    impl Running {
+        async fn send(&self, bytes: &[u8]) -> TcpStream {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            stream
+        }
+
+        async fn ends(self) -> usize {
+            self.shutdown.cancel();
+            let cut_off = timeout(LONG / 2, self.serving).await.unwrap().unwrap();
+            assert_eq!(self.metrics.connections.get(), 0);
+            TcpStream::connect(self.address).await.unwrap_err();
+            cut_off
+        }
+    }
+
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut answer = Vec::new();
+        // A reset is an end, too.
+        let _ended = timeout(LONG / 2, stream.read_to_end(&mut answer)).await.unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn answer(stream: &mut TcpStream) -> String {
+        let mut bytes = vec![0; 4096];
+        let length = stream.read(&mut bytes).await.unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_has_begun_is_answered_before_the_server_ends() {
+        let running = start(patient()).await;
+        let stream = running.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        running.begun.notified().await;
+        running.shutdown.cancel();
+        // Only once the listener is gone may the handler go on: so the order to shut down was seen before.
+        while TcpStream::connect(running.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!running.serving.is_finished());
+        running.go_on.notify_one();
+        let answer = rest(stream).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("127.0.0.1"),
+            "{answer}"
+        );
+        assert_eq!(running.ends().await, 0);
+    }
+
+    #[tokio::test]
+    async fn connections_without_a_request_do_not_hold_the_shutdown() {
+        let running = start(patient()).await;
+        let silent = running.send(b"").await;
+        let trickling = running.send(b"GET / HT").await;
+        let mut idle = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(answer(&mut idle).await.starts_with("HTTP/1.1 200"));
+        while running.metrics.connections.get() < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(running.ends().await, 0);
+        for stream in [silent, trickling, idle] {
+            assert_eq!(rest(stream).await, "");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_never_ends_is_cut_off_when_the_time_is_up() {
+        let limits = ConnectionLimits {
+            shutdown_timeout: Duration::from_millis(50),
+            ..patient()
+        };
+        let running = start(limits).await;
+        let stream = running.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        running.begun.notified().await;
+        assert_eq!(running.ends().await, 1);
+        assert_eq!(rest(stream).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_trickled_head_is_cut_off_and_an_idle_connection_is_not() {
+        let limits = ConnectionLimits {
+            header_timeout: Duration::from_millis(50),
+            ..patient()
+        };
+        let running = start(limits).await;
+        let mut idle = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(answer(&mut idle).await.starts_with("HTTP/1.1 200"));
+        for head in [b"".as_slice(), b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
+            assert_eq!(rest(running.send(head).await).await, "");
+        }
+        // Both above have waited for longer than the header timeout, and this one is still there.
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(answer(&mut idle).await.starts_with("HTTP/1.1 200"));
+        // The second head on a connection has a limit as the first does.
+        idle.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        assert_eq!(rest(idle).await, "");
+        assert_eq!(running.ends().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_goes_on_trickling_its_head_gains_nothing_by_it() {
+        let limits = ConnectionLimits {
+            header_timeout: Duration::from_millis(50),
+            flush_timeout: Duration::from_millis(50),
+            ..patient()
+        };
+        let running = start(limits).await;
+        let (mut reader, mut writer) = running.send(b"GET / HTTP/1.1\r\nX-Slow: ").await.into_split();
+        let trickling = tokio::spawn(async move {
+            let mut pace = tokio::time::interval(Duration::from_millis(5));
+            while writer.write_all(b"x").await.is_ok() {
+                pace.tick().await;
+            }
+        });
+        let mut answer = Vec::new();
+        let _ended = timeout(LONG / 2, reader.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.is_empty());
+        trickling.await.unwrap();
+        assert_eq!(running.ends().await, 0);
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_and_a_stalled_body_end_by_their_own_limits() {
+        let limits = ConnectionLimits {
+            idle_timeout: Duration::from_millis(50),
+            stall_timeout: Duration::from_millis(50),
+            ..patient()
+        };
+        let running = start(limits).await;
+        let idle = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(rest(idle).await.ends_with("hello"));
+        let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this";
+        assert_eq!(rest(running.send(head).await).await, "");
+        assert_eq!(running.ends().await, 0);
+    }
+
+    #[tokio::test]
+    async fn connections_over_the_limit_wait_for_a_place() {
+        let limits = ConnectionLimits {
+            max_connections: 1,
+            ..patient()
+        };
+        let running = start(limits).await;
+        let first = running
+            .send(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await;
+        running.begun.notified().await;
+        let second = running
+            .send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await;
+        assert_eq!(running.metrics.connections.get(), 1);
+        running.go_on.notify_one();
+        assert!(rest(first).await.ends_with("127.0.0.1"));
+        assert!(rest(second).await.ends_with("hello"));
+        assert_eq!(running.ends().await, 0);
+    }
+
+    /// A frame of HTTP/2: type, flags, stream, payload.
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+        [head.as_slice(), payload].concat()
+    }
+
+    /// `GET path`, in the static table's terms (RFC 7541, appendix A), as the only request of a stream.
+    fn http2_get(stream: u8, path: &str) -> Vec<u8> {
+        let length = u8::try_from(path.len()).unwrap();
+        let block = [&[0x82, 0x86, 0x41, 1, b'x', 0x04, length], path.as_bytes()].concat();
+        frame(1, 0x05, stream, &block)
+    }
+
+    async fn read_until(stream: &mut TcpStream, expected: &str) {
+        let mut bytes = Vec::new();
+        while !bytes
+            .windows(expected.len())
+            .any(|window| window == expected.as_bytes())
+        {
+            let read = timeout(LONG / 2, stream.read_buf(&mut bytes)).await.unwrap().unwrap();
+            assert!(read > 0, "ended before {expected:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn http2_pings_begin_no_head_and_streams_are_answered_before_the_server_ends() {
+        let limits = ConnectionLimits {
+            header_timeout: Duration::from_millis(50),
+            ..patient()
+        };
+        let running = start(limits).await;
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+        let mut stream = running.send(&preface).await;
+        stream.write_all(&http2_get(1, "/")).await.unwrap();
+        read_until(&mut stream, "hello").await;
+        stream.write_all(&frame(6, 0, 0, b"pingping")).await.unwrap();
+        read_until(&mut stream, "pingping").await;
+        // By the time that this one is cut off, the header timeout has passed for the other, too.
+        assert_eq!(rest(running.send(b"GET / HTTP/1.1\r\n").await).await, "");
+        stream.write_all(&http2_get(3, "/slow")).await.unwrap();
+        running.begun.notified().await;
+        running.shutdown.cancel();
+        while TcpStream::connect(running.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        running.go_on.notify_one();
+        read_until(&mut stream, "127.0.0.1").await;
+        drop(stream);
+        assert_eq!(running.ends().await, 0);
+    }
+}

@@ -1,0 +1,26 @@
+//! The one source of randomness: AWS-LC's generator, seeded by the operating system.
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+
+/// Fresh bytes that nobody can predict.
+///
+/// Ends the process when the operating system has no randomness to give (AWS-LC does the same by itself):
+/// keys, nonces and serial numbers from anything weaker would be worse than no server.
+#[must_use]
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    if SystemRandom::new().fill(&mut bytes).is_err() {
+        std::process::abort();
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_draws_differ() {
+        assert_ne!(random_bytes::<32>(), random_bytes::<32>());
+    }
+}

@@ -1,0 +1,354 @@
+//! Metrics in the OpenMetrics text format. Every label has a bounded set of values: paths as they are matched, never as
+//! they are asked for, and no machine, serial number or address.
+
+use std::time::Duration;
+
+use assay_protocol::ProblemKind;
+use http::Method;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Metric, Registry, Unit},
+};
+use tracing::warn;
+
+/// The value of the `endpoint` label when no route matched.
+pub const UNMATCHED: &str = "unmatched";
+
+/// All metrics of one server. Cheap to record to; made once and shared.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Family<EndpointLabels, Histogram, fn() -> Histogram>,
+    problems: Family<ProblemLabels, Counter>,
+    enrollments: Family<ResultLabels, Counter>,
+    certificates: Family<PurposeLabels, Counter>,
+    handshakes: Family<ResultLabels, Counter>,
+    /// Connections that are open now.
+    pub connections: Gauge,
+    /// The group committer.
+    pub committer: CommitterMetrics,
+    /// The database pool.
+    pub pool: PoolMetrics,
+}
+
+/// Metrics of the group committer.
+pub struct CommitterMetrics {
+    batch_size: Histogram,
+    commit_seconds: Histogram,
+    commits: Family<ResultLabels, Counter>,
+    check_ins: Family<ResultLabels, Counter>,
+    queue_depth: Gauge,
+}
+
+/// Metrics of the database pool.
+pub struct PoolMetrics {
+    acquire_seconds: Histogram,
+    acquire_timeouts: Counter,
+    /// Connections that are open, idle ones included.
+    pub size: Gauge,
+    /// Connections that nobody uses now.
+    pub idle: Gauge,
+}
+
+/// How a TLS handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// The connection stands.
+    Completed,
+    /// The peer spoke no TLS, or no TLS that this server accepts.
+    Failed,
+    /// The peer took too long.
+    TimedOut,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    endpoint: String,
+    method: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabels {
+    endpoint: String,
+    method: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProblemLabels {
+    slug: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PurposeLabels {
+    purpose: &'static str,
+}
+
+impl Metrics {
+    /// Registers everything, at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("assay");
+        let to = &mut registry;
+        let problems: Family<ProblemLabels, Counter> = counted(to, "problems", "Problems answered");
+        // An alert on a rate needs the series to be there before the first problem.
+        for kind in ProblemKind::ALL {
+            drop(problems.get_or_create(&ProblemLabels { slug: kind.slug() }));
+        }
+        Self {
+            requests: counted(to, "http_requests", "Requests answered"),
+            request_seconds: timed(
+                to,
+                "http_request_duration",
+                "From the end of the head to the response",
+                Family::new_with_constructor(seconds),
+            ),
+            problems,
+            enrollments: counted(to, "enrollments", "Enrollment calls, by how they ended"),
+            certificates: counted(to, "certificates_issued", "Certificates issued"),
+            handshakes: counted(to, "tls_handshakes", "TLS handshakes, by how they ended"),
+            connections: counted(to, "connections", "Open connections"),
+            committer: CommitterMetrics::register(to),
+            pool: PoolMetrics::register(to),
+            registry,
+        }
+    }
+
+    /// A request was answered. `endpoint` is the route that matched, or [`UNMATCHED`].
+    pub fn request_answered(&self, endpoint: &str, method: &Method, status: u16, elapsed: Duration) {
+        let method = method_label(method);
+        self.requests
+            .get_or_create(&RequestLabels {
+                endpoint: endpoint.to_owned(),
+                method,
+                status,
+            })
+            .inc();
+        self.request_seconds
+            .get_or_create(&EndpointLabels {
+                endpoint: endpoint.to_owned(),
+                method,
+            })
+            .observe(elapsed.as_secs_f64());
+    }
+
+    /// A problem was answered.
+    pub fn problem_answered(&self, kind: ProblemKind) {
+        self.problems.get_or_create(&ProblemLabels { slug: kind.slug() }).inc();
+    }
+
+    /// An enrollment call ended with `result`, such as `issued`, `repeated` or `pending`.
+    pub fn enrollment_ended(&self, result: &'static str) {
+        self.enrollments.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// A certificate was issued for `purpose`, such as `enroll` or `renew`.
+    pub fn certificate_issued(&self, purpose: &'static str) {
+        self.certificates.get_or_create(&PurposeLabels { purpose }).inc();
+    }
+
+    /// A TLS handshake ended.
+    pub fn handshake_ended(&self, handshake: Handshake) {
+        let result = match handshake {
+            Handshake::Completed => "completed",
+            Handshake::Failed => "failed",
+            Handshake::TimedOut => "timed_out",
+        };
+        self.handshakes.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Everything in the OpenMetrics text format.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut encoded = String::new();
+        // Writing to a string does not fail. Cut short, the text lacks its `# EOF`, and the scraper refuses it.
+        if let Err(error) = text::encode(&mut encoded, &self.registry) {
+            warn!(%error, "the metrics could not be written");
+        }
+        encoded
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl CommitterMetrics {
+    /// So many check-ins wait for the next batch.
+    pub fn queued(&self, waiting: usize) {
+        self.queue_depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// A batch of `size` check-ins was committed in `elapsed`, or failed to be.
+    pub fn committed(&self, size: usize, elapsed: Duration, succeeded: bool) {
+        self.batch_size
+            .observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)));
+        self.commit_seconds.observe(elapsed.as_secs_f64());
+        let result = if succeeded { "committed" } else { "failed" };
+        self.commits.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// A check-in ended with `result`, such as `recorded` or `nonce_used`.
+    pub fn check_in_ended(&self, result: &'static str) {
+        self.check_ins.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    fn register(to: &mut Registry) -> Self {
+        let batch_size = Histogram::new(exponential_buckets(1.0, 2.0, 10));
+        to.register("committer_batch_size", "Check-ins in one commit", batch_size.clone());
+        Self {
+            batch_size,
+            commit_seconds: timed(
+                to,
+                "committer_commit_duration",
+                "The statement and its commit",
+                seconds(),
+            ),
+            commits: counted(to, "committer_commits", "Batches, by how their commit ended"),
+            check_ins: counted(to, "committer_check_ins", "Check-ins, by how they ended"),
+            queue_depth: counted(to, "committer_queue_depth", "Check-ins that wait for the next commit"),
+        }
+    }
+}
+
+impl PoolMetrics {
+    /// A connection was handed out after `waited`.
+    pub fn acquired(&self, waited: Duration) {
+        self.acquire_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// No connection came free in time.
+    pub fn acquire_timed_out(&self) {
+        self.acquire_timeouts.inc();
+    }
+
+    /// The pool has `size` connections open, `idle` of which nobody uses.
+    pub fn sampled(&self, size: u32, idle: usize) {
+        self.size.set(i64::from(size));
+        self.idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
+    }
+
+    fn register(to: &mut Registry) -> Self {
+        Self {
+            acquire_seconds: timed(
+                to,
+                "database_acquire_duration",
+                "Waiting for a connection of the pool",
+                seconds(),
+            ),
+            acquire_timeouts: counted(
+                to,
+                "database_acquire_timeouts",
+                "Waits for a connection that were given up",
+            ),
+            size: counted(to, "database_connections", "Open connections"),
+            idle: counted(to, "database_idle_connections", "Connections that nobody uses"),
+        }
+    }
+}
+
+fn counted<M: Metric + Clone + Default>(to: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    to.register(name, help, metric.clone());
+    metric
+}
+
+fn timed<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    to.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
+}
+
+/// From 100 µs, below any statement, to 13 s, above any timeout.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 18))
+}
+
+/// Anybody can invent a method; a label for each would grow without bound.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded_is_in_the_text() {
+        let metrics = Metrics::new();
+        let elapsed = Duration::from_millis(3);
+        metrics.request_answered("/v1/admin/machines/{id}", &Method::GET, 200, elapsed);
+        metrics.request_answered("/v1/admin/machines/{id}", &Method::GET, 200, elapsed);
+        metrics.problem_answered(ProblemKind::BadNonce);
+        metrics.enrollment_ended("issued");
+        metrics.certificate_issued("enroll");
+        metrics.handshake_ended(Handshake::TimedOut);
+        metrics.connections.inc();
+        metrics.committer.committed(512, elapsed, true);
+        metrics.committer.committed(1, elapsed, false);
+        metrics.committer.check_in_ended("recorded");
+        metrics.committer.queued(7);
+        metrics.pool.acquired(elapsed);
+        metrics.pool.acquire_timed_out();
+        metrics.pool.size.set(16);
+        metrics.pool.idle.set(15);
+        let text = metrics.encode();
+        for line in [
+            r#"assay_http_requests_total{endpoint="/v1/admin/machines/{id}",method="GET",status="200"} 2"#,
+            r#"assay_http_request_duration_seconds_count{endpoint="/v1/admin/machines/{id}",method="GET"} 2"#,
+            r#"assay_problems_total{slug="bad-nonce"} 1"#,
+            r#"assay_problems_total{slug="machine-revoked"} 0"#,
+            r#"assay_enrollments_total{result="issued"} 1"#,
+            r#"assay_certificates_issued_total{purpose="enroll"} 1"#,
+            r#"assay_tls_handshakes_total{result="timed_out"} 1"#,
+            "assay_connections 1",
+            r#"assay_committer_batch_size_bucket{le="256.0"} 1"#,
+            r#"assay_committer_batch_size_bucket{le="512.0"} 2"#,
+            "assay_committer_commit_duration_seconds_count 2",
+            r#"assay_committer_commits_total{result="committed"} 1"#,
+            r#"assay_committer_commits_total{result="failed"} 1"#,
+            r#"assay_committer_check_ins_total{result="recorded"} 1"#,
+            "assay_committer_queue_depth 7",
+            "assay_database_acquire_duration_seconds_count 1",
+            "assay_database_acquire_timeouts_total 1",
+            "assay_database_connections 16",
+            "assay_database_idle_connections 15",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn an_invented_method_makes_no_series_of_its_own() {
+        let metrics = Metrics::new();
+        for method in ["BREW", "PROPFIND"] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            metrics.request_answered(UNMATCHED, &method, 405, Duration::ZERO);
+        }
+        let text = metrics.encode();
+        assert!(text.contains(r#"assay_http_requests_total{endpoint="unmatched",method="other",status="405"} 2"#));
+        assert!(!text.contains("BREW"));
+    }
+}

@@ -1,0 +1,7 @@
+//! What the server tells of itself: metrics to Prometheus, structured lines to standard output. Neither ever holds a secret.
+
+pub mod listener;
+pub mod logging;
+pub mod metrics;
+
+pub use metrics::Metrics;

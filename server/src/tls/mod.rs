@@ -1,0 +1,100 @@
+//! TLS as the server speaks it: versions, cipher suites and key exchange, and where its certificate comes from.
+
+mod files;
+mod server_certificate;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use rustls::{
+    ServerConfig,
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{
+            Ticketer,
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            default_provider,
+            kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768},
+        },
+    },
+    version::{TLS12, TLS13},
+};
+
+pub use server_certificate::ServerCertificate;
+
+use crate::authority::AuthorityError;
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// No certificate in the file.
+    #[error("{} holds no certificate in PEM", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The first certificate in the file does not parse.
+    #[error("the certificate in {} cannot be used", path.display())]
+    BadCertificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: rustls::Error,
+    },
+    /// No private key in the file. The reason is left out: it could quote a piece of the key.
+    #[error("{} holds no private key in PEM (PKCS#8, SEC 1 or PKCS#1, not encrypted)", path.display())]
+    NoPrivateKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The two files do not belong together.
+    #[error("the private key in {} does not belong to the certificate in {}", private_key.display(), certificate.display())]
+    KeyMismatch {
+        /// The file with the certificate.
+        certificate: PathBuf,
+        /// The file with the private key.
+        private_key: PathBuf,
+    },
+    /// The server's own CA issued none.
+    #[error("the server's own CA issues no TLS certificate")]
+    Issue(#[source] AuthorityError),
+    /// The TLS library refuses the settings or the self-issued certificate.
+    #[error("TLS cannot be set up")]
+    Setup(#[source] rustls::Error),
+}
+
+/// The configuration of all connections. A certificate that is replaced later shows in new handshakes alone.
+pub fn server_config(certificate: Arc<ServerCertificate>) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(TlsError::Setup)?
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // Our order: both sides have AES instructions, and 128 bits are what the P-256 certificates are worth, too.
+    config.ignore_client_order = true;
+    // A machine comes back every few minutes on a new connection: with a ticket that costs no signature, and the server
+    // keeps nothing for it. One ticket, since it makes one connection at a time.
+    config.ticketer = Ticketer::new().map_err(TlsError::Setup)?;
+    config.send_tls13_tickets = 1;
+    Ok(Arc::new(config))
+}
+
+/// AWS-LC, with the hybrid key exchange first: traffic recorded today must not be readable to a later quantum computer.
+fn provider() -> CryptoProvider {
+    let mut provider = default_provider();
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != TLS13_AES_128_GCM_SHA256.suite());
+    provider.kx_groups = vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1];
+    provider
+}

@@ -1,0 +1,542 @@
+//! The server's own certificate: issued by its CA or read from files, and replaced while connections go on.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    crypto::CryptoProvider,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+use tokio::{
+    select,
+    task::spawn_blocking,
+    time::{Duration, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    TlsError,
+    files::{Files, Version},
+    provider,
+};
+use crate::{authority::Authority, clock::Clock};
+
+/// The certificate that new handshakes get.
+pub struct ServerCertificate {
+    current: ArcSwap<CertifiedKey>,
+    source: Source,
+    provider: CryptoProvider,
+}
+
+enum Source {
+    SelfIssued {
+        authority: Arc<ArcSwap<Authority>>,
+        renew_at: Mutex<OffsetDateTime>,
+    },
+    Files {
+        files: Files,
+        /// The version that was tried last, good or bad: a bad one is complained of once.
+        tried: Mutex<Version>,
+    },
+}
+
+impl ServerCertificate {
+    /// Issues one from the server's own CA. Its key is made here and never leaves the memory.
+    pub fn self_issued(authority: Arc<ArcSwap<Authority>>, now: OffsetDateTime) -> Result<Self, TlsError> {
+        let provider = provider();
+        let (certified, renew_at) = issue(&authority.load(), &provider, now)?;
+        Ok(Self {
+            current: ArcSwap::from_pointee(certified),
+            source: Source::SelfIssued {
+                authority,
+                renew_at: Mutex::new(renew_at),
+            },
+            provider,
+        })
+    }
+
+    /// Reads it from PEM files: the chain, leaf first, and the private key of the leaf.
+    pub fn from_files(certificate: PathBuf, private_key: PathBuf) -> Result<Self, TlsError> {
+        let (files, provider) = (
+            Files {
+                certificate,
+                private_key,
+            },
+            provider(),
+        );
+        // Before reading: a change in between is then seen as one.
+        let version = files.version();
+        Ok(Self {
+            current: ArcSwap::from_pointee(files.load(&provider)?),
+            source: Source::Files {
+                files,
+                tried: Mutex::new(version),
+            },
+            provider,
+        })
+    }
+
+    /// Replaces the certificate if two thirds of its life are over, or the files have changed. Returns whether it did.
+    /// On an error the old one stays; changed files are then not looked at again before they change once more.
+    pub fn refresh(&self, now: OffsetDateTime) -> Result<bool, TlsError> {
+        let certified = match &self.source {
+            Source::SelfIssued { authority, renew_at } => {
+                let mut renew_at = renew_at.lock().unwrap_or_else(PoisonError::into_inner);
+                if now < *renew_at {
+                    return Ok(false);
+                }
+                let (certified, next) = issue(&authority.load(), &self.provider, now)?;
+                *renew_at = next;
+                certified
+            }
+            Source::Files { files, tried } => {
+                let mut tried = tried.lock().unwrap_or_else(PoisonError::into_inner);
+                let version = files.version();
+                if *tried == version {
+                    return Ok(false);
+                }
+                *tried = version;
+                files.load(&self.provider)?
+            }
+        };
+        self.current.store(Arc::new(certified));
+        Ok(true)
+    }
+
+    /// Calls [`Self::refresh`] at every interval until `shutdown`, and logs what comes of it.
+    pub async fn keep_fresh(self: Arc<Self>, clock: Arc<dyn Clock>, every: Duration, shutdown: CancellationToken) {
+        let mut interval = interval(every);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            select! {
+                () = shutdown.cancelled() => return,
+                _ = interval.tick() => {}
+            }
+            let (certificate, now) = (Arc::clone(&self), clock.now());
+            // Files may lie on a network.
+            match spawn_blocking(move || certificate.refresh(now)).await {
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => info!("the TLS certificate was replaced"),
+                Ok(Err(error)) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(%error, cause, "the old TLS certificate stays");
+                }
+                Err(error) => warn!(%error, "the TLS certificate was not looked after"),
+            }
+        }
+    }
+}
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+impl fmt::Debug for ServerCertificate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self.source {
+            Source::SelfIssued { .. } => "ServerCertificate(self-issued)",
+            Source::Files { .. } => "ServerCertificate(files)",
+        })
+    }
+}
+
+fn issue(
+    authority: &Authority,
+    provider: &CryptoProvider,
+    now: OffsetDateTime,
+) -> Result<(CertifiedKey, OffsetDateTime), TlsError> {
+    let issued = authority
+        .issuing()
+        .issue_tls_certificate(now)
+        .map_err(TlsError::Issue)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.key.pkcs8_der().to_vec()));
+    let certified = CertifiedKey::from_der(issued.chain, key, provider).map_err(TlsError::Setup)?;
+    Ok((certified, issued.renew_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::SocketAddr, path::Path};
+
+    use axum::{Router, routing::get};
+    use rustls::{
+        CipherSuite, ClientConfig, NamedGroup, ProtocolVersion, RootCertStore, client::danger::ServerCertVerifier,
+    };
+    use rustls_pki_types::{CertificateDer, UnixTime};
+    use time::{Duration as Period, macros::datetime};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        task::JoinHandle,
+    };
+    use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+
+    use super::*;
+    use crate::{
+        authority::{AuthorityParts, CertifiedKey as CaKey, InitialSecrets, generate_initial, issuing},
+        lifecycle::{ConnectionLimits, Server, serve},
+        telemetry::Metrics,
+        tls::server_config,
+    };
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00 UTC);
+    const URL: &str = "https://localhost:8443";
+
+    /// Verifies as webpki does, at a time of ours: the certificates of these tests live around [`NOW`].
+    #[derive(Debug)]
+    struct AtTheTime(Arc<rustls::client::WebPkiServerVerifier>, OffsetDateTime);
+
+    impl ServerCertVerifier for AtTheTime {
+        fn verify_server_cert(
+            &self,
+            end_entity: &CertificateDer<'_>,
+            intermediates: &[CertificateDer<'_>],
+            server_name: &rustls_pki_types::ServerName<'_>,
+            ocsp: &[u8],
+            _now: UnixTime,
+        ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(self.1.unix_timestamp().unsigned_abs()));
+            self.0
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp, now)
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            self.0.verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            self.0.verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            self.0.supported_verify_schemes()
+        }
+    }
+
+    fn secrets() -> InitialSecrets {
+        generate_initial("example.com", NOW).unwrap()
+    }
+
+    fn authority(secrets: &InitialSecrets) -> Arc<ArcSwap<Authority>> {
+        let parts = AuthorityParts {
+            issuing: secrets.issuing.clone(),
+            root_certificates: vec![secrets.root.certificate.clone()],
+            grant_key: secrets.grant_key.clone(),
+            other_grant_keys: Vec::new(),
+        };
+        let authority = Authority::from_parts(&parts, "example.com", &URL.parse().unwrap()).unwrap();
+        Arc::new(ArcSwap::from_pointee(authority))
+    }
+
+    fn client(
+        root: &CaKey,
+        at: OffsetDateTime,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(root.certificate.clone())).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier =
+            rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AtTheTime(verifier.build().unwrap(), at)))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Arc::new(config).into()
+    }
+
+    struct Running {
+        address: SocketAddr,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+        serving: JoinHandle<usize>,
+    }
+
+    impl Running {
+        async fn start(certificate: Arc<ServerCertificate>, limits: ConnectionLimits) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (metrics, shutdown) = (Arc::new(Metrics::new()), CancellationToken::new());
+            let server = Server {
+                router: Router::new().route("/", get(async || "hello")),
+                tls: Some(TlsAcceptor::from(server_config(certificate).unwrap())),
+                limits,
+                metrics: Arc::clone(&metrics),
+            };
+            Self {
+                address: listener.local_addr().unwrap(),
+                serving: tokio::spawn(serve(listener, server, shutdown.clone())),
+                metrics,
+                shutdown,
+            }
+        }
+
+        async fn connect(&self, connector: &TlsConnector) -> std::io::Result<TlsStream<TcpStream>> {
+            let stream = TcpStream::connect(self.address).await.unwrap();
+            connector.connect("localhost".try_into().unwrap(), stream).await
+        }
+
+        async fn end(self) {
+            self.shutdown.cancel();
+            assert_eq!(self.serving.await.unwrap(), 0);
+        }
+    }
+
+    fn leaf(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+    }
+
+    #[tokio::test]
+    async fn a_self_issued_server_speaks_what_was_asked_for() {
+        let secrets = secrets();
+        let certificate = Arc::new(ServerCertificate::self_issued(authority(&secrets), NOW).unwrap());
+        let running = Running::start(certificate, ConnectionLimits::default()).await;
+        let connector = client(&secrets.root, NOW, &[&rustls::version::TLS13]);
+        let stream = running.connect(&connector).await.unwrap();
+        let (_, connection) = stream.get_ref();
+        assert_eq!(connection.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        let suite = connection.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let group = connection.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, NamedGroup::X25519MLKEM768);
+        assert_eq!(connection.alpn_protocol(), Some(b"h2".as_slice()));
+        drop(stream);
+        let old = client(&secrets.root, NOW, &[&rustls::version::TLS12]);
+        let stream = running.connect(&old).await.unwrap();
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(ProtocolVersion::TLSv1_2));
+        drop(stream);
+        running.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_request_over_tls_is_answered_and_garbage_is_counted() {
+        let secrets = secrets();
+        let certificate = Arc::new(ServerCertificate::self_issued(authority(&secrets), NOW).unwrap());
+        let running = Running::start(certificate, ConnectionLimits::default()).await;
+        let no_hello = [0x16, 3, 1, 0, 5, 0xff, 0, 0, 1, 0];
+        for bytes in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &no_hello, &[0; 600]] {
+            let mut stream = TcpStream::connect(running.address).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            let mut answer = Vec::new();
+            let _alert_or_reset = stream.read_to_end(&mut answer).await;
+            assert!(!answer.starts_with(b"HTTP"));
+        }
+        let mut connector = client(&secrets.root, NOW, rustls::ALL_VERSIONS);
+        let config = Arc::new({
+            let mut config = ClientConfig::clone(connector.config());
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            config
+        });
+        connector = config.into();
+        let mut stream = running.connect(&connector).await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"),
+            "{answer}"
+        );
+        let text = running.metrics.encode();
+        for line in ["{result=\"completed\"} 1", "{result=\"failed\"} 3"] {
+            assert!(
+                text.contains(&format!("assay_tls_handshakes_total{line}\n")),
+                "{line} in {text}"
+            );
+        }
+        running.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_finish_its_handshake_is_cut_off() {
+        let secrets = secrets();
+        let certificate = Arc::new(ServerCertificate::self_issued(authority(&secrets), NOW).unwrap());
+        let limits = ConnectionLimits {
+            handshake_timeout: Duration::from_millis(20),
+            ..ConnectionLimits::default()
+        };
+        let running = Running::start(certificate, limits).await;
+        for bytes in [b"".as_slice(), &[0x16, 3, 1, 2, 0, 1]] {
+            let mut stream = TcpStream::connect(running.address).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            let mut answer = Vec::new();
+            let _end_or_reset = stream.read_to_end(&mut answer).await;
+            assert!(answer.is_empty());
+        }
+        let text = running.metrics.encode();
+        assert!(
+            text.contains("assay_tls_handshakes_total{result=\"timed_out\"} 2\n"),
+            "{text}"
+        );
+        running.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_self_issued_certificate_is_replaced_at_two_thirds_of_its_life_under_open_connections() {
+        let secrets = secrets();
+        let certificate = Arc::new(ServerCertificate::self_issued(authority(&secrets), NOW).unwrap());
+        let running = Running::start(Arc::clone(&certificate), ConnectionLimits::default()).await;
+        let before = running
+            .connect(&client(&secrets.root, NOW, rustls::ALL_VERSIONS))
+            .await
+            .unwrap();
+        assert!(
+            !certificate
+                .refresh(NOW + Period::days(20) - Period::seconds(1))
+                .unwrap()
+        );
+        assert!(certificate.refresh(NOW + Period::days(20)).unwrap());
+        let late = NOW + Period::days(35);
+        let after = running
+            .connect(&client(&secrets.root, late, rustls::ALL_VERSIONS))
+            .await
+            .unwrap();
+        assert_ne!(leaf(&before), leaf(&after));
+        assert!(!certificate.refresh(NOW + Period::days(21)).unwrap());
+        drop((before, after));
+        running.end().await;
+    }
+
+    struct OnDisk(tempfile::TempDir);
+
+    impl OnDisk {
+        fn certificate(&self) -> PathBuf {
+            self.0.path().join("tls.crt")
+        }
+
+        fn private_key(&self) -> PathBuf {
+            self.0.path().join("tls.key")
+        }
+
+        fn open(&self) -> Result<ServerCertificate, TlsError> {
+            ServerCertificate::from_files(self.certificate(), self.private_key())
+        }
+
+        /// Replaces a file as renewal tools do, by moving another one over it.
+        fn replace(&self, path: &Path, contents: &str) {
+            let new = self.0.path().join("new");
+            fs::write(&new, contents).unwrap();
+            fs::rename(&new, path).unwrap();
+        }
+
+        fn replace_both(&self, pair: &(String, String)) {
+            self.replace(&self.certificate(), &pair.0);
+            self.replace(&self.private_key(), &pair.1);
+        }
+    }
+
+    fn pair(authority: &Arc<ArcSwap<Authority>>) -> (String, String) {
+        let issued = authority.load().issuing().issue_tls_certificate(NOW).unwrap();
+        let chain = issued.chain.iter().map(|der| issuing::certificate_pem(der)).collect();
+        let key = pem::encode(&pem::Pem::new("PRIVATE KEY", issued.key.pkcs8_der()));
+        (chain, key)
+    }
+
+    #[tokio::test]
+    async fn files_are_reloaded_when_they_change_and_a_broken_pair_leaves_the_old_one() {
+        let secrets = secrets();
+        let (authority, disk) = (authority(&secrets), OnDisk(tempfile::tempdir().unwrap()));
+        let (first, second) = (pair(&authority), pair(&authority));
+        disk.replace_both(&first);
+        let certificate = Arc::new(disk.open().unwrap());
+        let running = Running::start(Arc::clone(&certificate), ConnectionLimits::default()).await;
+        let served = async || {
+            leaf(
+                &running
+                    .connect(&client(&secrets.root, NOW, rustls::ALL_VERSIONS))
+                    .await
+                    .unwrap(),
+            )
+        };
+        let old = served().await;
+        assert!(!certificate.refresh(NOW).unwrap());
+        // A renewal writes one file after the other: in between they do not belong together.
+        disk.replace(&disk.certificate(), &second.0);
+        assert!(matches!(certificate.refresh(NOW), Err(TlsError::KeyMismatch { .. })));
+        assert!(!certificate.refresh(NOW).unwrap(), "complained of once");
+        assert_eq!(served().await, old);
+        disk.replace(&disk.private_key(), &second.1);
+        assert!(certificate.refresh(NOW).unwrap());
+        let new = served().await;
+        assert_ne!(new, old);
+        fs::remove_file(disk.certificate()).unwrap();
+        assert!(matches!(certificate.refresh(NOW), Err(TlsError::Read { .. })));
+        disk.replace(&disk.certificate(), "garbage");
+        assert!(matches!(certificate.refresh(NOW), Err(TlsError::NoCertificate { .. })));
+        assert_eq!(served().await, new);
+        running.end().await;
+    }
+
+    #[tokio::test]
+    async fn the_task_sees_a_change_by_itself() {
+        let authority = authority(&secrets());
+        let disk = OnDisk(tempfile::tempdir().unwrap());
+        disk.replace_both(&pair(&authority));
+        let certificate = Arc::new(disk.open().unwrap());
+        let old = certificate.current.load_full();
+        let (clock, shutdown) = (Arc::new(crate::clock::MockClock::new(NOW)), CancellationToken::new());
+        let every = Duration::from_millis(1);
+        let task = tokio::spawn(Arc::clone(&certificate).keep_fresh(clock, every, shutdown.clone()));
+        disk.replace_both(&pair(&authority));
+        let changed = async {
+            while Arc::ptr_eq(&old, &certificate.current.load_full()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), changed).await.unwrap();
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_at_the_start_is_told_in_a_line_that_names_the_file() {
+        let authority = authority(&secrets());
+        let (one, two) = (pair(&authority), pair(&authority));
+        let bad_der = pem::encode(&pem::Pem::new("CERTIFICATE", b"not DER".to_vec()));
+        let cases = [
+            (
+                one.0.as_str(),
+                two.1.as_str(),
+                "tls.key does not belong to the certificate in",
+            ),
+            ("", &one.1, "tls.crt holds no certificate"),
+            (&bad_der, &one.1, "tls.crt cannot be used"),
+            (&one.0, "", "tls.key holds no private key"),
+            (&one.0, &one.0, "tls.key holds no private key"),
+        ];
+        for (certificate, key, expected) in cases {
+            let disk = OnDisk(tempfile::tempdir().unwrap());
+            disk.replace_both(&(certificate.to_owned(), key.to_owned()));
+            let message = disk.open().unwrap_err().to_string();
+            // The mismatch names both files, the key's first.
+            let expected = expected.replace("tls.", &format!("{}/tls.", disk.0.path().display()));
+            assert!(message.contains(&expected) && !message.contains('\n'), "{message}");
+        }
+        let missing = OnDisk(tempfile::tempdir().unwrap());
+        assert!(missing.open().unwrap_err().to_string().ends_with("tls.crt"));
+    }
+}
