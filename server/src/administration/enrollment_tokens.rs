@@ -1,0 +1,256 @@
+//! Enrollment tokens: made, listed, revoked.
+
+use std::collections::BTreeSet;
+
+use assay_protocol::admin_api::enrollment_tokens::{CreateEnrollmentToken, EnrollmentToken};
+use secrecy::{ExposeSecret, SecretString};
+use time::Duration;
+use uuid::Uuid;
+
+use crate::{
+    audit::{Change, Origin},
+    clock,
+    machines::labels::{self, LabelError},
+    secrets::{self, ENROLLMENT_TOKEN_PREFIX, SecretHash},
+    services::Services,
+    store::{self, AsStoreError, StoreError, Transaction},
+    text::{is_line, is_prose},
+};
+
+const LONGEST_DESCRIPTION: usize = 2_000;
+const SHORTEST_LIFE_SECONDS: u64 = 1;
+const LONGEST_LIFE_SECONDS: u64 = 366 * 24 * 60 * 60;
+const MOST_USES: u32 = 1_000_000;
+const MOST_SERIAL_NUMBERS: usize = 10_000;
+/// As long as a machine may claim one to be.
+const LONGEST_SERIAL_NUMBER: usize = 256;
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrollmentTokenError {
+    #[error("description has to have {LONGEST_DESCRIPTION} characters at most, and no control character")]
+    Description,
+    #[error("expires_in_seconds has to be from {SHORTEST_LIFE_SECONDS} to {LONGEST_LIFE_SECONDS}")]
+    Life,
+    #[error("max_uses has to be from 1 to {MOST_USES}")]
+    MaxUses,
+    #[error("serial_numbers has to have from 1 to {MOST_SERIAL_NUMBERS}; leave it out where any may enroll")]
+    SerialNumberCount,
+    #[error("serial_numbers: each has to have from 1 to {LONGEST_SERIAL_NUMBER} bytes, none of a control character")]
+    SerialNumber,
+    #[error("serial_numbers has {0:?} more than once")]
+    SerialNumberRepeated(String),
+    #[error("{0}")]
+    Labels(LabelError),
+    #[error("there is no such enrollment token")]
+    Unknown,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AsStoreError for EnrollmentTokenError {
+    fn as_store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Makes a token and returns it with its secret, which is not kept.
+pub(crate) async fn create(
+    services: &Services,
+    origin: &Origin,
+    request: CreateEnrollmentToken,
+) -> Result<(EnrollmentToken, SecretString), EnrollmentTokenError> {
+    let (request, life) = check(request)?;
+    let now = services.clock.now();
+    let token = EnrollmentToken {
+        id: clock::new_id(services.clock.as_ref()),
+        description: request.description,
+        created_at: now,
+        expires_at: now.checked_add(life).ok_or(EnrollmentTokenError::Life)?,
+        max_uses: request.max_uses,
+        uses: 0,
+        serial_numbers: request.serial_numbers,
+        labels: request.labels,
+        approval: request.approval,
+        allow_reenrollment: request.allow_reenrollment,
+        revoked_at: None,
+    };
+    let secret = secrets::generate(ENROLLMENT_TOKEN_PREFIX);
+    let hash = SecretHash::of(secret.expose_secret());
+    services
+        .store
+        .tx(
+            "create an enrollment token",
+            &(services, origin, &token, hash),
+            |tx, &(services, origin, token, hash)| Box::pin(insert(tx, services, origin, token, hash)),
+        )
+        .await?;
+    Ok((token, secret))
+}
+
+/// A page of tokens, in the order in which they were made.
+pub(crate) async fn list(
+    services: &Services,
+    after: Option<Uuid>,
+    rows: i64,
+) -> Result<Vec<EnrollmentToken>, EnrollmentTokenError> {
+    Ok(store::enrollment_tokens::list(&mut *services.store.connection().await?, after, rows).await?)
+}
+
+/// One token.
+pub(crate) async fn find(services: &Services, id: Uuid) -> Result<EnrollmentToken, EnrollmentTokenError> {
+    store::enrollment_tokens::find(&mut *services.store.connection().await?, id)
+        .await?
+        .ok_or(EnrollmentTokenError::Unknown)
+}
+
+/// Ends a token's service; one that has ended stays as it is.
+pub(crate) async fn revoke(services: &Services, origin: &Origin, id: Uuid) -> Result<(), EnrollmentTokenError> {
+    services
+        .store
+        .tx(
+            "revoke an enrollment token",
+            &(services, origin, id),
+            |tx, &(services, origin, id)| Box::pin(revoke_once(tx, services, origin, id)),
+        )
+        .await
+}
+
+async fn insert(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    token: &EnrollmentToken,
+    secret: SecretHash,
+) -> Result<(), EnrollmentTokenError> {
+    store::enrollment_tokens::insert(tx, token, secret).await?;
+    let change = Change::new("enrollment-token.create", "enrollment-token", token.id).after(store::json(token)?);
+    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+}
+
+async fn revoke_once(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    id: Uuid,
+) -> Result<(), EnrollmentTokenError> {
+    let before = store::enrollment_tokens::lock(tx, id)
+        .await?
+        .ok_or(EnrollmentTokenError::Unknown)?;
+    if before.revoked_at.is_some() {
+        return Ok(());
+    }
+    let now = services.clock.now();
+    let after = EnrollmentToken {
+        revoked_at: Some(now),
+        ..before.clone()
+    };
+    store::enrollment_tokens::revoke(tx, id, now).await?;
+    let change = Change::new("enrollment-token.revoke", "enrollment-token", id)
+        .before(store::json(&before)?)
+        .after(store::json(&after)?);
+    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+}
+
+/// The request with its serial numbers trimmed, as a machine's are, and its life.
+fn check(request: CreateEnrollmentToken) -> Result<(CreateEnrollmentToken, Duration), EnrollmentTokenError> {
+    if !is_prose(&request.description, 0..=LONGEST_DESCRIPTION) {
+        return Err(EnrollmentTokenError::Description);
+    }
+    if !(SHORTEST_LIFE_SECONDS..=LONGEST_LIFE_SECONDS).contains(&request.expires_in_seconds) {
+        return Err(EnrollmentTokenError::Life);
+    }
+    let life = i64::try_from(request.expires_in_seconds).map_err(|_| EnrollmentTokenError::Life)?;
+    if !(1..=MOST_USES).contains(&request.max_uses) {
+        return Err(EnrollmentTokenError::MaxUses);
+    }
+    labels::check(&request.labels).map_err(EnrollmentTokenError::Labels)?;
+    let serial_numbers = request.serial_numbers.map(checked_serial_numbers).transpose()?;
+    Ok((
+        CreateEnrollmentToken {
+            serial_numbers,
+            ..request
+        },
+        Duration::seconds(life),
+    ))
+}
+
+fn checked_serial_numbers(serial_numbers: Vec<String>) -> Result<Vec<String>, EnrollmentTokenError> {
+    if !(1..=MOST_SERIAL_NUMBERS).contains(&serial_numbers.len()) {
+        return Err(EnrollmentTokenError::SerialNumberCount);
+    }
+    let mut seen = BTreeSet::new();
+    for serial_number in serial_numbers {
+        let serial_number = serial_number.trim().to_owned();
+        if serial_number.len() > LONGEST_SERIAL_NUMBER || !is_line(&serial_number, 1..=LONGEST_SERIAL_NUMBER) {
+            return Err(EnrollmentTokenError::SerialNumber);
+        }
+        if seen.contains(&serial_number) {
+            return Err(EnrollmentTokenError::SerialNumberRepeated(serial_number));
+        }
+        seen.insert(serial_number);
+    }
+    Ok(seen.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    /// What is asked for, over a request in which nothing is amiss.
+    fn checked(members: Value) -> Result<(CreateEnrollmentToken, Duration), EnrollmentTokenError> {
+        let mut request = json!({"max_uses": 1, "expires_in_seconds": 3600});
+        request
+            .as_object_mut()
+            .unwrap()
+            .extend(members.as_object().unwrap().clone());
+        check(from_value(request).unwrap())
+    }
+
+    #[rstest]
+    #[case(json!({}))]
+    #[case(json!({"max_uses": 1}))]
+    #[case(json!({"expires_in_seconds": 60}))]
+    fn uses_and_life_have_to_be_said(#[case] request: Value) {
+        assert!(from_value::<CreateEnrollmentToken>(request).is_err());
+    }
+
+    #[test]
+    fn serial_numbers_are_trimmed() {
+        let request = json!({"serial_numbers": [" C02XYZ ", "A1"], "allow_reenrollment": true, "max_uses": 2});
+        let (token, _) = checked(request).unwrap();
+        assert_eq!(token.serial_numbers.unwrap(), ["A1", "C02XYZ"]);
+    }
+
+    #[rstest]
+    #[case(json!({"expires_in_seconds": 1}))]
+    #[case(json!({"expires_in_seconds": 31_622_400}))]
+    #[case(json!({"max_uses": 1_000_000, "labels": {"team": "build"}, "approval": "manual"}))]
+    fn these_are_tokens(#[case] request: Value) {
+        assert!(checked(request).is_ok());
+    }
+
+    #[rstest]
+    #[case(json!({"expires_in_seconds": 0}), "expires_in_seconds")]
+    #[case(json!({"expires_in_seconds": 31_622_401}), "expires_in_seconds")]
+    #[case(json!({"expires_in_seconds": u64::MAX}), "expires_in_seconds")]
+    #[case(json!({"max_uses": 0}), "max_uses")]
+    #[case(json!({"max_uses": 1_000_001}), "max_uses")]
+    #[case(json!({"serial_numbers": []}), "serial_numbers")]
+    #[case(json!({"serial_numbers": ["A", " "]}), "serial_numbers")]
+    #[case(json!({"serial_numbers": ["A\u{1}"]}), "serial_numbers")]
+    #[case(json!({"serial_numbers": ["A", " A"]}), "serial_numbers has \"A\" more than once")]
+    #[case(json!({"serial_numbers": ["é".repeat(129)]}), "serial_numbers")]
+    #[case(json!({"labels": {"": ""}}), "labels")]
+    #[case(json!({"description": "\u{1b}[2J"}), "description")]
+    fn what_is_no_token_is_refused_by_the_members_name(#[case] request: Value, #[case] names: &str) {
+        let refusal = checked(request).unwrap_err().to_string();
+        assert!(refusal.starts_with(names), "{refusal}");
+    }
+}

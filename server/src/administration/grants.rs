@@ -1,0 +1,281 @@
+//! Grants: made, listed, deleted, and what they come to for one machine.
+
+use assay_protocol::admin_api::grants::{Conditions, CreateGrant, EvaluatedGrants, Grant, Selector};
+use time::{OffsetDateTime, UtcOffset};
+use uuid::Uuid;
+
+use crate::{
+    audit::{Change, Origin},
+    clock,
+    grants::{
+        evaluation::{Subject, evaluate},
+        os_version::OsVersion,
+    },
+    machines::{
+        labels::{self, LabelError},
+        record::boundaries,
+    },
+    services::Services,
+    store::{self, AsStoreError, StoreError, Transaction},
+};
+
+const MOST_MACHINE_IDS: usize = 10_000;
+const LONGEST_OS_VERSION: usize = 64;
+/// A hundred years: more is meant to be no condition, and is said by leaving it out.
+const LONGEST_ATTESTATION_AGE_DAYS: u32 = 36_500;
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GrantError {
+    #[error("selector has to have a member: machine_ids, labels or all")]
+    SelectorEmpty,
+    #[error("selector.machine_ids has to have from 1 to {MOST_MACHINE_IDS} ids")]
+    SelectorMachineIds,
+    #[error("selector.labels has to have a label")]
+    SelectorLabelsEmpty,
+    #[error("selector.{0}")]
+    SelectorLabels(LabelError),
+    #[error("selector.all has to be true: leave it out where not all machines are meant")]
+    SelectorAll,
+    #[error(
+        "conditions.min_os_version has to be numbers with dots between them, {LONGEST_OS_VERSION} characters at most"
+    )]
+    OsVersion,
+    #[error("conditions.max_attestation_age_days has to be from 1 to {LONGEST_ATTESTATION_AGE_DAYS}")]
+    AttestationAge,
+    #[error("expires_at has to be in the future")]
+    Expired,
+    #[error("expires_at has to be before the year 10000")]
+    End,
+    #[error("there is no such permission")]
+    UnknownPermission,
+    #[error("there is no such grant")]
+    Unknown,
+    #[error("there is no such machine")]
+    UnknownMachine,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AsStoreError for GrantError {
+    fn as_store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Makes a grant.
+pub(crate) async fn create(services: &Services, origin: &Origin, request: CreateGrant) -> Result<Grant, GrantError> {
+    let expires_at = check(&request, services.clock.now())?;
+    let request = CreateGrant { expires_at, ..request };
+    let id = clock::new_id(services.clock.as_ref());
+    services
+        .store
+        .tx(
+            "create a grant",
+            &(services, origin, id, &request),
+            |tx, &(services, origin, id, request)| Box::pin(insert(tx, services, origin, id, request)),
+        )
+        .await
+}
+
+/// A page of grants, in the order in which they were made.
+pub(crate) async fn list(services: &Services, after: Option<Uuid>, rows: i64) -> Result<Vec<Grant>, GrantError> {
+    Ok(store::grants::list(&mut *services.store.connection().await?, after, rows).await?)
+}
+
+/// One grant.
+pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Grant, GrantError> {
+    store::grants::find(&mut *services.store.connection().await?, id)
+        .await?
+        .ok_or(GrantError::Unknown)
+}
+
+/// Deletes a grant.
+pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Result<(), GrantError> {
+    services
+        .store
+        .tx(
+            "delete a grant",
+            &(services, origin, id),
+            |tx, &(services, origin, id)| Box::pin(delete_once(tx, services, origin, id)),
+        )
+        .await
+}
+
+/// What a check-in now would give a machine, and why.
+///
+/// Reads the grants themselves rather than what a replica has cached, so that an administrator sees a change at once.
+pub(crate) async fn evaluate_for(services: &Services, machine_id: Uuid) -> Result<EvaluatedGrants, GrantError> {
+    let now = services.clock.now();
+    let mut connection = services.store.connection().await?;
+    let machine = store::machines::find(&mut connection, machine_id, &boundaries(services))
+        .await?
+        .ok_or(GrantError::UnknownMachine)?;
+    let catalog = store::grants::load_catalog(&mut connection).await?;
+    drop(connection);
+    let subject = Subject {
+        machine_id,
+        status: machine.status,
+        assurance: machine.assurance,
+        labels: &machine.labels,
+        claimed_key_store: machine.key.store,
+        claimed_posture: &machine.posture.claimed,
+    };
+    let evaluation = evaluate(&catalog, &subject, now);
+    Ok(EvaluatedGrants {
+        machine_id,
+        status: machine.status,
+        assurance: machine.assurance,
+        grants: evaluation.granted,
+        denied: evaluation.denied,
+        evaluations: evaluation.evaluations,
+    })
+}
+
+async fn insert(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    id: Uuid,
+    request: &CreateGrant,
+) -> Result<Grant, GrantError> {
+    let permission = store::permissions::hold(tx, request.permission_id)
+        .await?
+        .ok_or(GrantError::UnknownPermission)?;
+    let grant = Grant {
+        id,
+        permission_id: permission.id,
+        audience: permission.audience,
+        permission: permission.name,
+        selector: request.selector.clone(),
+        conditions: request.conditions.clone(),
+        expires_at: request.expires_at,
+        created_at: services.clock.now(),
+    };
+    store::grants::insert(tx, &grant).await?;
+    store::settings::bump_grants_version(tx).await?;
+    let change = Change::new("grant.create", "grant", id).after(store::json(&grant)?);
+    store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
+    Ok(grant)
+}
+
+async fn delete_once(tx: &mut Transaction, services: &Services, origin: &Origin, id: Uuid) -> Result<(), GrantError> {
+    let grant = store::grants::find(tx, id).await?.ok_or(GrantError::Unknown)?;
+    if !store::grants::delete(tx, id).await? {
+        return Err(GrantError::Unknown);
+    }
+    store::settings::bump_grants_version(tx).await?;
+    let change = Change::new("grant.delete", "grant", id).before(store::json(&grant)?);
+    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+}
+
+/// When a grant expires, as it is read back: in UTC, and in whole microseconds. `9999-12-31T23:59:59-01:00` is a time of
+/// RFC 3339 that UTC has no four digits for.
+fn checked_end(end: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, GrantError> {
+    let Some(end) = end else {
+        return Ok(None);
+    };
+    let end = end.checked_to_offset(UtcOffset::UTC).ok_or(GrantError::End)?;
+    let end = clock::truncate_to_microseconds(end);
+    (end > now).then_some(Some(end)).ok_or(GrantError::Expired)
+}
+
+/// Checks all of a request, and returns when the grant expires.
+fn check(request: &CreateGrant, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, GrantError> {
+    check_selector(&request.selector)?;
+    check_conditions(&request.conditions)?;
+    checked_end(request.expires_at, now)
+}
+
+/// An empty selector is refused, not read as all machines: it is what a client sends whose list came out empty.
+fn check_selector(selector: &Selector) -> Result<(), GrantError> {
+    if *selector == Selector::default() {
+        return Err(GrantError::SelectorEmpty);
+    }
+    if let Some(ids) = &selector.machine_ids
+        && !(1..=MOST_MACHINE_IDS).contains(&ids.len())
+    {
+        return Err(GrantError::SelectorMachineIds);
+    }
+    if let Some(labels) = &selector.labels {
+        if labels.is_empty() {
+            return Err(GrantError::SelectorLabelsEmpty);
+        }
+        labels::check(labels).map_err(GrantError::SelectorLabels)?;
+    }
+    if selector.all == Some(false) {
+        return Err(GrantError::SelectorAll);
+    }
+    Ok(())
+}
+
+fn check_conditions(conditions: &Conditions) -> Result<(), GrantError> {
+    if let Some(version) = &conditions.min_os_version
+        && (version.len() > LONGEST_OS_VERSION || OsVersion::parse(version).is_none())
+    {
+        return Err(GrantError::OsVersion);
+    }
+    if let Some(days) = conditions.max_attestation_age_days
+        && !(1..=LONGEST_ATTESTATION_AGE_DAYS).contains(&days)
+    {
+        return Err(GrantError::AttestationAge);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, from_value, json};
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
+
+    fn request(selector: Value, conditions: Value, expires_at: Option<&str>) -> CreateGrant {
+        let id = Uuid::nil();
+        from_value(json!({
+            "permission_id": id, "selector": selector, "conditions": conditions, "expires_at": expires_at,
+        }))
+        .unwrap()
+    }
+
+    #[rstest]
+    #[case(json!({"all": true}), json!({}), None)]
+    #[case(json!({"all": true, "labels": {"team": "build"}}), json!({"min_os_version": "26.1"}), None)]
+    #[case(json!({"machine_ids": [Uuid::nil()]}), json!({"max_attestation_age_days": 30}), Some("2026-11-22T10:00:01Z"))]
+    fn these_are_grants(#[case] selector: Value, #[case] conditions: Value, #[case] expires_at: Option<&str>) {
+        assert!(check(&request(selector, conditions, expires_at), NOW).is_ok());
+    }
+
+    #[rstest]
+    #[case(json!({}), json!({}), None, "selector ")]
+    #[case(json!({"all": false}), json!({}), None, "selector.all")]
+    #[case(json!({"all": false, "labels": {"team": "build"}}), json!({}), None, "selector.all")]
+    #[case(json!({"machine_ids": []}), json!({}), None, "selector.machine_ids")]
+    #[case(json!({"all": true, "machine_ids": []}), json!({}), None, "selector.machine_ids")]
+    #[case(json!({"labels": {}}), json!({}), None, "selector.labels")]
+    #[case(json!({"labels": {"a b": ""}}), json!({}), None, "selector.labels")]
+    #[case(json!({"all": true}), json!({"min_os_version": "26.1 beta"}), None, "conditions.min_os_version")]
+    #[case(json!({"all": true}), json!({"min_os_version": ""}), None, "conditions.min_os_version")]
+    #[case(json!({"all": true}), json!({"max_attestation_age_days": 0}), None, "conditions.max_attestation_age_days")]
+    #[case(json!({"all": true}), json!({}), Some("2026-11-22T10:00:00Z"), "expires_at")]
+    #[case(json!({"all": true}), json!({}), Some("2026-11-22T10:00:00.0000009Z"), "expires_at")]
+    #[case(json!({"all": true}), json!({}), Some("2026-11-22T11:00:00+01:00"), "expires_at")]
+    #[case(json!({"all": true}), json!({}), Some("9999-12-31T23:59:59-01:00"), "expires_at")]
+    fn what_is_no_grant_is_refused_by_the_members_name(
+        #[case] selector: Value,
+        #[case] conditions: Value,
+        #[case] expires_at: Option<&str>,
+        #[case] names: &str,
+    ) {
+        let refusal = check(&request(selector, conditions, expires_at), NOW)
+            .unwrap_err()
+            .to_string();
+        assert!(refusal.starts_with(names), "{refusal}");
+    }
+}

@@ -1,0 +1,9 @@
+//! What administrators keep and decide.
+
+pub(crate) mod api_keys;
+pub(crate) mod enrollment_tokens;
+pub(crate) mod grants;
+pub(crate) mod machines;
+pub(crate) mod permissions;
+pub(crate) mod reason;
+pub(crate) mod standing;

@@ -1,0 +1,191 @@
+//! Permissions: made, listed, deleted with their grants.
+
+use assay_protocol::admin_api::permissions::{CreatePermission, Permission};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    audit::{Change, Origin},
+    clock,
+    services::Services,
+    store::{self, AsStoreError, StoreError, Transaction},
+    text::{is_line, is_prose},
+};
+
+const LONGEST_AUDIENCE: usize = 256;
+const LONGEST_NAME: usize = 128;
+const LONGEST_DESCRIPTION: usize = 2_000;
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PermissionError {
+    #[error(
+        "audience has to have from 1 to {LONGEST_AUDIENCE} characters, no control character, no white space at its ends"
+    )]
+    Audience,
+    #[error(
+        "name has to be a scope token of RFC 6749: from 1 to {LONGEST_NAME} visible ASCII characters, not \" or \\"
+    )]
+    Name,
+    #[error("description has to have {LONGEST_DESCRIPTION} characters at most, and no control character")]
+    Description,
+    #[error("this audience has a permission of this name already")]
+    Exists,
+    #[error("there is no such permission")]
+    Unknown,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AsStoreError for PermissionError {
+    fn as_store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Makes a permission.
+pub(crate) async fn create(
+    services: &Services,
+    origin: &Origin,
+    request: CreatePermission,
+) -> Result<Permission, PermissionError> {
+    check(&request)?;
+    let permission = Permission {
+        id: clock::new_id(services.clock.as_ref()),
+        audience: request.audience,
+        name: request.name,
+        description: request.description,
+        created_at: services.clock.now(),
+    };
+    services
+        .store
+        .tx(
+            "create a permission",
+            &(services, origin, &permission),
+            |tx, &(services, origin, permission)| Box::pin(insert(tx, services, origin, permission)),
+        )
+        .await?;
+    Ok(permission)
+}
+
+/// A page of permissions, in the order in which they were made.
+pub(crate) async fn list(
+    services: &Services,
+    after: Option<Uuid>,
+    rows: i64,
+) -> Result<Vec<Permission>, PermissionError> {
+    Ok(store::permissions::list(&mut *services.store.connection().await?, after, rows).await?)
+}
+
+/// One permission.
+pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Permission, PermissionError> {
+    store::permissions::find(&mut *services.store.connection().await?, id)
+        .await?
+        .ok_or(PermissionError::Unknown)
+}
+
+/// Deletes a permission and its grants.
+pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Result<(), PermissionError> {
+    services
+        .store
+        .tx(
+            "delete a permission",
+            &(services, origin, id),
+            |tx, &(services, origin, id)| Box::pin(delete_with_grants(tx, services, origin, id)),
+        )
+        .await
+}
+
+async fn insert(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    permission: &Permission,
+) -> Result<(), PermissionError> {
+    match store::permissions::insert(tx, permission).await {
+        Err(error) if error.violates(store::permissions::UNIQUE_NAME) => return Err(PermissionError::Exists),
+        done => done?,
+    }
+    store::settings::bump_grants_version(tx).await?;
+    let change = Change::new("permission.create", "permission", permission.id).after(store::json(permission)?);
+    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+}
+
+async fn delete_with_grants(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    id: Uuid,
+) -> Result<(), PermissionError> {
+    let permission = store::permissions::lock(tx, id)
+        .await?
+        .ok_or(PermissionError::Unknown)?;
+    let grants = store::grants::ids_of_permission(tx, id).await?;
+    store::permissions::delete(tx, id).await?;
+    store::settings::bump_grants_version(tx).await?;
+    let before = json!({ "permission": store::json(&permission)?, "grants": grants });
+    let change = Change::new("permission.delete", "permission", id).before(before);
+    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+}
+
+fn check(request: &CreatePermission) -> Result<(), PermissionError> {
+    let audience = &request.audience;
+    if !is_line(audience, 1..=LONGEST_AUDIENCE) || audience.trim() != audience {
+        return Err(PermissionError::Audience);
+    }
+    let name = request.name.as_bytes();
+    if name.is_empty() || name.len() > LONGEST_NAME || !name.iter().copied().all(is_scope_byte) {
+        return Err(PermissionError::Name);
+    }
+    if !is_prose(&request.description, 0..=LONGEST_DESCRIPTION) {
+        return Err(PermissionError::Description);
+    }
+    Ok(())
+}
+
+/// RFC 6749, section 3.3: a grant token's `scope` is read back by splitting it at spaces.
+fn is_scope_byte(byte: u8) -> bool {
+    matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn request(audience: &str, name: &str) -> CreatePermission {
+        CreatePermission {
+            audience: audience.into(),
+            name: name.into(),
+            description: String::new(),
+        }
+    }
+
+    #[rstest]
+    #[case("https://git.example", "repo:read")]
+    #[case("build cluster", "deploy/production!#$%&'()*+,-./[]^_`{|}~")]
+    fn these_are_permissions(#[case] audience: &str, #[case] name: &str) {
+        assert!(check(&request(audience, name)).is_ok());
+    }
+
+    #[rstest]
+    fn a_name_is_a_scope_token(#[values("", "a b", "a\"b", "a\\b", "ä", "a\u{7f}", "a\n")] name: &str) {
+        assert!(matches!(check(&request("a", name)), Err(PermissionError::Name)));
+    }
+
+    #[rstest]
+    fn an_audience_is_one_line(#[values("", " ", " a", "a\n", "a\u{1b}[2J")] audience: &str) {
+        assert!(matches!(check(&request(audience, "a")), Err(PermissionError::Audience)));
+    }
+
+    #[test]
+    fn lengths_are_bounded() {
+        assert!(check(&request(&"a".repeat(256), &"n".repeat(128))).is_ok());
+        assert!(check(&request(&"a".repeat(257), "n")).is_err());
+        assert!(check(&request("a", &"n".repeat(129))).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! Sealing: what was written into the audit is appended to the hash chain, apart from the change that wrote it, so that
+//! no change waits for another.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::chain::EntryHash;
+use crate::{
+    services::Services,
+    store::{self, AsStoreError, Store, StoreError, Transaction, audit_seals::Seal},
+};
+
+/// How long an entry waits at most while the server and the database are well.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How many entries one transaction seals.
+const BATCH: i64 = 500;
+
+/// Why nothing was sealed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SealingError {
+    #[error("an entry cannot be written down")]
+    Entry(#[source] serde_json::Error),
+    #[error("the chain has no number left")]
+    Full,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AsStoreError for SealingError {
+    fn as_store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Seals whatever waits, again and again, until the server stops; then once more.
+pub(crate) async fn run_sealer(services: Arc<Services>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let stopping = tokio::select! {
+            () = shutdown.cancelled() => true,
+            _ = ticks.tick() => false,
+        };
+        if let Err(error) = seal_pending(&services.store).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the audit could not be sealed"
+            );
+        }
+        if stopping {
+            return;
+        }
+    }
+}
+
+/// Seals whatever waits, and says how many entries that were. None when another replica is sealing.
+pub(crate) async fn seal_pending(store: &Store) -> Result<usize, SealingError> {
+    let mut sealed = 0;
+    loop {
+        let batch = store
+            .tx("seal the audit", &(), |tx, ()| Box::pin(seal_batch(tx)))
+            .await?;
+        sealed += batch;
+        if i64::try_from(batch).unwrap_or(BATCH) < BATCH {
+            return Ok(sealed);
+        }
+    }
+}
+
+async fn seal_batch(tx: &mut Transaction) -> Result<usize, SealingError> {
+    if !store::audit_seals::try_lock(tx).await? {
+        return Ok(0);
+    }
+    let entries = store::audit_entries::waiting(tx, BATCH).await?;
+    if entries.is_empty() {
+        return Ok(0);
+    }
+    let last = store::audit_seals::last(tx).await?;
+    let (mut sequence, mut hash) = last.map_or_else(|| (0, EntryHash::genesis()), |seal| (seal.sequence, seal.hash));
+    let mut seals = Vec::with_capacity(entries.len());
+    for entry in &entries {
+        sequence = sequence.checked_add(1).ok_or(SealingError::Full)?;
+        hash = hash.next(entry).map_err(SealingError::Entry)?;
+        seals.push(Seal {
+            sequence,
+            entry_id: entry.id,
+            hash,
+        });
+    }
+    store::audit_seals::append(tx, &seals).await?;
+    Ok(seals.len())
+}

@@ -1,0 +1,148 @@
+//! The group committer: gathers the check-ins that wait and records them in one statement. One statement is under way
+//! at a time; what arrives meanwhile is the next batch, so a busy server writes large batches and an idle one waits for
+//! nothing. Each caller is answered after the commit.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+
+use crate::{
+    store::{
+        Store, StoreError,
+        machine_presence::{self, CheckIn, Recorded},
+    },
+    telemetry::Metrics,
+};
+
+/// The most check-ins that one statement records.
+const LARGEST_BATCH: usize = 512;
+/// How many may wait before more are told to come back: beyond it, they would be answered too late to matter.
+const LONGEST_QUEUE: usize = 16_384;
+/// How long one statement may take. A database that does not answer is as good as down, and the caller is owed a 503
+/// within 5 s.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Takes check-ins and answers each when it is durable.
+#[derive(Debug, Clone)]
+pub(crate) struct Committer {
+    queue: mpsc::Sender<Waiting>,
+}
+
+/// Why a check-in was not recorded. Shared by all that were in the batch.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CommitError {
+    #[error("the check-ins could not be recorded")]
+    Store(#[source] Arc<StoreError>),
+    #[error("too many check-ins wait to be recorded, or the database does not answer")]
+    Overloaded,
+}
+
+type Outcome = Result<Option<Recorded>, CommitError>;
+
+#[derive(Debug)]
+struct Waiting {
+    check_in: CheckIn,
+    answer: oneshot::Sender<Outcome>,
+}
+
+impl Committer {
+    /// Starts the task that writes. It ends when the last handle is dropped, after what waits is written.
+    pub(crate) fn start(store: Store, metrics: Arc<Metrics>) -> Self {
+        let (queue, waiting) = mpsc::channel(LONGEST_QUEUE);
+        tokio::spawn(run(store, metrics, waiting));
+        Self { queue }
+    }
+
+    /// Records a check-in that brings nothing new. `None` when it does, or when something about it is wrong.
+    pub(crate) async fn record(&self, check_in: CheckIn) -> Outcome {
+        let (answer, outcome) = oneshot::channel();
+        self.queue
+            .try_send(Waiting { check_in, answer })
+            .map_err(|_| CommitError::Overloaded)?;
+        outcome.await.map_err(|_| CommitError::Overloaded)?
+    }
+}
+
+async fn run(store: Store, metrics: Arc<Metrics>, mut queue: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::with_capacity(LARGEST_BATCH);
+    while queue.recv_many(&mut batch, LARGEST_BATCH).await > 0 {
+        metrics.committer.queued(queue.len());
+        let started = Instant::now();
+        let (check_ins, answers) = one_for_each_machine(&mut batch);
+        let outcome = write(&store, &check_ins).await;
+        metrics
+            .committer
+            .committed(check_ins.len(), started.elapsed(), outcome.is_ok());
+        count(&metrics, &outcome, check_ins.len());
+        deliver(outcome, answers);
+    }
+}
+
+/// Takes the latest check-in of each machine. The others are answered at once: a later nonce of the same machine is being
+/// used, so only a transaction that waits for it can say what becomes of them.
+fn one_for_each_machine(batch: &mut Vec<Waiting>) -> (Vec<CheckIn>, Vec<oneshot::Sender<Outcome>>) {
+    batch.sort_unstable_by_key(|waiting| (waiting.check_in.machine_id, std::cmp::Reverse(waiting.check_in.nonce)));
+    let mut check_ins = Vec::<CheckIn>::with_capacity(batch.len());
+    let mut answers = Vec::with_capacity(batch.len());
+    for Waiting { check_in, answer } in batch.drain(..) {
+        if check_ins
+            .last()
+            .is_some_and(|last| last.machine_id == check_in.machine_id)
+        {
+            // A caller that has hung up meanwhile needs no answer.
+            let _ = answer.send(Ok(None));
+        } else {
+            check_ins.push(check_in);
+            answers.push(answer);
+        }
+    }
+    (check_ins, answers)
+}
+
+async fn write(store: &Store, check_ins: &[CheckIn]) -> Result<Vec<Option<Recorded>>, CommitError> {
+    let mut connection = store
+        .connection()
+        .await
+        .map_err(|error| CommitError::Store(Arc::new(error)))?;
+    match timeout(
+        STATEMENT_TIMEOUT,
+        machine_presence::record_unchanged(&mut connection, check_ins),
+    )
+    .await
+    {
+        Ok(recorded) => recorded.map_err(|error| CommitError::Store(Arc::new(error))),
+        Err(_) => {
+            // The statement may still be under way on it: nobody else may get this connection.
+            drop(connection.detach());
+            Err(CommitError::Overloaded)
+        }
+    }
+}
+
+fn count(metrics: &Metrics, outcome: &Result<Vec<Option<Recorded>>, CommitError>, size: usize) {
+    for place in 0..size {
+        metrics.committer.check_in_ended(match outcome {
+            Ok(recorded) if recorded.get(place).is_some_and(Option::is_some) => "recorded",
+            Ok(_) => "news",
+            Err(_) => "failed",
+        });
+    }
+}
+
+fn deliver(outcome: Result<Vec<Option<Recorded>>, CommitError>, answers: Vec<oneshot::Sender<Outcome>>) {
+    match outcome {
+        Ok(recorded) => {
+            for (answer, recorded) in answers.into_iter().zip(recorded) {
+                let _ = answer.send(Ok(recorded));
+            }
+        }
+        Err(error) => {
+            for answer in answers {
+                let _ = answer.send(Err(error.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! From a recorded check-in to its grants: evaluated in memory, remembered for as long as nothing it rests on changes.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use assay_protocol::{admin_api::grants::EvaluatedAudience, agent_api::AudienceGrant, machine::MachineStatus};
+use aws_lc_rs::digest;
+use moka::sync::Cache;
+use serde_json::json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{CheckInError, Verified};
+use crate::{
+    authority::{Confirmation, GrantClaims, GrantTokenError, spiffe_id},
+    grants::{
+        catalog::Catalog,
+        evaluation::{self, Evaluation},
+    },
+    machines::admission::Refusal,
+    services::Services,
+    store::{
+        self, Store, StoreError, Transaction, events,
+        machine_presence::{self, Recorded},
+        machine_records::{self, Evaluable},
+    },
+};
+
+/// The most evaluations that are kept: about 2 KiB each.
+const CAPACITY: u64 = 20_000;
+
+/// Evaluations that still hold, and the grants that they were made of.
+pub(crate) struct EvaluationCache {
+    evaluated: Cache<Uuid, Arc<Evaluated>>,
+    catalog: ArcSwapOption<Catalog>,
+}
+
+/// What one machine gets, and the record that this follows from. The record version rises with every change of
+/// posture too, so it stands for the posture's digest.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    pub(crate) machine: Evaluable,
+    pub(crate) evaluation: Evaluation,
+    grants_version: i64,
+    verdict_digest: [u8; 32],
+}
+
+impl EvaluationCache {
+    pub(crate) fn new() -> Self {
+        Self {
+            evaluated: Cache::new(CAPACITY),
+            catalog: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The grants of at least this version.
+    async fn catalog(&self, store: &Store, at_least: i64) -> Result<Arc<Catalog>, StoreError> {
+        if let Some(catalog) = self.catalog.load_full().filter(|catalog| catalog.version >= at_least) {
+            return Ok(catalog);
+        }
+        let catalog = Arc::new(store::grants::load_catalog(&mut *store.connection().await?).await?);
+        self.catalog.store(Some(Arc::clone(&catalog)));
+        Ok(catalog)
+    }
+}
+
+/// Evaluates for a machine whose check-in was recorded under these versions.
+pub(super) async fn evaluate(
+    services: &Services,
+    verified: &Verified,
+    recorded: &Recorded,
+) -> Result<Arc<Evaluated>, CheckInError> {
+    let now = services.clock.now();
+    let cache = &services.evaluations;
+    if let Some(evaluated) = cache.evaluated.get(&verified.machine_id)
+        && evaluated.holds(recorded, now)
+    {
+        return Ok(evaluated);
+    }
+    let catalog = cache.catalog(&services.store, recorded.grants_version).await?;
+    let machine =
+        machine_records::find_evaluable(&mut *services.store.connection().await?, verified.machine_id).await?;
+    let machine = machine.ok_or(Refusal::Unknown)?;
+    // Between the commit and this read the machine may have been held back or got another key: then nothing is granted.
+    refuse_unless_active(&machine, verified)?;
+    let evaluated = Arc::new(Evaluated::new(&catalog, machine, now));
+    cache.evaluated.insert(verified.machine_id, Arc::clone(&evaluated));
+    Ok(evaluated)
+}
+
+/// Writes the verdict where it is another than at the last check-in, with an event.
+pub(super) async fn remember_verdict(
+    services: &Services,
+    machine_id: Uuid,
+    recorded: &Recorded,
+    evaluated: &Evaluated,
+) -> Result<(), StoreError> {
+    if recorded.verdict_digest.as_deref() == Some(&evaluated.verdict_digest) {
+        return Ok(());
+    }
+    services
+        .store
+        .tx(
+            "change a verdict",
+            &(services, machine_id, evaluated),
+            |tx, &(services, machine_id, evaluated)| Box::pin(write_verdict(tx, services, machine_id, evaluated)),
+        )
+        .await
+}
+
+/// One token for each audience.
+pub(super) fn sign(
+    services: &Services,
+    evaluated: &Evaluated,
+    now: OffsetDateTime,
+) -> Result<Vec<AudienceGrant>, GrantTokenError> {
+    let authority = services.authority.load();
+    let expires_at = evaluated.tokens_expire_at(now, services.policy.grants_ttl);
+    let granted = evaluated.evaluation.granted.iter();
+    granted
+        .filter_map(|granted| {
+            let claims = evaluated.claims(services, granted, now, expires_at)?;
+            Some(authority.grant_signer().sign(&claims).map(|token| AudienceGrant {
+                audience: granted.audience.clone(),
+                permissions: granted.permissions.clone(),
+                token,
+                expires_at,
+            }))
+        })
+        .collect()
+}
+
+impl Evaluated {
+    fn new(catalog: &Catalog, machine: Evaluable, now: OffsetDateTime) -> Self {
+        let evaluation = evaluation::evaluate(catalog, &machine.subject(), now);
+        let verdict_digest = verdict_digest(&reasons(&evaluation));
+        Self {
+            machine,
+            evaluation,
+            grants_version: catalog.version,
+            verdict_digest,
+        }
+    }
+
+    /// Whether this is still what an evaluation would come to.
+    fn holds(&self, recorded: &Recorded, now: OffsetDateTime) -> bool {
+        self.machine.record_version == recorded.record_version
+            && self.grants_version == recorded.grants_version
+            && self.evaluation.valid_until.is_none_or(|until| now < until)
+    }
+
+    /// A token never outlives the grant that it was made of.
+    fn tokens_expire_at(&self, now: OffsetDateTime, ttl: time::Duration) -> OffsetDateTime {
+        let end = now + ttl;
+        let end = self.evaluation.valid_until.map_or(end, |until| until.min(end));
+        // `exp` has whole seconds, and what the answer says is what the token says.
+        end.replace_nanosecond(0).unwrap_or(end)
+    }
+
+    /// `None` for a machine without a certificate: a token is bound to one.
+    fn claims(
+        &self,
+        services: &Services,
+        granted: &EvaluatedAudience,
+        now: OffsetDateTime,
+        expires_at: OffsetDateTime,
+    ) -> Option<GrantClaims> {
+        let certificate = self.machine.certificate.as_ref()?;
+        let sha256 = certificate.sha256.as_slice().try_into().ok()?;
+        Some(GrantClaims {
+            iss: services.policy.public_url.clone(),
+            sub: spiffe_id(&services.policy.trust_domain, self.machine.machine_id),
+            aud: [granted.audience.clone()],
+            iat: now.unix_timestamp(),
+            nbf: now.unix_timestamp(),
+            exp: expires_at.unix_timestamp(),
+            jti: crate::clock::new_id(services.clock.as_ref()),
+            cnf: Confirmation::new(self.machine.key, sha256),
+            scope: granted.permissions.join(" "),
+            permissions: granted.permissions.clone(),
+            machine_id: self.machine.machine_id,
+            assurance: self.machine.assurance,
+        })
+    }
+}
+
+fn refuse_unless_active(machine: &Evaluable, verified: &Verified) -> Result<(), Refusal> {
+    let reason = || {
+        machine
+            .status_reason
+            .clone()
+            .unwrap_or_else(|| "no reason was given".to_owned())
+    };
+    match machine.status {
+        MachineStatus::Pending => Err(Refusal::Pending),
+        MachineStatus::Quarantined => Err(Refusal::Quarantined { reason: reason() }),
+        MachineStatus::Revoked => Err(Refusal::Revoked { reason: reason() }),
+        MachineStatus::Active if machine.key != verified.evidence.key() => Err(Refusal::KeySuperseded),
+        MachineStatus::Active => Ok(()),
+    }
+}
+
+/// Every failing condition in words, behind the permission that it keeps back.
+fn reasons(evaluation: &Evaluation) -> Vec<String> {
+    let denied = evaluation.denied.iter();
+    denied
+        .flat_map(|denial| {
+            let permission = format!("{} at {}", denial.permission, denial.audience);
+            denial
+                .reasons
+                .iter()
+                .map(move |reason| format!("{permission}: {reason}"))
+        })
+        .collect()
+}
+
+fn verdict_digest(reasons: &[String]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for reason in reasons {
+        context.update(reason.as_bytes());
+        context.update(&[0]);
+    }
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(context.finish().as_ref());
+    bytes
+}
+
+async fn write_verdict(
+    tx: &mut Transaction,
+    services: &Services,
+    machine_id: Uuid,
+    evaluated: &Evaluated,
+) -> Result<(), StoreError> {
+    if !machine_presence::set_verdict(tx, machine_id, &evaluated.verdict_digest).await? {
+        return Ok(());
+    }
+    let reasons = reasons(&evaluated.evaluation);
+    machine_records::set_verdict(tx, machine_id, &reasons).await?;
+    let result = if reasons.is_empty() { "pass" } else { "fail" };
+    let detail = json!({"result": result, "reasons": reasons});
+    events::insert(tx, services.clock.as_ref(), machine_id, "verdict.changed", detail).await
+}

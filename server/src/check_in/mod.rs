@@ -1,0 +1,188 @@
+//! Check-in: nonce → verify → commit → grants.
+
+pub(crate) mod committer;
+mod evaluation;
+pub(crate) mod keys;
+mod news;
+pub(crate) mod nonce;
+
+use assay_protocol::{
+    UnverifiedEvidence,
+    agent_api::{Action, CheckedIn},
+    evidence::{Evidence, EvidenceError, Expectation, Purpose},
+    machine::MachineStatus,
+};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+pub(crate) use self::evaluation::EvaluationCache;
+use self::{committer::CommitError, keys::KeyLookup, nonce::NonceError};
+use crate::{
+    audit::Origin,
+    authority::GrantTokenError,
+    machines::{
+        admission::{Attempt, Refusal},
+        claims::Claims,
+        liveness::LivenessBoundaries,
+    },
+    rate_limits::Exceeded,
+    services::Services,
+    store::{
+        StoreError,
+        machine_presence::{self, CheckIn, Recorded},
+    },
+};
+
+/// Why a check-in, a renewal or an enrollment got no further than its evidence, or no further than its machine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckInError {
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
+    #[error("the evidence is signed by a key that is not this machine's")]
+    ForeignKey,
+    #[error(transparent)]
+    Nonce(#[from] NonceError),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    RateLimited(#[from] Exceeded),
+    #[error("the check-in could not be recorded")]
+    Commit(#[from] CommitError),
+    #[error("the machine's claims cannot be kept")]
+    Claims(#[from] serde_json::Error),
+    #[error("a grant token cannot be signed")]
+    Token(#[from] GrantTokenError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The answer, and the nonce that the machine used up with it.
+pub(crate) struct Answer {
+    pub(crate) checked_in: CheckedIn,
+    pub(crate) nonce_used: OffsetDateTime,
+}
+
+/// Evidence whose signature, nonce and subject hold, with what is needed to act on it.
+pub(crate) struct Verified {
+    pub(crate) machine_id: Uuid,
+    pub(crate) evidence: Evidence,
+    pub(crate) nonce: OffsetDateTime,
+    pub(crate) claims: Claims,
+}
+
+/// Verifies, records, evaluates, grants.
+pub(crate) async fn check_in(services: &Services, request_id: &str, jws: &str) -> Result<Answer, CheckInError> {
+    let now = services.clock.now();
+    let verified = verify(services, jws, Purpose::CheckIn, now).await?;
+    let check_in = CheckIn {
+        machine_id: verified.machine_id,
+        key: verified.evidence.key(),
+        nonce: verified.nonce,
+        claims_digest: verified.claims.digest()?,
+        at: now,
+        clock_skew_seconds: verified.evidence.claims().iat.saturating_sub(now.unix_timestamp()),
+        live_since: LivenessBoundaries::at(now, services.policy.check_in_interval).live_since(),
+    };
+    let recorded = match services.committer.record(check_in).await? {
+        Some(recorded) => recorded,
+        None => record_news(services, request_id, &verified, &check_in).await?,
+    };
+    let evaluated = evaluation::evaluate(services, &verified, &recorded).await?;
+    evaluation::remember_verdict(services, verified.machine_id, &recorded, &evaluated).await?;
+    let checked_in = CheckedIn {
+        machine_id: verified.machine_id,
+        status: MachineStatus::Active,
+        assurance: evaluated.machine.assurance,
+        grants: evaluation::sign(services, &evaluated, now)?,
+        denied: evaluated.evaluation.denied.clone(),
+        next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),
+        actions: actions(&evaluated, now),
+    };
+    Ok(Answer {
+        checked_in,
+        nonce_used: verified.nonce,
+    })
+}
+
+/// Verifies evidence of a machine that is on record, up to what its row alone can tell.
+pub(crate) async fn verify(
+    services: &Services,
+    jws: &str,
+    purpose: Purpose,
+    now: OffsetDateTime,
+) -> Result<Verified, CheckInError> {
+    let unverified = UnverifiedEvidence::parse(jws)?;
+    let nonce = services.nonces.recognize(unverified.unverified_nonce(), now)?;
+    let subject = unverified.unverified_subject();
+    let found = services.keys.find(&services.store, unverified.unverified_key()).await?;
+    let Some(KeyLookup { machine_id, public_key }) = found else {
+        return Err(unknown_or_foreign(services, subject).await?);
+    };
+    let expected = Expectation {
+        audience: &services.policy.public_url,
+        purpose,
+        subject,
+    };
+    let evidence = unverified.verify(&public_key, &expected)?;
+    if subject != Some(machine_id) {
+        return Err(unknown_or_foreign(services, subject).await?);
+    }
+    services.rate_limits.charge_key(evidence.key())?;
+    let claims = Claims::of(&evidence);
+    Ok(Verified {
+        machine_id,
+        evidence,
+        nonce: nonce.order(),
+        claims,
+    })
+}
+
+/// A machine that is not known has to enroll; a key that is not the named machine's is refused.
+async fn unknown_or_foreign(services: &Services, subject: Option<Uuid>) -> Result<CheckInError, StoreError> {
+    let Some(subject) = subject else {
+        return Ok(CheckInError::ForeignKey);
+    };
+    let mut connection = services.store.connection().await?;
+    let known = machine_presence::exists(&mut connection, subject).await?;
+    Ok(if known {
+        CheckInError::ForeignKey
+    } else {
+        Refusal::Unknown.into()
+    })
+}
+
+async fn record_news(
+    services: &Services,
+    request_id: &str,
+    verified: &Verified,
+    check_in: &CheckIn,
+) -> Result<Recorded, CheckInError> {
+    let origin = Origin::machine(verified.machine_id, request_id.to_owned());
+    let attempt = Attempt {
+        key: check_in.key,
+        nonce: check_in.nonce,
+        claims: &verified.claims,
+    };
+    let recorded = services
+        .store
+        .tx(
+            "check in with news",
+            &(services, &origin, check_in, &attempt),
+            |tx, context| Box::pin(news::record(tx, context.0, context.1, context.2, context.3)),
+        )
+        .await?;
+    Ok(recorded?)
+}
+
+/// The agent renews by itself at two thirds of the certificate's life; this reminds one that has not.
+fn actions(evaluated: &evaluation::Evaluated, now: OffsetDateTime) -> Vec<Action> {
+    let due = evaluated.machine.certificate.as_ref().is_none_or(|certificate| {
+        let life = certificate.not_after - certificate.not_before;
+        now >= certificate.not_before + life * 2 / 3
+    });
+    if due {
+        vec![Action::RenewCertificate]
+    } else {
+        Vec::new()
+    }
+}

@@ -1,0 +1,132 @@
+//! Check-ins that bring something new: a changed posture, a machine that was away, one that must be refused. Each in a
+//! transaction of its own, with the machine's row locked.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    audit::Origin,
+    machines::{
+        admission::{self, Attempt, Refusal},
+        claims::Claims,
+        liveness::LivenessBoundaries,
+    },
+    services::Services,
+    store::{
+        self, StoreError, Transaction, events, machine_keys,
+        machine_presence::{self, CheckIn, Presence, Recorded},
+        machine_records,
+    },
+};
+
+/// Records the check-in with its news, or says why not.
+pub(crate) async fn record(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    check_in: &CheckIn,
+    attempt: &Attempt<'_>,
+) -> Result<Result<Recorded, Refusal>, StoreError> {
+    let clock = services.clock.as_ref();
+    let Some(key) = machine_keys::find(tx, check_in.key).await? else {
+        return Ok(Err(Refusal::Unknown));
+    };
+    let admitted = match admission::admit(tx, clock, origin, &key, attempt).await? {
+        Ok(admitted) => admitted,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let changed = admitted.presence.claims_digest != check_in.claims_digest.as_bytes();
+    if changed {
+        keep_claims(tx, services, check_in, attempt.claims).await?;
+    }
+    announce_return(tx, services, check_in, &admitted.presence).await?;
+    Ok(Ok(machine_presence::record(tx, check_in, changed).await?))
+}
+
+async fn keep_claims(
+    tx: &mut Transaction,
+    services: &Services,
+    check_in: &CheckIn,
+    claims: &Claims,
+) -> Result<(), StoreError> {
+    let before = machine_records::find_claims(tx, check_in.machine_id).await?;
+    machine_records::set_claims(tx, check_in.machine_id, claims).await?;
+    let differences = differences(&store::json(&before)?, &store::json(claims)?);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let detail = Value::Object(differences);
+    events::insert(
+        tx,
+        services.clock.as_ref(),
+        check_in.machine_id,
+        "posture.changed",
+        detail,
+    )
+    .await
+}
+
+async fn announce_return(
+    tx: &mut Transaction,
+    services: &Services,
+    check_in: &CheckIn,
+    presence: &Presence,
+) -> Result<(), StoreError> {
+    let boundaries = LivenessBoundaries::at(check_in.at, services.policy.check_in_interval);
+    let (before, after) = (
+        boundaries.liveness(presence.last_check_in_at),
+        boundaries.liveness(Some(check_in.at)),
+    );
+    if before == after {
+        return Ok(());
+    }
+    let detail = json!({"before": before, "after": after, "last_check_in_at": presence.last_check_in_at.map(rfc3339)});
+    events::insert(
+        tx,
+        services.clock.as_ref(),
+        check_in.machine_id,
+        "liveness.changed",
+        detail,
+    )
+    .await
+}
+
+fn rfc3339(time: time::OffsetDateTime) -> Option<String> {
+    time.format(&time::format_description::well_known::Rfc3339).ok()
+}
+
+/// Which claims differ, as `{"posture.os_version": {"before": …, "after": …}}`.
+fn differences(before: &Value, after: &Value) -> Map<String, Value> {
+    let mut found = Map::new();
+    let (Value::Object(before), Value::Object(after)) = (before, after) else {
+        return found;
+    };
+    for (group, after) in after {
+        let Value::Object(after) = after else { continue };
+        for (name, after) in after {
+            let before = before
+                .get(group)
+                .and_then(|group| group.get(name))
+                .unwrap_or(&Value::Null);
+            if before != after {
+                found.insert(format!("{group}.{name}"), json!({"before": before, "after": after}));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_named_with_both_values() {
+        let before = json!({"posture": {"sip_enabled": true, "os_version": "26.0"}, "key": {"store": "software"}});
+        let after = json!({"posture": {"sip_enabled": true, "os_version": "26.1"}, "key": {"store": "software"}});
+        assert_eq!(
+            Value::Object(differences(&before, &after)),
+            json!({"posture.os_version": {"before": "26.0", "after": "26.1"}})
+        );
+        assert!(differences(&after, &after).is_empty());
+    }
+}

@@ -1,0 +1,28 @@
+//! `audit verify`
+
+use std::sync::Arc;
+
+use assay_protocol::admin_api::audit::AuditVerification;
+
+use super::{CommandError, print};
+use crate::{audit::verification, config::Config, database::Database, store::Store, telemetry::Metrics};
+
+/// Verifies the hash chain and prints what came of it; a broken chain is a failure.
+pub(super) async fn verify(config: &Config) -> Result<(), CommandError> {
+    let database = Database::open(config).await?;
+    let verified = verify_in(&database).await;
+    database.close().await?;
+    let verification = verified?;
+    print::text(&serde_json::to_string_pretty(&verification)?)?;
+    if verification.valid {
+        Ok(())
+    } else {
+        Err(CommandError::AuditBroken)
+    }
+}
+
+async fn verify_in(database: &Database) -> Result<AuditVerification, CommandError> {
+    database.check_schema().await?;
+    let store = Store::new(database.pool().clone(), Arc::new(Metrics::new()));
+    Ok(verification::verify(&store).await?)
+}

@@ -1,0 +1,21 @@
+//! `demo`
+
+use std::sync::Arc;
+
+use super::{CommandError, DemoArguments, serve::ordered_to_stop};
+use crate::{
+    clock::Clock,
+    demo::{self, DemoOptions},
+    telemetry::logging::{self, LogFormat},
+};
+
+/// Runs the demo; only what goes wrong is logged.
+pub(super) async fn run(arguments: &DemoArguments, clock: Arc<dyn Clock>) -> Result<(), CommandError> {
+    logging::start(LogFormat::Text, "error", Arc::clone(&clock))?;
+    let options = DemoOptions {
+        machines: arguments.machines,
+        once: arguments.once,
+        port: arguments.port,
+    };
+    Ok(demo::run(options, clock, ordered_to_stop()).await?)
+}

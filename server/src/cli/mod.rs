@@ -1,0 +1,179 @@
+//! The command line.
+
+mod api_key;
+mod audit;
+mod demo;
+mod print;
+mod serve;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use assay_protocol::admin_api::api_keys::Role;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    clock::{Clock, SystemClock},
+    config::{self, Config, ConfigError},
+    database::{Database, DatabaseError},
+    http::{self, Chain},
+    running::RunError,
+    telemetry::logging::LoggingError,
+};
+
+/// Machine identity for fleets of Macs: certificate authority, registry, verifier and grant issuer.
+#[derive(Debug, Parser)]
+#[command(name = "assay-server", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// The configuration file (TOML). Each key can also be given as an environment variable.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; answer what has begun, then end.
+    Serve,
+    /// Bring the database's schema up to date.
+    Migrate,
+    /// API keys.
+    #[command(subcommand)]
+    ApiKey(ApiKeyCommand),
+    /// The audit.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Show a whole installation: server, Postgres, simulated machines, grants and refusals. Needs no configuration.
+    Demo(DemoArguments),
+}
+
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// How many machines to simulate.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    machines: u32,
+    /// End when every machine has checked in, and leave nothing running.
+    #[arg(long)]
+    once: bool,
+    /// Where the server listens, on 127.0.0.1.
+    #[arg(long, default_value_t = 8443)]
+    port: u16,
+}
+
+#[derive(Debug, Subcommand)]
+enum ApiKeyCommand {
+    /// Make an API key, and print it alone.
+    Create {
+        /// Who or what will use it.
+        #[arg(long)]
+        name: String,
+        /// What it may do.
+        #[arg(long)]
+        role: RoleArgument,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Check that no entry was changed or removed, and name the first that was.
+    Verify,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print a configuration with every key, its default and its meaning.
+    Example,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleArgument {
+    Viewer,
+    Operator,
+    Admin,
+    RelyingParty,
+}
+
+impl From<RoleArgument> for Role {
+    fn from(argument: RoleArgument) -> Self {
+        match argument {
+            RoleArgument::Viewer => Self::Viewer,
+            RoleArgument::Operator => Self::Operator,
+            RoleArgument::Admin => Self::Admin,
+            RoleArgument::RelyingParty => Self::RelyingParty,
+        }
+    }
+}
+
+/// Why a command failed; told on one line.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("logging cannot start")]
+    Logging(#[from] LoggingError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    ApiKey(#[from] crate::administration::api_keys::ApiKeyError),
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    #[error(transparent)]
+    Audit(#[from] crate::audit::verification::VerificationError),
+    #[error("the audit is broken")]
+    AuditBroken,
+    #[error("the document cannot be written")]
+    Document(#[from] serde_json::Error),
+    #[error("cannot write to standard output")]
+    Output(#[source] std::io::Error),
+    #[error(transparent)]
+    Demo(#[from] crate::demo::DemoError),
+    #[error("cannot start")]
+    Runtime(#[source] std::io::Error),
+}
+
+pub(crate) use serve::ordered_to_stop;
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Runtime::new().map_err(CommandError::Runtime);
+    let done = runtime.and_then(|runtime| runtime.block_on(execute(&arguments)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print::error_line(&Chain(&error).to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(arguments: &Arguments) -> Result<(), CommandError> {
+    let load = || Config::load(arguments.config.as_deref(), config::process_environment());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    match &arguments.command {
+        Command::Serve => serve::serve(&load()?, clock).await,
+        Command::Migrate => migrate(&load()?).await,
+        Command::ApiKey(ApiKeyCommand::Create { name, role }) => {
+            api_key::create(&load()?, clock.as_ref(), name, (*role).into()).await
+        }
+        Command::Audit(AuditCommand::Verify) => audit::verify(&load()?).await,
+        Command::Config(ConfigCommand::Example) => print::text(config::EXAMPLE),
+        Command::Openapi => print::text(&http::openapi()?),
+        Command::Demo(arguments) => demo::run(arguments, clock).await,
+    }
+}
+
+async fn migrate(config: &Config) -> Result<(), CommandError> {
+    let database = Database::open(config).await?;
+    let migrated = database.migrate().await;
+    database.close().await?;
+    Ok(migrated?)
+}

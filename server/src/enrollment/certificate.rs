@@ -1,0 +1,66 @@
+//! Issuing to a machine: the certificate is a row before it leaves the server.
+
+use assay_protocol::{PublicKey, agent_api::IssuedCertificate};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::EnrollError;
+use crate::{
+    audit::{Change, Origin},
+    authority::MachineCertificateRequest,
+    services::Services,
+    store::{
+        Transaction, audit_entries,
+        certificates::{self, CertificateRecord},
+        events,
+    },
+};
+
+/// Issues a certificate for the machine's key, records it as the current one and says so in the audit.
+pub(super) async fn issue(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    machine_id: Uuid,
+    public_key: &PublicKey,
+) -> Result<IssuedCertificate, EnrollError> {
+    let now = services.clock.now();
+    let authority = services.authority.load();
+    let request = MachineCertificateRequest {
+        machine_id,
+        public_key,
+        now,
+        ttl: services.policy.certificate_ttl,
+    };
+    let issued = authority.issuing().issue_machine_certificate(&request)?;
+    let key = public_key.thumbprint();
+    certificates::insert_current(tx, machine_id, key, services.issuer_id, &issued, now).await?;
+    let detail = json!({"serial_number": issued.serial_number, "key": key});
+    events::insert(
+        tx,
+        services.clock.as_ref(),
+        machine_id,
+        "certificate.issued",
+        detail.clone(),
+    )
+    .await?;
+    let change = Change::new("certificate.issue", "certificate", &issued.serial_number)
+        .after(json!({"machine_id": machine_id, "key": key}));
+    audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
+    Ok(IssuedCertificate {
+        serial_number: issued.serial_number,
+        not_before: issued.not_before,
+        not_after: issued.not_after,
+        chain: issued.chain_pem,
+    })
+}
+
+/// A certificate that was issued before, as it is shown to its machine.
+pub(super) fn on_record(services: &Services, record: &CertificateRecord) -> IssuedCertificate {
+    IssuedCertificate {
+        serial_number: record.serial_number.clone(),
+        not_before: record.not_before,
+        not_after: record.not_after,
+        chain: services.authority.load().issuing().chain_pem(&record.der),
+    }
+}

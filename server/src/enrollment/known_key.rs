@@ -1,0 +1,100 @@
+//! A key that is on record asks again: its reply was lost, it waited for approval, or its certificate ran out.
+
+use assay_protocol::{
+    admin_api::enrollments::{EnrollmentKind, EnrollmentStatus},
+    agent_api::IssuedCertificate,
+};
+
+use super::{Applicant, Decided, EnrollError, certificate, token};
+use crate::{
+    machines::admission::{self, Attempt, Refusal},
+    services::Services,
+    store::{
+        Transaction, certificates, enrollments,
+        machine_keys::{KeyRecord, KeyStatus},
+        machine_presence,
+    },
+};
+
+/// Answers as before where nothing has changed, and issues where a certificate is due.
+pub(super) async fn decide(
+    tx: &mut Transaction,
+    services: &Services,
+    applicant: &Applicant,
+    record: &KeyRecord,
+) -> Result<Result<Decided, Refusal>, EnrollError> {
+    // What was decided on a key holds also when the record is gone.
+    if matches!(record.status, KeyStatus::Revoked | KeyStatus::Denied)
+        && let Some(refusal) = admission::key_refusal(record)
+    {
+        return Ok(Err(refusal));
+    }
+    let origin = applicant.origin(record.machine_id);
+    let attempt = Attempt {
+        key: applicant.key(),
+        nonce: applicant.nonce,
+        claims: &applicant.claims,
+    };
+    let clock = services.clock.as_ref();
+    match admission::admit(tx, clock, &origin, record, &attempt).await? {
+        Ok(admitted) => {
+            let assurance = admitted.identity.assurance;
+            let (certificate, issued_now) = current_certificate(tx, services, applicant, record).await?;
+            machine_presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
+            Ok(Ok(Decided::Active {
+                machine_id: record.machine_id,
+                assurance,
+                certificate,
+                issued_now,
+            }))
+        }
+        Err(Refusal::Pending) => Ok(still_pending(tx, applicant, record).await?),
+        Err(refusal) => Ok(Err(refusal)),
+    }
+}
+
+/// The certificate that was issued before; a new one where there is none, as after an approval, or where it expired.
+///
+/// Past the renewal grace the key alone proves too little, so a token has to let the machine in again.
+async fn current_certificate(
+    tx: &mut Transaction,
+    services: &Services,
+    applicant: &Applicant,
+    record: &KeyRecord,
+) -> Result<(IssuedCertificate, bool), EnrollError> {
+    if let Some(current) = certificates::find_current(tx, record.machine_id).await? {
+        if applicant.now < current.not_after {
+            return Ok((certificate::on_record(services, &current), false));
+        }
+        if applicant.now >= current.not_after + services.policy.renewal_grace {
+            token::spend(tx, applicant).await?;
+        }
+    }
+    let origin = applicant.origin(record.machine_id);
+    let public_key = applicant.csr.public_key();
+    let issued = certificate::issue(tx, services, &origin, record.machine_id, public_key).await?;
+    Ok((issued, true))
+}
+
+async fn still_pending(
+    tx: &mut Transaction,
+    applicant: &Applicant,
+    record: &KeyRecord,
+) -> Result<Result<Decided, Refusal>, EnrollError> {
+    let decision = enrollments::find_decision(tx, applicant.key()).await?;
+    let Some(decision) = decision.filter(|decision| decision.status == EnrollmentStatus::Pending) else {
+        return Ok(Err(Refusal::Pending));
+    };
+    let machine_id = match decision.kind {
+        EnrollmentKind::Enrollment => {
+            machine_presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
+            Some(record.machine_id)
+        }
+        // The old key keeps working meanwhile; its nonces are not this key's to use up.
+        EnrollmentKind::ReEnrollment => None,
+    };
+    Ok(Ok(Decided::Pending {
+        enrollment_id: decision.id,
+        machine_id,
+    }))
+}

@@ -1,0 +1,118 @@
+//! Whether an enrollment token lets a machine in.
+
+use assay_protocol::admin_api::enrollment_tokens::EnrollmentToken;
+use time::OffsetDateTime;
+
+use super::{Applicant, EnrollError};
+use crate::store::{Transaction, enrollment_tokens};
+
+/// Why a token does not serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenRefusal {
+    #[error("this server enrolls nobody without an enrollment token")]
+    Missing,
+    #[error("the enrollment token is unknown")]
+    Unknown,
+    #[error("the enrollment token is revoked")]
+    Revoked,
+    #[error("the enrollment token has expired")]
+    Expired,
+    #[error("the enrollment token is used up")]
+    UsedUp,
+    #[error("the enrollment token is for another serial number")]
+    OtherSerialNumber,
+}
+
+/// Finds the applicant's token, holds it, and uses it once.
+pub(super) async fn spend(tx: &mut Transaction, applicant: &Applicant) -> Result<EnrollmentToken, EnrollError> {
+    let secret = applicant.token.ok_or(TokenRefusal::Missing)?;
+    let token = enrollment_tokens::lock_by_secret(tx, secret)
+        .await?
+        .ok_or(TokenRefusal::Unknown)?;
+    check(&token, applicant.claims.machine.serial_number.as_deref(), applicant.now)?;
+    enrollment_tokens::count_use(tx, token.id).await?;
+    Ok(token)
+}
+
+/// Whether a token is bound to this serial number, and so speaks for it.
+pub(super) fn names(token: &EnrollmentToken, serial_number: Option<&str>) -> bool {
+    let bound = token.serial_numbers.iter().flatten();
+    serial_number.is_some_and(|claimed| bound.into_iter().any(|serial_number| serial_number == claimed))
+}
+
+fn check(token: &EnrollmentToken, serial_number: Option<&str>, now: OffsetDateTime) -> Result<(), TokenRefusal> {
+    if token.revoked_at.is_some() {
+        return Err(TokenRefusal::Revoked);
+    }
+    if now >= token.expires_at {
+        return Err(TokenRefusal::Expired);
+    }
+    if token.serial_numbers.is_some() && !names(token, serial_number) {
+        return Err(TokenRefusal::OtherSerialNumber);
+    }
+    if token.uses >= token.max_uses {
+        return Err(TokenRefusal::UsedUp);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_protocol::admin_api::enrollment_tokens::Approval;
+    use time::{Duration, macros::datetime};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
+
+    fn token() -> EnrollmentToken {
+        EnrollmentToken {
+            id: Uuid::nil(),
+            description: String::new(),
+            created_at: NOW,
+            expires_at: NOW + Duration::hours(1),
+            max_uses: 2,
+            uses: 1,
+            serial_numbers: None,
+            labels: Default::default(),
+            approval: Approval::Automatic,
+            allow_reenrollment: false,
+            revoked_at: None,
+        }
+    }
+
+    #[test]
+    fn a_token_serves_until_its_last_use_and_its_last_second() {
+        assert_eq!(check(&token(), None, NOW), Ok(()));
+        assert_eq!(
+            check(&EnrollmentToken { uses: 2, ..token() }, None, NOW),
+            Err(TokenRefusal::UsedUp)
+        );
+        assert_eq!(
+            check(&token(), None, NOW + Duration::hours(1)),
+            Err(TokenRefusal::Expired)
+        );
+        let revoked = EnrollmentToken {
+            revoked_at: Some(NOW),
+            ..token()
+        };
+        assert_eq!(check(&revoked, None, NOW), Err(TokenRefusal::Revoked));
+    }
+
+    #[test]
+    fn a_bound_token_serves_its_serial_numbers_alone() {
+        let bound = EnrollmentToken {
+            serial_numbers: Some(vec!["C02ONE".into(), "C02TWO".into()]),
+            ..token()
+        };
+        assert_eq!(check(&bound, Some("C02TWO"), NOW), Ok(()));
+        for other in [Some("C02THREE"), Some("c02two"), Some(""), None] {
+            assert_eq!(
+                check(&bound, other, NOW),
+                Err(TokenRefusal::OtherSerialNumber),
+                "{other:?}"
+            );
+        }
+    }
+}

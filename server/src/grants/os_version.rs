@@ -1,0 +1,105 @@
+//! Versions of operating systems, as far as they can be compared.
+
+use std::cmp::Ordering;
+
+/// A version of numbers separated by dots. Missing numbers count as 0, so that `26` equals `26.0`.
+#[derive(Debug, Clone)]
+pub(crate) struct OsVersion(Vec<u64>);
+
+impl OsVersion {
+    /// Reads a version; `None` for whatever is not numbers and dots alone. A pre-release is such: where it stands
+    /// against the release differs between vendors, and a guess would grant.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        text.split('.').map(number).collect::<Option<Vec<_>>>().map(Self)
+    }
+}
+
+impl PartialEq for OsVersion {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for OsVersion {}
+
+impl PartialOrd for OsVersion {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for OsVersion {
+    fn cmp(&self, other: &Self) -> Ordering {
+        significant(&self.0).cmp(significant(&other.0))
+    }
+}
+
+fn number(part: &str) -> Option<u64> {
+    // `u64::from_str` alone would take a leading plus sign.
+    part.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
+    part.parse().ok()
+}
+
+fn significant(mut parts: &[u64]) -> &[u64] {
+    while let Some((0, rest)) = parts.split_last() {
+        parts = rest;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("26.1", "26.1", Ordering::Equal)]
+    #[case("26", "26.0.0", Ordering::Equal)]
+    #[case("26.1", "26.10", Ordering::Less)]
+    #[case("26.9", "26.10", Ordering::Less)]
+    #[case("15.7.2", "26", Ordering::Less)]
+    #[case("26.0.1", "26", Ordering::Greater)]
+    #[case("026.1", "26.1", Ordering::Equal)]
+    fn versions_compare_number_by_number(#[case] left: &str, #[case] right: &str, #[case] expected: Ordering) {
+        let (left, right) = (OsVersion::parse(left).unwrap(), OsVersion::parse(right).unwrap());
+        assert_eq!(left.cmp(&right), expected);
+        assert_eq!(right.cmp(&left), expected.reverse());
+    }
+
+    #[rstest]
+    fn what_is_no_version_cannot_be_read(
+        #[values(
+            "",
+            ".",
+            "26.",
+            ".1",
+            "26..1",
+            "26.1 beta",
+            "26.1-rc1",
+            "v26",
+            "+26",
+            "-1",
+            " 26",
+            "99999999999999999999"
+        )]
+        text: &str,
+    ) {
+        assert!(OsVersion::parse(text).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn text_from_outside_never_panics(text in ".*") {
+            let _ = OsVersion::parse(&text);
+        }
+
+        #[test]
+        fn trailing_zeros_change_nothing(parts in prop::collection::vec(0_u64..100, 1..5), zeros in 0_usize..4) {
+            let text = parts.iter().map(u64::to_string).collect::<Vec<_>>().join(".");
+            let longer = format!("{text}{}", ".0".repeat(zeros));
+            prop_assert!(OsVersion::parse(&text) == OsVersion::parse(&longer));
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! `/v1/admin/api-keys`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem,
+    admin_api::{
+        api_keys::{ApiKey, CreateApiKey, CreatedApiKey},
+        page::Page,
+    },
+};
+use axum::{Json, extract::State, http::StatusCode};
+use secrecy::ExposeSecret;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    administration::api_keys::{self, ApiKeyError},
+    http::{
+        authentication::{Admin, Authorized, Viewer},
+        extract::{self, Id, Parameters},
+        page::PageParameters,
+        problem::{ApiProblem, ApiResult},
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(revoke))
+}
+
+impl From<ApiKeyError> for ApiProblem {
+    fn from(error: ApiKeyError) -> Self {
+        match error {
+            ApiKeyError::Name | ApiKeyError::Life => Self::malformed(error.to_string()),
+            ApiKeyError::Unknown => Self::not_found("API key"),
+            ApiKeyError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Make an API key; its secret is shown this once.
+#[utoipa::path(
+    post, path = "/v1/admin/api-keys", tag = "API keys", security(("api_key" = [])),
+    request_body = CreateApiKey,
+    responses((status = 201, body = CreatedApiKey), (status = "4XX", body = Problem)),
+)]
+async fn create(
+    caller: Authorized<Admin>,
+    State(services): State<Arc<Services>>,
+    extract::Json(request): extract::Json<CreateApiKey>,
+) -> ApiResult<(StatusCode, Json<CreatedApiKey>)> {
+    let (api_key, secret) =
+        api_keys::create(&services.store, services.clock.as_ref(), &caller.origin, &request).await?;
+    let key = secret.expose_secret().to_owned();
+    Ok((StatusCode::CREATED, Json(CreatedApiKey { api_key, key })))
+}
+
+/// List API keys, those that serve no more included.
+#[utoipa::path(
+    get, path = "/v1/admin/api-keys", tag = "API keys", security(("api_key" = [])), params(PageParameters),
+    responses((status = 200, body = Page<ApiKey>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<PageParameters>,
+) -> ApiResult<Json<Page<ApiKey>>> {
+    let page = parameters.check()?;
+    let keys = api_keys::list(&services.store, page.after, page.rows()).await?;
+    Ok(Json(page.page(keys, |key| key.id)))
+}
+
+/// End an API key's service. Repeating it changes nothing.
+#[utoipa::path(
+    delete, path = "/v1/admin/api-keys/{id}", tag = "API keys", security(("api_key" = [])),
+    params(("id" = uuid::Uuid, Path)),
+    responses((status = 204), (status = "4XX", body = Problem)),
+)]
+async fn revoke(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
+    api_keys::revoke(&services.store, services.clock.as_ref(), &caller.origin, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

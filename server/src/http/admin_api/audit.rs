@@ -1,0 +1,128 @@
+//! `/v1/admin/audit`
+
+use std::{sync::Arc, time::Duration};
+
+use assay_protocol::{
+    Problem,
+    admin_api::{
+        audit::{AuditEntry, AuditVerification},
+        page::Page,
+    },
+};
+use axum::{Json, extract::State};
+use serde::Deserialize;
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    audit::{
+        entries,
+        verification::{self, VerificationError},
+    },
+    http::{
+        authentication::{Authorized, Viewer},
+        deadline::Deadline,
+        extract::Parameters,
+        page::page_request,
+        problem::{ApiProblem, ApiResult},
+    },
+    services::Services,
+    store::audit_entries::AuditFilter,
+};
+
+/// The audit only grows: tens of thousands of entries are verified in a second.
+const VERIFICATION_TIME: Duration = Duration::from_secs(600);
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(verify))
+}
+
+impl From<VerificationError> for ApiProblem {
+    fn from(error: VerificationError) -> Self {
+        match error {
+            VerificationError::Entry(_) => Self::internal(&error),
+            VerificationError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Which entries to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct AuditParameters {
+    /// The kind of the resource, or `kind:id`.
+    resource: Option<String>,
+    /// The id or the name of the actor.
+    actor: Option<String>,
+    /// Entries later than this time (RFC 3339).
+    after: Option<String>,
+    /// Entries earlier than this time (RFC 3339).
+    before: Option<String>,
+    /// How many items, 1 to 500; 50 where absent.
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+impl AuditParameters {
+    fn filter(self) -> ApiResult<AuditFilter> {
+        let (resource_kind, resource_id) = match self.resource {
+            None => (None, None),
+            Some(resource) => match resource.split_once(':') {
+                Some((kind, id)) => (Some(kind.to_owned()), Some(id.to_owned())),
+                None => (Some(resource), None),
+            },
+        };
+        Ok(AuditFilter {
+            resource_kind,
+            resource_id,
+            actor: self.actor,
+            after: time("after", self.after)?,
+            before: time("before", self.before)?,
+        })
+    }
+}
+
+/// List the audit, the newest entries first.
+#[utoipa::path(
+    get, path = "/v1/admin/audit", tag = "Audit", security(("api_key" = [])), params(AuditParameters),
+    responses((status = 200, body = Page<AuditEntry>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<AuditParameters>,
+) -> ApiResult<Json<Page<AuditEntry>>> {
+    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
+    let found = entries::list(&services, &parameters.filter()?, page.after, page.rows()).await?;
+    Ok(Json(page.page(found, |entry| entry.id)))
+}
+
+/// Verify the hash chain over all sealed entries.
+#[utoipa::path(
+    get, path = "/v1/admin/audit/verify", tag = "Audit", security(("api_key" = [])),
+    responses((status = 200, body = AuditVerification), (status = "4XX", body = Problem)),
+)]
+async fn verify(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    deadline: Option<Deadline>,
+) -> ApiResult<Json<AuditVerification>> {
+    if let Some(deadline) = deadline {
+        deadline.allow(VERIFICATION_TIME);
+    }
+    Ok(Json(verification::verify(&services.store).await?))
+}
+
+fn time(name: &str, text: Option<String>) -> ApiResult<Option<OffsetDateTime>> {
+    let parse = |text: String| {
+        // A time of the year 9999 may lie in the year 10000 of UTC, which cannot be sent to the database.
+        let time = OffsetDateTime::parse(&text, &Rfc3339).ok();
+        time.and_then(|time| time.checked_to_offset(UtcOffset::UTC))
+            .ok_or_else(|| {
+                ApiProblem::malformed(format!("{name} has to be a time of RFC 3339, as 2026-11-22T10:00:00Z"))
+            })
+    };
+    text.map(parse).transpose()
+}

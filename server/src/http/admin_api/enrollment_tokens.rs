@@ -1,0 +1,114 @@
+//! `/v1/admin/enrollment-tokens`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem,
+    admin_api::{
+        enrollment_tokens::{CreateEnrollmentToken, CreatedEnrollmentToken, EnrollmentToken},
+        page::Page,
+    },
+};
+use axum::{Json, extract::State, http::StatusCode};
+use secrecy::ExposeSecret;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    administration::enrollment_tokens::{self, EnrollmentTokenError},
+    http::{
+        authentication::{Authorized, Operator, Viewer},
+        extract::{self, Id, Parameters},
+        page::PageParameters,
+        problem::{ApiProblem, ApiResult},
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(find, revoke))
+}
+
+impl From<EnrollmentTokenError> for ApiProblem {
+    fn from(error: EnrollmentTokenError) -> Self {
+        match error {
+            EnrollmentTokenError::Description
+            | EnrollmentTokenError::Life
+            | EnrollmentTokenError::MaxUses
+            | EnrollmentTokenError::SerialNumberCount
+            | EnrollmentTokenError::SerialNumber
+            | EnrollmentTokenError::SerialNumberRepeated(_)
+            | EnrollmentTokenError::Labels(_) => Self::malformed(error.to_string()),
+            EnrollmentTokenError::Unknown => Self::not_found("enrollment token"),
+            EnrollmentTokenError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Make an enrollment token; its secret is shown this once.
+#[utoipa::path(
+    post, path = "/v1/admin/enrollment-tokens", tag = "Enrollment tokens", security(("api_key" = [])),
+    request_body = CreateEnrollmentToken,
+    responses((status = 201, body = CreatedEnrollmentToken), (status = "4XX", body = Problem)),
+)]
+async fn create(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    extract::Json(request): extract::Json<CreateEnrollmentToken>,
+) -> ApiResult<(StatusCode, Json<CreatedEnrollmentToken>)> {
+    let (enrollment_token, secret) = enrollment_tokens::create(&services, &caller.origin, request).await?;
+    let token = secret.expose_secret().to_owned();
+    Ok((
+        StatusCode::CREATED,
+        Json(CreatedEnrollmentToken {
+            enrollment_token,
+            token,
+        }),
+    ))
+}
+
+/// List enrollment tokens, those that serve no more included.
+#[utoipa::path(
+    get, path = "/v1/admin/enrollment-tokens", tag = "Enrollment tokens", security(("api_key" = [])),
+    params(PageParameters),
+    responses((status = 200, body = Page<EnrollmentToken>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<PageParameters>,
+) -> ApiResult<Json<Page<EnrollmentToken>>> {
+    let page = parameters.check()?;
+    let tokens = enrollment_tokens::list(&services, page.after, page.rows()).await?;
+    Ok(Json(page.page(tokens, |token| token.id)))
+}
+
+/// Read an enrollment token.
+#[utoipa::path(
+    get, path = "/v1/admin/enrollment-tokens/{id}", tag = "Enrollment tokens", security(("api_key" = [])),
+    params(("id" = uuid::Uuid, Path)),
+    responses((status = 200, body = EnrollmentToken), (status = "4XX", body = Problem)),
+)]
+async fn find(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+) -> ApiResult<Json<EnrollmentToken>> {
+    Ok(Json(enrollment_tokens::find(&services, id).await?))
+}
+
+/// End an enrollment token's service. Repeating it changes nothing.
+#[utoipa::path(
+    delete, path = "/v1/admin/enrollment-tokens/{id}", tag = "Enrollment tokens", security(("api_key" = [])),
+    params(("id" = uuid::Uuid, Path)),
+    responses((status = 204), (status = "4XX", body = Problem)),
+)]
+async fn revoke(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+) -> ApiResult<StatusCode> {
+    enrollment_tokens::revoke(&services, &caller.origin, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,160 @@
+//! `/v1/admin/enrollments`, and the same decisions by the machine's id
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem, ProblemKind,
+    admin_api::{
+        enrollments::{Approve, Decide, Enrollment, EnrollmentStatus},
+        machines::Machine,
+        page::Page,
+    },
+};
+use axum::{Json, extract::State};
+use serde::Deserialize;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    enrollment::approval::{self, ApprovalError, Decision},
+    http::{
+        authentication::{Authorized, Operator, Viewer},
+        extract::{self, Id, Parameters},
+        page::page_request,
+        problem::{ApiProblem, ApiResult},
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(approve))
+        .routes(routes!(deny))
+        .routes(routes!(approve_machine))
+        .routes(routes!(deny_machine))
+}
+
+impl From<ApprovalError> for ApiProblem {
+    fn from(error: ApprovalError) -> Self {
+        match error {
+            ApprovalError::Reason(_) => Self::malformed(error.to_string()),
+            ApprovalError::Unknown => Self::not_found("enrollment"),
+            ApprovalError::UnknownMachine => Self::not_found("machine"),
+            ApprovalError::NothingPending
+            | ApprovalError::Approved
+            | ApprovalError::Denied
+            | ApprovalError::MachineDeleted
+            | ApprovalError::NotPending
+            | ApprovalError::SerialNumberTaken(_)
+            | ApprovalError::SerialNumberJustTaken => Self::new(ProblemKind::Conflict, error.to_string()),
+            ApprovalError::Claims(_) => Self::internal(&error),
+            ApprovalError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Which enrollments to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct EnrollmentParameters {
+    /// How far they are.
+    #[param(inline)]
+    status: Option<EnrollmentStatus>,
+    /// How many items, 1 to 500; 50 where absent.
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// List the keys that asked to be enrolled.
+#[utoipa::path(
+    get, path = "/v1/admin/enrollments", tag = "Enrollments", security(("api_key" = [])), params(EnrollmentParameters),
+    responses((status = 200, body = Page<Enrollment>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<EnrollmentParameters>,
+) -> ApiResult<Json<Page<Enrollment>>> {
+    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
+    let found = approval::list(&services, parameters.status, page.after, page.rows()).await?;
+    Ok(Json(page.page(found, |enrollment| enrollment.id)))
+}
+
+/// Let a key in. Repeating it changes nothing.
+#[utoipa::path(
+    post, path = "/v1/admin/enrollments/{id}/approve", tag = "Enrollments", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = Option<Approve>,
+    responses((status = 200, body = Enrollment), (status = "4XX", body = Problem)),
+)]
+async fn approve(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    request: Option<extract::Json<Approve>>,
+) -> ApiResult<Json<Enrollment>> {
+    let decision = approval_of(request)?;
+    Ok(Json(approval::decide(&services, &caller.origin, id, &decision).await?))
+}
+
+/// Keep a key out for good. Repeating it changes nothing.
+#[utoipa::path(
+    post, path = "/v1/admin/enrollments/{id}/deny", tag = "Enrollments", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = Decide,
+    responses((status = 200, body = Enrollment), (status = "4XX", body = Problem)),
+)]
+async fn deny(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    extract::Json(request): extract::Json<Decide>,
+) -> ApiResult<Json<Enrollment>> {
+    let decision = denial_of(&request)?;
+    Ok(Json(approval::decide(&services, &caller.origin, id, &decision).await?))
+}
+
+/// Let the key in that waits for this machine.
+#[utoipa::path(
+    post, path = "/v1/admin/machines/{id}/approve", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = Option<Approve>,
+    responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
+)]
+async fn approve_machine(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    request: Option<extract::Json<Approve>>,
+) -> ApiResult<Json<Machine>> {
+    let decision = approval_of(request)?;
+    Ok(Json(
+        approval::decide_of_machine(&services, &caller.origin, id, &decision).await?,
+    ))
+}
+
+/// Keep the key out that waits for this machine.
+#[utoipa::path(
+    post, path = "/v1/admin/machines/{id}/deny", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = Decide,
+    responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
+)]
+async fn deny_machine(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    extract::Json(request): extract::Json<Decide>,
+) -> ApiResult<Json<Machine>> {
+    let decision = denial_of(&request)?;
+    Ok(Json(
+        approval::decide_of_machine(&services, &caller.origin, id, &decision).await?,
+    ))
+}
+
+fn approval_of(request: Option<extract::Json<Approve>>) -> ApiResult<Decision> {
+    let reason = request.and_then(|extract::Json(request)| request.reason);
+    Ok(Decision::approve(reason.as_deref()).map_err(ApprovalError::from)?)
+}
+
+fn denial_of(request: &Decide) -> ApiResult<Decision> {
+    Ok(Decision::deny(&request.reason).map_err(ApprovalError::from)?)
+}

@@ -1,0 +1,195 @@
+//! `/v1/admin/machines`: search, read, label, delete. Where machines stand is decided in `standing`.
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem, ProblemKind,
+    admin_api::{
+        certificates::Certificate,
+        events::Event,
+        machines::{Machine, PatchMachine},
+        page::Page,
+    },
+    machine::{Assurance, Liveness, MachineStatus},
+};
+use axum::{Json, extract::State, http::StatusCode};
+use serde::Deserialize;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use crate::{
+    administration::machines::{self, MachineError},
+    http::{
+        authentication::{Admin, Authorized, Operator, Viewer},
+        extract::{self, Id, Parameters},
+        page::{PageParameters, page_request},
+        problem::{ApiProblem, ApiResult},
+    },
+    machines::record::boundaries,
+    services::Services,
+    store::machines::MachineFilter,
+};
+
+/// The longest text to search for, in bytes: nothing that is searched is longer.
+const LONGEST_PART: usize = 256;
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(find, patch, delete))
+        .routes(routes!(certificates))
+        .routes(routes!(events))
+}
+
+impl From<MachineError> for ApiProblem {
+    fn from(error: MachineError) -> Self {
+        match error {
+            MachineError::Labels(_) | MachineError::Note | MachineError::Reason(_) => {
+                Self::malformed(error.to_string())
+            }
+            MachineError::Unknown => Self::not_found("machine"),
+            MachineError::Standing(_) => Self::new(ProblemKind::Conflict, error.to_string()),
+            MachineError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Which machines to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct MachineParameters {
+    /// Where they stand.
+    #[param(inline)]
+    status: Option<MachineStatus>,
+    /// What stands behind their serial number.
+    #[param(inline)]
+    assurance: Option<Assurance>,
+    /// How recently they checked in.
+    #[param(inline)]
+    liveness: Option<Liveness>,
+    /// A label that they have, as `key:value`.
+    label: Option<String>,
+    /// A part of the serial number, host name, id, a label or the key's thumbprint, in any case, without wildcards.
+    q: Option<String>,
+    /// How many items, 1 to 500; 50 where absent.
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+impl MachineParameters {
+    fn filter(self, services: &Services) -> ApiResult<MachineFilter> {
+        let part = self.q.filter(|part| !part.is_empty());
+        if part.as_ref().is_some_and(|part| part.len() > LONGEST_PART) {
+            return Err(ApiProblem::malformed(format!("q is longer than {LONGEST_PART} bytes")));
+        }
+        let label = self.label.map(|label| match label.split_once(':') {
+            Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+            None => Err(ApiProblem::malformed("label has to be of the form key:value")),
+        });
+        Ok(MachineFilter {
+            status: self.status,
+            assurance: self.assurance,
+            last_check_ins: self
+                .liveness
+                .map(|liveness| boundaries(services).last_check_ins(liveness)),
+            labels: label.transpose()?.map(|label| [label].into()),
+            part,
+        })
+    }
+}
+
+/// List machines.
+#[utoipa::path(
+    get, path = "/v1/admin/machines", tag = "Machines", security(("api_key" = [])), params(MachineParameters),
+    responses((status = 200, body = Page<Machine>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<MachineParameters>,
+) -> ApiResult<Json<Page<Machine>>> {
+    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
+    let filter = parameters.filter(&services)?;
+    let found = machines::list(&services, &filter, page.after, page.rows()).await?;
+    Ok(Json(page.page(found, |machine| machine.id)))
+}
+
+/// Read a machine.
+#[utoipa::path(
+    get, path = "/v1/admin/machines/{id}", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
+)]
+async fn find(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+) -> ApiResult<Json<Machine>> {
+    Ok(Json(machines::find(&services, id).await?))
+}
+
+/// Change labels and note, by a merge patch (RFC 7396).
+#[utoipa::path(
+    patch, path = "/v1/admin/machines/{id}", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = PatchMachine,
+    responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
+)]
+async fn patch(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    extract::Json(patch): extract::Json<PatchMachine>,
+) -> ApiResult<Json<Machine>> {
+    Ok(Json(machines::patch(&services, &caller.origin, id, &patch).await?))
+}
+
+/// Revoke a machine and remove its record. Events, certificates and audit stay.
+#[utoipa::path(
+    delete, path = "/v1/admin/machines/{id}", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 204), (status = "4XX", body = Problem)),
+)]
+async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
+    machines::delete(&services, &caller.origin, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// List a machine's certificates, the newest first; of a deleted one too.
+#[utoipa::path(
+    get, path = "/v1/admin/machines/{id}/certificates", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path), PageParameters),
+    responses((status = 200, body = Page<Certificate>), (status = "4XX", body = Problem)),
+)]
+async fn certificates(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    Parameters(parameters): Parameters<PageParameters>,
+) -> ApiResult<Json<Page<Certificate>>> {
+    let page = parameters.check()?;
+    // A serial number has 16 bytes, as an id has.
+    let after = page.after.map(|serial_number| serial_number.simple().to_string());
+    let found = machines::certificates(&services, id, after.as_deref(), page.rows()).await?;
+    Ok(Json(page.page(found, |certificate| {
+        Uuid::try_parse(&certificate.serial_number).unwrap_or_default()
+    })))
+}
+
+/// List what happened to a machine, the newest first; to a deleted one too.
+#[utoipa::path(
+    get, path = "/v1/admin/machines/{id}/events", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path), PageParameters),
+    responses((status = 200, body = Page<Event>), (status = "4XX", body = Problem)),
+)]
+async fn events(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    Parameters(parameters): Parameters<PageParameters>,
+) -> ApiResult<Json<Page<Event>>> {
+    let page = parameters.check()?;
+    let found = machines::events(&services, id, page.after, page.rows()).await?;
+    Ok(Json(page.page(found, |event| event.id)))
+}

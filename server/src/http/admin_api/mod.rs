@@ -1,0 +1,28 @@
+//! `/v1/admin`: what administrators call. One noun, one file.
+
+mod api_keys;
+mod audit;
+mod enrollment_tokens;
+mod enrollments;
+mod grants;
+mod machines;
+mod permissions;
+mod standing;
+
+use std::sync::Arc;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::services::Services;
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .merge(api_keys::router())
+        .merge(audit::router())
+        .merge(enrollment_tokens::router())
+        .merge(enrollments::router())
+        .merge(grants::router())
+        .merge(machines::router())
+        .merge(permissions::router())
+        .merge(standing::router())
+}

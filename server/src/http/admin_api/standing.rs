@@ -1,0 +1,75 @@
+//! `/v1/admin/machines/{id}/quarantine`, `release` and `revoke`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem,
+    admin_api::{enrollments::Decide, machines::Machine},
+};
+use axum::{Json, extract::State};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    administration::standing::{self, Standing},
+    http::{
+        authentication::{Authorized, Operator},
+        extract::{self, Id},
+        problem::ApiResult,
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(quarantine))
+        .routes(routes!(release))
+        .routes(routes!(revoke))
+}
+
+/// Hold a machine back: once this has answered, no check-in yields a grant. Repeating it changes nothing.
+#[utoipa::path(
+    post, path = "/v1/admin/machines/{id}/quarantine", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = Decide,
+    responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
+)]
+async fn quarantine(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    extract::Json(request): extract::Json<Decide>,
+) -> ApiResult<Json<Machine>> {
+    let machine = standing::decide(&services, &caller.origin, id, Standing::Quarantine, &request.reason).await?;
+    Ok(Json(machine))
+}
+
+/// Let a quarantined machine check in again. Repeating it changes nothing.
+#[utoipa::path(
+    post, path = "/v1/admin/machines/{id}/release", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = Decide,
+    responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
+)]
+async fn release(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    extract::Json(request): extract::Json<Decide>,
+) -> ApiResult<Json<Machine>> {
+    let machine = standing::decide(&services, &caller.origin, id, Standing::Release, &request.reason).await?;
+    Ok(Json(machine))
+}
+
+/// Put a machine out for good, and revoke its keys and certificates. Repeating it changes nothing.
+#[utoipa::path(
+    post, path = "/v1/admin/machines/{id}/revoke", tag = "Machines", security(("api_key" = [])),
+    params(("id" = Uuid, Path)), request_body = Decide,
+    responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
+)]
+async fn revoke(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    extract::Json(request): extract::Json<Decide>,
+) -> ApiResult<Json<Machine>> {
+    let machine = standing::decide(&services, &caller.origin, id, Standing::Revoke, &request.reason).await?;
+    Ok(Json(machine))
+}

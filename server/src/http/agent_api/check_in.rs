@@ -1,0 +1,38 @@
+//! `POST /v1/check-in`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem,
+    agent_api::{CheckInRequest, CheckedIn},
+};
+use axum::{Extension, Json, extract::State};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    check_in,
+    http::{
+        extract,
+        problem::{ApiResult, NonceAfter},
+        request_id::RequestId,
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new().routes(routes!(check_in))
+}
+
+/// Check in with fresh evidence; answered after the check-in is durable, with the grants of this moment.
+#[utoipa::path(
+    post, path = "/v1/check-in", tag = "Agents", request_body = CheckInRequest,
+    responses((status = 200, body = CheckedIn), (status = "4XX", body = Problem), (status = "5XX", body = Problem)),
+)]
+async fn check_in(
+    State(services): State<Arc<Services>>,
+    request_id: RequestId,
+    extract::Json(request): extract::Json<CheckInRequest>,
+) -> ApiResult<(Extension<NonceAfter>, Json<CheckedIn>)> {
+    let answer = check_in::check_in(&services, &request_id.to_string(), &request.evidence).await?;
+    Ok((Extension(NonceAfter(answer.nonce_used)), Json(answer.checked_in)))
+}

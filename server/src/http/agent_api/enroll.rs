@@ -1,0 +1,98 @@
+//! `POST /v1/enroll`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem, ProblemKind,
+    agent_api::{EnrollRequest, Enrolled, EnrollmentPending},
+    csr::CsrError,
+};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    enrollment::{self, EnrollError, Outcome},
+    http::{
+        extract,
+        problem::{ApiProblem, ApiResult, Chain, NonceAfter},
+        request_id::RequestId,
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new().routes(routes!(enroll))
+}
+
+impl From<CsrError> for ApiProblem {
+    fn from(error: CsrError) -> Self {
+        Self::new(ProblemKind::BadCsr, Chain(&error).to_string())
+    }
+}
+
+impl From<EnrollError> for ApiProblem {
+    fn from(error: EnrollError) -> Self {
+        match error {
+            EnrollError::Csr(error) => error.into(),
+            EnrollError::Evidence(_) => Self::new(ProblemKind::BadEvidence, Chain(&error).to_string()),
+            EnrollError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
+            EnrollError::Token(refusal) => Self::new(ProblemKind::EnrollmentTokenInvalid, refusal.to_string()),
+            EnrollError::Refused(refusal) => refusal.into(),
+            EnrollError::Exists { .. } => Self::new(ProblemKind::MachineExists, error.to_string()),
+            EnrollError::RateLimited(exceeded) => exceeded.into(),
+            EnrollError::Claims(_) | EnrollError::Issue(_) => Self::internal(&error),
+            EnrollError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Enroll a key. Repeating it with the same key gives the same machine and its current certificate.
+#[utoipa::path(
+    post, path = "/v1/enroll", tag = "Agents", request_body = EnrollRequest,
+    responses(
+        (status = 201, body = Enrolled, description = "This call issued the certificate."),
+        (status = 200, body = Enrolled, description = "An earlier call did."),
+        (status = 202, body = EnrollmentPending, description = "An administrator has to approve; repeat the call."),
+        (status = "4XX", body = Problem), (status = "5XX", body = Problem),
+    ),
+)]
+async fn enroll(
+    State(services): State<Arc<Services>>,
+    request_id: RequestId,
+    extract::Json(request): extract::Json<EnrollRequest>,
+) -> ApiResult<(Extension<NonceAfter>, Response)> {
+    let answer = enrollment::enroll(&services, &request_id.to_string(), &request).await?;
+    Ok((
+        Extension(NonceAfter(answer.nonce_used)),
+        respond(&services, answer.outcome),
+    ))
+}
+
+fn respond(services: &Services, outcome: Outcome) -> Response {
+    match outcome {
+        Outcome::Issued(enrolled) => {
+            services.metrics.enrollment_ended("issued");
+            services.metrics.certificate_issued("enroll");
+            (StatusCode::CREATED, Json(enrolled)).into_response()
+        }
+        Outcome::IssuedBefore(enrolled) => {
+            services.metrics.enrollment_ended("repeated");
+            Json(enrolled).into_response()
+        }
+        Outcome::Pending(pending) => {
+            services.metrics.enrollment_ended("pending");
+            let retry_after = HeaderValue::from(pending.retry_after_seconds);
+            (
+                StatusCode::ACCEPTED,
+                [(header::RETRY_AFTER, retry_after)],
+                Json(pending),
+            )
+                .into_response()
+        }
+    }
+}

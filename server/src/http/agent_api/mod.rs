@@ -1,0 +1,94 @@
+//! `/v1`: what agents call. Every answer, refusals included, carries a fresh nonce, so that a machine in steady state
+//! needs one round trip.
+
+mod check_in;
+mod enroll;
+mod nonce;
+mod renew;
+
+use std::sync::Arc;
+
+use assay_protocol::{ProblemKind, agent_api::REPLAY_NONCE};
+use axum::{
+    Extension,
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, header},
+    middleware::Next,
+    response::Response,
+};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::{
+    extract,
+    problem::{ApiProblem, NonceAfter},
+};
+use crate::{
+    check_in::{CheckInError, committer::CommitError},
+    machines::admission::Refusal,
+    services::Services,
+    store::StoreError,
+};
+
+pub(super) use nonce::router as nonces;
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .merge(enroll::router())
+        .merge(check_in::router())
+        .merge(renew::router())
+        .layer(Extension(extract::AGENT_BODY_LIMIT))
+}
+
+/// Adds what every answer of an agent endpoint carries.
+pub(super) async fn add_nonce(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let last_used = response.extensions().get::<NonceAfter>().map(|NonceAfter(last)| *last);
+    let nonce = services.nonces.issue(services.clock.now(), last_used);
+    if let Ok(nonce) = HeaderValue::from_str(&nonce) {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static(REPLAY_NONCE), nonce);
+    }
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+impl From<Refusal> for ApiProblem {
+    fn from(refusal: Refusal) -> Self {
+        let kind = match refusal {
+            Refusal::Unknown => ProblemKind::MachineUnknown,
+            Refusal::NonceUsed { last } => {
+                return Self::new(ProblemKind::BadNonce, refusal.to_string()).nonce_after(last);
+            }
+            Refusal::Pending => ProblemKind::MachinePending,
+            Refusal::Quarantined { .. } => ProblemKind::MachineQuarantined,
+            Refusal::Revoked { .. } => ProblemKind::MachineRevoked,
+            Refusal::KeySuperseded => ProblemKind::KeySuperseded,
+            Refusal::Denied { .. } => ProblemKind::EnrollmentDenied,
+            Refusal::IdentityMismatch { .. } => ProblemKind::IdentityMismatch,
+        };
+        Self::new(kind, refusal.to_string())
+    }
+}
+
+impl From<CheckInError> for ApiProblem {
+    fn from(error: CheckInError) -> Self {
+        match error {
+            CheckInError::Evidence(_) | CheckInError::ForeignKey => {
+                Self::new(ProblemKind::BadEvidence, super::problem::Chain(&error).to_string())
+            }
+            CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
+            CheckInError::Refused(refusal) => refusal.into(),
+            CheckInError::RateLimited(exceeded) => exceeded.into(),
+            CheckInError::Commit(CommitError::Overloaded) => Self::unavailable(),
+            CheckInError::Commit(CommitError::Store(cause)) => match &*cause {
+                StoreError::Unavailable(_) => Self::unavailable(),
+                StoreError::Refused(_) | StoreError::Corrupt(_) => Self::internal(&*cause),
+            },
+            CheckInError::Claims(_) | CheckInError::Token(_) => Self::internal(&error),
+            CheckInError::Store(error) => error.into(),
+        }
+    }
+}

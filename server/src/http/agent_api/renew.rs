@@ -1,0 +1,53 @@
+//! `POST /v1/renew`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem, ProblemKind,
+    agent_api::{RenewRequest, Renewed},
+};
+use axum::{Extension, Json, extract::State};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    enrollment::renewal::{self, RenewError},
+    http::{
+        extract,
+        problem::{ApiProblem, ApiResult, NonceAfter},
+        request_id::RequestId,
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new().routes(routes!(renew))
+}
+
+impl From<RenewError> for ApiProblem {
+    fn from(error: RenewError) -> Self {
+        match error {
+            RenewError::Csr(error) => error.into(),
+            RenewError::Evidence(error) => error.into(),
+            RenewError::OtherCsr => Self::new(ProblemKind::BadEvidence, error.to_string()),
+            RenewError::OtherKey => Self::new(ProblemKind::Conflict, error.to_string()),
+            RenewError::Expired { .. } => Self::new(ProblemKind::RenewalExpired, error.to_string()),
+            RenewError::Issue(error) => error.into(),
+            RenewError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Renew the certificate; the key proves the machine, also for a while after the certificate has expired.
+#[utoipa::path(
+    post, path = "/v1/renew", tag = "Agents", request_body = RenewRequest,
+    responses((status = 200, body = Renewed), (status = "4XX", body = Problem), (status = "5XX", body = Problem)),
+)]
+async fn renew(
+    State(services): State<Arc<Services>>,
+    request_id: RequestId,
+    extract::Json(request): extract::Json<RenewRequest>,
+) -> ApiResult<(Extension<NonceAfter>, Json<Renewed>)> {
+    let answer = renewal::renew(&services, &request_id.to_string(), &request).await?;
+    services.metrics.certificate_issued("renew");
+    Ok((Extension(NonceAfter(answer.nonce_used)), Json(answer.renewed)))
+}

@@ -1,0 +1,122 @@
+//! Who calls the admin API, and whether its role allows what it asks.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use assay_protocol::{
+    ProblemKind,
+    admin_api::{
+        api_keys::Role,
+        audit::{Actor, ActorKind},
+    },
+};
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, header, request::Parts},
+};
+
+use super::{problem::ApiProblem, rate_limit, request_id::RequestId};
+use crate::{
+    audit::Origin,
+    secrets::{self, SecretHash},
+    services::Services,
+    store::api_keys,
+};
+
+/// A caller whose role allows what `R` names. In a handler's signature it is the authorization.
+pub(crate) struct Authorized<R> {
+    /// Who asks, for the audit.
+    pub(crate) origin: Origin,
+    role: PhantomData<R>,
+}
+
+/// A role that an endpoint demands.
+pub(crate) trait Demand {
+    /// Whether a key of this role may call.
+    fn allows(role: Role) -> bool;
+    /// The lowest role that may, for the refusal.
+    const NAME: &'static str;
+}
+
+/// Reads.
+pub(crate) struct Viewer;
+/// Changes machines, enrollments, tokens.
+pub(crate) struct Operator;
+/// Changes everything.
+pub(crate) struct Admin;
+
+impl Demand for Viewer {
+    const NAME: &'static str = "viewer";
+
+    fn allows(role: Role) -> bool {
+        matches!(role, Role::Viewer | Role::Operator | Role::Admin)
+    }
+}
+
+impl Demand for Operator {
+    const NAME: &'static str = "operator";
+
+    fn allows(role: Role) -> bool {
+        matches!(role, Role::Operator | Role::Admin)
+    }
+}
+
+impl Demand for Admin {
+    const NAME: &'static str = "admin";
+
+    fn allows(role: Role) -> bool {
+        matches!(role, Role::Admin)
+    }
+}
+
+impl<R: Demand> FromRequestParts<Arc<Services>> for Authorized<R> {
+    type Rejection = ApiProblem;
+
+    async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        let secret = bearer(&parts.headers)?;
+        let mut connection = services.store.connection().await?;
+        let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(secret)).await?;
+        drop(connection);
+        let Some(api_key) = api_key.filter(|key| secrets::serves(key.expires_at, key.revoked_at, services.clock.now()))
+        else {
+            return Err(unauthenticated("the API key is unknown, expired or revoked"));
+        };
+        rate_limit::charge_api_key(services, api_key.id)?;
+        if !R::allows(api_key.role) {
+            let detail = format!(
+                "this needs the role {}, and the key {:?} has another",
+                R::NAME,
+                api_key.name
+            );
+            return Err(ApiProblem::new(ProblemKind::Forbidden, detail));
+        }
+        let Ok(request_id) = RequestId::from_request_parts(parts, services).await;
+        Ok(Self {
+            origin: Origin {
+                actor: Actor {
+                    kind: ActorKind::ApiKey,
+                    id: Some(api_key.id.to_string()),
+                    name: Some(api_key.name),
+                },
+                request_id: Some(request_id.to_string()),
+            },
+            role: PhantomData,
+        })
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, ApiProblem> {
+    let value = headers
+        .get(header::AUTHORIZATION)
+        .ok_or_else(|| unauthenticated("there is no Authorization: Bearer header"))?;
+    value
+        .to_str()
+        .ok()
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, secret)| secret.trim())
+        .ok_or_else(|| unauthenticated("the Authorization header is not of the form: Bearer API-KEY"))
+}
+
+fn unauthenticated(detail: &str) -> ApiProblem {
+    ApiProblem::new(ProblemKind::Unauthenticated, detail)
+}

@@ -1,0 +1,59 @@
+//! Where a request comes from: the peer, or, behind a proxy that terminates TLS, whom the proxy says it speaks for.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    http::HeaderMap,
+    middleware::Next,
+    response::Response,
+};
+
+use super::rate_limit::CallerAddress;
+
+/// Whom the connections come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peers {
+    /// From the callers themselves; what they say in a header counts for nothing.
+    Callers,
+    /// From a proxy, which appends the caller's address to `X-Forwarded-For`.
+    Proxy,
+}
+
+/// Finds out and notes it on the request.
+pub(crate) async fn determine(State(peers): State<Peers>, mut request: Request, next: Next) -> Response {
+    let peer = request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map(|ConnectInfo(peer)| peer.ip());
+    let forwarded = (peers == Peers::Proxy)
+        .then(|| forwarded_for(request.headers()))
+        .flatten();
+    if let Some(address) = forwarded.or(peer) {
+        request.extensions_mut().insert(CallerAddress(address.to_canonical()));
+    }
+    next.run(request).await
+}
+
+/// The last entry of the last header: the one that the proxy itself wrote. Those before it are the caller's own words.
+fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
+    let last = headers.get_all("x-forwarded-for").iter().next_back()?;
+    last.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_proxy_appended_counts() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(forwarded_for(&headers), None);
+        headers.append("x-forwarded-for", "192.0.2.1, 198.51.100.7".parse().unwrap());
+        assert_eq!(forwarded_for(&headers), Some(IpAddr::from([198, 51, 100, 7])));
+        headers.append("x-forwarded-for", "203.0.113.9".parse().unwrap());
+        assert_eq!(forwarded_for(&headers), Some(IpAddr::from([203, 0, 113, 9])));
+        headers.append("x-forwarded-for", "nonsense".parse().unwrap());
+        assert_eq!(forwarded_for(&headers), None);
+    }
+}

@@ -1,0 +1,61 @@
+//! What surrounds every handler: a time limit, a net under panics, and the metrics.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use super::{
+    deadline::Deadline,
+    problem::{self, ApiProblem},
+};
+use crate::{services::Services, telemetry::metrics::UNMATCHED};
+
+/// Ends a request that takes too long, and survives one that panics.
+pub(super) async fn time_limit(mut request: Request, next: Next) -> Response {
+    let deadline = Deadline::new();
+    request.extensions_mut().insert(deadline.clone());
+    tokio::select! {
+        answered = AssertUnwindSafe(next.run(request)).catch_unwind() => match answered {
+            Ok(response) => response,
+            Err(_panic) => ApiProblem::internal(&Panicked).into_response(),
+        },
+        () = deadline.passed() => ApiProblem::unavailable().into_response(),
+    }
+}
+
+/// Counts and logs every answer.
+pub(super) async fn observe(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let endpoint = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    let status = response.status();
+    let endpoint = endpoint.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+    services
+        .metrics
+        .request_answered(endpoint, &method, status.as_u16(), started.elapsed());
+    let problem = problem::kind_of(&response);
+    if let Some(kind) = problem {
+        services.metrics.problem_answered(kind);
+    }
+    let milliseconds = started.elapsed().as_millis();
+    let problem = problem.map(assay_protocol::ProblemKind::slug);
+    if status.is_server_error() {
+        tracing::warn!(status = status.as_u16(), problem, milliseconds, "failed");
+    } else if status.is_client_error() {
+        tracing::info!(status = status.as_u16(), problem, milliseconds, "refused");
+    } else {
+        tracing::debug!(status = status.as_u16(), milliseconds, "answered");
+    }
+    response
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a handler panicked; the panic's own line is above")]
+struct Panicked;

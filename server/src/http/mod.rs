@@ -1,0 +1,103 @@
+//! The HTTP side: routes, who may call them, and what is said when something is refused. The only place with status codes.
+
+mod admin_api;
+mod agent_api;
+mod authentication;
+mod caller_address;
+mod deadline;
+mod extract;
+mod guard;
+mod page;
+mod problem;
+mod rate_limit;
+mod relying_party_api;
+mod request_id;
+mod unread_body;
+
+use std::sync::Arc;
+
+use axum::{Extension, Router, middleware};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        Components,
+        security::{Http, HttpAuthScheme, SecurityScheme},
+    },
+};
+use utoipa_axum::router::OpenApiRouter;
+
+pub(crate) use self::caller_address::Peers;
+pub(crate) use self::problem::Chain;
+use self::relying_party_api::Published;
+use crate::services::Services;
+
+#[derive(OpenApi)]
+#[openapi(info(title = "Assay", description = "Machine identity for fleets of Macs"), modifiers(&ApiKeys))]
+struct Document;
+
+/// Says how the admin API authenticates.
+struct ApiKeys;
+
+impl Modify for ApiKeys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document
+            .components
+            .get_or_insert_with(Components::new)
+            .add_security_scheme("api_key", scheme);
+    }
+}
+
+/// Everything that is served. `peers` says whom the peer's address stands for.
+pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
+    let document = Published(serde_json::to_string(&document()).unwrap_or_default().into());
+    let with_nonces = middleware::from_fn_with_state(Arc::clone(&services), agent_api::add_nonce);
+    let for_anybody = middleware::from_fn_with_state(Arc::clone(&services), rate_limit::charge_every);
+    let nonces = guarded(&services, agent_api::nonces()).layer(for_anybody.clone());
+    guarded(&services, admin_routes())
+        .merge(guarded(&services, relying_party_api::health()))
+        .merge(guarded(&services, relying_party_api::router()).layer(for_anybody))
+        // Outside of the guard: an agent gets its nonce also when its call took too long or its method was wrong.
+        .merge(guarded(&services, agent_api::router()).merge(nonces).layer(with_nonces))
+        .fallback(problem::no_such_path)
+        .layer(Extension(document))
+        .layer(middleware::from_fn_with_state(Arc::clone(&services), guard::observe))
+        .layer(middleware::from_fn(problem::write_bodies))
+        .layer(middleware::from_fn(unread_body::drain))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&services),
+            request_id::assign,
+        ))
+        .layer(middleware::from_fn_with_state(peers, caller_address::determine))
+        .with_state(services)
+}
+
+/// The OpenAPI document, as JSON for people.
+pub(crate) fn openapi() -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(&document())
+}
+
+fn document() -> utoipa::openapi::OpenApi {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .merge(agent_api::nonces())
+        .merge(agent_api::router())
+        .merge(relying_party_api::router())
+        .merge(relying_party_api::health())
+        .merge(admin_routes())
+        .into_openapi()
+}
+
+fn admin_routes() -> OpenApiRouter<Arc<Services>> {
+    admin_api::router().layer(Extension(extract::ADMIN_BODY_LIMIT))
+}
+
+fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {
+    let (router, _document) = routes.split_for_parts();
+    router
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(middleware::from_fn(guard::time_limit))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(services),
+            rate_limit::charge_unproven,
+        ))
+}

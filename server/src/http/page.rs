@@ -1,0 +1,76 @@
+//! Lists, a page at a time, by the id of the last item: stable while rows are added.
+
+use assay_protocol::admin_api::page::Page;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use uuid::Uuid;
+
+use super::problem::ApiProblem;
+
+const DEFAULT_LIMIT: i64 = 50;
+const GREATEST_LIMIT: i64 = 500;
+
+/// Which page of a list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PageParameters {
+    /// How many items, 1 to 500; 50 where absent.
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// A page that was asked for, checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageRequest {
+    /// The last item of the page before.
+    pub(crate) after: Option<Uuid>,
+    limit: i64,
+}
+
+impl PageParameters {
+    pub(crate) fn check(self) -> Result<PageRequest, ApiProblem> {
+        page_request(self.limit, self.cursor.as_deref())
+    }
+}
+
+/// For lists whose own parameters stand beside `limit` and `cursor`.
+pub(crate) fn page_request(limit: Option<i64>, cursor: Option<&str>) -> Result<PageRequest, ApiProblem> {
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=GREATEST_LIMIT).contains(&limit) {
+        return Err(ApiProblem::malformed(format!(
+            "limit has to be from 1 to {GREATEST_LIMIT}"
+        )));
+    }
+    let after = cursor.map(parse_cursor).transpose()?;
+    Ok(PageRequest { after, limit })
+}
+
+impl PageRequest {
+    /// How many rows to ask the store for: one more than are shown tells whether there is a next page.
+    pub(crate) fn rows(&self) -> i64 {
+        self.limit + 1
+    }
+
+    /// Makes the page of the rows that were found.
+    pub(crate) fn page<T>(&self, mut items: Vec<T>, id: impl Fn(&T) -> Uuid) -> Page<T> {
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let last = items.last().filter(|_| more);
+        Page {
+            next_cursor: last.map(|item| URL_SAFE_NO_PAD.encode(id(item).as_bytes())),
+            items,
+        }
+    }
+}
+
+fn parse_cursor(cursor: &str) -> Result<Uuid, ApiProblem> {
+    URL_SAFE_NO_PAD
+        .decode(cursor)
+        .ok()
+        .and_then(|bytes| Uuid::from_slice(&bytes).ok())
+        .ok_or_else(|| ApiProblem::malformed("cursor is not one that this server gave out"))
+}

@@ -1,0 +1,166 @@
+//! Problems on the way out. A handler answers with an [`ApiProblem`]; the outermost layer writes the body, since only
+//! there the request id is known, and so axum's own refusals look the same.
+
+use assay_protocol::{Problem, ProblemKind, problem::MEDIA_TYPE};
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use time::OffsetDateTime;
+
+use super::request_id::RequestId;
+use crate::store::StoreError;
+
+/// How long a caller waits before it repeats what the server could not do.
+const UNAVAILABLE_RETRY_SECONDS: u64 = 5;
+
+/// A refusal, in the words of the registry.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiProblem {
+    kind: ProblemKind,
+    detail: String,
+    retry_after_seconds: Option<u64>,
+    nonce_after: Option<OffsetDateTime>,
+}
+
+pub(crate) type ApiResult<T> = Result<T, ApiProblem>;
+
+/// Tells the nonce layer which nonce the machine used last, so that the fresh one is later, whatever the clocks say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NonceAfter(pub(crate) OffsetDateTime);
+
+impl ApiProblem {
+    /// `detail` goes to the caller: what was wrong, in words, and nothing of the server's inside.
+    pub(crate) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            detail: detail.into(),
+            retry_after_seconds: None,
+            nonce_after: None,
+        }
+    }
+
+    pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
+        self
+    }
+
+    pub(crate) fn nonce_after(mut self, last_nonce: OffsetDateTime) -> Self {
+        self.nonce_after = Some(last_nonce);
+        self
+    }
+
+    pub(crate) fn not_found(what: &str) -> Self {
+        Self::new(ProblemKind::NotFound, format!("there is no such {what}"))
+    }
+
+    pub(crate) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(ProblemKind::Malformed, detail)
+    }
+
+    pub(crate) fn unavailable() -> Self {
+        Self::new(
+            ProblemKind::Unavailable,
+            "the database cannot be reached; repeat the call later",
+        )
+        .retry_after(UNAVAILABLE_RETRY_SECONDS)
+    }
+
+    /// Logs the cause, which the caller never sees.
+    pub(crate) fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
+        tracing::error!(error = %Chain(cause), "a request failed");
+        Self::new(
+            ProblemKind::Internal,
+            "the server failed; its log has the cause under this request id",
+        )
+    }
+}
+
+impl From<StoreError> for ApiProblem {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Unavailable(_) => {
+                tracing::warn!(error = %Chain(&error), "the database is not available");
+                Self::unavailable()
+            }
+            StoreError::Refused(_) | StoreError::Corrupt(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl IntoResponse for ApiProblem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        if let Some(seconds) = self.retry_after_seconds {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.kind == ProblemKind::Unauthenticated {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(last_nonce) = self.nonce_after {
+            response.extensions_mut().insert(NonceAfter(last_nonce));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Which problem an answer is, for the metrics.
+pub(crate) fn kind_of(response: &Response) -> Option<ProblemKind> {
+    response.extensions().get::<ApiProblem>().map(|problem| problem.kind)
+}
+
+/// Writes the body of every problem.
+pub(crate) async fn write_bodies(request_id: RequestId, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let Some(problem) = response.extensions().get::<ApiProblem>() else {
+        return response;
+    };
+    let body = Problem::new(problem.kind, problem.detail.clone(), request_id.to_string());
+    let body = serde_json::to_vec(&body).unwrap_or_default();
+    *response.body_mut() = Body::from(body);
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    response
+}
+
+/// For paths that lead nowhere.
+pub(crate) async fn no_such_path() -> ApiProblem {
+    ApiProblem::new(ProblemKind::NotFound, "there is nothing at this path")
+}
+
+/// For paths that know other methods; axum adds `Allow`.
+pub(crate) async fn no_such_method() -> ApiProblem {
+    ApiProblem::new(
+        ProblemKind::MethodNotAllowed,
+        "this path does not know this method; see Allow",
+    )
+}
+
+/// The name of the header that names a request.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An error with all its causes on one line, for the log.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(formatter, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! `/.well-known`: the documents from which a stock JWT library verifies grant tokens.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State, http::header, response::IntoResponse};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{authority::JsonWebKeySet, services::Services};
+
+/// Five minutes: a new grant key is published for longer before it signs.
+const CACHE_CONTROL: &str = "public, max-age=300";
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(configuration))
+        .routes(routes!(key_set))
+}
+
+/// OpenID Provider metadata, as far as it applies to an issuer of tokens that nobody logs in at.
+#[derive(Serialize, ToSchema)]
+struct Discovery {
+    issuer: String,
+    jwks_uri: String,
+    /// No URL: nobody is authorized in a browser. Some libraries refuse a document without this member.
+    authorization_endpoint: &'static str,
+    response_types_supported: [&'static str; 1],
+    subject_types_supported: [&'static str; 1],
+    id_token_signing_alg_values_supported: [&'static str; 1],
+    claims_supported: [&'static str; 12],
+}
+
+/// The discovery document.
+#[utoipa::path(
+    get, path = "/.well-known/openid-configuration", tag = "Relying parties",
+    responses((status = 200, body = Discovery)),
+)]
+async fn configuration(State(services): State<Arc<Services>>) -> impl IntoResponse {
+    let issuer = services.policy.public_url.clone();
+    let discovery = Discovery {
+        jwks_uri: format!("{issuer}/.well-known/jwks.json"),
+        issuer,
+        authorization_endpoint: "urn:assay:no-authorization-endpoint",
+        response_types_supported: ["id_token"],
+        subject_types_supported: ["public"],
+        id_token_signing_alg_values_supported: ["ES256"],
+        claims_supported: [
+            "iss",
+            "sub",
+            "aud",
+            "iat",
+            "nbf",
+            "exp",
+            "jti",
+            "cnf",
+            "scope",
+            "permissions",
+            "machine_id",
+            "assurance",
+        ],
+    };
+    ([(header::CACHE_CONTROL, CACHE_CONTROL)], Json(discovery))
+}
+
+/// The keys that grant tokens are signed with.
+#[utoipa::path(
+    get, path = "/.well-known/jwks.json", tag = "Relying parties",
+    responses((status = 200, content_type = "application/jwk-set+json", body = JsonWebKeySet)),
+)]
+async fn key_set(State(services): State<Arc<Services>>) -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, "application/jwk-set+json"),
+        (header::CACHE_CONTROL, CACHE_CONTROL),
+    ];
+    (headers, Json(services.authority.load().key_set().clone()))
+}

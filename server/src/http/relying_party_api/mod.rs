@@ -1,0 +1,22 @@
+//! What relying parties read, without credentials: what they need to verify certificates and grant tokens offline.
+
+mod authority;
+mod discovery;
+mod health;
+mod openapi;
+
+use std::sync::Arc;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::services::Services;
+
+pub(super) use health::router as health;
+pub(super) use openapi::Published;
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .merge(authority::router())
+        .merge(discovery::router())
+        .merge(openapi::router())
+}

@@ -1,0 +1,53 @@
+//! The id of a request: in every answer, every log line of the request, and every audit entry that it causes.
+
+use std::{convert::Infallible, fmt, sync::Arc};
+
+use axum::{
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    http::{HeaderValue, request::Parts},
+    middleware::Next,
+    response::Response,
+};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::problem::X_REQUEST_ID;
+use crate::{
+    clock,
+    services::Services,
+    telemetry::{logging, metrics::UNMATCHED},
+};
+
+/// Made by the server alone: a caller's own could forge somebody else's trail in the audit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestId(Uuid);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(formatter)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for RequestId {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().copied().unwrap_or(Self(Uuid::nil())))
+    }
+}
+
+/// Gives each request its id and a log span that carries it.
+pub(crate) async fn assign(State(services): State<Arc<Services>>, mut request: Request, next: Next) -> Response {
+    let request_id = RequestId(clock::new_id(services.clock.as_ref()));
+    request.extensions_mut().insert(request_id);
+    let endpoint = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or(UNMATCHED, MatchedPath::as_str);
+    let span = logging::request_span(request_id.0, request.method(), endpoint);
+    let mut response = next.run(request).instrument(span).await;
+    if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
+        response.headers_mut().insert(X_REQUEST_ID, value);
+    }
+    response
+}

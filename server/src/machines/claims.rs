@@ -1,0 +1,47 @@
+//! What a machine says of itself, as one digest: equal digests mean that a check-in has nothing new to record.
+
+use assay_protocol::{
+    evidence::Evidence,
+    machine::{KeyClaim, MachineIdentity, Posture},
+};
+use aws_lc_rs::digest;
+use serde::{Deserialize, Serialize};
+
+/// Everything that a machine said of itself at one time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Claims {
+    pub(crate) machine: MachineIdentity,
+    pub(crate) posture: Posture,
+    pub(crate) key: KeyClaim,
+}
+
+/// SHA-256 over all claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ClaimsDigest([u8; 32]);
+
+impl Claims {
+    /// What evidence claims.
+    pub(crate) fn of(evidence: &Evidence) -> Self {
+        let claims = evidence.claims();
+        Self {
+            machine: claims.machine.clone(),
+            posture: claims.posture.clone(),
+            key: claims.key,
+        }
+    }
+
+    /// The digest of these claims. Stable within one version of the server; where a new version changes it, every
+    /// machine's next check-in takes the slower path once.
+    pub(crate) fn digest(&self) -> Result<ClaimsDigest, serde_json::Error> {
+        let json = serde_json::to_vec(self)?;
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest::digest(&digest::SHA256, &json).as_ref());
+        Ok(ClaimsDigest(bytes))
+    }
+}
+
+impl ClaimsDigest {
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}

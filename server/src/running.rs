@@ -1,0 +1,277 @@
+//! One running server: assembled, started, stopped.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use assay_protocol::admin_api::api_keys::{CreateApiKey, Role};
+use secrecy::SecretString;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    administration::api_keys::{self, ApiKeyError},
+    audit::{Origin, sealing},
+    check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
+    clock::Clock,
+    config::{Config, Tls},
+    database::{Database, DatabaseError},
+    founding::{self, Founded, FoundingError},
+    http::{self, Peers},
+    lifecycle::{self, ConnectionLimits},
+    rate_limits::RateLimits,
+    services::{Policy, Services},
+    store::Store,
+    telemetry::{Metrics, listener},
+    tls::{self, ServerCertificate, TlsError},
+};
+
+/// How often a TLS certificate is looked at: files may have been replaced, a self-issued one may be due.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
+/// How often callers that have not called for long are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// A server that serves, until it is told to stop.
+pub struct RunningServer {
+    address: SocketAddr,
+    telemetry_address: SocketAddr,
+    services: Arc<Services>,
+    serving: JoinHandle<usize>,
+    background: TaskTracker,
+    shutdown: CancellationToken,
+    database: Database,
+}
+
+/// Why a server does not start, or does not stop well.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The folder of what is kept outside of the database.
+    #[error("data_dir {} cannot be made", path.display())]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// No keys.
+    #[error(transparent)]
+    Founding(#[from] FoundingError),
+    /// No TLS.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] TlsError),
+    /// Somebody else listens there, or nobody may.
+    #[error("cannot listen on {address} ({key})")]
+    Listen {
+        /// The configuration's key.
+        key: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The task that serves ended in a way of its own.
+    #[error("the server ended by itself")]
+    Ended(#[from] tokio::task::JoinError),
+}
+
+impl RunningServer {
+    /// Starts to serve. When this returns, requests are answered.
+    pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
+        make_data_dir(&config.data_dir)?;
+        let database = Database::open(config).await?;
+        match Self::start_on(config, clock, &database).await {
+            Ok(parts) => Ok(parts.with(database)),
+            Err(error) => {
+                // The first error is what is told; the private Postgres must not outlive it all the same.
+                let _ = database.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/metrics` is.
+    #[must_use]
+    pub fn telemetry_address(&self) -> SocketAddr {
+        self.telemetry_address
+    }
+
+    /// The roots in PEM, for agents that have no other way to trust this server.
+    #[must_use]
+    pub fn roots_pem(&self) -> String {
+        self.services.authority.load().roots_pem().to_owned()
+    }
+
+    /// Makes an API key, as `api-key create` does.
+    pub async fn create_api_key(&self, name: &str, role: Role) -> Result<SecretString, ApiKeyError> {
+        let request = CreateApiKey {
+            name: name.to_owned(),
+            role,
+            expires_in_seconds: None,
+        };
+        let origin = Origin::command_line();
+        let (_key, secret) =
+            api_keys::create(&self.services.store, self.services.clock.as_ref(), &origin, &request).await?;
+        Ok(secret)
+    }
+
+    /// Answers what has begun, then ends.
+    pub async fn stop(self) -> Result<(), RunError> {
+        self.shutdown.cancel();
+        self.background.close();
+        let cut_off = self.serving.await?;
+        self.background.wait().await;
+        tracing::info!(cut_off, "stopped");
+        Ok(self.database.close().await?)
+    }
+
+    async fn start_on(config: &Config, clock: Arc<dyn Clock>, database: &Database) -> Result<Started, RunError> {
+        if config.database.migrate {
+            database.migrate().await?;
+        }
+        database.check_schema().await?;
+        let metrics = Arc::new(Metrics::new());
+        let store = Store::new(database.pool().clone(), Arc::clone(&metrics));
+        let founded = founding::found(&store, config, &clock).await?;
+        let services = assemble(config, clock, store, metrics, founded);
+        let listener = listen("listen", config.listen).await?;
+        let telemetry = listen("telemetry.listen", config.telemetry.listen).await?;
+        let certificate = server_certificate(config, &services)?;
+        Ok(Started::spawn(config, services, listener, telemetry, certificate)?)
+    }
+}
+
+/// Everything of a running server but the database that it runs on.
+struct Started {
+    address: SocketAddr,
+    telemetry_address: SocketAddr,
+    services: Arc<Services>,
+    serving: JoinHandle<usize>,
+    background: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Started {
+    fn spawn(
+        config: &Config,
+        services: Arc<Services>,
+        listener: (TcpListener, SocketAddr),
+        telemetry: (TcpListener, SocketAddr),
+        certificate: Option<Arc<ServerCertificate>>,
+    ) -> Result<Self, TlsError> {
+        let (shutdown, background) = (CancellationToken::new(), TaskTracker::new());
+        let tls = certificate
+            .as_ref()
+            .map(|certificate| tls::server_config(Arc::clone(certificate)))
+            .transpose()?;
+        let peers = if config.tls == Tls::Upstream {
+            Peers::Proxy
+        } else {
+            Peers::Callers
+        };
+        let server = lifecycle::Server {
+            router: http::router(Arc::clone(&services), peers),
+            tls: tls.map(TlsAcceptor::from),
+            limits: ConnectionLimits::default(),
+            metrics: Arc::clone(&services.metrics),
+        };
+        let ((listener, address), (telemetry, telemetry_address)) = (listener, telemetry);
+        let serving = tokio::spawn(lifecycle::serve(listener, server, shutdown.clone()));
+        if let Some(certificate) = certificate {
+            let clock = Arc::clone(&services.clock);
+            background.spawn(certificate.keep_fresh(clock, CERTIFICATE_CHECK, shutdown.clone()));
+        }
+        background.spawn(forget_idle_callers(Arc::clone(&services), shutdown.clone()));
+        background.spawn(sealing::run_sealer(Arc::clone(&services), shutdown.clone()));
+        let (metrics, pool) = (Arc::clone(&services.metrics), services.store.pool().clone());
+        let sample = move |metrics: &Metrics| metrics.pool.sampled(pool.size(), pool.num_idle());
+        background.spawn(listener::serve_metrics(telemetry, metrics, sample, shutdown.clone()));
+        let ca_fingerprint = services.authority.load().root_fingerprint();
+        tracing::info!(%address, telemetry = %telemetry_address, ca_fingerprint, "listening");
+        Ok(Self {
+            address,
+            telemetry_address,
+            services,
+            serving,
+            background,
+            shutdown,
+        })
+    }
+
+    fn with(self, database: Database) -> RunningServer {
+        RunningServer {
+            address: self.address,
+            telemetry_address: self.telemetry_address,
+            services: self.services,
+            serving: self.serving,
+            background: self.background,
+            shutdown: self.shutdown,
+            database,
+        }
+    }
+}
+
+fn assemble(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    founded: Founded,
+) -> Arc<Services> {
+    Arc::new(Services {
+        policy: Policy::of(config),
+        clock,
+        committer: Committer::start(store.clone(), Arc::clone(&metrics)),
+        store,
+        authority: Arc::new(ArcSwap::from_pointee(founded.authority)),
+        issuer_id: founded.issuer_id,
+        nonces: Nonces::new(&founded.nonce_key),
+        keys: KeyCache::new(),
+        evaluations: EvaluationCache::new(),
+        rate_limits: RateLimits::new(&config.rate_limit),
+        metrics,
+    })
+}
+
+fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc<ServerCertificate>>, TlsError> {
+    let certificate = match &config.tls {
+        Tls::SelfIssued => ServerCertificate::self_issued(Arc::clone(&services.authority), services.clock.now())?,
+        Tls::Files {
+            certificate,
+            private_key,
+        } => ServerCertificate::from_files(certificate.clone(), private_key.clone())?,
+        Tls::Upstream => return Ok(None),
+    };
+    Ok(Some(Arc::new(certificate)))
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
+    let failed = |source| RunError::Listen { key, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn make_data_dir(path: &std::path::Path) -> Result<(), RunError> {
+    std::fs::create_dir_all(path).map_err(|source| RunError::DataDir {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+async fn forget_idle_callers(services: Arc<Services>, shutdown: CancellationToken) {
+    let mut interval = tokio::time::interval(FORGET_EVERY);
+    while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
+        services.rate_limits.forget_idle();
+    }
+}

@@ -1,0 +1,62 @@
+//! What every request shares: the parts of one running server.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use time::Duration;
+use uuid::Uuid;
+
+use crate::{
+    authority::Authority,
+    check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
+    clock::Clock,
+    config::{Config, Reenrollment},
+    rate_limits::RateLimits,
+    store::Store,
+    telemetry::Metrics,
+};
+
+/// The parts of one running server. Stateless but for caches: replicas share nothing but the database.
+pub(crate) struct Services {
+    pub(crate) policy: Policy,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) store: Store,
+    pub(crate) authority: Arc<ArcSwap<Authority>>,
+    /// The issuing CA that `authority` holds, as certificates name it.
+    pub(crate) issuer_id: Uuid,
+    pub(crate) nonces: Nonces,
+    pub(crate) keys: KeyCache,
+    pub(crate) evaluations: EvaluationCache,
+    pub(crate) committer: Committer,
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What the operator decided that requests depend on.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    /// Without a trailing slash.
+    pub(crate) public_url: String,
+    pub(crate) trust_domain: String,
+    pub(crate) certificate_ttl: Duration,
+    pub(crate) renewal_grace: Duration,
+    pub(crate) check_in_interval: Duration,
+    pub(crate) grants_ttl: Duration,
+    pub(crate) reenrollment: Reenrollment,
+}
+
+impl Policy {
+    pub(crate) fn of(config: &Config) -> Self {
+        // The configuration bounds each of these to some years.
+        let duration = |duration: std::time::Duration| Duration::try_from(duration).unwrap_or(Duration::MAX);
+        Self {
+            public_url: config.public_url.as_str().to_owned(),
+            trust_domain: config.trust_domain.as_str().to_owned(),
+            certificate_ttl: duration(config.certificates.ttl),
+            renewal_grace: duration(config.certificates.renewal_grace),
+            check_in_interval: duration(config.check_in.interval),
+            grants_ttl: duration(config.grants.ttl),
+            reenrollment: config.enrollment.reenrollment,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! `api_keys`
+
+use assay_protocol::admin_api::api_keys::ApiKey;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, parse_text, text};
+use crate::secrets::SecretHash;
+
+struct Row {
+    id: Uuid,
+    name: String,
+    role: String,
+    created_at: OffsetDateTime,
+    expires_at: Option<OffsetDateTime>,
+    revoked_at: Option<OffsetDateTime>,
+}
+
+impl TryFrom<Row> for ApiKey {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            name: row.name,
+            role: parse_text(&row.role)?,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            revoked_at: row.revoked_at,
+        })
+    }
+}
+
+/// Finds a key by its secret, whether it serves or not.
+pub(crate) async fn find_by_secret(
+    connection: &mut Connection,
+    secret: SecretHash,
+) -> Result<Option<ApiKey>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys WHERE secret_hash = $1",
+        secret.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// Keeps a new key.
+pub(crate) async fn insert(connection: &mut Connection, key: &ApiKey, secret: SecretHash) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO api_keys (id, secret_hash, name, role, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
+        key.id,
+        secret.as_bytes(),
+        key.name,
+        text(&key.role)?,
+        key.created_at,
+        key.expires_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A page of keys, in the order in which they were made.
+pub(crate) async fn list(
+    connection: &mut Connection,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<ApiKey>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys
+         WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2",
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+/// Finds a key and holds it until the end of the transaction.
+pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<ApiKey>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys WHERE id = $1 FOR UPDATE",
+        id
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// Ends a key's service.
+pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDateTime) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE api_keys SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL",
+        id,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

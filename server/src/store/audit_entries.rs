@@ -1,0 +1,169 @@
+//! `audit_entries`: written in the transaction that makes the change, and then only read.
+
+use assay_protocol::admin_api::audit::{Actor, AuditEntry, Resource};
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, parse_text, text};
+use crate::{
+    audit::{Change, Origin},
+    clock::{self, Clock},
+};
+
+/// Which entries to list. What is absent leaves none out.
+#[derive(Debug, Default)]
+pub(crate) struct AuditFilter {
+    pub(crate) resource_kind: Option<String>,
+    pub(crate) resource_id: Option<String>,
+    /// The actor's id or name.
+    pub(crate) actor: Option<String>,
+    /// Later than this.
+    pub(crate) after: Option<OffsetDateTime>,
+    /// Earlier than this.
+    pub(crate) before: Option<OffsetDateTime>,
+}
+
+/// An entry as it is stored, with its seal if it has one.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) id: Uuid,
+    pub(super) at: OffsetDateTime,
+    pub(super) actor_kind: String,
+    pub(super) actor_id: Option<String>,
+    pub(super) actor_name: Option<String>,
+    pub(super) action: String,
+    pub(super) resource_kind: String,
+    pub(super) resource_id: String,
+    pub(super) request_id: Option<String>,
+    pub(super) reason: Option<String>,
+    pub(super) before: Option<Value>,
+    pub(super) after: Option<Value>,
+    pub(super) hash: Option<Vec<u8>>,
+}
+
+impl TryFrom<Row> for AuditEntry {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            at: row.at,
+            actor: Actor {
+                kind: parse_text(&row.actor_kind)?,
+                id: row.actor_id,
+                name: row.actor_name,
+            },
+            action: row.action,
+            resource: Resource {
+                kind: row.resource_kind,
+                id: row.resource_id,
+            },
+            request_id: row.request_id,
+            reason: row.reason,
+            before: row.before,
+            after: row.after,
+            hash: row.hash.map(hex::encode),
+        })
+    }
+}
+
+/// Writes one entry, to be sealed later.
+pub(crate) async fn insert(
+    connection: &mut Connection,
+    clock: &dyn Clock,
+    origin: &Origin,
+    change: Change,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "WITH entry AS (
+             INSERT INTO audit_entries (id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id,
+                                        request_id, reason, before, after)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+             RETURNING id
+         )
+         INSERT INTO audit_waiting (entry_id) SELECT id FROM entry",
+        clock::new_id(clock),
+        clock.now(),
+        text(&origin.actor.kind)?,
+        origin.actor.id,
+        origin.actor.name,
+        change.action,
+        change.resource.kind,
+        change.resource.id,
+        origin.request_id,
+        change.reason,
+        change.before,
+        change.after,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A page of entries, the newest first.
+pub(crate) async fn list(
+    connection: &mut Connection,
+    filter: &AuditFilter,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<AuditEntry>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id, request_id, reason, before,
+                  after, hash AS "hash?"
+           FROM audit_entries LEFT JOIN audit_seals ON entry_id = id
+           WHERE ($1::uuid IS NULL OR id < $1)
+             AND ($2::text IS NULL OR resource_kind = $2)
+             AND ($3::text IS NULL OR resource_id = $3)
+             AND ($4::text IS NULL OR actor_id = $4 OR actor_name = $4)
+             AND ($5::timestamptz IS NULL OR at > $5)
+             AND ($6::timestamptz IS NULL OR at < $6)
+           ORDER BY id DESC LIMIT $7"#,
+        before,
+        filter.resource_kind,
+        filter.resource_id,
+        filter.actor,
+        filter.after,
+        filter.before,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+/// The oldest entries that wait to be sealed, in the order of their times.
+pub(crate) async fn waiting(connection: &mut Connection, limit: i64) -> Result<Vec<AuditEntry>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        r#"SELECT id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id, request_id, reason, before,
+                  after, NULL::bytea AS hash
+           FROM audit_entries JOIN audit_waiting ON entry_id = id
+           ORDER BY at, id LIMIT $1"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+/// The first entry that somebody took out of the chain's reach: it is neither sealed nor waits to be, or it waits and is
+/// not there.
+pub(crate) async fn first_left_out(connection: &mut Connection) -> Result<Option<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT min(entry_id::text)::uuid AS "entry_id"
+           FROM (SELECT id AS entry_id FROM audit_entries
+                 WHERE NOT EXISTS (SELECT FROM audit_seals WHERE audit_seals.entry_id = id)
+                   AND NOT EXISTS (SELECT FROM audit_waiting WHERE audit_waiting.entry_id = id)
+                 UNION ALL
+                 SELECT entry_id FROM audit_waiting
+                 WHERE NOT EXISTS (SELECT FROM audit_entries WHERE audit_entries.id = audit_waiting.entry_id)) AS left_out"#
+    )
+    .fetch_one(connection)
+    .await?)
+}

@@ -1,0 +1,150 @@
+//! `certificates`
+
+use assay_protocol::{
+    KeyThumbprint,
+    admin_api::certificates::{Certificate, CertificateStatus},
+};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, thumbprint};
+use crate::authority::IssuedMachineCertificate;
+
+/// A certificate that is on record.
+#[derive(Debug, Clone)]
+pub(crate) struct CertificateRecord {
+    pub(crate) serial_number: String,
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
+    pub(crate) der: Vec<u8>,
+}
+
+struct Row {
+    serial_number: String,
+    machine_id: Uuid,
+    key_thumbprint: Vec<u8>,
+    sha256: Vec<u8>,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+    issued_at: OffsetDateTime,
+    revoked_at: Option<OffsetDateTime>,
+    revocation_reason: Option<String>,
+}
+
+/// A page of a machine's certificates, the newest first, whether its record is there or deleted.
+pub(crate) async fn list_of_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    after: Option<&str>,
+    limit: i64,
+    now: OffsetDateTime,
+) -> Result<Vec<Certificate>, StoreError> {
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT serial_number, machine_id, key_thumbprint, sha256, not_before, not_after, issued_at, revoked_at,
+                revocation_reason
+         FROM certificates
+         WHERE machine_id = $1
+           AND ($2::text IS NULL
+                OR (issued_at, serial_number)
+                   < (SELECT last.issued_at, last.serial_number FROM certificates AS last WHERE last.serial_number = $2))
+         ORDER BY issued_at DESC, serial_number DESC LIMIT $3",
+        machine_id,
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(|row| certificate(row, now)).collect()
+}
+
+/// Keeps a new certificate and makes it the machine's current one.
+pub(crate) async fn insert_current(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    key: KeyThumbprint,
+    issuer_id: Uuid,
+    certificate: &IssuedMachineCertificate,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "WITH issued AS (
+            INSERT INTO certificates
+                (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before, not_after, issued_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ), stale AS (
+            UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = $2
+         )
+         UPDATE machines SET certificate_serial_number = $1 WHERE id = $2",
+        certificate.serial_number,
+        machine_id,
+        key.as_bytes(),
+        issuer_id,
+        &certificate.sha256,
+        certificate.der,
+        certificate.not_before,
+        certificate.not_after,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The machine's current certificate; `None` where none was issued for its present key, or it was revoked.
+pub(crate) async fn find_current(
+    connection: &mut Connection,
+    machine_id: Uuid,
+) -> Result<Option<CertificateRecord>, StoreError> {
+    Ok(sqlx::query_as!(
+        CertificateRecord,
+        "SELECT certificate.serial_number, not_before, not_after, der
+         FROM machines JOIN certificates AS certificate ON certificate.serial_number = certificate_serial_number
+         WHERE machines.id = $1 AND revoked_at IS NULL",
+        machine_id
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Revokes whatever certificates of this machine are not revoked yet, for a reason of RFC 5280 in snake_case.
+pub(crate) async fn revoke_all(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    reason: &str,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "WITH revoked AS (
+            UPDATE certificates SET revoked_at = $3, revocation_reason = $2
+            WHERE machine_id = $1 AND revoked_at IS NULL
+         )
+         UPDATE machines SET certificate_serial_number = NULL WHERE id = $1",
+        machine_id,
+        reason,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError> {
+    let status = match row.revoked_at {
+        Some(_) => CertificateStatus::Revoked,
+        None if row.not_after < now => CertificateStatus::Expired,
+        None => CertificateStatus::Valid,
+    };
+    Ok(Certificate {
+        serial_number: row.serial_number,
+        machine_id: row.machine_id,
+        key_thumbprint: thumbprint(&row.key_thumbprint)?,
+        status,
+        sha256: hex::encode(row.sha256),
+        not_before: row.not_before,
+        not_after: row.not_after,
+        issued_at: row.issued_at,
+        revoked_at: row.revoked_at,
+        revocation_reason: row.revocation_reason,
+    })
+}

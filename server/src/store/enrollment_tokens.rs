@@ -1,0 +1,162 @@
+//! `enrollment_tokens`
+
+use assay_protocol::admin_api::enrollment_tokens::EnrollmentToken;
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, json, parse_json, parse_text, text};
+use crate::secrets::SecretHash;
+
+struct Row {
+    id: Uuid,
+    description: String,
+    created_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
+    max_uses: i64,
+    uses: i64,
+    serial_numbers: Option<Vec<String>>,
+    labels: Value,
+    approval: String,
+    allow_reenrollment: bool,
+    revoked_at: Option<OffsetDateTime>,
+}
+
+impl TryFrom<Row> for EnrollmentToken {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            description: row.description,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            max_uses: count(row.max_uses)?,
+            uses: count(row.uses)?,
+            serial_numbers: row.serial_numbers,
+            labels: parse_json(row.labels)?,
+            approval: parse_text(&row.approval)?,
+            allow_reenrollment: row.allow_reenrollment,
+            revoked_at: row.revoked_at,
+        })
+    }
+}
+
+fn count(number: i64) -> Result<u32, StoreError> {
+    u32::try_from(number).map_err(|_| StoreError::Corrupt(format!("{number} is no number of uses")))
+}
+
+/// Keeps a new token.
+pub(crate) async fn insert(
+    connection: &mut Connection,
+    token: &EnrollmentToken,
+    secret: SecretHash,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO enrollment_tokens (id, secret_hash, description, created_at, expires_at, max_uses, serial_numbers,
+                                        labels, approval, allow_reenrollment)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        token.id,
+        secret.as_bytes(),
+        token.description,
+        token.created_at,
+        token.expires_at,
+        i64::from(token.max_uses),
+        token.serial_numbers.as_deref(),
+        json(&token.labels)?,
+        text(&token.approval)?,
+        token.allow_reenrollment,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A page of tokens, in the order in which they were made.
+pub(crate) async fn list(
+    connection: &mut Connection,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<EnrollmentToken>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, description, created_at, expires_at, max_uses, uses, serial_numbers, labels, approval,
+                allow_reenrollment, revoked_at
+         FROM enrollment_tokens WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2",
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+/// Finds a token.
+pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<EnrollmentToken>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, description, created_at, expires_at, max_uses, uses, serial_numbers, labels, approval,
+                allow_reenrollment, revoked_at
+         FROM enrollment_tokens WHERE id = $1",
+        id
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// Finds a token and holds it until the end of the transaction.
+pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<EnrollmentToken>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, description, created_at, expires_at, max_uses, uses, serial_numbers, labels, approval,
+                allow_reenrollment, revoked_at
+         FROM enrollment_tokens WHERE id = $1 FOR UPDATE",
+        id
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// Ends a token's service.
+pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDateTime) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE enrollment_tokens SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL",
+        id,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Finds a token by its secret and holds it, so that its uses are counted one after the other.
+pub(crate) async fn lock_by_secret(
+    connection: &mut Connection,
+    secret: SecretHash,
+) -> Result<Option<EnrollmentToken>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, description, created_at, expires_at, max_uses, uses, serial_numbers, labels, approval,
+                allow_reenrollment, revoked_at
+         FROM enrollment_tokens WHERE secret_hash = $1 FOR UPDATE",
+        secret.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// Counts a use of a token that is locked.
+pub(crate) async fn count_use(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE enrollment_tokens SET uses = uses + 1 WHERE id = $1", id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,269 @@
+//! `enrollments`: the keys that asked, and what was decided.
+
+use assay_protocol::{
+    KeyThumbprint,
+    admin_api::{
+        audit::Actor,
+        enrollments::{Enrollment, EnrollmentKey, EnrollmentKind, EnrollmentStatus, PreviousKey},
+    },
+};
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
+use crate::machines::claims::Claims;
+
+/// An enrollment with all that was claimed when it was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct ClaimedEnrollment {
+    pub(crate) enrollment: Enrollment,
+    pub(crate) claims: Claims,
+}
+
+/// A key's request, as it is first recorded.
+#[derive(Debug)]
+pub(crate) struct NewEnrollment<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) kind: EnrollmentKind,
+    pub(crate) status: EnrollmentStatus,
+    pub(crate) machine_id: Uuid,
+    pub(crate) key: KeyThumbprint,
+    pub(crate) previous_key: Option<KeyThumbprint>,
+    pub(crate) token_id: Uuid,
+    pub(crate) claims: &'a Claims,
+    pub(crate) now: OffsetDateTime,
+}
+
+/// What was decided on a key.
+#[derive(Debug, Clone)]
+pub(crate) struct Decision {
+    pub(crate) id: Uuid,
+    pub(crate) kind: EnrollmentKind,
+    pub(crate) status: EnrollmentStatus,
+}
+
+struct Row {
+    id: Uuid,
+    kind: String,
+    status: String,
+    machine_id: Uuid,
+    key_thumbprint: Vec<u8>,
+    previous_key: Option<Vec<u8>>,
+    token_id: Option<Uuid>,
+    claims: Value,
+    requested_at: OffsetDateTime,
+    decided_at: Option<OffsetDateTime>,
+    decided_by: Option<Value>,
+    reason: Option<String>,
+}
+
+impl TryFrom<Row> for ClaimedEnrollment {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let claims: Claims = parse_json(row.claims)?;
+        let previous_key = row.previous_key.as_deref().map(thumbprint).transpose()?;
+        let enrollment = Enrollment {
+            id: row.id,
+            kind: parse_text(&row.kind)?,
+            status: parse_text(&row.status)?,
+            machine_id: row.machine_id,
+            serial_number: claims.machine.serial_number.clone(),
+            hostname: claims.machine.hostname.clone(),
+            key: EnrollmentKey {
+                thumbprint: thumbprint(&row.key_thumbprint)?,
+                store: claims.key.store,
+            },
+            previous_key: previous_key.map(|thumbprint| PreviousKey { thumbprint }),
+            token_id: row.token_id,
+            requested_at: row.requested_at,
+            decided_at: row.decided_at,
+            decided_by: row.decided_by.map(parse_json).transpose()?,
+            reason: row.reason,
+        };
+        Ok(Self { enrollment, claims })
+    }
+}
+
+/// Every reading of enrollments: one list of columns, so that what is listed and what is read never differ.
+macro_rules! select {
+    ($condition:tt, $($argument:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            "SELECT id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at,
+                    decided_by, reason
+             FROM enrollments " + $condition,
+            $($argument),+
+        )
+    };
+}
+
+/// A page of enrollments, in the order in which they were asked for.
+pub(crate) async fn list(
+    connection: &mut Connection,
+    status: Option<EnrollmentStatus>,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Enrollment>, StoreError> {
+    select!(
+        "WHERE ($1::text IS NULL OR status = $1) AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+        status.as_ref().map(text).transpose()?,
+        after,
+        limit,
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
+    .collect()
+}
+
+/// Finds an enrollment.
+pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<ClaimedEnrollment>, StoreError> {
+    let row = select!("WHERE id = $1", id).fetch_optional(connection).await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+/// Finds an enrollment and holds it until the end of the transaction. Its machine has to be held before: everybody takes
+/// the two in this order.
+pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<ClaimedEnrollment>, StoreError> {
+    let row = select!("WHERE id = $1 FOR UPDATE", id)
+        .fetch_optional(connection)
+        .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+/// The enrollment that a decision on a machine is meant for: its first one, if that waits, else the newest that waits to
+/// take its record over.
+pub(crate) async fn pending_of_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+) -> Result<Option<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM enrollments WHERE machine_id = $1 AND status = 'pending'
+         ORDER BY kind = 'enrollment' DESC, id DESC LIMIT 1",
+        machine_id
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// What an administrator decided last on a machine's enrollments; `None` where no administrator decided.
+pub(crate) async fn last_decision_on_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+) -> Result<Option<EnrollmentStatus>, StoreError> {
+    let status = sqlx::query_scalar!(
+        "SELECT status FROM enrollments WHERE machine_id = $1 AND decided_by IS NOT NULL
+         ORDER BY decided_at DESC LIMIT 1",
+        machine_id
+    )
+    .fetch_optional(connection)
+    .await?;
+    status.as_deref().map(parse_text).transpose()
+}
+
+/// All that wait for a decision on one machine.
+pub(crate) async fn lock_pending_of_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+) -> Result<Vec<Enrollment>, StoreError> {
+    select!(
+        "WHERE machine_id = $1 AND status = 'pending' ORDER BY id FOR UPDATE",
+        machine_id
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
+    .collect()
+}
+
+/// Decides an enrollment that waits.
+pub(crate) async fn decide(
+    connection: &mut Connection,
+    id: Uuid,
+    status: EnrollmentStatus,
+    decided_by: &Actor,
+    reason: Option<&str>,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE enrollments SET status = $2, decided_by = $3, reason = $4, decided_at = $5
+         WHERE id = $1 AND status = 'pending'",
+        id,
+        text(&status)?,
+        json(decided_by)?,
+        reason,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Records that a key asked.
+pub(crate) async fn insert(connection: &mut Connection, new: &NewEnrollment<'_>) -> Result<(), StoreError> {
+    let decided_at = (new.status != EnrollmentStatus::Pending).then_some(new.now);
+    sqlx::query!(
+        "INSERT INTO enrollments
+            (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        new.id,
+        text(&new.kind)?,
+        text(&new.status)?,
+        new.machine_id,
+        new.key.as_bytes(),
+        new.previous_key.as_ref().map(|key| key.as_bytes().as_slice()),
+        new.token_id,
+        json(new.claims)?,
+        new.now,
+        decided_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Denies the first enrollment of a machine, if that waits.
+pub(crate) async fn deny_first_of_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    decided_by: &Actor,
+    reason: &str,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE enrollments SET status = 'denied', decided_by = $2, reason = $3, decided_at = $4
+         WHERE machine_id = $1 AND kind = 'enrollment' AND status = 'pending'",
+        machine_id,
+        json(decided_by)?,
+        reason,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What was decided on this key.
+pub(crate) async fn find_decision(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+) -> Result<Option<Decision>, StoreError> {
+    let row = sqlx::query!(
+        "SELECT id, kind, status FROM enrollments WHERE key_thumbprint = $1",
+        key.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        Ok(Decision {
+            id: row.id,
+            kind: parse_text(&row.kind)?,
+            status: parse_text(&row.status)?,
+        })
+    })
+    .transpose()
+}

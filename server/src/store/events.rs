@@ -1,0 +1,48 @@
+//! `events`: what happened to each machine. Only ever inserted.
+
+use assay_protocol::admin_api::events::Event;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Connection, StoreError};
+use crate::clock::{self, Clock};
+
+/// Writes one event.
+pub(crate) async fn insert(
+    connection: &mut Connection,
+    clock: &dyn Clock,
+    machine_id: Uuid,
+    kind: &str,
+    detail: Value,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO events (id, at, machine_id, kind, detail) VALUES ($1, $2, $3, $4, $5)",
+        clock::new_id(clock),
+        clock.now(),
+        machine_id,
+        kind,
+        detail
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A page of a machine's events, the newest first, whether its record is there or deleted.
+pub(crate) async fn list_of_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Event>, StoreError> {
+    Ok(sqlx::query_as!(
+        Event,
+        "SELECT id, at, machine_id, kind, detail FROM events
+         WHERE machine_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3",
+        machine_id,
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?)
+}

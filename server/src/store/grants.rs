@@ -1,0 +1,145 @@
+//! `grants`, with the permissions that they give.
+
+use assay_protocol::admin_api::grants::{Conditions, Grant, Selector};
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, json, parse_json};
+use crate::grants::catalog::{Catalog, CatalogGrant};
+
+struct Row {
+    id: Uuid,
+    permission_id: Uuid,
+    audience: String,
+    permission: String,
+    selector: Value,
+    conditions: Value,
+    expires_at: Option<OffsetDateTime>,
+    created_at: OffsetDateTime,
+}
+
+impl TryFrom<Row> for Grant {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            permission_id: row.permission_id,
+            audience: row.audience,
+            permission: row.permission,
+            selector: parse_json(row.selector)?,
+            conditions: parse_json(row.conditions)?,
+            expires_at: row.expires_at,
+            created_at: row.created_at,
+        })
+    }
+}
+
+/// All grants and their version, of one moment: one statement sees one snapshot.
+pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT settings.grants_version, given.id AS "id?", given.audience AS "audience?", given.name AS "name?",
+                  given.selector AS "selector?", given.conditions AS "conditions?", given.expires_at AS "expires_at?"
+           FROM settings
+           LEFT JOIN (SELECT grants.*, permissions.audience, permissions.name
+                      FROM grants JOIN permissions ON permissions.id = grants.permission_id) AS given ON true"#
+    )
+    .fetch_all(connection)
+    .await?;
+    let version = rows
+        .first()
+        .map(|row| row.grants_version)
+        .ok_or_else(|| StoreError::Corrupt("settings has no row".to_owned()))?;
+    let mut grants = Vec::with_capacity(rows.len());
+    for row in rows {
+        // A version without any grant comes as one row of nulls.
+        let (Some(id), Some(audience), Some(permission), Some(selector), Some(conditions)) =
+            (row.id, row.audience, row.name, row.selector, row.conditions)
+        else {
+            continue;
+        };
+        grants.push(CatalogGrant {
+            id,
+            audience,
+            permission,
+            selector: parse_json::<Selector>(selector)?,
+            conditions: parse_json::<Conditions>(conditions)?,
+            expires_at: row.expires_at,
+        });
+    }
+    Ok(Catalog::new(version, grants))
+}
+
+/// Keeps a new grant.
+pub(crate) async fn insert(connection: &mut Connection, grant: &Grant) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO grants (id, permission_id, selector, conditions, expires_at, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        grant.id,
+        grant.permission_id,
+        json(&grant.selector)?,
+        json(&grant.conditions)?,
+        grant.expires_at,
+        grant.created_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A page of grants, in the order in which they were made.
+pub(crate) async fn list(
+    connection: &mut Connection,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Grant>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT grants.id, permission_id, audience, name AS permission, selector, conditions, expires_at, grants.created_at
+         FROM grants JOIN permissions ON permissions.id = permission_id
+         WHERE $1::uuid IS NULL OR grants.id > $1 ORDER BY grants.id LIMIT $2",
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+/// Finds a grant.
+pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<Grant>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT grants.id, permission_id, audience, name AS permission, selector, conditions, expires_at, grants.created_at
+         FROM grants JOIN permissions ON permissions.id = permission_id WHERE grants.id = $1",
+        id
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// The grants of a permission, which go when it goes.
+pub(crate) async fn ids_of_permission(
+    connection: &mut Connection,
+    permission_id: Uuid,
+) -> Result<Vec<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM grants WHERE permission_id = $1 ORDER BY id",
+        permission_id
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Removes a grant; says whether it was there.
+pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<bool, StoreError> {
+    let done = sqlx::query!("DELETE FROM grants WHERE id = $1", id)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}

@@ -1,0 +1,171 @@
+//! `machine_keys`: every key that ever asked.
+
+use assay_protocol::{KeyThumbprint, PublicKey};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, parse_text, text};
+
+/// Whether a key serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum KeyStatus {
+    /// Waits for an administrator.
+    Pending,
+    /// The machine's key.
+    Current,
+    /// Replaced by a newer one.
+    Superseded,
+    /// Out for good.
+    Revoked,
+    /// An administrator denied it.
+    Denied,
+}
+
+/// A key that is on record.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyRecord {
+    pub(crate) machine_id: Uuid,
+    pub(crate) status: KeyStatus,
+    pub(crate) status_reason: Option<String>,
+}
+
+/// The public key of this thumbprint and the machine that it belongs to; neither ever changes.
+pub(crate) async fn find_public_key(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+) -> Result<Option<(Uuid, PublicKey)>, StoreError> {
+    let row = sqlx::query!(
+        "SELECT machine_id, spki FROM machine_keys WHERE thumbprint = $1",
+        key.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| match PublicKey::from_spki_der(&row.spki) {
+        Ok(public_key) => Ok((row.machine_id, public_key)),
+        Err(_) => Err(StoreError::Corrupt(format!("the public key {key} is not readable"))),
+    })
+    .transpose()
+}
+
+/// What is on record of a key.
+pub(crate) async fn find(connection: &mut Connection, key: KeyThumbprint) -> Result<Option<KeyRecord>, StoreError> {
+    let row = sqlx::query!(
+        "SELECT machine_id, status, status_reason FROM machine_keys WHERE thumbprint = $1",
+        key.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        Ok(KeyRecord {
+            machine_id: row.machine_id,
+            status: parse_text(&row.status)?,
+            status_reason: row.status_reason,
+        })
+    })
+    .transpose()
+}
+
+/// Keeps a new key.
+pub(crate) async fn insert(
+    connection: &mut Connection,
+    key: &PublicKey,
+    machine_id: Uuid,
+    status: KeyStatus,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    let thumbprint = key.thumbprint();
+    sqlx::query!(
+        "INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at) VALUES ($1, $2, $3, $4, $5)",
+        thumbprint.as_bytes(),
+        machine_id,
+        key.spki_der(),
+        text(&status)?,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// When the server saw a key first.
+pub(crate) async fn created_at(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+) -> Result<Option<OffsetDateTime>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT created_at FROM machine_keys WHERE thumbprint = $1",
+        key.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Lets a key that waited serve.
+pub(crate) async fn make_current(connection: &mut Connection, key: KeyThumbprint) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET status = 'current', status_reason = NULL WHERE thumbprint = $1 AND status = 'pending'",
+        key.as_bytes()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Denies a key that waited.
+pub(crate) async fn deny(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+    reason: &str,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET status = 'denied', status_reason = $2, retired_at = $3
+         WHERE thumbprint = $1 AND status = 'pending'",
+        key.as_bytes(),
+        reason,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Takes the keys out of service that a newer one replaces. Revoked ones stay revoked.
+pub(crate) async fn supersede_all(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET status = 'superseded', retired_at = $2 WHERE machine_id = $1 AND status = 'current'",
+        machine_id,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Revokes every key of a machine. Left as they are: denied ones, and those that wait to take the record over, which an
+/// administrator may still let in.
+pub(crate) async fn revoke_all(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    reason: &str,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET status = 'revoked', status_reason = $2, retired_at = coalesce(retired_at, $3)
+         WHERE machine_id = $1 AND status IN ('pending', 'current', 'superseded')
+           AND NOT EXISTS (SELECT FROM enrollments
+                           WHERE key_thumbprint = thumbprint AND kind = 're-enrollment' AND enrollments.status = 'pending')",
+        machine_id,
+        reason,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! `machines`, as enrollment and check-in see them: who a machine is, what it claims, what it is evaluated on.
+
+use std::collections::BTreeMap;
+
+use assay_protocol::{
+    KeyThumbprint,
+    machine::{Assurance, KeyStoreKind, MachineStatus, Posture},
+};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
+use crate::{grants::evaluation::Subject, machines::claims::Claims};
+
+/// A new machine's record.
+#[derive(Debug)]
+pub(crate) struct NewMachine<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) status: MachineStatus,
+    pub(crate) assurance: Assurance,
+    pub(crate) labels: &'a BTreeMap<String, String>,
+    pub(crate) key: KeyThumbprint,
+    pub(crate) claims: &'a Claims,
+    pub(crate) now: OffsetDateTime,
+}
+
+/// Who a machine is, for deciding whether what asks is the same machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) id: Uuid,
+    pub(crate) status: MachineStatus,
+    pub(crate) status_reason: Option<String>,
+    pub(crate) assurance: Assurance,
+    pub(crate) serial_number: Option<String>,
+    pub(crate) hardware_uuid: Option<String>,
+    pub(crate) current_key: KeyThumbprint,
+}
+
+struct IdentityRow {
+    id: Uuid,
+    status: String,
+    status_reason: Option<String>,
+    assurance: String,
+    serial_number: Option<String>,
+    hardware_uuid: Option<String>,
+    current_key: Vec<u8>,
+}
+
+impl TryFrom<IdentityRow> for Identity {
+    type Error = StoreError;
+
+    fn try_from(row: IdentityRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            status: parse_text(&row.status)?,
+            status_reason: row.status_reason,
+            assurance: parse_text(&row.assurance)?,
+            serial_number: row.serial_number,
+            hardware_uuid: row.hardware_uuid,
+            current_key: thumbprint(&row.current_key)?,
+        })
+    }
+}
+
+/// Makes a record.
+pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) -> Result<(), StoreError> {
+    let (machine, key) = (&new.claims.machine, &new.claims.key);
+    sqlx::query!(
+        "INSERT INTO machines
+            (id, status, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, claimed_posture,
+             current_key, key_store, key_accessibility, key_created_at, enrolled_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13)",
+        new.id,
+        text(&new.status)?,
+        text(&new.assurance)?,
+        machine.serial_number,
+        machine.hardware_uuid,
+        machine.model_identifier,
+        machine.hostname,
+        json(new.labels)?,
+        json(&new.claims.posture)?,
+        new.key.as_bytes(),
+        text(&key.store)?,
+        key.accessibility.as_ref().map(text).transpose()?,
+        new.now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Who this machine is.
+pub(crate) async fn find_identity(connection: &mut Connection, id: Uuid) -> Result<Option<Identity>, StoreError> {
+    sqlx::query_as!(
+        IdentityRow,
+        "SELECT id, status, status_reason, assurance, serial_number, hardware_uuid, current_key
+         FROM machines WHERE id = $1",
+        id
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// The machine that a serial number belongs to: the one that is active or quarantined, else the one revoked last.
+/// One that is pending has no claim to it yet, and one that was denied never had any.
+pub(crate) async fn find_by_serial_number(
+    connection: &mut Connection,
+    serial_number: &str,
+) -> Result<Option<Identity>, StoreError> {
+    sqlx::query_as!(
+        IdentityRow,
+        "SELECT id, status, status_reason, assurance, serial_number, hardware_uuid, current_key
+         FROM machines
+         WHERE serial_number = $1 AND status <> 'pending'
+           AND NOT EXISTS (SELECT FROM machine_keys AS key WHERE key.thumbprint = current_key AND key.status = 'denied')
+         ORDER BY status = 'revoked', id DESC LIMIT 1",
+        serial_number
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// Changes where a machine stands.
+pub(crate) async fn set_status(
+    connection: &mut Connection,
+    id: Uuid,
+    status: MachineStatus,
+    reason: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines SET status = $2, status_reason = $3 WHERE id = $1",
+        id,
+        text(&status)?,
+        reason
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What the machine claimed last.
+pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result<Option<Claims>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT jsonb_build_object(
+                'machine', jsonb_build_object('serial_number', serial_number, 'hardware_uuid', hardware_uuid,
+                                              'model_identifier', model_identifier, 'hostname', hostname),
+                'posture', claimed_posture,
+                'key', jsonb_build_object('store', key_store, 'accessibility', key_accessibility)) AS "claims!"
+           FROM machines WHERE id = $1"#,
+        id
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| parse_json(row.claims)).transpose()
+}
+
+/// Keeps what the machine claims now. The serial number on record stays: only an enrollment sets it.
+pub(crate) async fn set_claims(connection: &mut Connection, id: Uuid, claims: &Claims) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines
+         SET hardware_uuid = coalesce(hardware_uuid, $2), model_identifier = $3, hostname = $4, claimed_posture = $5,
+             key_store = $6, key_accessibility = $7
+         WHERE id = $1",
+        id,
+        claims.machine.hardware_uuid,
+        claims.machine.model_identifier,
+        claims.machine.hostname,
+        json(&claims.posture)?,
+        text(&claims.key.store)?,
+        claims.key.accessibility.as_ref().map(text).transpose()?,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives a record a new key, with what its new holder claims, and makes it active.
+pub(crate) async fn replace_key(
+    connection: &mut Connection,
+    id: Uuid,
+    key: KeyThumbprint,
+    claims: &Claims,
+    assurance: Assurance,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines
+         SET status = 'active', status_reason = NULL, assurance = $2, hardware_uuid = $3, model_identifier = $4,
+             hostname = $5, claimed_posture = $6, current_key = $7, key_store = $8, key_accessibility = $9,
+             key_created_at = $10, certificate_serial_number = NULL, verdict_reasons = NULL
+         WHERE id = $1",
+        id,
+        text(&assurance)?,
+        claims.machine.hardware_uuid,
+        claims.machine.model_identifier,
+        claims.machine.hostname,
+        json(&claims.posture)?,
+        key.as_bytes(),
+        text(&claims.key.store)?,
+        claims.key.accessibility.as_ref().map(text).transpose()?,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Keeps the reasons of the last verdict.
+pub(crate) async fn set_verdict(connection: &mut Connection, id: Uuid, reasons: &[String]) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE machines SET verdict_reasons = $2 WHERE id = $1", id, reasons)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// What grants are evaluated on, and all that a grant token says, of one record version.
+#[derive(Debug, Clone)]
+pub(crate) struct Evaluable {
+    pub(crate) record_version: i64,
+    pub(crate) status: MachineStatus,
+    pub(crate) status_reason: Option<String>,
+    pub(crate) key: KeyThumbprint,
+    pub(crate) certificate: Option<CurrentCertificate>,
+    pub(crate) machine_id: Uuid,
+    pub(crate) assurance: Assurance,
+    labels: BTreeMap<String, String>,
+    key_store: KeyStoreKind,
+    claimed_posture: Posture,
+}
+
+impl Evaluable {
+    /// What grants are evaluated on.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        Subject {
+            machine_id: self.machine_id,
+            status: self.status,
+            assurance: self.assurance,
+            labels: &self.labels,
+            claimed_key_store: self.key_store,
+            claimed_posture: &self.claimed_posture,
+        }
+    }
+}
+
+/// What a grant token and the agent's next action depend on.
+#[derive(Debug, Clone)]
+pub(crate) struct CurrentCertificate {
+    pub(crate) sha256: Vec<u8>,
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
+}
+
+/// Reads all of it in one statement, so that it belongs together.
+pub(crate) async fn find_evaluable(connection: &mut Connection, id: Uuid) -> Result<Option<Evaluable>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT record_version, machines.status, status_reason, machines.current_key, assurance, labels, key_store,
+                  claimed_posture, sha256 AS "sha256?", not_before AS "not_before?", not_after AS "not_after?"
+           FROM machines
+           JOIN machine_presence ON machine_id = machines.id
+           LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number
+           WHERE machines.id = $1"#,
+        id
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        let certificate = match (row.sha256, row.not_before, row.not_after) {
+            (Some(sha256), Some(not_before), Some(not_after)) => Some(CurrentCertificate {
+                sha256,
+                not_before,
+                not_after,
+            }),
+            _ => None,
+        };
+        Ok(Evaluable {
+            record_version: row.record_version,
+            status: parse_text(&row.status)?,
+            status_reason: row.status_reason,
+            key: thumbprint(&row.current_key)?,
+            certificate,
+            machine_id: id,
+            assurance: parse_text(&row.assurance)?,
+            labels: parse_json(row.labels)?,
+            key_store: parse_text(&row.key_store)?,
+            claimed_posture: parse_json(row.claimed_posture)?,
+        })
+    })
+    .transpose()
+}

@@ -1,0 +1,249 @@
+//! `machines`: the record of each.
+
+use assay_protocol::{
+    admin_api::machines::{CertificateSummary, Machine, MachineKey, MachinePosture, Verdict, VerdictResult},
+    machine::{Assurance, MachineStatus, Posture},
+};
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, json, parse_json, parse_text, text};
+use crate::machines::{
+    labels::Labels,
+    liveness::{LastCheckIns, LivenessBoundaries},
+};
+
+/// The index that a second active machine of one serial number violates.
+pub(crate) const ONE_PER_SERIAL_NUMBER: &str = "machines_one_per_serial_number";
+
+/// Which machines to list. What is absent leaves nobody out.
+#[derive(Debug, Default)]
+pub(crate) struct MachineFilter {
+    pub(crate) status: Option<MachineStatus>,
+    pub(crate) assurance: Option<Assurance>,
+    pub(crate) last_check_ins: Option<LastCheckIns>,
+    /// Machines that have all these labels.
+    pub(crate) labels: Option<Labels>,
+    /// A part of what identifies a machine, in any case.
+    pub(crate) part: Option<String>,
+}
+
+struct Row {
+    id: Uuid,
+    status: String,
+    status_reason: Option<String>,
+    assurance: String,
+    serial_number: Option<String>,
+    hardware_uuid: Option<String>,
+    model_identifier: Option<String>,
+    hostname: Option<String>,
+    labels: Value,
+    note: Option<String>,
+    claimed_posture: Value,
+    current_key: Vec<u8>,
+    key_store: String,
+    key_accessibility: Option<String>,
+    key_created_at: OffsetDateTime,
+    verdict_reasons: Option<Vec<String>>,
+    enrolled_at: OffsetDateTime,
+    last_check_in_at: Option<OffsetDateTime>,
+    clock_skew_seconds: Option<i64>,
+    certificate_serial_number: Option<String>,
+    not_before: Option<OffsetDateTime>,
+    not_after: Option<OffsetDateTime>,
+}
+
+/// Every reading of machines: one list of columns, so that what is listed and what is read never differ.
+macro_rules! select {
+    ($condition:tt, $($argument:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT machines.id, status, status_reason, assurance, machines.serial_number, hardware_uuid, model_identifier,
+                      hostname, labels, note, claimed_posture, machines.current_key, key_store, key_accessibility,
+                      key_created_at, verdict_reasons, enrolled_at, last_check_in_at, clock_skew_seconds,
+                      certificates.serial_number AS "certificate_serial_number?",
+                      certificates.not_before AS "not_before?", certificates.not_after AS "not_after?"
+               FROM machines
+               JOIN machine_presence ON machine_presence.machine_id = machines.id
+               LEFT JOIN certificates ON certificates.serial_number = machines.certificate_serial_number "#
+                + $condition,
+            $($argument),+
+        )
+    };
+}
+
+/// Finds a machine.
+pub(crate) async fn find(
+    connection: &mut Connection,
+    id: Uuid,
+    boundaries: &LivenessBoundaries,
+) -> Result<Option<Machine>, StoreError> {
+    let row = select!("WHERE machines.id = $1", id).fetch_optional(connection).await?;
+    row.map(|row| machine(row, boundaries)).transpose()
+}
+
+/// Finds a machine and holds its record until the end of the transaction. Its presence has to be held before: everybody
+/// takes the two in this order.
+pub(crate) async fn lock(
+    connection: &mut Connection,
+    id: Uuid,
+    boundaries: &LivenessBoundaries,
+) -> Result<Option<Machine>, StoreError> {
+    let row = select!("WHERE machines.id = $1 FOR UPDATE OF machines", id)
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| machine(row, boundaries)).transpose()
+}
+
+/// A page of machines, in the order in which their records were made.
+pub(crate) async fn list(
+    connection: &mut Connection,
+    filter: &MachineFilter,
+    boundaries: &LivenessBoundaries,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Machine>, StoreError> {
+    let last_check_ins = filter.last_check_ins;
+    let rows = select!(
+        r"WHERE ($1::uuid IS NULL OR machines.id > $1)
+            AND ($2::text IS NULL OR status = $2)
+            AND ($3::text IS NULL OR assurance = $3)
+            AND ($4::jsonb IS NULL OR labels @> $4)
+            AND ($5::boolean IS NULL OR (last_check_in_at IS NULL) = $5)
+            AND ($6::timestamptz IS NULL OR last_check_in_at >= $6)
+            AND ($7::timestamptz IS NULL OR last_check_in_at < $7)
+            AND ($8::text IS NULL
+                 OR strpos(lower(machines.serial_number), lower($8)) > 0
+                 OR strpos(lower(hostname), lower($8)) > 0
+                 OR strpos(machines.id::text, lower($8)) > 0
+                 OR strpos(lower(translate(encode(machines.current_key, 'base64'), '+/=', '-_')), lower($8)) > 0
+                 OR EXISTS (SELECT FROM jsonb_each_text(labels) AS label
+                            WHERE strpos(lower(label.key), lower($8)) > 0 OR strpos(lower(label.value), lower($8)) > 0))
+          ORDER BY machines.id LIMIT $9",
+        after,
+        filter.status.as_ref().map(text).transpose()?,
+        filter.assurance.as_ref().map(text).transpose()?,
+        filter.labels.as_ref().map(json).transpose()?,
+        last_check_ins.map(|range| range.never),
+        last_check_ins.and_then(|range| range.from),
+        last_check_ins.and_then(|range| range.before),
+        filter.part,
+        limit,
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(|row| machine(row, boundaries)).collect()
+}
+
+/// The other machine that holds a serial number, if there is one.
+pub(crate) async fn other_holder_of_serial_number(
+    connection: &mut Connection,
+    serial_number: &str,
+    id: Uuid,
+) -> Result<Option<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM machines WHERE serial_number = $1 AND status IN ('active', 'quarantined') AND id <> $2",
+        serial_number,
+        id
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Sets what stands behind a machine's serial number.
+pub(crate) async fn set_assurance(
+    connection: &mut Connection,
+    id: Uuid,
+    assurance: Assurance,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines SET assurance = $2 WHERE id = $1",
+        id,
+        text(&assurance)?
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Sets what people keep of a machine.
+pub(crate) async fn set_labels_and_note(
+    connection: &mut Connection,
+    id: Uuid,
+    labels: &Labels,
+    note: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines SET labels = $2, note = $3 WHERE id = $1",
+        id,
+        json(labels)?,
+        note
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Removes a record, and its presence with it. Keys, certificates, enrollments, events and audit stay.
+pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
+    sqlx::query!("DELETE FROM machines WHERE id = $1", id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn machine(row: Row, boundaries: &LivenessBoundaries) -> Result<Machine, StoreError> {
+    let claimed: Posture = parse_json(row.claimed_posture)?;
+    Ok(Machine {
+        id: row.id,
+        status: parse_text(&row.status)?,
+        status_reason: row.status_reason,
+        assurance: parse_text(&row.assurance)?,
+        liveness: boundaries.liveness(row.last_check_in_at),
+        serial_number: row.serial_number,
+        hardware_uuid: row.hardware_uuid,
+        model_identifier: row.model_identifier,
+        hostname: row.hostname,
+        labels: parse_json(row.labels)?,
+        note: row.note,
+        key: MachineKey {
+            thumbprint: super::thumbprint(&row.current_key)?,
+            store: parse_text(&row.key_store)?,
+            accessibility: row.key_accessibility.as_deref().map(parse_text).transpose()?,
+            created_at: row.key_created_at,
+        },
+        certificate: certificate(row.certificate_serial_number, row.not_before, row.not_after),
+        agent_version: claimed.agent_version.clone(),
+        posture: MachinePosture {
+            claimed,
+            attested: None,
+        },
+        attested_at: None,
+        enrolled_at: row.enrolled_at,
+        last_check_in_at: row.last_check_in_at,
+        last_verdict: row.verdict_reasons.map(verdict),
+        clock_skew_seconds: row.clock_skew_seconds,
+    })
+}
+
+fn certificate(
+    serial_number: Option<String>,
+    not_before: Option<OffsetDateTime>,
+    not_after: Option<OffsetDateTime>,
+) -> Option<CertificateSummary> {
+    Some(CertificateSummary {
+        serial_number: serial_number?,
+        not_before: not_before?,
+        not_after: not_after?,
+    })
+}
+
+fn verdict(reasons: Vec<String>) -> Verdict {
+    let result = if reasons.is_empty() {
+        VerdictResult::Pass
+    } else {
+        VerdictResult::Fail
+    };
+    Verdict { result, reasons }
+}

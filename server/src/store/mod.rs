@@ -1,0 +1,166 @@
+//! All SQL, one file a noun. A function takes a connection, so that its caller decides what makes up one transaction.
+
+pub(crate) mod api_keys;
+pub(crate) mod audit_entries;
+pub(crate) mod audit_seals;
+pub(crate) mod certificates;
+pub(crate) mod enrollment_tokens;
+pub(crate) mod enrollments;
+pub(crate) mod events;
+pub(crate) mod grants;
+pub(crate) mod machine_keys;
+pub(crate) mod machine_presence;
+pub(crate) mod machine_records;
+pub(crate) mod machines;
+pub(crate) mod permissions;
+pub(crate) mod sealed_keys;
+pub(crate) mod settings;
+pub(crate) mod transaction;
+
+use std::{sync::Arc, time::Instant};
+
+use assay_protocol::KeyThumbprint;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use sqlx::{
+    PgPool,
+    pool::PoolConnection,
+    postgres::{PgConnection, Postgres},
+};
+
+use crate::telemetry::Metrics;
+
+pub use transaction::{AsStoreError, Transaction};
+
+/// The one way to the database.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+}
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, is starting, stopping, full or read-only: repeating later helps.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// The same statement gets the same error again.
+    #[error("the database refused a statement")]
+    Refused(#[source] sqlx::Error),
+    /// A row holds what this program never writes.
+    #[error("a stored value cannot be read: {0}")]
+    Corrupt(String),
+}
+
+impl Store {
+    /// Works on this pool, and counts how long callers wait for it.
+    #[must_use]
+    pub fn new(pool: PgPool, metrics: Arc<Metrics>) -> Self {
+        Self { pool, metrics }
+    }
+
+    /// The pool, for its metrics.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// A connection for reading, each statement in a transaction of its own.
+    pub async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        self.wait_for(self.pool.acquire()).await
+    }
+
+    /// Times the wait for a connection.
+    async fn wait_for<T>(&self, acquire: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let acquired = acquire.await;
+        match &acquired {
+            Ok(_) => self.metrics.pool.acquired(started.elapsed()),
+            Err(sqlx::Error::PoolTimedOut) => self.metrics.pool.acquire_timed_out(),
+            Err(_) => {}
+        }
+        Ok(acquired?)
+    }
+}
+
+impl StoreError {
+    /// Whether this violates the unique constraint or index of this name.
+    #[must_use]
+    pub fn violates(&self, constraint: &str) -> bool {
+        let Self::Refused(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        error.constraint() == Some(constraint)
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        if is_unavailability(&error) {
+            Self::Unavailable(error)
+        } else {
+            Self::Refused(error)
+        }
+    }
+}
+
+fn is_unavailability(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| is_unavailable_state(&code)),
+        _ => false,
+    }
+}
+
+/// SQLSTATE classes 08 (connection), 53 (resources, a full disk among them), 57P (shutting down, starting up),
+/// 58 (system error), and 25006 (read-only: a standby before it is promoted). 40 is a conflict that outlived its retries.
+fn is_unavailable_state(code: &str) -> bool {
+    ["08", "53", "57P", "58", "25006", "40"]
+        .iter()
+        .any(|class| code.starts_with(class))
+}
+
+/// A connection, borrowed for one statement after the other.
+pub(crate) type Connection = PgConnection;
+
+/// The text of a vocabulary value (`quarantined`, `api-key`), the same in the database as on the wire.
+pub(crate) fn text<T: Serialize>(value: &T) -> Result<String, StoreError> {
+    match serde_json::to_value(value) {
+        Ok(Value::String(text)) => Ok(text),
+        other => Err(StoreError::Corrupt(format!("{other:?} is not a text"))),
+    }
+}
+
+/// Reads what [`text`] wrote.
+pub(crate) fn parse_text<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    parse_json(Value::String(text.to_owned()))
+}
+
+/// A value as `jsonb` keeps it.
+pub(crate) fn json<T: Serialize>(value: &T) -> Result<Value, StoreError> {
+    serde_json::to_value(value).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// Reads what [`json`] wrote.
+pub(crate) fn parse_json<T: DeserializeOwned>(value: Value) -> Result<T, StoreError> {
+    serde_json::from_value(value).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// Reads a stored thumbprint.
+pub(crate) fn thumbprint(bytes: &[u8]) -> Result<KeyThumbprint, StoreError> {
+    KeyThumbprint::from_bytes(bytes).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
