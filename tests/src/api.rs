@@ -1,0 +1,107 @@
+//! A server as callers reach it.
+
+use std::sync::Once;
+use std::time::Duration;
+
+use http::Method;
+use reqwest::{Certificate, ClientBuilder, RequestBuilder};
+use serde_json::Value;
+
+use crate::answer::Answer;
+
+/// What an answer takes at most: a server that hangs fails its test.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+
+/// The API of one server. It belongs to the test that makes it: its connections end with that test's runtime.
+#[derive(Clone, Debug)]
+pub struct Api {
+    client: reqwest::Client,
+    origin: String,
+    audience: String,
+}
+
+/// A server that machines call.
+pub trait Called: Sync {
+    /// How it is reached.
+    fn api(&self) -> &Api;
+
+    /// The nonce for the next call of a machine that has this one at hand.
+    fn next_nonce(&self, at_hand: Option<String>) -> impl Future<Output = String> + Send;
+}
+
+impl Api {
+    /// The server at `origin` that calls itself `audience`, recognized by its root certificates.
+    #[must_use]
+    pub fn new(origin: &str, audience: &str, roots_pem: &str) -> Self {
+        let roots = Certificate::from_pem_bundle(roots_pem.as_bytes()).unwrap();
+        Self::with(client().tls_certs_only(roots), origin, audience)
+    }
+
+    /// A server that speaks plain HTTP, to a proxy.
+    #[must_use]
+    pub fn plain(origin: &str, audience: &str) -> Self {
+        Self::with(client(), origin, audience)
+    }
+
+    /// A server that this client finds and trusts.
+    pub(crate) fn with(client: ClientBuilder, origin: &str, audience: &str) -> Self {
+        Self {
+            client: client.build().unwrap(),
+            origin: origin.to_owned(),
+            audience: audience.to_owned(),
+        }
+    }
+
+    /// The `aud` of evidence for this server.
+    #[must_use]
+    pub fn audience(&self) -> &str {
+        &self.audience
+    }
+
+    /// A request to be built further.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.origin))
+    }
+
+    /// A GET without credentials.
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::to(self.request(Method::GET, path)).await
+    }
+
+    /// A POST of JSON without credentials.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        Answer::to(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// A nonce that nobody has used.
+    pub async fn nonce(&self) -> String {
+        self.get("/v1/nonce").await.expect(204).nonce().to_owned()
+    }
+}
+
+impl Called for Api {
+    fn api(&self) -> &Self {
+        self
+    }
+
+    /// As the agent does, it calls with what the last answer brought.
+    async fn next_nonce(&self, at_hand: Option<String>) -> String {
+        match at_hand {
+            Some(nonce) => nonce,
+            None => self.nonce().await,
+        }
+    }
+}
+
+/// The root certificates of a server that nobody knows yet, and whose fingerprint the caller compares.
+pub(crate) async fn unverified_roots(origin: &str) -> String {
+    let client = client().tls_danger_accept_invalid_certs(true);
+    let api = Api::with(client, origin, origin);
+    api.get("/v1/ca/bundle.pem").await.expect(200).text()
+}
+
+fn client() -> ClientBuilder {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap());
+    reqwest::Client::builder().no_proxy().timeout(ANSWERED_WITHIN)
+}

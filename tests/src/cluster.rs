@@ -1,0 +1,287 @@
+//! A Postgres in memory that ends with the test process, whatever ends that, and databases in it that are copies of
+//! one with the schema.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use assay_server::database::private_postgres::Account;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
+use tokio::sync::OnceCell;
+
+use crate::output::Output;
+use crate::seed;
+
+/// The database with the schema.
+pub(crate) const TEMPLATE: &str = "assay_template";
+
+const SUPERUSER: &str = "assay";
+const STARTED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Databases that are out of use before the first is dropped: dropping costs more than making, and each takes 8 MB.
+const DATABASES_KEPT: usize = 24;
+
+/// Runs Postgres in the directory `$2` and does what its standard input says. The end of that is the end of the test
+/// process: then nothing stays, neither process nor file. A Postgres that is told to stop has written everything.
+const KEEPER: &str = r#"
+start() {
+    "$1/postgres" -D "$2/cluster" -k "$2" -c listen_addresses= -c max_connections=300 -c unix_socket_permissions=0777 \
+        -c fsync=off -c full_page_writes=off -c wal_level=minimal -c max_wal_senders=0 -c max_wal_size=128MB \
+        -c min_wal_size=32MB -c autovacuum=off -c dynamic_shared_memory_type=mmap -c log_min_messages=log -c log_checkpoints=off 2>&1 < /dev/null &
+    postgres=$!
+}
+start "$1" "$2"
+while read -r order; do
+    case $order in
+        start) start "$1" "$2" ;;
+        stop) kill -INT "$postgres"; wait "$postgres"; echo "the keeper has stopped it" ;;
+        crash) kill -QUIT "$postgres"; wait "$postgres"; echo "the keeper has stopped it" ;;
+        pause) kill -STOP "$postgres"; kill -STOP $(pgrep -P "$postgres"); echo "the keeper has paused it" ;;
+        resume) kill -CONT $(pgrep -P "$postgres") "$postgres"; echo "the keeper has resumed it" ;;
+    esac
+done
+kill -QUIT "$postgres" 2> /dev/null
+kill -CONT $(pgrep -P "$postgres") "$postgres" 2> /dev/null
+wait "$postgres"
+rm -rf "$2"
+"#;
+
+/// A running Postgres. Dropped, or when the test process ends, it stops and leaves nothing.
+#[derive(Debug)]
+pub struct Cluster {
+    directory: PathBuf,
+    keeper: Child,
+    orders: Option<ChildStdin>,
+    output: Output,
+    next_database: AtomicU32,
+    out_of_use: Mutex<Vec<String>>,
+}
+
+impl Cluster {
+    /// The one that the tests of this process share.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    /// One of its own, for a test that stops it.
+    pub async fn start() -> Self {
+        let seed = seed::seed().await;
+        let directory = seed::memory_directory();
+        seed::copy(&seed.cluster, &directory.join("cluster"));
+        Self::run(&seed.binaries, directory).await
+    }
+
+    /// Starts the cluster that is in `directory`, which then belongs to it.
+    pub(crate) async fn run(binaries: &Path, directory: PathBuf) -> Self {
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg("-c")
+            .arg(KEEPER)
+            .arg("keeper")
+            .arg(binaries)
+            .arg(&directory);
+        // Ctrl-C would end the keeper, and the order to clean up with it.
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .current_dir("/");
+        as_account(&mut command);
+        let mut keeper = command.spawn().unwrap();
+        let orders = keeper.stdin.take();
+        let output = Output::read(vec![Box::new(keeper.stdout.take().unwrap())]);
+        let (next_database, out_of_use) = (AtomicU32::new(0), Mutex::new(Vec::new()));
+        let cluster = Self {
+            directory,
+            keeper,
+            orders,
+            output,
+            next_database,
+            out_of_use,
+        };
+        cluster
+            .wait_for(0, "database system is ready to accept connections")
+            .await;
+        cluster
+    }
+
+    /// Makes an empty database with the schema.
+    pub async fn create_database(&self) -> Database<'_> {
+        let name = format!("assay_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
+        let mut connection = self.administer().await;
+        let superfluous = {
+            let mut out_of_use = self.out_of_use.lock().unwrap_or_else(PoisonError::into_inner);
+            if out_of_use.len() > DATABASES_KEPT {
+                std::mem::take(&mut *out_of_use)
+            } else {
+                Vec::new()
+            }
+        };
+        for database in superfluous {
+            execute(&mut connection, format!("DROP DATABASE {database} WITH (FORCE)")).await;
+        }
+        execute(
+            &mut connection,
+            format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"),
+        )
+        .await;
+        connection.close().await.unwrap();
+        Database { name, cluster: self }
+    }
+
+    /// Stops Postgres as an administrator would: connections are cut, nothing is lost.
+    pub async fn stop(&mut self) {
+        self.end("stop").await;
+    }
+
+    /// Ends Postgres at once, as a power cut would: it recovers at the next start.
+    pub async fn crash(&mut self) {
+        self.end("crash").await;
+    }
+
+    /// Starts it again after [`stop`](Self::stop) or [`crash`](Self::crash).
+    pub async fn restart(&mut self) {
+        self.command("start", "database system is ready to accept connections")
+            .await;
+    }
+
+    /// Stops the execution of all of its processes: connections stay, and nothing answers.
+    pub async fn pause(&mut self) {
+        self.command("pause", "the keeper has paused it").await;
+    }
+
+    /// Lets it go on after [`pause`](Self::pause).
+    pub async fn resume(&mut self) {
+        self.command("resume", "the keeper has resumed it").await;
+    }
+
+    /// How to connect to a database of this cluster as its superuser.
+    #[must_use]
+    pub fn connect_options(&self, database: &str) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .socket(&self.directory)
+            .port(5432)
+            .ssl_mode(PgSslMode::Disable)
+            .username(SUPERUSER)
+            .database(database)
+    }
+
+    /// A connection that belongs to no database of a test.
+    pub(crate) async fn administer(&self) -> PgConnection {
+        self.connect_options("template1").connect().await.unwrap()
+    }
+
+    /// Where the socket is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    async fn end(&mut self, order: &str) {
+        self.command(order, "the keeper has stopped it").await;
+    }
+
+    async fn command(&mut self, order: &str, answer: &str) {
+        let from = self.output.lines().len();
+        self.order(order);
+        self.wait_for(from, answer).await;
+    }
+
+    fn order(&mut self, order: &str) {
+        writeln!(self.orders.as_mut().unwrap(), "{order}").unwrap();
+    }
+
+    async fn wait_for(&self, from: usize, text: &str) {
+        let found = self
+            .output
+            .wait_for(from, STARTED_WITHIN, |line| line.contains(text).then_some(()))
+            .await;
+        found.unwrap_or_else(|| panic!("Postgres in {} has ended:\n{}", self.directory.display(), self.output));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        self.keeper.wait().unwrap();
+    }
+}
+
+/// A database of a test's own, with the schema.
+#[derive(Debug)]
+pub struct Database<'a> {
+    name: String,
+    cluster: &'a Cluster,
+}
+
+impl Database<'static> {
+    /// Makes one in the shared cluster.
+    pub async fn create() -> Self {
+        Cluster::shared().await.create_database().await
+    }
+}
+
+impl Database<'_> {
+    /// Its name in the cluster.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// As `database.url` has it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let socket: String =
+            url::form_urlencoded::byte_serialize(self.cluster.directory.as_os_str().as_encoded_bytes()).collect();
+        format!(
+            "postgres://{SUPERUSER}@localhost:5432/{}?host={socket}&sslmode=disable",
+            self.name
+        )
+    }
+
+    /// How to connect to it as its superuser.
+    #[must_use]
+    pub fn connect_options(&self) -> PgConnectOptions {
+        self.cluster.connect_options(&self.name)
+    }
+
+    /// A small pool, for a test that looks into the tables.
+    pub async fn pool(&self) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(4)
+            .connect_with(self.connect_options())
+            .await
+            .unwrap()
+    }
+}
+
+impl Drop for Database<'_> {
+    fn drop(&mut self) {
+        self.cluster
+            .out_of_use
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(std::mem::take(&mut self.name));
+    }
+}
+
+/// For names that this module makes: they hold nothing that would need quoting.
+pub(crate) async fn execute(connection: &mut PgConnection, statement: String) {
+    sqlx::raw_sql(AssertSqlSafe(statement))
+        .execute(connection)
+        .await
+        .unwrap();
+}
+
+/// Postgres does not run as root, and the tests may.
+pub(crate) fn as_account(command: &mut Command) {
+    if let Some(account) = Account::unprivileged().unwrap() {
+        command.uid(account.uid).gid(account.gid);
+    }
+}

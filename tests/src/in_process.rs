@@ -1,0 +1,273 @@
+//! A server inside of the test process: the real router over real TLS and real Postgres, with a clock that is set.
+//!
+//! Whatever an answer is for, it is held against the conventions that every answer follows: see [`Answer`].
+
+use std::fmt::{self, Debug};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use assay_protocol::admin_api::api_keys::Role;
+use assay_server::clock::{Clock, MockClock, SystemClock};
+use assay_server::config::Config;
+use assay_server::running::RunningServer;
+use reqwest::{Client, Method, RequestBuilder};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, RootCertStore};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use time::Duration;
+
+use crate::administrator::token_of;
+use crate::answer::Answer;
+use crate::api::{Api, Called};
+use crate::cluster::Database;
+use crate::machine::Machine;
+
+/// The servers' public URL; the name leads to the server of the test alone.
+pub const PUBLIC_URL: &str = "https://assay.example.com";
+const HOST: &str = "assay.example.com";
+
+/// The same for all: what it seals ends with the test.
+const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+
+/// A running server, with a client that trusts it and a database of its own.
+pub struct InProcess {
+    server: RunningServer,
+    clock: MockClock,
+    api: Api,
+    tls: Arc<ClientConfig>,
+    keys: [String; 4],
+    database: Option<Database<'static>>,
+    _data_dir: TempDir,
+}
+
+impl InProcess {
+    /// Starts one as it is by default.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with these keys of the configuration, by their paths: `check_in.interval`.
+    pub async fn start_with(settings: &[(&str, &str)]) -> Self {
+        let database = Database::create().await;
+        let mut server = Self::start_on(&database.url(), settings).await;
+        server.database = Some(database);
+        server
+    }
+
+    /// Starts one on a database that the test looks after.
+    pub async fn start_on(database_url: &str, settings: &[(&str, &str)]) -> Self {
+        let data_dir = tempfile::tempdir().unwrap();
+        let clock = MockClock::new(SystemClock.now());
+        let config = config(database_url, &data_dir, settings);
+        let server = RunningServer::start(&config, Arc::new(clock.clone())).await.unwrap();
+        let tls = Arc::new(client_config(&server.roots_pem(), &clock));
+        let client = client_builder(&tls, server.address(), &[b"h2", b"http/1.1"]);
+        let mut keys = [const { String::new() }; 4];
+        for (key, role) in keys.iter_mut().zip(ROLES) {
+            let secret = server.create_api_key(&format!("{role:?}"), role).await.unwrap();
+            secret.expose_secret().clone_into(key);
+        }
+        Self {
+            server,
+            clock,
+            api: Api::with(client, PUBLIC_URL, PUBLIC_URL),
+            tls,
+            keys,
+            database: None,
+            _data_dir: data_dir,
+        }
+    }
+
+    /// The server's clock; it stands still, but for [`nonce`](Self::nonce).
+    #[must_use]
+    pub fn clock(&self) -> &MockClock {
+        &self.clock
+    }
+
+    /// Its database, if it was made for it.
+    ///
+    /// # Panics
+    /// When the test looks after the database.
+    #[must_use]
+    pub fn database(&self) -> &Database<'static> {
+        self.database.as_ref().unwrap()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// What a connection of one's own needs: roots, and the time to verify at.
+    #[must_use]
+    pub fn tls(&self) -> &Arc<ClientConfig> {
+        &self.tls
+    }
+
+    /// A client with connections of its own that speaks HTTP/1.1 alone.
+    #[must_use]
+    pub fn http1_client(&self) -> Client {
+        client_builder(&self.tls, self.address(), &[b"http/1.1"])
+            .build()
+            .unwrap()
+    }
+
+    /// The key of this role, made when the server was started.
+    #[must_use]
+    pub fn api_key(&self, role: Role) -> &str {
+        let position = ROLES.iter().position(|other| *other == role).unwrap();
+        &self.keys[position]
+    }
+
+    /// A request to it.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.api.request(method, path)
+    }
+
+    /// A request of an administrator with every right.
+    pub fn admin(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request(method, path).bearer_auth(self.api_key(Role::Admin))
+    }
+
+    /// Sends a request and holds the answer against the conventions.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
+        Answer::to(request).await
+    }
+
+    /// Reads as an administrator.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.admin(Method::GET, path)).await
+    }
+
+    /// Changes something as an administrator.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(self.admin(Method::POST, path).json(body)).await
+    }
+
+    /// Deletes something as an administrator.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(self.admin(Method::DELETE, path)).await
+    }
+
+    /// Calls an endpoint for agents.
+    pub async fn call(&self, path: &str, body: &Value) -> Answer {
+        self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// A fresh nonce. The clock moves a little: nonces of one moment are of one order, and a machine needs a later one.
+    pub async fn nonce(&self) -> String {
+        self.clock.advance(Duration::milliseconds(1));
+        self.send(self.request(Method::GET, "/v1/nonce"))
+            .await
+            .nonce()
+            .to_owned()
+    }
+
+    /// An enrollment token as `fields` say; else for a day, a thousand machines of any serial number, automatic.
+    pub async fn enrollment_token(&self, fields: Value) -> String {
+        let created = self.create_enrollment_token(fields).await;
+        created["token"].as_str().unwrap().to_owned()
+    }
+
+    /// The same, with its record.
+    pub async fn create_enrollment_token(&self, fields: Value) -> Value {
+        let mut request = token_of(json!({"expires_in_seconds": 86_400, "max_uses": 1000}));
+        for (name, value) in fields.as_object().unwrap() {
+            request[name] = value.clone();
+        }
+        let created = self.post("/v1/admin/enrollment-tokens", &request).await;
+        created.expect(201).json()
+    }
+
+    /// A machine that is enrolled with a token of its own.
+    pub async fn enrolled(&self, serial_number: &str) -> Machine {
+        let token = self.enrollment_token(json!({"max_uses": 1})).await;
+        let machine = Machine::with_serial_number(serial_number);
+        let _enrolled = machine.enroll(self, Some(&token)).await.expect(201);
+        machine
+    }
+
+    /// Stops it.
+    pub async fn stop(self) {
+        drop(self.api);
+        self.server.stop().await.unwrap();
+    }
+}
+
+impl Called for InProcess {
+    fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Always a fresh one: a test may have moved the clock beyond the life of any other.
+    async fn next_nonce(&self, _at_hand: Option<String>) -> String {
+        self.nonce().await
+    }
+}
+
+const ROLES: [Role; 4] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty];
+
+fn config(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Config {
+    let data_dir = data_dir.path().display().to_string();
+    let basis = [
+        ("public_url", PUBLIC_URL),
+        ("trust_domain", "example.com"),
+        ("listen", "127.0.0.1:0"),
+        ("telemetry.listen", "127.0.0.1:0"),
+        ("data_dir", &data_dir),
+        ("database.url", database_url),
+        ("database.max_connections", "4"),
+        ("master_key", MASTER_KEY),
+    ];
+    let variables = basis.iter().chain(settings).map(|(key, value)| {
+        let variable = format!("ASSAY_{}", key.to_uppercase().replace('.', "__"));
+        (variable, (*value).to_owned())
+    });
+    Config::load(None, variables).unwrap()
+}
+
+fn client_builder(tls: &Arc<ClientConfig>, address: SocketAddr, protocols: &[&[u8]]) -> reqwest::ClientBuilder {
+    let mut tls = ClientConfig::clone(tls);
+    tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .resolve(HOST, address)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+}
+
+fn client_config(roots_pem: &str, clock: &MockClock) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(roots_pem.as_bytes()) {
+        roots.add(root.unwrap()).unwrap();
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    ClientConfig::builder_with_details(provider, Arc::new(ServersTime(clock.clone())))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+/// The client lives in the server's time: its certificates are good then.
+#[derive(Clone)]
+struct ServersTime(MockClock);
+
+impl Debug for ServersTime {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ServersTime")
+    }
+}
+
+impl TimeProvider for ServersTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().unix_timestamp()).ok()?;
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)))
+    }
+}

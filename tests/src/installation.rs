@@ -1,0 +1,97 @@
+//! A whole installation: replicas on one database, and what a caller needs to reach them.
+
+use aws_lc_rs::digest;
+use tokio::sync::OnceCell;
+
+use crate::administrator::Administrator;
+use crate::api::{Api, unverified_roots};
+use crate::cluster::Database;
+use crate::processes::{Server, ServerConfiguration};
+
+/// Servers that run, an administrator's API key, and the roots.
+#[derive(Debug)]
+pub struct Installation {
+    /// The replicas.
+    pub servers: Vec<Server>,
+    /// The key of an administrator.
+    pub api_key: String,
+    /// The roots, PEM.
+    pub roots: String,
+}
+
+impl Installation {
+    /// Two replicas without rate limits, for all tests that leave them running and have machines of their own.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Installation> = OnceCell::const_new();
+        let start = async || {
+            let database = Database::create().await;
+            let one = Self::start(&unlimited(ServerConfiguration::new(&database))).await;
+            // For the rest of the process: its servers use it.
+            std::mem::forget(database);
+            one.with_a_replica().await
+        };
+        SHARED.get_or_init(start).await
+    }
+
+    /// One server.
+    pub async fn start(configuration: &ServerConfiguration) -> Self {
+        let server = configuration.start().await;
+        let api_key = server.configuration().create_api_key("the tests", "admin").await;
+        let roots = roots(&server).await;
+        Self {
+            servers: vec![server],
+            api_key,
+            roots,
+        }
+    }
+
+    /// One more replica on the same database.
+    #[must_use]
+    pub async fn with_a_replica(mut self) -> Self {
+        let replica = self.servers[0].replica().start().await;
+        self.servers.push(replica);
+        self
+    }
+
+    /// The API of one of the replicas.
+    #[must_use]
+    pub fn api(&self, replica: usize) -> Api {
+        let server = &self.servers[replica];
+        Api::new(
+            &format!("https://{}", server.address()),
+            &server.public_url(),
+            &self.roots,
+        )
+    }
+
+    /// The administrator, at the first replica.
+    #[must_use]
+    pub fn administrator(&self) -> Administrator {
+        Administrator::new(self.api(0), &self.api_key)
+    }
+}
+
+/// A configuration without rate limits.
+#[must_use]
+pub fn unlimited(configuration: ServerConfiguration) -> ServerConfiguration {
+    ["machine", "address", "api_key"]
+        .iter()
+        .fold(configuration, |configuration, who| {
+            configuration.set(&format!("rate_limit.{who}_per_minute"), "0")
+        })
+}
+
+/// The fingerprint of its root that a server tells in its log.
+pub async fn ca_fingerprint(server: &Server) -> String {
+    let line = server.wait_for_message("listening").await.unwrap();
+    line["ca_fingerprint"].as_str().unwrap().to_owned()
+}
+
+/// The roots, fetched from the server and compared with the fingerprint in its log.
+async fn roots(server: &Server) -> String {
+    let roots = unverified_roots(&format!("https://{}", server.address())).await;
+    let root = pem::parse(&roots).unwrap();
+    let fingerprint = hex::encode(digest::digest(&digest::SHA256, root.contents()));
+    assert_eq!(fingerprint, ca_fingerprint(server).await);
+    roots
+}

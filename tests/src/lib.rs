@@ -1,0 +1,26 @@
+//! What the tests from outside stand on: Postgres clusters in memory, the real programs as processes, and a server inside of the
+//! test process whose clock is set.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on has failed, and says where"
+)]
+
+pub mod administrator;
+pub mod answer;
+pub mod api;
+pub mod cluster;
+pub mod in_process;
+pub mod installation;
+pub mod mac;
+pub mod machine;
+pub mod output;
+pub mod process;
+pub mod processes;
+pub mod proxy;
+pub mod seed;

@@ -1,0 +1,152 @@
+//! A machine with the agent's program.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::installation::Installation;
+use crate::process::Process;
+use crate::processes::agent_command;
+
+/// An exit code: it did what it was asked.
+pub const DONE: i32 = 0;
+/// An exit code: it failed.
+pub const FAILED: i32 = 1;
+/// An exit code: it was asked in a wrong way.
+pub const WRONG_USAGE: i32 = 2;
+/// An exit code: an administrator has to approve.
+pub const WAITING_FOR_APPROVAL: i32 = 3;
+/// An exit code: the server said no.
+pub const REFUSED: i32 = 4;
+/// An exit code: the server cannot be reached.
+pub const SERVER_UNREACHABLE: i32 = 5;
+/// An exit code: there is no such key store.
+pub const KEY_STORE_UNAVAILABLE: i32 = 6;
+
+/// A machine with the agent's program, and what it says of itself in a file.
+#[derive(Debug)]
+pub struct Mac {
+    folder: TempDir,
+    serial_number: String,
+    url: String,
+    roots: String,
+    state: PathBuf,
+}
+
+impl Mac {
+    /// A new machine that is to enroll there.
+    #[must_use]
+    pub fn new(installation: &Installation) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let roots = folder.path().join("roots.pem");
+        fs::write(&roots, &installation.roots).unwrap();
+        let mac = Self {
+            serial_number: format!("C02{}", Uuid::new_v4().simple()),
+            url: installation.servers[0].public_url(),
+            roots: roots.to_str().unwrap().to_owned(),
+            state: folder.path().join("state"),
+            folder,
+        };
+        mac.says(&json!({"filevault_enabled": true, "os_name": "macOS", "os_version": "26.1"}));
+        mac
+    }
+
+    /// Sets its posture.
+    pub fn says(&self, posture: &Value) {
+        let machine =
+            json!({"serial_number": self.serial_number, "hardware_uuid": format!("UUID-{}", self.serial_number)});
+        let facts = json!({"machine": machine, "posture": posture});
+        fs::write(self.folder.path().join("facts.json"), facts.to_string()).unwrap();
+    }
+
+    /// Its serial number.
+    #[must_use]
+    pub fn serial_number(&self) -> &str {
+        &self.serial_number
+    }
+
+    /// The server that it is to enroll at.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The file with the roots to trust.
+    #[must_use]
+    pub fn roots(&self) -> &str {
+        &self.roots
+    }
+
+    /// The agent's state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The file with the enrollment token of a daemon that enrolls by its configuration.
+    #[must_use]
+    pub fn token_file(&self) -> PathBuf {
+        self.folder.path().join("token")
+    }
+
+    /// Starts the daemon, configured as a fleet's administrator would: by files.
+    #[must_use]
+    pub fn start_daemon(&self, token: &str) -> Process {
+        fs::write(self.token_file(), token).unwrap();
+        let configuration = self.folder.path().join("agent.toml");
+        let content = format!(
+            "server = {:?}\nca_file = {:?}\ntoken_file = {:?}\n",
+            self.url,
+            self.roots,
+            self.token_file()
+        );
+        fs::write(&configuration, content).unwrap();
+        self.start(&["run", "--config", configuration.to_str().unwrap()])
+    }
+
+    /// Starts a command.
+    #[must_use]
+    pub fn start(&self, arguments: &[&str]) -> Process {
+        let mut command = agent_command(&self.state);
+        command
+            .arg("--facts")
+            .arg(self.folder.path().join("facts.json"))
+            .args(arguments);
+        Process::spawn(command)
+    }
+
+    /// Runs a command to its end, which has to be this one, and returns what it wrote.
+    pub fn run(&self, arguments: &[&str], exit_code: i32) -> impl Future<Output = String> {
+        let process = self.start(arguments);
+        let called = format!("{arguments:?}");
+        async move {
+            let status = process.ended().await;
+            assert_eq!(status.code(), Some(exit_code), "{called}:\n{}", process.output());
+            process.output().ended().await;
+            process.output().lines().join("\n")
+        }
+    }
+
+    /// Enrolls with a token, which has to end like this.
+    pub async fn enroll(&self, token: &str, exit_code: i32) -> String {
+        let arguments = [
+            "enroll",
+            "--server",
+            &self.url,
+            "--ca-file",
+            &self.roots,
+            "--token",
+            token,
+        ];
+        self.run(&arguments, exit_code).await
+    }
+
+    /// What `status --json` says.
+    pub async fn status(&self) -> Value {
+        let status = self.run(&["status", "--json"], DONE).await;
+        serde_json::from_str(&status).unwrap_or_else(|error| panic!("{error} in {status}"))
+    }
+}

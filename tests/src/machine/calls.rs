@@ -1,0 +1,75 @@
+//! A machine's calls, and what it remembers of their answers.
+
+use http::Method;
+use reqwest::RequestBuilder;
+use serde_json::Value;
+
+use super::Machine;
+use crate::answer::Answer;
+use crate::api::Called;
+
+impl Machine {
+    /// Enrolls.
+    pub async fn enroll(&self, server: &impl Called, token: Option<&str>) -> Answer {
+        let nonce = self.take_nonce(server).await;
+        self.remember(Answer::to(self.enrollment(server, token, &nonce)).await)
+    }
+
+    /// Checks in.
+    pub async fn check_in(&self, server: &impl Called) -> Answer {
+        let nonce = self.take_nonce(server).await;
+        self.remember(Answer::to(self.check_in_with(server, &nonce)).await)
+    }
+
+    /// Renews with its key.
+    pub async fn renew(&self, server: &impl Called) -> Answer {
+        let nonce = self.take_nonce(server).await;
+        self.remember(Answer::to(self.renewal(server, &nonce)).await)
+    }
+
+    /// The request of an enrollment, with a certain nonce.
+    pub fn enrollment(&self, server: &impl Called, token: Option<&str>, nonce: &str) -> RequestBuilder {
+        post(server, "/v1/enroll", &self.enroll_body(server, token, nonce))
+    }
+
+    /// The request of a check-in, with a certain nonce.
+    pub fn check_in_with(&self, server: &impl Called, nonce: &str) -> RequestBuilder {
+        post(server, "/v1/check-in", &self.check_in_body(server, nonce))
+    }
+
+    /// The request of a renewal, with a certain nonce.
+    pub fn renewal(&self, server: &impl Called, nonce: &str) -> RequestBuilder {
+        post(server, "/v1/renew", &self.renew_body(server, &self.csr(), nonce))
+    }
+
+    /// The nonce at hand; none where the last answer's is used.
+    #[must_use]
+    pub fn nonce_at_hand(&self) -> Option<String> {
+        self.remembered(|remembered| remembered.nonce.clone())
+    }
+
+    /// Forgets the nonce at hand, as an agent that was restarted.
+    pub fn forget_nonce(&self) {
+        self.remembered(|remembered| remembered.nonce = None);
+    }
+
+    async fn take_nonce(&self, server: &impl Called) -> String {
+        let at_hand = self.remembered(|remembered| remembered.nonce.take());
+        server.next_nonce(at_hand).await
+    }
+
+    fn remember(&self, answer: Answer) -> Answer {
+        self.remembered(|remembered| {
+            remembered.nonce = Some(answer.nonce().to_owned());
+            if answer.status < 300 {
+                let id = answer.json()["machine_id"].as_str().map(|id| id.parse().unwrap());
+                remembered.id = id.or(remembered.id);
+            }
+        });
+        answer
+    }
+}
+
+fn post(server: &impl Called, path: &str, body: &Value) -> RequestBuilder {
+    server.api().request(Method::POST, path).json(body)
+}

@@ -1,0 +1,359 @@
+//! The real programs, as processes of their own.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use assay_server::config::process_environment;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::cluster::Database;
+use crate::output::Output;
+use crate::process::Process;
+use crate::seed::{profile_directory, target_directory};
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// A port that was free when it was chosen can be taken when the server comes to it.
+const ATTEMPTS: u32 = 5;
+
+/// The same for all servers of the tests: replicas on one database share it.
+const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+
+/// The path of a program of this workspace, built as the tests are; all are built at the first call.
+pub fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let directory = profile_directory();
+        let profile = match directory.file_name().and_then(OsStr::to_str).unwrap() {
+            "debug" => "dev",
+            profile => profile,
+        };
+        let mut build = Command::new(env!("CARGO"));
+        build.args([
+            "build",
+            "--quiet",
+            "--workspace",
+            "--bins",
+            "--profile",
+            profile,
+            "--target-dir",
+        ]);
+        let status = build
+            .arg(target_directory())
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "the programs do not build");
+    });
+    let program = profile_directory().join(name);
+    assert!(program.is_file(), "there is no program {}", program.display());
+    program
+}
+
+/// `assay-agent` with a state directory and software keys; arguments are for the caller to add.
+#[must_use]
+pub fn agent_command(state_dir: &Path) -> Command {
+    let mut command = clean_command(&program("assay-agent"));
+    command
+        .arg("--state-dir")
+        .arg(state_dir)
+        .args(["--key-store", "software"]);
+    command
+}
+
+/// A server to be: its configuration. Clones share the data directory.
+#[derive(Clone, Debug)]
+pub struct ServerConfiguration {
+    settings: BTreeMap<String, String>,
+    data_dir: Arc<DataDirectory>,
+    ports: Option<Ports>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    api: u16,
+    telemetry: u16,
+}
+
+impl ServerConfiguration {
+    /// On a database of the tests.
+    #[must_use]
+    pub fn new(database: &Database<'_>) -> Self {
+        Self::with_private_postgres().set("database.url", &database.url())
+    }
+
+    /// On a private Postgres under its data directory.
+    #[must_use]
+    pub fn with_private_postgres() -> Self {
+        let configuration = Self {
+            settings: BTreeMap::new(),
+            data_dir: DataDirectory::new(),
+            ports: None,
+        };
+        configuration
+            .set("trust_domain", "example.com")
+            .set("master_key", MASTER_KEY)
+    }
+
+    /// Sets a key of the configuration, by its path: `check_in.interval`.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Its data directory, which is removed with the last of the configuration, its clones and its servers.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        self.data_dir.0.path()
+    }
+
+    /// Starts `assay-server serve`, and waits until it listens.
+    ///
+    /// # Panics
+    /// With what the server has written, when it ends instead.
+    pub async fn start(&self) -> Server {
+        for _ in 0..ATTEMPTS {
+            let ports = self.ports.unwrap_or_else(|| Ports {
+                api: free_port(),
+                telemetry: free_port(),
+            });
+            match Server::start(self.clone(), ports).await {
+                Ok(server) => return server,
+                Err(output) if self.ports.is_none() && output.to_string().contains("in use") => {}
+                Err(output) => panic!("the server has ended before it listened:\n{output}"),
+            }
+        }
+        panic!("no port stayed free in {ATTEMPTS} attempts");
+    }
+
+    /// Another command of `assay-server` with this configuration, to be run beside a server or alone.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_on(self.ports.unwrap_or(Ports { api: 0, telemetry: 0 }), arguments)
+    }
+
+    /// The output of `api-key create`: the key.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn create_api_key(&self, name: &str, role: &str) -> String {
+        let mut command = self.command(&["api-key", "create", "--name", name, "--role", role]);
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Its settings as environment variables, for a server in the test's own process: that takes free ports.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        self.environment_on(Ports { api: 0, telemetry: 0 })
+    }
+
+    fn environment_on(&self, ports: Ports) -> BTreeMap<String, String> {
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string();
+        let mut settings = self.settings.clone();
+        settings
+            .entry("public_url".to_owned())
+            .or_insert_with(|| format!("https://{}", loopback(ports.api)));
+        settings.insert("listen".to_owned(), loopback(ports.api));
+        settings.insert("telemetry.listen".to_owned(), loopback(ports.telemetry));
+        settings.insert("data_dir".to_owned(), self.data_dir().display().to_string());
+        let variable = |key: &str| format!("ASSAY_{}", key.to_uppercase().replace('.', "__"));
+        settings
+            .into_iter()
+            .map(|(key, value)| (variable(&key), value))
+            .collect()
+    }
+
+    fn command_on(&self, ports: Ports, arguments: &[&str]) -> Command {
+        let mut command = clean_command(&program("assay-server"));
+        command.args(arguments).envs(self.environment_on(ports));
+        command
+    }
+}
+
+/// A running `assay-server serve`. Killed when it is dropped, with all of its processes; what it wrote is shown when
+/// the test has failed.
+#[derive(Debug)]
+pub struct Server {
+    configuration: ServerConfiguration,
+    ports: Ports,
+    process: Process,
+}
+
+impl Server {
+    /// Where its API listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.api).into()
+    }
+
+    /// Where its metrics are.
+    #[must_use]
+    pub fn telemetry_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.telemetry).into()
+    }
+
+    /// As configured. Replicas that share one have addresses of their own.
+    #[must_use]
+    pub fn public_url(&self) -> String {
+        let own = || format!("https://{}", self.address());
+        self.configuration
+            .settings
+            .get("public_url")
+            .cloned()
+            .unwrap_or_else(own)
+    }
+
+    /// Its configuration, with its ports and public URL: to start it again where it was, or run a command beside it.
+    #[must_use]
+    pub fn configuration(&self) -> ServerConfiguration {
+        let mut configuration = self.configuration.clone().set("public_url", &self.public_url());
+        configuration.ports = Some(self.ports);
+        configuration
+    }
+
+    /// The configuration of another replica: the same public URL and database, ports and a data directory of its own.
+    #[must_use]
+    pub fn replica(&self) -> ServerConfiguration {
+        ServerConfiguration {
+            ports: None,
+            data_dir: DataDirectory::new(),
+            ..self.configuration()
+        }
+    }
+
+    /// What it has written.
+    #[must_use]
+    pub fn output(&self) -> &Output {
+        self.process.output()
+    }
+
+    /// Waits for a line of its log with this message, from now on or before.
+    pub async fn wait_for_message(&self, message: &str) -> Option<Value> {
+        self.process
+            .output()
+            .wait_for(0, READY_WITHIN, |line| log_line(line, message))
+            .await
+    }
+
+    /// Ends it as `kill -9` does: it gets no chance to do anything.
+    pub async fn kill(&self) -> ExitStatus {
+        self.process.signal(Signal::KILL);
+        self.process.ended().await
+    }
+
+    /// Asks it to stop, as systemd and Kubernetes do, and waits for its end.
+    pub async fn terminate(&self) -> ExitStatus {
+        self.process.signal(Signal::TERM);
+        self.process.ended().await
+    }
+
+    /// Stops its execution, so that it neither answers nor closes a connection.
+    pub fn pause(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    async fn start(configuration: ServerConfiguration, ports: Ports) -> Result<Self, Output> {
+        let process = Process::spawn(configuration.command_on(ports, &["serve"]));
+        let server = Self {
+            configuration,
+            ports,
+            process,
+        };
+        match server.wait_for_message("listening").await {
+            Some(_) => Ok(server),
+            None => Err(server.process.output().clone()),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the server on {} wrote:\n{}", self.address(), self.process.output());
+        }
+    }
+}
+
+/// The data directory of a server. It outlives the servers that use it, and so does a private Postgres in it, which a
+/// server that was killed leaves for the next one to take over: when nobody is left to do so, it is ended here.
+#[derive(Debug)]
+struct DataDirectory(tempfile::TempDir);
+
+impl DataDirectory {
+    fn new() -> Arc<Self> {
+        let directory = tempfile::Builder::new().prefix("assay-").tempdir().unwrap();
+        // As /var/lib/assay: the account that Postgres runs as under root passes through.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        Arc::new(Self(directory))
+    }
+}
+
+impl Drop for DataDirectory {
+    fn drop(&mut self) {
+        let postgres = self.0.path().join("postgres");
+        let Ok(content) = fs::read_to_string(postgres.join("cluster/postmaster.pid")) else {
+            return;
+        };
+        let Ok(running) = File::options()
+            .read(true)
+            .write(true)
+            .open(postgres.join("running.lock"))
+        else {
+            return;
+        };
+        let process = content
+            .lines()
+            .next()
+            .and_then(|line| line.parse().ok())
+            .and_then(Pid::from_raw);
+        // Its processes hold this lock: who can take it has nothing to end.
+        if let (Some(process), Err(TryLockError::WouldBlock)) = (process, running.try_lock()) {
+            kill_process(process, Signal::QUIT).unwrap();
+            running.lock().unwrap();
+        }
+    }
+}
+
+/// The fields of a JSON log line with this message. They are beside it or, as `tracing_subscriber` nests them by
+/// default, in `fields`.
+fn log_line(line: &str, message: &str) -> Option<Value> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    let fields = value.get("fields").unwrap_or(&value);
+    (fields.get("message")? == message).then(|| fields.clone())
+}
+
+/// A program without the settings of the account that runs the tests.
+fn clean_command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    let inherited = process_environment().filter(|(name, _)| !name.starts_with("ASSAY_") && !name.starts_with("PG"));
+    command.env_clear().envs(inherited).stdin(Stdio::null());
+    command
+}
+
+/// A port that nobody listens on now.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}

@@ -1,0 +1,128 @@
+//! A network between a machine and its server that loses answers.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+const HELD_WITHIN: Duration = Duration::from_secs(60);
+
+/// Tells whether what an answer reports has happened.
+pub type Condition = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+
+/// Forwards connections. Once it is told to, it keeps what the server says after a condition has come true: the answer
+/// to the request that made it true, as everything before that was asked and answered earlier.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    rule: watch::Sender<Rule>,
+    held: watch::Receiver<u32>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Clone)]
+struct Rule {
+    server: Option<SocketAddr>,
+    condition: Option<Condition>,
+}
+
+impl std::fmt::Debug for Rule {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "to {:?}", self.server)
+    }
+}
+
+impl Proxy {
+    /// Listens, and refuses everything until it is told where the server is.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let rule = watch::Sender::new(Rule {
+            server: None,
+            condition: None,
+        });
+        let (held_sender, held) = watch::channel(0);
+        let held_sender = Arc::new(held_sender);
+        let rules = rule.subscribe();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                tokio::spawn(forward(client, rules.clone(), Arc::clone(&held_sender)));
+            }
+        });
+        Self {
+            address,
+            rule,
+            held,
+            accepting,
+        }
+    }
+
+    /// Where it listens: what callers take for the server's address.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// Forwards to this server, everything.
+    pub fn forward_to(&self, server: SocketAddr) {
+        self.rule.send_replace(Rule {
+            server: Some(server),
+            condition: None,
+        });
+    }
+
+    /// Keeps every answer from the moment on in which `condition` is true.
+    pub fn hold_back_once(&self, condition: Condition) {
+        self.rule.send_modify(|rule| rule.condition = Some(condition));
+    }
+
+    /// Waits until an answer is held back: the server has done what it was asked, and nobody knows.
+    pub async fn holds_an_answer_back(&self) {
+        let mut held = self.held.clone();
+        let waiting = tokio::time::timeout(HELD_WITHIN, held.wait_for(|held| *held > 0));
+        waiting.await.expect("no answer came to be held back").unwrap();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// One connection, until either side ends it.
+async fn forward(client: TcpStream, rules: watch::Receiver<Rule>, held: Arc<watch::Sender<u32>>) {
+    let server = rules.borrow().server;
+    let Some(server) = server else { return };
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let requests = async { drop(tokio::io::copy(&mut from_client, &mut to_server).await) };
+    let answers = async {
+        let mut buffer = vec![0; 16 * 1024];
+        let mut is_held = false;
+        while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
+            let condition = rules.borrow().condition.clone();
+            if let Some(condition) = condition {
+                is_held = is_held || condition().await;
+            }
+            if is_held {
+                held.send_modify(|held| *held += 1);
+            } else if to_client.write_all(&buffer[..length]).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = requests => {}
+        () = answers => {}
+    }
+}

@@ -1,0 +1,170 @@
+//! A cluster with the schema, made once and kept under `target`: copying it takes a twentieth of the time of making it.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, File};
+use std::hash::Hasher;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use assay_server::config::search_path;
+use assay_server::database::private_postgres::{Account, Installation, OLDEST_MAJOR, binary_places, installed};
+use sqlx::migrate::Migrator;
+use sqlx::{ConnectOptions, Connection};
+
+use crate::cluster::{Cluster, TEMPLATE, as_account, execute};
+
+/// What a run of the suite takes at most, in bytes; with less room in memory, the disk has to do.
+const MEMORY_NEEDED: u64 = 1 << 30;
+
+/// The cluster to copy, and the programs that run it.
+pub(crate) struct Seed {
+    pub(crate) cluster: PathBuf,
+    pub(crate) binaries: PathBuf,
+}
+
+/// The seed for the newest installed Postgres and the present migrations; made when it is missing.
+pub(crate) async fn seed() -> Seed {
+    let installation = installed(&binary_places(&search_path()))
+        .into_iter()
+        .find(|installation| installation.version().major >= OLDEST_MAJOR)
+        .expect("the tests need Postgres 15 or later: apt-get install postgresql, or as your system has it");
+    let binaries = installation.program("postgres").parent().unwrap().to_owned();
+    let uid = Account::unprivileged()
+        .unwrap()
+        .map_or_else(|| rustix::process::getuid().as_raw(), |account| account.uid);
+    let kind = format!("postgres-{}-{uid}-", installation.version());
+    let directory = target_directory().join("assay-tests");
+    fs::create_dir_all(&directory).unwrap();
+    let cluster = directory.join(format!("{kind}{:016x}", schema_hash()));
+
+    let lock_path = directory.join("lock");
+    let lock = tokio::task::spawn_blocking(move || {
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(lock_path)
+            .unwrap();
+        lock.lock().unwrap();
+        lock
+    });
+    let _lock = lock.await.unwrap();
+    if !cluster.exists() {
+        for old in fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if old.file_name().unwrap().to_str().unwrap().starts_with(&kind) {
+                fs::remove_dir_all(old).unwrap();
+            }
+        }
+        let new = directory.join(format!("{kind}new"));
+        make(&installation, &binaries, &new).await;
+        fs::rename(new, &cluster).unwrap();
+    }
+    Seed { cluster, binaries }
+}
+
+/// A directory in memory that Postgres' account owns, or a temporary one where there is too little memory for files.
+pub(crate) fn memory_directory() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let has_room = rustix::fs::statvfs(memory).is_ok_and(|memory| memory.f_bavail * memory.f_frsize > MEMORY_NEEDED);
+    let parent = if has_room {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    let directory = tempfile::Builder::new()
+        .prefix("assay-")
+        .tempdir_in(parent)
+        .unwrap()
+        .keep();
+    // The tests may run as root, and connect as another than Postgres' account.
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o711)).unwrap();
+    if let Some(account) = Account::unprivileged().unwrap() {
+        chown(&directory, Some(account.uid), Some(account.gid)).unwrap();
+    }
+    directory
+}
+
+/// Copies a cluster with its owner and modes.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    assert!(
+        Command::new("cp")
+            .arg("-Rp")
+            .args([from, to])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+async fn make(installation: &Installation, binaries: &Path, to: &Path) {
+    let directory = memory_directory();
+    let cluster = directory.join("cluster");
+    let mut initdb = Command::new(installation.program("initdb"));
+    initdb
+        .arg("-D")
+        .arg(&cluster)
+        .args(["--username=assay", "--auth=trust", "--encoding=UTF8", "--no-sync"]);
+    // Segments of 1 MB in place of 16: all of this is copied at every start.
+    initdb
+        .arg("--wal-segsize=1")
+        .args(installation.locale_arguments())
+        .current_dir("/");
+    as_account(&mut initdb);
+    let output = initdb.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    let mut running = Cluster::run(binaries, directory).await;
+    let mut connection = running.administer().await;
+    execute(&mut connection, format!("CREATE DATABASE {TEMPLATE}")).await;
+    let mut template = running.connect_options(TEMPLATE).connect().await.unwrap();
+    Migrator::new(migrations())
+        .await
+        .unwrap()
+        .run(&mut template)
+        .await
+        .unwrap();
+    template.close().await.unwrap();
+    // Nobody uses these two, and they are half of what is copied.
+    execute(&mut connection, "DROP DATABASE postgres".to_owned()).await;
+    execute(&mut connection, "ALTER DATABASE template0 IS_TEMPLATE false".to_owned()).await;
+    execute(&mut connection, "DROP DATABASE template0".to_owned()).await;
+    connection.close().await.unwrap();
+    running.stop().await;
+    copy(&cluster, to);
+}
+
+fn migrations() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations")
+}
+
+/// Changes when a migration or the way of making the seed does.
+fn schema_hash() -> u64 {
+    let mut files: Vec<PathBuf> = fs::read_dir(migrations())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    hasher.write(include_bytes!("seed.rs"));
+    for file in files {
+        hasher.write(&fs::read(file).unwrap());
+    }
+    hasher.finish()
+}
+
+/// Where cargo builds: the test binary is in `target/PROFILE/deps`.
+pub fn target_directory() -> PathBuf {
+    profile_directory().parent().unwrap().to_owned()
+}
+
+/// Where the programs of this profile are.
+pub(crate) fn profile_directory() -> PathBuf {
+    std::env::current_exe()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .to_owned()
+}

@@ -1,0 +1,216 @@
+//! Paths and queries that are not what they should be, and the headers and versions of HTTP that go around a call.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use assay_protocol::ProblemKind;
+use assay_tests::in_process::InProcess;
+use reqwest::{Method, Version};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::api::document::operations;
+
+#[tokio::test]
+async fn a_path_that_names_nothing_is_not_found() {
+    let server = InProcess::start().await;
+    let long = "a".repeat(5000);
+    for operation in operations(&server).await {
+        if operation.path_parameters.is_empty() {
+            continue;
+        }
+        for id in [
+            "0",
+            "no-id",
+            "%00",
+            "%ff%fe",
+            "..%2f..",
+            "%27",
+            "+",
+            &long,
+            &format!("{}x", Uuid::nil()),
+        ] {
+            let request = server.admin(operation.method.clone(), &operation.path_with(id));
+            let answer = server.send(request.json(&json!({"reason": "why"}))).await;
+            assert_eq!(answer.kind(), ProblemKind::NotFound, "{answer}");
+        }
+    }
+    for path in [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v1/nonce/",
+        "//v1/nonce",
+        "/v1/admin",
+        "/V1/NONCE",
+        "/%ff",
+        "/%00",
+        "/?x=%00",
+    ] {
+        let answer = server.send(server.request(Method::GET, path)).await;
+        assert_eq!(answer.kind(), ProblemKind::NotFound, "{answer}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_query_that_cannot_be_read_is_malformed() {
+    let server = InProcess::start().await;
+    for operation in operations(&server).await {
+        if operation.query_parameters.is_empty() {
+            continue;
+        }
+        let path = operation.path_with(&Uuid::nil().to_string());
+        let mut queries = Vec::new();
+        for limit in [
+            "0",
+            "501",
+            "-1",
+            "abc",
+            "",
+            "1.5",
+            "1e2",
+            "99999999999999999999",
+            "%31%00",
+            "true",
+        ] {
+            queries.push(format!("limit={limit}"));
+        }
+        for cursor in [
+            "",
+            "x",
+            "%00",
+            "%ff",
+            "AAAA",
+            &"A".repeat(9000),
+            "null",
+            "AAAAAAAAAAAAAAAAAAAAAA==",
+        ] {
+            queries.push(format!("cursor={cursor}"));
+        }
+        queries.extend(["limits=1", "limit=1&limit=2", "%ff=1", "limit=%ff", "x", "a%00b=c"].map(str::to_owned));
+        for query in queries {
+            let answer = server.get(&format!("{path}?{query}")).await;
+            assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
+        }
+        for name in operation.query_parameters {
+            for value in [
+                "%00",
+                "%ff",
+                "%25",
+                "%27",
+                "%5c",
+                "a:b",
+                ":",
+                "%f0%9f%92%bb",
+                &"x".repeat(300),
+                "%",
+                "%zz",
+            ] {
+                let answer = server.get(&format!("{path}?{name}={value}")).await;
+                let known = [200, 400, 404].contains(&answer.status);
+                assert!(known, "{answer}");
+                assert!(answer.status == 400 || value != "%00", "{answer}");
+            }
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn head_is_get_without_a_body() {
+    let server = InProcess::start().await;
+    for operation in operations(&server).await {
+        if operation.method != Method::GET {
+            continue;
+        }
+        let path = operation.path_with(&Uuid::nil().to_string());
+        let get = server.get(&path).await;
+        let head = server.send(server.admin(Method::HEAD, &path)).await;
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{head}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{head}");
+    }
+    let nonce = server.send(server.request(Method::HEAD, "/v1/nonce")).await;
+    assert_eq!(nonce.status, 204);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn request_ids_and_nonces_are_never_given_out_twice() {
+    let server = InProcess::start().await;
+    let (mut ids, mut nonces) = (HashSet::new(), HashSet::new());
+    for _ in 0..200 {
+        // A caller's own id could forge somebody else's trail in the audit.
+        let request = server
+            .request(Method::GET, "/v1/nonce")
+            .header("x-request-id", Uuid::nil().to_string());
+        let answer = server.send(request).await;
+        assert!(
+            ids.insert(answer.request_id()) && nonces.insert(answer.nonce().to_owned()),
+            "{answer}"
+        );
+        assert!(!answer.request_id().is_nil());
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn both_versions_of_http_are_spoken() {
+    let server = InProcess::start().await;
+    let answer = server.send(server.request(Method::GET, "/v1/nonce")).await;
+    assert_eq!((answer.status, answer.version), (204, Version::HTTP_2));
+    let request = server
+        .http1_client()
+        .get(format!("{}/v1/nonce", assay_tests::in_process::PUBLIC_URL));
+    let answer = server.send(request).await;
+    assert_eq!((answer.status, answer.version), (204, Version::HTTP_11));
+    server.stop().await;
+}
+
+/// Less came than was announced: the caller is told so, if it still listens.
+#[tokio::test]
+async fn a_body_that_ends_too_early_is_malformed() {
+    let server = InProcess::start().await;
+    let (address, tls) = (server.address(), Arc::clone(server.tls()));
+    let answer = tokio::task::spawn_blocking(move || {
+        let name = ServerName::try_from("assay.example.com").unwrap();
+        let mut tls = rustls::ClientConfig::clone(&tls);
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let connection = ClientConnection::new(Arc::new(tls), name).unwrap();
+        let mut stream = StreamOwned::new(connection, TcpStream::connect(address).unwrap());
+        let head = "POST /v1/check-in HTTP/1.1\r\nhost: assay.example.com\r\ncontent-type: application/json\r\n";
+        stream
+            .write_all(format!("{head}content-length: 100\r\n\r\n{{\"evidence\":").as_bytes())
+            .unwrap();
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("urn:assay:problem:malformed"), "{answer}");
+    server.stop().await;
+}
+
+/// A refusal that left a body unread does not spoil the next request on the same connection of HTTP/1.1.
+#[tokio::test]
+async fn a_refusal_leaves_the_connection_as_the_next_request_needs_it() {
+    let server = InProcess::start().await;
+    let client = server.http1_client();
+    let url = |path: &str| format!("{}{path}", assay_tests::in_process::PUBLIC_URL);
+    for length in [10, 100_000, 1_500_000, 5_000_000] {
+        for path in ["/v1/admin/permissions", "/v1/check-in", "/v1/nowhere", "/healthz"] {
+            let answer = server.send(client.post(url(path)).body("x".repeat(length))).await;
+            assert!((400..500).contains(&answer.status), "{answer}");
+            let next = server.send(client.get(url("/readyz"))).await;
+            assert_eq!(next.status, 200, "{length} bytes to {path}: {next}");
+        }
+    }
+    server.stop().await;
+}

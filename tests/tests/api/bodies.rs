@@ -1,0 +1,383 @@
+//! Bodies that are not what they should be, to every operation that takes one: malformed, truncated, oversized and
+//! wrong-typed. Each gets a problem with a 4xx, no connection is dropped, and the server serves on.
+
+use assay_protocol::{ProblemKind, Purpose};
+use assay_tests::answer::Answer;
+use assay_tests::in_process::InProcess;
+use assay_tests::machine::Machine;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::api::document::{Operation, allows, operations};
+
+/// Without limits, as all of this comes from one address.
+const SETTINGS: [(&str, &str); 3] = [
+    ("rate_limit.machine_per_minute", "0"),
+    ("rate_limit.address_per_minute", "0"),
+    ("rate_limit.api_key_per_minute", "0"),
+];
+
+/// A server and what its operations are called with.
+struct Ground {
+    server: InProcess,
+    token: String,
+    permission_id: String,
+}
+
+impl Ground {
+    async fn prepare() -> Self {
+        let server = InProcess::start_with(&SETTINGS).await;
+        let token = server.enrollment_token(json!({"max_uses": 100_000})).await;
+        let permission = json!({"audience": "audience", "name": "permission"});
+        let permission = server.post("/v1/admin/permissions", &permission).await.json();
+        Self {
+            server,
+            token,
+            permission_id: permission["id"].as_str().unwrap().to_owned(),
+        }
+    }
+
+    /// The operations with a body.
+    async fn operations(&self) -> Vec<Operation> {
+        let mut operations = operations(&self.server).await;
+        operations.retain(|operation| operation.body.is_some());
+        assert!(operations.len() > 10, "{operations:?}");
+        operations
+    }
+
+    /// An operation's path, valid body, and what they are about: a machine, or one that waits, of their own.
+    async fn valid(&self, operation: &Operation) -> (String, Value, Machine) {
+        let serial_number = format!("BODIES-{}", rand::random::<u64>());
+        if operation.path.contains("/approve") || operation.path.contains("/deny") {
+            let token = self.server.enrollment_token(json!({"approval": "manual"})).await;
+            let machine = Machine::with_serial_number(&serial_number);
+            let pending = machine.enroll(&self.server, Some(&token)).await.json();
+            let id = if operation.path.contains("/enrollments/") {
+                "enrollment_id"
+            } else {
+                "machine_id"
+            };
+            let path = operation.path_with(pending[id].as_str().unwrap());
+            return (path, json!({"reason": "a reason"}), machine);
+        }
+        let machine = self.server.enrolled(&serial_number).await;
+        let id = machine.id().to_string();
+        let nonce = self.server.nonce().await;
+        let body = match operation.name().as_str() {
+            "POST /v1/enroll" => machine.enroll_body(&self.server, Some(&self.token), &nonce),
+            "POST /v1/check-in" => machine.check_in_body(&self.server, &nonce),
+            "POST /v1/renew" => machine.renew_body(&self.server, &machine.csr(), &nonce),
+            "POST /v1/admin/api-keys" => json!({"name": "n", "role": "viewer", "expires_in_seconds": 60}),
+            "POST /v1/admin/enrollment-tokens" => json!({
+                "description": "d", "expires_in_seconds": 60, "max_uses": 2, "serial_numbers": ["C02XYZ"],
+                "labels": {"team": "build"}, "approval": "manual", "allow_reenrollment": true,
+            }),
+            "POST /v1/admin/permissions" => json!({"audience": "a", "name": id, "description": "d"}),
+            "POST /v1/admin/grants" => json!({
+                "permission_id": self.permission_id,
+                "selector": {"machine_ids": [id], "labels": {"team": "build"}, "all": true},
+                "conditions": {
+                    "min_assurance": "verified", "max_attestation_age_days": 30, "key_store": "software",
+                    "sip_enabled": true, "filevault_enabled": true, "firewall_enabled": false,
+                    "gatekeeper_enabled": true, "secure_boot": "full", "min_os_version": "26.1", "mdm_enrolled": true,
+                },
+                "expires_at": "2126-11-22T10:00:00Z",
+            }),
+            "POST /v1/admin/grants/evaluate" => json!({"machine_id": id}),
+            "PATCH /v1/admin/machines/{id}" => json!({"labels": {"team": "build", "old": null}, "note": "a note"}),
+            _ if operation.path.starts_with("/v1/admin/machines/{id}/") => json!({"reason": "a reason"}),
+            name => panic!("{name} needs a valid body here"),
+        };
+        (operation.path_with(&id), body, machine)
+    }
+
+    fn request(&self, operation: &Operation, path: &str) -> RequestBuilder {
+        if operation.needs_key {
+            self.server.admin(operation.method.clone(), path)
+        } else {
+            self.server.request(operation.method.clone(), path)
+        }
+    }
+
+    async fn send(&self, operation: &Operation, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        let request = self.request(operation, path);
+        let request = request.header("content-type", "application/json").body(body);
+        self.server.send(request).await
+    }
+
+    /// The server is as well as before.
+    async fn end(self) {
+        let ready = self.server.send(self.server.request(Method::GET, "/readyz")).await;
+        assert_eq!(ready.status, 200, "{ready}");
+        self.server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_valid_body_is_accepted_by_every_operation() {
+    let ground = Ground::prepare().await;
+    for operation in ground.operations().await {
+        let (path, body, _) = ground.valid(&operation).await;
+        let answer = ground.send(&operation, &path, body.to_string()).await;
+        // A machine that is active already is what a release asks for.
+        assert!(answer.status < 300, "{answer}");
+    }
+    ground.end().await;
+}
+
+#[tokio::test]
+async fn what_is_not_a_json_object_is_malformed() {
+    let ground = Ground::prepare().await;
+    for operation in ground.operations().await {
+        let (path, valid, _) = ground.valid(&operation).await;
+        let mut bodies = what_is_no_object(&valid.to_string());
+        let may_be_empty = operation.body.as_ref().is_some_and(|body| allows(body, "null"));
+        bodies.retain(|body| !(may_be_empty && body == b"null"));
+        for body in bodies {
+            let answer = ground.send(&operation, &path, body.clone()).await;
+            assert_eq!(
+                answer.kind(),
+                ProblemKind::Malformed,
+                "{:?}: {answer}",
+                String::from_utf8_lossy(&body)
+            );
+        }
+        let empty = ground.send(&operation, &path, "").await;
+        assert_eq!(empty.status < 300, may_be_empty, "{empty}");
+    }
+    ground.end().await;
+}
+
+#[tokio::test]
+async fn a_body_of_the_wrong_size_or_media_type_is_refused() {
+    let ground = Ground::prepare().await;
+    for operation in ground.operations().await {
+        let (path, _, _) = ground.valid(&operation).await;
+        let limit = if operation.needs_key { 1024 * 1024 } else { 64 * 1024 };
+        for length in [limit + 1, 2 * limit] {
+            let answer = ground.send(&operation, &path, vec![b' '; length]).await;
+            assert_eq!(answer.kind(), ProblemKind::PayloadTooLarge, "{answer}");
+        }
+        for media_type in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "application/json2",
+            "",
+        ] {
+            let request = ground.request(&operation, &path).header("content-type", media_type);
+            let answer = ground.server.send(request.body("{\"reason\":\"x\"}")).await;
+            assert_eq!(
+                answer.kind(),
+                ProblemKind::UnsupportedMediaType,
+                "{media_type}: {answer}"
+            );
+        }
+        let no_media_type = ground.request(&operation, &path).body("{\"reason\":\"x\"}");
+        let answer = ground.server.send(no_media_type).await;
+        assert_eq!(answer.kind(), ProblemKind::UnsupportedMediaType, "{answer}");
+    }
+    ground.end().await;
+}
+
+/// A newer agent may say more than the server knows; a misspelt condition must not grant more than was meant.
+#[tokio::test]
+async fn an_unknown_field_is_named_to_administrators_and_ignored_from_agents() {
+    let ground = Ground::prepare().await;
+    for operation in ground.operations().await {
+        let (path, mut body, _) = ground.valid(&operation).await;
+        body["a_field_of_the_future"] = json!({"deep": [1]});
+        let answer = ground.send(&operation, &path, body.to_string()).await;
+        if operation.needs_key {
+            assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
+            assert!(answer.detail().contains("a_field_of_the_future"), "{answer}");
+        } else {
+            assert!(answer.status < 300, "{answer}");
+        }
+    }
+    let nested = [("selector", "lables"), ("conditions", "sip_enabeld")];
+    for (member, misspelt) in nested {
+        let mut grant = json!({"permission_id": ground.permission_id, "selector": {"all": true}, "conditions": {}});
+        grant[member][misspelt] = json!(true);
+        let answer = ground.server.post("/v1/admin/grants", &grant).await;
+        assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
+        assert!(answer.detail().contains(misspelt), "{answer}");
+    }
+    ground.end().await;
+}
+
+/// Every field, at every depth, of every body, with every JSON type and the extremes of each.
+#[tokio::test]
+async fn a_field_of_the_wrong_type_or_of_an_extreme_value_is_never_the_servers_failure() {
+    let ground = Ground::prepare().await;
+    for operation in ground.operations().await {
+        let (path, valid, _) = ground.valid(&operation).await;
+        let schema = operation.body.clone().unwrap();
+        for pointer in pointers(&valid) {
+            for (json_type, value) in odd_values() {
+                let mut body = valid.clone();
+                *body.pointer_mut(&pointer).unwrap() = value.clone();
+                let answer = ground.send(&operation, &path, body.to_string()).await;
+                let sent = format!("{pointer} = {value:.100}: {answer}");
+                assert!(answer.status < 500, "{sent}");
+                let field = schema_at(&schema, &pointer);
+                if !field.is_null() && !allows(&field, json_type) {
+                    assert_eq!(answer.kind(), ProblemKind::Malformed, "{sent}");
+                }
+            }
+            // 1e999 is no number of JSON's that any type here holds; it cannot be written by way of a value.
+            let mut body = valid.clone();
+            *body.pointer_mut(&pointer).unwrap() = json!("PLACE");
+            let body = body.to_string().replace("\"PLACE\"", "1e999");
+            let answer = ground.send(&operation, &path, body).await;
+            assert_eq!(answer.kind(), ProblemKind::Malformed, "{pointer} = 1e999: {answer}");
+        }
+    }
+    ground.end().await;
+}
+
+#[tokio::test]
+async fn claims_of_the_wrong_type_or_of_an_extreme_value_are_never_the_servers_failure() {
+    let ground = Ground::prepare().await;
+    let server = &ground.server;
+    let mut machine = server.enrolled("CLAIMS").await;
+    let template = serde_json::to_value(machine.claims(server, Purpose::CheckIn, "")).unwrap();
+    for pointer in pointers(&template) {
+        for (_, value) in odd_values() {
+            for purpose in [Purpose::CheckIn, Purpose::Renew, Purpose::Enroll] {
+                let nonce = server.nonce().await;
+                let mut body = match purpose {
+                    Purpose::CheckIn => json!({}),
+                    Purpose::Renew => machine.renew_body(server, &machine.csr(), &nonce),
+                    Purpose::Enroll => machine.enroll_body(server, Some(&ground.token), &nonce),
+                };
+                let mut claims = serde_json::to_value(machine.claims(server, purpose, &nonce)).unwrap();
+                let Some(claim) = claims.pointer_mut(&pointer) else {
+                    continue;
+                };
+                *claim = value.clone();
+                body["evidence"] = json!(machine.sign_payload(claims.to_string().as_bytes()));
+                let path = match purpose {
+                    Purpose::CheckIn => "/v1/check-in",
+                    Purpose::Renew => "/v1/renew",
+                    Purpose::Enroll => "/v1/enroll",
+                };
+                let answer = server.call(path, &body).await;
+                assert!(answer.status < 500, "{pointer} = {value:.100}: {answer}");
+                if answer.status == 403 && answer.kind() == ProblemKind::IdentityMismatch {
+                    machine = server.enrolled(&format!("CLAIMS-{}", rand::random::<u64>())).await;
+                }
+            }
+        }
+    }
+    ground.end().await;
+}
+
+/// What is no JSON object: other JSON, no JSON, a valid body cut off, what is no text, and what is nested too deep.
+fn what_is_no_object(valid: &str) -> Vec<Vec<u8>> {
+    let texts = [
+        " ",
+        "null",
+        "[]",
+        "[1]",
+        "\"x\"",
+        "1",
+        "true",
+        "1e999",
+        "-",
+        "{",
+        "}",
+        "{}{}",
+        "{\"a\"}",
+        "{a:1}",
+        "{\"a\":1,}",
+        "not JSON",
+        "<xml/>",
+        "reason=x",
+        "\u{feff}{}",
+        "{\"reason\":\"\\ud800\"}",
+        "{'reason':'x'}",
+        "NaN",
+    ];
+    let not_texts: [&[u8]; 4] = [b"\xff\xfe{\0}\0", b"{\"reason\":\"\xff\"}", b"\0", &[0; 1000]];
+    let deep = [("[", "]"), ("{\"reason\":", "}"), ("{\"\":", "}")].map(|(open, close)| {
+        let depth = 20_000 / open.len();
+        format!("{}1{}", open.repeat(depth), close.repeat(depth)).into_bytes()
+    });
+    let cut = [1, valid.len() / 2, valid.len() - 1].map(|at| &valid.as_bytes()[..at]);
+    let short = texts.map(str::as_bytes).into_iter().chain(cut).chain(not_texts);
+    short.map(<[u8]>::to_vec).chain(deep).collect()
+}
+
+/// Pointers to every value in it, but for itself.
+fn pointers(value: &Value) -> Vec<String> {
+    let mut pointers = Vec::new();
+    let members: Vec<(String, &Value)> = match value {
+        Value::Object(members) => members.iter().map(|(name, member)| (name.clone(), member)).collect(),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .map(|(at, item)| (at.to_string(), item))
+            .collect(),
+        _ => Vec::new(),
+    };
+    for (name, member) in members {
+        pointers.push(format!("/{name}"));
+        pointers.extend(
+            self::pointers(member)
+                .into_iter()
+                .map(|below| format!("/{name}{below}")),
+        );
+    }
+    pointers
+}
+
+/// The schema of what the pointer leads to; null where the document does not say.
+fn schema_at(schema: &Value, pointer: &str) -> Value {
+    let mut schema = schema.clone();
+    for name in pointer.split('/').skip(1) {
+        let alternatives = schema["oneOf"]
+            .as_array()
+            .cloned()
+            .unwrap_or_else(|| vec![schema.clone()]);
+        let within = alternatives.iter().find_map(|schema| {
+            let below = [
+                &schema["properties"][name],
+                &schema["items"],
+                &schema["additionalProperties"],
+            ];
+            below.into_iter().find(|below| below.is_object()).cloned()
+        });
+        schema = within.unwrap_or(Value::Null);
+    }
+    schema
+}
+
+fn odd_values() -> Vec<(&'static str, Value)> {
+    vec![
+        ("null", json!(null)),
+        ("boolean", json!(true)),
+        ("integer", json!(0)),
+        ("integer", json!(-1)),
+        ("integer", json!(i64::MIN)),
+        ("integer", json!(i64::MAX)),
+        ("integer", json!(9_223_372_036_854_775_808_u64)),
+        ("integer", json!(u64::MAX)),
+        ("number", json!(1.5)),
+        ("number", json!(1e308)),
+        ("string", json!("")),
+        ("string", json!("x")),
+        ("string", json!("a\0b")),
+        ("string", json!("\u{1b}[2J\r\n")),
+        ("string", json!("💻\u{202e}\u{200b}")),
+        ("string", json!("' OR 1=1; --")),
+        ("string", json!("x".repeat(30_000))),
+        ("string", json!("9999-12-31T23:59:60Z")),
+        ("string", json!("-9999-01-01T00:00:00Z")),
+        ("array", json!([])),
+        ("array", json!([null])),
+        ("array", json!(["x", "x"])),
+        ("object", json!({})),
+        ("object", json!({"x": "y"})),
+        ("object", json!({"": null, "\0": "\0"})),
+    ]
+}

@@ -1,0 +1,48 @@
+//! A body that arrives in parts.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use assay_tests::in_process::{InProcess, PUBLIC_URL};
+use assay_tests::machine::Machine;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+
+/// The one who sends slowly is answered as any other, and in nobody's way meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_body_arrives_others_are_answered_and_then_its_sender() {
+    let server = InProcess::start().await;
+    let (slow, other) = (server.enrolled("SLOW").await, server.enrolled("OTHER").await);
+    let nonce = server.nonce().await;
+    let body = slow.check_in_body(&server, &nonce).to_string();
+    let (first, second) = body.split_at(body.len() / 2);
+    let mut connection = connect(&server);
+    let head = format!(
+        "POST /v1/check-in HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: \
+         close\r\n\r\n",
+        PUBLIC_URL.trim_start_matches("https://"),
+        body.len()
+    );
+    connection.write_all(format!("{head}{first}").as_bytes()).unwrap();
+    connection.flush().unwrap();
+    let _checked_in = other.check_in(&server).await.expect(200);
+    connection.write_all(second.as_bytes()).unwrap();
+    connection.flush().unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    check_recorded(&server, &slow).await;
+    server.stop().await;
+}
+
+async fn check_recorded(server: &InProcess, machine: &Machine) {
+    let record = server.get(&machine.path()).await.expect(200).json();
+    assert!(record["last_check_in_at"].is_string(), "{record}");
+}
+
+fn connect(server: &InProcess) -> StreamOwned<ClientConnection, TcpStream> {
+    let name = ServerName::try_from(PUBLIC_URL.trim_start_matches("https://")).unwrap();
+    let connection = ClientConnection::new(Arc::clone(server.tls()), name).unwrap();
+    StreamOwned::new(connection, TcpStream::connect(server.address()).unwrap())
+}

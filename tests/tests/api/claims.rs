@@ -1,0 +1,85 @@
+//! What a machine may say of itself, and what an administrator may write: taken as it is, or refused.
+
+use assay_protocol::{ProblemKind, Purpose};
+use assay_server::clock::Clock;
+use assay_tests::answer::Answer;
+use assay_tests::in_process::InProcess;
+use assay_tests::machine::Machine;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+async fn enroll(machine: &Machine) -> Answer {
+    let server = InProcess::start().await;
+    let token = server.enrollment_token(json!({})).await;
+    let answer = machine.enroll(&server, Some(&token)).await;
+    server.stop().await;
+    answer
+}
+
+/// Two machines that look alike on a screen would be taken for one.
+#[rstest]
+#[case::zero_width_space("C02\u{200b}XYZ")]
+#[case::zero_width_joiner_at_the_end("C02XYZ\u{200d}")]
+#[case::soft_hyphen("C02\u{ad}XYZ")]
+#[case::byte_order_mark("\u{feff}C02XYZ")]
+#[case::right_to_left_override("C02\u{202e}XYZ")]
+#[case::cyrillic("\u{0421}02XYZ")]
+#[case::fullwidth("\u{ff23}02XYZ")]
+#[tokio::test]
+async fn a_serial_number_and_a_hardware_uuid_are_printable_ascii(#[case] id: &str) {
+    let _refused = enroll(&Machine::with_serial_number(id))
+        .await
+        .expect_problem(ProblemKind::BadEvidence);
+    let mut machine = Machine::new();
+    machine.identity.hardware_uuid = Some(id.to_owned());
+    let _refused = enroll(&machine).await.expect_problem(ProblemKind::BadEvidence);
+}
+
+#[tokio::test]
+async fn a_host_name_turns_no_text_around_and_may_be_in_any_language() {
+    let mut machine = Machine::new();
+    machine.identity.hostname = Some("mac-\u{202e}gpj.exe".to_owned());
+    let _refused = enroll(&machine).await.expect_problem(ProblemKind::BadEvidence);
+    machine.identity.hostname = Some("Zoë’s Mac — 東京".to_owned());
+    let _enrolled = enroll(&machine).await.expect(201);
+}
+
+/// RFC 7519 allows a NumericDate a fraction, and a machine's clock may be anywhere: recorded, never trusted.
+#[rstest]
+#[case::with_a_fraction("1795335945.5", 1_795_335_945)]
+#[case::before_1970("-0.5", -1)]
+#[case::beyond_all_times("1e30", i64::MAX)]
+#[tokio::test]
+async fn a_clock_that_is_off_is_recorded_whatever_number_it_shows(#[case] iat: &str, #[case] seconds: i64) {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("CLOCK").await;
+    let nonce = server.nonce().await;
+    let mut claims = machine.claims(&server, Purpose::CheckIn, &nonce);
+    claims.iat = 123_456_789_012;
+    let payload = serde_json::to_string(&claims).unwrap();
+    let payload = payload.replace("\"iat\":123456789012", &format!("\"iat\":{iat}"));
+    assert!(payload.contains(iat), "{payload}");
+
+    let evidence = json!({"evidence": machine.sign_payload(payload.as_bytes())});
+    let _checked_in = server.call("/v1/check-in", &evidence).await.expect(200);
+
+    let record = server.get(&machine.path()).await.expect(200).json();
+    let skew = seconds.saturating_sub(server.clock().now().unix_timestamp());
+    assert_eq!(record["clock_skew_seconds"], skew, "{record}");
+    server.stop().await;
+}
+
+/// In JSON the backslash is escaped: what follows it is no escape, and no NUL.
+#[tokio::test]
+async fn a_backslash_before_u0000_is_text_and_comes_back_as_it_was() {
+    let server = InProcess::start().await;
+    let path = r"C:\u0000x";
+    let token = server.create_enrollment_token(json!({"description": path})).await;
+    assert_eq!(token["description"], path);
+    let read = format!("/v1/admin/enrollment-tokens/{}", token["id"].as_str().unwrap());
+    let read = server.get(&read).await.expect(200);
+    assert!(read.text().contains(r#""C:\\u0000x""#), "{read}");
+    let read: Value = read.json();
+    assert_eq!(read["description"], path);
+    server.stop().await;
+}

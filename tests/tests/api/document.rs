@@ -1,0 +1,112 @@
+//! The operations of `/openapi.json`, so that what is tested of each covers the next one by itself.
+
+use assay_tests::in_process::InProcess;
+use reqwest::Method;
+use serde_json::Value;
+
+/// One operation.
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    pub(crate) method: Method,
+    /// With `{id}` in it.
+    pub(crate) path: String,
+    /// Whether the document demands an API key.
+    pub(crate) needs_key: bool,
+    /// The names in its path.
+    pub(crate) path_parameters: Vec<String>,
+    /// The names in its query.
+    pub(crate) query_parameters: Vec<String>,
+    /// The schema of its body, references resolved.
+    pub(crate) body: Option<Value>,
+    /// The statuses of success and their media types.
+    pub(crate) successes: Vec<(u16, Option<String>)>,
+}
+
+impl Operation {
+    /// Its path, with this in place of every parameter.
+    pub(crate) fn path_with(&self, value: &str) -> String {
+        self.path_parameters.iter().fold(self.path.clone(), |path, name| {
+            path.replace(&format!("{{{name}}}"), value)
+        })
+    }
+
+    /// Method and path, as a table has them.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {}", self.method, self.path)
+    }
+}
+
+/// Every operation that the server says it has.
+pub(crate) async fn operations(server: &InProcess) -> Vec<Operation> {
+    let answer = server.send(server.request(Method::GET, "/openapi.json")).await;
+    assert_eq!(answer.status, 200, "{answer}");
+    let document = answer.json();
+    let mut operations = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            operations.push(read(&document, path, method, operation));
+        }
+    }
+    assert!(operations.len() > 30, "{operations:?}");
+    operations
+}
+
+fn read(document: &Value, path: &str, method: Method, operation: &Value) -> Operation {
+    let parameters = |place: &str| -> Vec<String> {
+        let all = operation["parameters"].as_array().into_iter().flatten();
+        let here = all.filter(|parameter| parameter["in"] == place);
+        here.map(|parameter| parameter["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let successes = operation["responses"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter_map(|(status, response)| {
+            let status: u16 = status.parse().ok().filter(|status| *status < 300)?;
+            let media_types = response["content"].as_object();
+            let media_type = media_types.map(|media_types| media_types.keys().next().unwrap().clone());
+            Some((status, media_type))
+        });
+    let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+    Operation {
+        method,
+        path: path.to_owned(),
+        needs_key: operation["security"].is_array(),
+        path_parameters: parameters("path"),
+        query_parameters: parameters("query"),
+        body: (!body.is_null()).then(|| resolve(document, body)),
+        successes: successes.collect(),
+    }
+}
+
+/// The schema with what it refers to in place of the reference.
+fn resolve(document: &Value, schema: &Value) -> Value {
+    match schema {
+        Value::Object(members) => {
+            if let Some(reference) = members.get("$ref").and_then(Value::as_str) {
+                let pointer = reference.strip_prefix('#').unwrap();
+                return resolve(document, document.pointer(pointer).unwrap());
+            }
+            let members = members
+                .iter()
+                .map(|(name, member)| (name.clone(), resolve(document, member)));
+            Value::Object(members.collect())
+        }
+        Value::Array(items) => items.iter().map(|item| resolve(document, item)).collect(),
+        other => other.clone(),
+    }
+}
+
+/// Whether a schema lets a value of this JSON type be at all: `"string"`, `"null"`, …
+pub(crate) fn allows(schema: &Value, json_type: &str) -> bool {
+    if let Some(alternatives) = schema["oneOf"].as_array() {
+        return alternatives.iter().any(|alternative| allows(alternative, json_type));
+    }
+    match &schema["type"] {
+        Value::String(one) => one == json_type || (one == "number" && json_type == "integer"),
+        Value::Array(several) => several.iter().any(|one| one == json_type),
+        _ => true,
+    }
+}

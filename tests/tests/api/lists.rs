@@ -1,0 +1,113 @@
+//! Lists, a page at a time.
+
+use std::collections::BTreeSet;
+
+use assay_tests::in_process::InProcess;
+use assay_tests::machine::Machine;
+use reqwest::Method;
+use serde_json::{Value, json};
+use time::Duration;
+
+use crate::api::document::operations;
+
+/// What the items of the list behind a path are named by.
+fn ids(page: &Value) -> Vec<String> {
+    let items = page["items"].as_array().unwrap();
+    let id = |item: &Value| {
+        let id = item.get("id").unwrap_or(&item["serial_number"]);
+        id.as_str().unwrap().to_owned()
+    };
+    items.iter().map(id).collect()
+}
+
+async fn page(server: &InProcess, path: &str, limit: usize, cursor: Option<&str>) -> (Vec<String>, Option<String>) {
+    let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+    let answer = server.get(&format!("{path}?limit={limit}{cursor}")).await;
+    assert_eq!(answer.status, 200, "{answer}");
+    let page = answer.json();
+    let members: Vec<&String> = page.as_object().unwrap().keys().collect();
+    assert_eq!(members, ["items", "next_cursor"], "{answer}");
+    let next = page["next_cursor"].as_str().map(str::to_owned);
+    assert!(next.is_some() || page["next_cursor"].is_null(), "{answer}");
+    assert!(ids(&page).len() <= limit, "{answer}");
+    (ids(&page), next)
+}
+
+async fn all(server: &InProcess, path: &str, limit: usize) -> Vec<String> {
+    let (mut found, mut next) = page(server, path, limit, None).await;
+    while let Some(cursor) = next {
+        let (more, after) = page(server, path, limit, Some(&cursor)).await;
+        assert!(!more.is_empty(), "an empty page after a cursor");
+        found.extend(more);
+        next = after;
+    }
+    found
+}
+
+/// Adds one of everything that a list shows.
+async fn add(server: &InProcess, which: usize) -> Machine {
+    server.clock().advance(Duration::milliseconds(1));
+    let permission = json!({"audience": "a", "name": format!("permission-{which}")});
+    let permission = server.post("/v1/admin/permissions", &permission).await.json();
+    let grant = json!({"permission_id": permission["id"], "selector": {"all": true}});
+    assert_eq!(server.post("/v1/admin/grants", &grant).await.status, 201);
+    let key = json!({"name": format!("key {which}"), "role": "viewer"});
+    assert_eq!(server.post("/v1/admin/api-keys", &key).await.status, 201);
+    // An enrollment token, an enrollment, a machine and audit entries come with it.
+    server.enrolled(&format!("LISTED-{which}")).await
+}
+
+/// Whatever is added between two pages, each of those that were there comes once.
+#[tokio::test]
+async fn every_list_is_stable_while_rows_are_added() {
+    let server = InProcess::start().await;
+    let mut machine = add(&server, 0).await;
+    for which in 1..7 {
+        machine = add(&server, which).await;
+    }
+    // For the lists of one machine.
+    for _ in 0..6 {
+        assert_eq!(machine.renew(&server).await.status, 200);
+    }
+    let id = machine.id().to_string();
+    let mut lists = operations(&server).await;
+    lists.retain(|operation| operation.query_parameters.iter().any(|name| name == "cursor"));
+    assert!(lists.len() >= 9, "{lists:?}");
+    for (which, list) in lists.iter().enumerate() {
+        assert_eq!(list.method, Method::GET);
+        let path = list.path_with(&id);
+        let before = all(&server, &path, 500).await;
+        assert!(before.len() >= 7, "{path}: {before:?}");
+        let distinct: BTreeSet<&String> = before.iter().collect();
+        assert_eq!(distinct.len(), before.len(), "{path}: {before:?}");
+        for limit in [1, 2, before.len() - 1, before.len(), before.len() + 1] {
+            assert_eq!(all(&server, &path, limit).await, before, "{path}?limit={limit}");
+        }
+        let (first, cursor) = page(&server, &path, 3, None).await;
+        assert_eq!(first, before[..3], "{path}");
+        add(&server, 100 + which).await;
+        assert_eq!(machine.renew(&server).await.status, 200);
+        let (second, _) = page(&server, &path, 3, cursor.as_deref()).await;
+        assert_eq!(second, before[3..6], "{path}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_has_fifty_items_where_nothing_is_said_and_five_hundred_at_most() {
+    let server = InProcess::start_with(&[("rate_limit.api_key_per_minute", "0")]).await;
+    let path = "/v1/admin/enrollment-tokens";
+    assert_eq!(server.get(path).await.json(), json!({"items": [], "next_cursor": null}));
+    for _ in 0..51 {
+        server.enrollment_token(json!({})).await;
+    }
+    let page = server.get(path).await.json();
+    assert_eq!(ids(&page).len(), 50);
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let last = server.get(&format!("{path}?cursor={cursor}")).await.json();
+    assert_eq!((ids(&last).len(), &last["next_cursor"]), (1, &Value::Null));
+    let whole = server.get(&format!("{path}?limit=500")).await.json();
+    assert_eq!((ids(&whole).len(), &whole["next_cursor"]), (51, &Value::Null));
+    assert_eq!(server.get(&format!("{path}?limit=501")).await.status, 400);
+    server.stop().await;
+}

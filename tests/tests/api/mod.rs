@@ -1,0 +1,13 @@
+//! The API of one server: every operation, every problem, every body that is not what it should be.
+
+mod addresses;
+mod audited_reenrollment;
+mod bodies;
+mod body_in_parts;
+mod claims;
+mod document;
+mod limits;
+mod lists;
+mod operations;
+mod problems;
+mod strangers;

@@ -1,0 +1,252 @@
+//! `assay-server`'s commands, as an operator runs them.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use assay_server::database::private_postgres::Account;
+use assay_tests::administrator::{Administrator, text, token_of};
+use assay_tests::answer::Answer;
+use assay_tests::api::Api;
+use assay_tests::cluster::Database;
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::process::Process;
+use assay_tests::processes::{ServerConfiguration, program};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+/// What a command wrote and how it ended. Its standard output and error are apart.
+struct Outcome {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+async fn run(mut command: Command) -> Outcome {
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
+    Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// The command lines of all processes that mention something.
+fn processes_that_mention(what: &str) -> Vec<String> {
+    let output = Command::new("ps").args(["-eo", "args="]).output().unwrap();
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    lines
+        .lines()
+        .filter(|line| line.contains(what))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test]
+async fn api_key_create_prints_the_key_alone_beside_a_running_server_and_without_one() {
+    let configuration = ServerConfiguration::with_private_postgres();
+    let alone = run(configuration.command(&["api-key", "create", "--name", "alone", "--role", "admin"])).await;
+    assert_eq!(
+        (alone.code, alone.stdout.lines().count()),
+        (Some(0), 1),
+        "{}{}",
+        alone.stdout,
+        alone.stderr
+    );
+    let data_dir = configuration.data_dir().to_str().unwrap();
+    assert_eq!(
+        processes_that_mention(data_dir),
+        Vec::<String>::new(),
+        "the command leaves nothing running"
+    );
+
+    let installation = Installation::start(&configuration).await;
+    let beside = installation.servers[0].configuration();
+    let viewer = run(beside.command(&["api-key", "create", "--name", "beside", "--role", "viewer"])).await;
+    for (key, may_create) in [(alone.stdout.trim_end(), true), (viewer.stdout.trim_end(), false)] {
+        let administrator = Administrator::new(installation.api(0), key);
+        administrator.get("machines").await;
+        let created = administrator
+            .call(http::Method::POST, "enrollment-tokens", Some(&token_of(json!({}))))
+            .await;
+        assert_eq!(created.status, if may_create { 201 } else { 403 }, "{}", created.text());
+    }
+    let _well = installation.api(0).get("/readyz").await.expect(200);
+}
+
+#[tokio::test]
+async fn migrate_prepares_a_database_for_a_server_that_may_not() {
+    let configuration = ServerConfiguration::with_private_postgres().set("database.migrate", "false");
+    let refused = run(configuration.command(&["serve"])).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("migrate"), "{}", refused.stderr);
+    for _ in 0..2 {
+        let migrated = run(configuration.command(&["migrate"])).await;
+        assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    }
+    let server = configuration.start().await;
+    assert_eq!(server.terminate().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn audit_verify_names_the_first_entry_that_was_changed() {
+    let database = Database::create().await;
+    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let administrator = installation.administrator();
+    let machine = administrator.enrolled(&installation.api(0)).await;
+    for decision in ["quarantine", "release", "revoke"] {
+        let _decided = administrator
+            .decide(machine.id(), decision, "a reason")
+            .await
+            .expect(200);
+    }
+    // A server that stops seals what waits.
+    installation.servers[0].terminate().await;
+    let configuration = installation.servers[0].configuration();
+    let verified = run(configuration.command(&["audit", "verify"])).await;
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+    let verified: Value = serde_json::from_str(&verified.stdout).unwrap();
+    assert_eq!(verified["valid"], true);
+    assert!(verified["entries"].as_u64().unwrap() >= 5, "{verified}");
+
+    let pool = database.pool().await;
+    let tampered: uuid::Uuid = sqlx::query_scalar(
+        "UPDATE audit_entries SET reason = 'another reason' WHERE action = 'machine.quarantine' RETURNING id",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    let broken = run(configuration.command(&["audit", "verify"])).await;
+    assert_eq!(broken.code, Some(1), "{}", broken.stdout);
+    let found: Value = serde_json::from_str(&broken.stdout).unwrap();
+    assert_eq!(
+        (&found["valid"], text(&found, "first_broken_id")),
+        (&json!(false), tampered.to_string())
+    );
+}
+
+#[tokio::test]
+async fn config_example_and_openapi_need_no_configuration() {
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(program("assay-server"));
+        command.args(arguments).env_clear();
+        command
+    };
+    let example = run(command(&["config", "example"])).await;
+    assert_eq!(example.code, Some(0), "{}", example.stderr);
+    let _toml: toml::Table = example.stdout.parse().unwrap();
+    let document = run(command(&["openapi"])).await;
+    assert_eq!(document.code, Some(0), "{}", document.stderr);
+    let document: Value = serde_json::from_str(&document.stdout).unwrap();
+    assert!(document["paths"]["/v1/check-in"]["post"].is_object());
+    let installation = Installation::shared().await;
+    let served = installation.api(0).get("/openapi.json").await.expect(200).json();
+    assert_eq!(served, document);
+}
+
+#[rstest]
+#[case("check_in.interval", "soon")]
+#[case("tls.mode", "none")]
+#[case("chek_in.interval", "5m")]
+#[case("master_key", "c2hvcnQ")]
+#[case("enrollment.reenrollment", "maybe")]
+#[tokio::test]
+async fn a_bad_configuration_is_told_in_one_line_that_names_the_key(#[case] key: &str, #[case] value: &str) {
+    for arguments in [
+        ["serve"].as_slice(),
+        &["migrate"],
+        &["api-key", "create", "--name", "a", "--role", "admin"],
+    ] {
+        let refused = run(ServerConfiguration::with_private_postgres()
+            .set(key, value)
+            .command(arguments))
+        .await;
+        assert_eq!(refused.code, Some(1), "{arguments:?}");
+        assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+        assert!(refused.stderr.contains(key), "{}", refused.stderr);
+        assert_eq!(refused.stdout, "");
+    }
+}
+
+/// Copies the server to where every account can run it.
+fn server_for_everybody(folder: &Path) -> std::path::PathBuf {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = folder.join("assay-server");
+    fs::copy(program("assay-server"), &copy).unwrap();
+    copy
+}
+
+#[rstest]
+#[case::of_this_account(false)]
+#[case::of_an_unprivileged_account(true)]
+#[tokio::test]
+async fn the_demo_shows_a_grant_and_a_refusal_and_leaves_nothing(#[case] unprivileged: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let server = server_for_everybody(folder.path());
+    let temporary = folder.path().join("temporary");
+    fs::create_dir(&temporary).unwrap();
+    // As /tmp is.
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).unwrap();
+    let port = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.local_addr().unwrap().port().to_string()
+    };
+    for _ in 0..2 {
+        let mut command = Command::new(&server);
+        command
+            .args(["demo", "--once", "--port", &port])
+            .env("TMPDIR", &temporary)
+            .current_dir("/");
+        // An account other than root, where the tests run as root; the same otherwise.
+        if let Some(account) = Account::unprivileged().unwrap().filter(|_| unprivileged) {
+            command.uid(account.uid).gid(account.gid);
+        }
+        let demo = Process::spawn(command);
+        let status = demo.ended().await;
+        demo.output().ended().await;
+        assert_eq!(status.code(), Some(0), "{}", demo.output());
+        let story = demo.output().to_string();
+        assert!(story.contains("granted") && story.contains("denied"), "{story}");
+        assert!(story.contains("filevault_enabled"), "the reason is shown: {story}");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "its folder is removed");
+        let left = processes_that_mention(folder.path().to_str().unwrap());
+        assert_eq!(left, Vec::<String>::new(), "nothing is left running");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_told_to_stop_answers_what_it_has_begun() {
+    let database = Database::create().await;
+    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let api: Api = installation.api(0);
+    let machine = installation.administrator().enrolled(&api).await;
+    let mut lock = database.pool().await.begin().await.unwrap();
+    sqlx::query("SELECT FROM machine_presence FOR UPDATE")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let nonce = api.nonce().await;
+    let call = tokio::spawn(Answer::to(machine.check_in_with(&api, &nonce)));
+    until_somebody_waits_for_a_lock(&database).await;
+    let server = &installation.servers[0];
+    let (status, ()) = tokio::join!(server.terminate(), async {
+        lock.rollback().await.unwrap();
+    });
+    assert_eq!(status.code(), Some(0));
+    let _checked_in = call.await.unwrap().expect(200);
+}
+
+/// Asks Postgres itself, which knows when.
+async fn until_somebody_waits_for_a_lock(database: &Database<'_>) {
+    let waiting = "DO $$ BEGIN WHILE NOT EXISTS (
+                       SELECT FROM pg_locks WHERE NOT granted
+                   ) LOOP PERFORM pg_sleep(0.001); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$";
+    sqlx::query(waiting).execute(&database.pool().await).await.unwrap();
+}

@@ -1,0 +1,159 @@
+//! The daemon: it goes on by itself, ends when it is told to, and loses nothing wherever it is ended.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_tests::administrator::text;
+use assay_tests::cluster::Database;
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::mac::{DONE, Mac};
+use assay_tests::process::Process;
+use assay_tests::processes::ServerConfiguration;
+use assay_tests::proxy::{Condition, Proxy};
+use rstest::rstest;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const LOGGED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A server that wants to hear from its machines every second.
+async fn attentive() -> (Installation, Proxy) {
+    let (database, proxy) = (Database::create().await, Proxy::start().await);
+    let configuration = unlimited(ServerConfiguration::new(&database))
+        .set("check_in.interval", "1s")
+        .set("public_url", &proxy.url());
+    let installation = Installation::start(&configuration).await;
+    proxy.forward_to(installation.servers[0].address());
+    (installation, proxy)
+}
+
+/// Waits until the daemon logs this, after the first `from` lines of its log; returns where the log then ends.
+async fn logs(daemon: &Process, from: usize, text: &str) -> usize {
+    let output = daemon.output();
+    let found = output
+        .wait_for(from, LOGGED_WITHIN, |line| line.contains(text).then_some(()))
+        .await;
+    assert_eq!(found, Some(()), "it has ended without {text:?}:\n{output}");
+    output.lines().len()
+}
+
+#[tokio::test]
+async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is_like_then() {
+    let (installation, _proxy) = attentive().await;
+    let (mac, administrator) = (Mac::new(&installation), installation.administrator());
+    let token = administrator.token(json!({})).await;
+
+    let daemon = mac.start_daemon(&token.secret);
+    let read = logs(&daemon, 0, "enrolled").await;
+    let read = logs(&daemon, read, "checked in").await;
+    mac.says(&json!({"filevault_enabled": false, "os_version": "26.2"}));
+    // The first of these may have begun before.
+    let read = logs(&daemon, read, "checked in").await;
+    logs(&daemon, read, "checked in").await;
+    let id = text(&mac.status().await, "machine_id").parse().unwrap();
+    let record = administrator.machine(id).await;
+    assert_eq!(record["posture"]["claimed"]["filevault_enabled"], false);
+    assert_eq!(record["posture"]["claimed"]["os_version"], "26.2");
+    assert_eq!(record["liveness"], "live");
+
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
+    // The token has served, and is taken away; nobody needs it any more.
+    fs::remove_file(mac.token_file()).unwrap();
+    let daemon = mac.start(&["run"]);
+    logs(&daemon, 0, "checked in").await;
+    assert_eq!(text(&mac.status().await, "machine_id"), id.to_string());
+    assert_eq!(administrator.uses(&token).await, 1);
+}
+
+#[derive(Clone, Copy)]
+enum Moment {
+    /// While it talks to the server for the first time.
+    BeforeItIsKnown,
+    /// When the server has recorded the machine, and the answer is under way.
+    BeforeTheAnswer,
+}
+
+impl Moment {
+    async fn condition(self, database: &Database<'_>) -> Condition {
+        let pool = database.pool().await;
+        match self {
+            Self::BeforeItIsKnown => Arc::new(|| Box::pin(std::future::ready(true))),
+            Self::BeforeTheAnswer => Arc::new(move || {
+                let pool = pool.clone();
+                Box::pin(async move {
+                    let count = sqlx::query_scalar("SELECT count(*) FROM machines").fetch_one(&pool);
+                    count.await.map(|machines: i64| machines > 0).unwrap()
+                })
+            }),
+        }
+    }
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_daemon_that_is_ended_while_it_enrolls_is_the_same_machine_later(
+    #[values(Moment::BeforeItIsKnown, Moment::BeforeTheAnswer)] moment: Moment,
+    #[values(Signal::TERM, Signal::KILL)] signal: Signal,
+) {
+    let (database, proxy) = (Database::create().await, Proxy::start().await);
+    let configuration = unlimited(ServerConfiguration::new(&database))
+        .set("check_in.interval", "1s")
+        .set("public_url", &proxy.url());
+    let installation = Installation::start(&configuration).await;
+    let (mac, administrator) = (Mac::new(&installation), installation.administrator());
+    let token = administrator.token(json!({})).await;
+    proxy.forward_to(installation.servers[0].address());
+    proxy.hold_back_once(moment.condition(&database).await);
+
+    let daemon = mac.start_daemon(&token.secret);
+    proxy.holds_an_answer_back().await;
+    daemon.signal(signal);
+    let status = daemon.ended().await;
+    assert_eq!(
+        status.code(),
+        (signal == Signal::TERM).then_some(DONE),
+        "{}",
+        daemon.output()
+    );
+    let begun = mac.status().await;
+    assert_eq!(
+        (&begun["standing"], &begun["machine_id"]),
+        (&json!("enrolling"), &Value::Null)
+    );
+
+    proxy.forward_to(installation.servers[0].address());
+    // It needs nothing but what it remembers: not the token's file either.
+    fs::remove_file(mac.token_file()).unwrap();
+    let daemon = mac.start(&["run"]);
+    let read = logs(&daemon, 0, "enrolled").await;
+    logs(&daemon, read, "checked in").await;
+    let machines = administrator.get("machines").await;
+    assert_eq!(machines["items"].as_array().unwrap().len(), 1, "{machines}");
+    assert_eq!(machines["items"][0]["serial_number"], mac.serial_number());
+    assert_eq!(administrator.uses(&token).await, 1);
+}
+
+#[tokio::test]
+async fn a_daemon_waits_for_a_server_that_is_away_and_ends_at_once_when_it_is_told_to() {
+    let (mut installation, proxy) = attentive().await;
+    let mac = Mac::new(&installation);
+    let token = installation.administrator().token(json!({})).await;
+    let daemon = mac.start_daemon(&token.secret);
+    let read = logs(&daemon, 0, "checked in").await;
+
+    let server = &mut installation.servers[0];
+    server.kill().await;
+    let read = logs(&daemon, read, "failed").await;
+    assert!(mac.status().await["last_failure"]["message"].is_string());
+    *server = server.configuration().start().await;
+    proxy.forward_to(server.address());
+    logs(&daemon, read, "checked in").await;
+    assert_eq!(mac.status().await["last_failure"], Value::Null);
+
+    server.kill().await;
+    logs(&daemon, daemon.output().lines().len(), "failed").await;
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
+}

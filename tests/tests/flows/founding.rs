@@ -1,0 +1,29 @@
+//! What a server is founded for cannot change.
+
+use assay_tests::cluster::Database;
+use assay_tests::processes::ServerConfiguration;
+
+/// One mistyped replica would issue identities of a foreign domain.
+#[tokio::test]
+async fn a_server_with_another_trust_domain_than_its_database_refuses_to_start_in_one_line() {
+    let database = Database::create().await;
+    let configuration = ServerConfiguration::new(&database).set("trust_domain", "founded.example");
+    let server = configuration.start().await;
+
+    let mistyped = configuration.clone().set("trust_domain", "mistyped.example");
+    let mut command = mistyped.command(&["serve"]);
+    let refused = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
+    let line = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    for domain in ["founded.example", "mistyped.example"] {
+        assert!(line.contains(domain), "{line}");
+    }
+
+    assert_eq!(server.terminate().await.code(), Some(0));
+    let again = configuration.start().await;
+    assert_eq!(again.terminate().await.code(), Some(0));
+}

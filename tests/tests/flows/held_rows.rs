@@ -1,0 +1,135 @@
+//! A machine's row that somebody holds: who waits for it goes by what it says afterwards, and nobody else waits.
+
+use assay_protocol::ProblemKind;
+use assay_tests::answer::Answer;
+use assay_tests::in_process::InProcess;
+use assay_tests::machine::Machine;
+use http::Method;
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use sqlx::{PgPool, Postgres, Transaction};
+
+/// Looks at those who wait, at most: far more than anybody needs to come to the row.
+const LOOKS: u32 = 100_000;
+
+/// The row of a machine that a check-in writes, held by the test.
+struct HeldRow {
+    pool: PgPool,
+    holder: Transaction<'static, Postgres>,
+}
+
+impl HeldRow {
+    async fn of(server: &InProcess, machine: &Machine) -> Self {
+        let pool = server.database().pool().await;
+        let mut holder = pool.begin().await.unwrap();
+        let held = sqlx::query("SELECT FROM machine_presence WHERE machine_id = $1 FOR UPDATE");
+        held.bind(machine.id()).fetch_one(&mut *holder).await.unwrap();
+        Self { pool, holder }
+    }
+
+    /// How many wait for it. Postgres serves them in the order in which they came.
+    async fn waiting(&self) -> i64 {
+        sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%machine_presence%'",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .unwrap()
+    }
+
+    /// Comes back when that many wait for it.
+    async fn awaited_by(&self, number: i64) {
+        for _ in 0..LOOKS {
+            if self.waiting().await == number {
+                return;
+            }
+        }
+        panic!("{number} never waited for the row at once");
+    }
+
+    async fn release(self) {
+        self.holder.rollback().await.unwrap();
+    }
+}
+
+/// Lets the erased machine ask with a token that gives it the record, while `decision` on its old self waits already.
+async fn reenroll_behind(server: &InProcess, machine: &Machine, decision: RequestBuilder) -> (Answer, Answer, Machine) {
+    let token = json!({"serial_numbers": [machine.serial_number()], "allow_reenrollment": true});
+    let token = server.enrollment_token(token).await;
+    let erased = machine.erased();
+    let row = HeldRow::of(server, machine).await;
+    let (decided, enrolled) = tokio::join!(server.send(decision), async {
+        row.awaited_by(1).await;
+        let (enrolled, ()) = tokio::join!(erased.enroll(server, Some(&token)), async {
+            row.awaited_by(2).await;
+            row.release().await;
+        });
+        enrolled
+    });
+    (decided, enrolled, erased)
+}
+
+/// Decides to hold the machine back while its erased self re-enrolls: that waits, and takes nothing over.
+async fn check_that_the_decision_stands(decision: &str, status: &str, problem: ProblemKind) {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("HELD-BACK").await;
+    let path = format!("{}/{decision}", machine.path());
+    let decision = server.admin(Method::POST, &path).json(&json!({"reason": "stolen"}));
+
+    let (decided, asked, erased) = reenroll_behind(&server, &machine, decision).await;
+
+    assert_eq!(decided.expect(200).json()["status"], status);
+    assert_eq!(asked.expect(202).json()["machine_id"], Value::Null);
+    let record = server.get(&machine.path()).await.expect(200).json();
+    assert_eq!(record["status"], status);
+    assert_eq!(record["key"]["thumbprint"], machine.thumbprint().to_string());
+    let _held_back = machine.check_in(&server).await.expect_problem(problem);
+    erased.pretend_to_be(machine.id());
+    assert_ne!(erased.check_in(&server).await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_reenrollment_that_waits_for_a_revocation_does_not_undo_it() {
+    check_that_the_decision_stands("revoke", "revoked", ProblemKind::MachineRevoked).await;
+}
+
+#[tokio::test]
+async fn a_reenrollment_that_waits_for_a_quarantine_does_not_undo_it() {
+    check_that_the_decision_stands("quarantine", "quarantined", ProblemKind::MachineQuarantined).await;
+}
+
+#[tokio::test]
+async fn a_reenrollment_that_waits_for_a_deletion_makes_a_new_machine() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("DELETED").await;
+    let deletion = server.admin(Method::DELETE, &machine.path());
+
+    let (deleted, enrolled, erased) = reenroll_behind(&server, &machine, deletion).await;
+
+    let _deleted = deleted.expect(204);
+    let _enrolled = enrolled.expect(201);
+    assert_ne!(erased.id(), machine.id());
+    assert_eq!(server.get(&machine.path()).await.status, 404);
+    let _checked_in = erased.check_in(&server).await.expect(200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_row_is_held_keeps_no_other_machine_waiting() {
+    let server = InProcess::start().await;
+    let (held, other) = (server.enrolled("HELD").await, server.enrolled("OTHER").await);
+    for machine in [&held, &other] {
+        let _checked_in = machine.check_in(&server).await.expect(200);
+    }
+    let row = HeldRow::of(&server, &held).await;
+    let (waited, ()) = tokio::join!(held.check_in(&server), async {
+        row.awaited_by(1).await;
+        let _checked_in = other.check_in(&server).await.expect(200);
+        assert_eq!(row.waiting().await, 1);
+        row.release().await;
+    });
+    let _checked_in = waited.expect(200);
+    server.stop().await;
+}

@@ -1,0 +1,15 @@
+//! What a machine, an administrator and an operator go through, with real processes.
+
+mod agent;
+mod commands;
+mod daemon;
+mod enrollment;
+mod founding;
+mod grants;
+mod held_rows;
+mod lost_answers;
+mod nonces;
+mod outages;
+mod reenrollment;
+mod standing;
+mod tls;

@@ -1,0 +1,177 @@
+//! Postgres goes away and comes back: callers are told when to come again, and nothing has to be restarted.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use assay_protocol::ProblemKind;
+use assay_tests::administrator::token_of;
+use assay_tests::answer::Answer;
+use assay_tests::cluster::Cluster;
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::machine::Machine;
+use assay_tests::processes::ServerConfiguration;
+use futures_util::future::join_all;
+use http::Method;
+use rstest::rstest;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy)]
+enum Outage {
+    Stopped,
+    Crashed,
+    Hanging,
+}
+
+impl Outage {
+    async fn begin(self, cluster: &mut Cluster) {
+        match self {
+            Self::Stopped => cluster.stop().await,
+            Self::Crashed => cluster.crash().await,
+            Self::Hanging => cluster.pause().await,
+        }
+    }
+
+    async fn end(self, cluster: &mut Cluster) {
+        match self {
+            Self::Stopped | Self::Crashed => cluster.restart().await,
+            Self::Hanging => cluster.resume().await,
+        }
+    }
+}
+
+/// Every call that needs the database, at once, as in a fleet.
+async fn call_everything(installation: &Installation, machine: &Machine) -> Vec<Answer> {
+    let api = installation.api(0);
+    let administer = |method, path: &str| {
+        Answer::to(
+            api.request(method, &format!("/v1/admin/{path}"))
+                .bearer_auth(&installation.api_key),
+        )
+    };
+    let mut nonces = Vec::new();
+    for _ in 0..3 {
+        nonces.push(api.nonce().await);
+    }
+    let calls: Vec<futures_util::future::BoxFuture<'_, Answer>> = vec![
+        Box::pin(Answer::to(machine.check_in_with(&api, &nonces[0]))),
+        Box::pin(Answer::to(machine.renewal(&api, &nonces[1]))),
+        Box::pin(Answer::to(machine.enrollment(&api, None, &nonces[2]))),
+        Box::pin(administer(Method::GET, "machines")),
+        Box::pin(administer(Method::GET, "audit")),
+        Box::pin(administer(
+            Method::DELETE,
+            "permissions/01a20237-793a-7c7e-bc2f-4065b655732f",
+        )),
+        Box::pin(Answer::to(
+            api.request(Method::POST, "/v1/admin/enrollment-tokens")
+                .bearer_auth(&installation.api_key)
+                .json(&token_of(json!({}))),
+        )),
+        Box::pin(api.get("/readyz")),
+    ];
+    join_all(calls).await
+}
+
+#[rstest]
+#[case::stopped(Outage::Stopped)]
+#[case::crashed(Outage::Crashed)]
+#[case::hanging(Outage::Hanging)]
+#[tokio::test]
+async fn without_postgres_callers_are_told_within_5_s_when_to_come_again_and_then_all_is_well(#[case] outage: Outage) {
+    let mut cluster = Cluster::start().await;
+    let configuration = unlimited(ServerConfiguration::new(&cluster.create_database().await));
+    let installation = Installation::start(&configuration).await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let machine = administrator.enrolled(&api).await;
+    let permission = administrator.permission("build").await;
+    administrator.grant(&permission, &machine, json!({})).await;
+    let _checked_in = machine.check_in(&api).await.expect(200);
+
+    outage.begin(&mut cluster).await;
+    // The second round comes when the server knows already.
+    for round in 0..2 {
+        let begun = Instant::now();
+        let answers = call_everything(&installation, &machine).await;
+        let took = begun.elapsed();
+        for answer in answers {
+            let _unavailable = answer.expect_problem(ProblemKind::Unavailable);
+        }
+        assert!(took < ANSWERED_WITHIN, "round {round} took {took:?}");
+    }
+    let _alive = api.get("/healthz").await.expect(200);
+
+    outage.end(&mut cluster).await;
+    let _ready = api.get("/readyz").await.expect(200);
+    machine.forget_nonce();
+    let checked_in = machine.check_in(&api).await.expect(200).json();
+    assert_eq!(checked_in["grants"].as_array().unwrap().len(), 1);
+    for _ in 0..20 {
+        let _checked_in = machine.check_in(&api).await.expect(200);
+        let _listed = administrator.get("machines").await;
+    }
+}
+
+/// The process id of the private Postgres under a data directory.
+fn private_postgres(data_dir: &Path) -> Option<Pid> {
+    let content = fs::read_to_string(data_dir.join("postgres/cluster/postmaster.pid")).ok()?;
+    Pid::from_raw(content.lines().next()?.parse().ok()?)
+}
+
+/// Whether a process runs; one that has ended and that nobody has waited for does not.
+fn runs(process: Pid) -> bool {
+    let mut ps = Command::new("ps");
+    let output = ps
+        .args(["-o", "stat=", "-p"])
+        .arg(process.as_raw_nonzero().to_string())
+        .output()
+        .unwrap();
+    let state = String::from_utf8(output.stdout).unwrap();
+    !state.trim().is_empty() && !state.starts_with('Z')
+}
+
+#[tokio::test]
+async fn a_private_postgres_that_is_killed_comes_back_by_itself() {
+    let installation = Installation::start(&unlimited(ServerConfiguration::with_private_postgres())).await;
+    let (api, server) = (installation.api(0), &installation.servers[0]);
+    let machine = installation.administrator().enrolled(&api).await;
+    let first = private_postgres(server.configuration().data_dir()).unwrap();
+
+    kill_process(first, Signal::KILL).unwrap();
+    let back = server
+        .wait_for_message("the private Postgres accepts connections again")
+        .await;
+    assert!(back.is_some());
+    let _checked_in = machine.check_in(&api).await.expect(200);
+    assert_ne!(private_postgres(server.configuration().data_dir()), Some(first));
+}
+
+#[tokio::test]
+async fn the_private_postgres_of_a_server_that_was_killed_is_taken_over_and_ends_with_the_next_that_stops() {
+    let mut installation = Installation::start(&unlimited(ServerConfiguration::with_private_postgres())).await;
+    let machine = installation.administrator().enrolled(&installation.api(0)).await;
+    let configuration = installation.servers[0].configuration();
+    let postgres = private_postgres(configuration.data_dir()).unwrap();
+
+    installation.servers[0].kill().await;
+    assert!(runs(postgres), "Postgres outlives the server that was killed");
+    installation.servers[0] = configuration.start().await;
+    assert_eq!(
+        private_postgres(configuration.data_dir()),
+        Some(postgres),
+        "it was taken over"
+    );
+    let _checked_in = machine.check_in(&installation.api(0)).await.expect(200);
+
+    let status = installation.servers[0].terminate().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(!runs(postgres), "Postgres still runs");
+    assert_eq!(private_postgres(configuration.data_dir()), None);
+
+    installation.servers[0] = configuration.start().await;
+    let _checked_in = machine.check_in(&installation.api(0)).await.expect(200);
+}

@@ -1,0 +1,163 @@
+//! Hardware that comes back with another key: who lets it take its record over, and what becomes of the old key.
+
+use assay_protocol::ProblemKind;
+use assay_tests::administrator::{Administrator, text};
+use assay_tests::api::Api;
+use assay_tests::cluster::Database;
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::machine::Machine;
+use assay_tests::processes::ServerConfiguration;
+use serde_json::{Value, json};
+
+/// The certificates of a machine that are revoked, with the reason.
+async fn revoked_certificates(database: &Database<'_>, machine: &Machine) -> Vec<(String, Option<String>)> {
+    sqlx::query_as(
+        "SELECT serial_number, revocation_reason FROM certificates WHERE machine_id = $1 AND revoked_at IS NOT NULL",
+    )
+    .bind(machine.id())
+    .fetch_all(&database.pool().await)
+    .await
+    .unwrap()
+}
+
+/// A machine that enrolled, and the same hardware erased, which has asked with a token for anybody and waits.
+async fn waiting(api: &Api, administrator: &Administrator) -> (Machine, Machine, String) {
+    let machine = administrator.enrolled(api).await;
+    let erased = machine.erased();
+    let token = administrator.token(json!({})).await;
+    let pending = erased.enroll(api, Some(&token.secret)).await.expect(202).json();
+    assert_eq!(pending["machine_id"], Value::Null);
+    (machine, erased, text(&pending, "enrollment_id"))
+}
+
+#[tokio::test]
+async fn a_token_for_the_serial_number_that_allows_it_gives_the_record_to_the_new_key() {
+    let database = Database::create().await;
+    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
+        .await
+        .with_a_replica()
+        .await;
+    let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
+    let machine = administrator.enrolled(&apis[0]).await;
+    let old = administrator.machine(machine.id()).await["certificate"].clone();
+    let erased = machine.erased();
+
+    let token = json!({"serial_numbers": [machine.serial_number()], "allow_reenrollment": true});
+    let token = administrator.token(token).await;
+    let _enrolled = erased.enroll(&apis[1], Some(&token.secret)).await.expect(201);
+
+    assert_eq!(erased.id(), machine.id());
+    for api in &apis {
+        let _checked_in = erased.check_in(api).await.expect(200);
+        let _superseded = machine.check_in(api).await.expect_problem(ProblemKind::KeySuperseded);
+        let _superseded = machine.renew(api).await.expect_problem(ProblemKind::KeySuperseded);
+        let _superseded = machine
+            .enroll(api, None)
+            .await
+            .expect_problem(ProblemKind::KeySuperseded);
+    }
+    let revoked = revoked_certificates(&database, &machine).await;
+    assert_eq!(revoked, [(text(&old, "serial_number"), Some("superseded".to_owned()))]);
+    let record = administrator.machine(machine.id()).await;
+    assert_eq!(record["key"]["thumbprint"], erased.thumbprint().to_string());
+    assert_eq!(record["assurance"], "verified");
+}
+
+#[tokio::test]
+async fn without_such_a_token_the_new_key_waits_and_the_old_one_keeps_working() {
+    let installation = Installation::shared().await;
+    let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
+    let (machine, erased, enrollment) = waiting(&apis[0], &administrator).await;
+
+    let _pending = erased.enroll(&apis[1], None).await.expect(202);
+    let _checked_in = machine.check_in(&apis[1]).await.expect(200);
+    let listed = administrator.pending(&enrollment).await;
+    assert_eq!(listed["kind"], "re-enrollment");
+    assert_eq!(listed["status"], "pending");
+    assert_eq!(listed["machine_id"], machine.id().to_string());
+    assert_eq!(listed["key"]["thumbprint"], erased.thumbprint().to_string());
+    assert_eq!(listed["previous_key"]["thumbprint"], machine.thumbprint().to_string());
+
+    let path = format!("enrollments/{enrollment}/approve");
+    let _approved = administrator
+        .call(http::Method::POST, &path, Some(&json!({})))
+        .await
+        .expect(200);
+    let _enrolled = erased.enroll(&apis[1], None).await.expect(201);
+    assert_eq!(erased.id(), machine.id());
+    let _repeated = erased.enroll(&apis[0], None).await.expect(200);
+    let _checked_in = erased.check_in(&apis[0]).await.expect(200);
+    let _superseded = machine
+        .check_in(&apis[0])
+        .await
+        .expect_problem(ProblemKind::KeySuperseded);
+}
+
+#[tokio::test]
+async fn a_key_that_an_administrator_denied_stays_out_and_the_old_one_in() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let (machine, erased, enrollment) = waiting(&api, &administrator).await;
+
+    let path = format!("enrollments/{enrollment}/deny");
+    let denial = json!({"reason": "not our doing"});
+    let _denied = administrator
+        .call(http::Method::POST, &path, Some(&denial))
+        .await
+        .expect(200);
+    let token = json!({"serial_numbers": [machine.serial_number()], "allow_reenrollment": true});
+    let token = administrator.token(token).await;
+    for secret in [None, Some(token.secret.as_str())] {
+        let refused = erased
+            .enroll(&api, secret)
+            .await
+            .expect_problem(ProblemKind::EnrollmentDenied);
+        assert!(refused.detail().contains("not our doing"), "{}", refused.detail());
+    }
+    assert_eq!(administrator.uses(&token).await, 0);
+    let _checked_in = machine.check_in(&api).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_revoked_machine_comes_back_by_an_administrators_approval_alone() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let machine = administrator.enrolled(&api).await;
+    let _revoked = administrator.decide(machine.id(), "revoke", "lost").await.expect(200);
+    let erased = machine.erased();
+    let token = json!({"serial_numbers": [machine.serial_number()], "allow_reenrollment": true});
+    let token = administrator.token(token).await;
+
+    let pending = erased.enroll(&api, Some(&token.secret)).await.expect(202).json();
+    let path = format!("enrollments/{}/approve", text(&pending, "enrollment_id"));
+    let _approved = administrator
+        .call(http::Method::POST, &path, Some(&json!({"reason": "found"})))
+        .await
+        .expect(200);
+    let _enrolled = erased.enroll(&api, None).await.expect(201);
+    assert_eq!(erased.id(), machine.id());
+    let _checked_in = erased.check_in(&api).await.expect(200);
+    let _revoked = machine.check_in(&api).await.expect_problem(ProblemKind::MachineRevoked);
+}
+
+#[tokio::test]
+async fn where_reenrollment_is_refused_a_second_key_of_a_serial_number_is_told_so() {
+    let database = Database::create().await;
+    let configuration = ServerConfiguration::new(&database).set("enrollment.reenrollment", "refuse");
+    let installation = Installation::start(&configuration).await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let machine = administrator.enrolled(&api).await;
+    let token = administrator.token(json!({})).await;
+    let refused = machine
+        .erased()
+        .enroll(&api, Some(&token.secret))
+        .await
+        .expect_problem(ProblemKind::MachineExists);
+    assert!(
+        refused.detail().contains(machine.serial_number()),
+        "{}",
+        refused.detail()
+    );
+    assert_eq!(administrator.uses(&token).await, 0);
+    let _checked_in = machine.check_in(&api).await.expect(200);
+}

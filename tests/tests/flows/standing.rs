@@ -1,0 +1,257 @@
+//! Revoked, quarantined, deleted: what an administrator decides holds for every check-in from then on.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use assay_protocol::ProblemKind;
+use assay_tests::answer::Answer;
+use assay_tests::api::Api;
+use assay_tests::installation::Installation;
+use assay_tests::machine::Machine;
+use futures_util::future::{join, join_all};
+use rstest::rstest;
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+
+const CALLERS: usize = 20;
+const TRIES: usize = 1_000;
+/// Enough that check-ins of every caller race with the decision.
+const TRIES_BEFORE: usize = 100;
+
+/// What came of the check-ins of one race.
+#[derive(Default)]
+struct Tally {
+    begun: AtomicUsize,
+    enough_begun: Notify,
+    granted_before: AtomicUsize,
+    refused_after: AtomicUsize,
+}
+
+/// Checks in over and over. What begins after `decided` has to be refused.
+async fn race(machine: &Machine, api: &Api, tally: &Tally, decided: &watch::Receiver<bool>, refusal: ProblemKind) {
+    let mut nonce = api.nonce().await;
+    while tally.refused_after.load(Ordering::Relaxed) < TRIES {
+        if tally.begun.fetch_add(1, Ordering::Relaxed) == TRIES_BEFORE {
+            tally.enough_begun.notify_one();
+        }
+        let begun_after = *decided.borrow();
+        let answer = Answer::to(machine.check_in_with(api, &nonce)).await;
+        answer.nonce().clone_into(&mut nonce);
+        if begun_after {
+            let refused = answer.expect_problem(refusal);
+            assert!(!refused.text().contains("\"token\""), "{}", refused.text());
+            tally.refused_after.fetch_add(1, Ordering::Relaxed);
+        } else if answer.status == 200 {
+            assert_eq!(answer.json()["grants"].as_array().unwrap().len(), 1);
+            tally.granted_before.fetch_add(1, Ordering::Relaxed);
+        } else {
+            // Another caller has used a later nonce, or the decision came first.
+            let kind = answer.problem_kind();
+            assert!(
+                kind == Some(ProblemKind::BadNonce) || kind == Some(refusal),
+                "{}",
+                answer.text()
+            );
+        }
+    }
+}
+
+#[rstest]
+#[case::revoked("revoke", ProblemKind::MachineRevoked)]
+#[case::quarantined("quarantine", ProblemKind::MachineQuarantined)]
+#[tokio::test]
+async fn once_an_administrator_has_decided_no_check_in_on_any_replica_yields_a_grant(
+    #[case] decision: &str,
+    #[case] refusal: ProblemKind,
+) {
+    let installation = Installation::shared().await;
+    let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
+    let machine = administrator.enrolled(&apis[0]).await;
+    let permission = administrator.permission("build").await;
+    administrator.grant(&permission, &machine, json!({})).await;
+    let (tally, (decide, decided)) = (Tally::default(), watch::channel(false));
+
+    let races = (0..CALLERS).map(|caller| race(&machine, &apis[caller % 2], &tally, &decided, refusal));
+    let decision = async {
+        tally.enough_begun.notified().await;
+        let _decided = administrator
+            .decide(machine.id(), decision, "lost on a train")
+            .await
+            .expect(200);
+        decide.send_replace(true);
+    };
+    join(join_all(races), decision).await;
+
+    assert!(
+        tally.granted_before.load(Ordering::Relaxed) > 0,
+        "no check-in went through before"
+    );
+    assert!(tally.refused_after.load(Ordering::Relaxed) >= TRIES);
+    for api in &apis {
+        for answer in [
+            machine.check_in(api).await,
+            machine.renew(api).await,
+            machine.enroll(api, None).await,
+        ] {
+            assert!(answer.expect_problem(refusal).detail().contains("lost on a train"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_released_machine_has_its_grants_again() {
+    let installation = Installation::shared().await;
+    let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
+    let machine = administrator.enrolled(&apis[0]).await;
+    let permission = administrator.permission("build").await;
+    administrator.grant(&permission, &machine, json!({})).await;
+
+    let _quarantined = administrator
+        .decide(machine.id(), "quarantine", "odd traffic")
+        .await
+        .expect(200);
+    let record = administrator.machine(machine.id()).await;
+    assert_eq!(
+        (&record["status"], &record["status_reason"]),
+        (&json!("quarantined"), &json!("odd traffic"))
+    );
+    for api in &apis {
+        let _refused = machine
+            .check_in(api)
+            .await
+            .expect_problem(ProblemKind::MachineQuarantined);
+    }
+    let _released = administrator
+        .decide(machine.id(), "release", "a false alarm")
+        .await
+        .expect(200);
+    for api in &apis {
+        let checked_in = machine.check_in(api).await.expect(200).json();
+        assert_eq!(checked_in["grants"].as_array().unwrap().len(), 1, "{checked_in}");
+    }
+    let kinds: Vec<_> = administrator
+        .events(machine.id())
+        .await
+        .into_iter()
+        .map(|event| event["kind"].clone())
+        .collect();
+    assert!(
+        kinds.contains(&json!("machine.quarantined")) && kinds.contains(&json!("machine.released")),
+        "{kinds:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_copied_identity_is_refused_and_quarantined_until_it_is_released() {
+    let installation = Installation::shared().await;
+    let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
+    let machine = administrator.enrolled(&apis[0]).await;
+    let copy = machine.copied_to(&format!("{}X", machine.serial_number()));
+
+    let refused = copy
+        .check_in(&apis[1])
+        .await
+        .expect_problem(ProblemKind::IdentityMismatch);
+    assert!(refused.detail().contains(copy.serial_number()), "{}", refused.detail());
+    machine.forget_nonce();
+    for api in &apis {
+        let _held_back = machine
+            .check_in(api)
+            .await
+            .expect_problem(ProblemKind::MachineQuarantined);
+        let _held_back = copy.check_in(api).await.expect_problem(ProblemKind::MachineQuarantined);
+    }
+    let record = administrator.machine(machine.id()).await;
+    assert_eq!(record["status"], "quarantined");
+    assert_eq!(
+        record["serial_number"],
+        machine.serial_number(),
+        "what is on record stays"
+    );
+    let events = administrator.events(machine.id()).await;
+    let mismatch = events
+        .iter()
+        .find(|event| event["kind"] == "machine.identity-mismatch")
+        .unwrap();
+    assert_eq!(mismatch["detail"]["claimed"]["serial_number"], copy.serial_number());
+    let audit = administrator.audit(&format!("machine:{}", machine.id())).await;
+    let entry = audit
+        .iter()
+        .find(|entry| entry["action"] == "machine.quarantine")
+        .unwrap();
+    assert_eq!(entry["actor"]["kind"], "machine", "nobody else did it");
+
+    let _released = administrator
+        .decide(machine.id(), "release", "the copy is wiped")
+        .await
+        .expect(200);
+    let _checked_in = machine.check_in(&apis[1]).await.expect(200);
+    copy.forget_nonce();
+    let _caught_again = copy.renew(&apis[0]).await.expect_problem(ProblemKind::IdentityMismatch);
+}
+
+#[tokio::test]
+async fn another_hardware_uuid_is_another_machine_too_at_enrollment_as_well() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let machine = administrator.enrolled(&api).await;
+    let mut copy = machine.copied_to(machine.serial_number());
+    copy.identity.hardware_uuid = Some("UUID-OF-ANOTHER".to_owned());
+    let _refused = copy
+        .enroll(&api, None)
+        .await
+        .expect_problem(ProblemKind::IdentityMismatch);
+    assert_eq!(administrator.machine(machine.id()).await["status"], "quarantined");
+}
+
+#[tokio::test]
+async fn a_deleted_machine_is_unknown_and_its_key_stays_out() {
+    let installation = Installation::shared().await;
+    let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
+    let machine = administrator.enrolled(&apis[0]).await;
+    let _checked_in = machine.check_in(&apis[1]).await.expect(200);
+
+    administrator.delete(&format!("machines/{}", machine.id())).await;
+    let token = administrator
+        .token(json!({"serial_numbers": [machine.serial_number()]}))
+        .await;
+    for api in &apis {
+        let _unknown = machine.check_in(api).await.expect_problem(ProblemKind::MachineUnknown);
+        let _unknown = machine.renew(api).await.expect_problem(ProblemKind::MachineUnknown);
+        let _revoked = machine
+            .enroll(api, Some(&token.secret))
+            .await
+            .expect_problem(ProblemKind::MachineRevoked);
+    }
+    // What was deleted is gone for good; the hardware can come back with another key, as another machine.
+    let erased = machine.erased();
+    let _enrolled = erased.enroll(&apis[1], Some(&token.secret)).await.expect(201);
+    assert_ne!(erased.id(), machine.id());
+    let kinds: Vec<_> = administrator
+        .events(machine.id())
+        .await
+        .into_iter()
+        .map(|event| event["kind"].clone())
+        .collect();
+    assert_eq!(kinds[0], "machine.deleted", "its events stay");
+}
+
+#[tokio::test]
+async fn a_revoked_machines_key_stays_revoked_after_the_record_is_deleted() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(1), installation.administrator());
+    let machine = administrator.enrolled(&api).await;
+    let _revoked = administrator.decide(machine.id(), "revoke", "sold").await.expect(200);
+    let _refused = machine
+        .enroll(&api, None)
+        .await
+        .expect_problem(ProblemKind::MachineRevoked);
+    let _final = administrator
+        .decide(machine.id(), "release", "no")
+        .await
+        .expect_problem(ProblemKind::Conflict);
+    administrator.delete(&format!("machines/{}", machine.id())).await;
+    let _refused = machine
+        .enroll(&api, None)
+        .await
+        .expect_problem(ProblemKind::MachineRevoked);
+}

@@ -1,0 +1,235 @@
+//! TLS and certificates, as OpenSSL sees them.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use assay_protocol::ProblemKind;
+use assay_server::clock::{Clock, SystemClock};
+use assay_tests::administrator::{Administrator, text};
+use assay_tests::answer::Answer;
+use assay_tests::api::Api;
+use assay_tests::cluster::Database;
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::machine::Machine;
+use assay_tests::processes::ServerConfiguration;
+use http::Method;
+use serde_json::json;
+use tempfile::TempDir;
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
+
+/// What OpenSSL says, to either stream, and whether it is content.
+async fn openssl(arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
+    let output = output.expect("the tests need openssl");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+async fn handshake(address: SocketAddr, roots: &Path) -> (bool, String) {
+    let (address, roots) = (address.to_string(), roots.to_str().unwrap());
+    let verify = ["-verify_return_error", "-verify_ip", "127.0.0.1", "-CAfile", roots];
+    openssl(&[["s_client", "-connect", &address].as_slice(), &verify].concat()).await
+}
+
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A self-signed certificate for 127.0.0.1 and its key.
+    async fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
+        let [certificate, key] = ["pem", "key"].map(|kind| self.0.path().join(format!("{name}.{kind}")));
+        let subject = format!("/CN={name}");
+        let arguments = [
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+            "-subj",
+            &subject,
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            key.to_str().unwrap(),
+            "-out",
+            certificate.to_str().unwrap(),
+        ];
+        let (made, said) = openssl(&arguments).await;
+        assert!(made, "{said}");
+        (certificate, key)
+    }
+}
+
+#[tokio::test]
+async fn openssl_accepts_the_servers_certificate_by_its_roots_alone() {
+    let (installation, files) = (Installation::shared().await, Files::new());
+    let roots = files.write("roots.pem", &installation.roots);
+    let (other, _key) = files.certificate("other").await;
+    for server in &installation.servers {
+        let (accepted, said) = handshake(server.address(), &roots).await;
+        assert!(accepted && said.contains("Verify return code: 0 (ok)"), "{said}");
+        let (accepted, said) = handshake(server.address(), &other).await;
+        assert!(!accepted, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn openssl_accepts_a_machines_chain_and_finds_in_it_what_the_contract_says() {
+    let (installation, files) = (Installation::shared().await, Files::new());
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let token = administrator.token(json!({})).await;
+    let machine = Machine::new();
+    let begun = SystemClock.now();
+    let enrolled = machine.enroll(&api, Some(&token.secret)).await.expect(201).json();
+    let certificate = &enrolled["certificate"];
+    let roots = files.write("roots.pem", &text(&enrolled, "trust_bundle"));
+    let chain = files.write("chain.pem", &text(certificate, "chain"));
+    let (roots, chain) = (roots.to_str().unwrap(), chain.to_str().unwrap());
+
+    let verify = async |purpose: &[&str]| {
+        openssl(&[&["verify"], purpose, &["-CAfile", roots, "-untrusted", chain, chain]].concat()).await
+    };
+    let (accepted, said) = verify(&["-purpose", "sslclient", "-x509_strict"]).await;
+    assert!(accepted, "{said}");
+    let (accepted, said) = verify(&["-purpose", "sslserver"]).await;
+    assert!(!accepted, "a machine is no server: {said}");
+
+    let (_, shown) = openssl(&["x509", "-in", chain, "-noout", "-text", "-nameopt", "RFC2253"]).await;
+    for expected in contracted(api.audience(), machine.id(), &text(&enrolled, "spiffe_id")) {
+        assert!(shown.contains(&expected), "no {expected:?} in\n{shown}");
+    }
+    let (_, serial) = openssl(&["x509", "-in", chain, "-noout", "-serial"]).await;
+    let serial_number = text(certificate, "serial_number");
+    assert_eq!(serial.trim().to_lowercase(), format!("serial={serial_number}"));
+    assert_eq!(serial_number.len(), 32, "128 bits");
+    let at = |member| OffsetDateTime::parse(&text(certificate, member), &Rfc3339).unwrap();
+    let early = begun - at("not_before");
+    assert!(
+        (Duration::seconds(50)..Duration::seconds(70)).contains(&early),
+        "{early}"
+    );
+    let life = at("not_after") - begun;
+    assert!(
+        (Duration::hours(7 * 24 - 1)..=Duration::days(7)).contains(&life),
+        "{life}"
+    );
+}
+
+/// What the contract says of a machine's certificate, in OpenSSL's words.
+fn contracted(url: &str, machine: Uuid, spiffe_id: &str) -> [String; 12] {
+    [
+        format!("Subject: CN={machine}"),
+        format!("URI:{spiffe_id}"),
+        "X509v3 Key Usage: critical\n                Digital Signature\n".to_owned(),
+        "X509v3 Basic Constraints: critical\n                CA:FALSE".to_owned(),
+        "X509v3 Extended Key Usage: \n                TLS Web Client Authentication\n".to_owned(),
+        "X509v3 Subject Key Identifier".to_owned(),
+        "X509v3 Authority Key Identifier".to_owned(),
+        format!("URI:{url}/v1/ca/crl"),
+        format!("OCSP - URI:{url}/v1/ca/ocsp"),
+        format!("CA Issuers - URI:{url}/v1/ca/issuer.cer"),
+        "Signature Algorithm: ecdsa-with-SHA256".to_owned(),
+        "ASN1 OID: prime256v1".to_owned(),
+    ]
+}
+
+#[tokio::test]
+async fn the_published_chain_and_roots_verify_each_other() {
+    let (installation, files) = (Installation::shared().await, Files::new());
+    let api = installation.api(1);
+    let (roots, chain) = (api.get("/v1/ca/bundle.pem").await, api.get("/v1/ca/chain.pem").await);
+    assert_eq!(roots.text(), installation.roots);
+    let (roots, chain) = (
+        files.write("roots.pem", &roots.text()),
+        files.write("chain.pem", &chain.text()),
+    );
+    let (accepted, said) = openssl(&[
+        "verify",
+        "-x509_strict",
+        "-CAfile",
+        roots.to_str().unwrap(),
+        chain.to_str().unwrap(),
+    ])
+    .await;
+    assert!(accepted, "{said}");
+}
+
+#[tokio::test]
+async fn a_certificate_in_files_is_served_and_replaced_while_the_server_runs() {
+    let (database, files) = (Database::create().await, Files::new());
+    let (certificate, key) = files.certificate("first").await;
+    let configuration = unlimited(ServerConfiguration::new(&database))
+        .set("tls.mode", "files")
+        .set("tls.certificate", certificate.to_str().unwrap())
+        .set("tls.private_key", key.to_str().unwrap());
+    let server = configuration.start().await;
+    let first = fs::read_to_string(&certificate).unwrap();
+    let api_key = server.configuration().create_api_key("the tests", "admin").await;
+    let api = Api::new(&server.public_url(), &server.public_url(), &first);
+    let machine = Administrator::new(api.clone(), &api_key).enrolled(&api).await;
+
+    let (new_certificate, new_key) = files.certificate("second").await;
+    // Whoever renews certificates replaces the two one after the other: what does not fit is not taken.
+    fs::rename(&new_key, &key).unwrap();
+    fs::rename(&new_certificate, &certificate).unwrap();
+    let second = fs::read_to_string(&certificate).unwrap();
+    assert_ne!(first, second);
+    let replaced = server.wait_for_message("the TLS certificate was replaced").await;
+    assert!(replaced.is_some());
+    let (accepted, said) = handshake(server.address(), &certificate).await;
+    assert!(accepted, "{said}");
+    let api = Api::new(&server.public_url(), &server.public_url(), &second);
+    let _checked_in = machine.check_in(&api).await.expect(200);
+}
+
+#[tokio::test]
+async fn behind_a_proxy_the_caller_is_whom_the_proxy_names() {
+    let database = Database::create().await;
+    let configuration = unlimited(ServerConfiguration::new(&database))
+        .set("tls.mode", "upstream")
+        .set("public_url", "https://assay.example.com")
+        .set("rate_limit.address_per_minute", "3");
+    let server = configuration.start().await;
+    let api_key = server.configuration().create_api_key("the tests", "admin").await;
+    let api = Api::plain(&format!("http://{}", server.address()), "https://assay.example.com");
+    let machine = Administrator::new(api.clone(), &api_key).enrolled(&api).await;
+    let _checked_in = machine.check_in(&api).await.expect(200);
+
+    let from = async |forwarded: &str| {
+        Answer::to(
+            api.request(Method::GET, "/v1/nonce")
+                .header("x-forwarded-for", forwarded),
+        )
+        .await
+    };
+    let mut limited = None;
+    for _ in 0..10 {
+        // What the caller itself writes in front counts for nothing.
+        let answer = from("203.0.113.1, 198.51.100.7").await;
+        limited = (answer.status != 204).then_some(answer).or(limited);
+    }
+    let _limited = limited
+        .expect("nobody is limited")
+        .expect_problem(ProblemKind::RateLimited);
+    let _another = from("198.51.100.7, 203.0.113.1").await.expect(204);
+}
