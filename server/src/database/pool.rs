@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions, PgPool,
+    ConnectOptions, Connection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{DatabaseError, MIGRATIONS};
 
@@ -15,7 +15,7 @@ use super::{DatabaseError, MIGRATIONS};
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a start waits for a database that is itself starting.
 const PATIENCE: Duration = Duration::from_secs(30);
-const RETRY_EVERY: Duration = Duration::from_millis(250);
+const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// A server that hangs in the middle of a transaction must not hold its rows against the other replicas; and a
 /// statement that nobody waits for any more ends.
@@ -35,8 +35,8 @@ pub(super) async fn connect(options: PgConnectOptions, max_connections: u32) -> 
         .after_connect(|connection, _| {
             Box::pin(async move { sqlx::raw_sql(SESSION).execute(connection).await.map(drop) })
         })
-        .connect_lazy_with(options);
-    wait_for(&pool).await?;
+        .connect_lazy_with(options.clone());
+    wait_for(&options).await?;
     Ok(pool)
 }
 
@@ -68,11 +68,17 @@ pub(super) async fn check_schema(pool: &PgPool) -> Result<(), DatabaseError> {
     }
 }
 
-async fn wait_for(pool: &PgPool) -> Result<(), DatabaseError> {
+/// Tries without the pool, which would say of every failure that it timed out.
+async fn wait_for(options: &PgConnectOptions) -> Result<(), DatabaseError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match pool.acquire().await {
-            Ok(_) => return Ok(()),
+        let connected = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
+        match connected.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            Ok(connection) => {
+                // It has served its purpose, however its end goes.
+                let _ = connection.close().await;
+                return Ok(());
+            }
             Err(error) if Instant::now() >= deadline || !may_pass(&error) => return Err(DatabaseError::Connect(error)),
             Err(error) => tracing::warn!(%error, "the database cannot be reached yet"),
         }
