@@ -1,7 +1,12 @@
 //! What a server is founded for cannot change.
 
+use std::time::Duration;
+
 use assay_tests::cluster::Database;
 use assay_tests::processes::ServerConfiguration;
+
+/// A server that does not refuse would run for ever.
+const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
 /// One mistyped replica would issue identities of a foreign domain.
 #[tokio::test]
@@ -11,11 +16,9 @@ async fn a_server_with_another_trust_domain_than_its_database_refuses_to_start_i
     let server = configuration.start().await;
 
     let mistyped = configuration.clone().set("trust_domain", "mistyped.example");
-    let mut command = mistyped.command(&["serve"]);
-    let refused = tokio::task::spawn_blocking(move || command.output())
-        .await
-        .unwrap()
-        .unwrap();
+    let mut command = tokio::process::Command::from(mistyped.command(&["serve"]));
+    let ended = tokio::time::timeout(ENDED_WITHIN, command.kill_on_drop(true).output()).await;
+    let refused = ended.expect("it serves").unwrap();
     let line = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1), "{line}");
     assert_eq!(line.lines().count(), 1, "{line}");
