@@ -110,6 +110,13 @@ impl ServerConfiguration {
         self
     }
 
+    /// Leaves a key to its default.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        self.settings.remove(key);
+        self
+    }
+
     /// Its data directory, which is removed with the last of the configuration, its clones and its servers.
     #[must_use]
     pub fn data_dir(&self) -> &Path {

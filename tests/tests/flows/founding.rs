@@ -16,12 +16,7 @@ async fn a_server_with_another_trust_domain_than_its_database_refuses_to_start_i
     let server = configuration.start().await;
 
     let mistyped = configuration.clone().set("trust_domain", "mistyped.example");
-    let mut command = tokio::process::Command::from(mistyped.command(&["serve"]));
-    let ended = tokio::time::timeout(ENDED_WITHIN, command.kill_on_drop(true).output()).await;
-    let refused = ended.expect("it serves").unwrap();
-    let line = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(1), "{line}");
-    assert_eq!(line.lines().count(), 1, "{line}");
+    let line = refused(&mistyped).await;
     for domain in ["founded.example", "mistyped.example"] {
         assert!(line.contains(domain), "{line}");
     }
@@ -29,4 +24,35 @@ async fn a_server_with_another_trust_domain_than_its_database_refuses_to_start_i
     assert_eq!(server.terminate().await.code(), Some(0));
     let again = configuration.start().await;
     assert_eq!(again.terminate().await.code(), Some(0));
+}
+
+/// A new master key would open none of the keys in the database, and stand in the place of the one that does.
+#[tokio::test]
+async fn a_server_whose_master_key_is_gone_refuses_to_start_and_makes_no_other() {
+    let database = Database::create().await;
+    let configuration = ServerConfiguration::new(&database).without("master_key");
+    let server = configuration.start().await;
+    assert_eq!(server.terminate().await.code(), Some(0));
+
+    let file = configuration.data_dir().join("master.key");
+    let kept = std::fs::read(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let line = refused(&configuration).await;
+    assert!(line.contains(file.to_str().unwrap()), "{line}");
+    assert!(!file.exists());
+
+    std::fs::write(&file, kept).unwrap();
+    let again = configuration.start().await;
+    assert_eq!(again.terminate().await.code(), Some(0));
+}
+
+/// The one line that a server says when it refuses to start.
+async fn refused(configuration: &ServerConfiguration) -> String {
+    let mut command = tokio::process::Command::from(configuration.command(&["serve"]));
+    let ended = tokio::time::timeout(ENDED_WITHIN, command.kill_on_drop(true).output()).await;
+    let refused = ended.expect("it serves").unwrap();
+    let line = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
 }

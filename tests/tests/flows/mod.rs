@@ -12,4 +12,5 @@ mod nonces;
 mod outages;
 mod reenrollment;
 mod standing;
+mod telemetry;
 mod tls;

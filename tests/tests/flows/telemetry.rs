@@ -1,0 +1,82 @@
+//! What a server tells of itself: figures and log lines, and no secret in either.
+
+use assay_protocol::ProblemKind;
+use assay_tests::administrator::{Administrator, text};
+use assay_tests::cluster::Database;
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::machine::Machine;
+use assay_tests::processes::{Server, ServerConfiguration};
+use http::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn endpoints_committer_and_pool_are_counted_and_no_secret_is_told() {
+    let database = Database::create().await;
+    let configuration = unlimited(ServerConfiguration::new(&database)).set("log.level", "trace");
+    let installation = Installation::start(&configuration).await;
+    let (server, api, administrator) = (
+        &installation.servers[0],
+        installation.api(0),
+        installation.administrator(),
+    );
+
+    let token = administrator.token(json!({})).await;
+    let machine = Machine::new();
+    assert_eq!(machine.enroll(&api, Some(&token.secret)).await.status, 201);
+    let permission = administrator.permission("told").await;
+    administrator.grant(&permission, &machine, json!({})).await;
+    let nonce = api.nonce().await;
+    let evidence = text(&machine.check_in_body(&api, &nonce), "evidence");
+    let checked_in = api
+        .post("/v1/check-in", &json!({"evidence": evidence}))
+        .await
+        .expect(200)
+        .json();
+    let grant = text(&checked_in["grants"][0], "token");
+    let stranger = Administrator::new(installation.api(0), "assay_key_that_nobody_was_given");
+    let refused = stranger.call(Method::GET, "machines", None).await;
+    let request_id = refused.expect_problem(ProblemKind::Unauthenticated).request_id();
+
+    let figures = metrics(server).await;
+    for figure in [
+        r#"assay_http_requests_total{endpoint="/v1/check-in",method="POST",status="200"} 1"#,
+        r#"assay_http_requests_total{endpoint="/v1/enroll",method="POST",status="201"} 1"#,
+        r#"assay_problems_total{slug="unauthenticated"} 1"#,
+        "assay_committer_batch_size_count 1",
+        "assay_database_connections ",
+    ] {
+        assert!(figures.contains(figure), "no {figure} in\n{figures}");
+    }
+    let log = server.output().lines();
+    let told = log.iter().any(|line| line.contains(&request_id.to_string()));
+    assert!(told, "no line has the request id {request_id}:\n{}", server.output());
+    for line in log.iter().chain([&figures]) {
+        for secret in [
+            installation.api_key.as_str(),
+            &token.secret,
+            &evidence,
+            &grant,
+            "that_nobody_was_given",
+        ] {
+            assert!(!line.contains(secret), "{line}");
+        }
+    }
+    assert!(
+        log.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()),
+        "{}",
+        server.output()
+    );
+}
+
+/// The answer of `/metrics`, head and all.
+async fn metrics(server: &Server) -> String {
+    let mut connection = TcpStream::connect(server.telemetry_address()).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: telemetry\r\nConnection: close\r\n\r\n";
+    connection.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
+}
