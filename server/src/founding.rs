@@ -16,6 +16,7 @@ use crate::{
     config::{self, Config},
     store::{
         AsStoreError, Store, StoreError, Transaction, audit_entries,
+        duties::{self, Duty},
         sealed_keys::{self, SealedKey},
         settings,
     },
@@ -117,7 +118,8 @@ async fn read_or_make(
     config: &Config,
     clock: &dyn Clock,
 ) -> Result<Vec<SealedKey>, FoundingError> {
-    sealed_keys::lock(tx).await?;
+    // One replica makes the keys, the others wait and then read them.
+    duties::wait_for(tx, Duty::Found).await?;
     let keys = sealed_keys::list(tx).await?;
     let configured = config.trust_domain.as_str();
     match settings::trust_domain(tx).await? {

@@ -24,3 +24,4 @@ pub mod store;
 pub mod telemetry;
 mod text;
 pub mod tls;
+mod upkeep;

@@ -3,15 +3,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::chain::EntryHash;
 use crate::{
     services::Services,
-    store::{self, AsStoreError, Store, StoreError, Transaction, audit_seals::Seal},
+    store::{
+        self, AsStoreError, Store, StoreError, Transaction,
+        audit_seals::Seal,
+        duties::{self, Duty},
+    },
+    upkeep,
 };
 
+const NAME: &str = "seal the audit";
 /// How long an entry waits at most while the server and the database are well.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How many entries one transaction seals.
@@ -39,41 +44,23 @@ impl AsStoreError for SealingError {
 
 /// Seals whatever waits, again and again, until the server stops; then once more.
 pub(crate) async fn run_sealer(services: Arc<Services>, shutdown: CancellationToken) {
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let stopping = tokio::select! {
-            () = shutdown.cancelled() => true,
-            _ = ticks.tick() => false,
-        };
-        if let Err(error) = seal_pending(&services.store).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the audit could not be sealed"
-            );
-        }
-        if stopping {
-            return;
-        }
-    }
+    let seal = || seal_pending(&services.store);
+    upkeep::repeat(NAME, INTERVAL, &shutdown, seal).await;
+    upkeep::attempt(NAME, seal()).await;
 }
 
-/// Seals whatever waits, and says how many entries that were. None when another replica is sealing.
-pub(crate) async fn seal_pending(store: &Store) -> Result<usize, SealingError> {
-    let mut sealed = 0;
+/// Seals whatever waits; nothing when another replica is sealing.
+pub(crate) async fn seal_pending(store: &Store) -> Result<(), SealingError> {
     loop {
-        let batch = store
-            .tx("seal the audit", &(), |tx, ()| Box::pin(seal_batch(tx)))
-            .await?;
-        sealed += batch;
-        if i64::try_from(batch).unwrap_or(BATCH) < BATCH {
-            return Ok(sealed);
+        let sealed = store.tx(NAME, &(), |tx, ()| Box::pin(seal_batch(tx))).await?;
+        if i64::try_from(sealed).unwrap_or(BATCH) < BATCH {
+            return Ok(());
         }
     }
 }
 
 async fn seal_batch(tx: &mut Transaction) -> Result<usize, SealingError> {
-    if !store::audit_seals::try_lock(tx).await? {
+    if !duties::try_take(tx, Duty::SealAudit).await? {
         return Ok(0);
     }
     let entries = store::audit_entries::waiting(tx, BATCH).await?;

@@ -8,9 +8,6 @@ use uuid::Uuid;
 use super::{Connection, StoreError, audit_entries};
 use crate::audit::chain::EntryHash;
 
-/// Any fixed number: the one under which replicas agree who seals.
-const SEALING_LOCK: i64 = 0x0061_7373_6179_0001;
-
 /// One link of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seal {
@@ -36,15 +33,6 @@ struct Row {
     reason: Option<String>,
     before: Option<Value>,
     after: Option<Value>,
-}
-
-/// Takes, until the end of the transaction, the right to seal; `false` when another replica has it.
-pub(crate) async fn try_lock(connection: &mut Connection) -> Result<bool, StoreError> {
-    Ok(
-        sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#, SEALING_LOCK)
-            .fetch_one(connection)
-            .await?,
-    )
 }
 
 /// The end of the chain.

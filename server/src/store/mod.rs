@@ -4,6 +4,7 @@ pub(crate) mod api_keys;
 pub(crate) mod audit_entries;
 pub(crate) mod audit_seals;
 pub(crate) mod certificates;
+pub(crate) mod duties;
 pub(crate) mod enrollment_tokens;
 pub(crate) mod enrollments;
 pub(crate) mod events;

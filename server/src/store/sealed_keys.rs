@@ -3,10 +3,7 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Transaction};
-
-/// Any number that nothing else locks.
-const FOUNDING_LOCK: i64 = 0x6173_7361_7901;
+use super::{Connection, StoreError};
 
 /// A sealed key.
 #[derive(Debug, Clone)]
@@ -15,14 +12,6 @@ pub(crate) struct SealedKey {
     pub(crate) purpose: String,
     pub(crate) sealed: Vec<u8>,
     pub(crate) certificate: Option<Vec<u8>>,
-}
-
-/// Makes other replicas wait until this transaction ends, so that one of them makes the keys and the others read them.
-pub(crate) async fn lock(tx: &mut Transaction) -> Result<(), StoreError> {
-    sqlx::query!("SELECT pg_advisory_xact_lock($1)", FOUNDING_LOCK)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
 }
 
 /// All keys, oldest first.

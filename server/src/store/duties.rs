@@ -1,0 +1,41 @@
+//! Work that one replica does at a time: the one that holds the work's advisory lock, until its transaction ends. A
+//! replica that dies lets go of it with its connection.
+
+use super::{Connection, StoreError};
+
+/// A piece of work for one replica at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Duty {
+    /// Making the server's own keys.
+    Found,
+    /// Appending to the audit's hash chain.
+    SealAudit,
+}
+
+impl Duty {
+    /// The number that all replicas of every version lock. It never changes: an older replica must not do the same work
+    /// beside a newer one.
+    const fn lock(self) -> i64 {
+        match self {
+            Self::Found => 0x6173_7361_7901,
+            Self::SealAudit => 0x0061_7373_6179_0001,
+        }
+    }
+}
+
+/// Waits for a duty, and has it until the end of the transaction.
+pub(crate) async fn wait_for(connection: &mut Connection, duty: Duty) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1)", duty.lock())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Takes a duty until the end of the transaction; `false` when another replica has it.
+pub(crate) async fn try_take(connection: &mut Connection, duty: Duty) -> Result<bool, StoreError> {
+    Ok(
+        sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, duty.lock())
+            .fetch_one(connection)
+            .await?,
+    )
+}

@@ -1,0 +1,32 @@
+//! Work that recurs in the background, on every replica; what only one of them may do takes a duty
+//! ([`crate::store::duties`]) in its transaction.
+
+use std::{error::Error, time::Duration};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// Works at once and then after each interval, until the server stops. What is under way then is finished. A failure is
+/// logged, and the next turn comes as usual: whatever is done here finds out by itself what is left to do.
+pub(crate) async fn repeat<W, E>(
+    name: &'static str,
+    interval: Duration,
+    shutdown: &CancellationToken,
+    work: impl Fn() -> W,
+) where
+    W: Future<Output = Result<(), E>>,
+    E: Error + 'static,
+{
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        attempt(name, work()).await;
+    }
+}
+
+/// Works once, and logs a failure.
+pub(crate) async fn attempt<E: Error + 'static>(name: &'static str, work: impl Future<Output = Result<(), E>>) {
+    if let Err(error) = work.await {
+        tracing::warn!(error = &error as &dyn Error, work = name, "a recurring task failed");
+    }
+}
