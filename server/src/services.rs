@@ -40,6 +40,8 @@ pub(crate) struct Policy {
     pub(crate) trust_domain: String,
     pub(crate) certificate_ttl: Duration,
     pub(crate) renewal_grace: Duration,
+    /// None: keys may become as old as they like.
+    pub(crate) rotate_key_after: Option<Duration>,
     pub(crate) check_in_interval: Duration,
     pub(crate) grants_ttl: Duration,
     pub(crate) reenrollment: Reenrollment,
@@ -54,6 +56,7 @@ impl Policy {
             trust_domain: config.trust_domain.as_str().to_owned(),
             certificate_ttl: duration(config.certificates.ttl),
             renewal_grace: duration(config.certificates.renewal_grace),
+            rotate_key_after: config.certificates.rotate_key_after.map(duration),
             check_in_interval: duration(config.check_in.interval),
             grants_ttl: duration(config.grants.ttl),
             reenrollment: config.enrollment.reenrollment,

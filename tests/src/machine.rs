@@ -80,6 +80,15 @@ impl Machine {
         }
     }
 
+    /// The same machine with the key that is to replace its present one.
+    #[must_use]
+    pub fn with_next_key(&self) -> Self {
+        Self {
+            key: new_key(),
+            ..self.clone()
+        }
+    }
+
     /// Other hardware with this machine's key and all that it remembers: a copied disk.
     #[must_use]
     pub fn copied_to(&self, serial_number: &str) -> Self {

@@ -96,7 +96,7 @@ pub(crate) async fn check_in(services: &Services, request_id: &str, jws: &str) -
         grants: evaluation::sign(services, &evaluated, now)?,
         denied: evaluated.evaluation.denied.clone(),
         next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),
-        actions: actions(&evaluated, now),
+        actions: actions(services, &evaluated, now),
     };
     Ok(Answer {
         checked_in,
@@ -174,15 +174,20 @@ async fn record_news(
     Ok(recorded?)
 }
 
-/// The agent renews by itself at two thirds of the certificate's life; this reminds one that has not.
-fn actions(evaluated: &evaluation::Evaluated, now: OffsetDateTime) -> Vec<Action> {
-    let due = evaluated.machine.certificate.as_ref().is_none_or(|certificate| {
+/// The agent renews by itself at two thirds of the certificate's life; this reminds one that has not. How old a key may
+/// become is the operator's policy.
+fn actions(services: &Services, evaluated: &evaluation::Evaluated, now: OffsetDateTime) -> Vec<Action> {
+    let renewal_is_due = evaluated.machine.certificate.as_ref().is_none_or(|certificate| {
         let life = certificate.not_after - certificate.not_before;
         now >= certificate.not_before + life * 2 / 3
     });
-    if due {
-        vec![Action::RenewCertificate]
-    } else {
-        Vec::new()
-    }
+    let rotation_is_due = (services.policy.rotate_key_after)
+        .is_some_and(|age| now >= evaluated.machine.key_created_at.saturating_add(age));
+    let due = [
+        (renewal_is_due, Action::RenewCertificate),
+        (rotation_is_due, Action::RotateKey),
+    ];
+    due.into_iter()
+        .filter_map(|(is_due, action)| is_due.then_some(action))
+        .collect()
 }

@@ -1,4 +1,4 @@
-//! Check-ins that bring something new: a changed posture, a machine that was away, one that must be refused. Each in a
+//! Check-ins that bring something new: a changed posture, a next key, a machine that was away, one that must be refused. Each in a
 //! transaction of its own, with the machine's row locked.
 
 use serde_json::{Map, Value, json};
@@ -9,10 +9,12 @@ use crate::{
         admission::{self, Attempt, Refusal},
         claims::Claims,
         liveness::LivenessBoundaries,
+        rotation,
     },
     services::Services,
     store::{
-        self, StoreError, Transaction, events, machine_keys,
+        self, StoreError, Transaction, events,
+        machine_keys::{self, KeyStatus},
         machine_presence::{self, CheckIn, Presence, Recorded},
         machine_records,
     },
@@ -34,6 +36,9 @@ pub(crate) async fn record(
         Ok(admitted) => admitted,
         Err(refusal) => return Ok(Err(refusal)),
     };
+    if admitted.key == KeyStatus::Next {
+        rotation::complete(tx, clock, origin, &admitted.identity, check_in.key).await?;
+    }
     let changed = admitted.presence.claims_digest != check_in.claims_digest.as_bytes();
     if changed {
         keep_claims(tx, services, check_in, attempt.claims).await?;

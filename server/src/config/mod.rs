@@ -123,6 +123,8 @@ pub struct Certificates {
     pub ttl: Duration,
     /// How long after its end it can still be renewed.
     pub renewal_grace: Duration,
+    /// How old a machine's key becomes before the machine is told to replace it; none for any age.
+    pub rotate_key_after: Option<Duration>,
 }
 
 /// Check-ins.
@@ -233,6 +235,7 @@ impl Config {
             renewal_grace: settings
                 .duration("certificates.renewal_grace", Duration::ZERO..=3660 * DAY)
                 .unwrap_or(90 * DAY),
+            rotate_key_after: settings.duration("certificates.rotate_key_after", HOUR..=3660 * DAY),
         };
         // A machine that is silent for a day counts as unreachable.
         let interval = settings

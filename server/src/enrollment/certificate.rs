@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Issues a certificate for the machine's key, records it as the current one and says so in the audit.
+/// Issues a certificate for a key of the machine, records it and says so in the audit.
 pub(super) async fn issue(
     tx: &mut Transaction,
     services: &Services,
@@ -34,7 +34,7 @@ pub(super) async fn issue(
     };
     let issued = authority.issuing().issue_machine_certificate(&request)?;
     let key = public_key.thumbprint();
-    certificates::insert_current(tx, machine_id, key, services.issuer_id, &issued, now).await?;
+    certificates::insert(tx, machine_id, key, services.issuer_id, &issued, now).await?;
     let detail = json!({"serial_number": issued.serial_number, "key": key});
     events::insert(
         tx,

@@ -62,7 +62,7 @@ async fn current_certificate(
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<(IssuedCertificate, bool), EnrollError> {
-    if let Some(current) = certificates::find_current(tx, record.machine_id).await? {
+    if let Some(current) = certificates::find_of_key(tx, record.machine_id, applicant.key()).await? {
         if applicant.now < current.not_after {
             return Ok((certificate::on_record(services, &current), false));
         }

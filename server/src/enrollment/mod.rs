@@ -175,7 +175,7 @@ fn verify(services: &Services, request_id: &str, request: &EnrollRequest) -> Res
 
 /// Two transactions that make the same key or the same serial number's machine: one wins, the other looks again.
 fn lost_a_race(error: &StoreError) -> bool {
-    ["machine_keys_pkey", crate::store::machines::ONE_PER_SERIAL_NUMBER]
+    [machine_keys::PRIMARY_KEY, crate::store::machines::ONE_PER_SERIAL_NUMBER]
         .iter()
         .any(|index| error.violates(index))
 }

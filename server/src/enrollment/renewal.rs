@@ -1,8 +1,8 @@
-//! Renewal: the machine's key proves itself and gets a new certificate. The key, not the old certificate, is the proof,
-//! so an expired one can be renewed for a while.
+//! Renewal: the machine's key proves itself and gets a new certificate, for itself or for the key that is to replace it.
+//! The key, not the old certificate, is the proof, so an expired one can be renewed for a while.
 
 use assay_protocol::{
-    UnverifiedCsr,
+    KeyThumbprint, PublicKey, UnverifiedCsr,
     agent_api::{RenewRequest, Renewed},
     csr::CsrError,
     evidence::Purpose,
@@ -10,12 +10,16 @@ use assay_protocol::{
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{EnrollError, certificate};
 use crate::{
     audit::Origin,
     check_in::{self, CheckInError, Verified},
-    machines::admission::{self, Attempt, Refusal},
+    machines::{
+        admission::{self, Attempt, Refusal},
+        rotation::{self, RotationRefusal},
+    },
     services::Services,
     store::{AsStoreError, StoreError, Transaction, certificates, machine_keys, machine_presence},
 };
@@ -29,8 +33,8 @@ pub(crate) enum RenewError {
     Evidence(#[from] CheckInError),
     #[error("the evidence's csr_sha256 is not the digest of this CSR")]
     OtherCsr,
-    #[error("the CSR is for another key than the one that signed the evidence; this server does not rotate keys yet")]
-    OtherKey,
+    #[error(transparent)]
+    Rotation(#[from] RotationRefusal),
     #[error(
         "the certificate expired at {expired_at}, longer ago than the renewal grace; the machine has to enroll again"
     )]
@@ -38,7 +42,17 @@ pub(crate) enum RenewError {
     #[error(transparent)]
     Issue(#[from] EnrollError),
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+/// Of two machines that ask for one key in the same moment, the index lets one have it.
+impl From<StoreError> for RenewError {
+    fn from(error: StoreError) -> Self {
+        if error.violates(machine_keys::PRIMARY_KEY) {
+            return RotationRefusal::OtherMachinesKey.into();
+        }
+        Self::Store(error)
+    }
 }
 
 impl AsStoreError for RenewError {
@@ -56,7 +70,7 @@ pub(crate) struct Answer {
     pub(crate) nonce_used: OffsetDateTime,
 }
 
-/// Renews with the same key.
+/// Renews, and rotates where the CSR has another key. A repeated call gets the certificate that the first one got.
 pub(crate) async fn renew(services: &Services, request_id: &str, request: &RenewRequest) -> Result<Answer, RenewError> {
     let csr = UnverifiedCsr::from_pem(&request.csr)?.verify()?;
     let now = services.clock.now();
@@ -64,9 +78,6 @@ pub(crate) async fn renew(services: &Services, request_id: &str, request: &Renew
     let digest = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, csr.der()));
     if verified.evidence.claims().csr_sha256.as_deref() != Some(&digest) {
         return Err(RenewError::OtherCsr);
-    }
-    if csr.public_key().thumbprint() != verified.evidence.key() {
-        return Err(RenewError::OtherKey);
     }
     let context = (services, request_id, &verified, csr.public_key());
     let renewed = services
@@ -91,7 +102,7 @@ async fn issue(
     services: &Services,
     request_id: &str,
     verified: &Verified,
-    public_key: &assay_protocol::PublicKey,
+    public_key: &PublicKey,
 ) -> Result<Result<Renewed, Refusal>, RenewError> {
     let machine_id = verified.machine_id;
     let origin = Origin::machine(machine_id, request_id.to_owned());
@@ -103,21 +114,41 @@ async fn issue(
     let Some(key) = machine_keys::find(tx, attempt.key).await? else {
         return Ok(Err(Refusal::Unknown));
     };
-    if let Err(refusal) = admission::admit(tx, services.clock.as_ref(), &origin, &key, &attempt).await? {
-        return Ok(Err(refusal));
-    }
-    let now = services.clock.now();
-    if let Some(current) = certificates::find_current(tx, machine_id).await?
-        && now >= current.not_after + services.policy.renewal_grace
-    {
-        return Err(RenewError::Expired {
-            expired_at: current.not_after,
-        });
-    }
+    let clock = services.clock.as_ref();
+    let admitted = match admission::admit(tx, clock, &origin, &key, &attempt).await? {
+        Ok(admitted) => admitted,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    demand_within_grace(tx, services, machine_id, attempt.key).await?;
     machine_presence::use_nonce(tx, machine_id, verified.nonce).await?;
-    let certificate = certificate::issue(tx, services, &origin, machine_id, public_key).await?;
+    let issued_before = if public_key.thumbprint() == attempt.key {
+        None
+    } else {
+        rotation::begin(tx, clock, &origin, &admitted, public_key).await??;
+        certificates::find_of_key(tx, machine_id, public_key.thumbprint()).await?
+    };
+    let certificate = match issued_before.filter(|before| clock.now() < before.not_after) {
+        Some(before) => certificate::on_record(services, &before),
+        None => certificate::issue(tx, services, &origin, machine_id, public_key).await?,
+    };
     Ok(Ok(Renewed {
         certificate,
         trust_bundle: services.authority.load().roots_pem().to_owned(),
     }))
+}
+
+async fn demand_within_grace(
+    tx: &mut Transaction,
+    services: &Services,
+    machine_id: Uuid,
+    key: KeyThumbprint,
+) -> Result<(), RenewError> {
+    let certificate = certificates::find_of_key(tx, machine_id, key).await?;
+    let expired_at = certificate.map(|certificate| certificate.not_after);
+    match expired_at {
+        Some(expired_at) if services.clock.now() >= expired_at + services.policy.renewal_grace => {
+            Err(RenewError::Expired { expired_at })
+        }
+        _ => Ok(()),
+    }
 }

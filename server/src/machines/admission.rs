@@ -48,6 +48,8 @@ pub(crate) enum Refusal {
 pub(crate) struct Admitted {
     pub(crate) presence: Presence,
     pub(crate) identity: Identity,
+    /// Current or next.
+    pub(crate) key: KeyStatus,
 }
 
 /// What asks: a key that signed evidence, with the nonce it spends and what it claims.
@@ -79,7 +81,8 @@ pub(crate) async fn admit(
     if let Some(refusal) = key_refusal(&record).or_else(|| status_refusal(&identity)) {
         return Ok(Err(refusal));
     }
-    if !presence.admitted || presence.current_key != attempt.key {
+    let is_current = presence.current_key == attempt.key;
+    if !presence.admitted || is_current != (record.status == KeyStatus::Current) {
         return Err(StoreError::Corrupt(format!(
             "the rows of machine {} disagree",
             identity.id
@@ -94,7 +97,11 @@ pub(crate) async fn admit(
         quarantine(tx, clock, origin, &identity, attempt, &difference).await?;
         return Ok(Err(Refusal::IdentityMismatch { difference }));
     }
-    Ok(Ok(Admitted { presence, identity }))
+    Ok(Ok(Admitted {
+        presence,
+        identity,
+        key: record.status,
+    }))
 }
 
 /// Why a key does not serve, by what was decided on the key itself.
@@ -106,7 +113,7 @@ pub(crate) fn key_refusal(record: &KeyRecord) -> Option<Refusal> {
             .unwrap_or_else(|| "no reason was given".to_owned())
     };
     match record.status {
-        KeyStatus::Current => None,
+        KeyStatus::Current | KeyStatus::Next => None,
         KeyStatus::Pending => Some(Refusal::Pending),
         KeyStatus::Superseded => Some(Refusal::KeySuperseded),
         KeyStatus::Revoked => Some(Refusal::Revoked { reason: reason() }),

@@ -5,3 +5,4 @@ pub(crate) mod claims;
 pub(crate) mod labels;
 pub(crate) mod liveness;
 pub(crate) mod record;
+pub(crate) mod rotation;

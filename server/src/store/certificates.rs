@@ -58,8 +58,8 @@ pub(crate) async fn list_of_machine(
     rows.into_iter().map(|row| certificate(row, now)).collect()
 }
 
-/// Keeps a new certificate and makes it the machine's current one.
-pub(crate) async fn insert_current(
+/// Keeps a new certificate; where its key is the machine's current one, so is the certificate.
+pub(crate) async fn insert(
     connection: &mut Connection,
     machine_id: Uuid,
     key: KeyThumbprint,
@@ -75,7 +75,7 @@ pub(crate) async fn insert_current(
          ), stale AS (
             UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = $2
          )
-         UPDATE machines SET certificate_serial_number = $1 WHERE id = $2",
+         UPDATE machines SET certificate_serial_number = $1 WHERE id = $2 AND current_key = $3",
         certificate.serial_number,
         machine_id,
         key.as_bytes(),
@@ -91,20 +91,46 @@ pub(crate) async fn insert_current(
     Ok(())
 }
 
-/// The machine's current certificate; `None` where none was issued for its present key, or it was revoked.
-pub(crate) async fn find_current(
+/// The certificate that a key of the machine has now: of its current key the current one, of its next key the newest.
+/// `None` where none was issued, or it was revoked.
+pub(crate) async fn find_of_key(
     connection: &mut Connection,
     machine_id: Uuid,
+    key: KeyThumbprint,
 ) -> Result<Option<CertificateRecord>, StoreError> {
     Ok(sqlx::query_as!(
         CertificateRecord,
         "SELECT certificate.serial_number, not_before, not_after, der
-         FROM machines JOIN certificates AS certificate ON certificate.serial_number = certificate_serial_number
-         WHERE machines.id = $1 AND revoked_at IS NULL",
-        machine_id
+         FROM machines JOIN certificates AS certificate ON certificate.machine_id = machines.id
+         WHERE machines.id = $1 AND key_thumbprint = $2 AND revoked_at IS NULL
+           AND (certificate.serial_number = certificate_serial_number OR current_key <> $2)
+         ORDER BY issued_at DESC LIMIT 1",
+        machine_id,
+        key.as_bytes()
     )
     .fetch_optional(connection)
     .await?)
+}
+
+/// Revokes whatever certificates of one key are not revoked yet, for a reason of RFC 5280 in snake_case.
+pub(crate) async fn revoke_of_key(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    key: KeyThumbprint,
+    reason: &str,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE certificates SET revoked_at = $4, revocation_reason = $3
+         WHERE machine_id = $1 AND key_thumbprint = $2 AND revoked_at IS NULL",
+        machine_id,
+        key.as_bytes(),
+        reason,
+        now,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Revokes whatever certificates of this machine are not revoked yet, for a reason of RFC 5280 in snake_case.

@@ -7,6 +7,9 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
 
+/// The constraint that a second row of one key violates.
+pub(crate) const PRIMARY_KEY: &str = "machine_keys_pkey";
+
 /// Whether a key serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -15,6 +18,8 @@ pub(crate) enum KeyStatus {
     Pending,
     /// The machine's key.
     Current,
+    /// Serves beside the current one, which its first check-in supersedes.
+    Next,
     /// Replaced by a newer one.
     Superseded,
     /// Out for good.
@@ -113,6 +118,44 @@ pub(crate) async fn make_current(connection: &mut Connection, key: KeyThumbprint
     Ok(())
 }
 
+/// Takes the key out of service that was to replace the current one, and names it.
+pub(crate) async fn supersede_next(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    at: OffsetDateTime,
+) -> Result<Option<KeyThumbprint>, StoreError> {
+    let key = sqlx::query_scalar!(
+        "UPDATE machine_keys SET status = 'superseded', retired_at = $2 WHERE machine_id = $1 AND status = 'next'
+         RETURNING thumbprint",
+        machine_id,
+        at
+    )
+    .fetch_optional(connection)
+    .await?;
+    key.as_deref().map(super::thumbprint).transpose()
+}
+
+/// Makes a machine's next key its current one, and the current one superseded.
+pub(crate) async fn rotate(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    next: KeyThumbprint,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys
+         SET status = CASE thumbprint WHEN $2 THEN 'current' ELSE 'superseded' END,
+             retired_at = CASE thumbprint WHEN $2 THEN retired_at ELSE $3 END
+         WHERE machine_id = $1 AND status IN ('current', 'next')",
+        machine_id,
+        next.as_bytes(),
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Denies a key that waited.
 pub(crate) async fn deny(
     connection: &mut Connection,
@@ -132,14 +175,14 @@ pub(crate) async fn deny(
     Ok(())
 }
 
-/// Takes the keys out of service that a newer one replaces. Revoked ones stay revoked.
+/// Takes the keys out of service that another one replaces. Revoked ones stay revoked.
 pub(crate) async fn supersede_all(
     connection: &mut Connection,
     machine_id: Uuid,
     at: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE machine_keys SET status = 'superseded', retired_at = $2 WHERE machine_id = $1 AND status = 'current'",
+        "UPDATE machine_keys SET status = 'superseded', retired_at = $2 WHERE machine_id = $1 AND status IN ('current', 'next')",
         machine_id,
         at
     )
@@ -158,7 +201,7 @@ pub(crate) async fn revoke_all(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_keys SET status = 'revoked', status_reason = $2, retired_at = coalesce(retired_at, $3)
-         WHERE machine_id = $1 AND status IN ('pending', 'current', 'superseded')
+         WHERE machine_id = $1 AND status IN ('pending', 'current', 'next', 'superseded')
            AND NOT EXISTS (SELECT FROM enrollments
                            WHERE key_thumbprint = thumbprint AND kind = 're-enrollment' AND enrollments.status = 'pending')",
         machine_id,

@@ -272,6 +272,22 @@ pub(crate) async fn replace_key(
     Ok(())
 }
 
+/// Makes a machine's next key the only one whose check-ins count.
+pub(crate) async fn rotate_key(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    key: KeyThumbprint,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET current_key = $2, record_version = record_version + 1 WHERE machine_id = $1",
+        machine_id,
+        key.as_bytes()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// The check-ins as `unnest` takes them, a column each.
 #[derive(Default)]
 struct Columns<'a> {

@@ -209,6 +209,24 @@ pub(crate) async fn replace_key(
     Ok(())
 }
 
+/// Gives a record its next key, with the newest certificate of that.
+pub(crate) async fn rotate_key(connection: &mut Connection, id: Uuid, key: KeyThumbprint) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines
+         SET current_key = $2,
+             key_created_at = (SELECT created_at FROM machine_keys WHERE thumbprint = $2),
+             certificate_serial_number = (SELECT serial_number FROM certificates
+                                          WHERE machine_id = $1 AND key_thumbprint = $2 AND revoked_at IS NULL
+                                          ORDER BY issued_at DESC LIMIT 1)
+         WHERE id = $1",
+        id,
+        key.as_bytes(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Keeps the reasons of the last verdict.
 pub(crate) async fn set_verdict(connection: &mut Connection, id: Uuid, reasons: &[String]) -> Result<(), StoreError> {
     sqlx::query!("UPDATE machines SET verdict_reasons = $2 WHERE id = $1", id, reasons)
@@ -224,6 +242,7 @@ pub(crate) struct Evaluable {
     pub(crate) status: MachineStatus,
     pub(crate) status_reason: Option<String>,
     pub(crate) key: KeyThumbprint,
+    pub(crate) key_created_at: OffsetDateTime,
     pub(crate) certificate: Option<CurrentCertificate>,
     pub(crate) machine_id: Uuid,
     pub(crate) assurance: Assurance,
@@ -257,7 +276,7 @@ pub(crate) struct CurrentCertificate {
 /// Reads all of it in one statement, so that it belongs together.
 pub(crate) async fn find_evaluable(connection: &mut Connection, id: Uuid) -> Result<Option<Evaluable>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT record_version, machines.status, status_reason, machines.current_key, assurance, labels, key_store,
+        r#"SELECT record_version, machines.status, status_reason, machines.current_key, key_created_at, assurance, labels, key_store,
                   claimed_posture, sha256 AS "sha256?", not_before AS "not_before?", not_after AS "not_after?"
            FROM machines
            JOIN machine_presence ON machine_id = machines.id
@@ -281,6 +300,7 @@ pub(crate) async fn find_evaluable(connection: &mut Connection, id: Uuid) -> Res
             status: parse_text(&row.status)?,
             status_reason: row.status_reason,
             key: thumbprint(&row.current_key)?,
+            key_created_at: row.key_created_at,
             certificate,
             machine_id: id,
             assurance: parse_text(&row.assurance)?,

@@ -27,6 +27,13 @@ impl Machine {
         self.remember(Answer::to(self.renewal(server, &nonce)).await)
     }
 
+    /// Asks, with its present key, for a certificate of its next one.
+    pub async fn rotate_to(&self, server: &impl Called, next: &Self) -> Answer {
+        let nonce = self.take_nonce(server).await;
+        let body = self.renew_body(server, &next.csr(), &nonce);
+        self.remember(Answer::to(post(server, "/v1/renew", &body)).await)
+    }
+
     /// The request of an enrollment, with a certain nonce.
     pub fn enrollment(&self, server: &impl Called, token: Option<&str>, nonce: &str) -> RequestBuilder {
         post(server, "/v1/enroll", &self.enroll_body(server, token, nonce))

@@ -11,6 +11,7 @@ mod lost_answers;
 mod nonces;
 mod outages;
 mod reenrollment;
+mod rotation;
 mod standing;
 mod telemetry;
 mod tls;

@@ -29,7 +29,7 @@ impl From<RenewError> for ApiProblem {
             RenewError::Csr(error) => error.into(),
             RenewError::Evidence(error) => error.into(),
             RenewError::OtherCsr => Self::new(ProblemKind::BadEvidence, error.to_string()),
-            RenewError::OtherKey => Self::new(ProblemKind::Conflict, error.to_string()),
+            RenewError::Rotation(_) => Self::new(ProblemKind::Conflict, error.to_string()),
             RenewError::Expired { .. } => Self::new(ProblemKind::RenewalExpired, error.to_string()),
             RenewError::Issue(error) => error.into(),
             RenewError::Store(error) => error.into(),
@@ -37,7 +37,8 @@ impl From<RenewError> for ApiProblem {
     }
 }
 
-/// Renew the certificate; the key proves the machine, also for a while after the certificate has expired.
+/// Renew the certificate; the key proves the machine, also for a while after the certificate has expired. With another
+/// key in the CSR this rotates: both keys serve until the first check-in signed by the new one, which supersedes the old.
 #[utoipa::path(
     post, path = "/v1/renew", tag = "Agents", request_body = RenewRequest,
     responses((status = 200, body = Renewed), (status = "4XX", body = Problem), (status = "5XX", body = Problem)),
