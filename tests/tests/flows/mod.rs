@@ -2,6 +2,7 @@
 
 mod agent;
 mod commands;
+mod contended_records;
 mod daemon;
 mod enrollment;
 mod founding;
