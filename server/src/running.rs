@@ -140,6 +140,12 @@ impl RunningServer {
             database.migrate().await?;
         }
         database.check_schema().await?;
+        if database.could_alter_audit().await? {
+            tracing::warn!(
+                "this server's database role could alter the audit: let the owner of the schema be another \
+                 (database.migration_url)"
+            );
+        }
         let metrics = Arc::new(Metrics::new());
         let store = Store::new(database.pool().clone(), Arc::clone(&metrics));
         let founded = founding::found(&store, config, &clock).await?;

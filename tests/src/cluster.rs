@@ -21,6 +21,8 @@ use crate::seed;
 pub(crate) const TEMPLATE: &str = "assay_template";
 
 const SUPERUSER: &str = "assay";
+/// The role that servers work as: it owns nothing.
+pub(crate) const SERVER_ROLE: &str = "assay_server";
 const STARTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Databases that are out of use before the first is dropped: dropping costs more than making, and each takes 8 MB.
@@ -161,6 +163,13 @@ impl Cluster {
         self.command("resume", "the keeper has resumed it").await;
     }
 
+    /// The URL of a database of this cluster for one of its roles. Nobody needs a password.
+    fn url(&self, role: &str, database: &str) -> String {
+        let socket: String =
+            url::form_urlencoded::byte_serialize(self.directory.as_os_str().as_encoded_bytes()).collect();
+        format!("postgres://{role}@localhost:5432/{database}?host={socket}&sslmode=disable")
+    }
+
     /// How to connect to a database of this cluster as its superuser.
     #[must_use]
     pub fn connect_options(&self, database: &str) -> PgConnectOptions {
@@ -234,15 +243,16 @@ impl Database<'_> {
         &self.name
     }
 
-    /// As `database.url` has it.
+    /// As `database.url` has it: with the role that owns nothing, so that a privilege that a server lacks shows.
     #[must_use]
     pub fn url(&self) -> String {
-        let socket: String =
-            url::form_urlencoded::byte_serialize(self.cluster.directory.as_os_str().as_encoded_bytes()).collect();
-        format!(
-            "postgres://{SUPERUSER}@localhost:5432/{}?host={socket}&sslmode=disable",
-            self.name
-        )
+        self.url_of(SERVER_ROLE)
+    }
+
+    /// The same for another role of the cluster.
+    #[must_use]
+    pub fn url_of(&self, role: &str) -> String {
+        self.cluster.url(role, &self.name)
     }
 
     /// How to connect to it as its superuser.

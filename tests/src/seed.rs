@@ -9,10 +9,11 @@ use std::process::Command;
 
 use assay_server::config::search_path;
 use assay_server::database::private_postgres::{Account, Installation, OLDEST_MAJOR, binary_places, installed};
+use assay_server::database::privileges;
 use sqlx::migrate::Migrator;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::cluster::{Cluster, TEMPLATE, as_account, execute};
+use crate::cluster::{Cluster, SERVER_ROLE, TEMPLATE, as_account, execute};
 
 /// What a run of the suite takes at most, in bytes; with less room in memory, the disk has to do.
 const MEMORY_NEEDED: u64 = 1 << 30;
@@ -124,6 +125,8 @@ async fn make(installation: &Installation, binaries: &Path, to: &Path) {
         .run(&mut template)
         .await
         .unwrap();
+    execute(&mut connection, format!("CREATE ROLE {SERVER_ROLE} LOGIN")).await;
+    privileges::grant(&mut template, SERVER_ROLE).await.unwrap();
     template.close().await.unwrap();
     // Nobody uses these two, and they are half of what is copied.
     execute(&mut connection, "DROP DATABASE postgres".to_owned()).await;
@@ -138,7 +141,7 @@ fn migrations() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations")
 }
 
-/// Changes when a migration or the way of making the seed does.
+/// Changes when a migration, the server's privileges or the way of making the seed do.
 fn schema_hash() -> u64 {
     let mut files: Vec<PathBuf> = fs::read_dir(migrations())
         .unwrap()
@@ -147,6 +150,7 @@ fn schema_hash() -> u64 {
     files.sort();
     let mut hasher = DefaultHasher::new();
     hasher.write(include_bytes!("seed.rs"));
+    hasher.write(include_bytes!("../../server/src/database/privileges.rs"));
     for file in files {
         hasher.write(&fs::read(file).unwrap());
     }

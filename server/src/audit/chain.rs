@@ -5,8 +5,8 @@
 //! JSON with the members of every object sorted by name and no white space: an auditor can compute it from an export.
 //! Before the first stands SHA-256 of `urn:assay:audit:1`.
 //!
-//! Whoever can write to the database can still cut the end of the chain off, or write a chain anew. Against that, keep the
-//! last hash somewhere else.
+//! Whoever owns the database can still cut the end of the chain off, or write a chain anew. Against that, keep the last
+//! hash somewhere else, and ask for it when the chain is verified.
 
 use assay_protocol::admin_api::audit::AuditEntry;
 use aws_lc_rs::digest::{Context, SHA256, digest};
@@ -39,6 +39,11 @@ impl EntryHash {
     /// A hash that was stored; `None` when it has not 32 bytes.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
+    }
+
+    /// A hash as the API shows it, in either case.
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
+        Self::from_bytes(&hex::decode(text).ok()?)
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {

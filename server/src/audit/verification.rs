@@ -1,4 +1,5 @@
-//! Verifying the audit: is every sealed entry as it was when it was sealed, in its place, and none missing?
+//! Verifying the audit: is every sealed entry as it was when it was sealed, in its place, and none missing? And is an end
+//! that somebody noted still a part of the chain?
 
 use assay_protocol::admin_api::audit::{AuditEntry, AuditVerification};
 use uuid::Uuid;
@@ -21,7 +22,8 @@ pub(crate) enum VerificationError {
 /// The first thing that is not as it was.
 #[derive(Debug, PartialEq, Eq)]
 struct Broken {
-    entry_id: Uuid,
+    /// None where it is the chain's end.
+    entry_id: Option<Uuid>,
     reason: String,
 }
 
@@ -30,15 +32,15 @@ struct Broken {
 struct Follower {
     sequence: i64,
     hash: EntryHash,
+    /// The end that was noted, until it is met.
+    noted: Option<EntryHash>,
 }
 
-/// Follows the chain from its beginning to its end, or to the first entry that breaks it.
-pub(crate) async fn verify(store: &Store) -> Result<AuditVerification, VerificationError> {
+/// Follows the chain from its beginning to its end, or to the first entry that breaks it. `noted` is the hash of an entry
+/// that was sealed once: a chain without it is broken.
+pub(crate) async fn verify(store: &Store, noted: Option<EntryHash>) -> Result<AuditVerification, VerificationError> {
     let mut connection = store.connection().await?;
-    let mut follower = Follower {
-        sequence: 0,
-        hash: EntryHash::genesis(),
-    };
+    let mut follower = Follower::new(noted);
     loop {
         let links = store::audit_seals::list_with_entries(&mut connection, follower.sequence, BATCH).await?;
         for (seal, entry) in &links {
@@ -46,10 +48,8 @@ pub(crate) async fn verify(store: &Store) -> Result<AuditVerification, Verificat
                 .follow(seal, entry.as_ref())
                 .map_err(VerificationError::Entry)?;
             if let Some(broken) = broken {
-                return Ok(verification(
-                    store::audit_seals::count(&mut connection).await?,
-                    Some(broken),
-                ));
+                let sealed = store::audit_seals::count(&mut connection).await?;
+                return Ok(follower.verification(sealed, Some(broken)));
             }
         }
         if links.is_empty() {
@@ -58,17 +58,26 @@ pub(crate) async fn verify(store: &Store) -> Result<AuditVerification, Verificat
     }
     let left_out = store::audit_entries::first_left_out(&mut connection).await?;
     let broken = left_out.map(|entry_id| Broken {
-        entry_id,
-        reason: "the entry was taken out before it was sealed".to_owned(),
+        entry_id: Some(entry_id),
+        reason: "the entry was written, or taken out, without being sealed".to_owned(),
     });
-    Ok(verification(follower.sequence, broken))
+    let broken = broken.or_else(|| follower.lacks_what_was_noted());
+    Ok(follower.verification(follower.sequence, broken))
 }
 
 impl Follower {
+    fn new(noted: Option<EntryHash>) -> Self {
+        Self {
+            sequence: 0,
+            hash: EntryHash::genesis(),
+            noted,
+        }
+    }
+
     fn follow(&mut self, seal: &Seal, entry: Option<&AuditEntry>) -> Result<Option<Broken>, serde_json::Error> {
         let broken = |reason: String| {
             Ok(Some(Broken {
-                entry_id: seal.entry_id,
+                entry_id: Some(seal.entry_id),
                 reason,
             }))
         };
@@ -88,18 +97,31 @@ impl Follower {
         *self = Self {
             sequence: expected,
             hash,
+            noted: self.noted.filter(|noted| *noted != hash),
         };
         Ok(None)
     }
-}
 
-fn verification(sealed: i64, broken: Option<Broken>) -> AuditVerification {
-    let (first_broken_id, reason) = broken.map(|broken| (broken.entry_id, broken.reason)).unzip();
-    AuditVerification {
-        valid: first_broken_id.is_none(),
-        entries: u64::try_from(sealed).unwrap_or_default(),
-        first_broken_id,
-        reason,
+    fn lacks_what_was_noted(&self) -> Option<Broken> {
+        self.noted.map(|noted| Broken {
+            entry_id: None,
+            reason: format!(
+                "no entry has the hash {}: the end of the chain was cut off, or the chain was written anew",
+                hex::encode(noted.as_bytes())
+            ),
+        })
+    }
+
+    fn verification(&self, sealed: i64, broken: Option<Broken>) -> AuditVerification {
+        let place = u64::try_from(self.sequence).ok().filter(|place| *place > 0);
+        AuditVerification {
+            valid: broken.is_none(),
+            entries: u64::try_from(sealed).unwrap_or_default(),
+            first_broken_id: broken.as_ref().and_then(|broken| broken.entry_id),
+            reason: broken.map(|broken| broken.reason),
+            last_sequence: place,
+            last_hash: place.map(|_| hex::encode(self.hash.as_bytes())),
+        }
     }
 }
 
@@ -126,10 +148,7 @@ mod tests {
     }
 
     fn follow(links: &[(Seal, Option<AuditEntry>)]) -> Option<Broken> {
-        let mut follower = Follower {
-            sequence: 0,
-            hash: EntryHash::genesis(),
-        };
+        let mut follower = Follower::new(None);
         links
             .iter()
             .find_map(|(seal, entry)| follower.follow(seal, entry.as_ref()).unwrap())
@@ -168,7 +187,22 @@ mod tests {
                     right
                 }
             };
-            prop_assert_eq!(follow(&links).map(|broken| broken.entry_id), Some(broken));
+            prop_assert_eq!(follow(&links).and_then(|broken| broken.entry_id), Some(broken));
+        }
+
+        #[test]
+        fn a_noted_end_is_found_unless_the_chain_was_cut_off_before_it(
+            length in 1_usize..12, noted in 0_usize..12, left in 0_usize..12
+        ) {
+            let links = chain(u32::try_from(length).unwrap());
+            let (noted, left) = (noted % length, left % (length + 1));
+            let mut follower = Follower::new(Some(links[noted].0.hash));
+            for (seal, entry) in &links[..left] {
+                prop_assert_eq!(follower.follow(seal, entry.as_ref()).unwrap(), None);
+            }
+            prop_assert_eq!(follower.lacks_what_was_noted().is_none(), noted < left);
+            let verification = follower.verification(follower.sequence, None);
+            prop_assert_eq!(verification.last_sequence.unwrap_or(0), u64::try_from(left).unwrap());
         }
     }
 }

@@ -5,12 +5,19 @@ use std::sync::Arc;
 use assay_protocol::admin_api::audit::AuditVerification;
 
 use super::{CommandError, print};
-use crate::{audit::verification, config::Config, database::Database, store::Store, telemetry::Metrics};
+use crate::{
+    audit::{chain::EntryHash, verification},
+    config::Config,
+    database::Database,
+    store::Store,
+    telemetry::Metrics,
+};
 
-/// Verifies the hash chain and prints what came of it; a broken chain is a failure.
-pub(super) async fn verify(config: &Config) -> Result<(), CommandError> {
+/// Verifies the hash chain and prints what came of it; a broken chain is a failure, and so is one that lacks the end that
+/// somebody noted.
+pub(super) async fn verify(config: &Config, noted: Option<EntryHash>) -> Result<(), CommandError> {
     let database = Database::open(config).await?;
-    let verified = verify_in(&database).await;
+    let verified = verify_in(&database, noted).await;
     database.close().await?;
     let verification = verified?;
     print::text(&serde_json::to_string_pretty(&verification)?)?;
@@ -21,8 +28,13 @@ pub(super) async fn verify(config: &Config) -> Result<(), CommandError> {
     }
 }
 
-async fn verify_in(database: &Database) -> Result<AuditVerification, CommandError> {
+async fn verify_in(database: &Database, noted: Option<EntryHash>) -> Result<AuditVerification, CommandError> {
     database.check_schema().await?;
     let store = Store::new(database.pool().clone(), Arc::new(Metrics::new()));
-    Ok(verification::verify(&store).await?)
+    Ok(verification::verify(&store, noted).await?)
+}
+
+/// Reads a hash as the audit shows it.
+pub(super) fn parse_hash(text: &str) -> Result<EntryHash, &'static str> {
+    EntryHash::from_hex(text).ok_or("a hash has 64 hexadecimal digits")
 }

@@ -12,6 +12,7 @@ use assay_protocol::admin_api::api_keys::Role;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    audit::chain::EntryHash,
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     database::{Database, DatabaseError},
@@ -80,8 +81,12 @@ enum ApiKeyCommand {
 
 #[derive(Debug, Subcommand)]
 enum AuditCommand {
-    /// Check that no entry was changed or removed, and name the first that was.
-    Verify,
+    /// Check that no entry was changed or removed, and name the first that was. Prints the last hash, to be noted elsewhere.
+    Verify {
+        /// A hash that was noted before: fail also when the chain lacks it, as its end was cut off.
+        #[arg(long, value_name = "HASH", value_parser = audit::parse_hash)]
+        last_hash: Option<EntryHash>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,7 +169,7 @@ async fn execute(arguments: &Arguments) -> Result<(), CommandError> {
         Command::ApiKey(ApiKeyCommand::Create { name, role }) => {
             api_key::create(&load()?, clock.as_ref(), name, (*role).into()).await
         }
-        Command::Audit(AuditCommand::Verify) => audit::verify(&load()?).await,
+        Command::Audit(AuditCommand::Verify { last_hash }) => audit::verify(&load()?, *last_hash).await,
         Command::Config(ConfigCommand::Example) => print::text(config::EXAMPLE),
         Command::Openapi => print::text(&http::openapi()?),
         Command::Demo(arguments) => demo::run(arguments, clock).await,

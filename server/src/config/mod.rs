@@ -85,6 +85,8 @@ pub struct Telemetry {
 pub struct Database {
     /// None: a private Postgres under `data_dir`.
     pub url: Option<SecretString>,
+    /// The same database as its owner: who migrates, where that is another than the role of `url`.
+    pub migration_url: Option<SecretString>,
     /// The connections of one server.
     pub max_connections: u32,
     /// Whether `serve` brings the schema up to date.
@@ -275,8 +277,12 @@ impl Database {
             Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(()),
             _ => Err("must be a Postgres URL, as in postgres://user:password@host:5432/database"),
         };
+        if !settings.is_given("database.url") {
+            settings.refuse_given("database.migration_url", "has a meaning only beside database.url");
+        }
         Self {
             url: settings.secret("database.url", check),
+            migration_url: settings.secret("database.migration_url", check),
             // One connection is held by the replica that has the leader's tasks.
             max_connections: settings.number("database.max_connections", 2..=10_000).unwrap_or(16),
             migrate: settings.boolean("database.migrate").unwrap_or(true),
@@ -485,6 +491,7 @@ mod tests {
     fn reads_what_has_no_default() {
         let config = with_required(&[
             ("ASSAY_DATABASE__URL", "postgres://u:hunter2@db/assay"),
+            ("ASSAY_DATABASE__MIGRATION_URL", "postgres://owner:hunter2@db/assay"),
             ("ASSAY_MASTER_KEY", KEY),
             ("ASSAY_TLS__MODE", "files"),
             ("ASSAY_TLS__CERTIFICATE", "/tls.crt"),
@@ -544,6 +551,11 @@ mod tests {
         "ASSAY_DATABASE__URL",
         "mysql://u:hunter2@db/assay",
         "database.url (ASSAY_DATABASE__URL) must be a Postgres URL, as in postgres://user:password@host:5432/database"
+    )]
+    #[case(
+        "ASSAY_DATABASE__MIGRATION_URL",
+        "postgres://u:hunter2@db/assay",
+        "database.migration_url (ASSAY_DATABASE__MIGRATION_URL) has a meaning only beside database.url"
     )]
     #[case(
         "ASSAY_MASTER_KEY",

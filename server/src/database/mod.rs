@@ -2,11 +2,16 @@
 
 mod pool;
 pub mod private_postgres;
+pub mod privileges;
 
+use secrecy::SecretString;
 use sqlx::{PgPool, migrate::Migrator, postgres::PgConnectOptions};
 
 use self::private_postgres::{Options, PrivatePostgres, PrivatePostgresError, binary_places};
-use crate::config::{self, Config};
+use crate::{
+    config::{self, Config},
+    store::StoreError,
+};
 
 /// The schema's history. Only ever added to.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
@@ -15,7 +20,8 @@ pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 #[derive(Debug)]
 pub struct Database {
     pool: PgPool,
-    options: PgConnectOptions,
+    /// Whom the schema belongs to.
+    owner: PgConnectOptions,
     private: Option<PrivatePostgres>,
 }
 
@@ -26,14 +32,29 @@ pub enum DatabaseError {
     #[error("the private Postgres cannot be used")]
     Private(#[from] PrivatePostgresError),
     /// The URL is none.
-    #[error("database.url is not a Postgres URL")]
-    Url(#[source] sqlx::Error),
+    #[error("{key} is not a Postgres URL")]
+    Url {
+        /// The configuration's key.
+        key: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: sqlx::Error,
+    },
     /// Nobody answers, or not with a welcome.
     #[error("the database cannot be reached")]
     Connect(#[source] sqlx::Error),
     /// The schema cannot be brought up to date.
     #[error("the database's schema cannot be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The server's role cannot be given what serving needs.
+    #[error("the database's owner cannot give the server's role its privileges")]
+    Privileges(#[source] StoreError),
+    /// The server's role may not read the schema, or not bring it up to date.
+    #[error(
+        "the server's role in the database lacks privileges: run `assay-server migrate`, where database.url is given with \
+         the owner's database.migration_url"
+    )]
+    NoPrivileges(#[source] sqlx::Error),
     /// The schema is of another version.
     #[error("the database's schema is at version {found} and this server needs {needed}: run `assay-server migrate`")]
     Outdated {
@@ -52,13 +73,13 @@ impl Database {
             Some(_) => None,
             None => Some(PrivatePostgres::start(&private_options(config)).await?),
         };
-        let options = match (&config.database.url, &private) {
-            (Some(url), _) => pool::parse(url)?,
-            (None, Some(private)) => private.connect_options(),
-            (None, None) => PgConnectOptions::new(),
+        let (options, owner) = match (&config.database.url, &private) {
+            (Some(url), _) => external_options(url, config.database.migration_url.as_ref())?,
+            (None, Some(private)) => (private.server_options(), private.connect_options()),
+            (None, None) => (PgConnectOptions::new(), PgConnectOptions::new()),
         };
-        let pool = pool::connect(options.clone(), config.database.max_connections).await?;
-        Ok(Self { pool, options, private })
+        let pool = pool::connect(options, config.database.max_connections).await?;
+        Ok(Self { pool, owner, private })
     }
 
     /// The connections.
@@ -67,14 +88,25 @@ impl Database {
         &self.pool
     }
 
-    /// Brings the schema up to date, one replica at a time.
+    /// Brings the schema up to date, one replica at a time, and gives the server's role what serving needs.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
-        pool::migrate(&self.options).await
+        let role: String = sqlx::query_scalar("SELECT current_user::text")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(DatabaseError::Connect)?;
+        pool::migrate(&self.owner, &role).await
     }
 
     /// Refuses a schema that this server does not fit.
     pub async fn check_schema(&self) -> Result<(), DatabaseError> {
         pool::check_schema(&self.pool).await
+    }
+
+    /// Whether the role that this server works as could alter the audit.
+    pub async fn could_alter_audit(&self) -> Result<bool, DatabaseError> {
+        let mut connection = self.pool.acquire().await.map_err(DatabaseError::Connect)?;
+        let could = privileges::could_alter_audit(&mut connection).await;
+        could.map_err(DatabaseError::Connect)
     }
 
     /// Closes the connections and leaves the private Postgres, which stops when nobody else uses it.
@@ -85,6 +117,19 @@ impl Database {
             None => Ok(()),
         }
     }
+}
+
+/// The server's role, and the owner where that is another.
+fn external_options(
+    url: &SecretString,
+    migration_url: Option<&SecretString>,
+) -> Result<(PgConnectOptions, PgConnectOptions), DatabaseError> {
+    let options = pool::parse("database.url", url)?;
+    let owner = match migration_url {
+        Some(url) => pool::parse("database.migration_url", url)?,
+        None => options.clone(),
+    };
+    Ok((options, owner))
 }
 
 fn private_options(config: &Config) -> Options {

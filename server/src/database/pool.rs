@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions, Connection, PgPool,
+    ConnectOptions, Connection, PgConnection, PgPool,
+    migrate::{MigrateError, Migration},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{DatabaseError, MIGRATIONS};
+use super::{DatabaseError, MIGRATIONS, privileges};
 
 /// How long a request waits for a connection. A caller is owed its 503 within 5 s.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,8 +22,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// statement that nobody waits for any more ends.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '10s'";
 
-pub(super) fn parse(url: &SecretString) -> Result<PgConnectOptions, DatabaseError> {
-    url.expose_secret().parse().map_err(DatabaseError::Url)
+pub(super) fn parse(key: &'static str, url: &SecretString) -> Result<PgConnectOptions, DatabaseError> {
+    let parsed = url.expose_secret().parse();
+    parsed.map_err(|source| DatabaseError::Url { key, source })
 }
 
 pub(super) async fn connect(options: PgConnectOptions, max_connections: u32) -> Result<PgPool, DatabaseError> {
@@ -41,12 +43,47 @@ pub(super) async fn connect(options: PgConnectOptions, max_connections: u32) -> 
 }
 
 /// On a connection of its own, since a migration may take longer than any request's statement.
-pub(super) async fn migrate(options: &PgConnectOptions) -> Result<(), DatabaseError> {
+pub(super) async fn migrate(owner: &PgConnectOptions, server_role: &str) -> Result<(), DatabaseError> {
     // Else each start logs that the table of migrations exists already.
-    let options = options.clone().options([("client_min_messages", "warning")]);
-    let mut connection = options.connect().await.map_err(DatabaseError::Connect)?;
-    MIGRATIONS.run(&mut connection).await?;
-    Ok(())
+    let owner = owner.clone().options([("client_min_messages", "warning")]);
+    let mut connection = owner.connect().await.map_err(DatabaseError::Connect)?;
+    // A role that owns nothing could not even ask whether the table of migrations has to be made.
+    if !is_migrated(&mut connection).await.unwrap_or(false) {
+        MIGRATIONS.run(&mut connection).await.map_err(not_migrated)?;
+    }
+    privileges::grant(&mut connection, server_role).await
+}
+
+/// Tells a role that may not from a migration that fails.
+fn not_migrated(error: MigrateError) -> DatabaseError {
+    match error {
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) if is_lack_of_privileges(&source) => {
+            DatabaseError::NoPrivileges(source)
+        }
+        other => DatabaseError::Migrate(other),
+    }
+}
+
+/// A role that may not even use the schema is told that there is none (3F000).
+fn is_lack_of_privileges(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("42501" | "3F000"))
+}
+
+/// Whether everything that this server needs has been applied, as it is in this server. An error says nothing but that
+/// there is something to do.
+async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let applied: Vec<(i64, Vec<u8>, bool)> =
+        sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version")
+            .fetch_all(connection)
+            .await?;
+    let is_applied = |needed: &Migration| {
+        let same = |(version, checksum, _): &(i64, Vec<u8>, bool)| {
+            (*version, checksum.as_slice()) == (needed.version, &*needed.checksum)
+        };
+        applied.iter().any(same)
+    };
+    Ok(applied.iter().all(|(_, _, success)| *success) && MIGRATIONS.iter().all(is_applied))
 }
 
 pub(super) async fn check_schema(pool: &PgPool) -> Result<(), DatabaseError> {
@@ -61,6 +98,7 @@ pub(super) async fn check_schema(pool: &PgPool) -> Result<(), DatabaseError> {
             found: found.unwrap_or(0),
             needed,
         }),
+        Err(error) if is_lack_of_privileges(&error) => Err(DatabaseError::NoPrivileges(error)),
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => {
             Err(DatabaseError::Outdated { found: 0, needed })
         }

@@ -10,6 +10,8 @@ pub(crate) enum Duty {
     Found,
     /// Appending to the audit's hash chain.
     SealAudit,
+    /// Giving the server's role its privileges.
+    GrantPrivileges,
 }
 
 impl Duty {
@@ -19,6 +21,7 @@ impl Duty {
         match self {
             Self::Found => 0x6173_7361_7901,
             Self::SealAudit => 0x0061_7373_6179_0001,
+            Self::GrantPrivileges => 0x0061_7373_6179_0008,
         }
     }
 }

@@ -79,6 +79,10 @@ pub struct AuditVerification {
     pub entries: u64,
     /// The first entry that is not as it was.
     pub first_broken_id: Option<Uuid>,
-    /// What is wrong with it.
+    /// What is wrong with it, or with the chain where that lacks the hash that was asked for.
     pub reason: Option<String>,
+    /// How far the chain is as it was sealed: the place of the last entry that is, from 1; null where none is.
+    pub last_sequence: Option<u64>,
+    /// The hash of that entry. Noted elsewhere, it proves later that the chain was not cut off before it.
+    pub last_hash: Option<String>,
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use assay_server::database::private_postgres::Account;
-use assay_tests::administrator::{Administrator, text, token_of};
+use assay_tests::administrator::{Administrator, token_of};
 use assay_tests::answer::Answer;
 use assay_tests::api::Api;
 use assay_tests::cluster::Database;
@@ -19,13 +19,13 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 /// What a command wrote and how it ended. Its standard output and error are apart.
-struct Outcome {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(super) struct Outcome {
+    pub(super) code: Option<i32>,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
-async fn run(mut command: Command) -> Outcome {
+pub(super) async fn run(mut command: Command) -> Outcome {
     let output = tokio::task::spawn_blocking(move || command.output())
         .await
         .unwrap()
@@ -93,43 +93,6 @@ async fn migrate_prepares_a_database_for_a_server_that_may_not() {
     }
     let server = configuration.start().await;
     assert_eq!(server.terminate().await.code(), Some(0));
-}
-
-#[tokio::test]
-async fn audit_verify_names_the_first_entry_that_was_changed() {
-    let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
-    let administrator = installation.administrator();
-    let machine = administrator.enrolled(&installation.api(0)).await;
-    for decision in ["quarantine", "release", "revoke"] {
-        let _decided = administrator
-            .decide(machine.id(), decision, "a reason")
-            .await
-            .expect(200);
-    }
-    // A server that stops seals what waits.
-    installation.servers[0].terminate().await;
-    let configuration = installation.servers[0].configuration();
-    let verified = run(configuration.command(&["audit", "verify"])).await;
-    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
-    let verified: Value = serde_json::from_str(&verified.stdout).unwrap();
-    assert_eq!(verified["valid"], true);
-    assert!(verified["entries"].as_u64().unwrap() >= 5, "{verified}");
-
-    let pool = database.pool().await;
-    let tampered: uuid::Uuid = sqlx::query_scalar(
-        "UPDATE audit_entries SET reason = 'another reason' WHERE action = 'machine.quarantine' RETURNING id",
-    )
-    .fetch_one(&pool)
-    .await
-    .unwrap();
-    let broken = run(configuration.command(&["audit", "verify"])).await;
-    assert_eq!(broken.code, Some(1), "{}", broken.stdout);
-    let found: Value = serde_json::from_str(&broken.stdout).unwrap();
-    assert_eq!(
-        (&found["valid"], text(&found, "first_broken_id")),
-        (&json!(false), tampered.to_string())
-    );
 }
 
 #[tokio::test]

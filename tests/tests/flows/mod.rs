@@ -1,6 +1,8 @@
 //! What a machine, an administrator and an operator go through, with real processes.
 
 mod agent;
+mod audit;
+mod audit_roles;
 mod commands;
 mod contended_records;
 mod daemon;

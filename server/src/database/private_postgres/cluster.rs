@@ -31,6 +31,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// The superuser of the cluster, and the database that it is for.
 const NAME: &str = "assay";
 
+/// The role that a server works as.
+const SERVER_ROLE: &str = "assay_server";
+
 /// SQLSTATE of a Postgres that will answer in a moment: `cannot_connect_now`, `admin_shutdown`, `crash_shutdown`,
 /// `too_many_connections`.
 const TRANSIENT: [&str; 4] = ["57P03", "57P01", "57P02", "53300"];
@@ -59,7 +62,12 @@ impl Cluster {
             .database(NAME)
     }
 
-    /// Starts Postgres unless it runs, waits until it accepts connections, and makes the database when it is missing.
+    pub(super) fn server_options(&self) -> PgConnectOptions {
+        self.connect_options().username(SERVER_ROLE)
+    }
+
+    /// Starts Postgres unless it runs, waits until it accepts connections, and makes the database and the server's role
+    /// when they are missing, as the role is in a cluster of an older version.
     ///
     /// # Errors
     /// What keeps it from running.
@@ -73,6 +81,15 @@ impl Cluster {
             .await?;
         if exists.is_none() {
             sqlx::query("CREATE DATABASE assay").execute(&mut connection).await?;
+        }
+        let role: Option<i32> = sqlx::query_scalar("SELECT 1 FROM pg_roles WHERE rolname = $1")
+            .bind(SERVER_ROLE)
+            .fetch_optional(&mut connection)
+            .await?;
+        if role.is_none() {
+            sqlx::query("CREATE ROLE assay_server LOGIN")
+                .execute(&mut connection)
+                .await?;
         }
         connection.close().await?;
         Ok(())

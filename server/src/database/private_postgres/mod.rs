@@ -87,6 +87,13 @@ impl PrivatePostgres {
         self.cluster.connect_options()
     }
 
+    /// How to connect to it as the role that a server works as: it owns nothing, and has the privileges that the
+    /// superuser gives it.
+    #[must_use]
+    pub fn server_options(&self) -> PgConnectOptions {
+        self.cluster.server_options()
+    }
+
     /// How often it accepted connections again after it had died or closed them, since this was started.
     #[must_use]
     pub fn restarts(&self) -> watch::Receiver<u64> {

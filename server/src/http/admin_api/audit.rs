@@ -16,6 +16,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     audit::{
+        chain::EntryHash,
         entries,
         verification::{self, VerificationError},
     },
@@ -99,20 +100,41 @@ async fn list(
     Ok(Json(page.page(found, |entry| entry.id)))
 }
 
+/// What to verify beyond the chain itself.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct VerificationParameters {
+    /// A hash that was noted before: the chain is broken also when it lacks it, as its end was cut off.
+    last_hash: Option<String>,
+}
+
+impl VerificationParameters {
+    fn noted(&self) -> ApiResult<Option<EntryHash>> {
+        let parse = |text: &String| {
+            let hash = EntryHash::from_hex(text);
+            hash.ok_or_else(|| ApiProblem::malformed("last_hash has to be a hash of 64 hexadecimal digits"))
+        };
+        self.last_hash.as_ref().map(parse).transpose()
+    }
+}
+
 /// Verify the hash chain over all sealed entries.
 #[utoipa::path(
-    get, path = "/v1/admin/audit/verify", tag = "Audit", security(("api_key" = [])),
+    get, path = "/v1/admin/audit/verify", tag = "Audit", security(("api_key" = [])), params(VerificationParameters),
     responses((status = 200, body = AuditVerification), (status = "4XX", body = Problem)),
 )]
 async fn verify(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
     deadline: Option<Deadline>,
+    Parameters(parameters): Parameters<VerificationParameters>,
 ) -> ApiResult<Json<AuditVerification>> {
+    let noted = parameters.noted()?;
     if let Some(deadline) = deadline {
         deadline.allow(VERIFICATION_TIME);
     }
-    Ok(Json(verification::verify(&services.store).await?))
+    Ok(Json(verification::verify(&services.store, noted).await?))
 }
 
 fn time(name: &str, text: Option<String>) -> ApiResult<Option<OffsetDateTime>> {

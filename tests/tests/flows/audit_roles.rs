@@ -1,0 +1,255 @@
+//! The roles in the database: the one that a server works as cannot alter the audit, and the owner has to go out of his way.
+
+use std::path::Path;
+
+use assay_server::config::search_path;
+use assay_server::database::MIGRATIONS;
+use assay_server::database::private_postgres::{Options, PrivatePostgres, binary_places};
+use assay_tests::cluster::Database;
+use assay_tests::installation::Installation;
+use assay_tests::processes::ServerConfiguration;
+use rstest::rstest;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+
+/// What a server says whose role could.
+const WARNING: &str = "this server's database role could alter the audit: let the owner of the schema be another \
+                       (database.migration_url)";
+
+/// Ways to alter the audit, or to become somebody who may.
+const ATTEMPTS: [&str; 24] = [
+    "UPDATE audit_entries SET reason = 'another'",
+    "DELETE FROM audit_entries",
+    "TRUNCATE audit_entries",
+    "UPDATE audit_seals SET sequence = sequence + 1",
+    "DELETE FROM audit_seals",
+    "TRUNCATE audit_seals",
+    "TRUNCATE audit_waiting",
+    "INSERT INTO audit_seals SELECT sequence, entry_id, hash FROM audit_seals ON CONFLICT (sequence) DO UPDATE SET hash = excluded.hash",
+    "ALTER TABLE audit_entries DISABLE TRIGGER only_added_to",
+    "ALTER TABLE audit_seals DISABLE TRIGGER ALL",
+    "ALTER TABLE audit_entries DROP COLUMN reason",
+    "ALTER TABLE audit_entries OWNER TO CURRENT_USER",
+    "DROP TRIGGER only_added_to ON audit_entries",
+    "DROP FUNCTION refuse_to_change_audit() CASCADE",
+    "CREATE OR REPLACE FUNCTION refuse_to_change_audit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+    "CREATE TRIGGER mine BEFORE INSERT ON audit_entries FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "DROP TABLE audit_entries, audit_seals",
+    "DROP SCHEMA public CASCADE",
+    "CREATE TABLE public.mine ()",
+    "DELETE FROM _sqlx_migrations",
+    "SET session_replication_role = replica",
+    "SET ROLE \"{owner}\"",
+    "SET SESSION AUTHORIZATION \"{owner}\"",
+    "GRANT \"{owner}\" TO CURRENT_USER",
+];
+
+/// What the triggers keep even the owner from.
+const CHANGES: [&str; 6] = [
+    ATTEMPTS[0],
+    ATTEMPTS[1],
+    ATTEMPTS[2],
+    ATTEMPTS[3],
+    ATTEMPTS[4],
+    ATTEMPTS[5],
+];
+
+async fn connect(options: PgConnectOptions) -> PgConnection {
+    options.connect().await.unwrap()
+}
+
+/// Tries it in a transaction of its own, and returns how Postgres refuses it.
+async fn refusal(connection: &mut PgConnection, statement: &str) -> Option<String> {
+    let mut transaction = connection.begin().await.unwrap();
+    let tried = sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
+        .execute(&mut *transaction)
+        .await;
+    transaction.rollback().await.unwrap();
+    let error = tried.err()?;
+    Some(error.as_database_error().unwrap().code().unwrap().into_owned())
+}
+
+async fn check_that_all_are_refused(connection: &mut PgConnection, owner: &str) {
+    // Postgres takes this with a warning that nothing was granted.
+    let _warned = sqlx::raw_sql("GRANT UPDATE, DELETE ON audit_entries TO CURRENT_USER")
+        .execute(&mut *connection)
+        .await;
+    for attempt in ATTEMPTS {
+        let attempt = attempt.replace("{owner}", owner);
+        let code = refusal(connection, &attempt).await;
+        assert_eq!(code.as_deref(), Some("42501"), "{attempt}");
+    }
+    // The triggers would refuse the changes alone; the role has no privilege for them either.
+    let privileged: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM unnest(ARRAY['audit_entries', 'audit_seals']) AS name
+         WHERE has_table_privilege(name, 'UPDATE, DELETE, TRUNCATE, TRIGGER, REFERENCES')",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .unwrap();
+    assert_eq!(privileged, Vec::<String>::new());
+    // And the audit can be read, so that the attempts were at what is there.
+    let entries: i64 = sqlx::query_scalar("SELECT count(*) FROM audit_entries")
+        .fetch_one(connection)
+        .await
+        .unwrap();
+    assert!(entries > 0);
+}
+
+/// Makes a cluster as versions before the server's role did: everything belongs to the superuser, and there is nobody else.
+async fn make_cluster_of_an_older_version(data_dir: &Path) {
+    let options = Options {
+        data_dir: data_dir.to_owned(),
+        max_connections: 16,
+        binary_places: binary_places(&search_path()),
+    };
+    let postgres = PrivatePostgres::start(&options).await.unwrap();
+    let mut superuser = connect(postgres.connect_options()).await;
+    sqlx::raw_sql("DROP ROLE assay_server")
+        .execute(&mut superuser)
+        .await
+        .unwrap();
+    MIGRATIONS.run(&mut superuser).await.unwrap();
+    superuser.close().await.unwrap();
+    postgres.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_on_a_private_postgres_of_an_older_version_works_as_a_role_that_cannot_alter_the_audit() {
+    let configuration = ServerConfiguration::with_private_postgres();
+    make_cluster_of_an_older_version(configuration.data_dir()).await;
+    let installation = Installation::start(&configuration).await;
+    let server = &installation.servers[0];
+    let roles: Vec<String> = {
+        let mut superuser = connect(private(&configuration, "assay")).await;
+        for change in CHANGES {
+            assert_eq!(
+                refusal(&mut superuser, change).await.as_deref(),
+                Some("42501"),
+                "{change}"
+            );
+        }
+        sqlx::query_scalar(
+            "SELECT DISTINCT usename::text FROM pg_stat_activity WHERE application_name = 'assay-server'",
+        )
+        .fetch_all(&mut superuser)
+        .await
+        .unwrap()
+    };
+    assert_eq!(roles, ["assay_server"], "whoever serves is the role without power");
+    let mut connection = connect(private(&configuration, "assay_server")).await;
+    check_that_all_are_refused(&mut connection, "assay").await;
+    connection.close().await.unwrap();
+    let machine = installation.administrator().enrolled(&installation.api(0)).await;
+    let _checked_in = machine.check_in(&installation.api(0)).await.expect(200);
+    assert!(!server.output().to_string().contains(WARNING), "{}", server.output());
+}
+
+fn private(configuration: &ServerConfiguration, role: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(configuration.data_dir().join("postgres/socket"))
+        .username(role)
+        .database("assay")
+}
+
+/// An empty database of an owner who is neither a superuser nor the server.
+async fn database_of(owner: &str, server: &str) -> Database<'static> {
+    let database = Database::create().await;
+    let statements = format!(
+        "CREATE ROLE \"{owner}\" LOGIN; CREATE ROLE \"{server}\" LOGIN;
+         DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION \"{owner}\""
+    );
+    sqlx::raw_sql(AssertSqlSafe(statements))
+        .execute(&mut connect(database.connect_options()).await)
+        .await
+        .unwrap();
+    database
+}
+
+#[tokio::test]
+async fn a_server_on_an_external_postgres_with_two_roles_cannot_alter_the_audit() {
+    // Names that SQL has to quote.
+    let (owner, server_role) = ("Owner-of-assay", "Server-of-assay");
+    let database = database_of(owner, server_role).await;
+    let configuration = ServerConfiguration::new(&database)
+        .set("database.url", &database.url_of(server_role))
+        .set("database.migration_url", &database.url_of(owner));
+    let server = configuration.start().await;
+    assert_eq!(server.terminate().await.code(), Some(0));
+    // A table that nobody gave privileges on, and privileges that go too far: the next start puts both right.
+    let meddling = format!(
+        "CREATE TABLE of_a_later_version (id bigserial, name text);
+         GRANT ALL ON audit_entries TO \"{server_role}\"; GRANT CREATE ON SCHEMA public TO \"{server_role}\""
+    );
+    sqlx::raw_sql(AssertSqlSafe(meddling))
+        .execute(&mut connect(database.url_of(owner).parse().unwrap()).await)
+        .await
+        .unwrap();
+    let installation = Installation::start(&server.configuration()).await;
+    let machine = installation.administrator().enrolled(&installation.api(0)).await;
+    let _checked_in = machine.check_in(&installation.api(0)).await.expect(200);
+    let log = installation.servers[0].output().to_string();
+    assert!(!log.contains(WARNING), "{log}");
+
+    let mut as_server = connect(database.url_of(server_role).parse().unwrap()).await;
+    check_that_all_are_refused(&mut as_server, owner).await;
+    let ordinary = "INSERT INTO of_a_later_version (name) VALUES ('a'); UPDATE of_a_later_version SET name = 'b';
+                    DELETE FROM of_a_later_version";
+    sqlx::raw_sql(ordinary).execute(&mut as_server).await.unwrap();
+    let mut as_owner = connect(database.url_of(owner).parse().unwrap()).await;
+    for change in CHANGES {
+        assert_eq!(
+            refusal(&mut as_owner, change).await.as_deref(),
+            Some("42501"),
+            "{change}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_its_owner_a_server_starts_on_a_schema_that_fits_and_says_what_it_lacks_on_another() {
+    let (owner, server_role) = ("the_owner", "the_server");
+    let database = database_of(owner, server_role).await;
+    let as_server = ServerConfiguration::new(&database).set("database.url", &database.url_of(server_role));
+    let refused = super::commands::run(as_server.command(&["serve"])).await;
+    assert_eq!(
+        (refused.code, refused.stderr.lines().count()),
+        (Some(1), 1),
+        "{}",
+        refused.stderr
+    );
+    assert!(refused.stderr.contains("database.migration_url"), "{}", refused.stderr);
+
+    let migration = as_server.clone().set("database.migration_url", &database.url_of(owner));
+    let migrated = super::commands::run(migration.command(&["migrate"])).await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    let server = as_server.start().await;
+    assert_eq!(server.terminate().await.code(), Some(0));
+}
+
+#[rstest]
+#[case::superuser("assay")]
+#[case::owner("owner_and_server")]
+#[tokio::test]
+async fn a_server_whose_role_could_alter_the_audit_says_so_once_and_what_to_configure(#[case] role: &str) {
+    let database = if role == "assay" {
+        Database::create().await
+    } else {
+        database_of(role, "nobody_else").await
+    };
+    let configuration = ServerConfiguration::new(&database).set("database.url", &database.url_of(role));
+    let server = configuration.start().await;
+    let warned = server.output().lines();
+    let warned = warned.iter().filter(|line| line.contains(WARNING)).count();
+    assert_eq!(warned, 1, "{}", server.output());
+    // It is kept from it all the same, for as long as it does not drop the triggers.
+    let _key = server.configuration().create_api_key("somebody", "viewer").await;
+    let mut connection = connect(database.url_of(role).parse().unwrap()).await;
+    for change in CHANGES {
+        assert_eq!(
+            refusal(&mut connection, change).await.as_deref(),
+            Some("42501"),
+            "{change}"
+        );
+    }
+}
