@@ -7,6 +7,7 @@ mod caller_address;
 mod deadline;
 mod extract;
 mod guard;
+mod operation;
 mod page;
 mod problem;
 mod rate_limit;
@@ -27,6 +28,7 @@ use utoipa::{
 use utoipa_axum::router::OpenApiRouter;
 
 pub(crate) use self::caller_address::Peers;
+use self::operation::{ANYBODY, MACHINE, describe_others};
 pub(crate) use self::problem::Chain;
 use self::relying_party_api::Published;
 use crate::services::Services;
@@ -78,13 +80,15 @@ pub(crate) fn openapi() -> Result<String, serde_json::Error> {
 }
 
 fn document() -> utoipa::openapi::OpenApi {
-    OpenApiRouter::with_openapi(Document::openapi())
-        .merge(agent_api::nonces())
-        .merge(agent_api::router())
+    let machines = agent_api::router().into_openapi();
+    let anybody = agent_api::nonces()
         .merge(relying_party_api::router())
         .merge(relying_party_api::health())
-        .merge(admin_routes())
-        .into_openapi()
+        .into_openapi();
+    Document::openapi()
+        .merge_from(describe_others(anybody, ANYBODY))
+        .merge_from(describe_others(machines, MACHINE))
+        .merge_from(admin_routes().into_openapi())
 }
 
 fn admin_routes() -> OpenApiRouter<Arc<Services>> {

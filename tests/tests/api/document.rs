@@ -12,6 +12,8 @@ pub(crate) struct Operation {
     pub(crate) path: String,
     /// Whether the document demands an API key.
     pub(crate) needs_key: bool,
+    /// Who may call it: `x-assay-role`; empty where the document does not say.
+    pub(crate) role: String,
     /// The names in its path.
     pub(crate) path_parameters: Vec<String>,
     /// The names in its query.
@@ -74,6 +76,7 @@ fn read(document: &Value, path: &str, method: Method, operation: &Value) -> Oper
         method,
         path: path.to_owned(),
         needs_key: operation["security"].is_array(),
+        role: operation["x-assay-role"].as_str().unwrap_or_default().to_owned(),
         path_parameters: parameters("path"),
         query_parameters: parameters("query"),
         body: (!body.is_null()).then(|| resolve(document, body)),

@@ -1,6 +1,6 @@
 //! Who may call what: each operation of the document without credentials, with a bad key, and with a key of each role.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
@@ -13,42 +13,85 @@ use uuid::Uuid;
 
 use crate::api::document::{Operation, operations};
 
-/// The lowest role that may call each operation of the admin API: CONTRACT §7 in a table.
-const LOWEST_ROLES: [(&str, Role); 33] = [
-    ("GET /v1/admin/api-keys", Role::Viewer),
-    ("POST /v1/admin/api-keys", Role::Admin),
-    ("DELETE /v1/admin/api-keys/{id}", Role::Admin),
-    ("GET /v1/admin/audit", Role::Viewer),
-    ("GET /v1/admin/audit/verify", Role::Viewer),
-    ("GET /v1/admin/enrollment-tokens", Role::Viewer),
-    ("POST /v1/admin/enrollment-tokens", Role::Operator),
-    ("GET /v1/admin/enrollment-tokens/{id}", Role::Viewer),
-    ("DELETE /v1/admin/enrollment-tokens/{id}", Role::Operator),
-    ("GET /v1/admin/enrollments", Role::Viewer),
-    ("POST /v1/admin/enrollments/{id}/approve", Role::Operator),
-    ("POST /v1/admin/enrollments/{id}/deny", Role::Operator),
-    ("GET /v1/admin/grants", Role::Viewer),
-    ("POST /v1/admin/grants", Role::Admin),
-    ("POST /v1/admin/grants/evaluate", Role::Viewer),
-    ("GET /v1/admin/grants/{id}", Role::Viewer),
-    ("DELETE /v1/admin/grants/{id}", Role::Admin),
-    ("GET /v1/admin/machines", Role::Viewer),
-    ("GET /v1/admin/machines/{id}", Role::Viewer),
-    ("PATCH /v1/admin/machines/{id}", Role::Operator),
-    ("DELETE /v1/admin/machines/{id}", Role::Admin),
-    ("POST /v1/admin/machines/{id}/approve", Role::Operator),
-    ("GET /v1/admin/machines/{id}/certificates", Role::Viewer),
-    ("POST /v1/admin/machines/{id}/deny", Role::Operator),
-    ("GET /v1/admin/machines/{id}/events", Role::Viewer),
-    ("GET /v1/admin/machines/{id}/grants", Role::Viewer),
-    ("POST /v1/admin/machines/{id}/quarantine", Role::Operator),
-    ("POST /v1/admin/machines/{id}/release", Role::Operator),
-    ("POST /v1/admin/machines/{id}/revoke", Role::Operator),
-    ("GET /v1/admin/permissions", Role::Viewer),
-    ("POST /v1/admin/permissions", Role::Admin),
-    ("GET /v1/admin/permissions/{id}", Role::Viewer),
-    ("DELETE /v1/admin/permissions/{id}", Role::Admin),
+/// Without credentials.
+const ANYBODY: &str = "anybody";
+/// With evidence, signed by the machine's key; an API key helps nobody.
+const MACHINE: &str = "machine";
+/// With an API key of this role or of a higher one.
+const VIEWER: &str = "viewer";
+const OPERATOR: &str = "operator";
+const ADMIN: &str = "admin";
+
+/// Who may call each operation: the roles in a table. A new operation needs a line.
+const CALLERS: &[(&str, &str)] = &[
+    ("GET /.well-known/jwks.json", ANYBODY),
+    ("GET /.well-known/openid-configuration", ANYBODY),
+    ("GET /healthz", ANYBODY),
+    ("GET /openapi.json", ANYBODY),
+    ("GET /readyz", ANYBODY),
+    ("GET /v1/ca/bundle.pem", ANYBODY),
+    ("GET /v1/ca/chain.pem", ANYBODY),
+    ("GET /v1/ca/issuer.cer", ANYBODY),
+    ("POST /v1/check-in", MACHINE),
+    ("POST /v1/enroll", MACHINE),
+    ("GET /v1/nonce", ANYBODY),
+    ("POST /v1/renew", MACHINE),
+    ("GET /v1/admin/api-keys", VIEWER),
+    ("POST /v1/admin/api-keys", ADMIN),
+    ("DELETE /v1/admin/api-keys/{id}", ADMIN),
+    ("GET /v1/admin/audit", VIEWER),
+    ("GET /v1/admin/audit/verify", VIEWER),
+    ("GET /v1/admin/enrollment-tokens", VIEWER),
+    ("POST /v1/admin/enrollment-tokens", OPERATOR),
+    ("GET /v1/admin/enrollment-tokens/{id}", VIEWER),
+    ("DELETE /v1/admin/enrollment-tokens/{id}", OPERATOR),
+    ("GET /v1/admin/enrollments", VIEWER),
+    ("POST /v1/admin/enrollments/{id}/approve", OPERATOR),
+    ("POST /v1/admin/enrollments/{id}/deny", OPERATOR),
+    ("GET /v1/admin/grants", VIEWER),
+    ("POST /v1/admin/grants", ADMIN),
+    ("POST /v1/admin/grants/evaluate", VIEWER),
+    ("GET /v1/admin/grants/{id}", VIEWER),
+    ("DELETE /v1/admin/grants/{id}", ADMIN),
+    ("GET /v1/admin/machines", VIEWER),
+    ("GET /v1/admin/machines/{id}", VIEWER),
+    ("PATCH /v1/admin/machines/{id}", OPERATOR),
+    ("DELETE /v1/admin/machines/{id}", ADMIN),
+    ("POST /v1/admin/machines/{id}/approve", OPERATOR),
+    ("GET /v1/admin/machines/{id}/certificates", VIEWER),
+    ("POST /v1/admin/machines/{id}/deny", OPERATOR),
+    ("GET /v1/admin/machines/{id}/events", VIEWER),
+    ("GET /v1/admin/machines/{id}/grants", VIEWER),
+    ("POST /v1/admin/machines/{id}/quarantine", OPERATOR),
+    ("POST /v1/admin/machines/{id}/release", OPERATOR),
+    ("POST /v1/admin/machines/{id}/revoke", OPERATOR),
+    ("GET /v1/admin/permissions", VIEWER),
+    ("POST /v1/admin/permissions", ADMIN),
+    ("GET /v1/admin/permissions/{id}", VIEWER),
+    ("DELETE /v1/admin/permissions/{id}", ADMIN),
 ];
+
+#[tokio::test]
+async fn the_table_and_the_document_name_the_same_caller_of_every_operation() {
+    let server = InProcess::start().await;
+    let operations = operations(&server).await;
+    let documented: BTreeMap<String, &str> = operations
+        .iter()
+        .map(|operation| (operation.name(), operation.role.as_str()))
+        .collect();
+    let listed: BTreeMap<String, &str> = CALLERS.iter().map(|(name, who)| ((*name).to_owned(), *who)).collect();
+    assert_eq!(CALLERS.len(), listed.len(), "a line twice");
+    assert_eq!(
+        documented, listed,
+        "an operation without a line in the table, or the other way round, or a handler of the admin API whose routes are \
+         not made with http::operation::routes"
+    );
+    for operation in &operations {
+        let needs_key = !matches!(operation.role.as_str(), ANYBODY | MACHINE);
+        assert_eq!(operation.needs_key, needs_key, "{}", operation.name());
+    }
+    server.stop().await;
+}
 
 #[tokio::test]
 async fn the_document_tells_parameters_of_the_path_from_those_of_the_query() {
@@ -61,12 +104,6 @@ async fn the_document_tells_parameters_of_the_path_from_those_of_the_query() {
             .collect();
         let documented: BTreeSet<String> = operation.path_parameters.iter().cloned().collect();
         assert_eq!(documented, in_path, "{}", operation.name());
-        assert_eq!(
-            operation.needs_key,
-            operation.path.starts_with("/v1/admin/"),
-            "{}",
-            operation.name()
-        );
         assert!(!operation.successes.is_empty(), "{}", operation.name());
     }
     server.stop().await;
@@ -96,21 +133,8 @@ async fn the_admin_api_answers_nobody_without_a_key() {
 #[tokio::test]
 async fn each_role_may_call_what_the_table_says_and_nothing_else() {
     let server = InProcess::start().await;
-    let operations = operations(&server).await;
-    let admin: Vec<&Operation> = operations.iter().filter(|operation| operation.needs_key).collect();
-    let served: BTreeSet<String> = admin.iter().map(|operation| operation.name()).collect();
-    let listed: BTreeSet<String> = LOWEST_ROLES.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(
-        served, listed,
-        "an operation without a line in the table, or the other way round"
-    );
-    for operation in admin {
-        let lowest = LOWEST_ROLES
-            .iter()
-            .find(|(name, _)| *name == operation.name())
-            .unwrap()
-            .1;
-        for role in [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty] {
+    for operation in operations(&server).await.iter().filter(|operation| operation.needs_key) {
+        for role in ROLES {
             let request = server.request(operation.method.clone(), &operation.path_with(&Uuid::nil().to_string()));
             // Nothing of this is valid: whoever is refused for that was let in.
             let request = request
@@ -118,10 +142,40 @@ async fn each_role_may_call_what_the_table_says_and_nothing_else() {
                 .body("{\"unknown\":1}");
             let answer = server.send(request.bearer_auth(server.api_key(role))).await;
             let refused = answer.status >= 400 && answer.kind() == ProblemKind::Forbidden;
-            assert_eq!(!refused, includes(role, lowest), "{role:?}: {answer}");
+            assert_eq!(!refused, includes(role, caller(operation)), "{role:?}: {answer}");
             assert_ne!(answer.status, 401, "{answer}");
         }
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn no_api_key_stands_in_for_evidence() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("EVIDENCE").await;
+    let mut tried = 0;
+    for operation in operations(&server).await {
+        if caller(&operation) != MACHINE {
+            continue;
+        }
+        for role in ROLES {
+            let nonce = server.nonce().await;
+            let mut body = match operation.path.as_str() {
+                "/v1/enroll" => machine.enroll_body(&server, None, &nonce),
+                "/v1/check-in" => machine.check_in_body(&server, &nonce),
+                "/v1/renew" => machine.renew_body(&server, &machine.csr(), &nonce),
+                path => panic!("{path} needs a body here"),
+            };
+            let evidence = body["evidence"].as_str().unwrap();
+            let (signed, _signature) = evidence.rsplit_once('.').unwrap();
+            body["evidence"] = json!(format!("{signed}.{}", "A".repeat(86)));
+            let request = server.request(operation.method.clone(), &operation.path).json(&body);
+            let answer = server.send(request.bearer_auth(server.api_key(role))).await;
+            let _refused = answer.expect_problem(ProblemKind::BadEvidence);
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 3 * ROLES.len());
     server.stop().await;
 }
 
@@ -155,12 +209,21 @@ async fn public_operations_answer_as_documented_without_a_key() {
     server.stop().await;
 }
 
-fn includes(role: Role, lowest: Role) -> bool {
+const ROLES: [Role; 4] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty];
+
+/// Who may call an operation, by the table.
+fn caller(operation: &Operation) -> &'static str {
+    let line = CALLERS.iter().find(|(name, _)| *name == operation.name());
+    line.unwrap_or_else(|| panic!("{} has no line in the table", operation.name()))
+        .1
+}
+
+fn includes(role: Role, lowest: &str) -> bool {
     match lowest {
-        Role::Viewer => matches!(role, Role::Viewer | Role::Operator | Role::Admin),
-        Role::Operator => matches!(role, Role::Operator | Role::Admin),
-        Role::Admin => role == Role::Admin,
-        Role::RelyingParty => false,
+        VIEWER => matches!(role, Role::Viewer | Role::Operator | Role::Admin),
+        OPERATOR => matches!(role, Role::Operator | Role::Admin),
+        ADMIN => role == Role::Admin,
+        other => panic!("{other} is no role of an API key"),
     }
 }
 

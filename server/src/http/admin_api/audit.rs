@@ -12,7 +12,7 @@ use assay_protocol::{
 use axum::{Json, extract::State};
 use serde::Deserialize;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     audit::{
@@ -24,6 +24,7 @@ use crate::{
         authentication::{Authorized, Viewer},
         deadline::Deadline,
         extract::Parameters,
+        operation::routes,
         page::page_request,
         problem::{ApiProblem, ApiResult},
     },

@@ -11,13 +11,14 @@ use assay_protocol::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use secrecy::ExposeSecret;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     administration::enrollment_tokens::{self, EnrollmentTokenError},
     http::{
         authentication::{Authorized, Operator, Viewer},
         extract::{self, Id, Parameters},
+        operation::routes,
         page::PageParameters,
         problem::{ApiProblem, ApiResult},
     },

@@ -12,13 +12,14 @@ use assay_protocol::{
 };
 use axum::{Json, extract::State};
 use serde::Deserialize;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     enrollment::approval::{self, ApprovalError, Decision},
     http::{
         authentication::{Authorized, Operator, Viewer},
         extract::{self, Id, Parameters},
+        operation::routes,
         page::page_request,
         problem::{ApiProblem, ApiResult},
     },

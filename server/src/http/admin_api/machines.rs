@@ -14,7 +14,7 @@ use assay_protocol::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use serde::Deserialize;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     http::{
         authentication::{Admin, Authorized, Operator, Viewer},
         extract::{self, Id, Parameters},
+        operation::routes,
         page::{PageParameters, page_request},
         problem::{ApiProblem, ApiResult},
     },

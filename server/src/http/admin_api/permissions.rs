@@ -10,13 +10,14 @@ use assay_protocol::{
     },
 };
 use axum::{Json, extract::State, http::StatusCode};
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     administration::permissions::{self, PermissionError},
     http::{
         authentication::{Admin, Authorized, Viewer},
         extract::{self, Id, Parameters},
+        operation::routes,
         page::PageParameters,
         problem::{ApiProblem, ApiResult},
     },

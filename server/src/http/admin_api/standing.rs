@@ -7,13 +7,14 @@ use assay_protocol::{
     admin_api::{enrollments::Decide, machines::Machine},
 };
 use axum::{Json, extract::State};
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     administration::standing::{self, Standing},
     http::{
         authentication::{Authorized, Operator},
         extract::{self, Id},
+        operation::routes,
         problem::ApiResult,
     },
     services::Services,
