@@ -13,6 +13,7 @@ mod enrollment;
 mod founding;
 mod grants;
 mod http;
+mod introspection;
 pub mod lifecycle;
 mod machines;
 mod random;

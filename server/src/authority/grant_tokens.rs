@@ -19,7 +19,7 @@ use super::keys::{KeyError, PrivateKey};
 const TYPE: &str = "JWT";
 
 /// What a grant token says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GrantClaims {
     /// The server's public URL, without a trailing slash.
     pub iss: String,
@@ -48,9 +48,10 @@ pub struct GrantClaims {
 }
 
 /// Which key a token is bound to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Confirmation {
     /// The thumbprint of the machine's key (RFC 7638).
+    #[schema(value_type = String)]
     pub jkt: KeyThumbprint,
     /// SHA-256 of the machine's certificate in DER, in base64url (RFC 8705).
     #[serde(rename = "x5t#S256")]

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use url::Url;
 use zeroize::Zeroizing;
 
-pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet};
+pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token};
 pub use issuing::{
     CertifiedKey, IssuedMachineCertificate, IssuedTlsCertificate, IssuingAuthority, MachineCertificateRequest,
 };

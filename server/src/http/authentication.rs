@@ -43,6 +43,9 @@ pub(crate) struct Viewer;
 pub(crate) struct Operator;
 /// Changes everything.
 pub(crate) struct Admin;
+/// Introspects, and nothing else. Nobody else introspects: a key that leaks from a relying party is worth this alone, and
+/// an administrator's key has no business there.
+pub(crate) struct RelyingParty;
 
 impl Demand for Viewer {
     const NAME: &'static str = "viewer";
@@ -65,6 +68,14 @@ impl Demand for Admin {
 
     fn allows(role: Role) -> bool {
         matches!(role, Role::Admin)
+    }
+}
+
+impl Demand for RelyingParty {
+    const NAME: &'static str = "relying-party";
+
+    fn allows(role: Role) -> bool {
+        matches!(role, Role::RelyingParty)
     }
 }
 

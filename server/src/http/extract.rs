@@ -32,6 +32,9 @@ pub(crate) struct BodyLimit(usize);
 /// A JSON body.
 pub(crate) struct Json<T>(pub(crate) T);
 
+/// The parameters of a form, in the order in which they were sent.
+pub(crate) struct Form(pub(crate) Vec<(String, String)>);
+
 /// An id from the path; what is no UUID names nothing, so it is not found.
 pub(crate) struct Id(pub(crate) Uuid);
 
@@ -60,6 +63,21 @@ impl<T: DeserializeOwned> OptionalFromRequest<Arc<Services>> for Json<T> {
         }
         demand_json(&headers)?;
         parse(&body).map(|value| Some(Self(value)))
+    }
+}
+
+impl FromRequest<Arc<Services>> for Form {
+    type Rejection = ApiProblem;
+
+    async fn from_request(request: Request, _services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        if media_type(request.headers()).as_deref() != Some("application/x-www-form-urlencoded") {
+            return Err(ApiProblem::new(
+                ProblemKind::UnsupportedMediaType,
+                "the body has to be application/x-www-form-urlencoded",
+            ));
+        }
+        let body = read_body(request).await?;
+        Ok(Self(url::form_urlencoded::parse(&body).into_owned().collect()))
     }
 }
 
@@ -101,18 +119,19 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Services>> for Parameters<T> {
 }
 
 fn demand_json(headers: &HeaderMap) -> Result<(), ApiProblem> {
-    let media_type = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(';').next())
-        .map(|value| value.trim().to_ascii_lowercase());
-    match media_type.as_deref() {
+    match media_type(headers).as_deref() {
         Some("application/json" | "application/merge-patch+json") => Ok(()),
         _ => Err(ApiProblem::new(
             ProblemKind::UnsupportedMediaType,
             "the body has to be application/json",
         )),
     }
+}
+
+/// Without its parameters.
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next()?.trim().to_ascii_lowercase())
 }
 
 async fn read_body(request: Request) -> Result<Bytes, ApiProblem> {

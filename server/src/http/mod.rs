@@ -57,6 +57,7 @@ pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
     let for_anybody = middleware::from_fn_with_state(Arc::clone(&services), rate_limit::charge_every);
     let nonces = guarded(&services, agent_api::nonces()).layer(for_anybody.clone());
     guarded(&services, admin_routes())
+        .merge(guarded(&services, relying_party_api::introspection()))
         .merge(guarded(&services, relying_party_api::health()))
         .merge(guarded(&services, relying_party_api::router()).layer(for_anybody))
         // Outside of the guard: an agent gets its nonce also when its call took too long or its method was wrong.
@@ -88,6 +89,7 @@ fn document() -> utoipa::openapi::OpenApi {
     Document::openapi()
         .merge_from(describe_others(anybody, ANYBODY))
         .merge_from(describe_others(machines, MACHINE))
+        .merge_from(relying_party_api::introspection().into_openapi())
         .merge_from(admin_routes().into_openapi())
 }
 

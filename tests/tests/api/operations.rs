@@ -21,6 +21,8 @@ const MACHINE: &str = "machine";
 const VIEWER: &str = "viewer";
 const OPERATOR: &str = "operator";
 const ADMIN: &str = "admin";
+/// With an API key of this role, and of no other.
+const RELYING_PARTY: &str = "relying-party";
 
 /// Who may call each operation: the roles in a table. A new operation needs a line.
 const CALLERS: &[(&str, &str)] = &[
@@ -34,6 +36,7 @@ const CALLERS: &[(&str, &str)] = &[
     ("GET /v1/ca/issuer.cer", ANYBODY),
     ("POST /v1/check-in", MACHINE),
     ("POST /v1/enroll", MACHINE),
+    ("POST /v1/introspect", RELYING_PARTY),
     ("GET /v1/nonce", ANYBODY),
     ("POST /v1/renew", MACHINE),
     ("GET /v1/admin/api-keys", VIEWER),
@@ -223,6 +226,7 @@ fn includes(role: Role, lowest: &str) -> bool {
         VIEWER => matches!(role, Role::Viewer | Role::Operator | Role::Admin),
         OPERATOR => matches!(role, Role::Operator | Role::Admin),
         ADMIN => role == Role::Admin,
+        RELYING_PARTY => role == Role::RelyingParty,
         other => panic!("{other} is no role of an API key"),
     }
 }

@@ -227,6 +227,21 @@ async fn without_its_owner_a_server_starts_on_a_schema_that_fits_and_says_what_i
     assert_eq!(server.terminate().await.code(), Some(0));
 }
 
+#[tokio::test]
+async fn a_server_starts_on_a_schema_that_a_newer_one_has_migrated() {
+    let database = Database::create().await;
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES (9999, 'of a newer version', true, '\\x00', 0)";
+    sqlx::raw_sql(newer)
+        .execute(&mut connect(database.connect_options()).await)
+        .await
+        .unwrap();
+    for role in ["assay", "assay_server"] {
+        let configuration = ServerConfiguration::new(&database).set("database.url", &database.url_of(role));
+        assert_eq!(configuration.start().await.terminate().await.code(), Some(0), "{role}");
+    }
+}
+
 #[rstest]
 #[case::superuser("assay")]
 #[case::owner("owner_and_server")]

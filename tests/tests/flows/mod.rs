@@ -10,6 +10,7 @@ mod enrollment;
 mod founding;
 mod grants;
 mod held_rows;
+mod introspection;
 mod lost_answers;
 mod nonces;
 mod outages;

@@ -23,6 +23,9 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
 struct Discovery {
     issuer: String,
     jwks_uri: String,
+    /// RFC 8414: a live answer for a token, by an API key.
+    introspection_endpoint: String,
+    introspection_endpoint_auth_methods_supported: [&'static str; 1],
     /// No URL: nobody is authorized in a browser. Some libraries refuse a document without this member.
     authorization_endpoint: &'static str,
     response_types_supported: [&'static str; 1],
@@ -40,6 +43,8 @@ async fn configuration(State(services): State<Arc<Services>>) -> impl IntoRespon
     let issuer = services.policy.public_url.clone();
     let discovery = Discovery {
         jwks_uri: format!("{issuer}/.well-known/jwks.json"),
+        introspection_endpoint: format!("{issuer}/v1/introspect"),
+        introspection_endpoint_auth_methods_supported: ["Bearer"],
         issuer,
         authorization_endpoint: "urn:assay:no-authorization-endpoint",
         response_types_supported: ["id_token"],

@@ -1,8 +1,10 @@
-//! What relying parties read, without credentials: what they need to verify certificates and grant tokens offline.
+//! What relying parties read, without credentials: what they need to verify certificates and grant tokens offline. And,
+//! with an API key, what a grant token is worth now.
 
 mod authority;
 mod discovery;
 mod health;
+mod introspection;
 mod openapi;
 
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::services::Services;
 
 pub(super) use health::router as health;
+pub(super) use introspection::router as introspection;
 pub(super) use openapi::Published;
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {

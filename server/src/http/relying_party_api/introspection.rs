@@ -1,0 +1,73 @@
+//! `/v1/introspect` (RFC 7662): a live answer for a grant token, for relying parties that do not want to wait for its end.
+
+use std::sync::Arc;
+
+use assay_protocol::Problem;
+use axum::{Json, extract::State, http::header, response::IntoResponse};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{
+    authority::GrantClaims,
+    http::{
+        authentication::{Authorized, RelyingParty},
+        extract::Form,
+        operation::routes,
+        problem::{ApiProblem, ApiResult},
+    },
+    introspection::introspect,
+    services::Services,
+};
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+pub(in crate::http) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new().routes(routes!(token))
+}
+
+/// What is asked. Other parameters, such as `token_type_hint`, are ignored.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes the form, which is read parameter by parameter")]
+struct IntrospectionRequest {
+    /// The grant token.
+    token: String,
+}
+
+/// `{"active": false}` and nothing else, or everything that the token still says.
+#[derive(Serialize, ToSchema)]
+struct Introspection {
+    /// Whether the token grants something now.
+    active: bool,
+    /// `Bearer`, for an active one; `cnf` says which key whoever presents it should prove.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_type: Option<&'static str>,
+    /// With no permission that is not granted any more, and the machine's assurance now.
+    #[serde(flatten)]
+    claims: Option<GrantClaims>,
+}
+
+/// Say what a grant token is worth now: what a check-in would give the machine at this moment.
+#[utoipa::path(
+    post, path = "/v1/introspect", tag = "Relying parties", security(("api_key" = [])),
+    request_body(content = IntrospectionRequest, content_type = FORM),
+    responses((status = 200, body = Introspection), (status = "4XX", body = Problem)),
+)]
+async fn token(
+    _caller: Authorized<RelyingParty>,
+    State(services): State<Arc<Services>>,
+    Form(parameters): Form,
+) -> ApiResult<impl IntoResponse> {
+    let mut tokens = parameters.iter().filter(|(name, _)| name == "token");
+    let (Some((_, token)), None) = (tokens.next(), tokens.next()) else {
+        return Err(ApiProblem::malformed("the form has to hold the parameter token once"));
+    };
+    let claims = introspect(&services, token).await?;
+    let introspection = Introspection {
+        active: claims.is_some(),
+        token_type: claims.as_ref().map(|_| "Bearer"),
+        claims,
+    };
+    // What it says may be otherwise a moment later.
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(introspection)))
+}
