@@ -16,6 +16,7 @@ use crate::{
     clock::Clock,
     config::{Config, Tls},
     database::{Database, DatabaseError},
+    enrollment::expiry,
     founding::{self, Founded, FoundingError},
     http::{self, Peers},
     lifecycle::{self, ConnectionLimits},
@@ -199,6 +200,7 @@ impl Started {
         }
         background.spawn(forget_idle_callers(Arc::clone(&services), shutdown.clone()));
         background.spawn(sealing::run_sealer(Arc::clone(&services), shutdown.clone()));
+        background.spawn(expiry::run(Arc::clone(&services), shutdown.clone()));
         let (metrics, pool) = (Arc::clone(&services.metrics), services.store.pool().clone());
         let sample = move |metrics: &Metrics| metrics.pool.sampled(pool.size(), pool.num_idle());
         background.spawn(listener::serve_metrics(telemetry, metrics, sample, shutdown.clone()));

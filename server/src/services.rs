@@ -10,7 +10,7 @@ use crate::{
     authority::Authority,
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
-    config::{Config, Reenrollment},
+    config::{Config, Reenrollment, WithoutToken},
     rate_limits::RateLimits,
     store::Store,
     telemetry::Metrics,
@@ -45,6 +45,11 @@ pub(crate) struct Policy {
     pub(crate) check_in_interval: Duration,
     pub(crate) grants_ttl: Duration,
     pub(crate) reenrollment: Reenrollment,
+    pub(crate) without_token: WithoutToken,
+    /// How many machines without a token may wait at once.
+    pub(crate) without_token_limit: u32,
+    /// How long a request waits for an administrator.
+    pub(crate) pending_ttl: Duration,
 }
 
 impl Policy {
@@ -60,6 +65,9 @@ impl Policy {
             check_in_interval: duration(config.check_in.interval),
             grants_ttl: duration(config.grants.ttl),
             reenrollment: config.enrollment.reenrollment,
+            without_token: config.enrollment.without_token,
+            without_token_limit: config.enrollment.without_token_limit,
+            pending_ttl: duration(config.enrollment.pending_ttl),
         }
     }
 }

@@ -11,7 +11,7 @@ pub mod key;
 pub mod machine;
 mod object;
 pub mod problem;
-mod text;
+pub mod text;
 
 pub use csr::{Csr, UnverifiedCsr};
 pub use evidence::{Evidence, EvidenceClaims, Purpose, UnverifiedEvidence};

@@ -141,6 +141,19 @@ pub struct Problem {
     /// Names this request in the server's log.
     #[serde(default)]
     pub request_id: String,
+    /// What was wrong with a file, row by row, as far as it is told; absent for everything else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<LineError>,
+}
+
+/// What is wrong with one row of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LineError {
+    /// The line where the row begins, from 1.
+    pub line: u64,
+    /// What is wrong.
+    pub detail: String,
 }
 
 impl Problem {
@@ -153,6 +166,7 @@ impl Problem {
             status: kind.status(),
             detail,
             request_id,
+            errors: Vec::new(),
         }
     }
 
@@ -224,6 +238,7 @@ mod tests {
             status,
             detail: String::new(),
             request_id: String::new(),
+            errors: Vec::new(),
         };
         assert_eq!(problem(503).retry(), Retry::After);
         assert_eq!(problem(429).retry(), Retry::After);

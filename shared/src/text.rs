@@ -6,41 +6,58 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 /// The longest text that a machine may claim about itself, in bytes.
 const LONGEST_CLAIM: usize = 256;
 
-/// Reads an optional text; blank is the same as absent, since a blank serial number identifies nobody.
-///
-/// Control characters are refused: a NUL cannot be stored, a newline forges log lines, an escape rewrites terminals.
+/// Why a text cannot be a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// It is longer than any.
+    #[error("a text is longer than {LONGEST_CLAIM} bytes")]
+    TooLong,
+    /// It could forge a line of a log, or another text.
+    #[error("a text holds a control character")]
+    ControlCharacter,
+    /// It could look like another.
+    #[error("a serial number or hardware UUID is not printable ASCII")]
+    NotPrintableAscii,
+}
+
+/// Reads an optional text.
 pub(crate) fn optional_claim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let Some(text) = Option::<String>::deserialize(deserializer)? else {
-        return Ok(None);
-    };
+    let text = Option::<String>::deserialize(deserializer)?;
+    let claim = text.as_deref().map(claim).transpose().map_err(D::Error::custom)?;
+    Ok(claim.flatten().map(str::to_owned))
+}
+
+/// Reads an optional name of a piece of hardware.
+pub(crate) fn optional_hardware_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    let id = text.as_deref().map(hardware_id).transpose().map_err(D::Error::custom)?;
+    Ok(id.flatten().map(str::to_owned))
+}
+
+/// A text that names a piece of hardware, as machines claim it and as it is kept: trimmed, and `None` where it is blank.
+/// Printable ASCII, so that no two of them look alike on a screen.
+pub fn hardware_id(text: &str) -> Result<Option<&str>, ClaimError> {
+    let id = claim(text)?;
+    if id.is_some_and(|id| !id.chars().all(|character| matches!(character, ' '..='~'))) {
+        return Err(ClaimError::NotPrintableAscii);
+    }
+    Ok(id)
+}
+
+/// Blank is the same as absent, since a blank serial number identifies nobody. Control characters are refused: a NUL
+/// cannot be stored, a newline forges log lines, an escape rewrites terminals.
+fn claim(text: &str) -> Result<Option<&str>, ClaimError> {
     if text.len() > LONGEST_CLAIM {
-        return Err(D::Error::custom(format_args!(
-            "a text is longer than {LONGEST_CLAIM} bytes"
-        )));
+        return Err(ClaimError::TooLong);
     }
     if text
         .chars()
         .any(|character| character.is_control() || turns_text(character))
     {
-        return Err(D::Error::custom("a text holds a control character"));
+        return Err(ClaimError::ControlCharacter);
     }
     let trimmed = text.trim();
-    Ok((!trimmed.is_empty()).then(|| trimmed.to_owned()))
-}
-
-/// Reads what names a piece of hardware: printable ASCII, so that no two of them look alike on a screen.
-pub(crate) fn optional_hardware_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let id = optional_claim(deserializer)?;
-    if id
-        .iter()
-        .flat_map(|id| id.chars())
-        .any(|character| !matches!(character, ' '..='~'))
-    {
-        return Err(D::Error::custom(
-            "a serial number or hardware UUID is not printable ASCII",
-        ));
-    }
-    Ok(id)
+    Ok((!trimmed.is_empty()).then_some(trimmed))
 }
 
 /// Whether a character changes the direction of the text around it, which makes one name look like another.

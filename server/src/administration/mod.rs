@@ -3,6 +3,7 @@
 pub(crate) mod api_keys;
 pub(crate) mod enrollment_tokens;
 pub(crate) mod grants;
+pub(crate) mod inventory;
 pub(crate) mod machines;
 pub(crate) mod permissions;
 pub(crate) mod reason;

@@ -1,5 +1,5 @@
-//! Public keys by thumbprint, in memory. What is kept here never changes; whether the key still serves, the database
-//! decides at each check-in.
+//! Public keys by thumbprint, in memory. What is kept here never changes: a key that waits is not kept. Whether a key
+//! still serves, the database decides at each check-in.
 
 use std::sync::Arc;
 
@@ -37,14 +37,16 @@ impl KeyCache {
             return Ok(Some(found));
         }
         let mut connection = store.connection().await?;
-        let Some((machine_id, public_key)) = machine_keys::find_public_key(&mut connection, key).await? else {
+        let Some(owned) = machine_keys::find_public_key(&mut connection, key).await? else {
             return Ok(None);
         };
         let found = KeyLookup {
-            machine_id,
-            public_key: Arc::new(public_key),
+            machine_id: owned.machine_id,
+            public_key: Arc::new(owned.public_key),
         };
-        self.keys.insert(key, found.clone());
+        if !owned.may_change {
+            self.keys.insert(key, found.clone());
+        }
         Ok(Some(found))
     }
 }

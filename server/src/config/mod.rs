@@ -146,8 +146,23 @@ pub struct Grants {
 /// Who becomes a machine.
 #[derive(Clone, Debug)]
 pub struct Enrollment {
+    /// What happens to a machine that brings no token.
+    pub without_token: WithoutToken,
+    /// How many machines without a token may wait at once.
+    pub without_token_limit: u32,
+    /// How long a request waits for an administrator.
+    pub pending_ttl: Duration,
     /// What happens to a new key for a known serial number when no token allows it.
     pub reenrollment: Reenrollment,
+}
+
+/// The answer to a machine that brings no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithoutToken {
+    /// `enrollment-token-invalid`.
+    Refuse,
+    /// An administrator decides.
+    Pending,
 }
 
 /// The answer to a new key for a known serial number.
@@ -344,8 +359,18 @@ impl Tls {
 
 impl Enrollment {
     fn read(settings: &mut Settings) -> Self {
+        let without_token = [("refuse", WithoutToken::Refuse), ("pending", WithoutToken::Pending)];
         let words = [("pending", Reenrollment::Pending), ("refuse", Reenrollment::Refuse)];
         Self {
+            without_token: settings
+                .word("enrollment.without_token", &without_token)
+                .unwrap_or(WithoutToken::Refuse),
+            without_token_limit: settings
+                .number("enrollment.without_token_limit", 1..=1_000_000)
+                .unwrap_or(1000),
+            pending_ttl: settings
+                .duration("enrollment.pending_ttl", MINUTE..=366 * DAY)
+                .unwrap_or(7 * DAY),
             reenrollment: settings
                 .word("enrollment.reenrollment", &words)
                 .unwrap_or(Reenrollment::Pending),
@@ -438,6 +463,8 @@ mod tests {
         assert_eq!(config.check_in.interval, Duration::from_secs(300));
         assert_eq!(config.grants.ttl, Duration::from_secs(600));
         assert_eq!(config.enrollment.reenrollment, Reenrollment::Pending);
+        assert_eq!(config.enrollment.without_token, WithoutToken::Refuse);
+        assert_eq!(config.enrollment.pending_ttl, 7 * DAY);
         let limits = &config.rate_limit;
         let limits = [
             limits.machine_per_minute,

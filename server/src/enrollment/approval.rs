@@ -1,28 +1,24 @@
 //! What an administrator decides on a key that waits: it becomes a machine's key, or it never does.
 
-use assay_protocol::{
-    admin_api::{
-        enrollments::{Enrollment, EnrollmentKind, EnrollmentStatus},
-        machines::Machine,
-    },
-    machine::{Assurance, MachineStatus},
+use assay_protocol::admin_api::{
+    audit::Actor,
+    enrollments::{Enrollment, EnrollmentKind, EnrollmentStatus},
+    machines::Machine,
 };
-use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
+use super::{
+    effects::{carry_out, hold},
+    expiry,
+};
 use crate::{
-    administration::{
-        reason::{NoReason, Reason},
-        standing,
-    },
+    administration::reason::{NoReason, Reason},
     audit::{Change, Origin},
     machines::record,
     services::Services,
-    store::{self, AsStoreError, StoreError, Transaction, enrollments::ClaimedEnrollment},
+    store::{self, AsStoreError, StoreError, Transaction},
 };
-
-/// The reason of RFC 5280 for the certificates of a key that another one replaces.
-const SUPERSEDED: &str = "superseded";
 
 /// Why nothing was decided.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +31,12 @@ pub(crate) enum ApprovalError {
     UnknownMachine,
     #[error("nothing of this machine waits for a decision")]
     NothingPending,
-    #[error("the enrollment was approved before")]
-    Approved,
-    #[error("the enrollment was denied before, and a denied key stays denied")]
-    Denied,
+    #[error("several keys wait to take this machine's record over: decide on each by its enrollment's id")]
+    SeveralPending,
+    #[error("{0}")]
+    DecidedBefore(String),
+    #[error("the enrollment expired at {0}: the machine has to ask anew")]
+    Expired(OffsetDateTime),
     #[error("the machine's record was deleted")]
     MachineDeleted,
     #[error("the machine is pending no more")]
@@ -92,14 +90,14 @@ impl Decision {
         Reason::parse(reason).map(Self::Deny)
     }
 
-    fn status(&self) -> EnrollmentStatus {
+    pub(super) fn status(&self) -> EnrollmentStatus {
         match self {
             Self::Approve(_) => EnrollmentStatus::Approved,
             Self::Deny(_) => EnrollmentStatus::Denied,
         }
     }
 
-    fn reason(&self) -> Option<&str> {
+    pub(super) fn reason(&self) -> Option<&str> {
         match self {
             Self::Approve(reason) => reason.as_ref().map(Reason::as_str),
             Self::Deny(reason) => Some(reason.as_str()),
@@ -115,6 +113,12 @@ pub(crate) async fn list(
     rows: i64,
 ) -> Result<Vec<Enrollment>, ApprovalError> {
     Ok(store::enrollments::list(&mut *services.store.connection().await?, status, after, rows).await?)
+}
+
+/// One enrollment.
+pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Enrollment, ApprovalError> {
+    let found = store::enrollments::find(&mut *services.store.connection().await?, id).await?;
+    Ok(found.ok_or(ApprovalError::Unknown)?.enrollment)
 }
 
 /// Decides an enrollment. The same decision again changes nothing; the other one is refused.
@@ -134,7 +138,7 @@ pub(crate) async fn decide(
         .await
 }
 
-/// Decides what waits of a machine: its first enrollment, else the newest that would take its record over.
+/// Decides what waits of a machine: its first enrollment, else the one that would take its record over.
 pub(crate) async fn decide_of_machine(
     services: &Services,
     origin: &Origin,
@@ -161,16 +165,15 @@ async fn decide_once(
     decision: &Decision,
 ) -> Result<Enrollment, ApprovalError> {
     let found = store::enrollments::find(tx, id).await?.ok_or(ApprovalError::Unknown)?;
-    let machine = record::hold(tx, services, found.enrollment.machine_id).await?;
+    let held = hold(tx, services, found.enrollment.machine_id).await?;
     let before = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;
     match before.enrollment.status {
-        EnrollmentStatus::Pending => {}
+        EnrollmentStatus::Pending => demand_in_time(services, &before.enrollment)?,
         status if status == decision.status() => return Ok(before.enrollment),
-        EnrollmentStatus::Approved => return Err(ApprovalError::Approved),
-        EnrollmentStatus::Denied => return Err(ApprovalError::Denied),
+        _ => return Err(decided_before(&before.enrollment)),
     }
-    let machine = machine.ok_or(ApprovalError::MachineDeleted)?;
-    carry_out(tx, services, origin, &machine, &before, decision).await?;
+    let held = held.ok_or(ApprovalError::MachineDeleted)?;
+    carry_out(tx, services, origin, &held, &before, decision).await?;
     let after = store::enrollments::find(tx, id).await?.ok_or(ApprovalError::Unknown)?;
     let action = match decision {
         Decision::Approve(_) => "enrollment.approve",
@@ -191,133 +194,81 @@ async fn decide_of_machine_once(
     machine_id: Uuid,
     decision: &Decision,
 ) -> Result<Machine, ApprovalError> {
-    let before = record::hold(tx, services, machine_id)
+    let held = hold(tx, services, machine_id)
         .await?
         .ok_or(ApprovalError::UnknownMachine)?;
-    let Some(id) = store::enrollments::pending_of_machine(tx, machine_id).await? else {
+    let before = &held.machine;
+    let Some(id) = only_pending(tx, services, machine_id).await? else {
         // The answer to the same decision may have been lost.
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
         return if last == Some(decision.status()) {
-            Ok(before)
+            Ok(held.machine)
         } else {
             Err(ApprovalError::NothingPending)
         };
     };
     let enrollment = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;
-    carry_out(tx, services, origin, &before, &enrollment, decision).await?;
+    carry_out(tx, services, origin, &held, &enrollment, decision).await?;
     let action = match decision {
         Decision::Approve(_) => "machine.approve",
         Decision::Deny(_) => "machine.deny",
     };
     let change = Change::new(action, "machine", machine_id).reason(decision.reason());
-    Ok(record::audit(tx, services, origin, change, &before).await?)
+    Ok(record::audit(tx, services, origin, change, before).await?)
 }
 
-/// Does what was decided on an enrollment that waits, with its machine held.
-async fn carry_out(
+/// The enrollment that a decision on a machine is meant for. Where several keys ask for one record, no decision that
+/// names only the machine is meant for one of them: the newest may be a stranger's, made to slip in.
+async fn only_pending(
     tx: &mut Transaction,
     services: &Services,
-    origin: &Origin,
-    machine: &Machine,
-    waiting: &ClaimedEnrollment,
-    decision: &Decision,
-) -> Result<(), ApprovalError> {
-    let (id, now) = (waiting.enrollment.id, services.clock.now());
-    let (status, by) = (decision.status(), &origin.actor);
-    store::enrollments::decide(tx, id, status, by, decision.reason(), now).await?;
-    match (decision, waiting.enrollment.kind) {
-        (Decision::Approve(_), EnrollmentKind::Enrollment) => {
-            admit(tx, services, machine, waiting, decision.reason()).await
-        }
-        (Decision::Approve(_), EnrollmentKind::ReEnrollment) => {
-            replace_key(tx, services, machine, waiting, decision.reason()).await
-        }
-        (Decision::Deny(reason), _) => deny(tx, services, origin, machine, waiting, reason.as_str()).await,
-    }
-}
-
-async fn admit(
-    tx: &mut Transaction,
-    services: &Services,
-    machine: &Machine,
-    waiting: &ClaimedEnrollment,
-    reason: Option<&str>,
-) -> Result<(), ApprovalError> {
-    if machine.status != MachineStatus::Pending {
-        return Err(ApprovalError::NotPending);
-    }
-    demand_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
-    store::machine_records::set_status(tx, machine.id, MachineStatus::Active, reason).await?;
-    let assurance = machine.assurance.max(Assurance::Verified);
-    store::machines::set_assurance(tx, machine.id, assurance).await?;
-    store::machine_presence::set_admitted(tx, machine.id, true).await?;
-    store::machine_keys::make_current(tx, waiting.enrollment.key.thumbprint).await?;
-    let detail = json!({ "enrollment_id": waiting.enrollment.id, "reason": reason });
-    store::events::insert(tx, services.clock.as_ref(), machine.id, "machine.approved", detail).await?;
-    Ok(())
-}
-
-/// The record stays, with its labels and history; the old key and its certificates serve no more.
-async fn replace_key(
-    tx: &mut Transaction,
-    services: &Services,
-    machine: &Machine,
-    waiting: &ClaimedEnrollment,
-    reason: Option<&str>,
-) -> Result<(), ApprovalError> {
-    let (id, key, claims, now) = (
-        machine.id,
-        waiting.enrollment.key.thumbprint,
-        &waiting.claims,
-        services.clock.now(),
-    );
-    demand_free_serial_number(tx, id, machine.serial_number.as_deref()).await?;
-    let created_at = store::machine_keys::created_at(tx, key).await?.unwrap_or(now);
-    let digest = claims.digest().map_err(ApprovalError::Claims)?;
-    store::machine_presence::replace_key(tx, id, key, digest).await?;
-    store::machine_keys::supersede_all(tx, id, now).await?;
-    store::machine_keys::make_current(tx, key).await?;
-    store::certificates::revoke_all(tx, id, SUPERSEDED, now).await?;
-    store::machine_records::replace_key(tx, id, key, claims, Assurance::Verified, created_at).await?;
-    store::machine_records::set_status(tx, id, MachineStatus::Active, reason).await?;
-    let detail = json!({
-        "enrollment_id": waiting.enrollment.id,
-        "before": { "key": machine.key.thumbprint, "status": machine.status, "assurance": machine.assurance },
-        "after": { "key": key },
-        "reason": reason,
-    });
-    store::events::insert(tx, services.clock.as_ref(), id, "machine.re-enrolled", detail).await?;
-    Ok(())
-}
-
-async fn deny(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    machine: &Machine,
-    waiting: &ClaimedEnrollment,
-    reason: &str,
-) -> Result<(), ApprovalError> {
-    let key = waiting.enrollment.key.thumbprint;
-    store::machine_keys::deny(tx, key, reason, services.clock.now()).await?;
-    let detail = json!({ "enrollment_id": waiting.enrollment.id, "key": key, "reason": reason });
-    store::events::insert(tx, services.clock.as_ref(), machine.id, "enrollment.denied", detail).await?;
-    if waiting.enrollment.kind == EnrollmentKind::Enrollment && machine.status == MachineStatus::Pending {
-        standing::revoke_everything(tx, services, origin, machine.id, reason).await?;
-    }
-    Ok(())
-}
-
-async fn demand_free_serial_number(
-    tx: &mut Transaction,
     machine_id: Uuid,
-    serial_number: Option<&str>,
-) -> Result<(), ApprovalError> {
-    let Some(serial_number) = serial_number else {
-        return Ok(());
+) -> Result<Option<Uuid>, ApprovalError> {
+    let now = services.clock.now();
+    let waiting = store::enrollments::pending_of_machine(tx, machine_id, now, 2).await?;
+    let Some(first) = waiting.first() else {
+        return Ok(None);
     };
-    match store::machines::other_holder_of_serial_number(tx, serial_number, machine_id).await? {
-        Some(holder) => Err(ApprovalError::SerialNumberTaken(holder)),
-        None => Ok(()),
+    demand_in_time(services, first)?;
+    let others = waiting.iter().skip(1).any(|other| !expiry::is_overdue(other, now));
+    if others && first.kind == EnrollmentKind::ReEnrollment {
+        return Err(ApprovalError::SeveralPending);
     }
+    Ok(Some(first.id))
+}
+
+fn demand_in_time(services: &Services, enrollment: &Enrollment) -> Result<(), ApprovalError> {
+    match enrollment.expires_at {
+        Some(end) if expiry::is_overdue(enrollment, services.clock.now()) => Err(ApprovalError::Expired(end)),
+        _ => Ok(()),
+    }
+}
+
+/// Says what was decided, when, by whom and why, to whoever came to decide otherwise.
+fn decided_before(enrollment: &Enrollment) -> ApprovalError {
+    let at = enrollment.decided_at.and_then(|at| at.format(&Rfc3339).ok());
+    let what = match enrollment.status {
+        EnrollmentStatus::Denied => "was denied",
+        EnrollmentStatus::Expired => "expired",
+        EnrollmentStatus::Approved | EnrollmentStatus::Pending => "was approved",
+    };
+    let by = match &enrollment.decided_by {
+        Some(Actor { name: Some(name), .. }) => format!(" by {name}"),
+        Some(_) => String::new(),
+        None => " by its token".to_owned(),
+    };
+    let reason = enrollment
+        .reason
+        .iter()
+        .map(|reason| format!(": {reason}"))
+        .collect::<String>();
+    let rest = match enrollment.status {
+        EnrollmentStatus::Denied => "; a denied key stays denied",
+        EnrollmentStatus::Expired => "; the machine has to ask anew",
+        EnrollmentStatus::Approved | EnrollmentStatus::Pending => "",
+    };
+    ApprovalError::DecidedBefore(format!(
+        "the enrollment {what} at {}{by}{reason}{rest}",
+        at.unwrap_or_default()
+    ))
 }

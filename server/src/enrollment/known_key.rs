@@ -5,7 +5,7 @@ use assay_protocol::{
     agent_api::IssuedCertificate,
 };
 
-use super::{Applicant, Decided, EnrollError, certificate, token};
+use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
     machines::admission::{self, Attempt, Refusal},
     services::Services,
@@ -48,7 +48,7 @@ pub(super) async fn decide(
                 issued_now,
             }))
         }
-        Err(Refusal::Pending) => Ok(still_pending(tx, applicant, record).await?),
+        Err(Refusal::Pending) => still_pending(tx, services, applicant, record).await,
         Err(refusal) => Ok(Err(refusal)),
     }
 }
@@ -67,7 +67,8 @@ async fn current_certificate(
             return Ok((certificate::on_record(services, &current), false));
         }
         if applicant.now >= current.not_after + services.policy.renewal_grace {
-            token::spend(tx, applicant).await?;
+            let secret = applicant.token.ok_or(TokenRefusal::MissingForReturn)?;
+            token::spend(tx, applicant, secret).await?;
         }
     }
     let origin = applicant.origin(record.machine_id);
@@ -78,6 +79,7 @@ async fn current_certificate(
 
 async fn still_pending(
     tx: &mut Transaction,
+    services: &Services,
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
@@ -85,6 +87,9 @@ async fn still_pending(
     let Some(decision) = decision.filter(|decision| decision.status == EnrollmentStatus::Pending) else {
         return Ok(Err(Refusal::Pending));
     };
+    if applicant.token.is_none() {
+        applicant.charge_address(services)?;
+    }
     let machine_id = match decision.kind {
         EnrollmentKind::Enrollment => {
             machine_presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
@@ -96,5 +101,6 @@ async fn still_pending(
     Ok(Ok(Decided::Pending {
         enrollment_id: decision.id,
         machine_id,
+        waiting_since: decision.requested_at,
     }))
 }

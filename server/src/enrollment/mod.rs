@@ -2,10 +2,14 @@
 
 pub(crate) mod approval;
 mod certificate;
+mod effects;
+pub(crate) mod expiry;
 mod known_key;
 mod new_key;
 pub(crate) mod renewal;
 mod token;
+
+use std::net::IpAddr;
 
 use assay_protocol::{
     Csr, KeyThumbprint, UnverifiedCsr, UnverifiedEvidence,
@@ -26,13 +30,17 @@ use crate::{
     rate_limits::Exceeded,
     secrets::SecretHash,
     services::Services,
-    store::{AsStoreError, StoreError, Transaction, machine_keys},
+    store::{AsStoreError, StoreError, Transaction, enrollments, machine_keys},
 };
 
 /// A machine that was just enrolled has no grants yet, and so no reason to wait for the first.
 const FIRST_CHECK_IN_SECONDS: u64 = 1;
-/// How often an agent that waits for an administrator asks again.
-const PENDING_RETRY_SECONDS: u64 = 60;
+/// How often an agent that waits for an administrator asks again: at first often, as somebody may stand beside the machine
+/// and approve it, then ever less.
+const SHORTEST_PENDING_RETRY_SECONDS: u64 = 2;
+const LONGEST_PENDING_RETRY_SECONDS: u64 = 60;
+/// When a machine that found no room to wait without a token asks again: administrators decide in hours, not in seconds.
+pub(crate) const NO_ROOM_RETRY_SECONDS: u64 = 600;
 
 /// Why an enrollment is refused.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +53,17 @@ pub(crate) enum EnrollError {
     Nonce(#[from] NonceError),
     #[error(transparent)]
     Token(#[from] TokenRefusal),
+    #[error(
+        "the request of {requested_at} expired before an administrator decided it, and a new one is refused: {refusal}"
+    )]
+    Expired {
+        requested_at: OffsetDateTime,
+        refusal: TokenRefusal,
+    },
+    #[error(
+        "{limit} machines without an enrollment token wait for an administrator already, and no more may; one with a token need not wait for that"
+    )]
+    NoRoom { limit: u32 },
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error(
@@ -86,13 +105,21 @@ pub(crate) struct Answer {
     pub(crate) nonce_used: OffsetDateTime,
 }
 
+/// Where a call comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) request_id: String,
+    /// Unknown behind a proxy that does not tell.
+    pub(crate) address: Option<IpAddr>,
+}
+
 /// A key that asks, with everything about it that is verified, and what it claims.
 struct Applicant {
     csr: Csr,
     nonce: OffsetDateTime,
     claims: Claims,
     token: Option<SecretHash>,
-    request_id: String,
+    caller: Caller,
     now: OffsetDateTime,
 }
 
@@ -107,6 +134,7 @@ enum Decided {
     Pending {
         enrollment_id: Uuid,
         machine_id: Option<Uuid>,
+        waiting_since: OffsetDateTime,
     },
 }
 
@@ -116,17 +144,25 @@ impl Applicant {
     }
 
     fn origin(&self, machine_id: Uuid) -> Origin {
-        Origin::machine(machine_id, self.request_id.clone())
+        Origin::machine(machine_id, self.caller.request_id.clone())
+    }
+
+    /// Whoever brings no token has proved nothing but a key that it made itself, so that its address is charged.
+    fn charge_address(&self, services: &Services) -> Result<(), Exceeded> {
+        match self.caller.address {
+            Some(address) => services.rate_limits.charge_address(address),
+            None => Ok(()),
+        }
     }
 }
 
 /// Enrolls a key, or answers again for one that is enrolled.
 pub(crate) async fn enroll(
     services: &Services,
-    request_id: &str,
+    caller: Caller,
     request: &EnrollRequest,
 ) -> Result<Answer, EnrollError> {
-    let applicant = verify(services, request_id, request)?;
+    let applicant = verify(services, caller, request)?;
     let decided = services
         .store
         .tx("enroll", &(services, &applicant), |tx, &(services, applicant)| {
@@ -150,7 +186,7 @@ pub(crate) async fn enroll(
     })
 }
 
-fn verify(services: &Services, request_id: &str, request: &EnrollRequest) -> Result<Applicant, EnrollError> {
+fn verify(services: &Services, caller: Caller, request: &EnrollRequest) -> Result<Applicant, EnrollError> {
     let now = services.clock.now();
     let csr = UnverifiedCsr::from_pem(&request.csr)?.verify()?;
     let unverified = UnverifiedEvidence::parse(&request.evidence)?;
@@ -168,7 +204,7 @@ fn verify(services: &Services, request_id: &str, request: &EnrollRequest) -> Res
         nonce: nonce.order(),
         claims,
         token: request.token.as_deref().map(SecretHash::of),
-        request_id: request_id.to_owned(),
+        caller,
         now,
     })
 }
@@ -186,6 +222,7 @@ async fn decide(
     services: &Services,
     applicant: &Applicant,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
+    expiry::forget_if_overdue(tx, services, applicant).await?;
     if let Some(record) = machine_keys::find(tx, applicant.key()).await? {
         return known_key::decide(tx, services, applicant, &record).await;
     }
@@ -193,10 +230,29 @@ async fn decide(
         // Another call of this very key may have used the token up while this one waited for it.
         Err(EnrollError::Token(refusal)) => match machine_keys::find(tx, applicant.key()).await? {
             Some(record) => known_key::decide(tx, services, applicant, &record).await,
-            None => Err(refusal.into()),
+            None => Err(refused(tx, applicant, refusal).await?),
         },
         decided => decided.map(Ok),
     }
+}
+
+/// Tells a key that waited in vain what became of it, beside why it cannot ask anew.
+async fn refused(
+    tx: &mut Transaction,
+    applicant: &Applicant,
+    refusal: TokenRefusal,
+) -> Result<EnrollError, StoreError> {
+    let expired = enrollments::last_expired_of_key(tx, applicant.key()).await?;
+    Ok(match expired {
+        Some(requested_at) => EnrollError::Expired { requested_at, refusal },
+        None => refusal.into(),
+    })
+}
+
+/// A sixth of the time that it has waited.
+fn pending_retry_seconds(waiting_since: OffsetDateTime, now: OffsetDateTime) -> u64 {
+    let waited = u64::try_from((now - waiting_since).whole_seconds()).unwrap_or(0);
+    (waited / 6).clamp(SHORTEST_PENDING_RETRY_SECONDS, LONGEST_PENDING_RETRY_SECONDS)
 }
 
 fn answer(services: &Services, decided: Decided) -> Outcome {
@@ -204,11 +260,12 @@ fn answer(services: &Services, decided: Decided) -> Outcome {
         Decided::Pending {
             enrollment_id,
             machine_id,
+            waiting_since,
         } => Outcome::Pending(EnrollmentPending {
             enrollment_id,
             machine_id,
             status: MachineStatus::Pending,
-            retry_after_seconds: PENDING_RETRY_SECONDS,
+            retry_after_seconds: pending_retry_seconds(waiting_since, services.clock.now()),
         }),
         Decided::Active {
             machine_id,

@@ -10,33 +10,55 @@ use assay_protocol::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Applicant, Decided, EnrollError, certificate, token};
+use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
     audit::Change,
     clock,
-    config::Reenrollment,
+    config::{Reenrollment, WithoutToken},
+    machines::{assurance::Grounds, labels::Labels},
     services::Services,
     store::{
         self, Transaction, audit_entries, certificates,
+        duties::{self, Duty},
         enrollments::{self, NewEnrollment},
-        events,
+        events, inventory,
         machine_keys::{self, KeyStatus},
         machine_presence,
         machine_records::{self, Identity, NewMachine},
     },
 };
 
-/// Decides by the token and by what is on record under the claimed serial number.
+/// What speaks for a key that asks.
+struct Backing {
+    /// None where none was brought, and none is demanded.
+    token: Option<EnrollmentToken>,
+    grounds: Grounds,
+    /// What a new machine gets: the token's labels, and of the inventory's those that the token does not set. The token
+    /// was handed out; that this is the machine of the inventory is its own word.
+    labels: Labels,
+}
+
+impl Backing {
+    /// Whether an administrator has to look at it.
+    fn waits(&self) -> bool {
+        self.token
+            .as_ref()
+            .is_none_or(|token| token.approval == Approval::Manual)
+    }
+
+    /// Whether the token speaks for the owner of this serial number, and gives its record to a new key.
+    fn allows_to_replace(&self) -> bool {
+        self.grounds.token.is_some() && self.token.as_ref().is_some_and(|token| token.allow_reenrollment)
+    }
+}
+
+/// Decides by the token, by the inventory, and by what is on record under the claimed serial number.
 pub(super) async fn decide(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
 ) -> Result<Decided, EnrollError> {
-    let token = token::spend(tx, applicant).await?;
-    // Only now: before the token was looked at, anybody could use up what this serial number is allowed.
-    if let Some(serial_number) = &applicant.claims.machine.serial_number {
-        services.rate_limits.charge_serial_number(serial_number)?;
-    }
+    let backing = backing(tx, services, applicant).await?;
     let known = match &applicant.claims.machine.serial_number {
         Some(serial_number) => machine_records::find_by_serial_number(tx, serial_number).await?,
         None => None,
@@ -44,20 +66,65 @@ pub(super) async fn decide(
     // What is decided from here on holds until the commit: a revocation, a quarantine or a deletion that came first is
     // seen, and one that comes now waits.
     let Some(known) = hold(tx, known).await? else {
-        return new_machine(tx, services, applicant, &token).await;
+        return new_machine(tx, services, applicant, &backing).await;
     };
     // A token that names this serial number speaks for its owner, but not against an administrator who holds the
     // machine back.
-    let allowed = token.allow_reenrollment && token::names(&token, known.serial_number.as_deref());
-    if allowed && known.status == MachineStatus::Active && token.approval == Approval::Automatic {
-        return take_over(tx, services, applicant, &token, &known).await;
+    let allowed = backing.allows_to_replace();
+    if allowed && known.status == MachineStatus::Active && !backing.waits() {
+        return take_over(tx, services, applicant, &backing, &known).await;
     }
     if !allowed && services.policy.reenrollment == Reenrollment::Refuse {
         return Err(EnrollError::Exists {
             serial_number: known.serial_number.unwrap_or_default(),
         });
     }
-    wait_to_take_over(tx, services, applicant, &token, &known).await
+    wait_to_take_over(tx, services, applicant, &backing, &known).await
+}
+
+/// The token is held first, then the serial number's place in the inventory: a row that goes in this moment either has
+/// gone already, or goes after this enrollment and takes its ground away.
+async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<Backing, EnrollError> {
+    let serial_number = applicant.claims.machine.serial_number.as_deref();
+    let token = match (applicant.token, services.policy.without_token) {
+        (Some(secret), _) => Some(token::spend(tx, applicant, secret).await?),
+        (None, WithoutToken::Refuse) => return Err(TokenRefusal::Missing.into()),
+        (None, WithoutToken::Pending) => {
+            demand_room(tx, services, applicant).await?;
+            None
+        }
+    };
+    // Only what a token let in: otherwise anybody could use up what this serial number is allowed.
+    if let (Some(_), Some(serial_number)) = (&token, serial_number) {
+        services.rate_limits.charge_serial_number(serial_number)?;
+    }
+    let listed = match serial_number {
+        Some(serial_number) => inventory::hold(tx, serial_number).await?,
+        None => None,
+    };
+    let grounds = Grounds::of(token.as_ref(), serial_number, listed.is_some());
+    let mut labels = listed.unwrap_or_default();
+    labels.extend(token.iter().flat_map(|token| token.labels.clone()));
+    Ok(Backing { token, grounds, labels })
+}
+
+/// Strangers can make rows that somebody has to look at: so many at once, and no more.
+async fn demand_room(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<(), EnrollError> {
+    applicant.charge_address(services)?;
+    let limit = services.policy.without_token_limit;
+    let is_full = async |tx: &mut Transaction| {
+        let waiting = enrollments::count_waiting_without_token(tx, applicant.now).await?;
+        Ok::<_, EnrollError>(waiting >= i64::from(limit))
+    };
+    // Looked at without waiting first, so that a flood does not queue up for the refusal.
+    if is_full(tx).await? {
+        return Err(EnrollError::NoRoom { limit });
+    }
+    duties::wait_for(tx, Duty::WaitWithoutToken).await?;
+    if is_full(tx).await? {
+        return Err(EnrollError::NoRoom { limit });
+    }
+    Ok(())
 }
 
 /// Holds the machine that a serial number was found to belong to, and reads it again.
@@ -73,11 +140,10 @@ async fn new_machine(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
-    token: &EnrollmentToken,
+    backing: &Backing,
 ) -> Result<Decided, EnrollError> {
     let machine_id = clock::new_id(services.clock.as_ref());
-    let waits = token.approval == Approval::Manual;
-    let assurance = assurance(token, applicant);
+    let waits = backing.waits();
     let new = NewMachine {
         id: machine_id,
         status: if waits {
@@ -85,8 +151,8 @@ async fn new_machine(
         } else {
             MachineStatus::Active
         },
-        assurance,
-        labels: &token.labels,
+        grounds: backing.grounds,
+        labels: &backing.labels,
         key: applicant.key(),
         claims: &applicant.claims,
         now: applicant.now,
@@ -94,17 +160,18 @@ async fn new_machine(
     machine_records::insert(tx, &new).await?;
     let digest = applicant.claims.digest()?;
     machine_presence::insert(tx, machine_id, !waits, applicant.key(), digest, applicant.nonce).await?;
-    let enrollment_id = record(tx, services, applicant, token, machine_id, None, waits).await?;
+    let enrollment_id = record(tx, services, applicant, backing, machine_id, None, waits).await?;
     let what = ("machine.enroll", "machine.enrolled");
-    let labels = ("labels", json!(token.labels));
+    let labels = ("labels", json!(backing.labels));
     announce(tx, services, applicant, machine_id, what, Value::Null, labels).await?;
     if waits {
         return Ok(Decided::Pending {
             enrollment_id,
             machine_id: Some(machine_id),
+            waiting_since: applicant.now,
         });
     }
-    issue(tx, services, applicant, machine_id, assurance).await
+    issue(tx, services, applicant, machine_id, backing.grounds.assurance()).await
 }
 
 /// The new key replaces the old one under the same record, in one transaction.
@@ -112,25 +179,18 @@ async fn take_over(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
-    token: &EnrollmentToken,
+    backing: &Backing,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
     let digest = applicant.claims.digest()?;
     machine_keys::supersede_all(tx, known.id, applicant.now).await?;
     certificates::revoke_all(tx, known.id, "superseded", applicant.now).await?;
-    let assurance = Assurance::Verified;
-    machine_records::replace_key(
-        tx,
-        known.id,
-        applicant.key(),
-        &applicant.claims,
-        assurance,
-        applicant.now,
-    )
-    .await?;
+    let (grounds, assurance) = (backing.grounds, backing.grounds.assurance());
+    let (key, claims, now) = (applicant.key(), &applicant.claims, applicant.now);
+    machine_records::replace_key(tx, known.id, key, claims, grounds, now).await?;
     machine_presence::replace_key(tx, known.id, applicant.key(), digest).await?;
     machine_presence::use_nonce(tx, known.id, applicant.nonce).await?;
-    record(tx, services, applicant, token, known.id, Some(known), false).await?;
+    record(tx, services, applicant, backing, known.id, Some(known), false).await?;
     announce(
         tx,
         services,
@@ -148,10 +208,10 @@ async fn wait_to_take_over(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
-    token: &EnrollmentToken,
+    backing: &Backing,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
-    let enrollment_id = record(tx, services, applicant, token, known.id, Some(known), true).await?;
+    let enrollment_id = record(tx, services, applicant, backing, known.id, Some(known), true).await?;
     let detail = json!({"enrollment_id": enrollment_id, "key": applicant.key(), "previous_key": known.current_key});
     events::insert(
         tx,
@@ -166,6 +226,7 @@ async fn wait_to_take_over(
     Ok(Decided::Pending {
         enrollment_id,
         machine_id: None,
+        waiting_since: applicant.now,
     })
 }
 
@@ -174,7 +235,7 @@ async fn record(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
-    token: &EnrollmentToken,
+    backing: &Backing,
     machine_id: Uuid,
     replaces: Option<&Identity>,
     waits: bool,
@@ -197,9 +258,10 @@ async fn record(
         machine_id,
         key: applicant.key(),
         previous_key: replaces.map(|known| known.current_key),
-        token_id: token.id,
+        token_id: backing.token.as_ref().map(|token| token.id),
         claims: &applicant.claims,
         now: applicant.now,
+        expires_at: applicant.now.saturating_add(services.policy.pending_ttl),
     };
     enrollments::insert(tx, &new).await?;
     Ok(id)
@@ -241,14 +303,4 @@ async fn issue(
         certificate,
         issued_now: true,
     })
-}
-
-/// Only a token that names the serial number says more of it than the machine itself does.
-fn assurance(token: &EnrollmentToken, applicant: &Applicant) -> Assurance {
-    let serial_number = applicant.claims.machine.serial_number.as_deref();
-    if token::names(token, serial_number) {
-        Assurance::Verified
-    } else {
-        Assurance::Asserted
-    }
 }

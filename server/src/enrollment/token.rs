@@ -4,13 +4,21 @@ use assay_protocol::admin_api::enrollment_tokens::EnrollmentToken;
 use time::OffsetDateTime;
 
 use super::{Applicant, EnrollError};
-use crate::store::{Transaction, enrollment_tokens};
+use crate::{
+    machines::assurance::names,
+    secrets::SecretHash,
+    store::{Transaction, enrollment_tokens},
+};
 
 /// Why a token does not serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenRefusal {
     #[error("this server enrolls nobody without an enrollment token")]
     Missing,
+    #[error(
+        "the certificate expired longer ago than the renewal grace, so that it takes an enrollment token to come back"
+    )]
+    MissingForReturn,
     #[error("the enrollment token is unknown")]
     Unknown,
     #[error("the enrollment token is revoked")]
@@ -23,21 +31,18 @@ pub(crate) enum TokenRefusal {
     OtherSerialNumber,
 }
 
-/// Finds the applicant's token, holds it, and uses it once.
-pub(super) async fn spend(tx: &mut Transaction, applicant: &Applicant) -> Result<EnrollmentToken, EnrollError> {
-    let secret = applicant.token.ok_or(TokenRefusal::Missing)?;
+/// Finds a token by what the applicant brought, holds it, and uses it once.
+pub(super) async fn spend(
+    tx: &mut Transaction,
+    applicant: &Applicant,
+    secret: SecretHash,
+) -> Result<EnrollmentToken, EnrollError> {
     let token = enrollment_tokens::lock_by_secret(tx, secret)
         .await?
         .ok_or(TokenRefusal::Unknown)?;
     check(&token, applicant.claims.machine.serial_number.as_deref(), applicant.now)?;
     enrollment_tokens::count_use(tx, token.id).await?;
     Ok(token)
-}
-
-/// Whether a token is bound to this serial number, and so speaks for it.
-pub(super) fn names(token: &EnrollmentToken, serial_number: Option<&str>) -> bool {
-    let bound = token.serial_numbers.iter().flatten();
-    serial_number.is_some_and(|claimed| bound.into_iter().any(|serial_number| serial_number == claimed))
 }
 
 fn check(token: &EnrollmentToken, serial_number: Option<&str>, now: OffsetDateTime) -> Result<(), TokenRefusal> {

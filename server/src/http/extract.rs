@@ -4,8 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use assay_protocol::ProblemKind;
 use axum::{
-    RequestExt,
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody},
     extract::{FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, Request},
     http::{HeaderMap, header, request::Parts},
 };
@@ -18,16 +17,30 @@ use super::{deadline::Deadline, problem::ApiProblem};
 use crate::services::Services;
 
 /// The largest body of an agent's request, in bytes.
-pub(crate) const AGENT_BODY_LIMIT: BodyLimit = BodyLimit(64 * 1024);
+pub(crate) const AGENT_BODY_LIMIT: BodyLimit = BodyLimit {
+    bytes: 64 * 1024,
+    time: BODY_TIME,
+};
 /// The largest body of an administrator's request, in bytes.
-pub(crate) const ADMIN_BODY_LIMIT: BodyLimit = BodyLimit(1024 * 1024);
+pub(crate) const ADMIN_BODY_LIMIT: BodyLimit = BodyLimit {
+    bytes: 1024 * 1024,
+    time: BODY_TIME,
+};
+/// The largest inventory, at 110 kB a second.
+pub(crate) const INVENTORY_BODY_LIMIT: BodyLimit = BodyLimit {
+    bytes: 32 * 1024 * 1024,
+    time: Duration::from_mins(5),
+};
 
 /// How long a body may take to arrive: a megabyte at 35 kB a second.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
-/// How many bytes of body the routes below may be sent; an extension of the request.
+/// How many bytes of body the routes below may be sent, and within which time; an extension of the request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct BodyLimit(usize);
+pub(crate) struct BodyLimit {
+    bytes: usize,
+    time: Duration,
+}
 
 /// A JSON body.
 pub(crate) struct Json<T>(pub(crate) T);
@@ -128,21 +141,22 @@ fn demand_json(headers: &HeaderMap) -> Result<(), ApiProblem> {
     }
 }
 
-/// Without its parameters.
-fn media_type(headers: &HeaderMap) -> Option<String> {
+/// What a body says that it is, in lower case and without parameters.
+pub(crate) fn media_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-    Some(value.split(';').next()?.trim().to_ascii_lowercase())
+    let media_type = value.split(';').next()?;
+    Some(media_type.trim().to_ascii_lowercase())
 }
 
-async fn read_body(request: Request) -> Result<Bytes, ApiProblem> {
-    let BodyLimit(limit) = request.extensions().get().copied().unwrap_or(AGENT_BODY_LIMIT);
+/// The whole body, within the limits of its route.
+pub(crate) async fn read_body(request: Request) -> Result<Bytes, ApiProblem> {
+    let limit: BodyLimit = request.extensions().get().copied().unwrap_or(AGENT_BODY_LIMIT);
     let deadline = request.extensions().get::<Deadline>().cloned();
     if let Some(deadline) = &deadline {
-        deadline.allow(BODY_TIME + BODY_TIME);
+        deadline.allow(limit.time + BODY_TIME);
     }
-    let body: Body = request.with_limited_body().into_body();
-    let Ok(body) = timeout(BODY_TIME, Limited::new(body, limit).collect()).await else {
-        let seconds = BODY_TIME.as_secs();
+    let Ok(body) = timeout(limit.time, collect(request.into_body(), limit.bytes)).await else {
+        let seconds = limit.time.as_secs();
         return Err(ApiProblem::malformed(format!(
             "the body did not arrive within {seconds} s"
         )));
@@ -151,13 +165,25 @@ async fn read_body(request: Request) -> Result<Bytes, ApiProblem> {
         deadline.begin_work();
     }
     match body {
-        Ok(body) => Ok(body.to_bytes()),
+        Ok(body) => Ok(body),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(ApiProblem::new(
             ProblemKind::PayloadTooLarge,
-            format!("the body is larger than {limit} bytes"),
+            format!("the body is larger than {} bytes", limit.bytes),
         )),
         Err(_) => Err(ApiProblem::malformed("the body ended before it was complete")),
     }
+}
+
+/// In one piece from the start, where the length is known: collected and then joined, a body would be there twice.
+async fn collect(body: Body, limit: usize) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let expected = usize::try_from(body.size_hint().lower()).unwrap_or(limit).min(limit);
+    let (mut body, mut bytes) = (Limited::new(body, limit), Vec::with_capacity(expected));
+    while let Some(frame) = body.frame().await {
+        if let Ok(piece) = frame?.into_data() {
+            bytes.extend_from_slice(&piece);
+        }
+    }
+    Ok(bytes.into())
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiProblem> {

@@ -1,7 +1,10 @@
 //! Problems on the way out. A handler answers with an [`ApiProblem`]; the outermost layer writes the body, since only
 //! there the request id is known, and so axum's own refusals look the same.
 
-use assay_protocol::{Problem, ProblemKind, problem::MEDIA_TYPE};
+use assay_protocol::{
+    Problem, ProblemKind,
+    problem::{LineError, MEDIA_TYPE},
+};
 use axum::{
     body::Body,
     extract::Request,
@@ -24,6 +27,7 @@ pub(crate) struct ApiProblem {
     detail: String,
     retry_after_seconds: Option<u64>,
     nonce_after: Option<OffsetDateTime>,
+    errors: Vec<LineError>,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiProblem>;
@@ -40,6 +44,7 @@ impl ApiProblem {
             detail: detail.into(),
             retry_after_seconds: None,
             nonce_after: None,
+            errors: Vec::new(),
         }
     }
 
@@ -50,6 +55,12 @@ impl ApiProblem {
 
     pub(crate) fn nonce_after(mut self, last_nonce: OffsetDateTime) -> Self {
         self.nonce_after = Some(last_nonce);
+        self
+    }
+
+    /// Names what was wrong with a file, row by row.
+    pub(crate) fn errors(mut self, errors: Vec<LineError>) -> Self {
+        self.errors = errors;
         self
     }
 
@@ -124,7 +135,10 @@ pub(crate) async fn write_bodies(request_id: RequestId, request: Request, next: 
     let Some(problem) = response.extensions().get::<ApiProblem>() else {
         return response;
     };
-    let body = Problem::new(problem.kind, problem.detail.clone(), request_id.to_string());
+    let body = Problem {
+        errors: problem.errors.clone(),
+        ..Problem::new(problem.kind, problem.detail.clone(), request_id.to_string())
+    };
     let body = serde_json::to_vec(&body).unwrap_or_default();
     *response.body_mut() = Body::from(body);
     response.headers_mut().remove(header::CONTENT_LENGTH);

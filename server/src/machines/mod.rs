@@ -1,6 +1,7 @@
 //! The registry: machines, what they claim, who may act for them, and whether they are alive.
 
 pub(crate) mod admission;
+pub(crate) mod assurance;
 pub(crate) mod claims;
 pub(crate) mod labels;
 pub(crate) mod liveness;

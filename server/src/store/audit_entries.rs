@@ -75,26 +75,39 @@ pub(crate) async fn insert(
     origin: &Origin,
     change: Change,
 ) -> Result<(), StoreError> {
+    insert_all(connection, clock, origin, &[change]).await
+}
+
+/// Writes many entries of one origin, to be sealed later.
+pub(crate) async fn insert_all(
+    connection: &mut Connection,
+    clock: &dyn Clock,
+    origin: &Origin,
+    changes: &[Change],
+) -> Result<(), StoreError> {
+    let columns = Columns::of(clock, changes);
     sqlx::query!(
         "WITH entry AS (
-             INSERT INTO audit_entries (id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id,
-                                        request_id, reason, before, after)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+             INSERT INTO audit_entries (id, at, actor_kind, actor_id, actor_name, request_id, action, resource_kind,
+                                        resource_id, reason, before, after)
+             SELECT id, $1, $2, $3, $4, $5, action, resource_kind, resource_id, reason, before, after
+             FROM unnest($6::uuid[], $7::text[], $8::text[], $9::text[], $10::text[], $11::jsonb[], $12::jsonb[])
+                  AS given (id, action, resource_kind, resource_id, reason, before, after)
              RETURNING id
          )
          INSERT INTO audit_waiting (entry_id) SELECT id FROM entry",
-        clock::new_id(clock),
         clock.now(),
         text(&origin.actor.kind)?,
         origin.actor.id,
         origin.actor.name,
-        change.action,
-        change.resource.kind,
-        change.resource.id,
         origin.request_id,
-        change.reason,
-        change.before,
-        change.after,
+        &columns.ids,
+        &columns.actions as &[&str],
+        &columns.resource_kinds as &[&str],
+        &columns.resource_ids as &[&str],
+        &columns.reasons as &[Option<&str>],
+        &columns.before as &[Option<&Value>],
+        &columns.after as &[Option<&Value>],
     )
     .execute(connection)
     .await?;
@@ -166,4 +179,32 @@ pub(crate) async fn first_left_out(connection: &mut Connection) -> Result<Option
     )
     .fetch_one(connection)
     .await?)
+}
+
+/// Changes as `unnest` takes them, a column each.
+#[derive(Default)]
+struct Columns<'a> {
+    ids: Vec<Uuid>,
+    actions: Vec<&'a str>,
+    resource_kinds: Vec<&'a str>,
+    resource_ids: Vec<&'a str>,
+    reasons: Vec<Option<&'a str>>,
+    before: Vec<Option<&'a Value>>,
+    after: Vec<Option<&'a Value>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(clock: &dyn Clock, changes: &'a [Change]) -> Self {
+        let mut columns = Self::default();
+        for change in changes {
+            columns.ids.push(clock::new_id(clock));
+            columns.actions.push(change.action);
+            columns.resource_kinds.push(&change.resource.kind);
+            columns.resource_ids.push(&change.resource.id);
+            columns.reasons.push(change.reason.as_deref());
+            columns.before.push(change.before.as_ref());
+            columns.after.push(change.after.as_ref());
+        }
+        columns
+    }
 }

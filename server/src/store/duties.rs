@@ -12,6 +12,12 @@ pub(crate) enum Duty {
     SealAudit,
     /// Giving the server's role its privileges.
     GrantPrivileges,
+    /// Ending the requests that nobody decided in time.
+    ExpireEnrollments,
+    /// Letting a machine wait that brings no token: counted one after the other, so that the bound holds.
+    WaitWithoutToken,
+    /// Importing the inventory.
+    ImportInventory,
 }
 
 impl Duty {
@@ -22,6 +28,9 @@ impl Duty {
             Self::Found => 0x6173_7361_7901,
             Self::SealAudit => 0x0061_7373_6179_0001,
             Self::GrantPrivileges => 0x0061_7373_6179_0008,
+            Self::ExpireEnrollments => 0x0061_7373_6179_0501,
+            Self::WaitWithoutToken => 0x0061_7373_6179_0502,
+            Self::ImportInventory => 0x0061_7373_6179_0503,
         }
     }
 }

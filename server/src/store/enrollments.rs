@@ -30,9 +30,11 @@ pub(crate) struct NewEnrollment<'a> {
     pub(crate) machine_id: Uuid,
     pub(crate) key: KeyThumbprint,
     pub(crate) previous_key: Option<KeyThumbprint>,
-    pub(crate) token_id: Uuid,
+    pub(crate) token_id: Option<Uuid>,
     pub(crate) claims: &'a Claims,
     pub(crate) now: OffsetDateTime,
+    /// Until when it can be decided, if it waits.
+    pub(crate) expires_at: OffsetDateTime,
 }
 
 /// What was decided on a key.
@@ -41,6 +43,9 @@ pub(crate) struct Decision {
     pub(crate) id: Uuid,
     pub(crate) kind: EnrollmentKind,
     pub(crate) status: EnrollmentStatus,
+    pub(crate) machine_id: Uuid,
+    pub(crate) requested_at: OffsetDateTime,
+    pub(crate) expires_at: OffsetDateTime,
 }
 
 struct Row {
@@ -52,7 +57,9 @@ struct Row {
     previous_key: Option<Vec<u8>>,
     token_id: Option<Uuid>,
     claims: Value,
+    in_inventory: bool,
     requested_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
     decided_at: Option<OffsetDateTime>,
     decided_by: Option<Value>,
     reason: Option<String>,
@@ -64,12 +71,16 @@ impl TryFrom<Row> for ClaimedEnrollment {
     fn try_from(row: Row) -> Result<Self, StoreError> {
         let claims: Claims = parse_json(row.claims)?;
         let previous_key = row.previous_key.as_deref().map(thumbprint).transpose()?;
+        let status = parse_text(&row.status)?;
         let enrollment = Enrollment {
             id: row.id,
             kind: parse_text(&row.kind)?,
-            status: parse_text(&row.status)?,
+            status,
             machine_id: row.machine_id,
             serial_number: claims.machine.serial_number.clone(),
+            in_inventory: row.in_inventory,
+            hardware_uuid: claims.machine.hardware_uuid.clone(),
+            model_identifier: claims.machine.model_identifier.clone(),
             hostname: claims.machine.hostname.clone(),
             key: EnrollmentKey {
                 thumbprint: thumbprint(&row.key_thumbprint)?,
@@ -78,6 +89,7 @@ impl TryFrom<Row> for ClaimedEnrollment {
             previous_key: previous_key.map(|thumbprint| PreviousKey { thumbprint }),
             token_id: row.token_id,
             requested_at: row.requested_at,
+            expires_at: (status == EnrollmentStatus::Pending).then_some(row.expires_at),
             decided_at: row.decided_at,
             decided_by: row.decided_by.map(parse_json).transpose()?,
             reason: row.reason,
@@ -91,9 +103,10 @@ macro_rules! select {
     ($condition:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
             Row,
-            "SELECT id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at,
-                    decided_by, reason
-             FROM enrollments " + $condition,
+            r#"SELECT id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims,
+                      EXISTS (SELECT FROM inventory WHERE inventory.serial_number = claims #>> '{machine,serial_number}') AS "in_inventory!",
+                      requested_at, expires_at, decided_at, decided_by, reason
+               FROM enrollments "# + $condition,
             $($argument),+
         )
     };
@@ -134,16 +147,69 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
-/// The enrollment that a decision on a machine is meant for: its first one, if that waits, else the newest that waits to
-/// take its record over.
+/// The enrollments that wait for a machine: those first that can still be decided, of these its own first, then the
+/// newest; no more than this many.
 pub(crate) async fn pending_of_machine(
     connection: &mut Connection,
     machine_id: Uuid,
-) -> Result<Option<Uuid>, StoreError> {
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<Vec<Enrollment>, StoreError> {
+    select!(
+        "WHERE machine_id = $1 AND status = 'pending'
+         ORDER BY expires_at > $2 DESC, kind = 'enrollment' DESC, id DESC LIMIT $3",
+        machine_id,
+        now,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
+    .collect()
+}
+
+/// How many wait without a token and can still be decided.
+pub(crate) async fn count_waiting_without_token(
+    connection: &mut Connection,
+    now: OffsetDateTime,
+) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
-        "SELECT id FROM enrollments WHERE machine_id = $1 AND status = 'pending'
-         ORDER BY kind = 'enrollment' DESC, id DESC LIMIT 1",
-        machine_id
+        r#"SELECT count(*) AS "count!" FROM enrollments WHERE status = 'pending' AND token_id IS NULL AND expires_at > $1"#,
+        now
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Enrollments that wait although their time is up, with their machines, in the order in which machines are held.
+pub(crate) async fn overdue(
+    connection: &mut Connection,
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<Vec<(Uuid, Uuid)>, StoreError> {
+    let rows = sqlx::query!(
+        "WITH overdue AS (
+             SELECT id, machine_id FROM enrollments WHERE status = 'pending' AND expires_at <= $1
+             ORDER BY expires_at LIMIT $2
+         )
+         SELECT id, machine_id FROM overdue ORDER BY machine_id, id",
+        now,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.machine_id)).collect())
+}
+
+/// When the newest request of this key was made that expired; `None` where none did.
+pub(crate) async fn last_expired_of_key(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+) -> Result<Option<OffsetDateTime>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT requested_at FROM enrollments WHERE key_thumbprint = $1 AND status = 'expired' ORDER BY id DESC LIMIT 1",
+        key.as_bytes()
     )
     .fetch_optional(connection)
     .await?)
@@ -208,8 +274,8 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewEnrollment<'_>)
     let decided_at = (new.status != EnrollmentStatus::Pending).then_some(new.now);
     sqlx::query!(
         "INSERT INTO enrollments
-            (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         new.id,
         text(&new.kind)?,
         text(&new.status)?,
@@ -220,6 +286,7 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewEnrollment<'_>)
         json(new.claims)?,
         new.now,
         decided_at,
+        new.expires_at,
     )
     .execute(connection)
     .await?;
@@ -247,13 +314,14 @@ pub(crate) async fn deny_first_of_machine(
     Ok(())
 }
 
-/// What was decided on this key.
+/// What was decided on this key, or is to be; not what expired.
 pub(crate) async fn find_decision(
     connection: &mut Connection,
     key: KeyThumbprint,
 ) -> Result<Option<Decision>, StoreError> {
     let row = sqlx::query!(
-        "SELECT id, kind, status FROM enrollments WHERE key_thumbprint = $1",
+        "SELECT id, kind, status, machine_id, requested_at, expires_at FROM enrollments
+         WHERE key_thumbprint = $1 AND status <> 'expired'",
         key.as_bytes()
     )
     .fetch_optional(connection)
@@ -263,6 +331,9 @@ pub(crate) async fn find_decision(
             id: row.id,
             kind: parse_text(&row.kind)?,
             status: parse_text(&row.status)?,
+            machine_id: row.machine_id,
+            requested_at: row.requested_at,
+            expires_at: row.expires_at,
         })
     })
     .transpose()

@@ -28,6 +28,30 @@ pub(crate) async fn insert(
     Ok(())
 }
 
+/// Writes one event of the same kind for each of these machines.
+pub(crate) async fn insert_all(
+    connection: &mut Connection,
+    clock: &dyn Clock,
+    kind: &str,
+    events: &[(Uuid, Value)],
+) -> Result<(), StoreError> {
+    let ids: Vec<Uuid> = events.iter().map(|_| clock::new_id(clock)).collect();
+    let (machine_ids, details): (Vec<Uuid>, Vec<Value>) = events.iter().cloned().unzip();
+    sqlx::query!(
+        "INSERT INTO events (id, at, machine_id, kind, detail)
+         SELECT id, $1, machine_id, $2, detail
+         FROM unnest($3::uuid[], $4::uuid[], $5::jsonb[]) AS given (id, machine_id, detail)",
+        clock.now(),
+        kind,
+        &ids,
+        &machine_ids,
+        &details
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// A page of a machine's events, the newest first, whether its record is there or deleted.
 pub(crate) async fn list_of_machine(
     connection: &mut Connection,

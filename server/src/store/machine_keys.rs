@@ -36,19 +36,31 @@ pub(crate) struct KeyRecord {
     pub(crate) status_reason: Option<String>,
 }
 
-/// The public key of this thumbprint and the machine that it belongs to; neither ever changes.
+/// A public key and the machine that it belongs to.
+pub(crate) struct OwnedKey {
+    pub(crate) machine_id: Uuid,
+    pub(crate) public_key: PublicKey,
+    /// Whether the machine can still become another: the request of a key that waits may expire, and be made anew.
+    pub(crate) may_change: bool,
+}
+
+/// The public key of this thumbprint and the machine that it belongs to.
 pub(crate) async fn find_public_key(
     connection: &mut Connection,
     key: KeyThumbprint,
-) -> Result<Option<(Uuid, PublicKey)>, StoreError> {
+) -> Result<Option<OwnedKey>, StoreError> {
     let row = sqlx::query!(
-        "SELECT machine_id, spki FROM machine_keys WHERE thumbprint = $1",
+        "SELECT machine_id, spki, status FROM machine_keys WHERE thumbprint = $1",
         key.as_bytes()
     )
     .fetch_optional(connection)
     .await?;
     row.map(|row| match PublicKey::from_spki_der(&row.spki) {
-        Ok(public_key) => Ok((row.machine_id, public_key)),
+        Ok(public_key) => Ok(OwnedKey {
+            machine_id: row.machine_id,
+            public_key,
+            may_change: parse_text::<KeyStatus>(&row.status)? == KeyStatus::Pending,
+        }),
         Err(_) => Err(StoreError::Corrupt(format!("the public key {key} is not readable"))),
     })
     .transpose()
@@ -169,6 +181,17 @@ pub(crate) async fn deny(
         key.as_bytes(),
         reason,
         at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Forgets a key that waited, so that it may ask anew.
+pub(crate) async fn forget(connection: &mut Connection, key: KeyThumbprint) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM machine_keys WHERE thumbprint = $1 AND status = 'pending'",
+        key.as_bytes()
     )
     .execute(connection)
     .await?;

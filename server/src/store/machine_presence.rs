@@ -251,6 +251,17 @@ pub(crate) async fn bump_record_version(connection: &mut Connection, machine_id:
     Ok(())
 }
 
+/// Makes what was evaluated for machines that are held stale.
+pub(crate) async fn bump_record_versions(connection: &mut Connection, machine_ids: &[Uuid]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = ANY ($1)",
+        machine_ids
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Makes another key the only one whose check-ins count, and lets them count.
 pub(crate) async fn replace_key(
     connection: &mut Connection,

@@ -10,14 +10,17 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
-use crate::{grants::evaluation::Subject, machines::claims::Claims};
+use crate::{
+    grants::evaluation::Subject,
+    machines::{assurance::Grounds, claims::Claims},
+};
 
 /// A new machine's record.
 #[derive(Debug)]
 pub(crate) struct NewMachine<'a> {
     pub(crate) id: Uuid,
     pub(crate) status: MachineStatus,
-    pub(crate) assurance: Assurance,
+    pub(crate) grounds: Grounds,
     pub(crate) labels: &'a BTreeMap<String, String>,
     pub(crate) key: KeyThumbprint,
     pub(crate) claims: &'a Claims,
@@ -68,11 +71,12 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) ->
     sqlx::query!(
         "INSERT INTO machines
             (id, status, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, claimed_posture,
-             current_key, key_store, key_accessibility, key_created_at, enrolled_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13)",
+             current_key, key_store, key_accessibility, key_created_at, enrolled_at, ground_token_id, ground_inventory,
+             ground_enrollment_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14, $15, $16)",
         new.id,
         text(&new.status)?,
-        text(&new.assurance)?,
+        text(&new.grounds.assurance())?,
         machine.serial_number,
         machine.hardware_uuid,
         machine.model_identifier,
@@ -83,6 +87,9 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) ->
         text(&key.store)?,
         key.accessibility.as_ref().map(text).transpose()?,
         new.now,
+        new.grounds.token,
+        new.grounds.inventory.as_ref().map(text).transpose()?,
+        new.grounds.approval,
     )
     .execute(connection)
     .await?;
@@ -184,17 +191,18 @@ pub(crate) async fn replace_key(
     id: Uuid,
     key: KeyThumbprint,
     claims: &Claims,
-    assurance: Assurance,
+    grounds: Grounds,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines
          SET status = 'active', status_reason = NULL, assurance = $2, hardware_uuid = $3, model_identifier = $4,
              hostname = $5, claimed_posture = $6, current_key = $7, key_store = $8, key_accessibility = $9,
-             key_created_at = $10, certificate_serial_number = NULL, verdict_reasons = NULL
+             key_created_at = $10, certificate_serial_number = NULL, verdict_reasons = NULL, ground_token_id = $11,
+             ground_inventory = $12, ground_enrollment_id = $13
          WHERE id = $1",
         id,
-        text(&assurance)?,
+        text(&grounds.assurance())?,
         claims.machine.hardware_uuid,
         claims.machine.model_identifier,
         claims.machine.hostname,
@@ -203,6 +211,9 @@ pub(crate) async fn replace_key(
         text(&claims.key.store)?,
         claims.key.accessibility.as_ref().map(text).transpose()?,
         now,
+        grounds.token,
+        grounds.inventory.as_ref().map(text).transpose()?,
+        grounds.approval,
     )
     .execute(connection)
     .await?;

@@ -8,8 +8,9 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, json, parse_json, parse_text, text};
+use super::{Connection, StoreError, json, machine_grounds, parse_json, parse_text, text};
 use crate::machines::{
+    assurance::Circumstances,
     labels::Labels,
     liveness::{LastCheckIns, LivenessBoundaries},
 };
@@ -27,6 +28,8 @@ pub(crate) struct MachineFilter {
     pub(crate) labels: Option<Labels>,
     /// A part of what identifies a machine, in any case.
     pub(crate) part: Option<String>,
+    /// Whether the inventory names their serial number.
+    pub(crate) in_inventory: Option<bool>,
 }
 
 struct Row {
@@ -34,7 +37,12 @@ struct Row {
     status: String,
     status_reason: Option<String>,
     assurance: String,
+    ground_token_id: Option<Uuid>,
+    ground_inventory: Option<String>,
+    ground_enrollment_id: Option<Uuid>,
     serial_number: Option<String>,
+    in_inventory: bool,
+    owner: Option<String>,
     hardware_uuid: Option<String>,
     model_identifier: Option<String>,
     hostname: Option<String>,
@@ -59,14 +67,16 @@ macro_rules! select {
     ($condition:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
             Row,
-            r#"SELECT machines.id, status, status_reason, assurance, machines.serial_number, hardware_uuid, model_identifier,
-                      hostname, labels, note, claimed_posture, machines.current_key, key_store, key_accessibility,
+            r#"SELECT machines.id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
+                      machines.serial_number, inventory.serial_number IS NOT NULL AS "in_inventory!", owner AS "owner?",
+                      hardware_uuid, model_identifier, hostname, machines.labels, note, claimed_posture, machines.current_key, key_store, key_accessibility,
                       key_created_at, verdict_reasons, enrolled_at, last_check_in_at, clock_skew_seconds,
                       certificates.serial_number AS "certificate_serial_number?",
                       certificates.not_before AS "not_before?", certificates.not_after AS "not_after?"
                FROM machines
                JOIN machine_presence ON machine_presence.machine_id = machines.id
-               LEFT JOIN certificates ON certificates.serial_number = machines.certificate_serial_number "#
+               LEFT JOIN certificates ON certificates.serial_number = machines.certificate_serial_number
+               LEFT JOIN inventory ON inventory.serial_number = machines.serial_number "#
                 + $condition,
             $($argument),+
         )
@@ -109,7 +119,7 @@ pub(crate) async fn list(
         r"WHERE ($1::uuid IS NULL OR machines.id > $1)
             AND ($2::text IS NULL OR status = $2)
             AND ($3::text IS NULL OR assurance = $3)
-            AND ($4::jsonb IS NULL OR labels @> $4)
+            AND ($4::jsonb IS NULL OR machines.labels @> $4)
             AND ($5::boolean IS NULL OR (last_check_in_at IS NULL) = $5)
             AND ($6::timestamptz IS NULL OR last_check_in_at >= $6)
             AND ($7::timestamptz IS NULL OR last_check_in_at < $7)
@@ -118,9 +128,10 @@ pub(crate) async fn list(
                  OR strpos(lower(hostname), lower($8)) > 0
                  OR strpos(machines.id::text, lower($8)) > 0
                  OR strpos(lower(translate(encode(machines.current_key, 'base64'), '+/=', '-_')), lower($8)) > 0
-                 OR EXISTS (SELECT FROM jsonb_each_text(labels) AS label
+                 OR EXISTS (SELECT FROM jsonb_each_text(machines.labels) AS label
                             WHERE strpos(lower(label.key), lower($8)) > 0 OR strpos(lower(label.value), lower($8)) > 0))
-          ORDER BY machines.id LIMIT $9",
+            AND ($9::boolean IS NULL OR (inventory.serial_number IS NOT NULL) = $9)
+          ORDER BY machines.id LIMIT $10",
         after,
         filter.status.as_ref().map(text).transpose()?,
         filter.assurance.as_ref().map(text).transpose()?,
@@ -129,6 +140,7 @@ pub(crate) async fn list(
         last_check_ins.and_then(|range| range.from),
         last_check_ins.and_then(|range| range.before),
         filter.part,
+        filter.in_inventory,
         limit,
     )
     .fetch_all(connection)
@@ -149,22 +161,6 @@ pub(crate) async fn other_holder_of_serial_number(
     )
     .fetch_optional(connection)
     .await?)
-}
-
-/// Sets what stands behind a machine's serial number.
-pub(crate) async fn set_assurance(
-    connection: &mut Connection,
-    id: Uuid,
-    assurance: Assurance,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "UPDATE machines SET assurance = $2 WHERE id = $1",
-        id,
-        text(&assurance)?
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Sets what people keep of a machine.
@@ -195,13 +191,27 @@ pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<(), 
 
 fn machine(row: Row, boundaries: &LivenessBoundaries) -> Result<Machine, StoreError> {
     let claimed: Posture = parse_json(row.claimed_posture)?;
+    let assurance = parse_text(&row.assurance)?;
+    let grounds = machine_grounds::parse(
+        row.ground_token_id,
+        row.ground_inventory.as_deref(),
+        row.ground_enrollment_id,
+    )?;
+    let assurance_reason = grounds.reason(Circumstances {
+        on_record: assurance,
+        has_serial_number: row.serial_number.is_some(),
+        is_in_inventory: row.in_inventory,
+    });
     Ok(Machine {
         id: row.id,
         status: parse_text(&row.status)?,
         status_reason: row.status_reason,
-        assurance: parse_text(&row.assurance)?,
+        assurance,
+        assurance_reason,
         liveness: boundaries.liveness(row.last_check_in_at),
         serial_number: row.serial_number,
+        in_inventory: row.in_inventory,
+        owner: row.owner,
         hardware_uuid: row.hardware_uuid,
         model_identifier: row.model_identifier,
         hostname: row.hostname,

@@ -9,6 +9,8 @@ pub(crate) mod enrollment_tokens;
 pub(crate) mod enrollments;
 pub(crate) mod events;
 pub(crate) mod grants;
+pub(crate) mod inventory;
+pub(crate) mod machine_grounds;
 pub(crate) mod machine_keys;
 pub(crate) mod machine_presence;
 pub(crate) mod machine_records;

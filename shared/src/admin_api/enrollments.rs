@@ -29,6 +29,8 @@ pub enum EnrollmentStatus {
     Approved,
     /// Kept out by an administrator; stays so for this key.
     Denied,
+    /// Nobody decided in time; the key may ask anew.
+    Expired,
 }
 
 /// A key, as an enrollment names it.
@@ -65,21 +67,30 @@ pub struct Enrollment {
     pub machine_id: Uuid,
     /// The serial number that the machine claims.
     pub serial_number: Option<String>,
+    /// Whether the inventory names that serial number now.
+    pub in_inventory: bool,
+    /// The hardware UUID that it claims.
+    pub hardware_uuid: Option<String>,
+    /// The model that it claims to be.
+    pub model_identifier: Option<String>,
     /// Its host name.
     pub hostname: Option<String>,
     /// The key that asks.
     pub key: EnrollmentKey,
     /// The key that it would replace.
     pub previous_key: Option<PreviousKey>,
-    /// The token that came along.
+    /// The token that came along; null where none did.
     pub token_id: Option<Uuid>,
     /// When it asked first.
     #[serde(with = "time::serde::rfc3339")]
     pub requested_at: OffsetDateTime,
-    /// When it was decided.
+    /// Until when it can be decided; null once it is.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// When it was decided, or expired.
     #[serde(with = "time::serde::rfc3339::option")]
     pub decided_at: Option<OffsetDateTime>,
-    /// Who decided; null where the token did.
+    /// Who decided; null where the token did. The server by itself, where it expired.
     pub decided_by: Option<Actor>,
     /// Why.
     pub reason: Option<String>,

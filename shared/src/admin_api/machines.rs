@@ -23,10 +23,16 @@ pub struct Machine {
     pub status_reason: Option<String>,
     /// What stands behind its serial number.
     pub assurance: Assurance,
+    /// Why it has this assurance and no more.
+    pub assurance_reason: String,
     /// How recently it checked in.
     pub liveness: Liveness,
     /// The serial number on record.
     pub serial_number: Option<String>,
+    /// Whether the inventory names that serial number now.
+    pub in_inventory: bool,
+    /// Whose machine it is, by the inventory.
+    pub owner: Option<String>,
     /// The hardware UUID on record.
     pub hardware_uuid: Option<String>,
     /// The model.

@@ -8,6 +8,7 @@ pub mod enrollment_tokens;
 pub mod enrollments;
 pub mod events;
 pub mod grants;
+pub mod inventory;
 pub mod machines;
 pub mod page;
 pub mod permissions;

@@ -51,6 +51,11 @@ async fn add(server: &InProcess, which: usize) -> Machine {
     let permission = server.post("/v1/admin/permissions", &permission).await.json();
     let grant = json!({"permission_id": permission["id"], "selector": {"all": true}});
     assert_eq!(server.post("/v1/admin/grants", &grant).await.status, 201);
+    let listed = json!({"items": [{"serial_number": format!("INVENTORY-{which:03}")}]});
+    let listed = server
+        .admin(Method::PUT, "/v1/admin/inventory?mode=merge")
+        .json(&listed);
+    assert_eq!(server.send(listed).await.status, 200);
     let key = json!({"name": format!("key {which}"), "role": "viewer"});
     assert_eq!(server.post("/v1/admin/api-keys", &key).await.status, 201);
     // An enrollment token, an enrollment, a machine and audit entries come with it.

@@ -72,6 +72,11 @@ const CALLERS: &[(&str, &str)] = &[
     ("POST /v1/admin/permissions", ADMIN),
     ("GET /v1/admin/permissions/{id}", VIEWER),
     ("DELETE /v1/admin/permissions/{id}", ADMIN),
+    ("GET /v1/admin/enrollments/{id}", VIEWER),
+    ("GET /v1/admin/inventory", VIEWER),
+    ("PUT /v1/admin/inventory", OPERATOR),
+    ("GET /v1/admin/inventory/{serial_number}", VIEWER),
+    ("DELETE /v1/admin/inventory/{serial_number}", OPERATOR),
 ];
 
 #[tokio::test]

@@ -29,6 +29,7 @@ use crate::{
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .routes(routes!(list))
+        .routes(routes!(find))
         .routes(routes!(approve))
         .routes(routes!(deny))
         .routes(routes!(approve_machine))
@@ -42,8 +43,9 @@ impl From<ApprovalError> for ApiProblem {
             ApprovalError::Unknown => Self::not_found("enrollment"),
             ApprovalError::UnknownMachine => Self::not_found("machine"),
             ApprovalError::NothingPending
-            | ApprovalError::Approved
-            | ApprovalError::Denied
+            | ApprovalError::SeveralPending
+            | ApprovalError::DecidedBefore(_)
+            | ApprovalError::Expired(_)
             | ApprovalError::MachineDeleted
             | ApprovalError::NotPending
             | ApprovalError::SerialNumberTaken(_)
@@ -81,6 +83,20 @@ async fn list(
     let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
     let found = approval::list(&services, parameters.status, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |enrollment| enrollment.id)))
+}
+
+/// Read an enrollment.
+#[utoipa::path(
+    get, path = "/v1/admin/enrollments/{id}", tag = "Enrollments", security(("api_key" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 200, body = Enrollment), (status = "4XX", body = Problem)),
+)]
+async fn find(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+) -> ApiResult<Json<Enrollment>> {
+    Ok(Json(approval::find(&services, id).await?))
 }
 
 /// Let a key in. Repeating it changes nothing.

@@ -69,6 +69,8 @@ struct MachineParameters {
     /// How recently they checked in.
     #[param(inline)]
     liveness: Option<Liveness>,
+    /// Whether the inventory names their serial number.
+    in_inventory: Option<bool>,
     /// A label that they have, as `key:value`.
     label: Option<String>,
     /// A part of the serial number, host name, id, a label or the key's thumbprint, in any case, without wildcards.
@@ -97,6 +99,7 @@ impl MachineParameters {
                 .map(|liveness| boundaries(services).last_check_ins(liveness)),
             labels: label.transpose()?.map(|label| [label].into()),
             part,
+            in_inventory: self.in_inventory,
         })
     }
 }

@@ -5,6 +5,7 @@ mod audit;
 mod enrollment_tokens;
 mod enrollments;
 mod grants;
+mod inventory;
 mod machines;
 mod permissions;
 mod standing;
@@ -22,6 +23,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(enrollment_tokens::router())
         .merge(enrollments::router())
         .merge(grants::router())
+        .merge(inventory::router())
         .merge(machines::router())
         .merge(permissions::router())
         .merge(standing::router())

@@ -16,10 +16,11 @@ use axum::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    enrollment::{self, EnrollError, Outcome},
+    enrollment::{self, Caller, EnrollError, NO_ROOM_RETRY_SECONDS, Outcome},
     http::{
         extract,
         problem::{ApiProblem, ApiResult, Chain, NonceAfter},
+        rate_limit::CallerAddress,
         request_id::RequestId,
     },
     services::Services,
@@ -43,6 +44,10 @@ impl From<EnrollError> for ApiProblem {
             EnrollError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
             EnrollError::Token(refusal) => Self::new(ProblemKind::EnrollmentTokenInvalid, refusal.to_string()),
             EnrollError::Refused(refusal) => refusal.into(),
+            EnrollError::Expired { .. } => Self::new(ProblemKind::EnrollmentTokenInvalid, error.to_string()),
+            EnrollError::NoRoom { .. } => {
+                Self::new(ProblemKind::RateLimited, error.to_string()).retry_after(NO_ROOM_RETRY_SECONDS)
+            }
             EnrollError::Exists { .. } => Self::new(ProblemKind::MachineExists, error.to_string()),
             EnrollError::RateLimited(exceeded) => exceeded.into(),
             EnrollError::Claims(_) | EnrollError::Issue(_) => Self::internal(&error),
@@ -64,9 +69,14 @@ impl From<EnrollError> for ApiProblem {
 async fn enroll(
     State(services): State<Arc<Services>>,
     request_id: RequestId,
+    address: Option<Extension<CallerAddress>>,
     extract::Json(request): extract::Json<EnrollRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Response)> {
-    let answer = enrollment::enroll(&services, &request_id.to_string(), &request).await?;
+    let caller = Caller {
+        request_id: request_id.to_string(),
+        address: address.map(|Extension(CallerAddress(address))| address),
+    };
+    let answer = enrollment::enroll(&services, caller, &request).await?;
     Ok((
         Extension(NonceAfter(answer.nonce_used)),
         respond(&services, answer.outcome),

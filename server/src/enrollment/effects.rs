@@ -1,0 +1,165 @@
+//! What a decision on a key that waits does: to the key, to its machine, and to the key that it replaces.
+
+use assay_protocol::{
+    admin_api::{enrollments::EnrollmentKind, machines::Machine},
+    machine::MachineStatus,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::approval::{ApprovalError, Decision};
+use crate::{
+    administration::standing,
+    audit::Origin,
+    machines::{assurance::Grounds, labels::Labels, record},
+    services::Services,
+    store::{self, StoreError, Transaction, enrollments::ClaimedEnrollment},
+};
+
+/// The reason of RFC 5280 for the certificates of a key that another one replaces.
+const SUPERSEDED: &str = "superseded";
+
+/// A machine that is held, with the inventory's labels for its serial number if that is there.
+pub(super) struct Held {
+    pub(super) machine: Machine,
+    listed: Option<Labels>,
+}
+
+/// Holds a machine, and before it the serial number's place in the inventory, as everybody takes the two.
+pub(super) async fn hold(
+    tx: &mut Transaction,
+    services: &Services,
+    machine_id: Uuid,
+) -> Result<Option<Held>, StoreError> {
+    // The serial number of a record never changes.
+    let identity = store::machine_records::find_identity(tx, machine_id).await?;
+    let listed = match identity.and_then(|identity| identity.serial_number) {
+        Some(serial_number) => store::inventory::hold(tx, &serial_number).await?,
+        None => None,
+    };
+    let machine = record::hold(tx, services, machine_id).await?;
+    Ok(machine.map(|machine| Held { machine, listed }))
+}
+
+/// Does what was decided on an enrollment that waits, with its machine held.
+pub(super) async fn carry_out(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    held: &Held,
+    waiting: &ClaimedEnrollment,
+    decision: &Decision,
+) -> Result<(), ApprovalError> {
+    let (id, now) = (waiting.enrollment.id, services.clock.now());
+    let (status, by) = (decision.status(), &origin.actor);
+    store::enrollments::decide(tx, id, status, by, decision.reason(), now).await?;
+    match (decision, waiting.enrollment.kind) {
+        (Decision::Approve(_), EnrollmentKind::Enrollment) => {
+            admit(tx, services, held, waiting, decision.reason()).await
+        }
+        (Decision::Approve(_), EnrollmentKind::ReEnrollment) => {
+            replace_key(tx, services, held, waiting, decision.reason()).await
+        }
+        (Decision::Deny(reason), _) => deny(tx, services, origin, &held.machine, waiting, reason.as_str()).await,
+    }
+}
+
+async fn admit(
+    tx: &mut Transaction,
+    services: &Services,
+    Held { machine, listed }: &Held,
+    waiting: &ClaimedEnrollment,
+    reason: Option<&str>,
+) -> Result<(), ApprovalError> {
+    if machine.status != MachineStatus::Pending {
+        return Err(ApprovalError::NotPending);
+    }
+    demand_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
+    store::machine_records::set_status(tx, machine.id, MachineStatus::Active, reason).await?;
+    let before = store::machine_grounds::find(tx, machine.id).await?.unwrap_or_default();
+    let grounds = before.approved(waiting.enrollment.id, listed.is_some());
+    store::machine_grounds::set(tx, machine.id, grounds).await?;
+    // The labels come with the match, and the match may have come while the machine waited.
+    if let (None, Some(listed)) = (before.inventory, listed) {
+        let mut labels = listed.clone();
+        labels.extend(machine.labels.clone());
+        store::machines::set_labels_and_note(tx, machine.id, &labels, machine.note.as_deref()).await?;
+    }
+    store::machine_presence::set_admitted(tx, machine.id, true).await?;
+    store::machine_keys::make_current(tx, waiting.enrollment.key.thumbprint).await?;
+    let detail = json!({ "enrollment_id": waiting.enrollment.id, "reason": reason });
+    store::events::insert(tx, services.clock.as_ref(), machine.id, "machine.approved", detail).await?;
+    Ok(())
+}
+
+/// The record stays, with its labels and history; the old key and its certificates serve no more.
+async fn replace_key(
+    tx: &mut Transaction,
+    services: &Services,
+    Held { machine, listed }: &Held,
+    waiting: &ClaimedEnrollment,
+    reason: Option<&str>,
+) -> Result<(), ApprovalError> {
+    let (id, key, claims, now) = (
+        machine.id,
+        waiting.enrollment.key.thumbprint,
+        &waiting.claims,
+        services.clock.now(),
+    );
+    let serial_number = machine.serial_number.as_deref();
+    demand_free_serial_number(tx, id, serial_number).await?;
+    let token = match waiting.enrollment.token_id {
+        Some(token_id) => store::enrollment_tokens::find(tx, token_id).await?,
+        None => None,
+    };
+    let listed = listed.is_some();
+    let grounds = Grounds::of(token.as_ref(), serial_number, listed).approved(waiting.enrollment.id, listed);
+    let created_at = store::machine_keys::created_at(tx, key).await?.unwrap_or(now);
+    let digest = claims.digest().map_err(ApprovalError::Claims)?;
+    store::machine_presence::replace_key(tx, id, key, digest).await?;
+    store::machine_keys::supersede_all(tx, id, now).await?;
+    store::machine_keys::make_current(tx, key).await?;
+    store::certificates::revoke_all(tx, id, SUPERSEDED, now).await?;
+    store::machine_records::replace_key(tx, id, key, claims, grounds, created_at).await?;
+    store::machine_records::set_status(tx, id, MachineStatus::Active, reason).await?;
+    let detail = json!({
+        "enrollment_id": waiting.enrollment.id,
+        "before": { "key": machine.key.thumbprint, "status": machine.status, "assurance": machine.assurance },
+        "after": { "key": key },
+        "reason": reason,
+    });
+    store::events::insert(tx, services.clock.as_ref(), id, "machine.re-enrolled", detail).await?;
+    Ok(())
+}
+
+async fn deny(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    machine: &Machine,
+    waiting: &ClaimedEnrollment,
+    reason: &str,
+) -> Result<(), ApprovalError> {
+    let key = waiting.enrollment.key.thumbprint;
+    store::machine_keys::deny(tx, key, reason, services.clock.now()).await?;
+    let detail = json!({ "enrollment_id": waiting.enrollment.id, "key": key, "reason": reason });
+    store::events::insert(tx, services.clock.as_ref(), machine.id, "enrollment.denied", detail).await?;
+    if waiting.enrollment.kind == EnrollmentKind::Enrollment && machine.status == MachineStatus::Pending {
+        standing::revoke_everything(tx, services, origin, machine.id, reason).await?;
+    }
+    Ok(())
+}
+
+async fn demand_free_serial_number(
+    tx: &mut Transaction,
+    machine_id: Uuid,
+    serial_number: Option<&str>,
+) -> Result<(), ApprovalError> {
+    let Some(serial_number) = serial_number else {
+        return Ok(());
+    };
+    match store::machines::other_holder_of_serial_number(tx, serial_number, machine_id).await? {
+        Some(holder) => Err(ApprovalError::SerialNumberTaken(holder)),
+        None => Ok(()),
+    }
+}

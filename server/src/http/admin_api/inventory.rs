@@ -1,0 +1,193 @@
+//! `/v1/admin/inventory`
+
+use std::{sync::Arc, time::Duration};
+
+use assay_protocol::{
+    Problem, ProblemKind,
+    admin_api::{
+        inventory::{ImportInventory, ImportMode, ImportedInventory, InventoryItem},
+        page::Page,
+    },
+    problem::LineError,
+    text::hardware_id,
+};
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Request, State},
+    http::{StatusCode, request::Parts},
+};
+use serde::Deserialize;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{
+    administration::inventory::{self, Format, InventoryError, RowError},
+    http::{
+        authentication::{Authorized, Operator, Viewer},
+        deadline::Deadline,
+        extract::{self, INVENTORY_BODY_LIMIT, Parameters},
+        operation::routes,
+        page::page_request,
+        problem::{ApiProblem, ApiResult},
+    },
+    services::Services,
+    store::inventory::InventoryFilter,
+};
+
+/// How long an import may work on what it was sent.
+const IMPORT_TIME: Duration = Duration::from_mins(2);
+/// When a caller that found another import under way tries again.
+const BUSY_RETRY_SECONDS: u64 = 5;
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(list, import))
+        .routes(routes!(find, remove))
+        .layer(Extension(INVENTORY_BODY_LIMIT))
+}
+
+impl From<InventoryError> for ApiProblem {
+    fn from(error: InventoryError) -> Self {
+        let detail = error.to_string();
+        match error {
+            InventoryError::Unreadable(_) => Self::malformed(detail),
+            InventoryError::Rows { first, .. } => {
+                let told = |RowError { line, detail }| LineError { line, detail };
+                Self::malformed(detail).errors(first.into_iter().map(told).collect())
+            }
+            InventoryError::Busy | InventoryError::Interrupted => {
+                Self::new(ProblemKind::Unavailable, detail).retry_after(BUSY_RETRY_SECONDS)
+            }
+            InventoryError::Unknown => Self::not_found("serial number in the inventory"),
+            InventoryError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// A serial number from the path; what none can be is in no inventory.
+struct SerialNumber(String);
+
+impl FromRequestParts<Arc<Services>> for SerialNumber {
+    type Rejection = ApiProblem;
+
+    async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        let path = Path::<String>::from_request_parts(parts, services).await.ok();
+        let serial_number = path.and_then(|Path(text)| Some(hardware_id(&text).ok()??.to_owned()));
+        serial_number.map(Self).ok_or_else(|| InventoryError::Unknown.into())
+    }
+}
+
+/// A file, and what it is written in.
+struct Upload {
+    format: Format,
+    body: Bytes,
+}
+
+impl FromRequest<Arc<Services>> for Upload {
+    type Rejection = ApiProblem;
+
+    async fn from_request(request: Request, _services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        let format = match extract::media_type(request.headers()).as_deref() {
+            Some("application/json") => Format::Json,
+            Some("text/csv") => Format::Csv,
+            _ => {
+                let detail = "the body has to be application/json or text/csv";
+                return Err(ApiProblem::new(ProblemKind::UnsupportedMediaType, detail));
+            }
+        };
+        let body = extract::read_body(request).await?;
+        Ok(Self { format, body })
+    }
+}
+
+/// What becomes of the rows that an import does not name.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ImportParameters {
+    /// `replace` (they are removed; this where absent) or `merge` (they stay).
+    #[param(inline)]
+    mode: Option<ImportMode>,
+}
+
+/// Which rows to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct InventoryParameters {
+    /// Whether a machine of that serial number is enrolled: active or quarantined.
+    enrolled: Option<bool>,
+    /// How many items, 1 to 500; 50 where absent.
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// List the inventory, in the order of the serial numbers.
+#[utoipa::path(
+    get, path = "/v1/admin/inventory", tag = "Inventory", security(("api_key" = [])), params(InventoryParameters),
+    responses((status = 200, body = Page<InventoryItem>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<InventoryParameters>,
+) -> ApiResult<Json<Page<InventoryItem>>> {
+    let page = page_request::<String>(parameters.limit, parameters.cursor.as_deref())?;
+    let filter = InventoryFilter {
+        enrolled: parameters.enrolled,
+    };
+    let found = inventory::list(&services, &filter, page.after.as_deref(), page.rows()).await?;
+    Ok(Json(page.page(found, |item| item.serial_number.clone())))
+}
+
+/// Import the inventory: all of it or nothing. CSV has the columns `serial_number`, `labels` (`key=value;key=value`) and
+/// `owner`, in any order, and a header. Repeating it changes nothing.
+#[utoipa::path(
+    put, path = "/v1/admin/inventory", tag = "Inventory", security(("api_key" = [])), params(ImportParameters),
+    request_body(content((ImportInventory = "application/json"), (String = "text/csv"))),
+    responses((status = 200, body = ImportedInventory), (status = "4XX", body = Problem)),
+)]
+async fn import(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<ImportParameters>,
+    deadline: Option<Deadline>,
+    Upload { format, body }: Upload,
+) -> ApiResult<Json<ImportedInventory>> {
+    if let Some(deadline) = deadline {
+        deadline.allow(IMPORT_TIME);
+    }
+    let mode = parameters.mode.unwrap_or_default();
+    let imported = inventory::import(&services, &caller.origin, mode, format, body).await?;
+    Ok(Json(imported))
+}
+
+/// Read what the inventory says of a serial number.
+#[utoipa::path(
+    get, path = "/v1/admin/inventory/{serial_number}", tag = "Inventory", security(("api_key" = [])),
+    params(("serial_number" = String, Path)),
+    responses((status = 200, body = InventoryItem), (status = "4XX", body = Problem)),
+)]
+async fn find(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    SerialNumber(serial_number): SerialNumber,
+) -> ApiResult<Json<InventoryItem>> {
+    Ok(Json(inventory::find(&services, &serial_number).await?))
+}
+
+/// Take a serial number out of the inventory. A machine whose assurance rests on it alone falls to `asserted`.
+#[utoipa::path(
+    delete, path = "/v1/admin/inventory/{serial_number}", tag = "Inventory", security(("api_key" = [])),
+    params(("serial_number" = String, Path)),
+    responses((status = 204), (status = "4XX", body = Problem)),
+)]
+async fn remove(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    SerialNumber(serial_number): SerialNumber,
+) -> ApiResult<StatusCode> {
+    inventory::remove(&services, &caller.origin, &serial_number).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
