@@ -3,6 +3,7 @@
 use std::fmt;
 
 use assay_protocol::{
+    ProblemKind,
     agent_api::Denial,
     machine::{Assurance, MachineStatus},
 };
@@ -43,6 +44,8 @@ enum Standing {
     NotEnrolled,
     Enrolling,
     WaitingForApproval,
+    /// An administrator denied this key, which stays so.
+    Denied,
     Enrolled,
 }
 
@@ -158,6 +161,11 @@ impl Status {
 
 impl Standing {
     fn of(record: &Record) -> Self {
+        let denied = ProblemKind::EnrollmentDenied.urn();
+        let failure = record.last_failure.as_ref();
+        if failure.is_some_and(|failure| failure.problem.as_ref() == Some(&denied)) {
+            return Self::Denied;
+        }
         match (&record.machine, &record.pending) {
             (_, Some(pending)) if pending.enrollment_id.is_some() => Self::WaitingForApproval,
             (Some(_), _) => Self::Enrolled,
@@ -173,6 +181,7 @@ impl fmt::Display for Standing {
             Self::NotEnrolled => "not enrolled",
             Self::Enrolling => "enrollment begun, not answered yet",
             Self::WaitingForApproval => "waiting for approval",
+            Self::Denied => "denied by an administrator",
             Self::Enrolled => "enrolled",
         })
     }
