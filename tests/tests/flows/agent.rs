@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use assay_tests::administrator::text;
-use assay_tests::installation::{Installation, ca_fingerprint};
+use assay_tests::cluster::Database;
+use assay_tests::installation::{Installation, ca_fingerprint, unlimited};
 use assay_tests::mac::{
     DONE, FAILED, KEY_STORE_UNAVAILABLE, Mac, REFUSED, SERVER_UNREACHABLE, WAITING_FOR_APPROVAL, WRONG_USAGE,
 };
 use assay_tests::process::Process;
-use assay_tests::processes::agent_command;
+use assay_tests::processes::{ServerConfiguration, agent_command};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -210,6 +211,29 @@ async fn the_exit_code_says_who_has_to_do_something() {
     let _through = mac.run(&["run", "--once"], DONE).await;
     let _revoked = administrator.decide(id, "revoke", "sold").await.expect(200);
     let _refused = mac.run(&["run", "--once"], REFUSED).await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_request_expired_says_so_and_enrolls_with_another_token() {
+    let database = Database::create().await;
+    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let (mac, administrator) = (Mac::new(&installation), installation.administrator());
+    let token = administrator.token(json!({"approval": "manual"})).await;
+    let _waits = mac.enroll(&token.secret, WAITING_FOR_APPROVAL).await;
+    let _waits = mac.run(&["run", "--once"], WAITING_FOR_APPROVAL).await;
+    let over = sqlx::query("UPDATE enrollments SET expires_at = requested_at");
+    over.execute(&database.pool().await).await.unwrap();
+
+    let refused = mac.run(&["run", "--once"], REFUSED).await;
+    assert!(refused.contains("expired before an administrator decided"), "{refused}");
+    let status = mac.run(&["status"], DONE).await;
+    assert!(
+        status.contains("not enrolled") && status.contains("expired before"),
+        "{status}"
+    );
+    let token = administrator.token(json!({})).await;
+    let _enrolled = mac.enroll(&token.secret, DONE).await;
+    let _checked_in = mac.run(&["run", "--once"], DONE).await;
 }
 
 /// The same command without its `--key-store software`.

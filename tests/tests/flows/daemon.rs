@@ -157,3 +157,41 @@ async fn a_daemon_waits_for_a_server_that_is_away_and_ends_at_once_when_it_is_to
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
 }
+
+#[tokio::test]
+async fn a_daemon_that_waits_for_approval_goes_on_by_itself_when_it_is_decided() {
+    let (installation, _proxy) = attentive().await;
+    let administrator = installation.administrator();
+    let token = administrator.token(json!({"approval": "manual", "max_uses": 2})).await;
+    let (approved, denied) = (Mac::new(&installation), Mac::new(&installation));
+    let daemons = [&approved, &denied].map(|mac| mac.start_daemon(&token.secret));
+    let mut read = Vec::new();
+    for daemon in &daemons {
+        read.push(logs(daemon, 0, "waiting for approval").await);
+    }
+    assert_eq!(approved.status().await["standing"], "waiting-for-approval");
+
+    for (mac, decision) in [(&approved, "approve"), (&denied, "deny")] {
+        let enrollment = text(&mac.status().await, "enrollment_id");
+        let path = format!("enrollments/{enrollment}/{decision}");
+        let reason = json!({"reason": "nobody's machine"});
+        let _decided = administrator
+            .call(http::Method::POST, &path, Some(&reason))
+            .await
+            .expect(200);
+    }
+
+    let at = logs(&daemons[0], read[0], "enrolled").await;
+    logs(&daemons[0], at, "checked in").await;
+    assert_eq!(approved.status().await["standing"], "enrolled");
+    logs(&daemons[1], read[1], "nobody's machine").await;
+    let status = denied.status().await;
+    assert_eq!(status["standing"], "denied");
+    assert!(
+        text(&status["last_failure"], "message").contains("nobody's machine"),
+        "{status}"
+    );
+    // Nobody but an administrator can change that, and then it is there.
+    daemons[1].signal(Signal::TERM);
+    assert_eq!(daemons[1].ended().await.code(), Some(DONE), "{}", daemons[1].output());
+}

@@ -1,6 +1,7 @@
 //! What a machine, an administrator and an operator go through, with real processes.
 
 mod agent;
+mod approval;
 mod audit;
 mod audit_roles;
 mod commands;
@@ -11,6 +12,7 @@ mod founding;
 mod grants;
 mod held_rows;
 mod introspection;
+mod inventory;
 mod lost_answers;
 mod nonces;
 mod outages;
@@ -19,3 +21,4 @@ mod rotation;
 mod standing;
 mod telemetry;
 mod tls;
+mod upgrade;

@@ -1,0 +1,350 @@
+//! Requests that wait for an administrator: without a token, past their time, and decided by two at once.
+
+use assay_protocol::ProblemKind;
+use assay_tests::administrator::{Administrator, text};
+use assay_tests::answer::Answer;
+use assay_tests::api::{Api, Called};
+use assay_tests::in_process::InProcess;
+use assay_tests::installation::Installation;
+use assay_tests::machine::Machine;
+use futures_util::future::join_all;
+use http::Method;
+use rstest::rstest;
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+
+const WITHOUT_TOKEN: (&str, &str) = ("enrollment.without_token", "pending");
+const UNLIMITED: (&str, &str) = ("rate_limit.address_per_minute", "0");
+
+/// Looks at what the background work changes, at most: far more than it needs.
+const LOOKS: u32 = 100_000;
+
+/// Two administrators, each at a replica of their own.
+fn two(installation: &Installation) -> ([Api; 2], [Administrator; 2]) {
+    let apis = [installation.api(0), installation.api(1)];
+    let administrators = [0, 1].map(|at| Administrator::new(apis[at].clone(), &installation.api_key));
+    (apis, administrators)
+}
+
+fn time_of(item: &Value, member: &str) -> OffsetDateTime {
+    OffsetDateTime::parse(&text(item, member), &Rfc3339).unwrap()
+}
+
+async fn enrollment(server: &InProcess, pending: &Answer) -> Value {
+    let id = text(&pending.json(), "enrollment_id");
+    server
+        .get(&format!("/v1/admin/enrollments/{id}"))
+        .await
+        .expect(200)
+        .json()
+}
+
+async fn decide(server: &InProcess, enrollment: &Value, decision: &str) -> Answer {
+    let path = format!("/v1/admin/enrollments/{}/{decision}", text(enrollment, "id"));
+    server.post(&path, &json!({"reason": "seen"})).await
+}
+
+#[tokio::test]
+async fn a_machine_without_a_token_waits_where_that_is_allowed_and_is_shown_with_all_it_claims() {
+    let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
+    let machine = Machine::with_serial_number("NO-TOKEN");
+    let pending = machine.enroll(&server, None).await.expect(202);
+    assert_eq!(pending.json()["machine_id"], machine.id().to_string());
+
+    let waiting = enrollment(&server, &pending).await;
+    assert_eq!(waiting["token_id"], Value::Null);
+    assert_eq!(waiting["kind"], "enrollment");
+    assert_eq!(waiting["serial_number"], "NO-TOKEN");
+    assert_eq!(waiting["in_inventory"], false);
+    assert_eq!(waiting["hardware_uuid"], "UUID-OF-NO-TOKEN");
+    assert_eq!(waiting["model_identifier"], "Mac16,1");
+    assert_eq!(
+        time_of(&waiting, "expires_at") - time_of(&waiting, "requested_at"),
+        Duration::days(7)
+    );
+    let listed = server.get("/v1/admin/enrollments?status=pending").await.json();
+    assert_eq!(listed["items"], json!([waiting]));
+
+    let approved = decide(&server, &waiting, "approve").await.expect(200).json();
+    assert_eq!(
+        (&approved["status"], &approved["expires_at"]),
+        (&json!("approved"), &Value::Null)
+    );
+    let enrolled = machine.enroll(&server, None).await.expect(201).json();
+    assert_eq!(enrolled["assurance"], "verified");
+    let record = server.get(&machine.path()).await.json();
+    let reason = text(&record, "assurance_reason");
+    assert!(reason.contains(&text(&waiting, "id")), "{reason}");
+    let _checked_in = machine.check_in(&server).await.expect(200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn strangers_without_a_token_neither_block_a_machine_nor_slip_in_beside_it() {
+    // Two calls a minute for each serial number: what strangers do must not count.
+    let server = InProcess::start_with(&[WITHOUT_TOKEN, ("rate_limit.machine_per_minute", "2")]).await;
+    for _ in 0..5 {
+        let stranger = Machine::with_serial_number("WANTED");
+        let _pending = stranger.enroll(&server, None).await.expect(202);
+    }
+    let machine = server.enrolled("WANTED").await;
+    let _checked_in = machine.check_in(&server).await.expect(200);
+
+    let erased = machine.erased();
+    let honest = erased.enroll(&server, None).await.expect(202);
+    assert_eq!(honest.json()["machine_id"], Value::Null);
+    let stranger = machine.erased();
+    let foreign = stranger.enroll(&server, None).await.expect(202);
+    let by_machine = format!("{}/approve", machine.path());
+    let refused = server
+        .post(&by_machine, &json!({}))
+        .await
+        .expect_problem(ProblemKind::Conflict);
+    assert!(refused.detail().contains("by its enrollment's id"), "{refused}");
+    let honest = enrollment(&server, &honest).await;
+    let _approved = decide(&server, &honest, "approve").await.expect(200);
+    let _enrolled = erased.enroll(&server, None).await.expect(201);
+    assert_eq!(erased.id(), machine.id());
+    assert_eq!(enrollment(&server, &foreign).await["status"], "pending");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_than_allowed_wait_without_a_token_whatever_the_race() {
+    let settings = [WITHOUT_TOKEN, UNLIMITED, ("enrollment.without_token_limit", "3")];
+    let server = InProcess::start_with(&settings).await;
+    let replica = InProcess::start_on(&server.database().url(), &settings).await;
+    let machines: Vec<_> = (0..12).map(|_| Machine::new()).collect();
+    let calls = machines.iter().enumerate().map(|(call, machine)| match call % 2 {
+        0 => machine.enroll(&server, None),
+        _ => machine.enroll(&replica, None),
+    });
+    let answers = join_all(calls).await;
+    let (waiting, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 202);
+    assert_eq!((waiting.len(), refused.len()), (3, 9));
+    for answer in refused {
+        assert_eq!(answer.kind(), ProblemKind::RateLimited, "{answer}");
+        assert!(
+            answer.detail().contains("3 machines without an enrollment token"),
+            "{answer}"
+        );
+    }
+    // A token is its own way in, and whoever is decided on makes room.
+    let _enrolled = server.enrolled("WITH-TOKEN").await;
+    let denied = enrollment(&server, waiting[0]).await;
+    let _denied = decide(&server, &denied, "deny").await.expect(200);
+    let _waits = Machine::new().enroll(&server, None).await.expect(202);
+    replica.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_without_a_token_are_charged_to_their_address() {
+    let settings = [WITHOUT_TOKEN, ("rate_limit.address_per_minute", "5")];
+    let server = InProcess::start_with(&settings).await;
+    let token = server.enrollment_token(json!({"approval": "manual"})).await;
+    let machine = Machine::new();
+    // One for the nonce, four for the calls.
+    for _ in 0..4 {
+        let _waits = machine.enroll(server.api(), None).await.expect(202);
+    }
+    let _too_many = machine
+        .enroll(server.api(), None)
+        .await
+        .expect_problem(ProblemKind::RateLimited);
+    let _not_charged = machine.enroll(server.api(), Some(&token)).await.expect(202);
+    server.stop().await;
+}
+
+/// Ends the time of everything that waits, and lets the background work of another replica come by, or not.
+async fn expire(server: &InProcess, id: &str, swept: bool) {
+    let pool = server.database().pool().await;
+    let end = sqlx::query("UPDATE enrollments SET expires_at = requested_at WHERE status = 'pending'");
+    end.execute(&pool).await.unwrap();
+    if !swept {
+        return;
+    }
+    let replica = InProcess::start_on(&server.database().url(), &[]).await;
+    let mut looks = 0;
+    while server.get(&format!("/v1/admin/enrollments/{id}")).await.json()["status"] == "pending" {
+        looks += 1;
+        assert!(looks < LOOKS, "it never expired");
+    }
+    replica.stop().await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_request_that_nobody_decided_in_time_is_over_and_its_key_asks_as_if_it_were_new(
+    #[values(true, false)] swept: bool,
+) {
+    let server = InProcess::start().await;
+    let spent = server
+        .enrollment_token(json!({"approval": "manual", "max_uses": 1}))
+        .await;
+    let machine = Machine::with_serial_number("LATE");
+    let pending = machine.enroll(&server, Some(&spent)).await.expect(202);
+    let (id, first) = (text(&pending.json(), "enrollment_id"), machine.id());
+    // So that the server has seen the key, and could remember whose it is.
+    let _waits = machine
+        .check_in(&server)
+        .await
+        .expect_problem(ProblemKind::MachinePending);
+
+    expire(&server, &id, swept).await;
+
+    let path = format!("/v1/admin/enrollments/{id}");
+    for decision in ["approve", "deny"] {
+        let refused = server
+            .post(&format!("{path}/{decision}"), &json!({"reason": "late"}))
+            .await;
+        assert_eq!(refused.kind(), ProblemKind::Conflict, "{refused}");
+        assert!(refused.detail().contains("expired"), "{refused}");
+    }
+    for secret in [Some(spent.as_str()), None] {
+        let refused = machine
+            .enroll(&server, secret)
+            .await
+            .expect_problem(ProblemKind::EnrollmentTokenInvalid);
+        assert!(
+            refused.detail().contains("expired before an administrator decided"),
+            "{refused}"
+        );
+    }
+    let token = server
+        .enrollment_token(json!({"approval": "manual", "max_uses": 1}))
+        .await;
+    let again = machine.enroll(&server, Some(&token)).await.expect(202);
+    assert_ne!(text(&again.json(), "enrollment_id"), id);
+    assert_ne!(machine.id(), first);
+    let over = server.get(&path).await.json();
+    assert_eq!(
+        (&over["status"], &over["expires_at"]),
+        (&json!("expired"), &Value::Null)
+    );
+    assert_eq!(over["decided_by"]["kind"], "system");
+    let audit = server
+        .get(&format!("/v1/admin/audit?resource=enrollment:{id}"))
+        .await
+        .json();
+    assert_eq!(audit["items"].as_array().unwrap().len(), 1, "{audit}");
+    assert_eq!(audit["items"][0]["action"], "enrollment.expire");
+    assert_eq!(server.get(&format!("/v1/admin/machines/{first}")).await.status, 404);
+    let events = server.get(&format!("/v1/admin/machines/{first}/events")).await.json();
+    assert_eq!(events["items"][0]["kind"], "enrollment.expired");
+
+    let again = enrollment(&server, &again).await;
+    let _approved = decide(&server, &again, "approve").await.expect(200);
+    let _enrolled = machine.enroll(&server, None).await.expect(201);
+    let _checked_in = machine.check_in(&server).await.expect(200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_ends_by_the_clock_and_leaves_the_machine_that_it_would_have_replaced() {
+    let server = InProcess::start_with(&[("enrollment.pending_ttl", "2h")]).await;
+    let machine = server.enrolled("STAYS").await;
+    let erased = machine.erased();
+    let token = server.enrollment_token(json!({})).await;
+    let pending = erased.enroll(&server, Some(&token)).await.expect(202);
+    let waiting = enrollment(&server, &pending).await;
+    server.clock().advance(Duration::hours(2) - Duration::seconds(1));
+    let _still_waits = erased.enroll(&server, None).await.expect(202);
+    server.clock().advance(Duration::seconds(1));
+    let refused = decide(&server, &waiting, "approve")
+        .await
+        .expect_problem(ProblemKind::Conflict);
+    assert!(refused.detail().contains("expired"), "{refused}");
+    let by_machine = server
+        .post(&format!("{}/deny", machine.path()), &json!({"reason": "late"}))
+        .await;
+    assert_eq!(by_machine.kind(), ProblemKind::Conflict, "{by_machine}");
+    let _checked_in = machine.check_in(&server).await.expect(200);
+    let again = erased.enroll(&server, Some(&token)).await.expect(202);
+    let _approved = decide(&server, &enrollment(&server, &again).await, "approve")
+        .await
+        .expect(200);
+    let _enrolled = erased.enroll(&server, None).await.expect(201);
+    assert_eq!(erased.id(), machine.id());
+    server.stop().await;
+}
+
+/// One machine waits, one administrator approves and another denies at once: one of them is told what the other did.
+async fn decide_by_two(apis: &[Api; 2], administrators: &[Administrator; 2], token: &str, machine: &Machine) {
+    let pending = machine.enroll(&apis[0], Some(token)).await.expect(202).json();
+    let id = text(&pending, "enrollment_id");
+    let reason = json!({"reason": "because"});
+    let [approve, deny] = ["approve", "deny"].map(|decision| format!("enrollments/{id}/{decision}"));
+    let (approved, denied) = tokio::join!(
+        administrators[0].call(Method::POST, &approve, Some(&reason)),
+        administrators[1].call(Method::POST, &deny, Some(&reason)),
+    );
+    let (won, lost, word) = match approved.status {
+        200 => (approved, denied, "approved"),
+        _ => (denied, approved, "denied"),
+    };
+    assert_eq!(won.expect(200).json()["status"], word);
+    let lost = lost.expect_problem(ProblemKind::Conflict);
+    assert!(lost.detail().contains(&format!("was {word} at")), "{lost}");
+    assert!(lost.detail().contains("because"), "{lost}");
+    let audit = administrators[0].audit(&format!("enrollment:{id}")).await;
+    assert_eq!(audit.len(), 1, "{audit:?}");
+    let status = administrators[0].machine(machine.id()).await["status"].clone();
+    let asked = machine.enroll(&apis[1], None).await;
+    match word {
+        "approved" => assert_eq!((asked.status, status), (201, json!("active"))),
+        _ => assert_eq!(
+            (asked.kind(), status),
+            (ProblemKind::EnrollmentDenied, json!("revoked"))
+        ),
+    }
+}
+
+#[tokio::test]
+async fn of_an_approval_and_a_denial_on_two_replicas_one_wins() {
+    let (apis, administrators) = two(Installation::shared().await);
+    let token = administrators[0]
+        .token(json!({"approval": "manual", "max_uses": 40}))
+        .await;
+    for _ in 0..10 {
+        let machines = [(); 4].map(|()| Machine::new());
+        let races = machines
+            .iter()
+            .map(|machine| decide_by_two(&apis, &administrators, &token.secret, machine));
+        join_all(races).await;
+    }
+}
+
+#[tokio::test]
+async fn of_two_machines_of_one_serial_number_that_are_approved_at_once_one_becomes_active() {
+    let (apis, administrators) = two(Installation::shared().await);
+    let token = administrators[0]
+        .token(json!({"approval": "manual", "max_uses": 40}))
+        .await;
+    for _ in 0..20 {
+        let machine = Machine::new();
+        let pair = [machine.erased(), machine];
+        for machine in &pair {
+            let _pending = machine.enroll(&apis[0], Some(&token.secret)).await.expect(202);
+        }
+        let (one, other) = tokio::join!(
+            administrators[0].decide(pair[0].id(), "approve", "seen"),
+            administrators[1].decide(pair[1].id(), "approve", "seen"),
+        );
+        let mut answers = [one, other];
+        answers.sort_by_key(|answer| answer.status);
+        assert_eq!(answers[0].status, 200, "{}", answers[0]);
+        assert_eq!(answers[1].kind(), ProblemKind::Conflict, "{}", answers[1]);
+        assert!(answers[1].detail().contains("serial number"), "{}", answers[1]);
+        let found = format!("machines?q={}", pair[0].serial_number());
+        let found = administrators[0].get(&found).await;
+        let mut statuses: Vec<String> = found["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|machine| text(machine, "status"))
+            .collect();
+        statuses.sort();
+        assert_eq!(statuses, ["active", "pending"]);
+    }
+}
