@@ -6,8 +6,9 @@ use std::{error::Error, time::Duration};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// Works at once and then after each interval, until the server stops. What is under way then is finished. A failure is
-/// logged, and the next turn comes as usual: whatever is done here finds out by itself what is left to do.
+/// Works at once and then after each interval, until the server stops. What is under way then is finished. The first of
+/// several failures in a row is logged, and the next turn comes as usual: whatever is done here finds out by itself what is
+/// left to do.
 pub(crate) async fn repeat<W, E>(
     name: &'static str,
     interval: Duration,
@@ -19,14 +20,32 @@ pub(crate) async fn repeat<W, E>(
 {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_failing = false;
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        attempt(name, work()).await;
+        let result = work().await;
+        let was_failing = std::mem::replace(&mut is_failing, result.is_err());
+        match result {
+            Ok(()) if was_failing => tracing::info!(work = name, "a recurring task works again"),
+            Ok(()) => {}
+            Err(error) if was_failing => {
+                tracing::debug!(
+                    error = &error as &dyn Error,
+                    work = name,
+                    "a recurring task fails still"
+                );
+            }
+            Err(error) => warn(name, &error),
+        }
     }
 }
 
 /// Works once, and logs a failure.
 pub(crate) async fn attempt<E: Error + 'static>(name: &'static str, work: impl Future<Output = Result<(), E>>) {
     if let Err(error) = work.await {
-        tracing::warn!(error = &error as &dyn Error, work = name, "a recurring task failed");
+        warn(name, &error);
     }
+}
+
+fn warn(name: &str, error: &(dyn Error + 'static)) {
+    tracing::warn!(error, work = name, "a recurring task failed");
 }
