@@ -10,7 +10,7 @@ use crate::{
     audit::{Change, Origin},
     authority::{
         self, Authority, AuthorityError, AuthorityParts, CertifiedKey, InitialSecrets, KeyError, MasterKey,
-        MasterKeyError, PrivateKey, SealingContext, SealingError, master_key,
+        MasterKeyError, PrivateKey, SealingContext, SealingError, WebhookSecrets, master_key,
     },
     clock::{self, Clock},
     config::{self, Config},
@@ -33,6 +33,7 @@ pub(crate) struct Founded {
     pub(crate) authority: Authority,
     pub(crate) issuer_id: Uuid,
     pub(crate) nonce_key: Zeroizing<[u8; 32]>,
+    pub(crate) webhook_secrets: WebhookSecrets,
 }
 
 /// Why the server's keys cannot be had.
@@ -44,6 +45,9 @@ pub enum FoundingError {
     /// The configured master key cannot be read.
     #[error("master_key cannot be read")]
     ConfiguredMasterKey(#[source] SealingError),
+    /// The library failed.
+    #[error("the key that seals the secrets of webhooks cannot be derived")]
+    Derived(#[source] SealingError),
     /// Another master key, or a changed row.
     #[error(
         "the key {purpose} in the database does not open with this master key (is master_key_file the one that the first start made?)"
@@ -197,6 +201,7 @@ fn open(master_key: &MasterKey, config: &Config, keys: &[SealedKey]) -> Result<F
         authority: Authority::from_parts(&parts, config.trust_domain.as_str(), config.public_url.url())?,
         issuer_id: issuing.id,
         nonce_key: Zeroizing::new(nonce_key),
+        webhook_secrets: WebhookSecrets::under(master_key).map_err(FoundingError::Derived)?,
     })
 }
 

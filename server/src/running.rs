@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use assay_protocol::admin_api::api_keys::{CreateApiKey, Role};
+use futures_util::{FutureExt, future::BoxFuture};
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
@@ -17,14 +18,19 @@ use crate::{
     config::{Config, Tls},
     database::{Database, DatabaseError},
     enrollment::expiry,
+    events::{
+        announcing,
+        feed::{self, Feed},
+    },
     founding::{self, Founded, FoundingError},
     http::{self, Peers},
     lifecycle::{self, ConnectionLimits},
     rate_limits::RateLimits,
     services::{Policy, Services},
-    store::Store,
+    store::{Store, StoreError},
     telemetry::{Metrics, listener},
     tls::{self, ServerCertificate, TlsError},
+    webhooks::{self, delivering},
 };
 
 /// How often a TLS certificate is looked at: files may have been replaced, a self-issued one may be due.
@@ -64,6 +70,12 @@ pub enum RunError {
     /// No TLS.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
+    /// The feed of events cannot begin.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nothing to deliver to webhooks with.
+    #[error(transparent)]
+    Webhooks(#[from] webhooks::ClientError),
     /// Somebody else listens there, or nobody may.
     #[error("cannot listen on {address} ({key})")]
     Listen {
@@ -150,11 +162,20 @@ impl RunningServer {
         let metrics = Arc::new(Metrics::new());
         let store = Store::new(database.pool().clone(), Arc::clone(&metrics));
         let founded = founding::found(&store, config, &clock).await?;
-        let services = assemble(config, clock, store, metrics, founded);
+        let shutdown = CancellationToken::new();
+        let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
+        let services = assemble(config, clock, store, metrics, founded, feed)?;
         let listener = listen("listen", config.listen).await?;
         let telemetry = listen("telemetry.listen", config.telemetry.listen).await?;
         let certificate = server_certificate(config, &services)?;
-        Ok(Started::spawn(config, services, listener, telemetry, certificate)?)
+        Ok(Started::spawn(
+            config,
+            services,
+            listener,
+            telemetry,
+            certificate,
+            shutdown,
+        )?)
     }
 }
 
@@ -175,8 +196,9 @@ impl Started {
         listener: (TcpListener, SocketAddr),
         telemetry: (TcpListener, SocketAddr),
         certificate: Option<Arc<ServerCertificate>>,
+        shutdown: CancellationToken,
     ) -> Result<Self, TlsError> {
-        let (shutdown, background) = (CancellationToken::new(), TaskTracker::new());
+        let background = TaskTracker::new();
         let tls = certificate
             .as_ref()
             .map(|certificate| tls::server_config(Arc::clone(certificate)))
@@ -198,9 +220,7 @@ impl Started {
             let clock = Arc::clone(&services.clock);
             background.spawn(certificate.keep_fresh(clock, CERTIFICATE_CHECK, shutdown.clone()));
         }
-        background.spawn(forget_idle_callers(Arc::clone(&services), shutdown.clone()));
-        background.spawn(sealing::run_sealer(Arc::clone(&services), shutdown.clone()));
-        background.spawn(expiry::run(Arc::clone(&services), shutdown.clone()));
+        spawn_upkeep(&background, &services, &shutdown);
         let (metrics, pool) = (Arc::clone(&services.metrics), services.store.pool().clone());
         let sample = move |metrics: &Metrics| metrics.pool.sampled(pool.size(), pool.num_idle());
         background.spawn(listener::serve_metrics(telemetry, metrics, sample, shutdown.clone()));
@@ -229,14 +249,30 @@ impl Started {
     }
 }
 
+/// What recurs as long as the server runs.
+fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &CancellationToken) {
+    let run = |work: fn(Arc<Services>, CancellationToken) -> BoxFuture<'static, ()>| {
+        background.spawn(work(Arc::clone(services), shutdown.clone()));
+    };
+    run(|services, shutdown| forget_idle_callers(services, shutdown).boxed());
+    run(|services, shutdown| sealing::run_sealer(services, shutdown).boxed());
+    run(|services, shutdown| expiry::run(services, shutdown).boxed());
+    run(|services, shutdown| announcing::run_announcer(services, shutdown).boxed());
+    run(|services, shutdown| feed::run_reader(services, shutdown).boxed());
+    run(|services, shutdown| feed::run_key_check(services, shutdown).boxed());
+    run(|services, shutdown| feed::run_depth_gauge(services, shutdown).boxed());
+    run(|services, shutdown| delivering::run_deliverer(services, shutdown).boxed());
+}
+
 fn assemble(
     config: &Config,
     clock: Arc<dyn Clock>,
     store: Store,
     metrics: Arc<Metrics>,
     founded: Founded,
-) -> Arc<Services> {
-    Arc::new(Services {
+    feed: Arc<Feed>,
+) -> Result<Arc<Services>, webhooks::ClientError> {
+    Ok(Arc::new(Services {
         policy: Policy::of(config),
         clock,
         committer: Committer::start(store.clone(), Arc::clone(&metrics)),
@@ -247,8 +283,11 @@ fn assemble(
         keys: KeyCache::new(),
         evaluations: EvaluationCache::new(),
         rate_limits: RateLimits::new(&config.rate_limit),
+        feed,
+        webhook_secrets: founded.webhook_secrets,
+        webhook_client: webhooks::Client::new()?,
         metrics,
-    })
+    }))
 }
 
 fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc<ServerCertificate>>, TlsError> {

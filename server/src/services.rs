@@ -7,13 +7,15 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    authority::Authority,
+    authority::{Authority, WebhookSecrets},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{Config, Reenrollment, WithoutToken},
+    events::feed::Feed,
     rate_limits::RateLimits,
     store::Store,
     telemetry::Metrics,
+    webhooks,
 };
 
 /// The parts of one running server. Stateless but for caches: replicas share nothing but the database.
@@ -29,6 +31,9 @@ pub(crate) struct Services {
     pub(crate) evaluations: EvaluationCache,
     pub(crate) committer: Committer,
     pub(crate) rate_limits: RateLimits,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) webhook_secrets: WebhookSecrets,
+    pub(crate) webhook_client: webhooks::Client,
     pub(crate) metrics: Arc<Metrics>,
 }
 

@@ -92,7 +92,7 @@ class Connection:
         self.url = url
         self.round_trips = 0
         self._http = http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=30, context=trust)
-        self._authorization = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.authorization = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def call(
         self,
@@ -106,7 +106,7 @@ class Connection:
         """Makes one round trip. `body` is sent as JSON, `content` as it is; the headers win over those for JSON."""
         if body is not None:
             content = json.dumps(body).encode()
-        sent = dict(self._authorization)
+        sent = dict(self.authorization)
         if content is not None:
             sent["Content-Type"] = "application/json"
         sent |= headers or {}

@@ -1,6 +1,6 @@
 """What a fleet goes through, from the first token to a deleted machine, at two replicas of one server."""
 
-from . import enrollment_steps, evidence_steps, lifecycle_steps, registry_steps
+from . import enrollment_steps, event_steps, evidence_steps, lifecycle_steps, registry_steps
 from .check_ins import Tally, Task, check_in_many
 from .expectation import expect, expect_equal, step
 from .policy import GIT, VAULT, Policy, expect_outcome
@@ -32,6 +32,7 @@ class Scenario:
         evidence_steps.run(setting)
         lifecycle_steps.run(setting)
         registry_steps.run(setting)
+        event_steps.run(setting)
         with step("deleted grants"):
             expect_deleted_grants_are_gone(setting)
         return summary(enrolled, tally, seconds)

@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use crate::administrator::token_of;
 use crate::answer::Answer;
@@ -61,8 +61,13 @@ impl InProcess {
 
     /// Starts one on a database that the test looks after.
     pub async fn start_on(database_url: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_at(SystemClock.now(), database_url, settings).await
+    }
+
+    /// Starts one at another time.
+    pub async fn start_at(now: OffsetDateTime, database_url: &str, settings: &[(&str, &str)]) -> Self {
         let data_dir = tempfile::tempdir().unwrap();
-        let clock = MockClock::new(SystemClock.now());
+        let clock = MockClock::new(now);
         let config = config(database_url, &data_dir, settings);
         let server = RunningServer::start(&config, Arc::new(clock.clone())).await.unwrap();
         let tls = Arc::new(client_config(&server.roots_pem(), &clock));
@@ -123,6 +128,12 @@ impl InProcess {
     pub fn api_key(&self, role: Role) -> &str {
         let position = ROLES.iter().position(|other| *other == role).unwrap();
         &self.keys[position]
+    }
+
+    /// Its API, as it is reached without this server's help.
+    #[must_use]
+    pub fn reached(&self) -> &Api {
+        &self.api
     }
 
     /// A request to it.

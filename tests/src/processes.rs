@@ -73,6 +73,8 @@ pub fn agent_command(state_dir: &Path) -> Command {
 #[derive(Clone, Debug)]
 pub struct ServerConfiguration {
     settings: BTreeMap<String, String>,
+    /// Other variables of the environment.
+    variables: BTreeMap<String, String>,
     data_dir: Arc<DataDirectory>,
     ports: Option<Ports>,
 }
@@ -95,6 +97,7 @@ impl ServerConfiguration {
     pub fn with_private_postgres() -> Self {
         let configuration = Self {
             settings: BTreeMap::new(),
+            variables: BTreeMap::new(),
             data_dir: DataDirectory::new(),
             ports: None,
         };
@@ -107,6 +110,13 @@ impl ServerConfiguration {
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Sets a variable of the environment that is no key of the configuration.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -186,7 +196,10 @@ impl ServerConfiguration {
 
     fn command_on(&self, ports: Ports, arguments: &[&str]) -> Command {
         let mut command = clean_command(&program("assay-server"));
-        command.args(arguments).envs(self.environment_on(ports));
+        command
+            .args(arguments)
+            .envs(&self.variables)
+            .envs(self.environment_on(ports));
         command
     }
 }

@@ -29,6 +29,8 @@ pub struct Proxy {
 struct Rule {
     server: Option<SocketAddr>,
     condition: Option<Condition>,
+    /// How often all connections were cut.
+    cuts: u32,
 }
 
 impl std::fmt::Debug for Rule {
@@ -45,6 +47,7 @@ impl Proxy {
         let rule = watch::Sender::new(Rule {
             server: None,
             condition: None,
+            cuts: 0,
         });
         let (held_sender, held) = watch::channel(0);
         let held_sender = Arc::new(held_sender);
@@ -71,15 +74,20 @@ impl Proxy {
 
     /// Forwards to this server, everything.
     pub fn forward_to(&self, server: SocketAddr) {
-        self.rule.send_replace(Rule {
-            server: Some(server),
-            condition: None,
+        self.rule.send_modify(|rule| {
+            rule.server = Some(server);
+            rule.condition = None;
         });
     }
 
     /// Keeps every answer from the moment on in which `condition` is true.
     pub fn hold_back_once(&self, condition: Condition) {
         self.rule.send_modify(|rule| rule.condition = Some(condition));
+    }
+
+    /// Cuts every connection that there is.
+    pub fn cut(&self) {
+        self.rule.send_modify(|rule| rule.cuts += 1);
     }
 
     /// Waits until an answer is held back: the server has done what it was asked, and nobody knows.
@@ -98,7 +106,11 @@ impl Drop for Proxy {
 
 /// One connection, until either side ends it.
 async fn forward(client: TcpStream, rules: watch::Receiver<Rule>, held: Arc<watch::Sender<u32>>) {
-    let server = rules.borrow().server;
+    let (server, cuts) = {
+        let rule = rules.borrow();
+        (rule.server, rule.cuts)
+    };
+    let mut cut_rules = rules.clone();
     let Some(server) = server else { return };
     let Ok(server) = TcpStream::connect(server).await else {
         return;
@@ -124,5 +136,6 @@ async fn forward(client: TcpStream, rules: watch::Receiver<Rule>, held: Arc<watc
     tokio::select! {
         () = requests => {}
         () = answers => {}
+        _ = cut_rules.wait_for(|rule| rule.cuts != cuts) => {}
     }
 }

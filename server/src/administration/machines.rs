@@ -93,7 +93,7 @@ pub(crate) async fn events(
     rows: i64,
 ) -> Result<Vec<Event>, MachineError> {
     let mut connection = services.store.connection().await?;
-    let found = store::events::list_of_machine(&mut connection, id, after, rows).await?;
+    let found = store::events::list_of_machine(&mut connection, id, None, after, rows).await?;
     demand_known(services, &mut connection, id, found.is_empty() && after.is_none()).await?;
     Ok(found)
 }

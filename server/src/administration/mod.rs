@@ -8,3 +8,4 @@ pub(crate) mod machines;
 pub(crate) mod permissions;
 pub(crate) mod reason;
 pub(crate) mod standing;
+pub(crate) mod webhooks;

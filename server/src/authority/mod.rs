@@ -10,6 +10,7 @@ pub mod keys;
 pub mod master_key;
 pub mod profile;
 pub mod sealing;
+mod webhook_secrets;
 
 use assay_protocol::PublicKey;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -25,6 +26,7 @@ pub use keys::{KeyError, PrivateKey};
 pub use master_key::MasterKeyError;
 pub use profile::spiffe_id;
 pub use sealing::{MasterKey, SealingContext, SealingError};
+pub(crate) use webhook_secrets::{WebhookSecret, WebhookSecrets};
 
 use crate::random::random_bytes;
 

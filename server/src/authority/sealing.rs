@@ -5,7 +5,10 @@
 
 use std::fmt;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
+    hkdf,
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -15,6 +18,8 @@ use crate::random::random_bytes;
 const VERSION: u8 = 1;
 /// Keeps what is sealed here apart from any other use of the same key.
 const DOMAIN: &[u8] = b"assay sealed key";
+/// Keeps keys that are derived from this one apart from any other use of it.
+const DERIVATION: &[u8] = b"assay derived key";
 
 /// The key that all sealed keys are encrypted under. Wiped from memory when dropped.
 pub struct MasterKey(Zeroizing<[u8; 32]>);
@@ -81,6 +86,18 @@ impl MasterKey {
     #[must_use]
     pub fn to_base64url(&self) -> Zeroizing<String> {
         Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0.as_slice()))
+    }
+
+    /// A key for one purpose that tells nothing of this one (HKDF-SHA256, RFC 5869): for a part of the server that has to
+    /// seal while it runs.
+    pub fn derive(&self, purpose: &str) -> Result<Self, SealingError> {
+        let mut key = Zeroizing::new([0; 32]);
+        hkdf::Salt::new(hkdf::HKDF_SHA256, DERIVATION)
+            .extract(self.0.as_slice())
+            .expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
+            .and_then(|output| output.fill(key.as_mut_slice()))
+            .map_err(|_| SealingError::Cipher)?;
+        Ok(Self(key))
     }
 
     /// Encrypts `plaintext` so that it opens in this context alone. Sealing twice gives different bytes.
@@ -209,6 +226,16 @@ mod tests {
             }
             assert!(key.open(&CONTEXT, &sealed[..position]).is_err());
         }
+    }
+
+    #[test]
+    fn a_derived_key_is_the_same_again_and_another_for_each_purpose() {
+        let key = MasterKey::generate();
+        let derived = key.derive("one").unwrap();
+        assert_eq!(derived.0, key.derive("one").unwrap().0);
+        assert_ne!(derived.0, key.0);
+        assert_ne!(derived.0, key.derive("another").unwrap().0);
+        assert_ne!(derived.0, MasterKey::generate().derive("one").unwrap().0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, header, request::Parts},
 };
+use uuid::Uuid;
 
 use super::{problem::ApiProblem, rate_limit, request_id::RequestId};
 use crate::{
@@ -26,6 +27,8 @@ use crate::{
 pub(crate) struct Authorized<R> {
     /// Who asks, for the audit.
     pub(crate) origin: Origin,
+    /// The key that it asks with.
+    pub(crate) api_key: Uuid,
     role: PhantomData<R>,
 }
 
@@ -110,6 +113,7 @@ impl<R: Demand> FromRequestParts<Arc<Services>> for Authorized<R> {
                 },
                 request_id: Some(request_id.to_string()),
             },
+            api_key: api_key.id,
             role: PhantomData,
         })
     }

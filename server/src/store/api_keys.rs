@@ -107,3 +107,19 @@ pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDate
     .await?;
     Ok(())
 }
+
+/// Those of these keys that serve at this time.
+pub(crate) async fn serving(
+    connection: &mut Connection,
+    ids: &[Uuid],
+    now: OffsetDateTime,
+) -> Result<Vec<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM api_keys
+         WHERE id = ANY($1) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)",
+        ids,
+        now
+    )
+    .fetch_all(connection)
+    .await?)
+}

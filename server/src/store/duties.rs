@@ -18,6 +18,8 @@ pub(crate) enum Duty {
     WaitWithoutToken,
     /// Importing the inventory.
     ImportInventory,
+    /// Giving events their places, and webhooks their deliveries.
+    AnnounceEvents,
 }
 
 impl Duty {
@@ -31,6 +33,7 @@ impl Duty {
             Self::ExpireEnrollments => 0x0061_7373_6179_0501,
             Self::WaitWithoutToken => 0x0061_7373_6179_0502,
             Self::ImportInventory => 0x0061_7373_6179_0503,
+            Self::AnnounceEvents => 0x0061_7373_6179_0701,
         }
     }
 }

@@ -1,13 +1,21 @@
-//! `events`: what happened to each machine. Only ever inserted.
+//! `events`: what happened to each machine. Inserted, and given a place in the order of announcements once.
 
-use assay_protocol::admin_api::events::Event;
+use assay_protocol::admin_api::events::{AnnouncedEvent, Event};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Connection, StoreError};
 use crate::clock::{self, Clock};
 
-/// Writes one event.
+/// An event that has just been given its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Announcement {
+    pub(crate) sequence: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) kind: String,
+}
+
+/// Writes one event, to be announced later.
 pub(crate) async fn insert(
     connection: &mut Connection,
     clock: &dyn Clock,
@@ -52,21 +60,125 @@ pub(crate) async fn insert_all(
     Ok(())
 }
 
-/// A page of a machine's events, the newest first, whether its record is there or deleted.
-pub(crate) async fn list_of_machine(
+/// A page of all events, the newest first.
+pub(crate) async fn list(
     connection: &mut Connection,
-    machine_id: Uuid,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Event>, StoreError> {
+    Ok(sqlx::query_as!(
+        Event,
+        "SELECT id, at, machine_id, kind, detail FROM events WHERE $1::uuid IS NULL OR id < $1 ORDER BY id DESC LIMIT $2",
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// A page of all events of a kind, the newest first. Written as a range of the index over kind and id: otherwise Postgres
+/// may look for a rare kind among all events.
+pub(crate) async fn list_of_kind(
+    connection: &mut Connection,
+    kind: &str,
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<Event>, StoreError> {
     Ok(sqlx::query_as!(
         Event,
         "SELECT id, at, machine_id, kind, detail FROM events
-         WHERE machine_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3",
-        machine_id,
+         WHERE kind = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3",
+        kind,
         after,
         limit
     )
     .fetch_all(connection)
     .await?)
+}
+
+/// A page of a machine's events, of one kind or all, the newest first, whether its record is there or deleted.
+pub(crate) async fn list_of_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    kind: Option<&str>,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Event>, StoreError> {
+    Ok(sqlx::query_as!(
+        Event,
+        "SELECT id, at, machine_id, kind, detail FROM events
+         WHERE machine_id = $1 AND ($2::text IS NULL OR kind = $2) AND ($3::uuid IS NULL OR id < $3)
+         ORDER BY id DESC LIMIT $4",
+        machine_id,
+        kind,
+        after,
+        limit
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Gives the oldest events that wait their places. One transaction at a time may do so.
+pub(crate) async fn announce(connection: &mut Connection, limit: i64) -> Result<Vec<Announcement>, StoreError> {
+    let mut announced = sqlx::query_as!(
+        Announcement,
+        r#"WITH waiting AS MATERIALIZED (
+               SELECT id, row_number() OVER (ORDER BY id) AS place
+               FROM (SELECT id FROM events WHERE sequence IS NULL ORDER BY id LIMIT $1) AS oldest
+           ), counter AS (
+               UPDATE event_sequence SET last = last + (SELECT count(*) FROM waiting)
+               WHERE EXISTS (SELECT FROM waiting)
+               RETURNING last - (SELECT count(*) FROM waiting) AS before
+           )
+           UPDATE events SET sequence = before + place FROM waiting, counter WHERE events.id = waiting.id
+           RETURNING sequence AS "sequence!", events.id AS event_id, kind"#,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    announced.sort_unstable_by_key(|announcement| announcement.sequence);
+    Ok(announced)
+}
+
+/// The greatest place that was given.
+pub(crate) async fn last_sequence(connection: &mut Connection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!("SELECT last FROM event_sequence")
+        .fetch_one(connection)
+        .await?)
+}
+
+/// The next events after a place, in the order of their places.
+pub(crate) async fn announced_after(
+    connection: &mut Connection,
+    sequence: i64,
+    limit: i64,
+) -> Result<Vec<AnnouncedEvent>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT sequence AS "sequence!", id, at, machine_id, kind, detail FROM events
+           WHERE sequence > $1 ORDER BY sequence LIMIT $2"#,
+        sequence,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    let announced = rows.into_iter().map(|row| AnnouncedEvent {
+        event: Event {
+            id: row.id,
+            at: row.at,
+            machine_id: row.machine_id,
+            kind: row.kind,
+            detail: row.detail,
+        },
+        sequence: row.sequence,
+    });
+    Ok(announced.collect())
+}
+
+/// How many wait to be announced.
+pub(crate) async fn count_waiting(connection: &mut Connection) -> Result<i64, StoreError> {
+    Ok(
+        sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM events WHERE sequence IS NULL"#)
+            .fetch_one(connection)
+            .await?,
+    )
 }

@@ -19,6 +19,8 @@ pub(crate) mod permissions;
 pub(crate) mod sealed_keys;
 pub(crate) mod settings;
 pub(crate) mod transaction;
+pub(crate) mod webhook_deliveries;
+pub(crate) mod webhooks;
 
 use std::{sync::Arc, time::Instant};
 

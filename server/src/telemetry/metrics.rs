@@ -35,6 +35,8 @@ pub struct Metrics {
     pub committer: CommitterMetrics,
     /// The database pool.
     pub pool: PoolMetrics,
+    /// Events on their way out.
+    pub events: EventMetrics,
 }
 
 /// Metrics of the group committer.
@@ -54,6 +56,15 @@ pub struct PoolMetrics {
     pub size: Gauge,
     /// Connections that nobody uses now.
     pub idle: Gauge,
+}
+
+/// Metrics of events on their way out.
+pub struct EventMetrics {
+    /// Streams that are open now.
+    pub streams: Gauge,
+    waiting: Gauge,
+    pending: Gauge,
+    deliveries: Family<ResultLabels, Counter>,
 }
 
 /// How a TLS handshake ended.
@@ -121,6 +132,7 @@ impl Metrics {
             connections: counted(to, "connections", "Open connections"),
             committer: CommitterMetrics::register(to),
             pool: PoolMetrics::register(to),
+            events: EventMetrics::register(to),
             registry,
         }
     }
@@ -260,6 +272,32 @@ impl PoolMetrics {
     }
 }
 
+impl EventMetrics {
+    /// So many events wait to be announced, and so many deliveries to be made, in the database that all replicas share.
+    pub fn measured(&self, waiting: i64, pending: i64) {
+        self.waiting.set(waiting);
+        self.pending.set(pending);
+    }
+
+    /// An attempt to deliver ended with `result`: `delivered`, `retried` or `failed`.
+    pub fn delivery_attempted(&self, result: &'static str) {
+        self.deliveries.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    fn register(to: &mut Registry) -> Self {
+        Self {
+            streams: counted(to, "event_streams", "Open streams of events"),
+            waiting: counted(to, "events_waiting", "Events that wait to be announced"),
+            pending: counted(to, "webhook_deliveries_pending", "Deliveries to webhooks that wait"),
+            deliveries: counted(
+                to,
+                "webhook_deliveries",
+                "Attempts to deliver to webhooks, by how they ended",
+            ),
+        }
+    }
+}
+
 fn counted<M: Metric + Clone + Default>(to: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     to.register(name, help, metric.clone());
@@ -313,6 +351,9 @@ mod tests {
         metrics.pool.acquire_timed_out();
         metrics.pool.size.set(16);
         metrics.pool.idle.set(15);
+        metrics.events.streams.inc();
+        metrics.events.measured(3, 4);
+        metrics.events.delivery_attempted("retried");
         let text = metrics.encode();
         for line in [
             r#"assay_http_requests_total{endpoint="/v1/admin/machines/{id}",method="GET",status="200"} 2"#,
@@ -334,6 +375,10 @@ mod tests {
             "assay_database_acquire_timeouts_total 1",
             "assay_database_connections 16",
             "assay_database_idle_connections 15",
+            "assay_event_streams 1",
+            "assay_events_waiting 3",
+            "assay_webhook_deliveries_pending 4",
+            r#"assay_webhook_deliveries_total{result="retried"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
         }

@@ -13,7 +13,7 @@ pub enum Role {
     Viewer,
     /// Also approves, quarantines, revokes, labels, makes enrollment tokens.
     Operator,
-    /// Also permissions, grants, API keys, and deleting machines.
+    /// Also permissions, grants, API keys, webhooks, and deleting machines.
     Admin,
     /// Introspects grant tokens and nothing else.
     RelyingParty,

@@ -12,3 +12,4 @@ pub mod inventory;
 pub mod machines;
 pub mod page;
 pub mod permissions;
+pub mod webhooks;

@@ -83,6 +83,9 @@ impl Ground {
                 },
                 "expires_at": "2126-11-22T10:00:00Z",
             }),
+            "POST /v1/admin/webhooks" => json!({
+                "url": "https://example.com/hook", "description": "d", "kinds": ["machine.enrolled"],
+            }),
             "POST /v1/admin/grants/evaluate" => json!({"machine_id": id}),
             "PUT /v1/admin/inventory" => json!({
                 "items": [{"serial_number": serial_number, "labels": {"team": "build"}, "owner": "Ada"}],

@@ -58,8 +58,16 @@ async fn add(server: &InProcess, which: usize) -> Machine {
     assert_eq!(server.send(listed).await.status, 200);
     let key = json!({"name": format!("key {which}"), "role": "viewer"});
     assert_eq!(server.post("/v1/admin/api-keys", &key).await.status, 201);
+    let webhook = json!({"url": "http://127.0.0.1:9/", "kinds": ["nothing.happens"]});
+    assert_eq!(server.post("/v1/admin/webhooks", &webhook).await.status, 201);
     // An enrollment token, an enrollment, a machine and audit entries come with it.
     server.enrolled(&format!("LISTED-{which}")).await
+}
+
+/// Adds a delivery to a webhook.
+async fn test(server: &InProcess, webhook: &str) {
+    let request = server.admin(Method::POST, &format!("/v1/admin/webhooks/{webhook}/test"));
+    assert_eq!(server.send(request).await.status, 202);
 }
 
 /// Whatever is added between two pages, each of those that were there comes once.
@@ -75,12 +83,22 @@ async fn every_list_is_stable_while_rows_are_added() {
         assert_eq!(machine.renew(&server).await.status, 200);
     }
     let id = machine.id().to_string();
+    let webhooks = server.get("/v1/admin/webhooks").await.json();
+    let webhook = webhooks["items"][0]["id"].as_str().unwrap().to_owned();
+    for _ in 0..7 {
+        server.clock().advance(Duration::milliseconds(1));
+        test(&server, &webhook).await;
+    }
     let mut lists = operations(&server).await;
     lists.retain(|operation| operation.query_parameters.iter().any(|name| name == "cursor"));
     assert!(lists.len() >= 9, "{lists:?}");
     for (which, list) in lists.iter().enumerate() {
         assert_eq!(list.method, Method::GET);
-        let path = list.path_with(&id);
+        let path = list.path_with(if list.path.contains("/webhooks/") {
+            &webhook
+        } else {
+            &id
+        });
         let before = all(&server, &path, 500).await;
         assert!(before.len() >= 7, "{path}: {before:?}");
         let distinct: BTreeSet<&String> = before.iter().collect();
@@ -92,6 +110,7 @@ async fn every_list_is_stable_while_rows_are_added() {
         assert_eq!(first, before[..3], "{path}");
         add(&server, 100 + which).await;
         assert_eq!(machine.renew(&server).await.status, 200);
+        test(&server, &webhook).await;
         let (second, _) = page(&server, &path, 3, cursor.as_deref()).await;
         assert_eq!(second, before[3..6], "{path}");
     }

@@ -6,6 +6,7 @@ mod bodies;
 mod body_in_parts;
 mod claims;
 mod document;
+mod event_streams;
 mod limits;
 mod lists;
 mod operations;

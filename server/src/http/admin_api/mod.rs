@@ -4,11 +4,13 @@ mod api_keys;
 mod audit;
 mod enrollment_tokens;
 mod enrollments;
+mod events;
 mod grants;
 mod inventory;
 mod machines;
 mod permissions;
 mod standing;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -22,9 +24,11 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(audit::router())
         .merge(enrollment_tokens::router())
         .merge(enrollments::router())
+        .merge(events::router())
         .merge(grants::router())
         .merge(inventory::router())
         .merge(machines::router())
         .merge(permissions::router())
         .merge(standing::router())
+        .merge(webhooks::router())
 }

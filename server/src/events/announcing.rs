@@ -1,0 +1,80 @@
+//! Announcing: an event that was committed gets its place in the order that all readers share, and in the same
+//! transaction one delivery for each webhook that wants it.
+//!
+//! The id of an event is made before its transaction commits, so a reader who goes by ids would miss the one that commits
+//! late. One replica at a time gives the places, so what has one is complete up to there.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{self, Clock},
+    services::Services,
+    store::{
+        self, StoreError, Transaction,
+        duties::{self, Duty},
+        events::Announcement,
+        webhook_deliveries::NewDelivery,
+        webhooks::Interest,
+    },
+    upkeep,
+};
+
+const NAME: &str = "announce events";
+/// How long an event waits at most while the server and the database are well.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// How many events one transaction announces.
+const BATCH: i64 = 500;
+
+/// Announces whatever waits, again and again, until the server stops.
+pub(crate) async fn run_announcer(services: Arc<Services>, shutdown: CancellationToken) {
+    upkeep::repeat(NAME, INTERVAL, &shutdown, || announce_waiting(&services)).await;
+}
+
+/// Announces whatever waits; nothing while another replica does.
+async fn announce_waiting(services: &Services) -> Result<(), StoreError> {
+    loop {
+        let clock = services.clock.as_ref();
+        let announced = services
+            .store
+            .tx(NAME, &clock, |tx, &clock| Box::pin(announce_batch(tx, clock)))
+            .await?;
+        if i64::try_from(announced).unwrap_or(BATCH) < BATCH {
+            return Ok(());
+        }
+    }
+}
+
+async fn announce_batch(tx: &mut Transaction, clock: &dyn Clock) -> Result<usize, StoreError> {
+    if !duties::try_take(tx, Duty::AnnounceEvents).await? {
+        return Ok(0);
+    }
+    let announced = store::events::announce(tx, BATCH).await?;
+    if announced.is_empty() {
+        return Ok(0);
+    }
+    let interests = store::webhooks::interests(tx).await?;
+    let deliveries = deliveries(&announced, &interests, clock);
+    store::webhook_deliveries::insert(tx, &deliveries, clock.now()).await?;
+    Ok(announced.len())
+}
+
+fn deliveries(announced: &[Announcement], interests: &[Interest], clock: &dyn Clock) -> Vec<NewDelivery> {
+    let wanted = |announcement: &Announcement, interest: &Interest| {
+        let kinds = interest.kinds.as_ref();
+        kinds.is_none_or(|kinds| kinds.contains(&announcement.kind))
+    };
+    let mut deliveries = Vec::new();
+    for announcement in announced {
+        for interest in interests.iter().filter(|interest| wanted(announcement, interest)) {
+            deliveries.push(NewDelivery {
+                id: clock::new_id(clock),
+                webhook_id: interest.webhook_id,
+                event: Some((announcement.event_id, announcement.sequence)),
+                kind: announcement.kind.clone(),
+            });
+        }
+    }
+    deliveries
+}

@@ -1,0 +1,43 @@
+//! Events out: each gets its place in one order after it is committed, and is then told to streams and webhooks.
+
+pub(crate) mod announcing;
+pub(crate) mod feed;
+pub(crate) mod subscription;
+
+use assay_protocol::admin_api::events::Event;
+use uuid::Uuid;
+
+use crate::{
+    services::Services,
+    store::{self, StoreError},
+};
+
+/// Which events somebody wants. What is absent leaves none out.
+#[derive(Debug, Default)]
+pub(crate) struct EventFilter {
+    pub(crate) machine_id: Option<Uuid>,
+    pub(crate) kind: Option<String>,
+}
+
+impl EventFilter {
+    fn wants(&self, event: &Event) -> bool {
+        self.machine_id.is_none_or(|id| id == event.machine_id)
+            && self.kind.as_ref().is_none_or(|kind| *kind == event.kind)
+    }
+}
+
+/// A page of events, the newest first.
+pub(crate) async fn list(
+    services: &Services,
+    filter: &EventFilter,
+    after: Option<Uuid>,
+    rows: i64,
+) -> Result<Vec<Event>, StoreError> {
+    let mut connection = services.store.connection().await?;
+    // A query for each, so that each has its index.
+    match (filter.machine_id, filter.kind.as_deref()) {
+        (Some(id), kind) => store::events::list_of_machine(&mut connection, id, kind, after, rows).await,
+        (None, Some(kind)) => store::events::list_of_kind(&mut connection, kind, after, rows).await,
+        (None, None) => store::events::list(&mut connection, after, rows).await,
+    }
+}

@@ -1,0 +1,150 @@
+//! `/v1/admin/webhooks`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem, ProblemKind,
+    admin_api::{
+        page::Page,
+        webhooks::{CreateWebhook, CreatedWebhook, DeliveryStatus, Webhook, WebhookDelivery, WebhookTest},
+    },
+};
+use axum::{Json, extract::State, http::StatusCode};
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{
+    administration::webhooks::{self, WebhookError},
+    http::{
+        authentication::{Admin, Authorized, Viewer},
+        extract::{self, Id, Parameters},
+        operation::routes,
+        page::{PageParameters, page_request},
+        problem::{ApiProblem, ApiResult},
+    },
+    services::Services,
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(find, delete))
+        .routes(routes!(test))
+        .routes(routes!(deliveries))
+}
+
+impl From<WebhookError> for ApiProblem {
+    fn from(error: WebhookError) -> Self {
+        match error {
+            WebhookError::Url(_) | WebhookError::Description | WebhookError::Kinds => {
+                Self::malformed(error.to_string())
+            }
+            WebhookError::TooMany | WebhookError::Disabled => Self::new(ProblemKind::Conflict, error.to_string()),
+            WebhookError::Unknown => Self::not_found("webhook"),
+            WebhookError::Secret(_) => Self::internal(&error),
+            WebhookError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Which deliveries to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct DeliveryParameters {
+    /// How they stand.
+    #[param(inline)]
+    status: Option<DeliveryStatus>,
+    /// How many items, 1 to 500; 50 where absent.
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// Make a webhook; its secret is shown this once.
+#[utoipa::path(
+    post, path = "/v1/admin/webhooks", tag = "Webhooks", security(("api_key" = [])), request_body = CreateWebhook,
+    responses((status = 201, body = CreatedWebhook), (status = "4XX", body = Problem)),
+)]
+async fn create(
+    caller: Authorized<Admin>,
+    State(services): State<Arc<Services>>,
+    extract::Json(request): extract::Json<CreateWebhook>,
+) -> ApiResult<(StatusCode, Json<CreatedWebhook>)> {
+    let (webhook, secret) = webhooks::create(&services, &caller.origin, request).await?;
+    let secret = secret.expose_secret().to_owned();
+    Ok((StatusCode::CREATED, Json(CreatedWebhook { webhook, secret })))
+}
+
+/// List webhooks, disabled ones included.
+#[utoipa::path(
+    get, path = "/v1/admin/webhooks", tag = "Webhooks", security(("api_key" = [])), params(PageParameters),
+    responses((status = 200, body = Page<Webhook>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<PageParameters>,
+) -> ApiResult<Json<Page<Webhook>>> {
+    let page = parameters.check()?;
+    let found = webhooks::list(&services, page.after, page.rows()).await?;
+    Ok(Json(page.page(found, |webhook| webhook.id)))
+}
+
+/// Read a webhook.
+#[utoipa::path(
+    get, path = "/v1/admin/webhooks/{id}", tag = "Webhooks", security(("api_key" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 200, body = Webhook), (status = "4XX", body = Problem)),
+)]
+async fn find(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+) -> ApiResult<Json<Webhook>> {
+    Ok(Json(webhooks::find(&services, id).await?))
+}
+
+/// Remove a webhook with its deliveries. An attempt that is under way may still arrive.
+#[utoipa::path(
+    delete, path = "/v1/admin/webhooks/{id}", tag = "Webhooks", security(("api_key" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 204), (status = "4XX", body = Problem)),
+)]
+async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
+    webhooks::delete(&services, &caller.origin, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Deliver a `webhook.test`, in the way in which events are delivered.
+#[utoipa::path(
+    post, path = "/v1/admin/webhooks/{id}/test", tag = "Webhooks", security(("api_key" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 202, body = WebhookTest), (status = "4XX", body = Problem)),
+)]
+async fn test(
+    caller: Authorized<Admin>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+) -> ApiResult<(StatusCode, Json<WebhookTest>)> {
+    let test = webhooks::test(&services, &caller.origin, id).await?;
+    Ok((StatusCode::ACCEPTED, Json(test)))
+}
+
+/// List a webhook's deliveries, the newest first.
+#[utoipa::path(
+    get, path = "/v1/admin/webhooks/{id}/deliveries", tag = "Webhooks", security(("api_key" = [])),
+    params(("id" = Uuid, Path), DeliveryParameters),
+    responses((status = 200, body = Page<WebhookDelivery>), (status = "4XX", body = Problem)),
+)]
+async fn deliveries(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    Parameters(parameters): Parameters<DeliveryParameters>,
+) -> ApiResult<Json<Page<WebhookDelivery>>> {
+    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
+    let found = webhooks::deliveries(&services, id, parameters.status, page.after, page.rows()).await?;
+    Ok(Json(page.page(found, |delivery| delivery.id)))
+}

@@ -1,0 +1,72 @@
+//! What a receiver is told, and how it is signed.
+
+use assay_protocol::admin_api::events::AnnouncedEvent;
+use serde::Serialize;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    authority::WebhookSecret,
+    store::webhook_deliveries::{Claimed, Subject},
+};
+
+/// One attempt, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) id: String,
+    pub(super) timestamp: i64,
+    pub(super) signature: String,
+    pub(super) body: Vec<u8>,
+}
+
+/// Why nothing can be sent.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MessageError {
+    #[error("the secret of the webhook does not open under this master key")]
+    Secret,
+    #[error("the event was removed before it could be delivered")]
+    Removed,
+    #[error("the event cannot be written down")]
+    Json(#[from] serde_json::Error),
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Data<'a> {
+    Event(&'a AnnouncedEvent),
+    Test { webhook_id: Uuid },
+}
+
+impl Message {
+    /// The same in every attempt, but for the timestamp and with it the signature.
+    pub(super) fn of(
+        delivery: &Claimed,
+        webhook_id: Uuid,
+        secret: &WebhookSecret,
+        now: OffsetDateTime,
+    ) -> Result<Self, MessageError> {
+        let (timestamp, data) = match &delivery.subject {
+            Subject::Event(event) => (event.event.at, Data::Event(event)),
+            Subject::Test => (delivery.created_at, Data::Test { webhook_id }),
+            Subject::Removed => return Err(MessageError::Removed),
+        };
+        let kind = &delivery.kind;
+        let body = serde_json::to_vec(&Body { kind, timestamp, data })?;
+        let (id, timestamp) = (delivery.id.to_string(), now.unix_timestamp());
+        Ok(Self {
+            signature: secret.sign(&id, timestamp, &body),
+            id,
+            timestamp,
+            body,
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! A reader of the stream of events, as the standard for server-sent events has it.
+
+use std::time::Duration;
+
+use http::Method;
+use reqwest::RequestBuilder;
+use serde_json::Value;
+
+use crate::api::Api;
+
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
+
+/// An open stream.
+#[derive(Debug)]
+pub struct EventStream {
+    response: reqwest::Response,
+    buffer: Vec<u8>,
+}
+
+/// One block of the stream that carries data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// `id`
+    pub id: i64,
+    /// `event`
+    pub kind: String,
+    /// `data`, which is JSON.
+    pub data: Value,
+}
+
+impl EventStream {
+    /// Opens it.
+    ///
+    /// # Panics
+    /// When it is no stream.
+    pub async fn open(request: RequestBuilder) -> Self {
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200, "{response:?}");
+        let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(header("content-type"), Some("text/event-stream"));
+        assert_eq!(header("cache-control"), Some("no-store"));
+        assert_eq!(header("x-accel-buffering"), Some("no"));
+        assert!(header("x-request-id").is_some());
+        Self {
+            response,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// A request for the stream of a server, after an event or at the present end.
+    pub fn request(api: &Api, api_key: &str, after: Option<i64>) -> RequestBuilder {
+        let request = api.request(Method::GET, "/v1/admin/events/stream").bearer_auth(api_key);
+        match after {
+            Some(after) => request.header("last-event-id", after.to_string()),
+            None => request,
+        }
+    }
+
+    /// What is told next; none at the end of the stream, if that is a clean one.
+    ///
+    /// # Errors
+    /// When the connection is cut.
+    ///
+    /// # Panics
+    /// When nothing is told for long.
+    pub async fn read(&mut self) -> reqwest::Result<Option<Told>> {
+        loop {
+            while let Some(block) = self.block() {
+                if let Some(told) = parse(&block) {
+                    return Ok(Some(told));
+                }
+            }
+            let chunk = tokio::time::timeout(TOLD_WITHIN, self.response.chunk()).await;
+            match chunk.expect("the stream tells nothing")? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next event.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn next(&mut self) -> Told {
+        let told = self.read().await.unwrap();
+        told.expect("the stream has ended")
+    }
+
+    /// The next events, so many.
+    pub async fn take(&mut self, number: usize) -> Vec<Told> {
+        let mut told = Vec::new();
+        while told.len() < number {
+            told.push(self.next().await);
+        }
+        told
+    }
+
+    /// Everything up to the first event of this kind.
+    pub async fn up_to(&mut self, kind: &str) -> Vec<Told> {
+        let mut told = vec![self.next().await];
+        while told.last().is_some_and(|last| last.kind != kind) {
+            told.push(self.next().await);
+        }
+        told
+    }
+
+    fn block(&mut self) -> Option<String> {
+        let end = self.buffer.windows(2).position(|window| window == b"\n\n")?;
+        let block: Vec<u8> = self.buffer.drain(..end + 2).collect();
+        Some(String::from_utf8(block).unwrap())
+    }
+}
+
+/// None for a block without data: a comment, or the time after which to connect again.
+fn parse(block: &str) -> Option<Told> {
+    let field = |name: &str| {
+        let prefix = format!("{name}: ");
+        block
+            .lines()
+            .find_map(|line| line.strip_prefix(&prefix).map(str::to_owned))
+    };
+    Some(Told {
+        data: serde_json::from_str(&field("data")?).unwrap(),
+        id: field("id").unwrap().parse().unwrap(),
+        kind: field("event").unwrap(),
+    })
+}

@@ -1,0 +1,156 @@
+//! A receiver of webhooks that hands what it gets to the test, and answers what the test says.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+const SENT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Listens on a loopback address.
+#[derive(Debug)]
+pub struct Receiver {
+    address: SocketAddr,
+    received: mpsc::UnboundedReceiver<Received>,
+    accepting: JoinHandle<()>,
+}
+
+/// One request, which waits for its answer. Dropped, it closes the connection without one.
+#[derive(Debug)]
+pub struct Received {
+    /// By their names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// As it was sent.
+    pub body: Vec<u8>,
+    answer: oneshot::Sender<String>,
+}
+
+impl Receiver {
+    /// Starts one.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, received) = mpsc::unbounded_channel();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (connection, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(connection, sender.clone()));
+            }
+        });
+        Self {
+            address,
+            received,
+            accepting,
+        }
+    }
+
+    /// Where deliveries go.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}/hook", self.address)
+    }
+
+    /// What comes next.
+    ///
+    /// # Panics
+    /// When nothing comes for long.
+    pub async fn next(&mut self) -> Received {
+        let received = tokio::time::timeout(SENT_WITHIN, self.received.recv()).await;
+        received.expect("nothing was delivered").unwrap()
+    }
+
+    /// Whether something has come that the test did not take.
+    pub fn has_more(&mut self) -> bool {
+        self.received.try_recv().is_ok()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Received {
+    /// The header.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).unwrap_or_else(|| panic!("no {name}: {self:?}"))
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// Whether the signature is right for this secret (`whsec_…`).
+    #[must_use]
+    pub fn is_signed_with(&self, secret: &str) -> bool {
+        let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
+        let signed = format!("{}.{}.", self.header("webhook-id"), self.header("webhook-timestamp"));
+        let signed = [signed.as_bytes(), &self.body].concat();
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), &signed);
+        self.header("webhook-signature") == format!("v1,{}", STANDARD.encode(tag.as_ref()))
+    }
+
+    /// Answers with a status, and a header where there is one.
+    pub fn answer(self, status: u16, header: Option<&str>) {
+        let header = header.map(|header| format!("{header}\r\n")).unwrap_or_default();
+        let answer = format!("HTTP/1.1 {status} Status\r\n{header}Content-Length: 0\r\nConnection: close\r\n\r\n");
+        // Whoever asked may be gone.
+        let _ = self.answer.send(answer);
+    }
+}
+
+async fn serve(mut connection: TcpStream, received: mpsc::UnboundedSender<Received>) {
+    let Some((headers, body)) = read(&mut connection).await else {
+        return;
+    };
+    let (answer, answered) = oneshot::channel();
+    if received.send(Received { headers, body, answer }).is_err() {
+        return;
+    }
+    if let Ok(answer) = answered.await {
+        // Whoever asked may be gone.
+        let _ = connection.write_all(answer.as_bytes()).await;
+    }
+}
+
+async fn read(connection: &mut TcpStream) -> Option<(BTreeMap<String, String>, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end;
+        }
+        if connection.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let mut body = bytes.split_off(end + 4);
+    let head = String::from_utf8(bytes).unwrap();
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("POST /hook HTTP/1.1"));
+    let header = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.to_lowercase(), value.trim().to_owned()))
+    };
+    let headers: BTreeMap<String, String> = lines.filter_map(header).collect();
+    let length: usize = headers["content-length"].parse().unwrap();
+    while body.len() < length {
+        if connection.read_buf(&mut body).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some((headers, body))
+}

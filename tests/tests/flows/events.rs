@@ -1,0 +1,100 @@
+//! Events out of real replicas: cut connections, restarts, outages.
+
+use std::time::{Duration, Instant};
+
+use assay_tests::api::Api;
+use assay_tests::cluster::{Cluster, Database};
+use assay_tests::event_stream::{EventStream, Told};
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::processes::ServerConfiguration;
+use assay_tests::proxy::Proxy;
+use serde_json::json;
+
+/// The events of an enrollment: the machine and its certificate.
+const ENROLLMENT: usize = 2;
+
+/// What a stop takes at most, with streams open: far less than the 20 s after which connections are cut off.
+const STOPPED_WITHIN: Duration = Duration::from_secs(10);
+
+async fn open(api: &Api, installation: &Installation, after: Option<i64>) -> EventStream {
+    EventStream::open(EventStream::request(api, &installation.api_key, after)).await
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_after_a_cut_on_the_other_replica_and_over_a_restart_in_order_and_once() {
+    let database = Database::create().await;
+    let mut installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
+        .await
+        .with_a_replica()
+        .await;
+    let proxy = Proxy::start().await;
+    proxy.forward_to(installation.servers[0].address());
+    let through_proxy = Api::new(&proxy.url(), &installation.servers[0].public_url(), &installation.roots);
+    let (first, second) = (installation.api(0), installation.api(1));
+    let mut told: Vec<Told> = Vec::new();
+    let last = |told: &[Told]| told.last().map(|told| told.id);
+
+    let mut stream = open(&through_proxy, &installation, None).await;
+    installation.administrator().enrolled(&second).await;
+    told.extend(stream.take(ENROLLMENT).await);
+    proxy.cut();
+    assert!(stream.read().await.is_err(), "it was cut");
+
+    // Nobody listens meanwhile.
+    let machine = installation.administrator().enrolled(&first).await;
+    let mut stream = open(&second, &installation, last(&told)).await;
+    told.extend(stream.take(ENROLLMENT).await);
+
+    let (begun, configuration) = (Instant::now(), installation.servers[1].configuration());
+    let status = installation.servers[1].terminate().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(begun.elapsed() < STOPPED_WITHIN, "{:?}", begun.elapsed());
+    assert_eq!(stream.read().await.unwrap(), None, "its end is a clean one");
+    let stopped = installation.servers[1].wait_for_message("stopped").await.unwrap();
+    assert_eq!(stopped["cut_off"], 0);
+    let revoke = format!("machines/{}/revoke", machine.id());
+    let (administrator, reason) = (installation.administrator(), json!({"reason": "lost"}));
+    let _revoked = administrator
+        .call(http::Method::POST, &revoke, Some(&reason))
+        .await
+        .expect(200);
+    installation.servers[1] = configuration.start().await;
+    let mut stream = open(&installation.api(1), &installation, last(&told)).await;
+    told.extend(stream.up_to("machine.revoked").await);
+
+    let sequences: Vec<i64> = told.iter().map(|told| told.id).collect();
+    assert_eq!(sequences, (1..=i64::try_from(told.len()).unwrap()).collect::<Vec<_>>());
+    let mut ids: Vec<String> = told
+        .iter()
+        .map(|told| told.data["id"].as_str().unwrap().to_owned())
+        .collect();
+    let listed = installation.administrator().get("events?limit=500").await;
+    let listed = listed["items"].as_array().unwrap().iter();
+    let mut listed: Vec<String> = listed.map(|event| event["id"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    listed.sort();
+    assert_eq!(ids, listed);
+}
+
+#[tokio::test]
+async fn a_stream_survives_an_outage_of_postgres_without_a_gap() {
+    let mut cluster = Cluster::start().await;
+    let configuration = unlimited(ServerConfiguration::new(&cluster.create_database().await));
+    let installation = Installation::start(&configuration).await;
+    let api = installation.api(0);
+    let mut stream = open(&api, &installation, None).await;
+    installation.administrator().enrolled(&api).await;
+    let mut told = stream.take(ENROLLMENT).await;
+
+    cluster.stop().await;
+    // The reader has noticed: it fails from now on, until the database is back.
+    let noticed = installation.servers[0]
+        .wait_for_message("a recurring task failed")
+        .await;
+    assert!(noticed.is_some());
+    cluster.restart().await;
+    installation.administrator().enrolled(&api).await;
+    told.extend(stream.take(ENROLLMENT).await);
+    let sequences: Vec<i64> = told.iter().map(|told| told.id).collect();
+    assert_eq!(sequences, (1..=i64::try_from(told.len()).unwrap()).collect::<Vec<_>>());
+}
