@@ -72,14 +72,24 @@ pub fn new_id(clock: &dyn Clock) -> Uuid {
     id_at(clock.now())
 }
 
+/// What is not greater than any id of this time or later, and greater than every id of an earlier time: ids can be searched
+/// by their times.
+#[must_use]
+pub(crate) fn first_id_at(time: OffsetDateTime) -> Uuid {
+    id_with(time, [0; 8])
+}
+
 fn id_at(now: OffsetDateTime) -> Uuid {
+    id_with(now, random_bytes())
+}
+
+fn id_with(now: OffsetDateTime, random: [u8; 8]) -> Uuid {
     // Before 1970 there is no UUIDv7: a clock that far off gets the smallest time.
     let microseconds = u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or(0);
     let fraction = (microseconds % 1000) * 4096 / 1000;
     let [.., high, low] = fraction.to_be_bytes();
-    let [_, _, rest @ ..] = random_bytes::<10>();
     let mut tail = [high, low, 0, 0, 0, 0, 0, 0, 0, 0];
-    for (to, from) in tail.iter_mut().skip(2).zip(rest) {
+    for (to, from) in tail.iter_mut().skip(2).zip(random) {
         *to = from;
     }
     Builder::from_unix_timestamp_millis(microseconds / 1000, &tail).into_uuid()
@@ -124,6 +134,17 @@ mod tests {
             let next = new_id(&clock);
             assert!(next > previous, "{next} after {previous}");
             previous = next;
+        }
+    }
+
+    #[test]
+    fn the_first_id_of_a_time_parts_the_ids_before_from_those_of_it() {
+        let clock = MockClock::new(datetime!(2026-11-22 10:00:00.999999 UTC));
+        for _ in 0..2_000 {
+            let before = new_id(&clock);
+            clock.advance(Duration::microseconds(1));
+            let first = first_id_at(clock.now());
+            assert!(before < first && first <= new_id(&clock), "{first}");
         }
     }
 

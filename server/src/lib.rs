@@ -19,6 +19,7 @@ pub mod lifecycle;
 mod machines;
 mod random;
 mod rate_limits;
+mod retention;
 pub mod running;
 mod secrets;
 mod services;

@@ -26,6 +26,7 @@ use crate::{
     http::{self, Peers},
     lifecycle::{self, ConnectionLimits},
     rate_limits::RateLimits,
+    retention,
     services::{Policy, Services},
     store::{Store, StoreError},
     telemetry::{Metrics, listener},
@@ -262,6 +263,7 @@ fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &C
     run(|services, shutdown| feed::run_key_check(services, shutdown).boxed());
     run(|services, shutdown| feed::run_depth_gauge(services, shutdown).boxed());
     run(|services, shutdown| delivering::run_deliverer(services, shutdown).boxed());
+    run(|services, shutdown| retention::run_retention(services, shutdown).boxed());
 }
 
 fn assemble(

@@ -13,6 +13,7 @@ use crate::{
     config::{Config, Reenrollment, WithoutToken},
     events::feed::Feed,
     rate_limits::RateLimits,
+    retention::Retention,
     store::Store,
     telemetry::Metrics,
     webhooks,
@@ -55,6 +56,7 @@ pub(crate) struct Policy {
     pub(crate) without_token_limit: u32,
     /// How long a request waits for an administrator.
     pub(crate) pending_ttl: Duration,
+    pub(crate) retention: Retention,
 }
 
 impl Policy {
@@ -73,6 +75,7 @@ impl Policy {
             without_token: config.enrollment.without_token,
             without_token_limit: config.enrollment.without_token_limit,
             pending_ttl: duration(config.enrollment.pending_ttl),
+            retention: Retention::of(&config.retention),
         }
     }
 }

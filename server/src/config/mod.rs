@@ -67,6 +67,8 @@ pub struct Config {
     pub grants: Grants,
     /// Who becomes a machine.
     pub enrollment: Enrollment,
+    /// How long what has ended is kept.
+    pub retention: Retention,
     /// Calls a minute.
     pub rate_limit: RateLimit,
     /// Logs.
@@ -174,6 +176,23 @@ pub enum Reenrollment {
     Refuse,
 }
 
+/// How long rows are kept after they have ended.
+#[derive(Clone, Debug)]
+pub struct Retention {
+    /// Events, after they happened.
+    pub events: Duration,
+    /// Certificates, after they expired; revoked ones too.
+    pub certificates: Duration,
+    /// Enrollments, after they were decided.
+    pub enrollments: Duration,
+    /// Enrollment tokens, after they expired or were revoked.
+    pub enrollment_tokens: Duration,
+    /// API keys, after they expired or were revoked.
+    pub api_keys: Duration,
+    /// Deliveries to webhooks, after they were delivered or given up.
+    pub webhook_deliveries: Duration,
+}
+
 /// Calls a minute, each none when there is no limit.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
@@ -263,6 +282,7 @@ impl Config {
             .duration("grants.ttl", SECOND..=24 * HOUR)
             .unwrap_or(10 * MINUTE);
         let enrollment = Enrollment::read(settings);
+        let retention = Retention::read(settings);
         let rate_limit = RateLimit::read(settings);
         let log = Log::read(settings);
         Some(Self {
@@ -280,6 +300,7 @@ impl Config {
             check_in: CheckIn { interval },
             grants: Grants { ttl: grants_ttl },
             enrollment,
+            retention,
             rate_limit,
             log,
         })
@@ -374,6 +395,22 @@ impl Enrollment {
             reenrollment: settings
                 .word("enrollment.reenrollment", &words)
                 .unwrap_or(Reenrollment::Pending),
+        }
+    }
+}
+
+impl Retention {
+    fn read(settings: &mut Settings) -> Self {
+        let mut kept = |key, shortest, default| settings.duration(key, shortest..=36_600 * DAY).unwrap_or(default);
+        Self {
+            // A webhook is told of an event for four days, while its receiver fails.
+            events: kept("retention.events", 7 * DAY, 400 * DAY),
+            // A revoked certificate has to be on one more revocation list after its end (RFC 5280, section 3.3).
+            certificates: kept("retention.certificates", DAY, 90 * DAY),
+            enrollments: kept("retention.enrollments", DAY, 400 * DAY),
+            enrollment_tokens: kept("retention.enrollment_tokens", DAY, 90 * DAY),
+            api_keys: kept("retention.api_keys", DAY, 400 * DAY),
+            webhook_deliveries: kept("retention.webhook_deliveries", DAY, 30 * DAY),
         }
     }
 }

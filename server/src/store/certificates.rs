@@ -155,6 +155,28 @@ pub(crate) async fn revoke_all(
     Ok(())
 }
 
+/// Removes the first to expire of those that did before a time and are no machine's current one; returns how many.
+pub(crate) async fn remove_expired_before(
+    connection: &mut Connection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        "DELETE FROM certificates
+         WHERE serial_number = ANY(ARRAY(
+             SELECT serial_number FROM certificates
+             WHERE not_after < $1
+               AND NOT EXISTS (SELECT FROM machines
+                               WHERE id = machine_id AND certificate_serial_number = certificates.serial_number)
+             ORDER BY not_after LIMIT $2))",
+        before,
+        limit
+    )
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
+}
+
 fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError> {
     let status = match row.revoked_at {
         Some(_) => CertificateStatus::Revoked,

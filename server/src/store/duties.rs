@@ -20,6 +20,8 @@ pub(crate) enum Duty {
     ImportInventory,
     /// Giving events their places, and webhooks their deliveries.
     AnnounceEvents,
+    /// Removing what is past its retention.
+    Retain,
 }
 
 impl Duty {
@@ -34,6 +36,7 @@ impl Duty {
             Self::WaitWithoutToken => 0x0061_7373_6179_0502,
             Self::ImportInventory => 0x0061_7373_6179_0503,
             Self::AnnounceEvents => 0x0061_7373_6179_0701,
+            Self::Retain => 0x0061_7373_6179_0702,
         }
     }
 }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, json, parse_json, parse_text, text};
-use crate::secrets::SecretHash;
+use crate::{clock, secrets::SecretHash};
 
 struct Row {
     id: Uuid,
@@ -159,4 +159,23 @@ pub(crate) async fn count_use(connection: &mut Connection, id: Uuid) -> Result<(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Removes the oldest of those that were revoked or have expired before a time; returns how many.
+pub(crate) async fn remove_ended_before(
+    connection: &mut Connection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        "DELETE FROM enrollment_tokens
+         WHERE id = ANY(ARRAY(SELECT id FROM enrollment_tokens
+                              WHERE id < $1 AND LEAST(expires_at, revoked_at) < $2 ORDER BY id LIMIT $3))",
+        clock::first_id_at(before),
+        before,
+        limit
+    )
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
 }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
-use crate::machines::claims::Claims;
+use crate::{clock, machines::claims::Claims};
 
 /// An enrollment with all that was claimed when it was asked for.
 #[derive(Debug, Clone)]
@@ -337,4 +337,22 @@ pub(crate) async fn find_decision(
         })
     })
     .transpose()
+}
+
+/// Removes the oldest of those that were decided before a time; returns how many. Their keys keep what was decided.
+pub(crate) async fn remove_decided_before(
+    connection: &mut Connection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        "DELETE FROM enrollments
+         WHERE id = ANY(ARRAY(SELECT id FROM enrollments WHERE id < $1 AND decided_at < $2 ORDER BY id LIMIT $3))",
+        clock::first_id_at(before),
+        before,
+        limit
+    )
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
 }

@@ -1,7 +1,9 @@
-//! `events`: what happened to each machine. Inserted, and given a place in the order of announcements once.
+//! `events`: what happened to each machine. Inserted, given a place in the order of announcements once, and removed when
+//! their time is over.
 
 use assay_protocol::admin_api::events::{AnnouncedEvent, Event};
 use serde_json::Value;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError};
@@ -87,7 +89,8 @@ pub(crate) async fn list_of_kind(
     Ok(sqlx::query_as!(
         Event,
         "SELECT id, at, machine_id, kind, detail FROM events
-         WHERE kind = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3",
+         WHERE kind >= $1 AND (kind, id) < ($1, coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+         ORDER BY kind DESC, id DESC LIMIT $3",
         kind,
         after,
         limit
@@ -181,4 +184,24 @@ pub(crate) async fn count_waiting(connection: &mut Connection) -> Result<i64, St
             .fetch_one(connection)
             .await?,
     )
+}
+
+/// Removes the oldest of those that happened before a time and were announced; returns how many.
+pub(crate) async fn remove_before(
+    connection: &mut Connection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        // An array of ids is looked up in the index; for IN, Postgres may read the whole table.
+        "DELETE FROM events
+         WHERE id = ANY(ARRAY(SELECT id FROM events
+                              WHERE id < $1 AND at < $2 AND sequence IS NOT NULL ORDER BY id LIMIT $3))",
+        clock::first_id_at(before),
+        before,
+        limit
+    )
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
 }

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
+use crate::clock;
 
 /// A delivery, as it is first recorded: due at once.
 #[derive(Debug, Clone)]
@@ -289,4 +290,23 @@ pub(crate) async fn count_pending(connection: &mut Connection) -> Result<i64, St
             .fetch_one(connection)
             .await?,
     )
+}
+
+/// Removes the oldest of those that were finished before a time; returns how many.
+pub(crate) async fn remove_finished_before(
+    connection: &mut Connection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        "DELETE FROM webhook_deliveries
+         WHERE id = ANY(ARRAY(SELECT id FROM webhook_deliveries
+                              WHERE id < $1 AND finished_at < $2 ORDER BY id LIMIT $3))",
+        clock::first_id_at(before),
+        before,
+        limit
+    )
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
 }

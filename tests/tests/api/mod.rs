@@ -11,4 +11,5 @@ mod limits;
 mod lists;
 mod operations;
 mod problems;
+mod retention;
 mod strangers;

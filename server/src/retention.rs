@@ -1,0 +1,147 @@
+//! Retention: what is past its time goes, in small batches, by one replica at a time.
+//!
+//! Never the audit, a machine, or a key that was refused: those are the record. A certificate stays while it can still be
+//! used or is a machine's current one, so a revoked one stays until it has expired.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    audit::{Change, Origin},
+    clock::Clock,
+    config,
+    services::Services,
+    store::{
+        self, StoreError, Transaction,
+        duties::{self, Duty},
+    },
+    upkeep,
+};
+
+const NAME: &str = "remove what is past its retention";
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Rows that one transaction removes, and the pause before the next: requests come in between.
+const BATCH: i64 = 500;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long rows are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retention {
+    rules: [Rule; 6],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Rule {
+    noun: Noun,
+    kept_for: time::Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Noun {
+    Events,
+    Certificates,
+    Enrollments,
+    EnrollmentTokens,
+    ApiKeys,
+    WebhookDeliveries,
+}
+
+impl Retention {
+    pub(crate) fn of(config: &config::Retention) -> Self {
+        let rule = |noun, kept_for| Rule {
+            noun,
+            // The configuration bounds each to some years.
+            kept_for: time::Duration::try_from(kept_for).unwrap_or(time::Duration::MAX),
+        };
+        Self {
+            rules: [
+                rule(Noun::Events, config.events),
+                rule(Noun::Certificates, config.certificates),
+                rule(Noun::Enrollments, config.enrollments),
+                rule(Noun::EnrollmentTokens, config.enrollment_tokens),
+                rule(Noun::ApiKeys, config.api_keys),
+                rule(Noun::WebhookDeliveries, config.webhook_deliveries),
+            ],
+        }
+    }
+}
+
+impl Noun {
+    /// The audit's action and kind of resource.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Events => ("event.remove", "event"),
+            Self::Certificates => ("certificate.remove", "certificate"),
+            Self::Enrollments => ("enrollment.remove", "enrollment"),
+            Self::EnrollmentTokens => ("enrollment-token.remove", "enrollment-token"),
+            Self::ApiKeys => ("api-key.remove", "api-key"),
+            Self::WebhookDeliveries => ("webhook-delivery.remove", "webhook-delivery"),
+        }
+    }
+
+    async fn remove(self, tx: &mut Transaction, before: OffsetDateTime) -> Result<u64, StoreError> {
+        match self {
+            Self::Events => store::events::remove_before(tx, before, BATCH).await,
+            Self::Certificates => store::certificates::remove_expired_before(tx, before, BATCH).await,
+            Self::Enrollments => store::enrollments::remove_decided_before(tx, before, BATCH).await,
+            Self::EnrollmentTokens => store::enrollment_tokens::remove_ended_before(tx, before, BATCH).await,
+            Self::ApiKeys => store::api_keys::remove_ended_before(tx, before, BATCH).await,
+            Self::WebhookDeliveries => store::webhook_deliveries::remove_finished_before(tx, before, BATCH).await,
+        }
+    }
+}
+
+/// Removes whatever is past its time, again and again, until the server stops.
+pub(crate) async fn run_retention(services: Arc<Services>, shutdown: CancellationToken) {
+    upkeep::repeat(NAME, INTERVAL, &shutdown, || remove_due(&services, &shutdown)).await;
+}
+
+async fn remove_due(services: &Services, shutdown: &CancellationToken) -> Result<(), StoreError> {
+    for rule in services.policy.retention.rules {
+        while remove_batch(services, rule).await? == BATCH.unsigned_abs() {
+            if shutdown.run_until_cancelled(sleep(PAUSE)).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn remove_batch(services: &Services, rule: Rule) -> Result<u64, StoreError> {
+    let clock = services.clock.as_ref();
+    let Some(before) = clock.now().checked_sub(rule.kept_for) else {
+        return Ok(0);
+    };
+    let context = (clock, rule.noun, before);
+    let remove = services.store.tx(NAME, &context, |tx, &(clock, noun, before)| {
+        Box::pin(remove_and_note(tx, clock, noun, before))
+    });
+    remove.await
+}
+
+/// The audit says what went, not each row: those had their own entries when they were made.
+async fn remove_and_note(
+    tx: &mut Transaction,
+    clock: &dyn Clock,
+    noun: Noun,
+    before: OffsetDateTime,
+) -> Result<u64, StoreError> {
+    if !duties::try_take(tx, Duty::Retain).await? {
+        return Ok(0);
+    }
+    let removed = noun.remove(tx, before).await?;
+    if removed > 0 {
+        let (action, kind) = noun.names();
+        let before = before.format(&Rfc3339).unwrap_or_default();
+        let change = Change::new(action, kind, "*")
+            .reason(Some("past its retention"))
+            .after(json!({"removed": removed, "ended_before": before}));
+        store::audit_entries::insert(tx, clock, &Origin::system(), change).await?;
+        tracing::info!(kind, removed, before, "removed what is past its retention");
+    }
+    Ok(removed)
+}
