@@ -194,7 +194,12 @@ impl Plan {
                 },
             },
             (Self::Serve { check_in, .. }, Happening::Renewed { validity }) => Self::Serve {
-                check_in,
+                // Grant tokens name the certificate: those at hand belong to the old one, and where that was revoked
+                // there are none.
+                check_in: match check_in.failures {
+                    0 => Attempt { due: now, failures: 0 },
+                    _ => check_in,
+                },
                 renewal: Attempt {
                     due: validity.renewal_due_after_renewal(now),
                     failures: 0,
@@ -324,6 +329,18 @@ mod tests {
         }
     }
 
+    /// The next check-in is an interval away.
+    fn serving_later() -> Plan {
+        let Plan::Serve { renewal, .. } = serving() else {
+            panic!("an enrolled machine serves")
+        };
+        let due = NOW + INTERVAL;
+        Plan::Serve {
+            check_in: Attempt { due, failures: 0 },
+            renewal,
+        }
+    }
+
     fn enrolling() -> Plan {
         Plan::Enroll(Attempt { due: NOW, failures: 0 })
     }
@@ -350,6 +367,7 @@ mod tests {
     )]
     #[case::checked_in(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false }, Exchange::CheckIn, 270.0)]
     #[case::asked_to_renew(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: true }, Exchange::Renew, 0.0)]
+    #[case::renewed(serving_later(), Exchange::Renew, Happening::Renewed { validity: validity(6) }, Exchange::CheckIn, 0.0)]
     #[case::check_in_failed(serving(), Exchange::CheckIn, Happening::Failed(UNREACHABLE), Exchange::CheckIn, 1.0)]
     #[case::put_off(serving(), Exchange::CheckIn, Happening::Failed(Failure::Unreachable { retry_after: Some(Duration::from_secs(90)) }), Exchange::CheckIn, 90.0)]
     #[case::quarantined(

@@ -4,7 +4,7 @@
 //! before, and every later one sees the decision.
 
 use assay_protocol::{
-    admin_api::{enrollments::EnrollmentStatus, machines::Machine},
+    admin_api::{certificates::RevocationReason, enrollments::EnrollmentStatus, machines::Machine},
     machine::MachineStatus,
 };
 use serde_json::json;
@@ -15,11 +15,11 @@ use crate::{
     audit::{Change, Origin},
     machines::record,
     services::Services,
-    store::{self, StoreError, Transaction},
+    store::{self, StoreError, Transaction, certificates::Revoked},
 };
 
-/// The reason of RFC 5280 for the certificates of a machine that is out.
-const PRIVILEGE_WITHDRAWN: &str = "privilege_withdrawn";
+/// What the audit calls it.
+const QUARANTINE: &str = "machine.quarantine";
 
 /// What an administrator decides on where a machine stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,8 @@ pub(crate) async fn revoke_everything(
     let now = services.clock.now();
     store::machine_presence::set_admitted(tx, id, false).await?;
     store::machine_records::set_status(tx, id, MachineStatus::Revoked, Some(reason)).await?;
-    store::certificates::revoke_all(tx, id, PRIVILEGE_WITHDRAWN, now).await?;
+    let reason_to_publish = RevocationReason::PrivilegeWithdrawn;
+    store::certificates::revoke(tx, id, Revoked::All, reason_to_publish, now).await?;
     store::machine_keys::revoke_all(tx, id, reason, now).await?;
     store::enrollments::deny_first_of_machine(tx, id, &origin.actor, reason, now).await?;
     let detail = json!({ "reason": reason });
@@ -89,6 +90,23 @@ pub(crate) async fn deny_what_waits(
     Ok(())
 }
 
+/// Quarantines a machine that is held, if it is active.
+pub(super) async fn quarantine_active(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    machine: &Machine,
+    reason: &str,
+) -> Result<(), StoreError> {
+    if machine.status != MachineStatus::Active {
+        return Ok(());
+    }
+    quarantine(tx, services, machine.id, reason).await?;
+    let change = Change::new(QUARANTINE, "machine", machine.id).reason(Some(reason));
+    record::audit(tx, services, origin, change, machine).await?;
+    Ok(())
+}
+
 async fn decide_once(
     tx: &mut Transaction,
     services: &Services,
@@ -109,16 +127,8 @@ async fn decide_once(
             return Err(MachineError::Standing("revoked, which is final"));
         }
         (Standing::Quarantine, MachineStatus::Active) => {
-            move_to(
-                tx,
-                services,
-                id,
-                MachineStatus::Quarantined,
-                "machine.quarantined",
-                reason,
-            )
-            .await?;
-            "machine.quarantine"
+            quarantine(tx, services, id, reason).await?;
+            QUARANTINE
         }
         (Standing::Release, MachineStatus::Quarantined) => {
             move_to(tx, services, id, MachineStatus::Active, "machine.released", reason).await?;
@@ -131,6 +141,11 @@ async fn decide_once(
     };
     let change = Change::new(action, "machine", id).reason(Some(reason));
     Ok(record::audit(tx, services, origin, change, &before).await?)
+}
+
+async fn quarantine(tx: &mut Transaction, services: &Services, id: Uuid, reason: &str) -> Result<(), StoreError> {
+    let status = MachineStatus::Quarantined;
+    move_to(tx, services, id, status, "machine.quarantined", reason).await
 }
 
 async fn move_to(

@@ -1,7 +1,7 @@
 //! What a decision on a key that waits does: to the key, to its machine, and to the key that it replaces.
 
 use assay_protocol::{
-    admin_api::{enrollments::EnrollmentKind, machines::Machine},
+    admin_api::{certificates::RevocationReason, enrollments::EnrollmentKind, machines::Machine},
     machine::MachineStatus,
 };
 use serde_json::json;
@@ -13,11 +13,8 @@ use crate::{
     audit::Origin,
     machines::{assurance::Grounds, labels::Labels, record},
     services::Services,
-    store::{self, StoreError, Transaction, enrollments::ClaimedEnrollment},
+    store::{self, StoreError, Transaction, certificates::Revoked, enrollments::ClaimedEnrollment},
 };
-
-/// The reason of RFC 5280 for the certificates of a key that another one replaces.
-const SUPERSEDED: &str = "superseded";
 
 /// A machine that is held, with the inventory's labels for its serial number if that is there.
 pub(super) struct Held {
@@ -119,7 +116,7 @@ async fn replace_key(
     store::machine_presence::replace_key(tx, id, key, digest).await?;
     store::machine_keys::supersede_all(tx, id, now).await?;
     store::machine_keys::make_current(tx, key).await?;
-    store::certificates::revoke_all(tx, id, SUPERSEDED, now).await?;
+    store::certificates::revoke(tx, id, Revoked::All, RevocationReason::Superseded, now).await?;
     store::machine_records::replace_key(tx, id, key, claims, grounds, created_at).await?;
     store::machine_records::set_status(tx, id, MachineStatus::Active, reason).await?;
     let detail = json!({

@@ -53,7 +53,8 @@ pub(super) async fn decide(
     }
 }
 
-/// The certificate that was issued before; a new one where there is none, as after an approval, or where it expired.
+/// The certificate that was issued before; a new one where there is none, as after an approval, or
+/// where it expired or was revoked.
 ///
 /// Past the renewal grace the key alone proves too little, so a token has to let the machine in again.
 async fn current_certificate(
@@ -62,11 +63,11 @@ async fn current_certificate(
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<(IssuedCertificate, bool), EnrollError> {
-    if let Some(current) = certificates::find_of_key(tx, record.machine_id, applicant.key()).await? {
-        if applicant.now < current.not_after {
-            return Ok((certificate::on_record(services, &current), false));
+    if let Some(last) = certificates::find_last_of_key(tx, record.machine_id, applicant.key()).await? {
+        if last.is_in_force(applicant.now) {
+            return Ok((certificate::on_record(services, &last), false));
         }
-        if applicant.now >= current.not_after + services.policy.renewal_grace {
+        if applicant.now >= last.not_after + services.policy.renewal_grace {
             let secret = applicant.token.ok_or(TokenRefusal::MissingForReturn)?;
             token::spend(tx, applicant, secret).await?;
         }

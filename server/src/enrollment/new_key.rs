@@ -2,6 +2,7 @@
 
 use assay_protocol::{
     admin_api::{
+        certificates::RevocationReason,
         enrollment_tokens::{Approval, EnrollmentToken},
         enrollments::{EnrollmentKind, EnrollmentStatus},
     },
@@ -18,7 +19,8 @@ use crate::{
     machines::{assurance::Grounds, labels::Labels},
     services::Services,
     store::{
-        self, Transaction, audit_entries, certificates,
+        self, Transaction, audit_entries,
+        certificates::{self, Revoked},
         duties::{self, Duty},
         enrollments::{self, NewEnrollment},
         events, inventory,
@@ -184,7 +186,7 @@ async fn take_over(
 ) -> Result<Decided, EnrollError> {
     let digest = applicant.claims.digest()?;
     machine_keys::supersede_all(tx, known.id, applicant.now).await?;
-    certificates::revoke_all(tx, known.id, "superseded", applicant.now).await?;
+    certificates::revoke(tx, known.id, Revoked::All, RevocationReason::Superseded, applicant.now).await?;
     let (grounds, assurance) = (backing.grounds, backing.grounds.assurance());
     let (key, claims, now) = (applicant.key(), &applicant.claims, applicant.now);
     machine_records::replace_key(tx, known.id, key, claims, grounds, now).await?;

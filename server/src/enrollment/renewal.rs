@@ -125,9 +125,9 @@ async fn issue(
         None
     } else {
         rotation::begin(tx, clock, &origin, &admitted, public_key).await??;
-        certificates::find_of_key(tx, machine_id, public_key.thumbprint()).await?
+        certificates::find_last_of_key(tx, machine_id, public_key.thumbprint()).await?
     };
-    let certificate = match issued_before.filter(|before| clock.now() < before.not_after) {
+    let certificate = match issued_before.filter(|before| before.is_in_force(clock.now())) {
         Some(before) => certificate::on_record(services, &before),
         None => certificate::issue(tx, services, &origin, machine_id, public_key).await?,
     };
@@ -143,7 +143,7 @@ async fn demand_within_grace(
     machine_id: Uuid,
     key: KeyThumbprint,
 ) -> Result<(), RenewError> {
-    let certificate = certificates::find_of_key(tx, machine_id, key).await?;
+    let certificate = certificates::find_last_of_key(tx, machine_id, key).await?;
     let expired_at = certificate.map(|certificate| certificate.not_after);
     match expired_at {
         Some(expired_at) if services.clock.now() >= expired_at + services.policy.renewal_grace => {

@@ -10,6 +10,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -50,6 +51,9 @@ pub(crate) struct Form(pub(crate) Vec<(String, String)>);
 
 /// An id from the path; what is no UUID names nothing, so it is not found.
 pub(crate) struct Id(pub(crate) Uuid);
+
+/// The serial number of a certificate from the path, as the server writes it; read in any case, with or without colons.
+pub(crate) struct SerialNumber(pub(crate) String);
 
 /// The query string.
 pub(crate) struct Parameters<T>(pub(crate) T);
@@ -108,6 +112,19 @@ impl FromRequestParts<Arc<Services>> for Id {
     }
 }
 
+impl FromRequestParts<Arc<Services>> for SerialNumber {
+    type Rejection = ApiProblem;
+
+    async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        let text = Path::<String>::from_request_parts(parts, services).await;
+        let serial_number = text.ok().and_then(|Path(text)| parse_serial_number(&text));
+        serial_number.map(Self).ok_or_else(|| {
+            let detail = "what the path names is not a serial number: hex, two digits a byte, with or without colons";
+            ApiProblem::new(ProblemKind::NotFound, detail)
+        })
+    }
+}
+
 impl<T: DeserializeOwned> FromRequestParts<Arc<Services>> for Parameters<T> {
     type Rejection = ApiProblem;
 
@@ -129,6 +146,26 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Services>> for Parameters<T> {
             )),
         }
     }
+}
+
+/// Reads a time of the query; `name` is the parameter's.
+pub(crate) fn parse_time(name: &str, text: Option<String>) -> Result<Option<OffsetDateTime>, ApiProblem> {
+    let parse = |text: String| {
+        // A time of the year 9999 may lie in the year 10000 of UTC, which cannot be sent to the database.
+        let time = OffsetDateTime::parse(&text, &Rfc3339).ok();
+        time.and_then(|time| time.checked_to_offset(UtcOffset::UTC))
+            .ok_or_else(|| {
+                ApiProblem::malformed(format!("{name} has to be a time of RFC 3339, as 2026-11-22T10:00:00Z"))
+            })
+    };
+    text.map(parse).transpose()
+}
+
+/// Lower-case hex without colons, or nothing: serial numbers have 20 bytes at most (RFC 5280, section 4.1.2.2).
+fn parse_serial_number(text: &str) -> Option<String> {
+    let digits = text.replace(':', "").to_ascii_lowercase();
+    let bytes = hex::decode(&digits).ok()?;
+    (1..=20).contains(&bytes.len()).then_some(digits)
 }
 
 fn demand_json(headers: &HeaderMap) -> Result<(), ApiProblem> {
@@ -219,6 +256,16 @@ fn holds_nul(json: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_serial_number_is_read_in_any_case_with_or_without_colons() {
+        for text in ["61a1ada0", "61A1ADA0", "61:A1:AD:a0"] {
+            assert_eq!(parse_serial_number(text).as_deref(), Some("61a1ada0"), "{text}");
+        }
+        for text in ["", ":", "6", "61a1ad0", "0x61", "61 a1", "61-a1", "é", &"61".repeat(21)] {
+            assert_eq!(parse_serial_number(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn an_escaped_backslash_before_u0000_is_no_nul() {

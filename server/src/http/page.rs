@@ -1,4 +1,4 @@
-//! Lists, a page at a time, by what names the last item: stable while rows are added.
+//! Lists, a page at a time, by the place of the last item in the list's order: stable while rows are added.
 
 use assay_protocol::{admin_api::page::Page, text::hardware_id};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -22,40 +22,42 @@ pub(crate) struct PageParameters {
     cursor: Option<String>,
 }
 
-/// A page that was asked for, checked.
+/// A page that was asked for, checked. `P` is a place in the list's order.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PageRequest<N = Uuid> {
+pub(crate) struct PageRequest<P = Uuid> {
     /// The last item of the page before.
-    pub(crate) after: Option<N>,
+    pub(crate) after: Option<P>,
     limit: i64,
 }
 
-/// What names the items of a list, in their order: an id, or a serial number.
-pub(crate) trait ItemName: Sized {
-    fn as_bytes(&self) -> &[u8];
-
-    fn from_bytes(bytes: Vec<u8>) -> Option<Self>;
+/// A place in a list's order, as cursors carry it.
+pub(crate) trait Place: Sized {
+    /// As the cursor keeps it.
+    fn to_bytes(&self) -> Vec<u8>;
+    /// Reads what [`Self::to_bytes`] wrote.
+    fn from_bytes(bytes: &[u8]) -> Option<Self>;
 }
 
-impl ItemName for Uuid {
-    fn as_bytes(&self) -> &[u8] {
-        self.as_bytes()
+impl Place for Uuid {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
     }
 
-    fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
-        Self::from_slice(&bytes).ok()
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes).ok()
     }
 }
 
-impl ItemName for String {
-    fn as_bytes(&self) -> &[u8] {
-        self.as_bytes()
+/// A serial number of a machine.
+impl Place for String {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
     }
 
-    fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
-        let name = Self::from_utf8(bytes).ok()?;
-        let is_serial_number = hardware_id(&name) == Ok(Some(&name));
-        is_serial_number.then_some(name)
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let serial_number = std::str::from_utf8(bytes).ok()?;
+        let is_one = hardware_id(serial_number) == Ok(Some(serial_number));
+        is_one.then(|| serial_number.to_owned())
     }
 }
 
@@ -66,10 +68,7 @@ impl PageParameters {
 }
 
 /// For lists whose own parameters stand beside `limit` and `cursor`.
-pub(crate) fn page_request<N: ItemName>(
-    limit: Option<i64>,
-    cursor: Option<&str>,
-) -> Result<PageRequest<N>, ApiProblem> {
+pub(crate) fn page_request<P: Place>(limit: Option<i64>, cursor: Option<&str>) -> Result<PageRequest<P>, ApiProblem> {
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=GREATEST_LIMIT).contains(&limit) {
         return Err(ApiProblem::malformed(format!(
@@ -80,29 +79,29 @@ pub(crate) fn page_request<N: ItemName>(
     Ok(PageRequest { after, limit })
 }
 
-impl<N: ItemName> PageRequest<N> {
+impl<P: Place> PageRequest<P> {
     /// How many rows to ask the store for: one more than are shown tells whether there is a next page.
     pub(crate) fn rows(&self) -> i64 {
         self.limit + 1
     }
 
     /// Makes the page of the rows that were found.
-    pub(crate) fn page<T>(&self, mut items: Vec<T>, name: impl Fn(&T) -> N) -> Page<T> {
+    pub(crate) fn page<T>(&self, mut items: Vec<T>, place: impl Fn(&T) -> P) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = items.len() > limit;
         items.truncate(limit);
         let last = items.last().filter(|_| more);
         Page {
-            next_cursor: last.map(|item| URL_SAFE_NO_PAD.encode(name(item).as_bytes())),
+            next_cursor: last.map(|item| URL_SAFE_NO_PAD.encode(place(item).to_bytes())),
             items,
         }
     }
 }
 
-fn parse_cursor<N: ItemName>(cursor: &str) -> Result<N, ApiProblem> {
+fn parse_cursor<P: Place>(cursor: &str) -> Result<P, ApiProblem> {
     URL_SAFE_NO_PAD
         .decode(cursor)
         .ok()
-        .and_then(N::from_bytes)
+        .and_then(|bytes| P::from_bytes(&bytes))
         .ok_or_else(|| ApiProblem::malformed("cursor is not one that this server gave out"))
 }

@@ -1,7 +1,7 @@
 //! A machine replaces its key. The next key is let in by the current one and serves beside it; its first check-in
 //! supersedes the other. So a crash of either side, at any step, leaves the machine with a key that serves.
 
-use assay_protocol::{KeyThumbprint, PublicKey};
+use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason};
 use serde_json::json;
 
 use super::admission::Admitted;
@@ -9,7 +9,9 @@ use crate::{
     audit::{Change, Origin},
     clock::Clock,
     store::{
-        StoreError, Transaction, audit_entries, certificates, events,
+        StoreError, Transaction, audit_entries,
+        certificates::{self, Revoked},
+        events,
         machine_keys::{self, KeyStatus},
         machine_presence,
         machine_records::{self, Identity},
@@ -17,7 +19,7 @@ use crate::{
 };
 
 /// The reason of RFC 5280 for the certificates of a key that another one replaces.
-const SUPERSEDED: &str = "superseded";
+const SUPERSEDED: RevocationReason = RevocationReason::Superseded;
 
 /// Why a key does not become a machine's next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +55,7 @@ pub(crate) async fn begin(
         return Ok(Err(RotationRefusal::Unfinished));
     }
     if let Some(abandoned) = machine_keys::supersede_next(tx, machine.id, now).await? {
-        certificates::revoke_of_key(tx, machine.id, abandoned, SUPERSEDED, now).await?;
+        certificates::revoke(tx, machine.id, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
     }
     machine_keys::insert(tx, next, machine.id, KeyStatus::Next, now).await?;
     announce(
@@ -79,7 +81,7 @@ pub(crate) async fn complete(
 ) -> Result<(), StoreError> {
     let now = clock.now();
     machine_keys::rotate(tx, machine.id, next, now).await?;
-    certificates::revoke_of_key(tx, machine.id, machine.current_key, SUPERSEDED, now).await?;
+    certificates::revoke(tx, machine.id, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
     machine_records::rotate_key(tx, machine.id, next).await?;
     machine_presence::rotate_key(tx, machine.id, next).await?;
     announce(

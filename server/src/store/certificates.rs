@@ -2,12 +2,12 @@
 
 use assay_protocol::{
     KeyThumbprint,
-    admin_api::certificates::{Certificate, CertificateStatus},
+    admin_api::certificates::{Certificate, CertificateStatus, RevocationReason},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, thumbprint};
+use super::{Connection, StoreError, parse_text, thumbprint};
 use crate::authority::IssuedMachineCertificate;
 
 /// A certificate that is on record.
@@ -16,6 +16,7 @@ pub(crate) struct CertificateRecord {
     pub(crate) serial_number: String,
     pub(crate) not_before: OffsetDateTime,
     pub(crate) not_after: OffsetDateTime,
+    pub(crate) revoked_at: Option<OffsetDateTime>,
     pub(crate) der: Vec<u8>,
 }
 
@@ -31,6 +32,133 @@ struct Row {
     revocation_reason: Option<String>,
 }
 
+impl CertificateRecord {
+    /// Whether it can be relied on.
+    pub(crate) fn is_in_force(&self, now: OffsetDateTime) -> bool {
+        self.revoked_at.is_none() && now < self.not_after
+    }
+}
+
+/// Which certificates to list. What is absent leaves none out.
+#[derive(Debug, Default)]
+pub(crate) struct CertificateFilter {
+    pub(crate) status: Option<CertificateStatus>,
+    pub(crate) machine_id: Option<Uuid>,
+    pub(crate) expires_before: Option<OffsetDateTime>,
+}
+
+/// The place of a certificate in the order of expiry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExpiryPlace {
+    pub(crate) not_after: OffsetDateTime,
+    pub(crate) issued_at: OffsetDateTime,
+    pub(crate) serial_number: String,
+}
+
+/// Which certificates of a machine are revoked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Revoked<'a> {
+    /// All of them.
+    All,
+    /// Those of this key.
+    OfKey(KeyThumbprint),
+    /// This one.
+    One(&'a str),
+}
+
+/// Every reading of certificates: one list of columns, so that what is listed and what is read never differ.
+macro_rules! select {
+    ($($condition:literal)+, $($argument:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            "SELECT serial_number, machine_id, key_thumbprint, sha256, not_before, not_after, issued_at, revoked_at,
+                    revocation_reason
+             FROM certificates "
+                $(+ $condition)+,
+            $($argument),+
+        )
+    };
+}
+
+/// A page in the order of expiry. Each of these conditions has an index with that order, and what is asked for is one
+/// range of it, with one bound on each side: of two lower bounds Postgres begins at the one that leaves out less.
+macro_rules! by_expiry {
+    ($condition:literal, $range:expr, $limit:expr $(, $argument:expr)*) => {
+        select!(
+            $condition
+            " AND (not_after, issued_at, serial_number)
+                  > (coalesce($1::timestamptz, '-infinity'), coalesce($2::timestamptz, '-infinity'), $3)
+              AND not_after < coalesce($4::timestamptz, 'infinity')
+              ORDER BY not_after, issued_at, serial_number LIMIT $5",
+            $range.from,
+            $range.after_issued_at,
+            $range.after_serial_number,
+            $range.before,
+            $limit
+            $(, $argument)*
+        )
+    };
+}
+
+/// Finds a certificate.
+pub(crate) async fn find(
+    connection: &mut Connection,
+    serial_number: &str,
+    now: OffsetDateTime,
+) -> Result<Option<Certificate>, StoreError> {
+    let row = select!("WHERE serial_number = $1", serial_number)
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| certificate(row, now)).transpose()
+}
+
+/// A certificate in DER.
+pub(crate) async fn find_der(connection: &mut Connection, serial_number: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(
+        sqlx::query_scalar!("SELECT der FROM certificates WHERE serial_number = $1", serial_number)
+            .fetch_optional(connection)
+            .await?,
+    )
+}
+
+/// A page of certificates, in the order in which they expire.
+pub(crate) async fn list(
+    connection: &mut Connection,
+    filter: &CertificateFilter,
+    after: Option<&ExpiryPlace>,
+    limit: i64,
+    now: OffsetDateTime,
+) -> Result<Vec<Certificate>, StoreError> {
+    let range = filter.range(after, now);
+    let rows = match (filter.machine_id, filter.status) {
+        (None, None) => by_expiry!("WHERE true", range, limit).fetch_all(connection).await?,
+        (None, Some(CertificateStatus::Valid | CertificateStatus::Expired)) => {
+            by_expiry!("WHERE revoked_at IS NULL", range, limit)
+                .fetch_all(connection)
+                .await?
+        }
+        (None, Some(CertificateStatus::Revoked)) => {
+            by_expiry!("WHERE revoked_at IS NOT NULL", range, limit)
+                .fetch_all(connection)
+                .await?
+        }
+        // One machine has few enough to be sorted.
+        (Some(machine_id), status) => {
+            let revoked = status.map(|status| status == CertificateStatus::Revoked);
+            by_expiry!(
+                "WHERE machine_id = $6 AND ($7::boolean IS NULL OR (revoked_at IS NOT NULL) = $7)",
+                range,
+                limit,
+                machine_id,
+                revoked
+            )
+            .fetch_all(connection)
+            .await?
+        }
+    };
+    rows.into_iter().map(|row| certificate(row, now)).collect()
+}
+
 /// A page of a machine's certificates, the newest first, whether its record is there or deleted.
 pub(crate) async fn list_of_machine(
     connection: &mut Connection,
@@ -39,12 +167,8 @@ pub(crate) async fn list_of_machine(
     limit: i64,
     now: OffsetDateTime,
 ) -> Result<Vec<Certificate>, StoreError> {
-    let rows = sqlx::query_as!(
-        Row,
-        "SELECT serial_number, machine_id, key_thumbprint, sha256, not_before, not_after, issued_at, revoked_at,
-                revocation_reason
-         FROM certificates
-         WHERE machine_id = $1
+    let rows = select!(
+        "WHERE machine_id = $1
            AND ($2::text IS NULL
                 OR (issued_at, serial_number)
                    < (SELECT last.issued_at, last.serial_number FROM certificates AS last WHERE last.serial_number = $2))
@@ -91,20 +215,16 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// The certificate that a key of the machine has now: of its current key the current one, of its next key the newest.
-/// `None` where none was issued, or it was revoked.
-pub(crate) async fn find_of_key(
+/// The last certificate that was issued to this machine for this key, whether it is in force or not.
+pub(crate) async fn find_last_of_key(
     connection: &mut Connection,
     machine_id: Uuid,
     key: KeyThumbprint,
 ) -> Result<Option<CertificateRecord>, StoreError> {
     Ok(sqlx::query_as!(
         CertificateRecord,
-        "SELECT certificate.serial_number, not_before, not_after, der
-         FROM machines JOIN certificates AS certificate ON certificate.machine_id = machines.id
-         WHERE machines.id = $1 AND key_thumbprint = $2 AND revoked_at IS NULL
-           AND (certificate.serial_number = certificate_serial_number OR current_key <> $2)
-         ORDER BY issued_at DESC LIMIT 1",
+        "SELECT serial_number, not_before, not_after, revoked_at, der FROM certificates
+         WHERE machine_id = $1 AND key_thumbprint = $2 ORDER BY issued_at DESC LIMIT 1",
         machine_id,
         key.as_bytes()
     )
@@ -112,47 +232,81 @@ pub(crate) async fn find_of_key(
     .await?)
 }
 
-/// Revokes whatever certificates of one key are not revoked yet, for a reason of RFC 5280 in snake_case.
-pub(crate) async fn revoke_of_key(
+/// Revokes such certificates of a machine as are not revoked yet, and tells which. The machine's presence has to be held.
+/// Whoever looks at revocation lists has nothing to learn of one that has expired.
+pub(crate) async fn revoke(
     connection: &mut Connection,
     machine_id: Uuid,
-    key: KeyThumbprint,
-    reason: &str,
+    which: Revoked<'_>,
+    reason: RevocationReason,
     now: OffsetDateTime,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "UPDATE certificates SET revoked_at = $4, revocation_reason = $3
-         WHERE machine_id = $1 AND key_thumbprint = $2 AND revoked_at IS NULL",
-        machine_id,
-        key.as_bytes(),
-        reason,
-        now,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Revokes whatever certificates of this machine are not revoked yet, for a reason of RFC 5280 in snake_case.
-pub(crate) async fn revoke_all(
-    connection: &mut Connection,
-    machine_id: Uuid,
-    reason: &str,
-    now: OffsetDateTime,
-) -> Result<(), StoreError> {
-    sqlx::query!(
+) -> Result<Vec<String>, StoreError> {
+    let (key, serial_number) = match &which {
+        Revoked::All => (None, None),
+        Revoked::OfKey(key) => (Some(key.as_bytes().as_slice()), None),
+        Revoked::One(serial_number) => (None, Some(*serial_number)),
+    };
+    Ok(sqlx::query_scalar!(
         "WITH revoked AS (
             UPDATE certificates SET revoked_at = $3, revocation_reason = $2
             WHERE machine_id = $1 AND revoked_at IS NULL
+              AND ($4::bytea IS NULL OR key_thumbprint = $4) AND ($5::text IS NULL OR serial_number = $5)
+            RETURNING serial_number, issuer_id, not_after
+         ), waiting AS (
+            INSERT INTO revocations_waiting (serial_number, issuer_id)
+            SELECT serial_number, issuer_id FROM revoked WHERE not_after >= $3
+         ), current AS (
+            UPDATE machines SET certificate_serial_number = NULL
+            WHERE id = $1 AND certificate_serial_number IN (SELECT serial_number FROM revoked)
          )
-         UPDATE machines SET certificate_serial_number = NULL WHERE id = $1",
+         SELECT serial_number FROM revoked ORDER BY not_after, serial_number",
         machine_id,
-        reason,
+        reason.as_str(),
         now,
+        key,
+        serial_number,
     )
-    .execute(connection)
-    .await?;
-    Ok(())
+    .fetch_all(connection)
+    .await?)
+}
+
+/// A range of the order of expiry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ExpiryRange<'a> {
+    from: Option<OffsetDateTime>,
+    /// Those that expire at `from` are in it if they come later than this.
+    after_issued_at: Option<OffsetDateTime>,
+    after_serial_number: &'a str,
+    before: Option<OffsetDateTime>,
+}
+
+impl CertificateFilter {
+    /// A certificate is valid up to and with its last second.
+    fn range<'a>(&self, after: Option<&'a ExpiryPlace>, now: OffsetDateTime) -> ExpiryRange<'a> {
+        let (from, before) = match self.status {
+            Some(CertificateStatus::Valid) => (Some(now), self.expires_before),
+            Some(CertificateStatus::Expired) => (None, Some(self.expires_before.map_or(now, |time| time.min(now)))),
+            Some(CertificateStatus::Revoked) | None => (None, self.expires_before),
+        };
+        // What the page before ended with may have expired since.
+        let after = after.filter(|place| from.is_none_or(|from| place.not_after >= from));
+        ExpiryRange {
+            from: after.map_or(from, |place| Some(place.not_after)),
+            after_issued_at: after.map(|place| place.issued_at),
+            after_serial_number: after.map_or("", |place| &place.serial_number),
+            before,
+        }
+    }
+}
+
+impl From<&Certificate> for ExpiryPlace {
+    fn from(certificate: &Certificate) -> Self {
+        Self {
+            not_after: certificate.not_after,
+            issued_at: certificate.issued_at,
+            serial_number: certificate.serial_number.clone(),
+        }
+    }
 }
 
 /// Removes the first to expire of those that did before a time and are no machine's current one; returns how many.
@@ -193,6 +347,6 @@ fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError>
         not_after: row.not_after,
         issued_at: row.issued_at,
         revoked_at: row.revoked_at,
-        revocation_reason: row.revocation_reason,
+        revocation_reason: row.revocation_reason.as_deref().map(parse_text).transpose()?,
     })
 }

@@ -61,6 +61,11 @@ impl Ground {
             return (path, json!({"reason": "a reason"}), machine);
         }
         let machine = self.server.enrolled(&serial_number).await;
+        if operation.path.contains("/certificates/") {
+            let record = self.server.get(&machine.path()).await.json();
+            let path = operation.path_with(record["certificate"]["serial_number"].as_str().unwrap());
+            return (path, json!({"reason": "superseded", "note": "a note"}), machine);
+        }
         let id = machine.id().to_string();
         let nonce = self.server.nonce().await;
         let body = match operation.name().as_str() {

@@ -85,6 +85,9 @@ const CALLERS: &[(&str, &str)] = &[
     ("DELETE /v1/admin/webhooks/{id}", ADMIN),
     ("GET /v1/admin/webhooks/{id}/deliveries", VIEWER),
     ("POST /v1/admin/webhooks/{id}/test", ADMIN),
+    ("GET /v1/admin/certificates", VIEWER),
+    ("GET /v1/admin/certificates/{serial}", VIEWER),
+    ("POST /v1/admin/certificates/{serial}/revoke", OPERATOR),
 ];
 
 #[tokio::test]

@@ -13,13 +13,13 @@ use sqlx::{PgPool, Postgres, Transaction};
 const LOOKS: u32 = 100_000;
 
 /// The row of a machine that a check-in writes, held by the test.
-struct HeldRow {
+pub(crate) struct HeldRow {
     pool: PgPool,
     holder: Transaction<'static, Postgres>,
 }
 
 impl HeldRow {
-    async fn of(server: &InProcess, machine: &Machine) -> Self {
+    pub(crate) async fn of(server: &InProcess, machine: &Machine) -> Self {
         let pool = server.database().pool().await;
         let mut holder = pool.begin().await.unwrap();
         let held = sqlx::query("SELECT FROM machine_presence WHERE machine_id = $1 FOR UPDATE");
@@ -39,7 +39,7 @@ impl HeldRow {
     }
 
     /// Comes back when that many wait for it.
-    async fn awaited_by(&self, number: i64) {
+    pub(crate) async fn awaited_by(&self, number: i64) {
         for _ in 0..LOOKS {
             if self.waiting().await == number {
                 return;
@@ -48,7 +48,7 @@ impl HeldRow {
         panic!("{number} never waited for the row at once");
     }
 
-    async fn release(self) {
+    pub(crate) async fn release(self) {
         self.holder.rollback().await.unwrap();
     }
 }

@@ -4,6 +4,7 @@ mod agent;
 mod approval;
 mod audit;
 mod audit_roles;
+mod certificates;
 mod commands;
 mod contended_records;
 mod daemon;

@@ -11,7 +11,6 @@ use assay_protocol::{
 };
 use axum::{Json, extract::State};
 use serde::Deserialize;
-use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
@@ -23,7 +22,7 @@ use crate::{
     http::{
         authentication::{Authorized, Viewer},
         deadline::Deadline,
-        extract::Parameters,
+        extract::{Parameters, parse_time},
         operation::routes,
         page::page_request,
         problem::{ApiProblem, ApiResult},
@@ -80,8 +79,8 @@ impl AuditParameters {
             resource_kind,
             resource_id,
             actor: self.actor,
-            after: time("after", self.after)?,
-            before: time("before", self.before)?,
+            after: parse_time("after", self.after)?,
+            before: parse_time("before", self.before)?,
         })
     }
 }
@@ -136,16 +135,4 @@ async fn verify(
         deadline.allow(VERIFICATION_TIME);
     }
     Ok(Json(verification::verify(&services.store, noted).await?))
-}
-
-fn time(name: &str, text: Option<String>) -> ApiResult<Option<OffsetDateTime>> {
-    let parse = |text: String| {
-        // A time of the year 9999 may lie in the year 10000 of UTC, which cannot be sent to the database.
-        let time = OffsetDateTime::parse(&text, &Rfc3339).ok();
-        time.and_then(|time| time.checked_to_offset(UtcOffset::UTC))
-            .ok_or_else(|| {
-                ApiProblem::malformed(format!("{name} has to be a time of RFC 3339, as 2026-11-22T10:00:00Z"))
-            })
-    };
-    text.map(parse).transpose()
 }

@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod audit;
+mod certificates;
 mod enrollment_tokens;
 mod enrollments;
 mod events;
@@ -22,6 +23,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .merge(api_keys::router())
         .merge(audit::router())
+        .merge(certificates::router())
         .merge(enrollment_tokens::router())
         .merge(enrollments::router())
         .merge(events::router())

@@ -1,0 +1,153 @@
+//! `/v1/admin/certificates`
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    Problem, ProblemKind,
+    admin_api::{
+        certificates::{Certificate, CertificateStatus, CertificateWithPem, RevokeCertificate},
+        page::Page,
+    },
+};
+use axum::{Json, extract::State};
+use serde::Deserialize;
+use time::OffsetDateTime;
+use utoipa_axum::router::OpenApiRouter;
+use uuid::Uuid;
+
+use crate::{
+    administration::certificates::{self, CertificateError},
+    http::{
+        authentication::{Authorized, Operator, Viewer},
+        extract::{self, Parameters, SerialNumber, parse_time},
+        operation::routes,
+        page::{PageRequest, Place, page_request},
+        problem::{ApiProblem, ApiResult},
+    },
+    services::Services,
+    store::certificates::{CertificateFilter, ExpiryPlace},
+};
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(find))
+        .routes(routes!(revoke))
+}
+
+impl From<CertificateError> for ApiProblem {
+    fn from(error: CertificateError) -> Self {
+        match error {
+            CertificateError::Unknown => Self::not_found("certificate"),
+            CertificateError::Note(_) => Self::malformed(error.to_string()),
+            CertificateError::Revoked(_) | CertificateError::Expired(_) => {
+                Self::new(ProblemKind::Conflict, error.to_string())
+            }
+            CertificateError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Which certificates to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct CertificateParameters {
+    /// Whether they can be relied on.
+    #[param(inline)]
+    status: Option<CertificateStatus>,
+    /// The machine in their subject; its record may be deleted.
+    machine_id: Option<Uuid>,
+    /// Those that expire earlier than this time (RFC 3339).
+    expires_before: Option<String>,
+    /// How many items, 1 to 500; 50 where absent.
+    limit: Option<i64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+impl CertificateParameters {
+    fn filter(self) -> ApiResult<CertificateFilter> {
+        Ok(CertificateFilter {
+            status: self.status,
+            machine_id: self.machine_id,
+            expires_before: parse_time("expires_before", self.expires_before)?,
+        })
+    }
+}
+
+/// The microsecond in which it expires, that in which it was issued, and the serial number.
+impl Place for ExpiryPlace {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for time in [self.not_after, self.issued_at] {
+            bytes.extend((time.unix_timestamp_nanos() / 1000).to_be_bytes());
+        }
+        bytes.extend(hex::decode(&self.serial_number).unwrap_or_default());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (not_after, bytes) = bytes.split_first_chunk()?;
+        let (issued_at, serial_number) = bytes.split_first_chunk()?;
+        Some(Self {
+            not_after: time(*not_after)?,
+            issued_at: time(*issued_at)?,
+            serial_number: hex::encode(serial_number),
+        })
+    }
+}
+
+fn time(microseconds: [u8; 16]) -> Option<OffsetDateTime> {
+    let nanoseconds = i128::from_be_bytes(microseconds).checked_mul(1000)?;
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
+}
+
+/// List certificates, in the order in which they expire.
+#[utoipa::path(
+    get, path = "/v1/admin/certificates", tag = "Certificates", security(("api_key" = [])),
+    params(CertificateParameters),
+    responses((status = 200, body = Page<Certificate>), (status = "4XX", body = Problem)),
+)]
+async fn list(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<CertificateParameters>,
+) -> ApiResult<Json<Page<Certificate>>> {
+    let page: PageRequest<ExpiryPlace> = page_request(parameters.limit, parameters.cursor.as_deref())?;
+    let found = certificates::list(&services, &parameters.filter()?, page.after.as_ref(), page.rows()).await?;
+    Ok(Json(page.page(found, |certificate| certificate.into())))
+}
+
+/// Read a certificate.
+#[utoipa::path(
+    get, path = "/v1/admin/certificates/{serial}", tag = "Certificates", security(("api_key" = [])),
+    params(("serial" = String, Path, description = "In hex, in any case, with or without colons")),
+    responses((status = 200, body = CertificateWithPem), (status = "4XX", body = Problem)),
+)]
+async fn find(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    SerialNumber(serial_number): SerialNumber,
+) -> ApiResult<Json<CertificateWithPem>> {
+    Ok(Json(certificates::find(&services, &serial_number).await?))
+}
+
+/// Revoke a certificate, for good. The machine keeps its key and is asked to renew, but where the key is compromised: then
+/// every certificate of the key is revoked and the machine is quarantined. Repeating it with the same reason changes nothing.
+#[utoipa::path(
+    post, path = "/v1/admin/certificates/{serial}/revoke", tag = "Certificates", security(("api_key" = [])),
+    params(("serial" = String, Path, description = "In hex, in any case, with or without colons")),
+    request_body = RevokeCertificate,
+    responses((status = 200, body = CertificateWithPem), (status = "4XX", body = Problem)),
+)]
+async fn revoke(
+    caller: Authorized<Operator>,
+    State(services): State<Arc<Services>>,
+    SerialNumber(serial_number): SerialNumber,
+    extract::Json(request): extract::Json<RevokeCertificate>,
+) -> ApiResult<Json<CertificateWithPem>> {
+    Ok(Json(
+        certificates::revoke(&services, &caller.origin, &serial_number, &request).await?,
+    ))
+}
