@@ -10,5 +10,5 @@ demo:
 
 # The whole test suite: `make test ARGS=enrollment` runs the tests with that in their names.
 test:
-	@deploy/prerequisites postgres compiler openssl python
+	@deploy/prerequisites postgres compiler openssl python nginx
 	cargo test --workspace $(ARGS)

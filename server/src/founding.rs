@@ -10,7 +10,7 @@ use crate::{
     audit::{Change, Origin},
     authority::{
         self, Authority, AuthorityError, AuthorityParts, CertifiedKey, InitialSecrets, KeyError, MasterKey,
-        MasterKeyError, PrivateKey, SealingContext, SealingError, WebhookSecrets, master_key,
+        MasterKeyError, PrivateKey, RevocationListSigner, SealingContext, SealingError, WebhookSecrets, master_key,
     },
     clock::{self, Clock},
     config::{self, Config},
@@ -34,6 +34,36 @@ pub(crate) struct Founded {
     pub(crate) issuer_id: Uuid,
     pub(crate) nonce_key: Zeroizing<[u8; 32]>,
     pub(crate) webhook_secrets: WebhookSecrets,
+    pub(crate) root: SealedRoot,
+}
+
+/// The root CA as it is kept. Its key is opened for the moment in which it signs: what it signs, it signs twice a month.
+pub(crate) struct SealedRoot {
+    /// The CA, as lists name it.
+    pub(crate) id: Uuid,
+    /// Its subject key identifier.
+    pub(crate) key_identifier: Vec<u8>,
+    key: SealedKey,
+    certificate: Vec<u8>,
+    master_key: MasterKey,
+}
+
+impl SealedRoot {
+    fn new(key: &SealedKey, certificate: &[u8], master_key: MasterKey) -> Result<Self, FoundingError> {
+        Ok(Self {
+            id: key.id,
+            key_identifier: authority::key_identifier(certificate)?,
+            key: key.clone(),
+            certificate: certificate.to_vec(),
+            master_key,
+        })
+    }
+
+    /// Opens the key to sign lists of what the root has issued and revoked.
+    pub(crate) fn revocation_lists(&self) -> Result<RevocationListSigner, FoundingError> {
+        let key = PrivateKey::from_pkcs8_der(open_one(&self.master_key, &self.key)?)?;
+        Ok(RevocationListSigner::new(&key, &self.certificate)?)
+    }
 }
 
 /// Why the server's keys cannot be had.
@@ -101,7 +131,7 @@ pub(crate) async fn found(store: &Store, config: &Config, clock: &Arc<dyn Clock>
             |tx, &(master_key, config, clock)| Box::pin(read_or_make(tx, master_key, config, clock.as_ref())),
         )
         .await?;
-    open(&master_key, config, &keys)
+    open(master_key, config, &keys)
 }
 
 /// A new master key is made for a new database alone: beside one that has keys, it would open none of them and stand in
@@ -181,18 +211,19 @@ fn seal_all(
     ])
 }
 
-fn open(master_key: &MasterKey, config: &Config, keys: &[SealedKey]) -> Result<Founded, FoundingError> {
+fn open(master_key: MasterKey, config: &Config, keys: &[SealedKey]) -> Result<Founded, FoundingError> {
     let (root, issuing) = (find(keys, ROOT)?, find(keys, ISSUING)?);
+    let root_certificate = root.certificate.clone().ok_or(FoundingError::Missing(ROOT))?;
     let parts = AuthorityParts {
         issuing: CertifiedKey {
-            key: PrivateKey::from_pkcs8_der(open_one(master_key, issuing)?)?,
+            key: PrivateKey::from_pkcs8_der(open_one(&master_key, issuing)?)?,
             certificate: issuing.certificate.clone().ok_or(FoundingError::Missing(ISSUING))?,
         },
-        root_certificates: vec![root.certificate.clone().ok_or(FoundingError::Missing(ROOT))?],
-        grant_key: PrivateKey::from_pkcs8_der(open_one(master_key, find(keys, GRANTS)?)?)?,
+        root_certificates: vec![root_certificate.clone()],
+        grant_key: PrivateKey::from_pkcs8_der(open_one(&master_key, find(keys, GRANTS)?)?)?,
         other_grant_keys: Vec::new(),
     };
-    let nonce_key = open_one(master_key, find(keys, NONCES)?)?;
+    let nonce_key = open_one(&master_key, find(keys, NONCES)?)?;
     let nonce_key = nonce_key
         .as_slice()
         .try_into()
@@ -201,7 +232,8 @@ fn open(master_key: &MasterKey, config: &Config, keys: &[SealedKey]) -> Result<F
         authority: Authority::from_parts(&parts, config.trust_domain.as_str(), config.public_url.url())?,
         issuer_id: issuing.id,
         nonce_key: Zeroizing::new(nonce_key),
-        webhook_secrets: WebhookSecrets::under(master_key).map_err(FoundingError::Derived)?,
+        webhook_secrets: WebhookSecrets::under(&master_key).map_err(FoundingError::Derived)?,
+        root: SealedRoot::new(root, &root_certificate, master_key)?,
     })
 }
 

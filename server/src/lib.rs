@@ -20,6 +20,7 @@ mod machines;
 mod random;
 mod rate_limits;
 mod retention;
+mod revocation;
 pub mod running;
 mod secrets;
 mod services;

@@ -27,6 +27,7 @@ use crate::{
     lifecycle::{self, ConnectionLimits},
     rate_limits::RateLimits,
     retention,
+    revocation::{Revocation, lists},
     services::{Policy, Services},
     store::{Store, StoreError},
     telemetry::{Metrics, listener},
@@ -166,6 +167,7 @@ impl RunningServer {
         let shutdown = CancellationToken::new();
         let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
         let services = assemble(config, clock, store, metrics, founded, feed)?;
+        lists::publish_first(&services).await;
         let listener = listen("listen", config.listen).await?;
         let telemetry = listen("telemetry.listen", config.telemetry.listen).await?;
         let certificate = server_certificate(config, &services)?;
@@ -263,6 +265,7 @@ fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &C
     run(|services, shutdown| feed::run_key_check(services, shutdown).boxed());
     run(|services, shutdown| feed::run_depth_gauge(services, shutdown).boxed());
     run(|services, shutdown| delivering::run_deliverer(services, shutdown).boxed());
+    run(|services, shutdown| lists::keep_published(services, shutdown).boxed());
     run(|services, shutdown| retention::run_retention(services, shutdown).boxed());
 }
 
@@ -288,6 +291,8 @@ fn assemble(
         feed,
         webhook_secrets: founded.webhook_secrets,
         webhook_client: webhooks::Client::new()?,
+        root: founded.root,
+        revocation: Revocation::new(),
         metrics,
     }))
 }

@@ -12,8 +12,10 @@ use crate::{
     clock::Clock,
     config::{Config, Reenrollment, WithoutToken},
     events::feed::Feed,
+    founding::SealedRoot,
     rate_limits::RateLimits,
     retention::Retention,
+    revocation::Revocation,
     store::Store,
     telemetry::Metrics,
     webhooks,
@@ -35,6 +37,8 @@ pub(crate) struct Services {
     pub(crate) feed: Arc<Feed>,
     pub(crate) webhook_secrets: WebhookSecrets,
     pub(crate) webhook_client: webhooks::Client,
+    pub(crate) root: SealedRoot,
+    pub(crate) revocation: Revocation,
     pub(crate) metrics: Arc<Metrics>,
 }
 

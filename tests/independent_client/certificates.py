@@ -87,7 +87,8 @@ def expect_extensions(leaf: x509.Certificate, issuing: x509.Certificate, public_
         "the AKI",
     )
     points = [name.value for point in extension(leaf, x509.CRLDistributionPoints, False) for name in point.full_name]
-    expect_equal(points, [f"{public_url}/v1/ca/crl"], "the CRL distribution point")
+    authority = extension(leaf, x509.AuthorityKeyIdentifier, False).key_identifier.hex()
+    expect_equal(points, [f"{public_url}/v1/ca/crl/{authority}"], "the CRL distribution point")
     descriptions = extension(leaf, x509.AuthorityInformationAccess, False)
     access = {(description.access_method, description.access_location.value) for description in descriptions}
     expected = {

@@ -58,9 +58,15 @@ impl Api {
         &self.audience
     }
 
+    /// The address of something on it.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.origin)
+    }
+
     /// A request to be built further.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.origin))
+        self.client.request(method, self.url(path))
     }
 
     /// A GET without credentials.

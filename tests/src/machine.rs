@@ -11,6 +11,7 @@ use assay_server::clock::{Clock, SystemClock};
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use p256::ecdsa::{Signature, SigningKey, signature::Signer};
+use p256::pkcs8::{EncodePrivateKey, LineEnding};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -119,6 +120,12 @@ impl Machine {
     #[must_use]
     pub fn path(&self) -> String {
         format!("/v1/admin/machines/{}", self.id())
+    }
+
+    /// Its private key, as a TLS client reads it.
+    #[must_use]
+    pub fn private_key_pem(&self) -> String {
+        self.key.to_pkcs8_pem(LineEnding::LF).unwrap().to_string()
     }
 
     /// The thumbprint of its key.

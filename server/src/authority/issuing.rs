@@ -3,18 +3,20 @@
 use assay_protocol::PublicKey;
 use aws_lc_rs::digest::{SHA256, digest};
 use pem::{EncodeConfig, LineEnding, Pem};
-use rcgen::{CertificateParams, DnType, Issuer, SanType, SerialNumber, string::Ia5String};
+use rcgen::{CertificateParams, DnType, Issuer, PublicKeyData, SanType, SerialNumber, string::Ia5String};
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use url::Url;
 use uuid::Uuid;
-use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+use x509_parser::{certificate::X509Certificate, extensions::ParsedExtension, prelude::FromDer};
 
 use super::{
     AuthorityError,
     certificate_signer::{CertificateSigner, Subject},
     keys::PrivateKey,
+    ocsp::{CertificateQuestion, OcspResponder},
     profile,
+    revocation_list::RevocationListSigner,
 };
 
 /// A CA's private key with its certificate in DER.
@@ -31,6 +33,9 @@ pub struct IssuingAuthority {
     issuer: Issuer<'static, CertificateSigner>,
     certificate: CertificateDer<'static>,
     certificate_pem: String,
+    subject: Vec<u8>,
+    key_identifier: Vec<u8>,
+    lists: RevocationListSigner,
     not_after: OffsetDateTime,
     trust_domain: String,
     public_url: Url,
@@ -134,14 +139,18 @@ impl IssuingAuthority {
         }
         let certificate = CertificateDer::from(issuing.certificate.clone());
         let signer = CertificateSigner::new(&issuing.key)?;
+        let key_identifier = key_identifier(&parsed)?;
         Ok(Self {
             issuer: Issuer::from_ca_cert_der(&certificate, signer).map_err(AuthorityError::Sign)?,
             certificate_pem: certificate_pem(&issuing.certificate),
+            subject: parsed.subject().as_raw().to_vec(),
+            lists: RevocationListSigner::new(&issuing.key, &issuing.certificate)?,
             not_after: validity_end(&parsed)?,
             certificate,
             trust_domain: trust_domain.to_owned(),
             public_url: public_url.clone(),
-            machine_template: profile::machine_template(public_url)?,
+            machine_template: profile::machine_template(public_url, &key_identifier)?,
+            key_identifier,
         })
     }
 
@@ -205,6 +214,40 @@ impl IssuingAuthority {
         })
     }
 
+    /// Issues a certificate for a responder that answers for this CA, with a fresh key.
+    pub fn issue_ocsp_responder(&self, now: OffsetDateTime) -> Result<OcspResponder, AuthorityError> {
+        let key = PrivateKey::generate()?;
+        let mut params = profile::ocsp_responder(whole_seconds(now));
+        params.not_after = params.not_after.min(self.not_after);
+        if params.not_after <= now {
+            return Err(AuthorityError::Expired);
+        }
+        let renew_at = now + (params.not_after - now) * 2 / 3;
+        let certificate = params
+            .signed_by(&Subject(key.public_key()), &self.issuer)
+            .map_err(AuthorityError::Sign)?;
+        let serves = params.not_before..renew_at;
+        OcspResponder::new(&key, certificate.der().to_vec(), &self.key_identifier, serves)
+    }
+
+    /// Signs the lists of what this CA has issued and revoked.
+    #[must_use]
+    pub fn revocation_lists(&self) -> &RevocationListSigner {
+        &self.lists
+    }
+
+    /// Whether a relying party asks about a certificate of this CA.
+    #[must_use]
+    pub fn is_asked_about(&self, question: &CertificateQuestion) -> bool {
+        question.is_about_issuer(&self.subject, self.issuer.key().der_bytes())
+    }
+
+    /// The CA's subject key identifier, by which certificates name it.
+    #[must_use]
+    pub fn key_identifier(&self) -> &[u8] {
+        &self.key_identifier
+    }
+
     /// The issuing CA's certificate in DER.
     #[must_use]
     pub fn certificate_der(&self) -> &[u8] {
@@ -242,14 +285,26 @@ fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time - Duration::nanoseconds(i64::from(time.nanosecond()))
 }
 
-fn read_certificate(der: &[u8]) -> Result<X509Certificate<'_>, AuthorityError> {
+pub(super) fn read_certificate(der: &[u8]) -> Result<X509Certificate<'_>, AuthorityError> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
         _ => Err(AuthorityError::Certificate),
     }
 }
 
-fn validity_end(certificate: &X509Certificate<'_>) -> Result<OffsetDateTime, AuthorityError> {
+/// The subject key identifier, which every CA of ours has.
+pub(super) fn key_identifier(certificate: &X509Certificate<'_>) -> Result<Vec<u8>, AuthorityError> {
+    let identifier = certificate
+        .extensions()
+        .iter()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(identifier) => Some(identifier.0.to_vec()),
+            _ => None,
+        });
+    identifier.ok_or(AuthorityError::Certificate)
+}
+
+pub(super) fn validity_end(certificate: &X509Certificate<'_>) -> Result<OffsetDateTime, AuthorityError> {
     OffsetDateTime::from_unix_timestamp(certificate.validity().not_after.timestamp())
         .map_err(|_| AuthorityError::Certificate)
 }
@@ -428,7 +483,8 @@ mod tests {
 
     #[test]
     fn a_machine_certificates_extensions_have_the_contracts_values() {
-        let issued = hierarchy().issue(NOW, Duration::days(7)).unwrap();
+        let made = hierarchy();
+        let issued = made.issue(NOW, Duration::days(7)).unwrap();
         let certificate = read_certificate(&issued.der).unwrap();
         let constraints = certificate.basic_constraints().unwrap().unwrap().value;
         assert!(!constraints.ca && constraints.path_len_constraint.is_none());
@@ -454,7 +510,11 @@ mod tests {
                     let [point] = points.points.as_slice() else {
                         panic!("one point")
                     };
-                    let uri = GeneralName::URI("https://assay.example.com/v1/ca/crl");
+                    let url = format!(
+                        "https://assay.example.com/v1/ca/crl/{}",
+                        hex::encode(made.authority.key_identifier())
+                    );
+                    let uri = GeneralName::URI(&url);
                     assert_eq!(
                         point.distribution_point,
                         Some(DistributionPointName::FullName(vec![uri]))
@@ -626,7 +686,7 @@ mod tests {
             &format!("X509v3 Subject Alternative Name: \n                URI:spiffe://example.com/machine/{MACHINE}\n"),
             "OCSP - URI:https://assay.example.com/v1/ca/ocsp\n",
             "CA Issuers - URI:https://assay.example.com/v1/ca/issuer.cer\n",
-            "URI:https://assay.example.com/v1/ca/crl\n",
+            "URI:https://assay.example.com/v1/ca/crl/",
         ] {
             assert!(text.contains(line), "{line:?} in\n{text}");
         }

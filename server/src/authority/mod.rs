@@ -8,7 +8,9 @@ pub mod grant_tokens;
 pub mod issuing;
 pub mod keys;
 pub mod master_key;
+pub mod ocsp;
 pub mod profile;
+pub mod revocation_list;
 pub mod sealing;
 mod webhook_secrets;
 
@@ -24,7 +26,9 @@ pub use issuing::{
 };
 pub use keys::{KeyError, PrivateKey};
 pub use master_key::MasterKeyError;
+pub use ocsp::{OcspRequest, OcspResponder};
 pub use profile::spiffe_id;
+pub use revocation_list::{RevocationList, RevocationListSigner, RevokedCertificate};
 pub use sealing::{MasterKey, SealingContext, SealingError};
 pub(crate) use webhook_secrets::{WebhookSecret, WebhookSecrets};
 
@@ -89,7 +93,10 @@ pub enum AuthorityError {
     NoHost,
     /// The public URL does not fit into a certificate.
     #[error("the public URL cannot be written into a certificate")]
-    Url(#[source] x509_cert::der::Error),
+    Url(#[source] der::Error),
+    /// A message could not be encoded.
+    #[error("an OCSP response cannot be made")]
+    Encode(#[source] der::Error),
     /// The certificate could not be encoded or signed.
     #[error("a certificate cannot be made")]
     Sign(#[source] rcgen::Error),
@@ -182,6 +189,11 @@ impl Authority {
     pub fn key_set(&self) -> &JsonWebKeySet {
         &self.key_set
     }
+}
+
+/// The subject key identifier of a CA's certificate in DER.
+pub fn key_identifier(certificate: &[u8]) -> Result<Vec<u8>, AuthorityError> {
+    issuing::key_identifier(&issuing::read_certificate(certificate)?)
 }
 
 fn under_a_root<'a>(

@@ -24,6 +24,8 @@ pub(super) const ROOT_LIFE: Duration = Duration::days(20 * 365);
 pub(super) const ISSUING_LIFE: Duration = Duration::days(2 * 365);
 /// The server's own TLS certificate. It is replaced at two thirds of this, 20 days.
 pub(super) const TLS_SERVER_LIFE: Duration = Duration::days(30);
+/// The OCSP responder's certificate, which cannot be revoked: every replica makes its own, and another at two thirds of this.
+pub(super) const OCSP_RESPONDER_LIFE: Duration = Duration::days(7);
 /// How far back the certificates start that a machine needs to reach the server at all: a Mac whose clock runs hours late
 /// must still connect, since it learns of its skew only from the answer.
 pub(super) const SERVER_BACKDATING: Duration = Duration::days(1);
@@ -31,6 +33,8 @@ pub(super) const SERVER_BACKDATING: Duration = Duration::days(1);
 pub(super) const MACHINE_BACKDATING: Duration = Duration::seconds(60);
 
 const AUTHORITY_INFO_ACCESS: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 1];
+const OCSP_NO_CHECK: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 48, 1, 5];
+const DER_NULL: [u8; 2] = [5, 0];
 const ACCESS_OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
 const ACCESS_CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
 /// `ub-organization-name` of RFC 5280, appendix A.1; a SPIFFE trust domain may be longer.
@@ -70,11 +74,14 @@ pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificatePar
 }
 
 /// What all machines' certificates have in common; subject, SAN, serial number and validity are to be filled in.
-pub(super) fn machine_template(public_url: &Url) -> Result<CertificateParams, AuthorityError> {
+///
+/// The distribution point is that of the list of this very CA, found by its key identifier: another one that issues later
+/// has a list of its own.
+pub(super) fn machine_template(public_url: &Url, key_identifier: &[u8]) -> Result<CertificateParams, AuthorityError> {
     let mut params = end_entity(ExtendedKeyUsagePurpose::ClientAuth);
     let base = public_url.as_str().trim_end_matches('/');
     params.crl_distribution_points = vec![CrlDistributionPoint {
-        uris: vec![format!("{base}/v1/ca/crl")],
+        uris: vec![format!("{base}/v1/ca/crl/{}", hex::encode(key_identifier))],
     }];
     let access = authority_info_access(&format!("{base}/v1/ca/ocsp"), &format!("{base}/v1/ca/issuer.cer"))
         .map_err(AuthorityError::Url)?;
@@ -91,6 +98,19 @@ pub(super) fn tls_server(public_url: &Url, now: OffsetDateTime) -> Result<Certif
     params.subject_alt_names = server_names(public_url)?;
     (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + TLS_SERVER_LIFE);
     Ok(params)
+}
+
+/// Whoever answers for the issuing CA (RFC 6960, section 4.2.2.2). Nobody asks whether this certificate is revoked: it
+/// would be asked of itself.
+pub(super) fn ocsp_responder(now: OffsetDateTime) -> CertificateParams {
+    let mut params = end_entity(ExtendedKeyUsagePurpose::OcspSigning);
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "Assay OCSP responder");
+    params.custom_extensions = vec![CustomExtension::from_oid_content(OCSP_NO_CHECK, DER_NULL.to_vec())];
+    (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + OCSP_RESPONDER_LIFE);
+    params
 }
 
 fn authority(serial: &[u8], path_length: u8) -> CertificateParams {

@@ -7,8 +7,8 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text, thumbprint};
-use crate::authority::IssuedMachineCertificate;
+use super::{Connection, StoreError, thumbprint};
+use crate::authority::{IssuedMachineCertificate, RevokedCertificate};
 
 /// A certificate that is on record.
 #[derive(Debug, Clone)]
@@ -232,6 +232,66 @@ pub(crate) async fn find_last_of_key(
     .await?)
 }
 
+/// What is on record of a certificate's revocation.
+#[derive(Debug, Clone)]
+pub(crate) struct RevocationRecord {
+    pub(crate) serial_number: String,
+    /// When and why it was revoked; `None` while it is not.
+    pub(crate) revoked: Option<(OffsetDateTime, RevocationReason)>,
+}
+
+/// What is on record of these certificates of a CA; those that it never issued are left out.
+pub(crate) async fn find_revocations(
+    connection: &mut Connection,
+    issuer_id: Uuid,
+    serial_numbers: &[String],
+) -> Result<Vec<RevocationRecord>, StoreError> {
+    let rows = sqlx::query!(
+        "SELECT serial_number, revoked_at, revocation_reason FROM certificates
+         WHERE issuer_id = $1 AND serial_number = ANY ($2)",
+        issuer_id,
+        serial_numbers
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(RevocationRecord {
+                serial_number: row.serial_number,
+                revoked: revoked(row.revoked_at, row.revocation_reason.as_deref())?,
+            })
+        })
+        .collect()
+}
+
+/// The revoked certificates of a CA that expire later than this, as its list names them.
+pub(crate) async fn list_revoked(
+    connection: &mut Connection,
+    issuer_id: Uuid,
+    expire_after: OffsetDateTime,
+) -> Result<Vec<RevokedCertificate>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT serial_number, revoked_at AS "revoked_at!", revocation_reason AS "revocation_reason!"
+           FROM certificates
+           WHERE issuer_id = $1 AND revoked_at IS NOT NULL AND not_after > $2"#,
+        issuer_id,
+        expire_after
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let serial_number = hex::decode(&row.serial_number)
+                .map_err(|_| StoreError::Corrupt(format!("{:?} is no serial number", row.serial_number)))?;
+            Ok(RevokedCertificate {
+                serial_number,
+                revoked_at: row.revoked_at,
+                reason: reason(&row.revocation_reason)?,
+            })
+        })
+        .collect()
+}
+
 /// Revokes such certificates of a machine as are not revoked yet, and tells which. The machine's presence has to be held.
 /// Whoever looks at revocation lists has nothing to learn of one that has expired.
 pub(crate) async fn revoke(
@@ -331,6 +391,22 @@ pub(crate) async fn remove_expired_before(
     Ok(removed.rows_affected())
 }
 
+fn revoked(
+    at: Option<OffsetDateTime>,
+    why: Option<&str>,
+) -> Result<Option<(OffsetDateTime, RevocationReason)>, StoreError> {
+    let (Some(at), Some(why)) = (at, why) else {
+        return Ok(None);
+    };
+    Ok(Some((at, reason(why)?)))
+}
+
+/// Without a detour by way of JSON, as there may be hundreds of thousands.
+fn reason(text: &str) -> Result<RevocationReason, StoreError> {
+    text.parse()
+        .map_err(|_| StoreError::Corrupt(format!("{text:?} is no reason of a revocation")))
+}
+
 fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError> {
     let status = match row.revoked_at {
         Some(_) => CertificateStatus::Revoked,
@@ -347,6 +423,6 @@ fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError>
         not_after: row.not_after,
         issued_at: row.issued_at,
         revoked_at: row.revoked_at,
-        revocation_reason: row.revocation_reason.as_deref().map(parse_text).transpose()?,
+        revocation_reason: row.revocation_reason.as_deref().map(reason).transpose()?,
     })
 }

@@ -22,6 +22,8 @@ pub(crate) enum Duty {
     AnnounceEvents,
     /// Removing what is past its retention.
     Retain,
+    /// Signing revocation lists.
+    SignRevocationLists,
 }
 
 impl Duty {
@@ -37,6 +39,7 @@ impl Duty {
             Self::ImportInventory => 0x0061_7373_6179_0503,
             Self::AnnounceEvents => 0x0061_7373_6179_0701,
             Self::Retain => 0x0061_7373_6179_0702,
+            Self::SignRevocationLists => 0x0061_7373_6179_0002,
         }
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod machine_presence;
 pub(crate) mod machine_records;
 pub(crate) mod machines;
 pub(crate) mod permissions;
+pub(crate) mod revocation_lists;
 pub(crate) mod sealed_keys;
 pub(crate) mod settings;
 pub(crate) mod transaction;

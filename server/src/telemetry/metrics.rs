@@ -37,6 +37,15 @@ pub struct Metrics {
     pub pool: PoolMetrics,
     /// Events on their way out.
     pub events: EventMetrics,
+    /// Revocation lists and OCSP.
+    pub revocation: RevocationMetrics,
+}
+
+/// Metrics of what relying parties learn of revocations.
+pub struct RevocationMetrics {
+    lists_signed: Counter,
+    lists_end: Gauge,
+    ocsp: Family<StatusLabels, Counter>,
 }
 
 /// Metrics of the group committer.
@@ -102,6 +111,11 @@ struct ResultLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabels {
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PurposeLabels {
     purpose: &'static str,
 }
@@ -133,6 +147,7 @@ impl Metrics {
             committer: CommitterMetrics::register(to),
             pool: PoolMetrics::register(to),
             events: EventMetrics::register(to),
+            revocation: RevocationMetrics::register(to),
             registry,
         }
     }
@@ -195,6 +210,39 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl RevocationMetrics {
+    /// This replica signed a list.
+    pub fn list_signed(&self) {
+        self.lists_signed.inc();
+    }
+
+    /// The first of the lists that this replica serves runs out then, in seconds since 1970.
+    pub fn lists_end_at(&self, seconds: i64) {
+        self.lists_end.set(seconds);
+    }
+
+    /// A question was answered: `good`, `revoked` or `unknown`; or a whole request not: `malformed` or `try_later`.
+    pub fn ocsp_answered(&self, status: &'static str) {
+        self.ocsp.get_or_create(&StatusLabels { status }).inc();
+    }
+
+    fn register(registry: &mut Registry) -> Self {
+        Self {
+            lists_signed: counted(
+                registry,
+                "revocation_lists_signed",
+                "Revocation lists signed by this replica",
+            ),
+            lists_end: counted(
+                registry,
+                "revocation_lists_end_timestamp_seconds",
+                "When the first of the revocation lists in memory runs out",
+            ),
+            ocsp: counted(registry, "ocsp_answers", "What those who asked by OCSP were told"),
+        }
     }
 }
 
@@ -354,6 +402,9 @@ mod tests {
         metrics.events.streams.inc();
         metrics.events.measured(3, 4);
         metrics.events.delivery_attempted("retried");
+        metrics.revocation.list_signed();
+        metrics.revocation.lists_end_at(1_795_341_600);
+        metrics.revocation.ocsp_answered("good");
         let text = metrics.encode();
         for line in [
             r#"assay_http_requests_total{endpoint="/v1/admin/machines/{id}",method="GET",status="200"} 2"#,
@@ -379,6 +430,9 @@ mod tests {
             "assay_events_waiting 3",
             "assay_webhook_deliveries_pending 4",
             r#"assay_webhook_deliveries_total{result="retried"} 1"#,
+            "assay_revocation_lists_signed_total 1",
+            "assay_revocation_lists_end_timestamp_seconds 1795341600",
+            r#"assay_ocsp_answers_total{status="good"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
         }

@@ -12,6 +12,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::api::document::{Operation, operations};
+use crate::flows::revocation::path_of_list;
 
 /// Without credentials.
 const ANYBODY: &str = "anybody";
@@ -218,7 +219,17 @@ async fn public_operations_answer_as_documented_without_a_key() {
     let (enroll, others): (Vec<_>, Vec<_>) = public.partition(|operation| operation.path == "/v1/enroll");
     for operation in enroll.into_iter().chain(others) {
         let answer = match (operation.method.as_str(), operation.path.as_str()) {
+            ("GET", "/v1/ca/crl/{key_identifier}") => {
+                let path = path_of_list(&server, &machine).await;
+                server.send(server.request(Method::GET, &path)).await
+            }
             ("GET", path) => server.send(server.request(Method::GET, path)).await,
+            ("POST", "/v1/ca/ocsp") => {
+                let request = server.request(Method::POST, "/v1/ca/ocsp");
+                server
+                    .send(request.header("content-type", "application/ocsp-request"))
+                    .await
+            }
             ("POST", "/v1/enroll") => machine.enroll(&server, Some(&token)).await,
             ("POST", "/v1/check-in") => machine.check_in(&server).await,
             ("POST", "/v1/renew") => machine.renew(&server).await,

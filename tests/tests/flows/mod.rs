@@ -19,6 +19,7 @@ mod lost_answers;
 mod nonces;
 mod outages;
 mod reenrollment;
+pub(crate) mod revocation;
 mod rotation;
 mod standing;
 mod telemetry;

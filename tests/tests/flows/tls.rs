@@ -21,7 +21,7 @@ use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 /// What OpenSSL says, to either stream, and whether it is content.
-async fn openssl(arguments: &[&str]) -> (bool, String) {
+pub(crate) async fn openssl(arguments: &[&str]) -> (bool, String) {
     let mut command = Command::new("openssl");
     command.args(arguments).stdin(Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
@@ -36,21 +36,29 @@ async fn handshake(address: SocketAddr, roots: &Path) -> (bool, String) {
     openssl(&[["s_client", "-connect", &address].as_slice(), &verify].concat()).await
 }
 
-struct Files(TempDir);
+pub(crate) struct Files(TempDir);
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn write(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.0.path().join(name);
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
         fs::write(&path, content).unwrap();
         path
     }
 
+    pub(crate) fn directory(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
     /// A self-signed certificate for 127.0.0.1 and its key.
-    async fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
+    pub(crate) async fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
         let [certificate, key] = ["pem", "key"].map(|kind| self.0.path().join(format!("{name}.{kind}")));
         let subject = format!("/CN={name}");
         let arguments = [

@@ -5,7 +5,9 @@ mod authority;
 mod discovery;
 mod health;
 mod introspection;
+mod ocsp;
 mod openapi;
+mod revocation_lists;
 
 use std::sync::Arc;
 
@@ -21,5 +23,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .merge(authority::router())
         .merge(discovery::router())
+        .merge(ocsp::router())
+        .merge(revocation_lists::router())
         .merge(openapi::router())
 }

@@ -1,0 +1,198 @@
+//! Who answers: a key and a certificate of the issuing CA that may do nothing else (RFC 6960, section 4.2.2.2).
+
+use std::ops::Range;
+
+use assay_protocol::admin_api::certificates::RevocationReason;
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use der::{
+    Any, Decode, Encode,
+    asn1::{BitString, GeneralizedTime, Null, ObjectIdentifier, OctetString},
+};
+use rcgen::SigningKey;
+use time::{Duration, OffsetDateTime};
+use x509_cert::{ext::pkix::CrlReason, spki::AlgorithmIdentifierOwned};
+
+use super::{
+    messages::{
+        BasicResponse, OcspResponseMessage, ResponseBytes, ResponseData, ResponseStatus, RevokedMessage,
+        SingleResponse, StatusMessage,
+    },
+    request::{CertificateQuestion, OcspRequest},
+};
+use crate::authority::{AuthorityError, certificate_signer::CertificateSigner, keys::PrivateKey};
+
+const BASIC_RESPONSE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
+const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
+/// How long a response may be relied on by whoever keeps it, as a server that staples.
+const RESPONSE_LIFE: Duration = Duration::hours(1);
+
+/// A responder at work, for as long as its certificate lives.
+pub struct OcspResponder {
+    signer: CertificateSigner,
+    certificate: Vec<u8>,
+    key_hash: Vec<u8>,
+    issuer_key_identifier: Vec<u8>,
+    serves: Range<OffsetDateTime>,
+}
+
+/// What is known of a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateStatus {
+    /// It was issued, and is not revoked.
+    Good,
+    /// It was revoked.
+    Revoked {
+        /// When.
+        at: OffsetDateTime,
+        /// Why.
+        reason: RevocationReason,
+    },
+    /// No such certificate was issued, or not by a CA of this server.
+    Unknown,
+}
+
+/// The answer to one question.
+#[derive(Debug)]
+pub struct StatusAnswer<'a> {
+    /// Which certificate was asked about.
+    pub question: &'a CertificateQuestion,
+    /// What is known of it.
+    pub status: CertificateStatus,
+}
+
+/// Why there is no answer; told without a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The bytes are no request.
+    Malformed,
+    /// The database does not answer.
+    TryLater,
+}
+
+impl OcspResponder {
+    /// Takes a key and its certificate, of the CA with this key identifier, into use for a while.
+    pub(in crate::authority) fn new(
+        key: &PrivateKey,
+        certificate: Vec<u8>,
+        issuer_key_identifier: &[u8],
+        serves: Range<OffsetDateTime>,
+    ) -> Result<Self, AuthorityError> {
+        Ok(Self {
+            signer: CertificateSigner::new(key)?,
+            key_hash: digest(&SHA1_FOR_LEGACY_USE_ONLY, key.public_key().sec1())
+                .as_ref()
+                .to_vec(),
+            certificate,
+            issuer_key_identifier: issuer_key_identifier.to_vec(),
+            serves,
+        })
+    }
+
+    /// Whether it may answer for this CA now; another one should, otherwise.
+    #[must_use]
+    pub fn serves(&self, issuer_key_identifier: &[u8], now: OffsetDateTime) -> bool {
+        self.issuer_key_identifier == issuer_key_identifier && self.serves.contains(&now)
+    }
+
+    /// Signs the answers to a request.
+    pub fn answer(
+        &self,
+        request: &OcspRequest,
+        answers: &[StatusAnswer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Vec<u8>, AuthorityError> {
+        let to_be_signed = self
+            .response_data(request, answers, now)
+            .map_err(AuthorityError::Encode)?;
+        let signed = to_be_signed.to_der().map_err(AuthorityError::Encode)?;
+        let signature = self.signer.sign(&signed).map_err(AuthorityError::Sign)?;
+        self.response(to_be_signed, &signature).map_err(AuthorityError::Encode)
+    }
+
+    fn response_data(
+        &self,
+        request: &OcspRequest,
+        answers: &[StatusAnswer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<ResponseData, der::Error> {
+        let responses = answers.iter().map(|answer| {
+            Ok(SingleResponse {
+                certificate: answer.question.0.clone(),
+                status: status_message(answer.status)?,
+                this_update: time(now)?,
+                next_update: Some(time(now + RESPONSE_LIFE)?),
+            })
+        });
+        Ok(ResponseData {
+            responder_key_hash: OctetString::new(self.key_hash.clone())?,
+            produced_at: time(now)?,
+            responses: responses.collect::<Result<_, der::Error>>()?,
+            extensions: request.answer_extensions(),
+        })
+    }
+
+    fn response(&self, to_be_signed: ResponseData, signature: &[u8]) -> Result<Vec<u8>, der::Error> {
+        let basic = BasicResponse {
+            to_be_signed,
+            signature_algorithm: AlgorithmIdentifierOwned {
+                oid: ECDSA_WITH_SHA256,
+                parameters: None,
+            },
+            signature: BitString::from_bytes(signature)?,
+            certificates: Some(vec![Any::from_der(&self.certificate)?]),
+        };
+        let message = OcspResponseMessage {
+            status: ResponseStatus::Successful,
+            response: Some(ResponseBytes {
+                response_type: BASIC_RESPONSE,
+                response: OctetString::new(basic.to_der()?)?,
+            }),
+        };
+        message.to_der()
+    }
+}
+
+impl Refusal {
+    /// The response that says so.
+    #[must_use]
+    pub fn response(self) -> Vec<u8> {
+        let status = match self {
+            Self::Malformed => ResponseStatus::MalformedRequest,
+            Self::TryLater => ResponseStatus::TryLater,
+        };
+        // Five bytes: encoding them does not fail.
+        OcspResponseMessage { status, response: None }
+            .to_der()
+            .unwrap_or_default()
+    }
+}
+
+fn status_message(status: CertificateStatus) -> Result<StatusMessage, der::Error> {
+    Ok(match status {
+        CertificateStatus::Good => StatusMessage::Good(Null),
+        CertificateStatus::Unknown => StatusMessage::Unknown(Null),
+        CertificateStatus::Revoked { at, reason } => StatusMessage::Revoked(RevokedMessage {
+            revoked_at: time(at)?,
+            reason: reason_code(reason),
+        }),
+    })
+}
+
+/// No reason rather than the one that says nothing, as in lists (RFC 5280, section 5.3.1).
+fn reason_code(reason: RevocationReason) -> Option<CrlReason> {
+    match reason {
+        RevocationReason::Unspecified => None,
+        RevocationReason::KeyCompromise => Some(CrlReason::KeyCompromise),
+        RevocationReason::CaCompromise => Some(CrlReason::CaCompromise),
+        RevocationReason::AffiliationChanged => Some(CrlReason::AffiliationChanged),
+        RevocationReason::Superseded => Some(CrlReason::Superseded),
+        RevocationReason::CessationOfOperation => Some(CrlReason::CessationOfOperation),
+        RevocationReason::PrivilegeWithdrawn => Some(CrlReason::PrivilegeWithdrawn),
+        RevocationReason::AaCompromise => Some(CrlReason::AaCompromise),
+    }
+}
+
+fn time(time: OffsetDateTime) -> Result<GeneralizedTime, der::Error> {
+    let seconds = u64::try_from(time.unix_timestamp()).map_err(|_| der::ErrorKind::DateTime)?;
+    GeneralizedTime::from_unix_duration(std::time::Duration::from_secs(seconds))
+}

@@ -1,0 +1,116 @@
+//! `/v1/ca/crl`: the revocation lists.
+
+use std::sync::Arc;
+
+use assay_protocol::{Problem, ProblemKind};
+use axum::{
+    extract::{Path, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use pem::{EncodeConfig, LineEnding, Pem};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    http::problem::{ApiProblem, ApiResult},
+    revocation::{PublishedList, lists},
+    services::Services,
+};
+
+const DER: &str = "application/pkix-crl";
+const PEM: &str = "application/x-pem-file";
+/// A revocation is known within 5 s; asking again costs 304.
+const CACHE_CONTROL: &str = "public, max-age=2, must-revalidate";
+
+/// How long a list takes to be signed once the database answers.
+const LIST_RETRY_SECONDS: u64 = 5;
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .routes(routes!(of_issuing_ca))
+        .routes(routes!(of_one))
+        .routes(routes!(all))
+}
+
+/// The revocation list of the issuing CA.
+#[utoipa::path(
+    get, path = "/v1/ca/crl", tag = "Relying parties",
+    responses((status = 200, content_type = DER, body = Vec<u8>), (status = 304), (status = 503, body = Problem)),
+)]
+async fn of_issuing_ca(State(services): State<Arc<Services>>, headers: HeaderMap) -> ApiResult<Response> {
+    let list = lists::of_issuing_ca(&services).ok_or_else(run_out)?;
+    Ok(der(&list, &headers))
+}
+
+/// The revocation list of one CA, issuing or root, where the certificates' distribution point leads.
+#[utoipa::path(
+    get, path = "/v1/ca/crl/{key_identifier}", tag = "Relying parties",
+    params(("key_identifier" = String, Path, description = "The CA's subject key identifier, in hex")),
+    responses((status = 200, content_type = DER, body = Vec<u8>), (status = 304), (status = "4XX", body = Problem),
+              (status = 503, body = Problem)),
+)]
+async fn of_one(
+    State(services): State<Arc<Services>>,
+    Path(key_identifier): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let key_identifier = hex::decode(&key_identifier).unwrap_or_default();
+    if !lists::is_known(&services, &key_identifier) {
+        return Err(ApiProblem::not_found("CA"));
+    }
+    let list = lists::find(&services, &key_identifier).ok_or_else(run_out)?;
+    Ok(der(&list, &headers))
+}
+
+/// The revocation lists of the issuing CA and of the root, for those who check every certificate of a path.
+#[utoipa::path(
+    get, path = "/v1/ca/crls.pem", tag = "Relying parties",
+    responses((status = 200, content_type = PEM, body = String), (status = 304), (status = 503, body = Problem)),
+)]
+async fn all(State(services): State<Arc<Services>>, headers: HeaderMap) -> ApiResult<Response> {
+    let lists = lists::all(&services).ok_or_else(run_out)?;
+    let numbers: Vec<String> = lists.iter().map(|list| list.number.to_string()).collect();
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    let body = || {
+        let pems = lists.iter();
+        pems.map(|list| pem::encode_config(&Pem::new("X509 CRL", list.der.as_ref()), config))
+            .collect::<String>()
+    };
+    Ok(respond(PEM, &numbers.join("-"), &headers, body))
+}
+
+fn der(list: &PublishedList, headers: &HeaderMap) -> Response {
+    respond(DER, &list.number.to_string(), headers, || list.der.clone())
+}
+
+fn respond<B: IntoResponse>(
+    media_type: &'static str,
+    tag: &str,
+    asked: &HeaderMap,
+    body: impl FnOnce() -> B,
+) -> Response {
+    let tag = format!("\"{tag}\"");
+    let validators = [(header::ETAG, tag.as_str()), (header::CACHE_CONTROL, CACHE_CONTROL)];
+    if is_held(asked, &tag) {
+        return (StatusCode::NOT_MODIFIED, validators).into_response();
+    }
+    // The body's own type would come first.
+    let mut response = (validators, body()).into_response();
+    let media_type = HeaderValue::from_static(media_type);
+    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+    response
+}
+
+/// Whether the caller has this version already (RFC 9110, section 13.1.2: compared weakly).
+fn is_held(asked: &HeaderMap, tag: &str) -> bool {
+    let values = asked.get_all(header::IF_NONE_MATCH).iter();
+    values.filter_map(|value| value.to_str().ok()).any(|value| {
+        let mut held = value.split(',').map(str::trim);
+        held.any(|held| held == "*" || held.trim_start_matches("W/") == tag)
+    })
+}
+
+fn run_out() -> ApiProblem {
+    let detail = "there is no revocation list that is in force; repeat the call later";
+    ApiProblem::new(ProblemKind::Unavailable, detail).retry_after(LIST_RETRY_SECONDS)
+}

@@ -1,0 +1,41 @@
+//! What relying parties learn of revocations: lists that are signed when something was revoked, and answers to those who
+//! ask about one certificate.
+
+pub(crate) mod lists;
+pub(crate) mod ocsp;
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::authority::OcspResponder;
+
+/// What one replica has in memory to answer with.
+pub(crate) struct Revocation {
+    lists: ArcSwap<Vec<Arc<PublishedList>>>,
+    responder: ArcSwapOption<OcspResponder>,
+}
+
+/// A list as it is served.
+#[derive(Debug)]
+pub(crate) struct PublishedList {
+    issuer_id: Uuid,
+    /// The subject key identifier of its CA.
+    key_identifier: Vec<u8>,
+    pub(crate) number: i64,
+    pub(crate) der: Bytes,
+    next_update: OffsetDateTime,
+}
+
+impl Revocation {
+    /// Nothing yet: the first round reads what there is.
+    pub(crate) fn new() -> Self {
+        Self {
+            lists: ArcSwap::default(),
+            responder: ArcSwapOption::empty(),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Answers to those who ask about a certificate: from the database, so that they are right on every replica at once.
+
+use std::sync::Arc;
+
+use crate::{
+    authority::{
+        AuthorityError, OcspRequest, OcspResponder,
+        ocsp::{CertificateStatus, Refusal, StatusAnswer},
+    },
+    services::Services,
+    store::{self, StoreError, certificates::RevocationRecord},
+};
+
+/// A response, as it is sent.
+pub(crate) struct Response {
+    pub(crate) der: Vec<u8>,
+    /// Whether it may be given to others who ask the same.
+    pub(crate) is_for_all: bool,
+}
+
+/// Answers a request in DER. What cannot be answered is a response, too: clients of OCSP read nothing else.
+pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Response, AuthorityError> {
+    let Ok(request) = OcspRequest::parse(request) else {
+        services.metrics.revocation.ocsp_answered("malformed");
+        return Ok(refused(Refusal::Malformed));
+    };
+    let records = match records(services, &request).await {
+        Ok(records) => records,
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a certificate's status cannot be read"
+            );
+            services.metrics.revocation.ocsp_answered("try_later");
+            return Ok(refused(Refusal::TryLater));
+        }
+    };
+    let now = services.clock.now();
+    let answers: Vec<StatusAnswer<'_>> = request
+        .questions()
+        .iter()
+        .map(|question| StatusAnswer {
+            question,
+            status: match services.authority.load().issuing().is_asked_about(question) {
+                true => status(&records, &question.serial_number()),
+                // RFC 6960, section 2.2: unknown is also what this responder says of another CA's certificates.
+                false => CertificateStatus::Unknown,
+            },
+        })
+        .collect();
+    let der = responder(services)?.answer(&request, &answers, now)?;
+    for answer in &answers {
+        services.metrics.revocation.ocsp_answered(match answer.status {
+            CertificateStatus::Good => "good",
+            CertificateStatus::Revoked { .. } => "revoked",
+            CertificateStatus::Unknown => "unknown",
+        });
+    }
+    Ok(Response {
+        der,
+        is_for_all: !request.has_nonce(),
+    })
+}
+
+fn refused(refusal: Refusal) -> Response {
+    Response {
+        der: refusal.response(),
+        is_for_all: false,
+    }
+}
+
+async fn records(services: &Services, request: &OcspRequest) -> Result<Vec<RevocationRecord>, StoreError> {
+    let questions = request.questions().iter();
+    let serial_numbers: Vec<String> = questions.map(|question| question.serial_number()).collect();
+    let mut connection = services.store.connection().await?;
+    store::certificates::find_revocations(&mut connection, services.issuer_id, &serial_numbers).await
+}
+
+fn status(records: &[RevocationRecord], serial_number: &str) -> CertificateStatus {
+    match records.iter().find(|record| record.serial_number == serial_number) {
+        None => CertificateStatus::Unknown,
+        Some(RevocationRecord { revoked: None, .. }) => CertificateStatus::Good,
+        Some(RevocationRecord {
+            revoked: Some((at, reason)),
+            ..
+        }) => CertificateStatus::Revoked {
+            at: *at,
+            reason: *reason,
+        },
+    }
+}
+
+/// This replica's responder; another one where its time has come. Two requests may both make one, and either serves.
+fn responder(services: &Services) -> Result<Arc<OcspResponder>, AuthorityError> {
+    let (authority, now) = (services.authority.load(), services.clock.now());
+    let issuing = authority.issuing();
+    let responder = services.revocation.responder.load_full();
+    if let Some(responder) = responder.filter(|responder| responder.serves(issuing.key_identifier(), now)) {
+        return Ok(responder);
+    }
+    let responder = Arc::new(issuing.issue_ocsp_responder(now)?);
+    services.revocation.responder.store(Some(Arc::clone(&responder)));
+    Ok(responder)
+}

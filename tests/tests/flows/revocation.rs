@@ -1,0 +1,655 @@
+//! What relying parties learn of a revocation: lists and answers, as OpenSSL and nginx see them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use assay_protocol::ProblemKind;
+use assay_tests::administrator::{Administrator, text};
+use assay_tests::answer::Answer;
+use assay_tests::api::{Api, Called};
+use assay_tests::in_process::{InProcess, PUBLIC_URL};
+use assay_tests::installation::Installation;
+use assay_tests::machine::Machine;
+use assay_tests::process::Process;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::Method;
+use serde_json::json;
+use time::Duration;
+
+use crate::flows::tls::{Files, openssl};
+
+/// How often somebody looks before what was promised has to be there.
+const LOOKS: u32 = 20_000;
+/// What nginx takes at most to start, or to read its files again.
+const SAID_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
+const OCSP_REQUEST: &str = "application/ocsp-request";
+
+/// The files that a relying party has of a server, and of machines.
+struct RelyingParty {
+    files: Files,
+    api: Api,
+}
+
+/// The chain of an enrolled machine.
+struct Enrolled {
+    machine: Machine,
+    serial_number: String,
+    chain: PathBuf,
+}
+
+impl RelyingParty {
+    async fn of(api: &Api) -> Self {
+        let files = Files::new();
+        for (name, path) in [("roots.pem", "/v1/ca/bundle.pem"), ("chain.pem", "/v1/ca/chain.pem")] {
+            files.write(name, api.get(path).await.expect(200).text());
+        }
+        Self {
+            files,
+            api: api.clone(),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.files.path(name).to_str().unwrap().to_owned()
+    }
+
+    async fn enroll(&self, administrator: &Administrator) -> Enrolled {
+        let machine = Machine::new();
+        let token = administrator.token(json!({})).await;
+        let enrolled = machine.enroll(&self.api, Some(&token.secret)).await.expect(201).json();
+        let serial_number = text(&enrolled["certificate"], "serial_number");
+        let name = format!("{serial_number}.pem");
+        Enrolled {
+            machine,
+            chain: self.files.write(&name, text(&enrolled["certificate"], "chain")),
+            serial_number,
+        }
+    }
+
+    /// Fetches the lists, and checks a machine's path against them, each certificate of it or the first alone.
+    async fn verify(&self, api: &Api, enrolled: &Enrolled, check: &str) -> (bool, String) {
+        let lists = self
+            .files
+            .write("crls.pem", api.get("/v1/ca/crls.pem").await.expect(200).text());
+        let chain = enrolled.chain.to_str().unwrap();
+        let (roots, lists) = (self.path("roots.pem"), lists.to_str().unwrap().to_owned());
+        openssl(&[
+            "verify",
+            "-x509_strict",
+            check,
+            "-CRLfile",
+            &lists,
+            "-CAfile",
+            &roots,
+            "-untrusted",
+            chain,
+            chain,
+        ])
+        .await
+    }
+
+    /// The request that OpenSSL makes, in DER.
+    async fn ocsp_request(&self, which: &[&str], nonce: &str) -> Vec<u8> {
+        let (chain, out) = (self.path("chain.pem"), self.path("request.der"));
+        let (made, said) = openssl(&[&["ocsp", "-issuer", &chain], which, &[nonce, "-reqout", &out]].concat()).await;
+        assert!(made, "{said}");
+        fs::read(out).unwrap()
+    }
+
+    /// What OpenSSL makes of a response.
+    async fn read_response(&self, response: &Answer, which: &[&str]) -> String {
+        let (roots, chain) = (self.path("roots.pem"), self.path("chain.pem"));
+        let name = self.files.write("response.der", &response.body);
+        let arguments = [
+            "-respin",
+            name.to_str().unwrap(),
+            "-CAfile",
+            &roots,
+            "-verify_other",
+            &chain,
+        ];
+        let (_, said) = openssl(&[&["ocsp", "-issuer", &chain], which, &arguments].concat()).await;
+        said
+    }
+
+    /// Asks, has OpenSSL verify the answer, and tells what it says.
+    async fn ask(&self, api: &Api, which: &[&str], nonce: &str) -> String {
+        let request = self.ocsp_request(which, nonce).await;
+        let response = post(api, &request).await;
+        let request = self.path("request.der");
+        // Compared with the request: the nonce is the same.
+        let said = self.read_response(&response, &["-reqin", &request]).await;
+        assert!(said.contains("Response verify OK") && !said.contains("rror"), "{said}");
+        self.read_response(&response, &[which, &["-no_nonce"]].concat()).await
+    }
+
+    /// Lets OpenSSL ask by itself.
+    async fn ask_by_openssl(&self, api: &Api, which: &[&str], nonce: &str) -> String {
+        let (roots, chain) = (self.path("roots.pem"), self.path("chain.pem"));
+        let url = api.url("/v1/ca/ocsp");
+        let arguments = ["-url", &url, "-CAfile", &roots, "-verify_other", &chain, nonce];
+        let (_, said) = openssl(&[&["ocsp", "-issuer", &chain], which, &arguments].concat()).await;
+        assert!(
+            said.contains("Response verify OK") && !said.contains("WARNING"),
+            "{said}"
+        );
+        said
+    }
+}
+
+async fn post(api: &Api, request: &[u8]) -> Answer {
+    let post = api
+        .request(Method::POST, "/v1/ca/ocsp")
+        .header("content-type", OCSP_REQUEST);
+    let answer = Answer::to(post.body(request.to_vec())).await.expect(200);
+    assert_eq!(answer.header("content-type"), Some("application/ocsp-response"));
+    answer
+}
+
+/// Looks at an answer until it is as it should be.
+async fn await_answer(api: &Api, path: &str, is_right: impl AsyncFn(&Answer) -> bool) -> Answer {
+    let begun = Instant::now();
+    for _ in 0..LOOKS {
+        let answer = api.get(path).await;
+        if is_right(&answer).await {
+            return answer;
+        }
+        assert!(
+            begun.elapsed().as_secs() < 60,
+            "{path} is not right for a minute: {answer}"
+        );
+    }
+    panic!("{path} was never right");
+}
+
+/// The list behind a path, once it is another than this one.
+async fn next_list(api: &Api, path: &str, than: &Answer) -> Answer {
+    let tag = than.header("etag").unwrap().to_owned();
+    let is_another = async |answer: &Answer| answer.status == 200 && answer.header("etag") != Some(&tag);
+    await_answer(api, path, is_another).await
+}
+
+/// What OpenSSL reads in a list, after verifying it.
+async fn read_list(files: &Files, list: &Answer, ca: &str) -> String {
+    let name = files.write("list.der", &list.body);
+    let (read, said) = openssl(&[
+        "crl",
+        "-inform",
+        "DER",
+        "-in",
+        name.to_str().unwrap(),
+        "-CAfile",
+        ca,
+        "-noout",
+        "-text",
+        "-verify",
+    ])
+    .await;
+    assert!(read && said.contains("verify OK"), "{said}");
+    said
+}
+
+async fn revoke(administrator: &Administrator, serial_number: &str, reason: &str) {
+    let path = format!("certificates/{serial_number}/revoke");
+    let _revoked = administrator
+        .call(Method::POST, &path, Some(&json!({"reason": reason})))
+        .await
+        .expect(200);
+}
+
+#[tokio::test]
+async fn a_revocation_is_on_the_lists_and_in_the_answers_of_every_replica() {
+    let installation = Installation::shared().await;
+    let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
+    let party = RelyingParty::of(&apis[0]).await;
+    let (good, revoked, out) = (
+        party.enroll(&administrator).await,
+        party.enroll(&administrator).await,
+        party.enroll(&administrator).await,
+    );
+    for enrolled in [&good, &revoked, &out] {
+        for check in ["-crl_check", "-crl_check_all"] {
+            let (accepted, said) = party.verify(&apis[1], enrolled, check).await;
+            assert!(accepted, "{said}");
+        }
+    }
+    let before = apis[1].get("/v1/ca/crl").await.expect(200);
+
+    revoke(&administrator, &revoked.serial_number, "affiliation_changed").await;
+    let _out = administrator
+        .decide(out.machine.id(), "revoke", "sold")
+        .await
+        .expect(200);
+
+    for api in &apis {
+        for (enrolled, expected) in [(&revoked, "affiliationChanged"), (&out, "(UNKNOWN)")] {
+            // At once, with and without a nonce: answers come from the database. This command of OpenSSL's has no word for
+            // a privilege that was withdrawn.
+            let serial_number = format!("0x{}", enrolled.serial_number);
+            for nonce in ["-nonce", "-no_nonce"] {
+                let said = party.ask_by_openssl(api, &["-serial", &serial_number], nonce).await;
+                assert!(said.contains(": revoked") && said.contains(expected), "{said}");
+            }
+        }
+        let has_both = async |answer: &Answer| {
+            let said = read_list(&party.files, answer, &party.path("chain.pem"))
+                .await
+                .to_lowercase();
+            [&revoked, &out]
+                .iter()
+                .all(|enrolled| said.contains(&enrolled.serial_number))
+        };
+        let list = await_answer(api, "/v1/ca/crl", has_both).await;
+        let said = read_list(&party.files, &list, &party.path("chain.pem")).await;
+        for expected in [
+            "Affiliation Changed",
+            "Privilege Withdrawn",
+            "X509v3 CRL Number",
+            "Next Update",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        assert!(!said.to_lowercase().contains(&good.serial_number), "{said}");
+        for (enrolled, accepted) in [(&good, true), (&revoked, false), (&out, false)] {
+            let verified = party.verify(api, enrolled, "-crl_check_all").await;
+            assert_eq!(verified.0, accepted, "{}", verified.1);
+            assert_eq!(verified.1.contains("certificate revoked"), !accepted, "{}", verified.1);
+        }
+    }
+    let after = apis[1].get("/v1/ca/crl").await.expect(200);
+    let number = |answer: &Answer| answer.header("etag").unwrap().trim_matches('"').parse::<u64>().unwrap();
+    assert!(number(&after) > number(&before), "the number rises");
+}
+
+#[tokio::test]
+async fn ocsp_tells_good_revoked_and_unknown_apart() {
+    let server = InProcess::start().await;
+    let api = server.api().clone();
+    let party = RelyingParty::of(&api).await;
+    let machine = server.enrolled("OCSP").await;
+    let record = server.get(&machine.path()).await.json();
+    let known = format!("0x{}", record["certificate"]["serial_number"].as_str().unwrap());
+    for nonce in ["-nonce", "-no_nonce"] {
+        for digest in ["-sha1", "-sha256"] {
+            let said = party.ask(&api, &[digest, "-serial", &known], nonce).await;
+            assert!(said.contains(": good"), "{said}");
+            // Unknown is what was never issued; and what another CA issued, as here the root.
+            let said = party.ask(&api, &[digest, "-serial", "0x4242"], nonce).await;
+            assert!(said.contains(": unknown"), "{said}");
+        }
+    }
+    let roots = party.path("roots.pem");
+    let request = party.path("other.der");
+    let (made, said) = openssl(&[
+        "ocsp",
+        "-issuer",
+        &roots,
+        "-serial",
+        &known,
+        "-no_nonce",
+        "-reqout",
+        &request,
+    ])
+    .await;
+    assert!(made, "{said}");
+    let response = post(&api, &fs::read(&request).unwrap()).await;
+    let file = party.files.write("response.der", &response.body);
+    let (_, said) = openssl(&["ocsp", "-respin", file.to_str().unwrap(), "-noverify", "-resp_text"]).await;
+    assert!(said.contains("Cert Status: unknown"), "{said}");
+
+    // Several at once.
+    let said = party
+        .ask(&api, &["-serial", &known, "-serial", "0x4242"], "-nonce")
+        .await;
+    assert!(said.contains(": good") && said.contains(": unknown"), "{said}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn ocsp_is_asked_by_get_as_well_and_its_answers_may_be_kept_for_a_moment() {
+    let server = InProcess::start().await;
+    let api = server.api().clone();
+    let party = RelyingParty::of(&api).await;
+    let machine = server.enrolled("GET").await;
+    let record = server.get(&machine.path()).await.json();
+    let known = format!("0x{}", record["certificate"]["serial_number"].as_str().unwrap());
+    let which = ["-serial", known.as_str()];
+    let request = party.ocsp_request(&which, "-no_nonce").await;
+    let encoded = STANDARD.encode(&request);
+    let escaped = encoded.replace('/', "%2F").replace('+', "%2B").replace('=', "%3D");
+    let url_safe = encoded.replace('/', "_").replace('+', "-");
+    for written in [&encoded, &escaped, &url_safe, encoded.trim_end_matches('=')] {
+        let answer = api.get(&format!("/v1/ca/ocsp/{written}")).await.expect(200);
+        let said = party.read_response(&answer, &which).await;
+        assert!(
+            said.contains("Response verify OK") && said.contains(": good"),
+            "{written}: {said}"
+        );
+        assert_eq!(
+            answer.header("cache-control"),
+            Some("public, max-age=2, must-revalidate")
+        );
+    }
+    let with_nonce = STANDARD
+        .encode(party.ocsp_request(&which, "-nonce").await)
+        .replace('/', "%2F");
+    let answer = api.get(&format!("/v1/ca/ocsp/{with_nonce}")).await.expect(200);
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_ocsp_request_gets_an_ocsp_response_that_says_so() {
+    let server = InProcess::start().await;
+    let api = server.api().clone();
+    const MALFORMED: [u8; 5] = [0x30, 3, 0x0a, 1, 1];
+    for body in [
+        &b""[..],
+        b"0",
+        b"not DER",
+        &[0x30, 0x80],
+        &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff],
+        &[0; 60_000],
+    ] {
+        assert_eq!(post(&api, body).await.body, MALFORMED);
+    }
+    for path in ["AAAA", "%00", "!!!!", "MAA%3D", "a/b/c/", "%ff"] {
+        let answer = api.get(&format!("/v1/ca/ocsp/{path}")).await.expect(200);
+        assert_eq!(answer.body, MALFORMED, "{path}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+    }
+    let sent = |body: Vec<u8>, media_type: &str| {
+        let post = api
+            .request(Method::POST, "/v1/ca/ocsp")
+            .header("content-type", media_type);
+        Answer::to(post.body(body))
+    };
+    let _large = sent(vec![0; 65 * 1024], OCSP_REQUEST)
+        .await
+        .expect_problem(ProblemKind::PayloadTooLarge);
+    let _json = sent(b"{}".to_vec(), "application/json")
+        .await
+        .expect_problem(ProblemKind::UnsupportedMediaType);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_somebody_has_is_not_sent_again() {
+    let server = InProcess::start().await;
+    let api = server.api().clone();
+    let list = await_answer(&api, "/v1/ca/crl", async |answer| answer.status == 200).await;
+    let tag = list.header("etag").unwrap();
+    assert_eq!(list.header("content-type"), Some("application/pkix-crl"));
+    assert!(list.header("cache-control").unwrap().contains("max-age=2"), "{list}");
+    let machine = server.enrolled("TAG").await;
+    let by_point = api.get(&path_of_list(&server, &machine).await).await.expect(200);
+    assert_eq!((by_point.header("etag"), &by_point.body), (Some(tag), &list.body));
+    for path in ["/v1/ca/crl", "/v1/ca/crls.pem"] {
+        let tag = api.get(path).await.header("etag").unwrap().to_owned();
+        for held in [tag.clone(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
+            let answer = Answer::to(api.request(Method::GET, path).header("if-none-match", held))
+                .await
+                .expect(304);
+            assert!(answer.body.is_empty());
+            assert_eq!(answer.header("etag"), Some(tag.as_str()));
+        }
+        let _other = Answer::to(api.request(Method::GET, path).header("if-none-match", "\"x\""))
+            .await
+            .expect(200);
+    }
+    for unknown in ["00", "xyz", &"0".repeat(40)] {
+        let _unknown = api
+            .get(&format!("/v1/ca/crl/{unknown}"))
+            .await
+            .expect_problem(ProblemKind::NotFound);
+    }
+    server.stop().await;
+}
+
+/// The list that a machine's newest certificate leads to.
+pub(crate) async fn path_of_list(server: &InProcess, machine: &Machine) -> String {
+    let certificates = server.get(&format!("{}/certificates", machine.path())).await.json();
+    let serial_number = text(&certificates["items"][0], "serial_number");
+    let read = server
+        .get(&format!("/v1/admin/certificates/{serial_number}"))
+        .await
+        .json();
+    let files = Files::new();
+    let file = files.write("certificate.pem", text(&read, "pem"));
+    let (_, said) = openssl(&[
+        "x509",
+        "-in",
+        file.to_str().unwrap(),
+        "-noout",
+        "-ext",
+        "crlDistributionPoints",
+    ])
+    .await;
+    let uri = said.split("URI:").nth(1).unwrap_or_else(|| panic!("{said}"));
+    uri.trim().strip_prefix(PUBLIC_URL).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_list_is_signed_anew_before_it_runs_out_and_one_that_has_run_out_is_not_served() {
+    let server = InProcess::start().await;
+    let api = server.api().clone();
+    let machine = server.enrolled("LISTED").await;
+    let serial_number = text(
+        &server.get(&machine.path()).await.json()["certificate"],
+        "serial_number",
+    );
+    let empty = await_answer(&api, "/v1/ca/crl", async |answer| answer.status == 200).await;
+    let body = json!({"reason": "superseded"});
+    let path = format!("/v1/admin/certificates/{serial_number}/revoke");
+    let _revoked = server.post(&path, &body).await.expect(200);
+    let listed = next_list(&api, "/v1/ca/crl", &empty).await;
+    let chain = RelyingParty::of(&api).await;
+    let has = async |list: &Answer| {
+        let said = read_list(&chain.files, list, &chain.path("chain.pem"))
+            .await
+            .to_lowercase();
+        said.contains(&serial_number)
+    };
+    assert!(has(&listed).await);
+
+    // Half a day: nothing was revoked, and the list is another.
+    server.clock().advance(Duration::hours(12));
+    let again = next_list(&api, "/v1/ca/crl", &listed).await;
+    assert!(has(&again).await);
+    // The certificate has ended, and is on one more list.
+    server.clock().advance(Duration::days(7));
+    let after_end = next_list(&api, "/v1/ca/crl", &again).await;
+    assert!(has(&after_end).await);
+    server.clock().advance(Duration::days(1) + Duration::hours(1));
+    let without = next_list(&api, "/v1/ca/crl", &after_end).await;
+    assert!(!has(&without).await);
+
+    // Nobody signs: what is in memory serves until it runs out.
+    let pool = server.database().pool().await;
+    let mut transaction = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE revocation_lists IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    server.clock().advance(Duration::hours(23));
+    let served = api.get("/v1/ca/crl").await.expect(200);
+    assert_eq!(served.header("etag"), without.header("etag"));
+    server.clock().advance(Duration::hours(1));
+    let _run_out = api.get("/v1/ca/crl").await.expect_problem(ProblemKind::Unavailable);
+    let _run_out = api
+        .get("/v1/ca/crls.pem")
+        .await
+        .expect_problem(ProblemKind::Unavailable);
+    transaction.rollback().await.unwrap();
+    let _signed = await_answer(&api, "/v1/ca/crl", async |answer| answer.status == 200).await;
+    server.stop().await;
+}
+
+/// The figures of a list that is as long as it should ever get.
+#[tokio::test]
+async fn a_list_of_a_hundred_thousand_certificates_is_signed_in_seconds() {
+    let server = InProcess::start().await;
+    let api = server.api().clone();
+    let _machine = server.enrolled("ONE-OF-MANY").await;
+    let empty = await_answer(&api, "/v1/ca/crl", async |answer| answer.status == 200).await;
+    let pool = server.database().pool().await;
+    let insert = "WITH many AS (
+            INSERT INTO certificates (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before,
+                                      not_after, issued_at, revoked_at, revocation_reason)
+            SELECT '4' || lpad(to_hex(n), 31, '0'), gen_random_uuid(), key_thumbprint, issuer_id, sha256, '', not_before,
+                   not_after, issued_at, issued_at, 'superseded'
+            FROM certificates, generate_series(1, 100000) AS n
+            RETURNING serial_number, issuer_id)
+        INSERT INTO revocations_waiting SELECT serial_number, issuer_id FROM many LIMIT 1";
+    sqlx::query(insert).execute(&pool).await.unwrap();
+    let begun = Instant::now();
+    let list = next_list(&api, "/v1/ca/crl", &empty).await;
+    println!(
+        "{} bytes, signed and served {:?} after the revocation",
+        list.body.len(),
+        begun.elapsed()
+    );
+    let party = RelyingParty::of(&api).await;
+    let said = read_list(&party.files, &list, &party.path("chain.pem")).await;
+    assert_eq!(said.matches("Serial Number:").count(), 100_000);
+    server.stop().await;
+}
+
+/// A running nginx with a configuration of its own, by itself in a folder.
+struct Nginx {
+    files: Files,
+    port: u16,
+    process: Process,
+}
+
+impl Nginx {
+    /// Demands a certificate of a machine: as the operating manual says.
+    async fn start(party: &RelyingParty) -> Self {
+        let files = Files::new();
+        let (_certificate, _key) = files.certificate("nginx").await;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let manual = include_str!("../../../docs/operating.md");
+        let example = manual.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
+        let replaced: BTreeMap<&str, String> = [
+            ("listen 443 ssl;", format!("listen 127.0.0.1:{port} ssl;")),
+            ("/etc/nginx/server.pem", "nginx.pem".to_owned()),
+            ("/etc/nginx/server.key", "nginx.key".to_owned()),
+            ("/etc/nginx/assay/roots.pem", party.path("roots.pem")),
+            ("/etc/nginx/assay/crls.pem", party.path("crls.pem")),
+        ]
+        .into();
+        let server = replaced.iter().fold(example.to_owned(), |server, (from, to)| {
+            assert!(server.contains(from), "the manual's example has no {from}");
+            server.replace(from, to)
+        });
+        let configuration = format!(
+            "daemon off; master_process on; pid nginx.pid; error_log stderr notice;
+             events {{}}
+             http {{ access_log off; client_body_temp_path t; proxy_temp_path t; fastcgi_temp_path t; uwsgi_temp_path t;
+             scgi_temp_path t;\n{server}}}"
+        );
+        files.write("nginx.conf", configuration);
+        let mut command = Command::new(program());
+        command
+            .arg("-p")
+            .arg(files.directory())
+            .args(["-c", "nginx.conf", "-e", "stderr"]);
+        let nginx = Self {
+            process: Process::spawn(command),
+            files,
+            port,
+        };
+        nginx.says("start worker process ", 0).await;
+        nginx
+    }
+
+    /// Waits until it says something, after so many lines.
+    async fn says(&self, what: &str, after: usize) {
+        let said = |line: &str| line.contains(what).then_some(());
+        let output = self.process.output();
+        assert!(output.wait_for(after, SAID_WITHIN, said).await.is_some(), "{output}");
+    }
+
+    /// Has it read its files again, and waits until nobody serves by the old ones.
+    async fn reload(&self) {
+        let lines = self.process.output().to_string().lines().count();
+        let mut command = Command::new(program());
+        command
+            .arg("-p")
+            .arg(self.files.directory())
+            .args(["-c", "nginx.conf", "-e", "stderr", "-s", "reload"]);
+        assert!(
+            tokio::task::spawn_blocking(move || command.status())
+                .await
+                .unwrap()
+                .unwrap()
+                .success()
+        );
+        self.says("exited with code 0", lines).await;
+    }
+
+    /// Calls it as a machine.
+    async fn answer_to(&self, enrolled: &Enrolled) -> reqwest::Result<reqwest::Response> {
+        let identity = [
+            enrolled.machine.private_key_pem(),
+            fs::read_to_string(&enrolled.chain).unwrap(),
+        ]
+        .concat();
+        let root = fs::read(self.files.path("nginx.pem")).unwrap();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .identity(reqwest::Identity::from_pem(identity.as_bytes()).unwrap())
+            .tls_certs_only([reqwest::Certificate::from_pem(&root).unwrap()]);
+        client
+            .build()
+            .unwrap()
+            .get(format!("https://127.0.0.1:{}/", self.port))
+            .send()
+            .await
+    }
+}
+
+/// Debian has it where only root looks.
+fn program() -> &'static str {
+    ["/usr/sbin/nginx", "/opt/homebrew/bin/nginx", "/usr/local/bin/nginx"]
+        .into_iter()
+        .find(|place| Path::new(place).exists())
+        .unwrap_or("nginx")
+}
+
+#[tokio::test]
+async fn nginx_lets_a_machine_in_until_its_certificate_is_revoked() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(1), installation.administrator());
+    let party = RelyingParty::of(&api).await;
+    let (active, revoked) = (party.enroll(&administrator).await, party.enroll(&administrator).await);
+    let lists = await_answer(&api, "/v1/ca/crls.pem", async |answer| answer.status == 200).await;
+    party.files.write("crls.pem", lists.text());
+    let nginx = Nginx::start(&party).await;
+    for enrolled in [&active, &revoked] {
+        let answer = nginx.answer_to(enrolled).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let said = answer.text().await.unwrap();
+        assert!(said.contains(&enrolled.machine.id().to_string()), "{said}");
+    }
+
+    revoke(&administrator, &revoked.serial_number, "superseded").await;
+    let is_listed = async |_: &Answer| !party.verify(&api, &revoked, "-crl_check").await.0;
+    let lists = await_answer(&api, "/v1/ca/crls.pem", is_listed).await;
+    party.files.write("crls.pem", lists.text());
+    nginx.reload().await;
+    assert_eq!(nginx.answer_to(&active).await.unwrap().status(), 200);
+    assert_eq!(
+        nginx.answer_to(&revoked).await.unwrap().status(),
+        400,
+        "nginx's answer to a bad certificate"
+    );
+}
