@@ -354,6 +354,13 @@ mod tests {
         }
     }
 
+    /// With the address of the issuing CA's revocation list.
+    fn hierarchy_and_list() -> (Hierarchy, String) {
+        let made = hierarchy();
+        let key_identifier = hex::encode(made.authority.key_identifier());
+        (made, format!("https://assay.example.com/v1/ca/crl/{key_identifier}"))
+    }
+
     impl Hierarchy {
         fn issue(&self, now: OffsetDateTime, ttl: Duration) -> Result<IssuedMachineCertificate, AuthorityError> {
             self.authority.issue_machine_certificate(&MachineCertificateRequest {
@@ -483,7 +490,7 @@ mod tests {
 
     #[test]
     fn a_machine_certificates_extensions_have_the_contracts_values() {
-        let made = hierarchy();
+        let (made, list) = hierarchy_and_list();
         let issued = made.issue(NOW, Duration::days(7)).unwrap();
         let certificate = read_certificate(&issued.der).unwrap();
         let constraints = certificate.basic_constraints().unwrap().unwrap().value;
@@ -510,11 +517,7 @@ mod tests {
                     let [point] = points.points.as_slice() else {
                         panic!("one point")
                     };
-                    let url = format!(
-                        "https://assay.example.com/v1/ca/crl/{}",
-                        hex::encode(made.authority.key_identifier())
-                    );
-                    let uri = GeneralName::URI(&url);
+                    let uri = GeneralName::URI(&list);
                     assert_eq!(
                         point.distribution_point,
                         Some(DistributionPointName::FullName(vec![uri]))

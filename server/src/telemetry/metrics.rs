@@ -402,9 +402,6 @@ mod tests {
         metrics.events.streams.inc();
         metrics.events.measured(3, 4);
         metrics.events.delivery_attempted("retried");
-        metrics.revocation.list_signed();
-        metrics.revocation.lists_end_at(1_795_341_600);
-        metrics.revocation.ocsp_answered("good");
         let text = metrics.encode();
         for line in [
             r#"assay_http_requests_total{endpoint="/v1/admin/machines/{id}",method="GET",status="200"} 2"#,
@@ -430,13 +427,26 @@ mod tests {
             "assay_events_waiting 3",
             "assay_webhook_deliveries_pending 4",
             r#"assay_webhook_deliveries_total{result="retried"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_relying_parties_learn_is_in_the_text() {
+        let metrics = Metrics::new();
+        metrics.revocation.list_signed();
+        metrics.revocation.lists_end_at(1_795_341_600);
+        metrics.revocation.ocsp_answered("good");
+        let text = metrics.encode();
+        for line in [
             "assay_revocation_lists_signed_total 1",
             "assay_revocation_lists_end_timestamp_seconds 1795341600",
             r#"assay_ocsp_answers_total{status="good"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");
         }
-        assert!(text.ends_with("# EOF\n"));
     }
 
     #[test]

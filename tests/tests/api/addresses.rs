@@ -97,6 +97,11 @@ async fn a_query_that_cannot_be_read_is_malformed() {
             let answer = server.get(&format!("{path}?{query}")).await;
             assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
         }
+        let method = if operation.is_endless() {
+            Method::HEAD
+        } else {
+            Method::GET
+        };
         for name in operation.query_parameters {
             for value in [
                 "%00",
@@ -111,7 +116,8 @@ async fn a_query_that_cannot_be_read_is_malformed() {
                 "%",
                 "%zz",
             ] {
-                let answer = server.get(&format!("{path}?{name}={value}")).await;
+                let request = server.admin(method.clone(), &format!("{path}?{name}={value}"));
+                let answer = server.send(request).await;
                 let known = [200, 400, 404].contains(&answer.status);
                 assert!(known, "{answer}");
                 assert!(answer.status == 400 || value != "%00", "{answer}");
@@ -125,7 +131,8 @@ async fn a_query_that_cannot_be_read_is_malformed() {
 async fn head_is_get_without_a_body() {
     let server = InProcess::start().await;
     for operation in operations(&server).await {
-        if operation.method != Method::GET {
+        // Of an endless one, the stream's own tests ask for the head.
+        if operation.method != Method::GET || operation.is_endless() {
             continue;
         }
         let path = operation.path_with(&Uuid::nil().to_string());

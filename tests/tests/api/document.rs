@@ -25,6 +25,12 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Whether its answer goes on for as long as the caller listens.
+    pub(crate) fn is_endless(&self) -> bool {
+        let is_stream = |media_type: &Option<String>| media_type.as_deref() == Some("text/event-stream");
+        self.successes.iter().any(|(_, media_type)| is_stream(media_type))
+    }
+
     /// Its path, with this in place of every parameter.
     pub(crate) fn path_with(&self, value: &str) -> String {
         self.path_parameters.iter().fold(self.path.clone(), |path, name| {

@@ -111,8 +111,8 @@ async fn openssl_accepts_a_machines_chain_and_finds_in_it_what_the_contract_says
     let enrolled = machine.enroll(&api, Some(&token.secret)).await.expect(201).json();
     let answered = SystemClock.now();
     let certificate = &enrolled["certificate"];
-    let roots = files.write("roots.pem", &text(&enrolled, "trust_bundle"));
-    let chain = files.write("chain.pem", &text(certificate, "chain"));
+    let roots = files.write("roots.pem", text(&enrolled, "trust_bundle"));
+    let chain = files.write("chain.pem", text(certificate, "chain"));
     let (roots, chain) = (roots.to_str().unwrap(), chain.to_str().unwrap());
 
     let verify = async |purpose: &[&str]| {
@@ -169,8 +169,8 @@ async fn the_published_chain_and_roots_verify_each_other() {
     let (roots, chain) = (api.get("/v1/ca/bundle.pem").await, api.get("/v1/ca/chain.pem").await);
     assert_eq!(roots.text(), installation.roots);
     let (roots, chain) = (
-        files.write("roots.pem", &roots.text()),
-        files.write("chain.pem", &chain.text()),
+        files.write("roots.pem", roots.text()),
+        files.write("chain.pem", chain.text()),
     );
     let (accepted, said) = openssl(&[
         "verify",
