@@ -11,7 +11,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    administration::api_keys::{self, ApiKeyError},
+    administration::{
+        api_keys::{self, ApiKeyError},
+        stats::LastCount,
+    },
     audit::{Origin, sealing},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
@@ -25,6 +28,7 @@ use crate::{
     founding::{self, Founded, FoundingError},
     http::{self, Peers},
     lifecycle::{self, ConnectionLimits},
+    machines::noted_liveness::{self, LargeFleet},
     rate_limits::RateLimits,
     retention,
     revocation::{Revocation, lists},
@@ -259,6 +263,7 @@ fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &C
     };
     run(|services, shutdown| forget_idle_callers(services, shutdown).boxed());
     run(|services, shutdown| sealing::run_sealer(services, shutdown).boxed());
+    run(|services, shutdown| noted_liveness::run_sweeper(services, shutdown).boxed());
     run(|services, shutdown| expiry::run(services, shutdown).boxed());
     run(|services, shutdown| announcing::run_announcer(services, shutdown).boxed());
     run(|services, shutdown| feed::run_reader(services, shutdown).boxed());
@@ -287,6 +292,8 @@ fn assemble(
         nonces: Nonces::new(&founded.nonce_key),
         keys: KeyCache::new(),
         evaluations: EvaluationCache::new(),
+        large_fleet: LargeFleet::default(),
+        last_count: LastCount::default(),
         rate_limits: RateLimits::new(&config.rate_limit),
         feed,
         webhook_secrets: founded.webhook_secrets,

@@ -7,12 +7,14 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
+    administration::stats::LastCount,
     authority::{Authority, WebhookSecrets},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{Config, Reenrollment, WithoutToken},
     events::feed::Feed,
     founding::SealedRoot,
+    machines::noted_liveness::LargeFleet,
     rate_limits::RateLimits,
     retention::Retention,
     revocation::Revocation,
@@ -33,6 +35,8 @@ pub(crate) struct Services {
     pub(crate) keys: KeyCache,
     pub(crate) evaluations: EvaluationCache,
     pub(crate) committer: Committer,
+    pub(crate) large_fleet: LargeFleet,
+    pub(crate) last_count: LastCount,
     pub(crate) rate_limits: RateLimits,
     pub(crate) feed: Arc<Feed>,
     pub(crate) webhook_secrets: WebhookSecrets,

@@ -3,7 +3,7 @@
 
 use std::{error::Error, time::Duration};
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Works at once and then after each interval, until the server stops. What is under way then is finished. The first of
@@ -35,6 +35,28 @@ pub(crate) async fn repeat<W, E>(
                 );
             }
             Err(error) => warn(name, &error),
+        }
+    }
+}
+
+/// The part of the time that [`repeat_sparingly`] works: one in this many.
+const SPARING: u32 = 50;
+/// Its shortest pause.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Works at once and then again and again, with pauses that are as long as the work is slow: a small fleet is seen to
+/// every second, and a large one costs a fiftieth of a core.
+pub(crate) async fn repeat_sparingly<W, E>(name: &'static str, shutdown: &CancellationToken, work: impl Fn() -> W)
+where
+    W: Future<Output = Result<(), E>>,
+    E: Error + 'static,
+{
+    loop {
+        let started = Instant::now();
+        attempt(name, work()).await;
+        let pause = started.elapsed().saturating_mul(SPARING).max(SHORTEST_PAUSE);
+        if shutdown.run_until_cancelled(sleep(pause)).await.is_none() {
+            return;
         }
     }
 }

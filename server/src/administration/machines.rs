@@ -16,10 +16,11 @@ use crate::{
     audit::{Change, Origin},
     machines::{
         labels::{self, LabelError, Labels},
+        noted_liveness,
         record::{self, boundaries},
     },
     services::Services,
-    store::{self, AsStoreError, StoreError, Transaction, machines::MachineFilter},
+    store::{self, AsStoreError, StoreError, Transaction, machine_search::MachineFilter},
     text::is_prose,
 };
 
@@ -53,15 +54,32 @@ impl AsStoreError for MachineError {
     }
 }
 
+/// Machines of a page.
+pub(crate) struct FoundMachines {
+    pub(crate) machines: Vec<Machine>,
+    /// See [`store::machine_search::FoundIds`].
+    pub(crate) stopped_at: Option<Uuid>,
+}
+
 /// A page of the machines that a filter lets through, in the order in which their records were made.
 pub(crate) async fn list(
     services: &Services,
     filter: &MachineFilter,
     after: Option<Uuid>,
     rows: i64,
-) -> Result<Vec<Machine>, MachineError> {
-    let mut connection = services.store.connection().await?;
-    Ok(store::machines::list(&mut connection, filter, &boundaries(services), after, rows).await?)
+) -> Result<FoundMachines, MachineError> {
+    if filter.liveness.is_some() {
+        noted_liveness::bring_up_to_date(services).await?;
+    }
+    let boundaries = boundaries(services);
+    let mut snapshot = services.store.snapshot().await?;
+    let found = store::machine_search::find_ids(&mut snapshot, filter, &boundaries, after, rows).await?;
+    let machines = store::machines::find_all(&mut snapshot, &found.ids, &boundaries).await?;
+    store::end(snapshot).await?;
+    Ok(FoundMachines {
+        machines,
+        stopped_at: found.stopped_at,
+    })
 }
 
 /// One machine.

@@ -10,3 +10,4 @@ pub(crate) mod permissions;
 pub(crate) mod reason;
 pub(crate) mod standing;
 pub(crate) mod webhooks;
+pub(crate) mod stats;

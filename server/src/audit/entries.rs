@@ -15,5 +15,8 @@ pub(crate) async fn list(
     before: Option<Uuid>,
     rows: i64,
 ) -> Result<Vec<AuditEntry>, StoreError> {
-    store::audit_entries::list(&mut *services.store.connection().await?, filter, before, rows).await
+    let mut snapshot = services.store.snapshot().await?;
+    let entries = store::audit_entries::list(&mut snapshot, filter, before, rows).await?;
+    store::end(snapshot).await?;
+    Ok(entries)
 }

@@ -1,6 +1,7 @@
 //! Check-ins that bring something new: a changed posture, a next key, a machine that was away, one that must be refused. Each in a
 //! transaction of its own, with the machine's row locked.
 
+use assay_protocol::machine::Liveness;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
         admission::{self, Attempt, Refusal},
         claims::Claims,
         liveness::LivenessBoundaries,
-        rotation,
+        noted_liveness, rotation,
     },
     services::Services,
     store::{
@@ -77,26 +78,12 @@ async fn announce_return(
     presence: &Presence,
 ) -> Result<(), StoreError> {
     let boundaries = LivenessBoundaries::at(check_in.at, services.policy.check_in_interval);
-    let (before, after) = (
-        boundaries.liveness(presence.last_check_in_at),
-        boundaries.liveness(Some(check_in.at)),
-    );
-    if before == after {
+    let before = noted_liveness::before_check_in(&boundaries, presence.noted_liveness, presence.last_check_in_at);
+    if before == Liveness::Live {
         return Ok(());
     }
-    let detail = json!({"before": before, "after": after, "last_check_in_at": presence.last_check_in_at.map(rfc3339)});
-    events::insert(
-        tx,
-        services.clock.as_ref(),
-        check_in.machine_id,
-        "liveness.changed",
-        detail,
-    )
-    .await
-}
-
-fn rfc3339(time: time::OffsetDateTime) -> Option<String> {
-    time.format(&time::format_description::well_known::Rfc3339).ok()
+    let event = noted_liveness::event(check_in.machine_id, before, Liveness::Live, presence.last_check_in_at);
+    events::insert_all(tx, services.clock.as_ref(), &[event]).await
 }
 
 /// Which claims differ, as `{"posture.os_version": {"before": …, "after": …}}`.

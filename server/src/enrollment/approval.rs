@@ -112,7 +112,10 @@ pub(crate) async fn list(
     after: Option<Uuid>,
     rows: i64,
 ) -> Result<Vec<Enrollment>, ApprovalError> {
-    Ok(store::enrollments::list(&mut *services.store.connection().await?, status, after, rows).await?)
+    let mut snapshot = services.store.snapshot().await?;
+    let found = store::enrollments::list(&mut snapshot, status, after, rows).await?;
+    store::end(snapshot).await?;
+    Ok(found)
 }
 
 /// One enrollment.

@@ -86,13 +86,23 @@ impl<P: Place> PageRequest<P> {
     }
 
     /// Makes the page of the rows that were found.
-    pub(crate) fn page<T>(&self, mut items: Vec<T>, place: impl Fn(&T) -> P) -> Page<T> {
+    pub(crate) fn page<T>(&self, items: Vec<T>, place: impl Fn(&T) -> P) -> Page<T> {
+        self.page_until(items, place, None)
+    }
+
+    /// Makes the page of the rows that were found by a search that may have stopped before the page was full.
+    pub(crate) fn page_until<T>(
+        &self,
+        mut items: Vec<T>,
+        place: impl Fn(&T) -> P,
+        stopped_at: Option<P>,
+    ) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = items.len() > limit;
         items.truncate(limit);
-        let last = items.last().filter(|_| more);
+        let last = items.last().filter(|_| more).map(place).or(stopped_at);
         Page {
-            next_cursor: last.map(|item| URL_SAFE_NO_PAD.encode(place(item).to_bytes())),
+            next_cursor: last.map(|place| URL_SAFE_NO_PAD.encode(place.to_bytes())),
             items,
         }
     }

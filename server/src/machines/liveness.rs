@@ -42,6 +42,11 @@ impl LivenessBoundaries {
         self.late_before
     }
 
+    /// A machine that checked in then or later is not unreachable.
+    pub(crate) fn reachable_since(&self) -> OffsetDateTime {
+        self.unreachable_before
+    }
+
     /// The liveness of a machine that checked in last at this time.
     pub(crate) fn liveness(&self, last_check_in_at: Option<OffsetDateTime>) -> Liveness {
         match last_check_in_at {

@@ -5,5 +5,6 @@ pub(crate) mod assurance;
 pub(crate) mod claims;
 pub(crate) mod labels;
 pub(crate) mod liveness;
+pub(crate) mod noted_liveness;
 pub(crate) mod record;
 pub(crate) mod rotation;

@@ -72,8 +72,8 @@ pub(crate) async fn list(
     sqlx::query_as!(
         Row,
         "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys
-         WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2",
-        after,
+         WHERE id > $1 ORDER BY id LIMIT $2",
+        after.unwrap_or(Uuid::nil()),
         limit
     )
     .fetch_all(connection)

@@ -2,7 +2,7 @@
 
 use assay_protocol::admin_api::audit::{Actor, AuditEntry, Resource};
 use serde_json::Value;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
@@ -10,6 +10,9 @@ use crate::{
     audit::{Change, Origin},
     clock::{self, Clock},
 };
+
+/// An entry's id and its time are taken one after the other: this far apart at most, while no clock is set.
+const BETWEEN_ID_AND_TIME: Duration = Duration::MINUTE;
 
 /// Which entries to list. What is absent leaves none out.
 #[derive(Debug, Default)]
@@ -22,6 +25,22 @@ pub(crate) struct AuditFilter {
     pub(crate) after: Option<OffsetDateTime>,
     /// Earlier than this.
     pub(crate) before: Option<OffsetDateTime>,
+}
+
+impl AuditFilter {
+    /// No entry that is later than `after` has a smaller id.
+    fn first_id(&self) -> Uuid {
+        self.after.map_or(Uuid::nil(), |after| {
+            clock::first_id_at(after.saturating_sub(BETWEEN_ID_AND_TIME))
+        })
+    }
+
+    /// No entry that is earlier than `before` has this id or a greater one.
+    fn last_id(&self, cursor: Uuid) -> Uuid {
+        self.before.map_or(cursor, |before| {
+            cursor.min(clock::first_id_at(before.saturating_add(BETWEEN_ID_AND_TIME)))
+        })
+    }
 }
 
 /// An entry as it is stored, with its seal if it has one.
@@ -121,31 +140,83 @@ pub(crate) async fn list(
     before: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<AuditEntry>, StoreError> {
+    let before = before.unwrap_or(Uuid::max());
+    let ids = match &filter.actor {
+        Some(actor) => find_ids_of_actor(connection, filter, actor, before, limit).await?,
+        None => find_ids(connection, filter, before, limit).await?,
+    };
     sqlx::query_as!(
         Row,
         r#"SELECT id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id, request_id, reason, before,
                   after, hash AS "hash?"
            FROM audit_entries LEFT JOIN audit_seals ON entry_id = id
-           WHERE ($1::uuid IS NULL OR id < $1)
-             AND ($2::text IS NULL OR resource_kind = $2)
-             AND ($3::text IS NULL OR resource_id = $3)
-             AND ($4::text IS NULL OR actor_id = $4 OR actor_name = $4)
-             AND ($5::timestamptz IS NULL OR at > $5)
-             AND ($6::timestamptz IS NULL OR at < $6)
-           ORDER BY id DESC LIMIT $7"#,
-        before,
-        filter.resource_kind,
-        filter.resource_id,
-        filter.actor,
-        filter.after,
-        filter.before,
-        limit
+           WHERE id = ANY ($1) ORDER BY id DESC"#,
+        &ids
     )
     .fetch_all(connection)
     .await?
     .into_iter()
     .map(TryInto::try_into)
     .collect()
+}
+
+/// Which entries a page has. Ids carry the time at which their entries were written, so that a time narrows them down.
+async fn find_ids(
+    connection: &mut Connection,
+    filter: &AuditFilter,
+    before: Uuid,
+    limit: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM audit_entries
+         WHERE id < $1 AND id >= $2
+           AND ($3::text IS NULL OR resource_kind = $3) AND ($4::text IS NULL OR resource_id = $4)
+           AND ($5::timestamptz IS NULL OR at > $5) AND ($6::timestamptz IS NULL OR at < $6)
+         ORDER BY id DESC LIMIT $7",
+        filter.last_id(before),
+        filter.first_id(),
+        filter.resource_kind,
+        filter.resource_id,
+        filter.after,
+        filter.before,
+        limit
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The same of one actor: two indexes, of which each has its entries in order.
+async fn find_ids_of_actor(
+    connection: &mut Connection,
+    filter: &AuditFilter,
+    actor: &str,
+    before: Uuid,
+    limit: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"(SELECT id AS "id!" FROM audit_entries
+            WHERE id < $1 AND id >= $2 AND actor_id = $8
+              AND ($3::text IS NULL OR resource_kind = $3) AND ($4::text IS NULL OR resource_id = $4)
+              AND ($5::timestamptz IS NULL OR at > $5) AND ($6::timestamptz IS NULL OR at < $6)
+            ORDER BY id DESC LIMIT $7)
+           UNION
+           (SELECT id FROM audit_entries
+            WHERE id < $1 AND id >= $2 AND actor_name = $8
+              AND ($3::text IS NULL OR resource_kind = $3) AND ($4::text IS NULL OR resource_id = $4)
+              AND ($5::timestamptz IS NULL OR at > $5) AND ($6::timestamptz IS NULL OR at < $6)
+            ORDER BY id DESC LIMIT $7)
+           ORDER BY 1 DESC LIMIT $7"#,
+        filter.last_id(before),
+        filter.first_id(),
+        filter.resource_kind,
+        filter.resource_id,
+        filter.after,
+        filter.before,
+        limit,
+        actor
+    )
+    .fetch_all(connection)
+    .await?)
 }
 
 /// The oldest entries that wait to be sealed, in the order of their times.

@@ -24,6 +24,8 @@ pub(crate) enum Duty {
     Retain,
     /// Signing revocation lists.
     SignRevocationLists,
+    /// Noting which machines have fallen silent.
+    NoteLiveness,
 }
 
 impl Duty {
@@ -40,6 +42,7 @@ impl Duty {
             Self::AnnounceEvents => 0x0061_7373_6179_0701,
             Self::Retain => 0x0061_7373_6179_0702,
             Self::SignRevocationLists => 0x0061_7373_6179_0002,
+            Self::NoteLiveness => 0x0061_7373_6179_0006,
         }
     }
 }

@@ -82,8 +82,8 @@ pub(crate) async fn list(
         Row,
         "SELECT id, description, created_at, expires_at, max_uses, uses, serial_numbers, labels, approval,
                 allow_reenrollment, revoked_at
-         FROM enrollment_tokens WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2",
-        after,
+         FROM enrollment_tokens WHERE id > $1 ORDER BY id LIMIT $2",
+        after.unwrap_or(Uuid::nil()),
         limit
     )
     .fetch_all(connection)

@@ -120,9 +120,9 @@ pub(crate) async fn list(
     limit: i64,
 ) -> Result<Vec<Enrollment>, StoreError> {
     select!(
-        "WHERE ($1::text IS NULL OR status = $1) AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+        "WHERE ($1::text IS NULL OR status = $1) AND id > $2 ORDER BY id LIMIT $3",
         status.as_ref().map(text).transpose()?,
-        after,
+        after.unwrap_or(Uuid::nil()),
         limit,
     )
     .fetch_all(connection)

@@ -17,6 +17,39 @@ pub(crate) struct Announcement {
     pub(crate) kind: String,
 }
 
+/// An event to be.
+#[derive(Debug, Clone)]
+pub(crate) struct NewEvent {
+    pub(crate) machine_id: Uuid,
+    pub(crate) kind: &'static str,
+    pub(crate) detail: Value,
+}
+
+/// Writes events of one moment.
+pub(crate) async fn insert_all(
+    connection: &mut Connection,
+    clock: &dyn Clock,
+    events: &[NewEvent],
+) -> Result<(), StoreError> {
+    let ids: Vec<Uuid> = events.iter().map(|_| clock::new_id(clock)).collect();
+    let machine_ids: Vec<Uuid> = events.iter().map(|event| event.machine_id).collect();
+    let kinds: Vec<&str> = events.iter().map(|event| event.kind).collect();
+    let details: Vec<Value> = events.iter().map(|event| event.detail.clone()).collect();
+    sqlx::query!(
+        "INSERT INTO events (id, at, machine_id, kind, detail)
+         SELECT id, $2, machine_id, kind, detail
+         FROM unnest($1::uuid[], $3::uuid[], $4::text[], $5::jsonb[]) AS new (id, machine_id, kind, detail)",
+        &ids,
+        clock.now(),
+        &machine_ids,
+        &kinds as &[&str],
+        &details,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Writes one event, to be announced later.
 pub(crate) async fn insert(
     connection: &mut Connection,
@@ -32,30 +65,6 @@ pub(crate) async fn insert(
         machine_id,
         kind,
         detail
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Writes one event of the same kind for each of these machines.
-pub(crate) async fn insert_all(
-    connection: &mut Connection,
-    clock: &dyn Clock,
-    kind: &str,
-    events: &[(Uuid, Value)],
-) -> Result<(), StoreError> {
-    let ids: Vec<Uuid> = events.iter().map(|_| clock::new_id(clock)).collect();
-    let (machine_ids, details): (Vec<Uuid>, Vec<Value>) = events.iter().cloned().unzip();
-    sqlx::query!(
-        "INSERT INTO events (id, at, machine_id, kind, detail)
-         SELECT id, $1, machine_id, $2, detail
-         FROM unnest($3::uuid[], $4::uuid[], $5::jsonb[]) AS given (id, machine_id, detail)",
-        clock.now(),
-        kind,
-        &ids,
-        &machine_ids,
-        &details
     )
     .execute(connection)
     .await?;

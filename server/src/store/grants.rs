@@ -98,8 +98,8 @@ pub(crate) async fn list(
         Row,
         "SELECT grants.id, permission_id, audience, name AS permission, selector, conditions, expires_at, grants.created_at
          FROM grants JOIN permissions ON permissions.id = permission_id
-         WHERE $1::uuid IS NULL OR grants.id > $1 ORDER BY grants.id LIMIT $2",
-        after,
+         WHERE grants.id > $1 ORDER BY grants.id LIMIT $2",
+        after.unwrap_or(Uuid::nil()),
         limit
     )
     .fetch_all(connection)

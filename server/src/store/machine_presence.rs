@@ -1,10 +1,10 @@
 //! `machine_presence`: the one row that a check-in writes.
 
-use assay_protocol::KeyThumbprint;
+use assay_protocol::{KeyThumbprint, machine::Liveness};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError};
+use super::{Connection, StoreError, parse_text};
 use crate::machines::claims::ClaimsDigest;
 
 /// A check-in whose evidence is verified, on its way into its machine's row.
@@ -40,6 +40,8 @@ pub(crate) struct Presence {
     pub(crate) claims_digest: Vec<u8>,
     pub(crate) last_nonce_at: OffsetDateTime,
     pub(crate) last_check_in_at: Option<OffsetDateTime>,
+    /// What was announced last.
+    pub(crate) noted_liveness: Liveness,
 }
 
 /// Records the check-ins that bring nothing new, all in one statement, and answers for each by its place in the
@@ -70,6 +72,7 @@ pub(crate) async fn record_unchanged(
              AND presence.claims_digest = seen.claims_digest
              AND presence.last_nonce_at < seen.nonce
              AND presence.last_check_in_at >= seen.live_since
+             AND presence.noted_liveness = 'live'
            RETURNING seen.place AS "place!", presence.record_version, presence.verdict_digest,
                      (SELECT grants_version FROM settings) AS "grants_version!""#,
         &columns.places,
@@ -100,7 +103,7 @@ pub(crate) async fn record_unchanged(
 /// Holds a machine's row until the end of the transaction.
 pub(crate) async fn lock(connection: &mut Connection, machine_id: Uuid) -> Result<Option<Presence>, StoreError> {
     let row = sqlx::query!(
-        "SELECT admitted, current_key, claims_digest, last_nonce_at, last_check_in_at
+        "SELECT admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, noted_liveness
          FROM machine_presence WHERE machine_id = $1 FOR UPDATE",
         machine_id
     )
@@ -114,6 +117,7 @@ pub(crate) async fn lock(connection: &mut Connection, machine_id: Uuid) -> Resul
             claims_digest: row.claims_digest,
             last_nonce_at: row.last_nonce_at,
             last_check_in_at: row.last_check_in_at,
+            noted_liveness: parse_text(&row.noted_liveness)?,
         })
     })
     .transpose()
@@ -138,6 +142,7 @@ pub(crate) async fn record(
     let row = sqlx::query!(
         r#"UPDATE machine_presence
            SET last_nonce_at = $2, last_check_in_at = $3, clock_skew_seconds = $4, claims_digest = $5,
+               noted_liveness = 'live',
                record_version = record_version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
            WHERE machine_id = $1
            RETURNING record_version, verdict_digest, (SELECT grants_version FROM settings) AS "grants_version!""#,

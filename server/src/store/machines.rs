@@ -2,35 +2,17 @@
 
 use assay_protocol::{
     admin_api::machines::{CertificateSummary, Machine, MachineKey, MachinePosture, Verdict, VerdictResult},
-    machine::{Assurance, MachineStatus, Posture},
+    machine::{Assurance, Posture},
 };
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, json, machine_grounds, parse_json, parse_text, text};
-use crate::machines::{
-    assurance::Circumstances,
-    labels::Labels,
-    liveness::{LastCheckIns, LivenessBoundaries},
-};
+use crate::machines::{assurance::Circumstances, labels::Labels, liveness::LivenessBoundaries};
 
 /// The index that a second active machine of one serial number violates.
 pub(crate) const ONE_PER_SERIAL_NUMBER: &str = "machines_one_per_serial_number";
-
-/// Which machines to list. What is absent leaves nobody out.
-#[derive(Debug, Default)]
-pub(crate) struct MachineFilter {
-    pub(crate) status: Option<MachineStatus>,
-    pub(crate) assurance: Option<Assurance>,
-    pub(crate) last_check_ins: Option<LastCheckIns>,
-    /// Machines that have all these labels.
-    pub(crate) labels: Option<Labels>,
-    /// A part of what identifies a machine, in any case.
-    pub(crate) part: Option<String>,
-    /// Whether the inventory names their serial number.
-    pub(crate) in_inventory: Option<bool>,
-}
 
 struct Row {
     id: Uuid,
@@ -106,45 +88,15 @@ pub(crate) async fn lock(
     row.map(|row| machine(row, boundaries)).transpose()
 }
 
-/// A page of machines, in the order in which their records were made.
-pub(crate) async fn list(
+/// The machines of these ids that are on record, in the order of their ids.
+pub(crate) async fn find_all(
     connection: &mut Connection,
-    filter: &MachineFilter,
+    ids: &[Uuid],
     boundaries: &LivenessBoundaries,
-    after: Option<Uuid>,
-    limit: i64,
 ) -> Result<Vec<Machine>, StoreError> {
-    let last_check_ins = filter.last_check_ins;
-    let rows = select!(
-        r"WHERE ($1::uuid IS NULL OR machines.id > $1)
-            AND ($2::text IS NULL OR status = $2)
-            AND ($3::text IS NULL OR assurance = $3)
-            AND ($4::jsonb IS NULL OR machines.labels @> $4)
-            AND ($5::boolean IS NULL OR (last_check_in_at IS NULL) = $5)
-            AND ($6::timestamptz IS NULL OR last_check_in_at >= $6)
-            AND ($7::timestamptz IS NULL OR last_check_in_at < $7)
-            AND ($8::text IS NULL
-                 OR strpos(lower(machines.serial_number), lower($8)) > 0
-                 OR strpos(lower(hostname), lower($8)) > 0
-                 OR strpos(machines.id::text, lower($8)) > 0
-                 OR strpos(lower(translate(encode(machines.current_key, 'base64'), '+/=', '-_')), lower($8)) > 0
-                 OR EXISTS (SELECT FROM jsonb_each_text(machines.labels) AS label
-                            WHERE strpos(lower(label.key), lower($8)) > 0 OR strpos(lower(label.value), lower($8)) > 0))
-            AND ($9::boolean IS NULL OR (inventory.serial_number IS NOT NULL) = $9)
-          ORDER BY machines.id LIMIT $10",
-        after,
-        filter.status.as_ref().map(text).transpose()?,
-        filter.assurance.as_ref().map(text).transpose()?,
-        filter.labels.as_ref().map(json).transpose()?,
-        last_check_ins.map(|range| range.never),
-        last_check_ins.and_then(|range| range.from),
-        last_check_ins.and_then(|range| range.before),
-        filter.part,
-        filter.in_inventory,
-        limit,
-    )
-    .fetch_all(connection)
-    .await?;
+    let rows = select!("WHERE machines.id = ANY ($1) ORDER BY machines.id", ids)
+        .fetch_all(connection)
+        .await?;
     rows.into_iter().map(|row| machine(row, boundaries)).collect()
 }
 

@@ -14,11 +14,14 @@ pub(crate) mod machine_grounds;
 pub(crate) mod machine_keys;
 pub(crate) mod machine_presence;
 pub(crate) mod machine_records;
+pub(crate) mod machine_search;
 pub(crate) mod machines;
+pub(crate) mod noted_liveness;
 pub(crate) mod permissions;
 pub(crate) mod revocation_lists;
 pub(crate) mod sealed_keys;
 pub(crate) mod settings;
+pub(crate) mod stats;
 pub(crate) mod transaction;
 pub(crate) mod webhook_deliveries;
 pub(crate) mod webhooks;
@@ -37,6 +40,11 @@ use sqlx::{
 use crate::telemetry::Metrics;
 
 pub use transaction::{AsStoreError, Transaction};
+
+/// A prepared statement is planned for all values alike after its fifth run. A list's filters are as different as one
+/// machine and half a fleet, so it is planned for the values that it is called with.
+const BEGIN_SNAPSHOT: &str =
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan";
 
 /// The one way to the database.
 #[derive(Clone)]
@@ -83,6 +91,11 @@ impl Store {
     /// A connection for reading, each statement in a transaction of its own.
     pub async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         self.wait_for(self.pool.acquire()).await
+    }
+
+    /// A transaction for reading lists: all of its statements see the same moment, and each is planned for its values.
+    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.wait_for(self.pool.begin_with(BEGIN_SNAPSHOT)).await
     }
 
     /// Times the wait for a connection.
@@ -142,6 +155,14 @@ fn is_unavailable_state(code: &str) -> bool {
 
 /// A connection, borrowed for one statement after the other.
 pub(crate) type Connection = PgConnection;
+
+/// See [`Store::snapshot`].
+pub type Snapshot = sqlx::Transaction<'static, Postgres>;
+
+/// Ends a snapshot. One that is dropped ends later, with the next use of its connection.
+pub(crate) async fn end(snapshot: Snapshot) -> Result<(), StoreError> {
+    Ok(snapshot.commit().await?)
+}
 
 /// The text of a vocabulary value (`quarantined`, `api-key`), the same in the database as on the wire.
 pub(crate) fn text<T: Serialize>(value: &T) -> Result<String, StoreError> {

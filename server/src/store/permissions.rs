@@ -32,8 +32,8 @@ pub(crate) async fn list(
     Ok(sqlx::query_as!(
         Permission,
         "SELECT id, audience, name, description, created_at FROM permissions
-         WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2",
-        after,
+         WHERE id > $1 ORDER BY id LIMIT $2",
+        after.unwrap_or(Uuid::nil()),
         limit
     )
     .fetch_all(connection)

@@ -13,3 +13,4 @@ pub mod machines;
 pub mod page;
 pub mod permissions;
 pub mod webhooks;
+pub mod stats;

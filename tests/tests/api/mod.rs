@@ -12,4 +12,6 @@ mod lists;
 mod operations;
 mod problems;
 mod retention;
+mod search;
+mod stats;
 mod strangers;

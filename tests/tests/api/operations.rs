@@ -94,6 +94,7 @@ const CALLERS: &[(&str, &str)] = &[
     ("GET /v1/admin/certificates", VIEWER),
     ("GET /v1/admin/certificates/{serial}", VIEWER),
     ("POST /v1/admin/certificates/{serial}/revoke", OPERATOR),
+    ("GET /v1/admin/stats", VIEWER),
 ];
 
 #[tokio::test]

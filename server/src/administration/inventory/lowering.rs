@@ -53,10 +53,11 @@ async fn lower_batch(
         );
         let (from, to) = (json!({ "assurance": from }), json!({ "assurance": to }));
         ids.push(before.machine_id);
-        events.push((
-            before.machine_id,
-            json!({ "before": from, "after": to, "reason": reason }),
-        ));
+        events.push(NewEvent {
+            machine_id: before.machine_id,
+            kind: "machine.assurance-lowered",
+            detail: json!({ "before": from, "after": to, "reason": reason }),
+        });
         changes.push(
             Change::new("machine.lower-assurance", "machine", before.machine_id)
                 .reason(Some(&reason))
@@ -66,7 +67,7 @@ async fn lower_batch(
     }
     let clock = services.clock.as_ref();
     store::machine_presence::bump_record_versions(tx, &ids).await?;
-    store::events::insert_all(tx, clock, "machine.assurance-lowered", &events).await?;
+    store::events::insert_all(tx, clock, &events).await?;
     store::audit_entries::insert_all(tx, clock, origin, &changes).await?;
     Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))
 }

@@ -26,9 +26,8 @@ use crate::{
         page::{PageParameters, page_request},
         problem::{ApiProblem, ApiResult},
     },
-    machines::record::boundaries,
     services::Services,
-    store::machines::MachineFilter,
+    store::machine_search::MachineFilter,
 };
 
 /// The longest text to search for, in bytes: nothing that is searched is longer.
@@ -73,7 +72,8 @@ struct MachineParameters {
     in_inventory: Option<bool>,
     /// A label that they have, as `key:value`.
     label: Option<String>,
-    /// A part of the serial number, host name, id, a label or the key's thumbprint, in any case, without wildcards.
+    /// A part of the serial number, host name, id, a label (`key:value`) or the key's thumbprint, in any case, without
+    /// wildcards. Without three letters or digits in a row, a page may end before it is full: go on with `next_cursor`.
     q: Option<String>,
     /// How many items, 1 to 500; 50 where absent.
     limit: Option<i64>,
@@ -82,22 +82,23 @@ struct MachineParameters {
 }
 
 impl MachineParameters {
-    fn filter(self, services: &Services) -> ApiResult<MachineFilter> {
+    fn filter(self) -> ApiResult<MachineFilter> {
         let part = self.q.filter(|part| !part.is_empty());
         if part.as_ref().is_some_and(|part| part.len() > LONGEST_PART) {
             return Err(ApiProblem::malformed(format!("q is longer than {LONGEST_PART} bytes")));
         }
-        let label = self.label.map(|label| match label.split_once(':') {
-            Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-            None => Err(ApiProblem::malformed("label has to be of the form key:value")),
-        });
+        // No value holds one, and what is searched is separated by one.
+        if part.as_ref().is_some_and(|part| part.contains(char::is_control)) {
+            return Err(ApiProblem::malformed("q holds a control character"));
+        }
+        if self.label.as_ref().is_some_and(|label| !label.contains(':')) {
+            return Err(ApiProblem::malformed("label has to be of the form key:value"));
+        }
         Ok(MachineFilter {
             status: self.status,
             assurance: self.assurance,
-            last_check_ins: self
-                .liveness
-                .map(|liveness| boundaries(services).last_check_ins(liveness)),
-            labels: label.transpose()?.map(|label| [label].into()),
+            liveness: self.liveness,
+            label: self.label,
             part,
             in_inventory: self.in_inventory,
         })
@@ -115,9 +116,13 @@ async fn list(
     Parameters(parameters): Parameters<MachineParameters>,
 ) -> ApiResult<Json<Page<Machine>>> {
     let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
-    let filter = parameters.filter(&services)?;
+    let filter = parameters.filter()?;
     let found = machines::list(&services, &filter, page.after, page.rows()).await?;
-    Ok(Json(page.page(found, |machine| machine.id)))
+    Ok(Json(page.page_until(
+        found.machines,
+        |machine| machine.id,
+        found.stopped_at,
+    )))
 }
 
 /// Read a machine.

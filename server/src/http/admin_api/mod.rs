@@ -11,6 +11,7 @@ mod inventory;
 mod machines;
 mod permissions;
 mod standing;
+mod stats;
 mod webhooks;
 
 use std::sync::Arc;
@@ -33,4 +34,5 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(permissions::router())
         .merge(standing::router())
         .merge(webhooks::router())
+        .merge(stats::router())
 }

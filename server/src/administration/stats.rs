@@ -1,0 +1,213 @@
+//! The fleet in figures. Counting looks at every machine, so a count that took long serves all callers for a while; a
+//! small fleet is counted anew for each.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use assay_protocol::{
+    admin_api::stats::{
+        CertificateStats, MachineStats, MachinesByAssurance, MachinesByLiveness, MachinesByStatus, Stats,
+    },
+    machine::{Assurance, MachineStatus},
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::{
+    machines::record::boundaries,
+    services::Services,
+    store::{self, StoreError, stats::Count},
+};
+
+/// This many machines are counted anew for whoever asks.
+const SMALL_FLEET: u64 = 20_000;
+/// A count of more serves for this many times what it took: whoever asks all the time keeps the database busy for a
+/// twentieth of it.
+const SERVES_FOR: u32 = 20;
+/// How long one count may take: that of a large fleet that has to come from the disk.
+pub(crate) const LONGEST_COUNT: Duration = Duration::from_secs(60);
+/// The most versions that are told apart: an agent can claim any.
+const MOST_VERSIONS: i64 = 50;
+const OTHER: &str = "other";
+const UNKNOWN: &str = "unknown";
+const EXPIRING_WITHIN: time::Duration = time::Duration::days(7);
+
+/// The last count. One is under way at a time.
+#[derive(Debug, Default)]
+pub(crate) struct LastCount(Mutex<Option<Counted>>);
+
+#[derive(Debug, Clone)]
+struct Counted {
+    stats: Stats,
+    started: Instant,
+    ended: Instant,
+}
+
+impl Counted {
+    /// Whether this answers somebody who asked at that time and is answered now: it began later, or it is of a large
+    /// fleet and not old.
+    fn answers(&self, asked: Instant, now: Instant) -> bool {
+        let took = self.ended.duration_since(self.started);
+        let age = now.duration_since(self.ended);
+        let is_large = self.stats.machines.total > SMALL_FLEET;
+        self.started >= asked || (is_large && age < took.saturating_mul(SERVES_FOR))
+    }
+}
+
+/// The figures, as new as their cost allows.
+pub(crate) async fn read(services: &Services) -> Result<Stats, StoreError> {
+    let asked = Instant::now();
+    let mut last = services.last_count.0.lock().await;
+    if let Some(counted) = last.as_ref().filter(|counted| counted.answers(asked, Instant::now())) {
+        return Ok(counted.stats.clone());
+    }
+    let started = Instant::now();
+    let stats = count(services).await?;
+    let counted = Counted {
+        stats: stats.clone(),
+        started,
+        ended: Instant::now(),
+    };
+    *last = Some(counted);
+    Ok(stats)
+}
+
+async fn count(services: &Services) -> Result<Stats, StoreError> {
+    let now = services.clock.now();
+    let mut snapshot = services.store.snapshot().await?;
+    store::stats::allow_time(&mut snapshot, LONGEST_COUNT).await?;
+    let statuses = store::stats::by_status(&mut snapshot).await?;
+    let assurances = store::stats::by_assurance(&mut snapshot).await?;
+    let versions = store::stats::by_os_version(&mut snapshot, UNKNOWN, MOST_VERSIONS).await?;
+    let presences = store::stats::by_last_check_in(&mut snapshot, &boundaries(services), now).await?;
+    let certificates = store::stats::certificates(&mut snapshot, now, now.saturating_add(EXPIRING_WITHIN)).await?;
+    store::end(snapshot).await?;
+    let total = statuses.iter().map(|count| natural(count.machines)).sum();
+    Ok(Stats {
+        machines: MachineStats {
+            total,
+            by_status: by_status(&statuses)?,
+            by_assurance: by_assurance(&assurances)?,
+            by_liveness: MachinesByLiveness {
+                never: natural(presences.never),
+                live: natural(presences.live),
+                late: natural(presences.late),
+                unreachable: natural(presences.unreachable),
+            },
+            by_os_version: by_os_version(versions, total),
+        },
+        certificates: CertificateStats {
+            valid: natural(certificates.valid),
+            expiring_within_7_days: natural(certificates.expiring),
+            expired: natural(certificates.expired),
+            revoked: natural(certificates.revoked),
+        },
+        check_ins_per_minute: natural(presences.within_a_minute),
+        computed_at: now,
+    })
+}
+
+fn by_status(counts: &[Count]) -> Result<MachinesByStatus, StoreError> {
+    let mut by_status = MachinesByStatus::default();
+    for count in counts {
+        let (status, machines) = parse(count)?;
+        *match status {
+            MachineStatus::Pending => &mut by_status.pending,
+            MachineStatus::Active => &mut by_status.active,
+            MachineStatus::Quarantined => &mut by_status.quarantined,
+            MachineStatus::Revoked => &mut by_status.revoked,
+        } = machines;
+    }
+    Ok(by_status)
+}
+
+fn by_assurance(counts: &[Count]) -> Result<MachinesByAssurance, StoreError> {
+    let mut by_assurance = MachinesByAssurance::default();
+    for count in counts {
+        let (assurance, machines) = parse(count)?;
+        *match assurance {
+            Assurance::Asserted => &mut by_assurance.asserted,
+            Assurance::Verified => &mut by_assurance.verified,
+            Assurance::Attested => &mut by_assurance.attested,
+        } = machines;
+    }
+    Ok(by_assurance)
+}
+
+fn parse<T: DeserializeOwned>(count: &Count) -> Result<(T, u64), StoreError> {
+    Ok((store::parse_text(&count.value)?, natural(count.machines)))
+}
+
+/// A version that is claimed to be `other` is one of the others.
+fn by_os_version(counts: Vec<Count>, total: u64) -> BTreeMap<String, u64> {
+    let named: u64 = counts.iter().map(|count| natural(count.machines)).sum();
+    let mut versions: BTreeMap<String, u64> = counts
+        .into_iter()
+        .map(|count| (count.value, natural(count.machines)))
+        .collect();
+    let others = total.saturating_sub(named);
+    if others > 0 {
+        *versions.entry(OTHER.to_owned()).or_default() += others;
+    }
+    versions
+}
+
+/// A count, which is never negative.
+fn natural(count: i64) -> u64 {
+    count.unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(value: &str, machines: i64) -> Count {
+        Count {
+            value: value.to_owned(),
+            machines,
+        }
+    }
+
+    #[test]
+    fn versions_beyond_the_most_frequent_are_others() {
+        let counts = vec![count("26.1", 5), count("other", 2)];
+        let expected = BTreeMap::from([("26.1".to_owned(), 5), ("other".to_owned(), 5)]);
+        assert_eq!(by_os_version(counts, 10), expected);
+        assert_eq!(
+            by_os_version(vec![count("26.1", 5)], 5),
+            BTreeMap::from([("26.1".to_owned(), 5)])
+        );
+    }
+
+    #[test]
+    fn a_count_of_a_large_fleet_serves_for_twenty_times_what_it_took_and_one_of_a_small_fleet_for_nobody_else() {
+        let (started, second) = (Instant::now(), Duration::from_secs(1));
+        let counted = |total| Counted {
+            stats: Stats {
+                machines: MachineStats {
+                    total,
+                    by_status: MachinesByStatus::default(),
+                    by_assurance: MachinesByAssurance::default(),
+                    by_liveness: MachinesByLiveness::default(),
+                    by_os_version: BTreeMap::new(),
+                },
+                certificates: CertificateStats {
+                    valid: 0,
+                    expiring_within_7_days: 0,
+                    expired: 0,
+                    revoked: 0,
+                },
+                check_ins_per_minute: 0,
+                computed_at: time::OffsetDateTime::UNIX_EPOCH,
+            },
+            started,
+            ended: started + second,
+        };
+        let (small, large) = (counted(SMALL_FLEET), counted(SMALL_FLEET + 1));
+        // Who asked before the count began has the newest there can be, however long they waited for it.
+        assert!(small.answers(started, started + 100 * second));
+        let asked = started + Duration::from_millis(1);
+        assert!(!small.answers(asked, started + second));
+        assert!(large.answers(asked, started + 20 * second));
+        assert!(!large.answers(asked, started + 21 * second));
+    }
+}
