@@ -186,6 +186,12 @@ impl Cluster {
         self.connect_options("template1").connect().await.unwrap()
     }
 
+    /// What Postgres writes: its log.
+    #[must_use]
+    pub fn output(&self) -> &Output {
+        &self.output
+    }
+
     /// Where the socket is.
     #[must_use]
     pub fn directory(&self) -> &Path {

@@ -157,18 +157,18 @@ fn schema_hash() -> u64 {
     hasher.finish()
 }
 
-/// Where cargo builds: the test binary is in `target/PROFILE/deps`.
+/// Where cargo builds.
 pub fn target_directory() -> PathBuf {
     profile_directory().parent().unwrap().to_owned()
 }
 
-/// Where the programs of this profile are.
+/// Where the programs of this profile are: beside this one, or above the folder `deps` where the tests are.
 pub(crate) fn profile_directory() -> PathBuf {
-    std::env::current_exe()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .to_owned()
+    let this = std::env::current_exe().unwrap();
+    let directory = this.parent().unwrap();
+    if directory.ends_with("deps") {
+        directory.parent().unwrap().to_owned()
+    } else {
+        directory.to_owned()
+    }
 }

@@ -7,6 +7,7 @@ mod body_in_parts;
 mod claims;
 mod document;
 mod event_streams;
+mod large_fleet;
 mod limits;
 mod lists;
 mod operations;

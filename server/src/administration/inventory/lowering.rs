@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     audit::{Change, Origin},
     services::Services,
-    store::{self, StoreError, Transaction, machine_grounds::Standing},
+    store::{self, StoreError, Transaction, events::NewEvent, machine_grounds::Standing},
 };
 
 /// How many machines one statement changes.
