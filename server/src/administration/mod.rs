@@ -9,5 +9,5 @@ pub(crate) mod machines;
 pub(crate) mod permissions;
 pub(crate) mod reason;
 pub(crate) mod standing;
-pub(crate) mod webhooks;
 pub(crate) mod stats;
+pub(crate) mod webhooks;

@@ -91,12 +91,7 @@ impl<P: Place> PageRequest<P> {
     }
 
     /// Makes the page of the rows that were found by a search that may have stopped before the page was full.
-    pub(crate) fn page_until<T>(
-        &self,
-        mut items: Vec<T>,
-        place: impl Fn(&T) -> P,
-        stopped_at: Option<P>,
-    ) -> Page<T> {
+    pub(crate) fn page_until<T>(&self, mut items: Vec<T>, place: impl Fn(&T) -> P, stopped_at: Option<P>) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = items.len() > limit;
         items.truncate(limit);

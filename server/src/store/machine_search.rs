@@ -329,11 +329,9 @@ async fn find_by_indexes(
     } else {
         matching!(
             "MATERIALIZED",
-            [
-                "machines CROSS JOIN LATERAL (SELECT machines.id) AS candidate
+            ["machines CROSS JOIN LATERAL (SELECT machines.id) AS candidate
               LEFT JOIN machine_presence ON machine_presence.machine_id = candidate.id
-              LEFT JOIN machine_search ON machine_search.machine_id = candidate.id"
-            ],
+              LEFT JOIN machine_search ON machine_search.machine_id = candidate.id"],
             conditions,
             extent.limit,
             extent.after,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, json, machine_grounds, parse_json, parse_text, text};
+use super::{Connection, StoreError, json, machine_grounds, parse_json, parse_text};
 use crate::machines::{assurance::Circumstances, labels::Labels, liveness::LivenessBoundaries};
 
 /// The index that a second active machine of one serial number violates.

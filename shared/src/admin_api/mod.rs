@@ -12,5 +12,5 @@ pub mod inventory;
 pub mod machines;
 pub mod page;
 pub mod permissions;
-pub mod webhooks;
 pub mod stats;
+pub mod webhooks;
