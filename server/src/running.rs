@@ -18,7 +18,7 @@ use crate::{
     audit::{Origin, sealing},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
-    config::{Config, Tls},
+    config::{ClientCertificates, Config, Tls},
     database::{Database, DatabaseError},
     enrollment::expiry,
     events::{
@@ -35,7 +35,7 @@ use crate::{
     services::{Policy, Services},
     store::{Store, StoreError},
     telemetry::{Metrics, listener},
-    tls::{self, ServerCertificate, TlsError},
+    tls::{self, MachineCertificates, ServerCertificate, TlsError},
     webhooks::{self, delivering},
 };
 
@@ -208,7 +208,10 @@ impl Started {
         let background = TaskTracker::new();
         let tls = certificate
             .as_ref()
-            .map(|certificate| tls::server_config(Arc::clone(certificate)))
+            .map(|certificate| {
+                let machines = machine_certificates(config, &services)?;
+                tls::server_config(Arc::clone(certificate), machines, Arc::clone(&services.clock))
+            })
             .transpose()?;
         let peers = if config.tls == Tls::Upstream {
             Peers::Proxy
@@ -314,6 +317,15 @@ fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc
         Tls::Upstream => return Ok(None),
     };
     Ok(Some(Arc::new(certificate)))
+}
+
+fn machine_certificates(config: &Config, services: &Services) -> Result<Option<MachineCertificates>, TlsError> {
+    match config.client_certificates {
+        ClientCertificates::Off => Ok(None),
+        ClientCertificates::Optional | ClientCertificates::Required => {
+            MachineCertificates::new(Arc::clone(&services.authority)).map(Some)
+        }
+    }
 }
 
 async fn listen(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {

@@ -11,7 +11,7 @@ use crate::{
     authority::{Authority, WebhookSecrets},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
-    config::{Config, Reenrollment, WithoutToken},
+    config::{ClientCertificates, Config, Reenrollment, WithoutToken},
     events::feed::Feed,
     founding::SealedRoot,
     machines::noted_liveness::LargeFleet,
@@ -65,6 +65,7 @@ pub(crate) struct Policy {
     /// How long a request waits for an administrator.
     pub(crate) pending_ttl: Duration,
     pub(crate) retention: Retention,
+    pub(crate) client_certificates: ClientCertificates,
 }
 
 impl Policy {
@@ -84,6 +85,7 @@ impl Policy {
             without_token_limit: config.enrollment.without_token_limit,
             pending_ttl: duration(config.enrollment.pending_ttl),
             retention: Retention::of(&config.retention),
+            client_certificates: config.client_certificates,
         }
     }
 }

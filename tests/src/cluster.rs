@@ -13,6 +13,7 @@ use assay_server::database::private_postgres::Account;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
+use uuid::Uuid;
 
 use crate::output::Output;
 use crate::seed;
@@ -274,6 +275,17 @@ impl Database<'_> {
             .connect_with(self.connect_options())
             .await
             .unwrap()
+    }
+
+    /// Revokes a machine's certificates alone: its record and its key stay as they are.
+    pub async fn revoke_certificates_of(&self, machine: Uuid) {
+        let statement = "WITH revoked AS (
+                 UPDATE certificates SET revoked_at = now(), revocation_reason = 'superseded' WHERE machine_id = $1
+             ), current AS (UPDATE machines SET certificate_serial_number = NULL WHERE id = $1)
+             UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = $1";
+        let pool = self.pool().await;
+        let revoked = sqlx::query(statement).bind(machine).execute(&pool).await;
+        assert_eq!(revoked.unwrap().rows_affected(), 1);
     }
 }
 

@@ -11,11 +11,14 @@ use assay_server::clock::{Clock, MockClock, SystemClock};
 use assay_server::config::Config;
 use assay_server::running::RunningServer;
 use reqwest::{Client, Method, RequestBuilder};
+use rustls::client::WantsClientCert;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, SupportedProtocolVersion};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -123,6 +126,34 @@ impl InProcess {
             .unwrap()
     }
 
+    /// The same server over connections of their own, with a certificate for this machine's key.
+    #[must_use]
+    pub fn presenting(&self, chain_pem: &str, machine: &Machine, connections: Connections) -> Presenting<'_> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+            .map(Result::unwrap)
+            .collect();
+        let key = PrivateKeyDer::from_pem_slice(machine.private_key_pem().as_bytes()).unwrap();
+        let versions: &[_] = match connections {
+            Connections::Kept | Connections::Resumed => &[&TLS13, &TLS12],
+            Connections::KeptTls12 | Connections::ResumedTls12 => &[&TLS12],
+        };
+        let config = client_config_builder(&self.roots_pem(), &self.clock, versions);
+        let config = Arc::new(config.with_client_cert_resolver(certified(chain, &key)));
+        let client = client_builder(&config, self.address(), &[b"http/1.1"]);
+        let client = match connections {
+            Connections::Kept | Connections::KeptTls12 => client,
+            Connections::Resumed | Connections::ResumedTls12 => client.pool_max_idle_per_host(0),
+        };
+        Presenting {
+            server: self,
+            api: Api::with(client, PUBLIC_URL, PUBLIC_URL),
+        }
+    }
+
+    fn roots_pem(&self) -> String {
+        self.server.roots_pem()
+    }
+
     /// The key of this role, made when the server was started.
     #[must_use]
     pub fn api_key(&self, role: Role) -> &str {
@@ -222,6 +253,35 @@ impl Called for InProcess {
     }
 }
 
+/// How a machine that presents a certificate connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// One connection for all calls.
+    Kept,
+    /// The same with TLS 1.2.
+    KeptTls12,
+    /// A new one for each call, which resumes the TLS session.
+    Resumed,
+    /// The same with TLS 1.2.
+    ResumedTls12,
+}
+
+/// A server as a machine reaches it that presents a certificate in TLS.
+pub struct Presenting<'a> {
+    server: &'a InProcess,
+    api: Api,
+}
+
+impl Called for Presenting<'_> {
+    fn api(&self) -> &Api {
+        &self.api
+    }
+
+    async fn next_nonce(&self, _at_hand: Option<String>) -> String {
+        self.server.nonce().await
+    }
+}
+
 const ROLES: [Role; 4] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty];
 
 fn config(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Config {
@@ -253,17 +313,30 @@ fn client_builder(tls: &Arc<ClientConfig>, address: SocketAddr, protocols: &[&[u
         .redirect(reqwest::redirect::Policy::none())
 }
 
+/// Whether they belong together is for the server to find out.
+fn certified(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Arc<SingleCertAndKey> {
+    let key = aws_lc_rs::sign::any_supported_type(key).unwrap();
+    Arc::new(CertifiedKey::new(chain, key).into())
+}
+
 fn client_config(roots_pem: &str, clock: &MockClock) -> ClientConfig {
+    client_config_builder(roots_pem, clock, &[&TLS13, &TLS12]).with_no_client_auth()
+}
+
+fn client_config_builder(
+    roots_pem: &str,
+    clock: &MockClock,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(roots_pem.as_bytes()) {
         roots.add(root.unwrap()).unwrap();
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
     ClientConfig::builder_with_details(provider, Arc::new(ServersTime(clock.clone())))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth()
 }
 
 /// The client lives in the server's time: its certificates are good then.

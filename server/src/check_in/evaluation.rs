@@ -17,7 +17,7 @@ use crate::{
         catalog::Catalog,
         evaluation::{self, Evaluation},
     },
-    machines::admission::Refusal,
+    machines::{admission::Refusal, client_certificate::ClientCertificate},
     services::Services,
     store::{
         self, Store, StoreError, Transaction, events,
@@ -147,6 +147,12 @@ impl Evaluated {
         self.machine.record_version == recorded.record_version
             && self.grants_version == recorded.grants_version
             && self.evaluation.valid_until.is_none_or(|until| now < until)
+    }
+
+    /// Whether this is the machine's current certificate.
+    pub(super) fn has_current(&self, certificate: &ClientCertificate) -> bool {
+        let current = self.machine.certificate.as_ref();
+        current.is_some_and(|current| current.sha256 == certificate.sha256)
     }
 
     /// A token never outlives the grant that it was made of.

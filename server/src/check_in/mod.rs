@@ -23,12 +23,13 @@ use crate::{
     machines::{
         admission::{Attempt, Refusal},
         claims::Claims,
+        client_certificate::{self, CertificateRefusal, ClientCertificate},
         liveness::LivenessBoundaries,
     },
     rate_limits::Exceeded,
     services::Services,
     store::{
-        StoreError,
+        StoreError, certificates,
         machine_presence::{self, CheckIn, Recorded},
     },
 };
@@ -40,6 +41,8 @@ pub(crate) enum CheckInError {
     Evidence(#[from] EvidenceError),
     #[error("the evidence is signed by a key that is not this machine's")]
     ForeignKey,
+    #[error(transparent)]
+    Certificate(#[from] CertificateRefusal),
     #[error(transparent)]
     Nonce(#[from] NonceError),
     #[error(transparent)]
@@ -71,9 +74,14 @@ pub(crate) struct Verified {
 }
 
 /// Verifies, records, evaluates, grants.
-pub(crate) async fn check_in(services: &Services, request_id: &str, jws: &str) -> Result<Answer, CheckInError> {
+pub(crate) async fn check_in(
+    services: &Services,
+    request_id: &str,
+    certificate: Option<&ClientCertificate>,
+    jws: &str,
+) -> Result<Answer, CheckInError> {
     let now = services.clock.now();
-    let verified = verify(services, jws, Purpose::CheckIn, now).await?;
+    let verified = verify(services, certificate, jws, Purpose::CheckIn, now).await?;
     let check_in = CheckIn {
         machine_id: verified.machine_id,
         key: verified.evidence.key(),
@@ -88,6 +96,7 @@ pub(crate) async fn check_in(services: &Services, request_id: &str, jws: &str) -
         None => record_news(services, request_id, &verified, &check_in).await?,
     };
     let evaluated = evaluation::evaluate(services, &verified, &recorded).await?;
+    refuse_unless_in_force(services, certificate, &evaluated).await?;
     evaluation::remember_verdict(services, verified.machine_id, &recorded, &evaluated).await?;
     let checked_in = CheckedIn {
         machine_id: verified.machine_id,
@@ -104,9 +113,11 @@ pub(crate) async fn check_in(services: &Services, request_id: &str, jws: &str) -
     })
 }
 
-/// Verifies evidence of a machine that is on record, up to what its row alone can tell.
+/// Verifies evidence of a machine that is on record, and the certificate that came with it, up to what its row alone can
+/// tell.
 pub(crate) async fn verify(
     services: &Services,
+    certificate: Option<&ClientCertificate>,
     jws: &str,
     purpose: Purpose,
     now: OffsetDateTime,
@@ -128,6 +139,7 @@ pub(crate) async fn verify(
         return Err(unknown_or_foreign(services, subject).await?);
     }
     services.rate_limits.charge_key(evidence.key())?;
+    client_certificate::appraise(certificate, &services.policy, evidence.key(), now)?;
     let claims = Claims::of(&evidence);
     Ok(Verified {
         machine_id,
@@ -135,6 +147,23 @@ pub(crate) async fn verify(
         nonce: nonce.order(),
         claims,
     })
+}
+
+/// Revoking a certificate makes a new version of the record, and `evaluated` is of the version that this check-in was
+/// recorded under: the machine's current certificate is known to be in force, at no cost. Any other is looked up.
+async fn refuse_unless_in_force(
+    services: &Services,
+    certificate: Option<&ClientCertificate>,
+    evaluated: &evaluation::Evaluated,
+) -> Result<(), CheckInError> {
+    let Some(certificate) = certificate.filter(|certificate| !evaluated.has_current(certificate)) else {
+        return Ok(());
+    };
+    let mut connection = services.store.connection().await?;
+    match certificates::is_in_force(&mut connection, certificate).await? {
+        true => Ok(()),
+        false => Err(certificate.not_in_force().into()),
+    }
 }
 
 /// A machine that is not known has to enroll; a key that is not the named machine's is refused.

@@ -7,6 +7,7 @@ mod environment;
 mod error;
 mod public_url;
 mod settings;
+mod tls;
 mod trust_domain;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ use settings::Settings;
 pub use environment::{process_environment, search_path};
 pub use error::{ConfigError, KeyError};
 pub use public_url::{PublicUrl, PublicUrlError};
+pub use tls::{ClientCertificates, Tls};
 pub use trust_domain::{TrustDomain, TrustDomainError};
 
 /// A configuration with every key, its default and its meaning: what `config example` prints.
@@ -59,6 +61,8 @@ pub struct Config {
     pub master_key: MasterKey,
     /// How the API is protected on the wire.
     pub tls: Tls,
+    /// Whether machines present their certificates in TLS.
+    pub client_certificates: ClientCertificates,
     /// The machines' certificates.
     pub certificates: Certificates,
     /// Check-ins.
@@ -102,22 +106,6 @@ pub enum MasterKey {
     File(PathBuf),
     /// The bytes in base64url.
     Value(SecretString),
-}
-
-/// Transport security of the API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tls {
-    /// A certificate of the server's own CA, renewed by itself.
-    SelfIssued,
-    /// PEM files, read again when they change.
-    Files {
-        /// The chain, leaf first.
-        certificate: PathBuf,
-        /// The key of the leaf.
-        private_key: PathBuf,
-    },
-    /// None: a proxy in front terminates TLS.
-    Upstream,
 }
 
 /// The machines' certificates.
@@ -261,6 +249,7 @@ impl Config {
             .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)));
         let master_key = MasterKey::read(settings, &data_dir);
         let tls = Tls::read(settings);
+        let client_certificates = ClientCertificates::read(settings, &tls);
         let database = Database::read(settings);
         let certificates = Certificates {
             // The shortest that leaves a machine time to renew it at two thirds of its life; a year is what revocation
@@ -296,6 +285,7 @@ impl Config {
             database,
             master_key,
             tls,
+            client_certificates,
             certificates,
             check_in: CheckIn { interval },
             grants: Grants { ttl: grants_ttl },
@@ -339,41 +329,6 @@ impl MasterKey {
         match settings.secret("master_key", check) {
             Some(value) => Self::Value(value),
             None => Self::File(file.unwrap_or_else(|| data_dir.join("master.key"))),
-        }
-    }
-}
-
-impl Tls {
-    fn read(settings: &mut Settings) -> Self {
-        #[derive(Clone, Copy, PartialEq)]
-        enum Mode {
-            SelfIssued,
-            Files,
-            Upstream,
-        }
-        let modes = [
-            ("self-issued", Mode::SelfIssued),
-            ("files", Mode::Files),
-            ("upstream", Mode::Upstream),
-        ];
-        let mode = settings.word("tls.mode", &modes).unwrap_or(Mode::SelfIssued);
-        let mut path = |key| {
-            if mode == Mode::Files {
-                let path = settings.path(key);
-                return settings.require(key, path);
-            }
-            settings.refuse_given(key, "has a meaning only when tls.mode is \"files\"");
-            None
-        };
-        let files = (path("tls.certificate"), path("tls.private_key"));
-        match (mode, files) {
-            (Mode::Upstream, _) => Self::Upstream,
-            (Mode::Files, (Some(certificate), Some(private_key))) => Self::Files {
-                certificate,
-                private_key,
-            },
-            // Without its files it is an error, which `settings` knows.
-            (Mode::SelfIssued | Mode::Files, _) => Self::SelfIssued,
         }
     }
 }
@@ -495,6 +450,7 @@ mod tests {
         assert_eq!(config.database.max_connections, 16);
         assert!(matches!(&config.master_key, MasterKey::File(path) if path == Path::new("/var/lib/assay/master.key")));
         assert_eq!(config.tls, Tls::SelfIssued);
+        assert_eq!(config.client_certificates, ClientCertificates::Optional);
         assert_eq!(config.certificates.ttl, 7 * DAY);
         assert_eq!(config.certificates.renewal_grace, 90 * DAY);
         assert_eq!(config.check_in.interval, Duration::from_secs(300));
@@ -642,6 +598,11 @@ mod tests {
         "tls.certificate (ASSAY_TLS__CERTIFICATE) is required and not given; tls.private_key (ASSAY_TLS__PRIVATE_KEY) is required and not given"
     )]
     #[case(
+        "ASSAY_TLS__CLIENT_CERTIFICATES",
+        "yes",
+        "tls.client_certificates (ASSAY_TLS__CLIENT_CERTIFICATES) is \"yes\", and must be one of off, optional, required"
+    )]
+    #[case(
         "ASSAY_ENROLLMENT__REENROLLMENT",
         "allow",
         "enrollment.reenrollment (ASSAY_ENROLLMENT__REENROLLMENT) is \"allow\", and must be one of pending, refuse"
@@ -681,6 +642,18 @@ mod tests {
     )]
     fn names_everything_that_is_wrong_with_a_file(#[case] file: &str, #[case] expected: &str) {
         assert_eq!(load(Some(file), &[]).unwrap_err(), expected);
+    }
+
+    #[test]
+    fn behind_a_proxy_no_client_certificate_is_asked_for_and_none_can_be_required() {
+        let upstream = ("ASSAY_TLS__MODE", "upstream");
+        let config = with_required(&[upstream]).unwrap();
+        assert_eq!(config.client_certificates, ClientCertificates::Off);
+        let error = with_required(&[upstream, ("ASSAY_TLS__CLIENT_CERTIFICATES", "required")]).unwrap_err();
+        assert_eq!(
+            error,
+            "configuration: tls.client_certificates (ASSAY_TLS__CLIENT_CERTIFICATES) is \"required\", which tls.mode \"upstream\" cannot give: only the proxy sees the certificates"
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod new_key;
 pub(crate) mod renewal;
 mod token;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use assay_protocol::{
     Csr, KeyThumbprint, UnverifiedCsr, UnverifiedEvidence,
@@ -26,11 +26,15 @@ use crate::{
     audit::Origin,
     authority::{AuthorityError, spiffe_id},
     check_in::nonce::NonceError,
-    machines::{admission::Refusal, claims::Claims},
+    machines::{
+        admission::Refusal,
+        claims::Claims,
+        client_certificate::{CertificateRefusal, ClientCertificate},
+    },
     rate_limits::Exceeded,
     secrets::SecretHash,
     services::Services,
-    store::{AsStoreError, StoreError, Transaction, enrollments, machine_keys},
+    store::{AsStoreError, StoreError, Transaction, certificates, enrollments, machine_keys},
 };
 
 /// A machine that was just enrolled has no grants yet, and so no reason to wait for the first.
@@ -49,6 +53,8 @@ pub(crate) enum EnrollError {
     Csr(#[from] CsrError),
     #[error(transparent)]
     Evidence(#[from] EvidenceError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateRefusal),
     #[error(transparent)]
     Nonce(#[from] NonceError),
     #[error(transparent)]
@@ -111,6 +117,8 @@ pub(crate) struct Caller {
     pub(crate) request_id: String,
     /// Unknown behind a proxy that does not tell.
     pub(crate) address: Option<IpAddr>,
+    /// What was presented in TLS, if anything was.
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// A key that asks, with everything about it that is verified, and what it claims.
@@ -198,6 +206,9 @@ fn verify(services: &Services, caller: Caller, request: &EnrollRequest) -> Resul
     };
     let evidence = unverified.verify(csr.public_key(), &expected)?;
     services.rate_limits.charge_key(evidence.key())?;
+    if let Some(certificate) = &caller.certificate {
+        certificate.appraise(evidence.key(), now)?;
+    }
     let claims = Claims::of(&evidence);
     Ok(Applicant {
         csr,
@@ -222,6 +233,11 @@ async fn decide(
     services: &Services,
     applicant: &Applicant,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
+    if let Some(presented) = &applicant.caller.certificate
+        && !certificates::is_in_force(tx, presented).await?
+    {
+        return Err(presented.not_in_force().into());
+    }
     expiry::forget_if_overdue(tx, services, applicant).await?;
     if let Some(record) = machine_keys::find(tx, applicant.key()).await? {
         return known_key::decide(tx, services, applicant, &record).await;

@@ -18,6 +18,7 @@ use crate::{
     check_in::{self, CheckInError, Verified},
     machines::{
         admission::{self, Attempt, Refusal},
+        client_certificate::ClientCertificate,
         rotation::{self, RotationRefusal},
     },
     services::Services,
@@ -71,22 +72,27 @@ pub(crate) struct Answer {
 }
 
 /// Renews, and rotates where the CSR has another key. A repeated call gets the certificate that the first one got.
-pub(crate) async fn renew(services: &Services, request_id: &str, request: &RenewRequest) -> Result<Answer, RenewError> {
+pub(crate) async fn renew(
+    services: &Services,
+    request_id: &str,
+    certificate: Option<&ClientCertificate>,
+    request: &RenewRequest,
+) -> Result<Answer, RenewError> {
     let csr = UnverifiedCsr::from_pem(&request.csr)?.verify()?;
     let now = services.clock.now();
-    let verified = check_in::verify(services, &request.evidence, Purpose::Renew, now).await?;
+    let verified = check_in::verify(services, certificate, &request.evidence, Purpose::Renew, now).await?;
     let digest = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, csr.der()));
     if verified.evidence.claims().csr_sha256.as_deref() != Some(&digest) {
         return Err(RenewError::OtherCsr);
     }
-    let context = (services, request_id, &verified, csr.public_key());
+    let context = (services, request_id, certificate, &verified, csr.public_key());
     let renewed = services
         .store
         .tx(
             "renew",
             &context,
-            |tx, &(services, request_id, verified, public_key)| {
-                Box::pin(issue(tx, services, request_id, verified, public_key))
+            |tx, &(services, request_id, certificate, verified, public_key)| {
+                Box::pin(issue(tx, services, request_id, certificate, verified, public_key))
             },
         )
         .await?;
@@ -101,6 +107,7 @@ async fn issue(
     tx: &mut Transaction,
     services: &Services,
     request_id: &str,
+    presented: Option<&ClientCertificate>,
     verified: &Verified,
     public_key: &PublicKey,
 ) -> Result<Result<Renewed, Refusal>, RenewError> {
@@ -119,6 +126,11 @@ async fn issue(
         Ok(admitted) => admitted,
         Err(refusal) => return Ok(Err(refusal)),
     };
+    if let Some(presented) = presented
+        && !certificates::is_in_force(tx, presented).await?
+    {
+        return Err(CheckInError::from(presented.not_in_force()).into());
+    }
     demand_within_grace(tx, services, machine_id, attempt.key).await?;
     machine_presence::use_nonce(tx, machine_id, verified.nonce).await?;
     let issued_before = if public_key.thumbprint() == attempt.key {

@@ -34,7 +34,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use crate::telemetry::{Metrics, metrics::Handshake};
+use crate::{
+    machines::client_certificate::ClientCertificate,
+    telemetry::{Metrics, metrics::Handshake},
+};
 use activity::{Activity, Watched};
 
 /// How long to wait after an accept that failed for want of file descriptors or memory, which the next one would, too.
@@ -75,7 +78,8 @@ impl Default for ConnectionLimits {
 
 /// What is served, and how.
 pub struct Server {
-    /// Answers the requests. Each carries [`ConnectInfo`] with the peer's address.
+    /// Answers the requests. Each carries [`ConnectInfo`] with the peer's address, and the client certificate of its
+    /// connection where one was presented.
     pub router: Router,
     /// None for plain HTTP.
     pub tls: Option<TlsAcceptor>,
@@ -184,7 +188,16 @@ async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: 
         return;
     }
     let Some(tls) = &server.tls else {
-        return converse(stream, peer, server, shutdown).await;
+        return converse(
+            stream,
+            Caller {
+                peer,
+                certificate: None,
+            },
+            server,
+            shutdown,
+        )
+        .await;
     };
     let handshake = select! {
         // Nothing has begun that an answer could be expected to.
@@ -194,7 +207,15 @@ async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: 
     match handshake {
         Ok(Ok(stream)) => {
             server.metrics.handshake_ended(Handshake::Completed);
-            converse(stream, peer, server, shutdown).await;
+            let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let certificate = presented.map(|leaf| ClientCertificate::parse(leaf).map(Arc::new));
+            // One that is valid under our roots and not readable here is none that could be held against anything.
+            if certificate == Some(None) {
+                debug!(%peer, "the client certificate is not one of a machine");
+                return;
+            }
+            let certificate = certificate.flatten();
+            converse(stream, Caller { peer, certificate }, server, shutdown).await;
         }
         Ok(Err(error)) => {
             server.metrics.handshake_ended(Handshake::Failed);
@@ -204,13 +225,19 @@ async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: 
     }
 }
 
+/// Who is at the other end.
+struct Caller {
+    peer: SocketAddr,
+    certificate: Option<Arc<ClientCertificate>>,
+}
+
 enum Interruption {
     Ended,
     ShuttingDown,
     TimedOut,
 }
 
-async fn converse<S>(stream: S, peer: SocketAddr, server: &Server, shutdown: &CancellationToken)
+async fn converse<S>(stream: S, caller: Caller, server: &Server, shutdown: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -219,7 +246,10 @@ where
         let (activity, router) = (Arc::clone(&activity), server.router.clone());
         service_fn(move |mut request: Request<Incoming>| {
             let in_flight = activity.begin(request.version() == Version::HTTP_2);
-            request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(ConnectInfo(caller.peer));
+            if let Some(certificate) = &caller.certificate {
+                request.extensions_mut().insert(Arc::clone(certificate));
+            }
             let answer = router.clone().oneshot(request.map(Body::new));
             async move {
                 let answer = answer.await;

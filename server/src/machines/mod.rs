@@ -3,6 +3,7 @@
 pub(crate) mod admission;
 pub(crate) mod assurance;
 pub(crate) mod claims;
+pub(crate) mod client_certificate;
 pub(crate) mod labels;
 pub(crate) mod liveness;
 pub(crate) mod noted_liveness;

@@ -8,7 +8,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, thumbprint};
-use crate::authority::{IssuedMachineCertificate, RevokedCertificate};
+use crate::{
+    authority::{IssuedMachineCertificate, RevokedCertificate},
+    machines::client_certificate::ClientCertificate,
+};
 
 /// A certificate that is on record.
 #[derive(Debug, Clone)]
@@ -290,6 +293,22 @@ pub(crate) async fn list_revoked(
             })
         })
         .collect()
+}
+
+/// Whether a certificate that was presented is one that was issued here and not revoked.
+pub(crate) async fn is_in_force(
+    connection: &mut Connection,
+    presented: &ClientCertificate,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM certificates WHERE serial_number = $1 AND sha256 = $2 AND revoked_at IS NULL
+           ) AS "in_force!""#,
+        presented.serial_number,
+        &presented.sha256,
+    )
+    .fetch_one(connection)
+    .await?)
 }
 
 /// Revokes such certificates of a machine as are not revoked yet, and tells which. The machine's presence has to be held.

@@ -291,7 +291,7 @@ pub(crate) async fn find_evaluable(connection: &mut Connection, id: Uuid) -> Res
                   claimed_posture, sha256 AS "sha256?", not_before AS "not_before?", not_after AS "not_after?"
            FROM machines
            JOIN machine_presence ON machine_id = machines.id
-           LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number
+           LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number AND revoked_at IS NULL
            WHERE machines.id = $1"#,
         id
     )

@@ -1,9 +1,10 @@
 //! TLS as the server speaks it: versions, cipher suites and key exchange, and where its certificate comes from.
 
 mod files;
+mod machine_certificates;
 mod server_certificate;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
     ServerConfig,
@@ -16,12 +17,16 @@ use rustls::{
             kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768},
         },
     },
+    server::{NoClientAuth, danger::ClientCertVerifier},
+    time_provider::TimeProvider,
     version::{TLS12, TLS13},
 };
+use rustls_pki_types::UnixTime;
 
+pub use machine_certificates::MachineCertificates;
 pub use server_certificate::ServerCertificate;
 
-use crate::authority::AuthorityError;
+use crate::{authority::AuthorityError, clock::Clock};
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +77,21 @@ pub enum TlsError {
     Setup(#[source] rustls::Error),
 }
 
-/// The configuration of all connections. A certificate that is replaced later shows in new handshakes alone.
-pub fn server_config(certificate: Arc<ServerCertificate>) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+/// The configuration of all connections. A certificate that is replaced later shows in new handshakes alone. Without
+/// `machines` nobody is asked for a certificate.
+pub fn server_config(
+    certificate: Arc<ServerCertificate>,
+    machines: Option<MachineCertificates>,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier: Arc<dyn ClientCertVerifier> = match machines {
+        Some(machines) => Arc::new(machines),
+        None => Arc::new(NoClientAuth),
+    };
+    let mut config = ServerConfig::builder_with_details(Arc::new(provider()), Arc::new(ServersTime(clock)))
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(TlsError::Setup)?
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Our order: both sides have AES instructions, and 128 bits are what the P-256 certificates are worth, too.
@@ -87,6 +101,22 @@ pub fn server_config(certificate: Arc<ServerCertificate>) -> Result<Arc<ServerCo
     config.ticketer = Ticketer::new().map_err(TlsError::Setup)?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
+}
+
+/// A certificate's validity is judged by the clock that issued it.
+struct ServersTime(Arc<dyn Clock>);
+
+impl TimeProvider for ServersTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().unix_timestamp()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
+}
+
+impl fmt::Debug for ServersTime {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ServersTime")
+    }
 }
 
 /// AWS-LC, with the hybrid key exchange first: traffic recorded today must not be readable to a later quantum computer.

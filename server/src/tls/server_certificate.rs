@@ -184,6 +184,7 @@ mod tests {
     use super::*;
     use crate::{
         authority::{AuthorityParts, CertifiedKey as CaKey, InitialSecrets, generate_initial, issuing},
+        clock::MockClock,
         lifecycle::{ConnectionLimits, Server, serve},
         telemetry::Metrics,
         tls::server_config,
@@ -281,7 +282,9 @@ mod tests {
             let (metrics, shutdown) = (Arc::new(Metrics::new()), CancellationToken::new());
             let server = Server {
                 router: Router::new().route("/", get(async || "hello")),
-                tls: Some(TlsAcceptor::from(server_config(certificate).unwrap())),
+                tls: Some(TlsAcceptor::from(
+                    server_config(certificate, None, Arc::new(MockClock::new(NOW))).unwrap(),
+                )),
                 limits,
                 metrics: Arc::clone(&metrics),
             };
@@ -498,7 +501,7 @@ mod tests {
         disk.replace_both(&pair(&authority));
         let certificate = Arc::new(disk.open().unwrap());
         let old = certificate.current.load_full();
-        let (clock, shutdown) = (Arc::new(crate::clock::MockClock::new(NOW)), CancellationToken::new());
+        let (clock, shutdown) = (Arc::new(MockClock::new(NOW)), CancellationToken::new());
         let every = Duration::from_millis(1);
         let task = tokio::spawn(Arc::clone(&certificate).keep_fresh(clock, every, shutdown.clone()));
         disk.replace_both(&pair(&authority));

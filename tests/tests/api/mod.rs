@@ -5,6 +5,7 @@ mod audited_reenrollment;
 mod bodies;
 mod body_in_parts;
 mod claims;
+mod client_certificates;
 mod document;
 mod event_streams;
 mod large_fleet;

@@ -9,6 +9,7 @@ use assay_protocol::{
 use axum::{Extension, Json, extract::State};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::presented;
 use crate::{
     check_in,
     http::{
@@ -16,6 +17,7 @@ use crate::{
         problem::{ApiResult, NonceAfter},
         request_id::RequestId,
     },
+    machines::client_certificate::ClientCertificate,
     services::Services,
 };
 
@@ -31,8 +33,15 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
 async fn check_in(
     State(services): State<Arc<Services>>,
     request_id: RequestId,
+    certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<CheckInRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Json<CheckedIn>)> {
-    let answer = check_in::check_in(&services, &request_id.to_string(), &request.evidence).await?;
+    let answer = check_in::check_in(
+        &services,
+        &request_id.to_string(),
+        presented(&certificate),
+        &request.evidence,
+    )
+    .await?;
     Ok((Extension(NonceAfter(answer.nonce_used)), Json(answer.checked_in)))
 }

@@ -23,6 +23,7 @@ use crate::{
         rate_limit::CallerAddress,
         request_id::RequestId,
     },
+    machines::client_certificate::ClientCertificate,
     services::Services,
 };
 
@@ -40,7 +41,9 @@ impl From<EnrollError> for ApiProblem {
     fn from(error: EnrollError) -> Self {
         match error {
             EnrollError::Csr(error) => error.into(),
-            EnrollError::Evidence(_) => Self::new(ProblemKind::BadEvidence, Chain(&error).to_string()),
+            EnrollError::Evidence(_) | EnrollError::Certificate(_) => {
+                Self::new(ProblemKind::BadEvidence, Chain(&error).to_string())
+            }
             EnrollError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
             EnrollError::Token(refusal) => Self::new(ProblemKind::EnrollmentTokenInvalid, refusal.to_string()),
             EnrollError::Refused(refusal) => refusal.into(),
@@ -70,11 +73,13 @@ async fn enroll(
     State(services): State<Arc<Services>>,
     request_id: RequestId,
     address: Option<Extension<CallerAddress>>,
+    certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<EnrollRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Response)> {
     let caller = Caller {
         request_id: request_id.to_string(),
         address: address.map(|Extension(CallerAddress(address))| address),
+        certificate: certificate.map(|Extension(certificate)| certificate),
     };
     let answer = enrollment::enroll(&services, caller, &request).await?;
     Ok((

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     check_in::{CheckInError, committer::CommitError},
-    machines::admission::Refusal,
+    machines::{admission::Refusal, client_certificate::ClientCertificate},
     services::Services,
     store::StoreError,
 };
@@ -55,6 +55,11 @@ pub(super) async fn add_nonce(State(services): State<Arc<Services>>, request: Re
     response
 }
 
+/// The client certificate of the request's connection, if one was presented.
+fn presented(certificate: &Option<Extension<Arc<ClientCertificate>>>) -> Option<&ClientCertificate> {
+    certificate.as_ref().map(|Extension(certificate)| certificate.as_ref())
+}
+
 impl From<Refusal> for ApiProblem {
     fn from(refusal: Refusal) -> Self {
         let kind = match refusal {
@@ -76,7 +81,7 @@ impl From<Refusal> for ApiProblem {
 impl From<CheckInError> for ApiProblem {
     fn from(error: CheckInError) -> Self {
         match error {
-            CheckInError::Evidence(_) | CheckInError::ForeignKey => {
+            CheckInError::Evidence(_) | CheckInError::ForeignKey | CheckInError::Certificate(_) => {
                 Self::new(ProblemKind::BadEvidence, super::problem::Chain(&error).to_string())
             }
             CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),

@@ -9,6 +9,7 @@ use assay_protocol::{
 use axum::{Extension, Json, extract::State};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::presented;
 use crate::{
     enrollment::renewal::{self, RenewError},
     http::{
@@ -16,6 +17,7 @@ use crate::{
         problem::{ApiProblem, ApiResult, NonceAfter},
         request_id::RequestId,
     },
+    machines::client_certificate::ClientCertificate,
     services::Services,
 };
 
@@ -46,9 +48,10 @@ impl From<RenewError> for ApiProblem {
 async fn renew(
     State(services): State<Arc<Services>>,
     request_id: RequestId,
+    certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<RenewRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Json<Renewed>)> {
-    let answer = renewal::renew(&services, &request_id.to_string(), &request).await?;
+    let answer = renewal::renew(&services, &request_id.to_string(), presented(&certificate), &request).await?;
     services.metrics.certificate_issued("renew");
     Ok((Extension(NonceAfter(answer.nonce_used)), Json(answer.renewed)))
 }

@@ -1,0 +1,126 @@
+//! Machines' certificates as the handshake sees them: optional, issued under one of the authority's roots, and valid now.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::CryptoProvider,
+    server::{
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use super::{TlsError, provider};
+use crate::authority::Authority;
+
+/// Verifies what machines present. Follows the authority: a root that comes or goes counts from the next handshake on.
+pub struct MachineCertificates {
+    authority: Arc<ArcSwap<Authority>>,
+    /// Only a hint to clients that hold several certificates, so that the roots of the start do.
+    hints: Vec<DistinguishedName>,
+    provider: Arc<CryptoProvider>,
+    current: ArcSwapOption<Verifier>,
+}
+
+/// What verifies as long as the authority is this one.
+struct Verifier {
+    authority: Arc<Authority>,
+    webpki: Arc<dyn ClientCertVerifier>,
+}
+
+impl MachineCertificates {
+    /// Verifies for this authority.
+    pub fn new(authority: Arc<ArcSwap<Authority>>) -> Result<Self, TlsError> {
+        let provider = Arc::new(provider());
+        let verifier = Verifier::new(authority.load_full(), &provider).map_err(TlsError::Setup)?;
+        Ok(Self {
+            authority,
+            hints: verifier.webpki.root_hint_subjects().to_vec(),
+            provider,
+            current: ArcSwapOption::from_pointee(verifier),
+        })
+    }
+
+    fn verifier(&self) -> Result<Arc<Verifier>, Error> {
+        let authority = self.authority.load_full();
+        if let Some(current) = self.current.load_full()
+            && Arc::ptr_eq(&current.authority, &authority)
+        {
+            return Ok(current);
+        }
+        let verifier = Arc::new(Verifier::new(authority, &self.provider)?);
+        self.current.store(Some(Arc::clone(&verifier)));
+        Ok(verifier)
+    }
+}
+
+impl Verifier {
+    fn new(authority: Arc<Authority>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
+        let mut roots = RootCertStore::empty();
+        for root in authority.root_certificates() {
+            roots.add(CertificateDer::from(root.as_slice()))?;
+        }
+        let webpki = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
+        Ok(Self { authority, webpki })
+    }
+}
+
+impl ClientCertVerifier for MachineCertificates {
+    /// Enrolling takes none, and administrators and relying parties have none; check-in and renew ask for themselves.
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verifier = self.verifier()?;
+        // Clients that know no chains present the leaf alone. An older issuing CA they have to bring along.
+        let own = CertificateDer::from(verifier.authority.issuing().certificate_der());
+        let intermediates: Vec<_> = intermediates.iter().cloned().chain([own]).collect();
+        verifier.webpki.verify_client_cert(end_entity, &intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for MachineCertificates {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("MachineCertificates")
+    }
+}

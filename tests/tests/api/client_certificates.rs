@@ -1,0 +1,170 @@
+//! Machines' certificates in TLS: what is presented must be in force, and the caller's own.
+
+use assay_protocol::ProblemKind;
+use assay_tests::administrator::text;
+use assay_tests::answer::Answer;
+use assay_tests::api::Called;
+use assay_tests::in_process::{Connections, InProcess};
+use assay_tests::machine::Machine;
+use http::Method;
+use serde_json::json;
+use time::Duration;
+
+const ALL: [Connections; 4] = [
+    Connections::Kept,
+    Connections::KeptTls12,
+    Connections::Resumed,
+    Connections::ResumedTls12,
+];
+
+/// A machine and the chain of its certificate.
+async fn enrolled(server: &InProcess, serial_number: &str) -> (Machine, String) {
+    let token = server.enrollment_token(json!({})).await;
+    let machine = Machine::with_serial_number(serial_number);
+    let enrolled = machine.enroll(server, Some(&token)).await.expect(201).json();
+    (machine, text(&enrolled["certificate"], "chain"))
+}
+
+#[track_caller]
+fn refuses(answer: Answer, why: &str) {
+    let answer = answer.expect_problem(ProblemKind::BadEvidence);
+    let detail = text(&answer.json(), "detail");
+    assert!(detail.contains(why), "{why:?} is not why: {detail}");
+}
+
+/// That the handshake fails; a kept connection that was made before does not hide it.
+async fn expect_no_handshake(server: &InProcess, machine: &Machine, chain: &str) {
+    let stranger = server.presenting(chain, machine, Connections::Resumed);
+    let refused = Answer::or_error(stranger.api().request(Method::GET, "/v1/nonce")).await;
+    let error = refused.expect_err("the handshake succeeded");
+    assert!(!error.is_timeout(), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_presented_is_welcome_and_none_is_missed() {
+    let server = InProcess::start().await;
+    let (machine, chain) = enrolled(&server, "C02ONE").await;
+    let own = server.presenting(&chain, &machine, Connections::Kept);
+    let _with = machine.check_in(&own).await.expect(200);
+    let _without = machine.check_in(&server).await.expect(200);
+    let renewed = machine.renew(&own).await.expect(200).json();
+    // Until it expires, the older one is as good as the new one.
+    let _older = machine.check_in(&own).await.expect(200);
+    let new = server.presenting(&text(&renewed["certificate"], "chain"), &machine, Connections::Kept);
+    let _newer = machine.check_in(&new).await.expect(200);
+    // Its issuer is ours to know.
+    let leaf = chain.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap();
+    let _leaf_alone = machine
+        .check_in(&server.presenting(leaf, &machine, Connections::Kept))
+        .await
+        .expect(200);
+}
+
+#[tokio::test]
+async fn where_one_is_required_check_in_and_renew_are_refused_without() {
+    let server = InProcess::start_with(&[("tls.client_certificates", "required")]).await;
+    let (machine, chain) = enrolled(&server, "C02ONE").await;
+    refuses(machine.check_in(&server).await, "none was presented");
+    refuses(machine.renew(&server).await, "none was presented");
+    let own = server.presenting(&chain, &machine, Connections::Kept);
+    let _checked_in = machine.check_in(&own).await.expect(200);
+    let _renewed = machine.renew(&own).await.expect(200);
+    // Neither administrators nor an enrollment need one.
+    let _enrolled_again = machine.enroll(&server, None).await.expect(200);
+    let _read = server.get("/v1/admin/machines").await.expect(200);
+}
+
+#[tokio::test]
+async fn one_for_another_key_than_that_of_the_evidence_is_refused() {
+    let server = InProcess::start().await;
+    let (one, chain_of_one) = enrolled(&server, "C02ONE").await;
+    let (two, _) = enrolled(&server, "C02TWO").await;
+    let as_one = server.presenting(&chain_of_one, &one, Connections::Kept);
+    refuses(two.check_in(&as_one).await, "another key");
+    refuses(two.renew(&as_one).await, "another key");
+    let new = Machine::with_serial_number("C02NEW");
+    let token = server.enrollment_token(json!({})).await;
+    refuses(new.enroll(&as_one, Some(&token)).await, "another key");
+    let _checked_in = one.check_in(&as_one).await.expect(200);
+    // The private key is not that of the certificate: whoever copied a certificate has nothing.
+    expect_no_handshake(&server, &two, &chain_of_one).await;
+}
+
+#[tokio::test]
+async fn one_of_another_authority_ends_the_handshake() {
+    let (server, other) = tokio::join!(InProcess::start(), InProcess::start());
+    let (machine, _) = enrolled(&server, "C02ONE").await;
+    let token = other.enrollment_token(json!({})).await;
+    let enrolled = machine.enroll(&other, Some(&token)).await.expect(201).json();
+    // The same key and the same name: only the issuer differs.
+    let foreign = text(&enrolled["certificate"], "chain");
+    expect_no_handshake(&server, &machine, &foreign).await;
+}
+
+#[tokio::test]
+async fn one_that_expires_is_refused_on_an_open_connection_in_a_resumed_session_and_in_a_new_handshake() {
+    let server = InProcess::start_with(&[("certificates.ttl", "1h")]).await;
+    let (machine, chain) = enrolled(&server, "C02ONE").await;
+    let connections = ALL.map(|connections| server.presenting(&chain, &machine, connections));
+    for connection in &connections {
+        let _checked_in = machine.check_in(connection).await.expect(200);
+    }
+    server.clock().advance(Duration::minutes(59));
+    for connection in &connections {
+        let _still = machine.check_in(connection).await.expect(200);
+    }
+    server.clock().advance(Duration::seconds(61));
+    for connection in &connections {
+        refuses(machine.check_in(connection).await, "valid from");
+        refuses(machine.renew(connection).await, "valid from");
+    }
+    expect_no_handshake(&server, &machine, &chain).await;
+    // The key is good for a while yet, and proves itself without.
+    let _renewed = machine.renew(&server).await.expect(200);
+}
+
+#[tokio::test]
+async fn one_that_is_revoked_is_refused_at_once_on_every_connection() {
+    let server = InProcess::start().await;
+    let (machine, chain) = enrolled(&server, "C02ONE").await;
+    let connections = ALL.map(|connections| server.presenting(&chain, &machine, connections));
+    for connection in &connections {
+        let _checked_in = machine.check_in(connection).await.expect(200);
+    }
+    server.database().revoke_certificates_of(machine.id()).await;
+    for connection in &connections {
+        refuses(machine.check_in(connection).await, "revoked");
+        refuses(machine.renew(connection).await, "revoked");
+        refuses(machine.enroll(connection, None).await, "revoked");
+    }
+    let again = server.presenting(&chain, &machine, Connections::Kept);
+    refuses(machine.check_in(&again).await, "revoked");
+    // The machine is not: its key gets it another one.
+    let renewed = machine.renew(&server).await.expect(200).json();
+    let new = server.presenting(&text(&renewed["certificate"], "chain"), &machine, Connections::Kept);
+    let _checked_in = machine.check_in(&new).await.expect(200);
+    refuses(machine.check_in(&connections[0]).await, "revoked");
+}
+
+#[tokio::test]
+async fn a_revoked_machine_is_refused_as_that_whatever_it_presents() {
+    let server = InProcess::start().await;
+    let (machine, chain) = enrolled(&server, "C02ONE").await;
+    let own = server.presenting(&chain, &machine, Connections::Kept);
+    let _checked_in = machine.check_in(&own).await.expect(200);
+    let path = format!("{}/revoke", machine.path());
+    let _revoked = server.post(&path, &json!({"reason": "lost"})).await.expect(200);
+    let _refused = machine.check_in(&own).await.expect_problem(ProblemKind::MachineRevoked);
+}
+
+#[tokio::test]
+async fn where_they_are_off_nobody_is_asked_for_one() {
+    let server = InProcess::start_with(&[("tls.client_certificates", "off")]).await;
+    let (one, chain_of_one) = enrolled(&server, "C02ONE").await;
+    let (two, _) = enrolled(&server, "C02TWO").await;
+    // It would be refused if the server had seen it.
+    let _unseen = two
+        .check_in(&server.presenting(&chain_of_one, &one, Connections::Kept))
+        .await
+        .expect(200);
+}
