@@ -3,19 +3,20 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use assay_protocol::{
-    ProblemKind, PublicKey, Purpose, Retry,
+    PublicKey, Purpose, Retry,
     agent_api::{CheckedIn, Renewed},
 };
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use crate::failure::Failure;
 use crate::{
     check_in,
     client::{Answer, Client, ClientError, Refusal},
+    client_certificate::{self, ClientCertificate, Identity},
     clock::Clock,
     config::ConfigurationError,
     enrollment::{self, EnrollOptions, EnrollOutcome},
@@ -96,33 +97,6 @@ pub enum AgentError {
     Interrupted,
 }
 
-/// What kind of failure it is: what a daemon waits by, and a command's exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// The server could not be reached, or cannot do it now.
-    Unreachable {
-        /// How long the server wants to be left alone.
-        retry_after: Option<Duration>,
-    },
-    /// An administrator holds the machine back, and can let it go.
-    HeldBack {
-        /// How long the server wants to be left alone.
-        retry_after: Option<Duration>,
-        /// Whether it waits for its first approval.
-        is_pending: bool,
-    },
-    /// The server said no; somebody has to change something.
-    Refused,
-    /// The server does not know this machine any more.
-    Unknown,
-    /// The key cannot be used until someone logs in.
-    KeyLocked,
-    /// The key store failed otherwise.
-    KeyStore,
-    /// Something on this machine is wrong.
-    Local,
-}
-
 impl Agent {
     /// Opens a machine's state directory. Nothing is sent, and no key is made.
     pub fn open(options: AgentOptions) -> Result<Self, AgentError> {
@@ -173,14 +147,45 @@ impl Agent {
         }
     }
 
-    /// The way to this server: the one that is open, unless it leads elsewhere.
-    pub(crate) fn client(&self, server: &ServerOnRecord) -> Result<Arc<Client>, AgentError> {
-        let mut open = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = open.as_ref().filter(|client| client.server() == server) {
-            return Ok(Arc::clone(client));
+    /// The way to this server without a certificate.
+    pub(crate) fn anonymous_client(&self, server: &ServerOnRecord) -> Result<Arc<Client>, AgentError> {
+        let open = self.open_client();
+        match open.filter(|client| client.server() == server && client.identity().is_none()) {
+            Some(client) => Ok(client),
+            None => self.keep_open(server, Identity::None),
         }
-        let client = Arc::new(Client::new(server.clone(), Arc::clone(&self.clock))?);
-        *open = Some(Arc::clone(&client));
+    }
+
+    /// The way to the machine's server with the machine's certificate: the one that is open, unless it leads elsewhere
+    /// or presents another certificate than the one to present now.
+    pub(crate) async fn client(&self, server: &ServerOnRecord, record: &Record) -> Result<Arc<Client>, AgentError> {
+        if !server.url.is_https() {
+            return self.anonymous_client(server);
+        }
+        let presentable = client_certificate::presentable(record, self.clock.now());
+        let open = self.open_client().filter(|client| client.server() == server);
+        if let Some(client) = open.filter(|client| client.identity().is_presenting(presentable)) {
+            return Ok(client);
+        }
+        let identity = match ClientCertificate::load(&self.key, record, Arc::clone(&self.clock)).await {
+            Ok(Some(certificate)) => Identity::Certificate(Arc::new(certificate)),
+            Ok(None) => Identity::Withheld,
+            // The evidence will not be signed either, and says why.
+            Err(fault) => {
+                tracing::debug!(error = %with_causes(&fault), "no certificate is presented");
+                Identity::Withheld
+            }
+        };
+        self.keep_open(server, identity)
+    }
+
+    fn open_client(&self) -> Option<Arc<Client>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep_open(&self, server: &ServerOnRecord, identity: Identity) -> Result<Arc<Client>, AgentError> {
+        let client = Arc::new(Client::new(server.clone(), identity, Arc::clone(&self.clock))?);
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&client));
         Ok(client)
     }
 
@@ -205,7 +210,10 @@ impl Agent {
             };
             let proof = prove(&self.key, statement).await?;
             match client.post(path, &request(proof)).await {
-                Err(ClientError::Refused(refusal)) if is_repeated_at_once(&refusal, client) && tries < MOST_NONCES => {
+                Err(ClientError::Refused(refusal))
+                    if tries < MOST_NONCES
+                        && (is_repeated_at_once(&refusal, client) || client.turns_down_certificate(&refusal)) =>
+                {
                     tries += 1;
                 }
                 answer => return Ok(answer?),
@@ -262,22 +270,12 @@ impl Agent {
     }
 }
 
-impl Failure {
-    /// How long the server wants to be left alone, if it said so.
-    pub(crate) fn retry_after(self) -> Option<Duration> {
-        match self {
-            Self::Unreachable { retry_after } | Self::HeldBack { retry_after, .. } => retry_after,
-            Self::Refused | Self::Unknown | Self::KeyLocked | Self::KeyStore | Self::Local => None,
-        }
-    }
-}
-
 impl AgentError {
     /// What the server said, if it was the server that said no.
     #[must_use]
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
-            Self::Server(ClientError::Refused(refusal)) => Some(refusal),
+            Self::Server(ClientError::Refused(refusal) | ClientError::NoCertificate(refusal)) => Some(refusal),
             _ => None,
         }
     }
@@ -286,13 +284,17 @@ impl AgentError {
     #[must_use]
     pub fn failure(&self) -> Failure {
         match self {
-            Self::Server(ClientError::Refused(refusal)) => refused(refusal),
+            Self::Server(ClientError::Refused(refusal)) => Failure::of(refusal),
+            Self::Server(ClientError::NoCertificate(_)) => Failure::Unknown,
             Self::Server(ClientError::Unreachable { .. } | ClientError::NotAnAnswer { .. }) => {
                 Failure::Unreachable { retry_after: None }
             }
-            Self::Proof(ProofError::Key(KeyFault::Store(KeyStoreError::Locked))) => Failure::KeyLocked,
+            Self::Proof(ProofError::Key(fault)) | Self::Server(ClientError::Key { fault, .. }) => match fault {
+                KeyFault::Store(KeyStoreError::Locked) => Failure::KeyLocked,
+                _ => Failure::KeyStore,
+            },
             Self::Proof(_) | Self::KeyLost(_) | Self::KeyReplaced(_) => Failure::KeyStore,
-            Self::Server(ClientError::Trust(_) | ClientError::SetUp(_))
+            Self::Server(ClientError::Trust(_) | ClientError::SetUp(_) | ClientError::Encode(_))
             | Self::NotEnrolled
             | Self::Configuration(_)
             | Self::OtherServer { .. }
@@ -355,28 +357,9 @@ fn is_repeated_at_once(refusal: &Refusal, client: &Client) -> bool {
     refusal.problem.retry() == Retry::Now && client.has_nonce()
 }
 
-fn refused(refusal: &Refusal) -> Failure {
-    let retry_after = refusal.retry_after;
-    match refusal.kind() {
-        Some(ProblemKind::MachinePending) => Failure::HeldBack {
-            retry_after,
-            is_pending: true,
-        },
-        Some(ProblemKind::MachineQuarantined | ProblemKind::IdentityMismatch) => Failure::HeldBack {
-            retry_after,
-            is_pending: false,
-        },
-        _ => match refusal.problem.retry() {
-            Retry::Now | Retry::After => Failure::Unreachable { retry_after },
-            Retry::ReEnroll => Failure::Unknown,
-            Retry::Never => Failure::Refused,
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, time::Duration};
 
     use assay_protocol::UnverifiedEvidence;
     use secrecy::ExposeSecret;

@@ -23,7 +23,8 @@ pub(crate) fn check(
     Err(client.not_an_answer(answer.status, what))
 }
 
-fn leaf_key(chain: &str) -> Option<Vec<u8>> {
+/// The public key of a chain's first certificate, as SubjectPublicKeyInfo in DER.
+pub(crate) fn leaf_key(chain: &str) -> Option<Vec<u8>> {
     let leaf = CertificateDer::from_pem_slice(chain.as_bytes()).ok()?;
     let leaf = Certificate::from_der(&leaf).ok()?;
     leaf.tbs_certificate().subject_public_key_info().to_der().ok()

@@ -23,7 +23,7 @@ pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<Che
         return Err(AgentError::NotEnrolled);
     };
     agent.key_on_record(&record).await?;
-    let client = agent.client(server)?;
+    let client = agent.client(server, &record).await?;
     let subject = Some(machine.machine_id);
     let request = |proof: crate::agent::Proof| CheckInRequest {
         evidence: proof.evidence,

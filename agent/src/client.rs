@@ -1,22 +1,24 @@
 //! The HTTP side of the exchanges: bounded in time and size, errors parsed, nonces kept.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use assay_protocol::{Problem, ProblemKind, agent_api::REPLAY_NONCE, problem};
 use reqwest::{
-    Method, RequestBuilder, Response, StatusCode,
+    Method, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
-    redirect,
 };
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use crate::{
+    client_certificate::{ClientCertificate, Identity},
     clock::Clock,
+    handshake::{connecting, is_about_the_certificate},
+    key_store::KeyFault,
     nonce::NonceAtHand,
     server_url::ServerUrl,
     state::ServerOnRecord,
@@ -35,11 +37,14 @@ const LONGEST_NONCE: usize = 512;
 /// How far ahead a server may put the agent off: a machine must not fall silent for good by one wrong answer.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(24);
 
-/// Talks to one server.
+/// Talks to one server, with one certificate or none.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
     server: ServerOnRecord,
+    identity: Identity,
+    /// In place of `http` once the server has turned the certificate down.
+    anonymous: OnceLock<reqwest::Client>,
     nonce: Mutex<NonceAtHand>,
     clock: Arc<dyn Clock>,
 }
@@ -57,6 +62,9 @@ pub enum ClientError {
     /// There is no way to tell the server from an impostor.
     #[error("the server cannot be recognized")]
     Trust(#[from] TrustError),
+    /// The request cannot be written as JSON.
+    #[error("the request cannot be written")]
+    Encode(#[source] serde_json::Error),
     /// The HTTP library refused the configuration.
     #[error("the connection cannot be set up")]
     SetUp(#[source] reqwest::Error),
@@ -72,6 +80,19 @@ pub enum ClientError {
     /// The server said no.
     #[error("{}", said(.0))]
     Refused(Box<Refusal>),
+    /// The server said no to a call without the machine's certificate, which could not be presented or was turned down.
+    /// The machine's key is known, so enrolling again brings a new one.
+    #[error("{}", said(.0))]
+    NoCertificate(Box<Refusal>),
+    /// The key store did not sign the handshake.
+    #[error("the machine's key cannot sign the connection to {server}")]
+    Key {
+        /// To which server.
+        server: ServerUrl,
+        /// Why.
+        #[source]
+        fault: KeyFault,
+    },
     /// The answer is not one of this protocol: a proxy's error page, say.
     #[error("{server} answered with what no Assay server says (HTTP status {status}): {what}")]
     NotAnAnswer {
@@ -95,15 +116,12 @@ pub struct Refusal {
 
 impl Client {
     /// Sets the connection up; nothing is sent yet.
-    pub(crate) fn new(server: ServerOnRecord, clock: Arc<dyn Clock>) -> Result<Self, ClientError> {
-        let tls = match server.url.is_https() {
-            true => server.trust.tls()?,
-            // A loopback address without TLS: there is nothing to verify, and no root may be at hand.
-            false => unverified_tls()?,
-        };
+    pub(crate) fn new(server: ServerOnRecord, identity: Identity, clock: Arc<dyn Clock>) -> Result<Self, ClientError> {
         Ok(Self {
-            http: http_client(tls)?,
+            http: http_client(tls(&server, identity.certificate())?, identity.certificate())?,
             server,
+            identity,
+            anonymous: OnceLock::new(),
             nonce: Mutex::default(),
             clock,
         })
@@ -114,12 +132,23 @@ impl Client {
         &self.server
     }
 
+    /// What it presents.
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether a refusal may be about the certificate that was presented; if so, none is presented from now on.
+    pub(crate) fn turns_down_certificate(&self, refusal: &Refusal) -> bool {
+        let presents = self.identity.certificate().is_some() && self.anonymous.get().is_none();
+        presents && refusal.kind() == Some(ProblemKind::BadEvidence) && self.present_nothing()
+    }
+
     /// A nonce: the one at hand, or a fresh one.
     pub(crate) async fn nonce(&self) -> Result<String, ClientError> {
         if let Some(nonce) = self.nonce_at_hand().take(self.clock.now()) {
             return Ok(nonce);
         }
-        let answer = self.send(self.request(Method::HEAD, "/v1/nonce")).await?;
+        let answer = self.send(Method::HEAD, "/v1/nonce", Vec::new()).await?;
         let nonce = self.nonce_at_hand().take(self.clock.now());
         nonce.ok_or_else(|| self.not_an_answer(answer.status, "there is no Replay-Nonce in it".to_owned()))
     }
@@ -131,7 +160,8 @@ impl Client {
 
     /// Posts to an agent endpoint.
     pub(crate) async fn post(&self, path: &str, request: &impl Serialize) -> Result<Answer, ClientError> {
-        self.send(self.request(Method::POST, path).json(request)).await
+        let body = serde_json::to_vec(request).map_err(ClientError::Encode)?;
+        self.send(Method::POST, path, body).await
     }
 
     /// Reads an answer's body.
@@ -144,13 +174,27 @@ impl Client {
         not_an_answer(&self.server.url, status, what)
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, self.server.url.endpoint(path))
+    async fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response, reqwest::Error> {
+        let http = self.anonymous.get().unwrap_or(&self.http);
+        let request = http.request(method.clone(), self.server.url.endpoint(path));
+        let request = match method {
+            Method::POST => request.header(CONTENT_TYPE, "application/json").body(body),
+            _ => request,
+        };
+        request.send().await
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Answer, ClientError> {
         let server = &self.server.url;
-        let answer = request.send().await.map_err(|error| unreachable(server, error))?;
+        let answer = match self.request(method.clone(), path, body.clone()).await {
+            // By this machine's clock it may be valid, and by the server's it is not.
+            Err(error) if is_about_the_certificate(&error) && self.present_nothing() => {
+                tracing::warn!("the server does not accept this machine's certificate; going on without");
+                self.request(method, path, body).await
+            }
+            answer => answer,
+        };
+        let answer = answer.map_err(|error| self.no_answer(error))?;
         self.keep_nonce(answer.headers());
         let retry_after = retry_after(answer.headers(), self.clock.now());
         let (status, headers) = (answer.status(), answer.headers().clone());
@@ -159,9 +203,44 @@ impl Client {
             return Ok(Answer { status, body });
         }
         Err(match parse_problem(status, &headers, &body) {
-            Some(problem) => ClientError::Refused(Box::new(Refusal { problem, retry_after })),
+            Some(problem) => self.refused(Refusal { problem, retry_after }),
             None => self.not_an_answer(status, "it is no problem of RFC 9457".to_owned()),
         })
+    }
+
+    /// Presents no certificate any more; false where it presents none.
+    fn present_nothing(&self) -> bool {
+        let anonymous = tls(&self.server, None).map_err(ClientError::Trust);
+        let anonymous = anonymous.and_then(|tls| http_client(tls, None));
+        let presented = self.identity.certificate().is_some();
+        presented && anonymous.is_ok_and(|anonymous| self.anonymous.set(anonymous).is_ok())
+    }
+
+    fn refused(&self, refusal: Refusal) -> ClientError {
+        let withheld = match &self.identity {
+            Identity::None => false,
+            Identity::Withheld => true,
+            Identity::Certificate(_) => self.anonymous.get().is_some(),
+        };
+        match refusal.kind() {
+            Some(ProblemKind::BadEvidence) if withheld => ClientError::NoCertificate(Box::new(refusal)),
+            _ => ClientError::Refused(Box::new(refusal)),
+        }
+    }
+
+    fn no_answer(&self, error: reqwest::Error) -> ClientError {
+        let server = &self.server.url;
+        match self
+            .identity
+            .certificate()
+            .and_then(|certificate| certificate.take_fault())
+        {
+            Some(fault) => ClientError::Key {
+                server: server.clone(),
+                fault,
+            },
+            None => unreachable(server, error),
+        }
     }
 
     fn keep_nonce(&self, headers: &HeaderMap) {
@@ -179,7 +258,7 @@ impl Client {
 
 /// Fetches the server's roots from whoever answers, and trusts the one with this fingerprint alone.
 pub(crate) async fn fetch_root(server: &ServerUrl, fingerprint: Fingerprint) -> Result<Trust, ClientError> {
-    let http = http_client(unverified_tls()?)?;
+    let http = http_client(unverified_tls()?, None)?;
     let request = http.get(server.endpoint("/v1/ca/bundle.pem"));
     let answer = request.send().await.map_err(|error| unreachable(server, error))?;
     let (status, headers) = (answer.status(), answer.headers().clone());
@@ -204,17 +283,23 @@ impl Refusal {
     }
 }
 
-/// No proxy and no redirect: evidence and tokens go to the server that was named, and nowhere else.
-fn http_client(tls: ClientConfig) -> Result<reqwest::Client, ClientError> {
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
-        .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
+fn http_client(
+    tls: ClientConfig,
+    certificate: Option<&Arc<ClientCertificate>>,
+) -> Result<reqwest::Client, ClientError> {
+    connecting(reqwest::Client::builder(), tls, certificate, CONNECT_TIMEOUT)
         .timeout(TIMEOUT)
         .user_agent(concat!("assay-agent/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(ClientError::SetUp)
+}
+
+fn tls(server: &ServerOnRecord, certificate: Option<&Arc<ClientCertificate>>) -> Result<ClientConfig, TrustError> {
+    match server.url.is_https() {
+        true => server.trust.tls(certificate.cloned()),
+        // A loopback address without TLS: there is nothing to verify, and no root may be at hand.
+        false => unverified_tls(),
+    }
 }
 
 async fn read_body(server: &ServerUrl, mut answer: Response, longest: usize) -> Result<Vec<u8>, ClientError> {

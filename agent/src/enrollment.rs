@@ -72,7 +72,7 @@ pub(crate) async fn enroll(
         record.pending = Some(pending);
     })
     .await?;
-    let client = agent.client(&server)?;
+    let client = agent.anonymous_client(&server)?;
     let result = call(agent, &client, token.as_ref(), &public_key).await;
     remember(agent, lock, &result).await?;
     result.map(|outcome| with_history(outcome, &record))

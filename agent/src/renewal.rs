@@ -19,7 +19,7 @@ pub(crate) async fn renew(agent: &Agent, lock: &Arc<StateLock>) -> Result<Renewe
         return Err(AgentError::NotEnrolled);
     };
     let public_key = agent.key_on_record(&record).await?;
-    let client = agent.client(server)?;
+    let client = agent.client(server, &record).await?;
     let subject = Some(machine.machine_id);
     let request = |proof: crate::agent::Proof| RenewRequest {
         csr: proof.csr,

@@ -11,6 +11,8 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 use serde::{Deserialize, Serialize};
 
+use crate::client_certificate::ClientCertificate;
+
 /// What an administrator gives to recognize the server by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustAnchor {
@@ -91,14 +93,16 @@ impl Trust {
         roots.is_ok_and(|roots| matches!(roots.as_slice(), [root] if Fingerprint::of(root) == fingerprint))
     }
 
-    /// TLS that ends where this trust says.
-    pub(crate) fn tls(&self) -> Result<ClientConfig, TrustError> {
+    /// TLS that ends where this trust says, with what is presented to servers that ask for a certificate.
+    pub(crate) fn tls(&self, certificate: Option<Arc<ClientCertificate>>) -> Result<ClientConfig, TrustError> {
         let configuration = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(TrustError::Tls)?
-            .with_root_certificates(self.roots()?)
-            .with_no_client_auth();
-        Ok(configuration)
+            .with_root_certificates(self.roots()?);
+        Ok(match certificate {
+            Some(certificate) => configuration.with_client_cert_resolver(certificate),
+            None => configuration.with_no_client_auth(),
+        })
     }
 
     fn roots(&self) -> Result<RootCertStore, TrustError> {
@@ -229,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_post_quantum_key_exchange_comes_first() {
-        let tls = Trust::in_certificates(ROOTS).unwrap().tls().unwrap();
+        let tls = Trust::in_certificates(ROOTS).unwrap().tls(None).unwrap();
         assert_eq!(tls.crypto_provider().kx_groups[0].name(), NamedGroup::X25519MLKEM768);
     }
 

@@ -9,7 +9,7 @@ use assay_protocol::{
     PublicKey,
     machine::{KeyClaim, KeyStoreKind},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{KeyStore, KeyStoreError, SealedKey, name};
 use crate::state::{StateDirectory, StateError, StateLock};
@@ -49,8 +49,8 @@ pub enum KeyFault {
     #[error("there is no key at {}", .0.display())]
     Missing(PathBuf),
     /// The store did not answer.
-    #[error("the key store did not answer within {} s", TIMEOUT.as_secs())]
-    TimedOut,
+    #[error("the key store did not answer within {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
 }
 
 impl MachineKey {
@@ -97,6 +97,23 @@ impl MachineKey {
         .await
     }
 
+    /// The key itself, sealed, and its public half.
+    pub(crate) async fn load(&self) -> Result<(SealedKey, PublicKey), KeyFault> {
+        let (store, directory) = (Arc::clone(&self.store), self.directory.clone());
+        self.call(move || {
+            let key = load(&directory, store.kind())?;
+            let public_key = store.public_key(&key)?;
+            Ok((key, public_key))
+        })
+        .await
+    }
+
+    /// Signs on this very thread, which may hang: never one that serves others.
+    pub(crate) fn sign_here(&self, key: &SealedKey, message: &[u8]) -> Result<Vec<u8>, KeyFault> {
+        let _permit = self.permit()?;
+        Ok(self.store.sign(key, message)?)
+    }
+
     /// Does something with the key, away from the threads that serve the network.
     pub(crate) async fn use_key<T, E, F>(&self, work: F) -> Result<T, E>
     where
@@ -112,6 +129,12 @@ impl MachineKey {
         .await
     }
 
+    /// A place among the calls that are under way.
+    fn permit(&self) -> Result<OwnedSemaphorePermit, KeyFault> {
+        let permit = Arc::clone(&self.calls).try_acquire_owned();
+        permit.map_err(|_| unavailable(format!("{MOST_CALLS} calls into it have not returned")))
+    }
+
     /// Runs on a thread of its own, not one of the runtime's: a call that hangs must not keep the process from ending.
     async fn call<T, E, F>(&self, work: F) -> Result<T, E>
     where
@@ -119,9 +142,7 @@ impl MachineKey {
         E: From<KeyFault> + Send + 'static,
         F: FnOnce() -> Result<T, E> + Send + 'static,
     {
-        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
-            return Err(unavailable(format!("{MOST_CALLS} calls into it have not returned")).into());
-        };
+        let permit = self.permit()?;
         let (answer, answered) = oneshot::channel();
         std::thread::Builder::new()
             .name("key-store".to_owned())
@@ -134,7 +155,7 @@ impl MachineKey {
         match tokio::time::timeout(TIMEOUT, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(unavailable("the call ended without an answer".to_owned()).into()),
-            Err(_) => Err(KeyFault::TimedOut.into()),
+            Err(_) => Err(KeyFault::TimedOut(TIMEOUT).into()),
         }
     }
 }
