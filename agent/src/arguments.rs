@@ -7,10 +7,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use secrecy::SecretString;
 
 use crate::{
-    config::{ConfigurationError, LogLevel, Settings, read_token},
+    config::{ConfigurationError, LogLevel, Settings, read_file, read_token},
     enrollment::EnrollOptions,
+    local_server::LocalAddress,
+    proxy::ProxyOptions,
     server_url::ServerUrl,
-    trust::Fingerprint,
+    trust::{Fingerprint, Trust},
 };
 
 /// Gives this machine an identity of its own, and keeps it.
@@ -72,12 +74,30 @@ pub(crate) enum Command {
     },
     /// Renew the certificate now
     Renew,
+    /// Lead programs of this machine to a service, with the machine's certificate and grant
+    Proxy(ProxyArguments),
     /// Give this machine's identity up: delete its key and everything it remembers
     Reset {
         /// Do not ask
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArguments {
+    /// Where to listen: a loopback address, as 127.0.0.1:8080, or a socket, as unix:/path
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: LocalAddress,
+    /// The service, as https://wiki.example.com
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: ServerUrl,
+    /// The relying party whose grant goes along as bearer token, in place of what the program sends as Authorization
+    #[arg(long)]
+    pub(crate) audience: Option<String>,
+    /// The roots that the service's certificate may lead to (PEM) [default: what the system trusts]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) upstream_ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +132,29 @@ impl SharedArguments {
         });
         settings.key_store = key_store.or(settings.key_store);
         Ok(settings)
+    }
+}
+
+impl ProxyArguments {
+    /// What the proxy takes.
+    pub(crate) fn options(self, settings: &Settings) -> Result<ProxyOptions, ConfigurationError> {
+        let trust = match &self.upstream_ca_file {
+            Some(path) => {
+                let roots = read_file("CA file", path)?;
+                Trust::in_certificates(&roots).map_err(|error| ConfigurationError::Bad {
+                    place: path.display().to_string(),
+                    reason: error.to_string(),
+                })?
+            }
+            None => Trust::System,
+        };
+        Ok(ProxyOptions {
+            listen: self.listen,
+            upstream: self.upstream,
+            trust,
+            audience: self.audience,
+            peers: settings.grant_socket.clone(),
+        })
     }
 }
 
@@ -201,6 +244,9 @@ mod tests {
     #[case(&["enroll", "--ca-fingerprint", "abc"])]
     #[case(&["run", "--key-store", "tpm"])]
     #[case(&["grant"])]
+    #[case(&["proxy", "--listen", "127.0.0.1:0"])]
+    #[case(&["proxy", "--listen", "0.0.0.0:8080", "--upstream", "https://wiki.example.com"])]
+    #[case(&["proxy", "--listen", "127.0.0.1:0", "--upstream", "http://wiki.example.com"])]
     #[case(&["dance"])]
     fn wrong_usage_is_refused(#[case] arguments: &[&str]) {
         let arguments = ["assay-agent"].iter().chain(arguments);

@@ -24,9 +24,10 @@ use crate::{
     enrollment::{EnrollOptions, EnrollOutcome},
     facts::{self, Facts, FileFacts},
     key_store::{self, KeyStoreError},
+    proxy::{Proxy, ProxyError, ProxyOptions},
     service,
     state::{Record, StateError, read_record},
-    status::{GrantError, Status, current_token, printable},
+    status::{GrantError, Status, current_grant, printable},
 };
 
 /// How long writes that are under way may take when the process ends.
@@ -47,6 +48,8 @@ enum CommandError {
     State(#[from] StateError),
     #[error(transparent)]
     Grant(#[from] GrantError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     #[error("{0}")]
     Usage(&'static str),
     #[error("nothing was removed")]
@@ -108,6 +111,11 @@ fn execute(command_line: CommandLine) -> Result<Ended, CommandError> {
             let agent = open(&settings)?;
             block_on(renew(&agent))
         }
+        Command::Proxy(arguments) => {
+            let options = arguments.options(&settings)?;
+            let agent = open(&settings)?;
+            block_on(proxy(agent, options))
+        }
     }
 }
 
@@ -136,7 +144,16 @@ async fn enroll(agent: &Agent, options: EnrollOptions) -> Result<Ended, CommandE
     }
 }
 
-async fn run(agent: &Agent, settings: &Settings, once: bool) -> Result<Ended, CommandError> {
+async fn proxy(agent: Agent, options: ProxyOptions) -> Result<Ended, CommandError> {
+    let stop = at_the_order_to_stop()?;
+    let proxy = Proxy::open(agent, options).await?;
+    writeln!(io::stdout(), "Listening on {}", proxy.address())?;
+    proxy.run(stop).await;
+    Ok(Ended::Done)
+}
+
+/// Cancelled when the process is told to end.
+fn at_the_order_to_stop() -> io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let (mut signals, stop) = (signal(kind)?, stop.clone());
@@ -145,6 +162,11 @@ async fn run(agent: &Agent, settings: &Settings, once: bool) -> Result<Ended, Co
             stop.cancel();
         });
     }
+    Ok(stop)
+}
+
+async fn run(agent: &Agent, settings: &Settings, once: bool) -> Result<Ended, CommandError> {
+    let stop = at_the_order_to_stop()?;
     if !once {
         service::run(agent, settings, stop).await?;
         return Ok(Ended::Done);
@@ -186,8 +208,8 @@ fn status(settings: &Settings, json: bool) -> Result<Ended, CommandError> {
 
 fn grant(settings: &Settings, audience: &str) -> Result<Ended, CommandError> {
     let record: Record = read_record(&settings.state_dir())?;
-    let token = current_token(&record, audience, SystemClock.now())?;
-    writeln!(io::stdout(), "{token}")?;
+    let grant = current_grant(&record, audience, SystemClock.now())?;
+    writeln!(io::stdout(), "{}", grant.token)?;
     Ok(Ended::Done)
 }
 
@@ -258,7 +280,7 @@ fn block_on(work: impl Future<Output = Result<Ended, CommandError>>) -> Result<E
 
 fn log(settings: &Settings, command: &Command) {
     let default = match command {
-        Command::Run { once: false } => LogLevel::Info,
+        Command::Run { once: false } | Command::Proxy(_) => LogLevel::Info,
         _ => LogLevel::Warn,
     };
     let level = match settings.log_level.unwrap_or(default) {
@@ -282,7 +304,7 @@ impl CommandError {
             Self::Agent(error) => agent_failed(error),
             Self::Configuration(_) | Self::Usage(_) => Ended::WrongUsage,
             Self::KeyStore(_) => Ended::KeyStoreUnavailable,
-            Self::State(_) | Self::Grant(_) | Self::NotConfirmed | Self::Output(_) => Ended::Failed,
+            Self::State(_) | Self::Grant(_) | Self::Proxy(_) | Self::NotConfirmed | Self::Output(_) => Ended::Failed,
         }
     }
 }

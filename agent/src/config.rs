@@ -9,7 +9,7 @@ use std::{
 use ::config::{Config, Environment, File, FileFormat};
 use assay_protocol::machine::KeyStoreKind;
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -30,6 +30,8 @@ const KEYS: &[&str] = &[
     "key_store",
     "facts",
     "log_level",
+    "grant_socket__users",
+    "grant_socket__groups",
 ];
 
 /// What an operator can set, in a TOML file or as `ASSAY_AGENT_` and the key in capitals.
@@ -52,6 +54,21 @@ pub struct Settings {
     pub facts: Option<PathBuf>,
     /// How much is logged.
     pub log_level: Option<LogLevel>,
+    /// Who may take grants from the daemon's socket.
+    #[serde(default)]
+    pub grant_socket: GrantSocketSettings,
+}
+
+/// The users of this machine, beside root and the agent's own, that sockets of the agent are for: names or numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantSocketSettings {
+    /// Users.
+    #[serde(default, deserialize_with = "names")]
+    pub users: Vec<String>,
+    /// Groups, by their direct members.
+    #[serde(default, deserialize_with = "names")]
+    pub groups: Vec<String>,
 }
 
 /// How much is logged, on standard error.
@@ -155,7 +172,9 @@ impl Settings {
             sources = sources.add_source(File::from_str(&text, FileFormat::Toml));
             "the environment".clone_into(&mut place);
         }
-        let variables = Environment::with_prefix("ASSAY_AGENT").prefix_separator("_");
+        let variables = Environment::with_prefix("ASSAY_AGENT")
+            .prefix_separator("_")
+            .separator("__");
         parse(&place, sources.add_source(variables.source(Some(environment))))
     }
 }
@@ -191,6 +210,24 @@ fn parse(
 fn is_known(variable: &str) -> bool {
     let key = variable.strip_prefix(PREFIX).map(str::to_lowercase);
     key.is_some_and(|key| KEYS.contains(&key.as_str()))
+}
+
+/// A list of names or, as a variable has it, a text with commas between them.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a list of names")]
+    enum Names {
+        List(Vec<String>),
+        Text(String),
+    }
+    let names = match Names::deserialize(deserializer)? {
+        Names::List(names) => names,
+        Names::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
+    };
+    match names.iter().any(String::is_empty) {
+        true => Err(serde::de::Error::custom("a name in the list is empty")),
+        false => Ok(names),
+    }
 }
 
 /// The variables that are meant for the agent; one that is not Unicode is none of its.
@@ -232,6 +269,15 @@ mod tests {
     }
 
     #[test]
+    fn who_may_use_the_socket_is_a_list_in_the_file_and_names_with_commas_in_a_variable() {
+        let toml = "[grant_socket]\nusers = ['alice', 'bob']\ngroups = ['staff']";
+        let settings = load(toml, &[("ASSAY_AGENT_GRANT_SOCKET__USERS", "carol, 501")]).unwrap();
+        assert_eq!(settings.grant_socket.users, ["carol", "501"]);
+        assert_eq!(settings.grant_socket.groups, ["staff"]);
+        assert_eq!(load("", &[]).unwrap().grant_socket, GrantSocketSettings::default());
+    }
+
+    #[test]
     fn without_a_word_the_key_belongs_into_the_enclave() {
         let settings = Settings::from_sources(None, HashMap::new()).unwrap();
         assert_eq!(settings.key_store(), KeyStoreKind::SecureEnclave);
@@ -245,6 +291,10 @@ mod tests {
     #[case::url("server = 'http://a.example.com'", &[], &["agent.toml", "server", "https"])]
     #[case::fingerprint("ca_fingerprint = 'abc'", &[], &["agent.toml", "ca_fingerprint", "SHA-256"])]
     #[case::syntax("server = ", &[], &["agent.toml"])]
+    #[case::list("[grant_socket]\nusers = 501", &[], &["agent.toml", "grant_socket.users", "list of names"])]
+    #[case::name("[grant_socket]\nusers = ['']", &[], &["agent.toml", "empty"])]
+    #[case::nested_key("[grant_socket]\nuser = ['a']", &[], &["agent.toml", "user"])]
+    #[case::nested_variable("", &[("ASSAY_AGENT_GRANT_SOCKET__USER", "x")], &["ASSAY_AGENT_GRANT_SOCKET__USER"])]
     #[case::variable("", &[("ASSAY_AGENT_SERVR", "x")], &["ASSAY_AGENT_SERVR"])]
     #[case::variables_value("", &[("ASSAY_AGENT_KEY_STORE", "tpm")], &["environment", "key_store", "tpm"])]
     fn what_is_wrong_is_named(#[case] toml: &str, #[case] environment: &[(&str, &str)], #[case] named: &[&str]) {

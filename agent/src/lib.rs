@@ -17,9 +17,13 @@ mod enrollment;
 mod evidence;
 pub mod facts;
 mod failure;
+mod grant_socket;
 mod handshake;
 pub mod key_store;
+mod local_peers;
+mod local_server;
 mod nonce;
+mod proxy;
 mod renewal;
 #[cfg(test)]
 mod scripted_server;

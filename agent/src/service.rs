@@ -16,6 +16,7 @@ use crate::{
     daemon::{Action, Event, Exchange, Happening, Validity, plan, step, wait},
     delay::Jitter,
     enrollment::{EnrollOptions, EnrollOutcome},
+    grant_socket,
     state::Record,
 };
 
@@ -32,10 +33,21 @@ struct Pending<'a> {
     grace: Option<Running<'a>>,
 }
 
-/// Serves until it is told to stop: enrolls where that is needed, checks in, renews.
+/// Serves until it is told to stop: enrolls where that is needed, checks in, renews, and hands grants out on its socket.
 ///
 /// Failures are logged and tried again; it ends with an error only where nothing can be tried.
 pub async fn run(agent: &Agent, settings: &Settings, stop: CancellationToken) -> Result<(), AgentError> {
+    let stop_socket = CancellationToken::new();
+    let exchanging = async {
+        let result = keep_exchanging(agent, settings, stop).await;
+        stop_socket.cancel();
+        result
+    };
+    let (result, ()) = tokio::join!(exchanging, grant_socket::run(agent, settings, stop_socket.clone()));
+    result
+}
+
+async fn keep_exchanging(agent: &Agent, settings: &Settings, stop: CancellationToken) -> Result<(), AgentError> {
     let record = agent.record().await?;
     check_server(&record, settings)?;
     let (mut state, mut actions) = wait(plan(&record, agent.clock.now()));

@@ -25,6 +25,8 @@ use crate::{server_url::ServerUrl, trust::Trust};
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
+/// The folder of the sockets that the daemon serves.
+const RUN: &str = "run";
 /// What a write in progress is called; a crash may leave one behind.
 const TEMPORARY: &str = ".writing-";
 /// The version of the record that this build writes, and the newest that it reads.
@@ -254,6 +256,21 @@ impl StateDirectory {
         }
     }
 
+    /// Makes the folder of sockets. Others may pass through the directory to reach it where it is for them, and through
+    /// nothing else of it: a file in it is its owner's alone, and its names are not listed.
+    pub(crate) fn open_run(&self, is_for_others: bool) -> Result<PathBuf, StateError> {
+        let path = self.path.join(RUN);
+        let (passage, folder) = if is_for_others { (0o711, 0o755) } else { (0o700, 0o700) };
+        if !path.is_dir() {
+            let made = DirBuilder::new().mode(0o700).create(&path);
+            made.map_err(failed(&path, "made"))?;
+        }
+        for (path, mode) in [(&path, folder), (&self.path.to_path_buf(), passage)] {
+            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed(path, "opened to others"))?;
+        }
+        Ok(path)
+    }
+
     /// The bytes of a file, or `None` where there is none.
     pub(crate) fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>, StateError> {
         match fs::read(path) {
@@ -330,7 +347,8 @@ impl StateLock {
 /// Takes the rights of others away, but only from a folder that is the agent's own: never from one named by mistake.
 fn close_to_others(path: &Path) -> Result<(), StateError> {
     let mode = fs::metadata(path).map_err(failed(path, "read"))?.permissions().mode();
-    if mode & 0o077 == 0 {
+    // Passing through is what the users of the grant socket may do.
+    if mode & 0o066 == 0 {
         return Ok(());
     }
     let mut entries = fs::read_dir(path).map_err(failed(path, "listed"))?;
@@ -454,6 +472,21 @@ mod tests {
         fs::remove_file(folder.path().join("thesis.txt")).unwrap();
         StateDirectory::create(folder.path().to_owned()).unwrap();
         assert_eq!(mode(folder.path()), 0o700);
+    }
+
+    #[test]
+    fn who_may_reach_the_sockets_sees_and_reads_nothing_else() {
+        let (folder, directory) = directory();
+        directory.lock().unwrap().write(&Record::default()).unwrap();
+        let run = directory.open_run(true).unwrap();
+        assert_eq!((mode(directory.path()), mode(&run)), (0o711, 0o755));
+        // Every command opens the directory, and leaves that as it is.
+        StateDirectory::create(folder.path().join("state")).unwrap();
+        assert_eq!(mode(directory.path()), 0o711);
+        directory.lock().unwrap().write(&Record::default()).unwrap();
+        assert_eq!(mode(&directory.path().join(RECORD)), 0o600);
+        directory.open_run(false).unwrap();
+        assert_eq!((mode(directory.path()), mode(&run)), (0o700, 0o700));
     }
 
     #[test]

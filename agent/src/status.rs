@@ -4,7 +4,7 @@ use std::fmt;
 
 use assay_protocol::{
     ProblemKind,
-    agent_api::Denial,
+    agent_api::{AudienceGrant, Denial},
     machine::{Assurance, MachineStatus},
 };
 use serde::Serialize;
@@ -82,19 +82,19 @@ pub(crate) enum GrantError {
     },
 }
 
-/// The token for an audience, if it is still valid by this machine's clock.
-pub(crate) fn current_token<'a>(
+/// The grant for an audience, if its token is still valid by this machine's clock.
+pub(crate) fn current_grant<'a>(
     record: &'a Record,
     audience: &str,
     now: OffsetDateTime,
-) -> Result<&'a str, GrantError> {
+) -> Result<&'a AudienceGrant, GrantError> {
     if record.machine.is_none() {
         return Err(GrantError::NotEnrolled);
     }
     let last = record.last_check_in.as_ref();
     let grant = last.and_then(|last| last.grants.iter().find(|grant| grant.audience == audience));
     match grant {
-        Some(grant) if grant.expires_at > now => Ok(&grant.token),
+        Some(grant) if grant.expires_at > now => Ok(grant),
         Some(grant) => Err(GrantError::Expired {
             audience: audience.to_owned(),
             expired_at: grant.expires_at,
@@ -261,7 +261,7 @@ fn rfc3339(time: OffsetDateTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use assay_protocol::agent_api::{AudienceGrant, IssuedCertificate};
+    use assay_protocol::agent_api::IssuedCertificate;
     use time::macros::datetime;
 
     use super::*;
@@ -341,15 +341,15 @@ mod tests {
     #[test]
     fn a_token_is_handed_out_until_it_expires() {
         let record = enrolled();
-        assert_eq!(current_token(&record, "wiki", NOW), Ok("e.y.J"));
+        assert_eq!(current_grant(&record, "wiki", NOW).unwrap().token, "e.y.J");
         let expired_at = datetime!(2026-11-22 10:10 UTC);
-        let error = current_token(&record, "wiki", expired_at).unwrap_err();
+        let error = current_grant(&record, "wiki", expired_at).unwrap_err();
         let audience = "wiki".to_owned();
         assert_eq!(error, GrantError::Expired { audience, expired_at });
-        let error = current_token(&record, "vault", NOW).unwrap_err().to_string();
+        let error = current_grant(&record, "vault", NOW).unwrap_err().to_string();
         assert!(error.contains("no grant for vault: FileVault is off"), "{error}");
         assert_eq!(
-            current_token(&Record::default(), "wiki", NOW),
+            current_grant(&Record::default(), "wiki", NOW),
             Err(GrantError::NotEnrolled)
         );
     }

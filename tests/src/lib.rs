@@ -21,6 +21,8 @@ pub mod in_process;
 pub mod installation;
 pub mod mac;
 pub mod machine;
+pub mod nginx;
+pub mod openssl;
 pub mod output;
 pub mod plans;
 pub mod process;

@@ -1,6 +1,7 @@
 //! A machine with the agent's program.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -86,6 +87,21 @@ impl Mac {
         &self.state
     }
 
+    /// Lets every user of this machine pass through the folder that the state directory is in, as through /var/db.
+    pub fn open_folder(&self) {
+        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    }
+
+    /// Changes what the agent remembers, in one step as it does itself.
+    pub fn rewrite_state(&self, change: impl FnOnce(&mut Value)) {
+        let file = self.state.join("state.json");
+        let mut state = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut state);
+        let changed = self.folder.path().join("state.json.changed");
+        fs::write(&changed, state.to_string()).unwrap();
+        fs::rename(changed, file).unwrap();
+    }
+
     /// The file with the enrollment token of a daemon that enrolls by its configuration.
     #[must_use]
     pub fn token_file(&self) -> PathBuf {
@@ -95,10 +111,16 @@ impl Mac {
     /// Starts the daemon, configured as a fleet's administrator would: by files.
     #[must_use]
     pub fn start_daemon(&self, token: &str) -> Process {
+        self.start_daemon_with(token, "")
+    }
+
+    /// The same with more lines of its configuration.
+    #[must_use]
+    pub fn start_daemon_with(&self, token: &str, more: &str) -> Process {
         fs::write(self.token_file(), token).unwrap();
         let configuration = self.folder.path().join("agent.toml");
         let content = format!(
-            "server = {:?}\nca_file = {:?}\ntoken_file = {:?}\n",
+            "server = {:?}\nca_file = {:?}\ntoken_file = {:?}\n{more}",
             self.url,
             self.roots,
             self.token_file()

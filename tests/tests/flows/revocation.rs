@@ -20,7 +20,7 @@ use http::Method;
 use serde_json::json;
 use time::Duration;
 
-use crate::flows::tls::{Files, openssl};
+use assay_tests::openssl::{Files, openssl};
 
 /// How often somebody looks before what was promised has to be there.
 const LOOKS: u32 = 20_000;
@@ -560,7 +560,7 @@ impl Nginx {
         let mut command = Command::new(program());
         command
             .arg("-p")
-            .arg(files.directory())
+            .arg(files.folder())
             .args(["-c", "nginx.conf", "-e", "stderr"]);
         let nginx = Self {
             process: Process::spawn(command),
@@ -584,7 +584,7 @@ impl Nginx {
         let mut command = Command::new(program());
         command
             .arg("-p")
-            .arg(self.files.directory())
+            .arg(self.files.folder())
             .args(["-c", "nginx.conf", "-e", "stderr", "-s", "reload"]);
         assert!(
             tokio::task::spawn_blocking(move || command.status())

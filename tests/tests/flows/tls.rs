@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use assay_protocol::ProblemKind;
 use assay_server::clock::{Clock, SystemClock};
@@ -13,79 +12,17 @@ use assay_tests::api::Api;
 use assay_tests::cluster::Database;
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::machine::Machine;
+use assay_tests::openssl::{Files, openssl};
 use assay_tests::processes::ServerConfiguration;
 use http::Method;
 use serde_json::json;
-use tempfile::TempDir;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
-
-/// What OpenSSL says, to either stream, and whether it is content.
-pub(crate) async fn openssl(arguments: &[&str]) -> (bool, String) {
-    let mut command = Command::new("openssl");
-    command.args(arguments).stdin(Stdio::null());
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
-    let output = output.expect("the tests need openssl");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
-}
 
 async fn handshake(address: SocketAddr, roots: &Path) -> (bool, String) {
     let (address, roots) = (address.to_string(), roots.to_str().unwrap());
     let verify = ["-verify_return_error", "-verify_ip", "127.0.0.1", "-CAfile", roots];
     openssl(&[["s_client", "-connect", &address].as_slice(), &verify].concat()).await
-}
-
-pub(crate) struct Files(TempDir);
-
-impl Files {
-    pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
-
-    pub(crate) fn directory(&self) -> &Path {
-        self.0.path()
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// A self-signed certificate for 127.0.0.1 and its key.
-    pub(crate) async fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
-        let [certificate, key] = ["pem", "key"].map(|kind| self.0.path().join(format!("{name}.{kind}")));
-        let subject = format!("/CN={name}");
-        let arguments = [
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "30",
-            "-subj",
-            &subject,
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-            "-keyout",
-            key.to_str().unwrap(),
-            "-out",
-            certificate.to_str().unwrap(),
-        ];
-        let (made, said) = openssl(&arguments).await;
-        assert!(made, "{said}");
-        (certificate, key)
-    }
 }
 
 #[tokio::test]

@@ -1,0 +1,200 @@
+//! Unix sockets for programs of this machine, and which users may use them: the kernel names the peer.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nix::unistd::{Group, Uid, User, geteuid};
+use tokio::net::UnixListener;
+
+use crate::config::GrantSocketSettings;
+
+/// Who may use a socket: root and the agent's own user, and whom the configuration names.
+#[derive(Debug, Clone)]
+pub(crate) struct LocalPeers {
+    named: Arc<GrantSocketSettings>,
+}
+
+/// A socket that nobody else of us listens on, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OwnedSocket {
+    path: PathBuf,
+    lock: File,
+}
+
+impl LocalPeers {
+    pub(crate) fn new(named: GrantSocketSettings) -> Self {
+        Self { named: Arc::new(named) }
+    }
+
+    /// Whether it is for more than root and the agent's own user.
+    pub(crate) fn includes_others(&self) -> bool {
+        !(self.named.users.is_empty() && self.named.groups.is_empty())
+    }
+
+    /// Whether this user may. Names are looked up each time, so that a change of the user database counts.
+    pub(crate) async fn admit(&self, uid: u32, gid: u32) -> bool {
+        if uid == 0 || uid == geteuid().as_raw() {
+            return true;
+        }
+        if !self.includes_others() {
+            return false;
+        }
+        let peers = self.clone();
+        // A directory service may take its time, or be away.
+        let admitted = tokio::task::spawn_blocking(move || peers.names(uid, gid)).await;
+        admitted.unwrap_or(false)
+    }
+
+    /// Names in the configuration that this system does not know: nobody is admitted by them.
+    pub(crate) fn unknown_names(&self) -> Vec<&str> {
+        let users = self.named.users.iter().filter(|name| uid_of(name).is_none());
+        let groups = self.named.groups.iter().filter(|name| group_of(name).is_none());
+        users.chain(groups).map(String::as_str).collect()
+    }
+
+    fn names(&self, uid: u32, gid: u32) -> bool {
+        if self.named.users.iter().any(|name| uid_of(name) == Some(uid)) {
+            return true;
+        }
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+        self.named.groups.iter().filter_map(|name| group_of(name)).any(|group| {
+            let is_primary = group.gid.as_raw() == gid || user.as_ref().is_some_and(|user| user.gid == group.gid);
+            is_primary || user.as_ref().is_some_and(|user| group.mem.contains(&user.name))
+        })
+    }
+}
+
+impl OwnedSocket {
+    /// Waits until no other process of ours listens there. Blocks; a process that ended, however it did, holds nothing.
+    pub(crate) fn wait(path: PathBuf) -> io::Result<Self> {
+        let lock = lock_file(&path)?;
+        if lock.try_lock().is_err() {
+            tracing::info!(socket = %path.display(), "another agent listens there; waiting for it to end");
+            lock.lock()?;
+        }
+        Ok(Self { path, lock })
+    }
+
+    /// Takes the place of a process that has ended; an error while another listens there.
+    pub(crate) fn take(path: PathBuf) -> io::Result<Self> {
+        let lock = lock_file(&path)?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"),
+            fs::TryLockError::Error(error) => error,
+        })?;
+        Ok(Self { path, lock })
+    }
+
+    /// Listens. What a crash left there is replaced; a file that is no socket is not.
+    pub(crate) fn listen(&self, is_for_others: bool) -> io::Result<UnixListener> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) if there.file_type().is_socket() => fs::remove_file(&self.path)?,
+            Ok(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "there is a file that is no socket",
+                ));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(&self.path)?;
+        // Who may connect is not who is answered: that is decided by the peer's user.
+        let mode = if is_for_others { 0o666 } else { 0o600 };
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))?;
+        Ok(listener)
+    }
+}
+
+impl Drop for OwnedSocket {
+    fn drop(&mut self) {
+        // Nobody else has bound it as long as the lock is held.
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| there.file_type().is_socket()) {
+            let _ = fs::remove_file(&self.path);
+        }
+        let _ = self.lock.unlock();
+    }
+}
+
+fn lock_file(socket: &Path) -> io::Result<File> {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".lock");
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(PathBuf::from(name))
+}
+
+/// By name or by number.
+fn uid_of(name: &str) -> Option<u32> {
+    let user = User::from_name(name).ok().flatten();
+    user.map(|user| user.uid.as_raw()).or_else(|| name.parse().ok())
+}
+
+fn group_of(name: &str) -> Option<Group> {
+    let by_name = Group::from_name(name).ok().flatten();
+    by_name.or_else(|| Group::from_gid(name.parse::<u32>().ok()?.into()).ok().flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers(users: &[&str], groups: &[&str]) -> LocalPeers {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        LocalPeers::new(GrantSocketSettings {
+            users: owned(users),
+            groups: owned(groups),
+        })
+    }
+
+    #[tokio::test]
+    async fn nobody_but_root_and_oneself_is_admitted_unless_named() {
+        let nobody = User::from_name("nobody").unwrap().unwrap();
+        let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
+        let group = Group::from_gid(nobody.gid).unwrap().unwrap().name;
+        let own = geteuid().as_raw();
+        assert!(peers(&[], &[]).admit(0, 0).await);
+        assert!(peers(&[], &[]).admit(own, 12_345).await);
+        assert!(!peers(&[], &[]).admit(uid, gid).await);
+        assert!(!peers(&["root"], &["daemon"]).admit(uid, gid).await);
+        assert!(peers(&["nobody"], &[]).admit(uid, gid).await);
+        assert!(peers(&[&uid.to_string()], &[]).admit(uid, gid).await);
+        assert!(peers(&[], &[&group]).admit(uid, gid).await);
+        // Its group by the user database, whatever group its process runs in.
+        assert!(peers(&[], &[&group]).admit(uid, 12_345).await);
+        assert_eq!(
+            peers(&["nobody", "no-such-user"], &["no-such-group"]).unknown_names(),
+            ["no-such-user", "no-such-group"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_a_crash_is_replaced_and_one_in_use_or_another_file_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let socket = OwnedSocket::take(path.clone()).unwrap();
+        let _listener = socket.listen(false).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            OwnedSocket::take(path.clone()).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        drop(socket);
+        assert!(!path.exists());
+        fs::write(&path, "thesis").unwrap();
+        let socket = OwnedSocket::wait(path.clone()).unwrap();
+        assert_eq!(socket.listen(true).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        drop(socket);
+        assert_eq!(fs::read(&path).unwrap(), b"thesis");
+    }
+}

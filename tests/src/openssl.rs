@@ -1,0 +1,79 @@
+//! The `openssl` command, and certificates that it makes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// What OpenSSL says, to either stream, and whether it is content.
+pub async fn openssl(arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
+    let output = output.expect("the tests need openssl");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// A folder of files in PEM.
+#[derive(Debug)]
+pub struct Files(TempDir);
+
+impl Files {
+    /// An empty one.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "it makes a folder")]
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Writes a file and names it.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Where a file of this name is, or would be.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A self-signed certificate for 127.0.0.1 and its key.
+    pub async fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
+        let [certificate, key] = ["pem", "key"].map(|kind| self.path(&format!("{name}.{kind}")));
+        let subject = format!("/CN={name}");
+        let arguments = [
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+            "-subj",
+            &subject,
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            key.to_str().unwrap(),
+            "-out",
+            certificate.to_str().unwrap(),
+        ];
+        let (made, said) = openssl(&arguments).await;
+        assert!(made, "{said}");
+        (certificate, key)
+    }
+}

@@ -1,0 +1,207 @@
+//! The daemon's socket: grants for the users of the machine that the configuration names.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use assay_tests::administrator::text;
+use assay_tests::installation::Installation;
+use assay_tests::mac::{DONE, Mac};
+use assay_tests::process::Process;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use uuid::Uuid;
+
+const LOGGED_WITHIN: Duration = Duration::from_secs(60);
+/// Users that every system has.
+const NOBODY: u32 = 65_534;
+const DAEMON: u32 = 1;
+
+fn socket(mac: &Mac) -> PathBuf {
+    mac.state().join("run/agent.sock")
+}
+
+async fn logs(daemon: &Process, text: &str) {
+    let found = daemon.output();
+    let found = found
+        .wait_for(0, LOGGED_WITHIN, |line| line.contains(text).then_some(()))
+        .await;
+    assert_eq!(found, Some(()), "it has ended without {text:?}:\n{}", daemon.output());
+}
+
+/// A daemon that has checked in with one grant and one denial, and their audiences.
+async fn daemon(configuration: &str) -> (Mac, Process, [String; 2]) {
+    let installation = Installation::shared().await;
+    let (mac, administrator) = (Mac::new(installation), installation.administrator());
+    mac.open_folder();
+    let token = administrator.token(json!({})).await.secret;
+    let _enrolled = mac.enroll(&token, DONE).await;
+    let id: Uuid = text(&mac.status().await, "machine_id").parse().unwrap();
+    let mut audiences = [String::new(), String::new()];
+    for (audience, conditions) in audiences.iter_mut().zip([json!({}), json!({"sip_enabled": true})]) {
+        let permission = administrator.permission("read").await;
+        *audience = text(
+            &administrator.get(&format!("permissions/{permission}")).await,
+            "audience",
+        );
+        let grant = json!({"permission_id": permission, "selector": {"machine_ids": [id]}, "conditions": conditions});
+        administrator.create("grants", &grant).await;
+    }
+    let _checked_in = mac.run(&["run", "--once"], DONE).await;
+    let daemon = mac.start_daemon_with(&token, configuration);
+    logs(&daemon, "grants are handed out").await;
+    (mac, daemon, audiences)
+}
+
+async fn ask(mac: &Mac, method: &str, target: &str) -> (u16, Value) {
+    let mut stream = UnixStream::connect(socket(mac)).await.unwrap();
+    let request = format!("{method} {target} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    parse(&answer)
+}
+
+fn parse(answer: &str) -> (u16, Value) {
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(head.to_lowercase().contains("cache-control: no-store"), "{head}");
+    (status, serde_json::from_str(body).unwrap())
+}
+
+fn grant_of(audience: &str) -> String {
+    let query: String = url::form_urlencoded::Serializer::new(String::new())
+        .append_pair("audience", audience)
+        .finish();
+    format!("/grant?{query}")
+}
+
+/// The same as another user of this machine.
+async fn ask_as(user: u32, mac: &Mac, target: &str) -> (u16, Value) {
+    const ASK: &str = "import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(f'GET {sys.argv[2]} HTTP/1.1\\r\\nhost: agent\\r\\nconnection: close\\r\\n\\r\\n'.encode())
+sys.stdout.write(s.makefile(newline='').read())";
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", ASK]).arg(socket(mac)).arg(target).current_dir("/");
+    command.uid(user).gid(user);
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    parse(&String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn grants_are_handed_out_and_denials_explained() {
+    let (mac, _daemon, [granted, denied]) = daemon("").await;
+    let (status, grant) = ask(&mac, "GET", &grant_of(&granted)).await;
+    assert_eq!(status, 200, "{grant}");
+    assert_eq!(
+        (&grant["audience"], &grant["permissions"]),
+        (&json!(granted), &json!(["read"]))
+    );
+    // The daemon may have checked in since.
+    assert_eq!(text(&grant, "token").split('.').count(), 3);
+    assert!(grant["expires_at"].is_string());
+
+    let (status, problem) = ask(&mac, "GET", &grant_of(&denied)).await;
+    assert_eq!(status, 403, "{problem}");
+    assert!(
+        problem["reasons"][0].as_str().unwrap().contains("sip_enabled"),
+        "{problem}"
+    );
+    for (method, target, expected) in [
+        ("GET", grant_of("https://unknown.example.com"), 404),
+        ("GET", "/grant".to_owned(), 400),
+        ("GET", "/grant?audience=a&audience=b".to_owned(), 400),
+        ("GET", "/".to_owned(), 404),
+        ("POST", grant_of(&granted), 405),
+    ] {
+        let (status, problem) = ask(&mac, method, &target).await;
+        assert_eq!(
+            (status, &problem["status"]),
+            (expected, &json!(expected)),
+            "{method} {target}: {problem}"
+        );
+    }
+
+    mac.rewrite_state(|state| {
+        let grants = state["last_check_in"]["grants"].as_array_mut().unwrap();
+        grants[0]["expires_at"] = json!("2020-01-01T00:00:00Z");
+    });
+    let (status, problem) = ask(&mac, "GET", &grant_of(&granted)).await;
+    assert_eq!(status, 503, "{problem}");
+    assert!(text(&problem, "detail").contains("expired"), "{problem}");
+}
+
+#[tokio::test]
+async fn only_users_that_are_named_get_grants_and_nobody_gets_the_key() {
+    if !rustix::process::geteuid().is_root() {
+        println!("only root can be several users");
+        return;
+    }
+    let (mac, daemon, [granted, _]) = daemon("[grant_socket]\nusers = [\"nobody\"]\n").await;
+    let (status, grant) = ask_as(NOBODY, &mac, &grant_of(&granted)).await;
+    assert_eq!(status, 200, "{grant}");
+    let (status, problem) = ask_as(DAEMON, &mac, &grant_of(&granted)).await;
+    assert_eq!(status, 403, "{problem}");
+    assert!(text(&problem, "detail").contains("grant_socket.users"), "{problem}");
+    // The way to the socket leads to nothing else.
+    for command in [
+        "ls \"$1\"",
+        "cat \"$1/state.json\"",
+        "cat \"$1/software.key\"",
+        "touch \"$1/run/x\"",
+    ] {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", command, "sh"])
+            .arg(mac.state())
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .current_dir("/");
+        let output = tokio::task::spawn_blocking(move || shell.output())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{command}: {output:?}"
+        );
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
+}
+
+#[tokio::test]
+async fn a_socket_that_a_crash_left_is_replaced_and_one_in_use_is_waited_for() {
+    let (mac, first, [granted, _]) = daemon("").await;
+    first.signal(Signal::KILL);
+    let _killed = first.ended().await;
+    assert!(socket(&mac).exists());
+    let second = mac.start(&["run"]);
+    logs(&second, "grants are handed out").await;
+    assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
+
+    let third = mac.start(&["run"]);
+    logs(&third, "waiting for it to end").await;
+    // It is still the second's: that one ends, and only then the third takes over.
+    assert!(
+        !third.output().to_string().contains("grants are handed out"),
+        "{}",
+        third.output()
+    );
+    assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
+    second.signal(Signal::TERM);
+    assert_eq!(second.ended().await.code(), Some(DONE), "{}", second.output());
+    logs(&third, "grants are handed out").await;
+    assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
+}

@@ -1,0 +1,246 @@
+//! The agent's proxy: a service that takes machines alone, reached by any program.
+
+use std::time::Duration;
+
+use assay_tests::administrator::text;
+use assay_tests::installation::Installation;
+use assay_tests::mac::{DONE, FAILED, Mac, WRONG_USAGE};
+use assay_tests::nginx::Nginx;
+use assay_tests::openssl::Files;
+use assay_tests::process::Process;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use uuid::Uuid;
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// A proxy that runs, and where it listens.
+pub(super) struct Proxy {
+    process: Process,
+    pub(super) url: String,
+}
+
+/// Starts a proxy of this machine to a service whose certificate is `service` among the files.
+pub(super) async fn proxy(mac: &Mac, upstream: &str, files: &Files, more: &[&str]) -> Proxy {
+    let roots = files.folder().join("service.pem");
+    let mut arguments = vec!["proxy", "--upstream", upstream];
+    if roots.exists() {
+        arguments.extend(["--upstream-ca-file", roots.to_str().unwrap()]);
+    }
+    if !more.contains(&"--listen") {
+        arguments.extend(["--listen", "127.0.0.1:0"]);
+    }
+    arguments.extend(more);
+    let process = mac.start(&arguments);
+    let listening = |line: &str| line.strip_prefix("Listening on ").map(ToOwned::to_owned);
+    let url = process.output().wait_for(0, READY_WITHIN, listening).await;
+    let url = url.unwrap_or_else(|| panic!("it has ended:\n{}", process.output()));
+    Proxy { process, url }
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+/// A page, by way of the proxy.
+pub(super) async fn get(proxy: &Proxy, path: &str) -> (u16, String) {
+    let answer = client().get(format!("{}{path}", proxy.url)).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+/// A machine that checked in, with a grant for the audience.
+async fn granted(conditions: Value) -> (Mac, String) {
+    let installation = Installation::shared().await;
+    let (mac, administrator) = (Mac::new(installation), installation.administrator());
+    let _enrolled = mac.enroll(&administrator.token(json!({})).await.secret, DONE).await;
+    let id: Uuid = text(&mac.status().await, "machine_id").parse().unwrap();
+    let permission = administrator.permission("read").await;
+    let permission_path = format!("permissions/{permission}");
+    let audience = text(&administrator.get(&permission_path).await, "audience");
+    let grant = json!({"permission_id": permission, "selector": {"machine_ids": [id]}, "conditions": conditions});
+    administrator.create("grants", &grant).await;
+    let _checked_in = mac.run(&["run", "--once"], DONE).await;
+    (mac, audience)
+}
+
+#[tokio::test]
+async fn a_program_reaches_a_service_as_the_machine_with_its_current_grant_and_certificate() {
+    let ((mac, audience), files) = (granted(json!({})).await, Files::new());
+    let nginx = Nginx::start(&files, "TLSv1.3", &Installation::shared().await.roots).await;
+    let proxy = proxy(&mac, &nginx.url(), &files, &["--audience", &audience]).await;
+    let ask = async || {
+        let request = client()
+            .get(format!("{}/wiki?a=b", proxy.url))
+            .bearer_auth("the program's own");
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    let serial_number = async || text(&mac.status().await["certificate"], "serial_number").to_uppercase();
+    let token = mac.run(&["grant", "--audience", &audience], DONE).await;
+    let said = ask().await;
+    let first = serial_number().await;
+    for expected in [
+        format!("authorization=Bearer {token}"),
+        format!("serial={first}"),
+        "host=127.0.0.1".to_owned(),
+    ] {
+        assert!(said.contains(&expected), "no {expected} in {said}");
+    }
+    // What the daemon writes meanwhile counts at the next request.
+    let _renewed = mac.run(&["renew"], DONE).await;
+    let _checked_in = mac.run(&["run", "--once"], DONE).await;
+    let new_token = mac.run(&["grant", "--audience", &audience], DONE).await;
+    let said = ask().await;
+    let second = serial_number().await;
+    assert_ne!((&first, &token), (&second, &new_token));
+    for expected in [format!("authorization=Bearer {new_token}"), format!("serial={second}")] {
+        assert!(said.contains(&expected), "no {expected} in {said}");
+    }
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.ended().await.code(), Some(DONE));
+}
+
+#[tokio::test]
+async fn without_a_grant_or_a_service_it_says_why() {
+    let ((mac, audience), files) = (granted(json!({"sip_enabled": true})).await, Files::new());
+    // Nobody listens there.
+    let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nowhere.local_addr().unwrap();
+    drop(nowhere);
+    let (certificate, _) = files.certificate("service").await;
+    assert!(certificate.exists());
+    let upstream = format!("https://{address}");
+    let denied = proxy(&mac, &upstream, &files, &["--audience", &audience]).await;
+    let (status, said) = get(&denied, "/").await;
+    let problem: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((status, &problem["status"]), (403, &json!(403)), "{said}");
+    assert!(text(&problem, "detail").contains("sip_enabled"), "{said}");
+    assert!(
+        problem["reasons"][0].as_str().unwrap().contains("sip_enabled"),
+        "{said}"
+    );
+
+    let away = proxy(&mac, &upstream, &files, &[]).await;
+    let (status, said) = get(&away, "/").await;
+    assert_eq!(status, 502, "{said}");
+    assert!(said.contains("does not answer"), "{said}");
+
+    mac.rewrite_state(|state| state["machine"]["certificate"]["not_after"] = json!("2020-01-01T00:00:00Z"));
+    let (status, said) = get(&away, "/").await;
+    assert_eq!(status, 502, "{said}");
+    assert!(said.contains("certificate has expired"), "{said}");
+}
+
+#[tokio::test]
+async fn web_pages_of_elsewhere_do_not_speak_in_the_machines_name() {
+    let ((mac, _), files) = (granted(json!({})).await, Files::new());
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = proxy(&mac, &format!("http://{}", upstream.local_addr().unwrap()), &files, &[]).await;
+    for (name, value) in [
+        ("host", "evil.example.com"),
+        ("origin", "https://evil.example.com"),
+        ("sec-fetch-site", "cross-site"),
+    ] {
+        let refused = client().get(&proxy.url).header(name, value).send().await.unwrap();
+        assert_eq!(refused.status(), 403, "{name}: {value}");
+        assert_eq!(refused.headers()["content-type"], "application/problem+json");
+    }
+}
+
+#[tokio::test]
+async fn bodies_go_by_as_they_come_in_both_directions() {
+    const HALF: usize = 2 * 1024 * 1024;
+    let ((mac, _), files) = (granted(json!({})).await, Files::new());
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = upstream.local_addr().unwrap();
+    // Gives back what it gets while it gets it.
+    let echo = tokio::spawn(async move {
+        let (mut stream, _) = upstream.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let length = 2 * HALF;
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let (mut reader, mut writer) = stream.split();
+        tokio::io::copy(&mut (&mut reader).take(length as u64), &mut writer)
+            .await
+            .unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    let socket = files.folder().join("proxy.sock");
+    let listen = format!("unix:{}", socket.display());
+    let proxy = proxy(&mac, &format!("http://{address}/fleet"), &files, &["--listen", &listen]).await;
+    assert_eq!(proxy.url, listen);
+    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    let head = format!(
+        "POST /a HTTP/1.1\r\nhost: service\r\ncontent-length: {}\r\nkeep-alive: 5\r\n\r\n",
+        2 * HALF
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reader, mut writer) = stream.split();
+    let mut answer_head = Vec::new();
+    for half in [b'a', b'b'] {
+        // The second half is sent when the first has come back.
+        let sent = vec![half; HALF];
+        let mut received = vec![0; HALF];
+        let receive = async {
+            while !answer_head.ends_with(b"\r\n\r\n") {
+                answer_head.push(reader.read_u8().await.unwrap());
+            }
+            reader.read_exact(&mut received).await.unwrap();
+        };
+        let ((), sending) = tokio::join!(receive, writer.write_all(&sent));
+        sending.unwrap();
+        assert!(received == sent);
+    }
+    let seen = echo.await.unwrap().to_lowercase();
+    assert!(seen.starts_with("post /fleet/a http/1.1\r\n"), "{seen}");
+    assert!(
+        seen.contains(&format!("host: {address}\r\n")) && !seen.contains("keep-alive"),
+        "{seen}"
+    );
+
+    // The socket is in use, and is taken by nobody else.
+    let second = ["proxy", "--upstream", "http://127.0.0.1:1", "--listen", &listen];
+    let said = mac.run(&second, FAILED).await;
+    assert!(said.contains("another process listens there"), "{said}");
+    drop(UnixStream::connect(&socket).await.unwrap());
+}
+
+#[tokio::test]
+async fn it_listens_to_this_machine_alone() {
+    let mac = Mac::new(Installation::shared().await);
+    let arguments = [
+        "proxy",
+        "--upstream",
+        "https://wiki.example.com",
+        "--listen",
+        "0.0.0.0:8080",
+    ];
+    let said = mac.run(&arguments, WRONG_USAGE).await;
+    assert!(said.contains("loopback"), "{said}");
+}
+
+#[tokio::test]
+async fn garbage_ends_its_own_connection_alone() {
+    let ((mac, _), files) = (granted(json!({})).await, Files::new());
+    let proxy = proxy(&mac, "http://127.0.0.1:1", &files, &[]).await;
+    let address = proxy.url.strip_prefix("http://").unwrap();
+    let long = format!(
+        "GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n",
+        "x".repeat(400_000)
+    );
+    for garbage in [b"\x16\x03\x01\x00\xff\xff".as_slice(), b"GET\r\n\r\n", long.as_bytes()] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // It may be cut off while it still sends.
+        let _ = stream.write_all(garbage).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    assert_eq!(get(&proxy, "/").await.0, 502);
+}
