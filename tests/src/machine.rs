@@ -134,12 +134,6 @@ impl Machine {
         self.public_key().thumbprint()
     }
 
-    /// Its private key, PKCS#8 in PEM: for a TLS library that wants to have it.
-    #[must_use]
-    pub fn private_key_pem(&self) -> String {
-        self.key.to_pkcs8_pem(LineEnding::LF).unwrap().to_string()
-    }
-
     /// A CSR for its key.
     #[must_use]
     pub fn csr(&self) -> String {

@@ -2,7 +2,7 @@
 
 use assay_protocol::{
     admin_api::machines::{CertificateSummary, Machine, MachineKey, MachinePosture, Verdict, VerdictResult},
-    machine::{Assurance, Posture},
+    machine::Posture,
 };
 use serde_json::Value;
 use time::OffsetDateTime;

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use assay_protocol::ProblemKind;
+use assay_tests::answer::Answer;
 use assay_tests::in_process::InProcess;
 use reqwest::{Method, Version};
 use rustls::pki_types::ServerName;
@@ -13,7 +14,7 @@ use rustls::{ClientConnection, StreamOwned};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::api::document::operations;
+use crate::api::document::{Operation, operations};
 
 #[tokio::test]
 async fn a_path_that_names_nothing_is_not_found() {
@@ -57,6 +58,17 @@ async fn a_path_that_names_nothing_is_not_found() {
     server.stop().await;
 }
 
+/// Asks with a query; of what is endless, for the head alone.
+async fn look(server: &InProcess, operation: &Operation, query: &str) -> Answer {
+    let method = if operation.is_endless() {
+        Method::HEAD
+    } else {
+        Method::GET
+    };
+    let path = operation.path_with(&Uuid::nil().to_string());
+    server.send(server.admin(method, &format!("{path}?{query}"))).await
+}
+
 #[tokio::test]
 async fn a_query_that_cannot_be_read_is_malformed() {
     let server = InProcess::start().await;
@@ -97,12 +109,7 @@ async fn a_query_that_cannot_be_read_is_malformed() {
             let answer = server.get(&format!("{path}?{query}")).await;
             assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
         }
-        let method = if operation.is_endless() {
-            Method::HEAD
-        } else {
-            Method::GET
-        };
-        for name in operation.query_parameters {
+        for name in &operation.query_parameters {
             for value in [
                 "%00",
                 "%ff",
@@ -116,8 +123,7 @@ async fn a_query_that_cannot_be_read_is_malformed() {
                 "%",
                 "%zz",
             ] {
-                let request = server.admin(method.clone(), &format!("{path}?{name}={value}"));
-                let answer = server.send(request).await;
+                let answer = look(&server, &operation, &format!("{name}={value}")).await;
                 let known = [200, 400, 404].contains(&answer.status);
                 assert!(known, "{answer}");
                 assert!(answer.status == 400 || value != "%00", "{answer}");
