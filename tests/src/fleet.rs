@@ -262,7 +262,7 @@ fn other_lists(sample: &Sample) -> Vec<List> {
         ),
         list(
             "audit by actor and resource",
-            format!("audit?actor=operator-99&resource=machine"),
+            "audit?actor=operator-99&resource=machine",
         )
         .most_pages(FEW),
     ]

@@ -21,7 +21,8 @@ async fn a_path_that_names_nothing_is_not_found() {
     let server = InProcess::start().await;
     let long = "a".repeat(5000);
     for operation in operations(&server).await {
-        if operation.path_parameters.is_empty() {
+        // What the path of OCSP holds is a request, and what is none gets an answer of OCSP's.
+        if operation.path_parameters.is_empty() || operation.path == "/v1/ca/ocsp/{request}" {
             continue;
         }
         for id in [

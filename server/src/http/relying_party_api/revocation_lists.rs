@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use assay_protocol::{Problem, ProblemKind};
 use axum::{
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -51,10 +51,11 @@ async fn of_issuing_ca(State(services): State<Arc<Services>>, headers: HeaderMap
 )]
 async fn of_one(
     State(services): State<Arc<Services>>,
-    Path(key_identifier): Path<String>,
+    key_identifier: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    let key_identifier = hex::decode(&key_identifier).unwrap_or_default();
+    let key_identifier = key_identifier.ok().and_then(|Path(text)| hex::decode(text).ok());
+    let key_identifier = key_identifier.unwrap_or_default();
     if !lists::is_known(&services, &key_identifier) {
         return Err(ApiProblem::not_found("CA"));
     }
