@@ -191,7 +191,7 @@ fn search_lists(sample: &Sample) -> Vec<List> {
         list("q, a part of a thumbprint", q(&sample.thumbprint[10..20])).by_part(),
         list("q, host names of most", q("MAC-")),
         list("q, host names of 1 in 100", q("Büro-ärger")),
-        list("q, host names of the last tenth", q("mac-9")).far(),
+        list("q, host names of 1 in 9", q("mac-9")),
         list("q, a label of 1 in 20", q("team-7")),
         list("q, a label of three", q("canary")),
         list("q, a label of the last twelfth", q("site-11")).far(),

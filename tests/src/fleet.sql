@@ -101,18 +101,21 @@ SELECT pg_temp.id_at(enrolled_at, 'enrollment ' || number), 'enrollment',
        enrolled_at, CASE WHEN status <> 'pending' THEN enrolled_at END
 FROM numbered ORDER BY number;
 
-INSERT INTO events (id, at, machine_id, kind, detail)
+INSERT INTO events (id, at, machine_id, kind, detail, sequence)
 SELECT pg_temp.id_at(at, 'event ' || which || ' ' || number), at, id,
        (ARRAY['machine.enrolled', 'liveness.changed', 'posture.changed'])[which],
-       '{"posture.os_version": {"before": "26.0", "after": "26.1"}}'
+       '{"posture.os_version": {"before": "26.0", "after": "26.1"}}', 3 * (number - 1) + which
 FROM generate_series(1, 3) AS which, numbered,
      LATERAL (SELECT enrolled_at + (now - enrolled_at) * ((which - 1) / 3.0) AS at) AS times;
 -- One machine to which much has happened.
-INSERT INTO events (id, at, machine_id, kind, detail)
-SELECT pg_temp.id_at(at, 'busy ' || which), at, id, 'posture.changed', '{"posture.sip_enabled": {"before": true, "after": false}}'
+INSERT INTO events (id, at, machine_id, kind, detail, sequence)
+SELECT pg_temp.id_at(at, 'busy ' || which), at, id, 'posture.changed', '{"posture.sip_enabled": {"before": true, "after": false}}',
+       3 * machines + which
 FROM numbered, generate_series(1, least(100000, machines / 2)) AS which,
      LATERAL (SELECT now - interval '1 minute' * which AS at) AS times
 WHERE number = 2;
+-- All of them are announced: otherwise a server would begin with that.
+UPDATE event_sequence SET last = (SELECT max(sequence) FROM events);
 
 INSERT INTO api_keys (id, secret_hash, name, role, created_at)
 SELECT pg_temp.id_at(now - interval '365 days', 'key ' || number), sha256(convert_to('api key ' || number, 'UTF8')),

@@ -157,7 +157,9 @@ async fn database_of(owner: &str, server: &str) -> Database<'static> {
     let database = Database::create().await;
     let statements = format!(
         "CREATE ROLE \"{owner}\" LOGIN; CREATE ROLE \"{server}\" LOGIN;
-         DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION \"{owner}\""
+         ALTER DATABASE {} OWNER TO \"{owner}\";
+         DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION \"{owner}\"",
+        database.name()
     );
     sqlx::raw_sql(AssertSqlSafe(statements))
         .execute(&mut connect(database.connect_options()).await)
