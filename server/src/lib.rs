@@ -1,6 +1,7 @@
 //! The Assay server: a certificate authority that knows its machines, and grants them permissions.
 
 mod administration;
+pub mod attestation;
 mod audit;
 pub mod authority;
 mod check_in;

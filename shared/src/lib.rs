@@ -5,6 +5,7 @@
 
 pub mod admin_api;
 pub mod agent_api;
+pub mod attestation;
 pub mod csr;
 pub mod evidence;
 pub mod key;
