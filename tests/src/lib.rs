@@ -14,6 +14,7 @@
 pub mod administrator;
 pub mod answer;
 pub mod api;
+pub mod apple;
 pub mod cluster;
 pub mod event_stream;
 pub mod fleet;

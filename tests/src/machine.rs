@@ -207,7 +207,9 @@ impl Machine {
         json!({"csr": csr, "evidence": self.sign(&claims)})
     }
 
-    fn public_key(&self) -> PublicKey {
+    /// Its key.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
         PublicKey::from_sec1(&self.key.verifying_key().to_sec1_bytes()).unwrap()
     }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod api_key;
+mod apple_attestation;
 mod audit;
 mod demo;
 mod print;
@@ -12,7 +13,11 @@ use assay_protocol::admin_api::api_keys::Role;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+<<<<<<< HEAD
     audit::chain::EntryHash,
+=======
+    attestation::apple::RootsError,
+>>>>>>> eef78f8 (Verify an attestation offline from the command line)
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     database::{Database, DatabaseError},
@@ -41,6 +46,9 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     ApiKey(ApiKeyCommand),
+    /// Managed Device Attestation.
+    #[command(subcommand)]
+    AppleAttestation(AppleAttestationCommand),
     /// The audit.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -77,6 +85,12 @@ enum ApiKeyCommand {
         #[arg(long)]
         role: RoleArgument,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum AppleAttestationCommand {
+    /// Verify a chain again, offline: that Apple signed it, what it says, and for which key. Needs no configuration.
+    Verify(apple_attestation::Verify),
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,6 +147,22 @@ enum CommandError {
     Audit(#[from] crate::audit::verification::VerificationError),
     #[error("the audit is broken")]
     AuditBroken,
+    #[error("cannot read {}", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot use the roots in {}", path.display())]
+    Roots {
+        path: PathBuf,
+        #[source]
+        source: RootsError,
+    },
+    #[error("cannot use the roots of this program")]
+    OwnRoots(#[from] RootsError),
+    #[error("the attestation is not valid")]
+    AttestationInvalid,
     #[error("the document cannot be written")]
     Document(#[from] serde_json::Error),
     #[error("cannot write to standard output")]
@@ -169,7 +199,14 @@ async fn execute(arguments: &Arguments) -> Result<(), CommandError> {
         Command::ApiKey(ApiKeyCommand::Create { name, role }) => {
             api_key::create(&load()?, clock.as_ref(), name, (*role).into()).await
         }
+<<<<<<< HEAD
         Command::Audit(AuditCommand::Verify { last_hash }) => audit::verify(&load()?, *last_hash).await,
+=======
+        Command::AppleAttestation(AppleAttestationCommand::Verify(arguments)) => {
+            apple_attestation::verify(arguments, clock.as_ref())
+        }
+        Command::Audit(AuditCommand::Verify) => audit::verify(&load()?).await,
+>>>>>>> eef78f8 (Verify an attestation offline from the command line)
         Command::Config(ConfigCommand::Example) => print::text(config::EXAMPLE),
         Command::Openapi => print::text(&http::openapi()?),
         Command::Demo(arguments) => demo::run(arguments, clock).await,

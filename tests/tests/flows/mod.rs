@@ -1,6 +1,7 @@
 //! What a machine, an administrator and an operator go through, with real processes.
 
 mod agent;
+mod apple_attestation;
 mod approval;
 mod audit;
 mod audit_roles;

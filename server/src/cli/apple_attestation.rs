@@ -1,0 +1,113 @@
+//! `apple-attestation verify`
+
+use std::{fs, path::Path};
+
+use assay_protocol::attestation::{AttestationRefusal, AttestedClaims, FreshnessCode};
+use clap::Args;
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{CommandError, print};
+use crate::{
+    attestation::apple::{
+        AppleAttestation, AttestationError, AttestationRoots, CertificateDescription, UnverifiedAttestation,
+    },
+    clock::Clock,
+    http::Chain,
+};
+
+/// What to verify, against what.
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// The chain in PEM, leaf first, as the server keeps it.
+    #[arg(long, value_name = "FILE")]
+    chain: std::path::PathBuf,
+    /// The roots to trust, in PEM, in place of Apple's.
+    #[arg(long, value_name = "FILE")]
+    roots: Option<std::path::PathBuf>,
+    /// The time at which the chain has to be valid, as 2026-11-22T10:00:00Z; now if it is not given.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    at: Option<OffsetDateTime>,
+    /// The nonce that the attestation has to be made for, in hex: SHA-256 of a key's SubjectPublicKeyInfo.
+    #[arg(long, value_name = "HEX")]
+    nonce: Option<FreshnessCode>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Verification<'a> {
+    Valid {
+        valid: bool,
+        claims: &'a AttestedClaims,
+        chain: Vec<CertificateDescription>,
+    },
+    Invalid {
+        valid: bool,
+        failed: AttestationRefusal,
+        detail: String,
+    },
+}
+
+/// Verifies a chain and prints what came of it; one that is not valid is a failure. Needs no network and no database.
+pub(super) fn verify(arguments: &Verify, clock: &dyn Clock) -> Result<(), CommandError> {
+    let roots = roots(arguments.roots.as_deref())?;
+    let chain = read(&arguments.chain)?;
+    let verified = verified(
+        &chain,
+        &roots,
+        arguments.at.unwrap_or_else(|| clock.now()),
+        arguments.nonce,
+    );
+    let verification = match &verified {
+        Ok((attestation, chain)) => Verification::Valid {
+            valid: true,
+            claims: attestation.claims(),
+            chain: chain.clone(),
+        },
+        Err(error) => Verification::Invalid {
+            valid: false,
+            failed: error.refusal(),
+            detail: Chain(error).to_string(),
+        },
+    };
+    print::text(&serde_json::to_string_pretty(&verification)?)?;
+    verified.map(|_| ()).map_err(|_| CommandError::AttestationInvalid)
+}
+
+fn verified(
+    chain: &str,
+    roots: &AttestationRoots,
+    at: OffsetDateTime,
+    nonce: Option<FreshnessCode>,
+) -> Result<(AppleAttestation, Vec<CertificateDescription>), AttestationError> {
+    let unverified = UnverifiedAttestation::from_pem(chain)?;
+    let described = unverified.describe();
+    let attestation = unverified.verify(roots, at)?;
+    if let Some(nonce) = nonce {
+        attestation.require_freshness(nonce)?;
+    }
+    Ok((attestation, described))
+}
+
+fn roots(path: Option<&Path>) -> Result<AttestationRoots, CommandError> {
+    let Some(path) = path else {
+        return Ok(AttestationRoots::apple()?);
+    };
+    AttestationRoots::from_pem(&read(path)?).map_err(|source| CommandError::Roots {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read(path: &Path) -> Result<String, CommandError> {
+    let bytes = fs::read(path).map_err(|source| CommandError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    // What is no UTF-8 is no PEM, which is told as such.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn time(text: &str) -> Result<OffsetDateTime, &'static str> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "not a time of RFC 3339, as 2026-11-22T10:00:00Z")
+}

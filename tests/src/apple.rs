@@ -1,0 +1,150 @@
+//! Stands in for Apple: a root and an intermediate of its own, which attest whatever a test wants of a machine.
+
+use assay_protocol::PublicKey;
+use assay_protocol::attestation::FreshnessCode;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
+};
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime};
+
+/// 1.2.840.113635.100, under which Apple has its extensions and key usages.
+const APPLE: [u64; 6] = [1, 2, 840, 113_635, 100, 8];
+
+/// Of an extension, behind 1.2.840.113635.100.8.
+pub const SERIAL_NUMBER: [u64; 2] = [9, 1];
+/// Of an extension, behind 1.2.840.113635.100.8.
+pub const OS_VERSION: [u64; 2] = [10, 1];
+/// Of an extension, behind 1.2.840.113635.100.8.
+pub const FRESHNESS_CODE: [u64; 2] = [11, 1];
+/// Of an extension, behind 1.2.840.113635.100.8.
+pub const SIP: [u64; 2] = [13, 1];
+/// Of an extension, behind 1.2.840.113635.100.8.
+pub const SECURE_BOOT: [u64; 2] = [13, 2];
+
+/// An authority that attests machines.
+pub struct Apple {
+    root: CertifiedIssuer<'static, KeyPair>,
+    intermediate: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// What is to be attested of a machine: as of a good one, until a test changes it.
+#[derive(Debug, Clone)]
+pub struct Attested {
+    extensions: Vec<([u64; 2], Vec<u8>)>,
+    critical: bool,
+    not_before: OffsetDateTime,
+}
+
+impl Default for Apple {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Apple {
+    /// With keys of its own: two of them do not trust each other.
+    #[must_use]
+    pub fn new() -> Self {
+        let root = CertifiedIssuer::self_signed(authority("Synthetic Attestation Root CA"), key()).unwrap();
+        let intermediate = authority("Synthetic Attestation Sub CA 1");
+        let intermediate = CertifiedIssuer::signed_by(intermediate, key(), &root).unwrap();
+        Self { root, intermediate }
+    }
+
+    /// What to configure as `apple.attestation_roots`.
+    #[must_use]
+    pub fn roots_pem(&self) -> String {
+        self.root.pem()
+    }
+
+    /// The chain in DER, leaf first.
+    #[must_use]
+    pub fn attest(&self, attested: &Attested) -> Vec<Vec<u8>> {
+        let mut leaf = CertificateParams::default();
+        leaf.distinguished_name.push(DnType::CommonName, "a machine");
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.not_before = attested.not_before;
+        leaf.not_after = attested.not_before + Duration::days(91);
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![1, 2, 840, 113_635, 100, 4, 24])];
+        let extension = |(oid, value): &([u64; 2], Vec<u8>)| {
+            let mut extension = CustomExtension::from_oid_content(&[APPLE.as_slice(), oid].concat(), value.clone());
+            extension.set_criticality(attested.critical);
+            extension
+        };
+        leaf.custom_extensions = attested.extensions.iter().map(extension).collect();
+        let leaf = leaf.signed_by(&key(), &self.intermediate).unwrap();
+        vec![leaf.der().to_vec(), self.intermediate.der().to_vec()]
+    }
+
+    /// The body that posts the chain.
+    #[must_use]
+    pub fn body(&self, attested: &Attested) -> Value {
+        body_of(&self.attest(attested))
+    }
+}
+
+impl Attested {
+    /// A good machine with this serial number, for this key, at this time.
+    #[must_use]
+    pub fn of(serial_number: &str, key: &PublicKey, at: OffsetDateTime) -> Self {
+        Self {
+            extensions: vec![
+                (SERIAL_NUMBER, serial_number.as_bytes().to_vec()),
+                (OS_VERSION, b"26.1".to_vec()),
+                (FRESHNESS_CODE, FreshnessCode::of(key).as_bytes().to_vec()),
+                (SIP, vec![2, 1, 0]),
+                (SECURE_BOOT, b"Full Security".to_vec()),
+            ],
+            critical: false,
+            not_before: at.replace_nanosecond(0).unwrap(),
+        }
+    }
+
+    /// With this value in place of the other.
+    #[must_use]
+    pub fn with(self, oid: [u64; 2], value: &[u8]) -> Self {
+        self.without(oid).and(oid, value)
+    }
+
+    /// With this extension too, whether or not it is there already.
+    #[must_use]
+    pub fn and(mut self, oid: [u64; 2], value: &[u8]) -> Self {
+        self.extensions.push((oid, value.to_vec()));
+        self
+    }
+
+    /// Without an extension.
+    #[must_use]
+    pub fn without(mut self, oid: [u64; 2]) -> Self {
+        self.extensions.retain(|(other, _)| *other != oid);
+        self
+    }
+
+    /// With its extensions critical, which Apple's are not.
+    #[must_use]
+    pub fn critical(mut self) -> Self {
+        self.critical = true;
+        self
+    }
+}
+
+/// The body that posts a chain.
+#[must_use]
+pub fn body_of(chain: &[Vec<u8>]) -> Value {
+    json!({"x5c": chain.iter().map(|der| STANDARD.encode(der)).collect::<Vec<_>>()})
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap()
+}
+
+fn authority(name: &str) -> CertificateParams {
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name.push(DnType::CommonName, name);
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    authority
+}
