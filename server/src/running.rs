@@ -13,8 +13,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     administration::{
         api_keys::{self, ApiKeyError},
+        apple_attestations::lapsing,
         stats::LastCount,
     },
+    attestation::apple::{AttestationRoots, RootsError},
     audit::{Origin, sealing},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
@@ -73,6 +75,9 @@ pub enum RunError {
     /// No keys.
     #[error(transparent)]
     Founding(#[from] FoundingError),
+    /// Nobody whose attestations of machines could count.
+    #[error("the roots of apple.attestation_roots cannot be used")]
+    AttestationRoots(#[from] RootsError),
     /// No TLS.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
@@ -101,9 +106,10 @@ pub enum RunError {
 impl RunningServer {
     /// Starts to serve. When this returns, requests are answered.
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
+        let roots = AttestationRoots::from_file(config.apple.attestation_roots.as_deref())?;
         make_data_dir(&config.data_dir)?;
         let database = Database::open(config).await?;
-        match Self::start_on(config, clock, &database).await {
+        match Self::start_on(config, clock, &database, roots).await {
             Ok(parts) => Ok(parts.with(database)),
             Err(error) => {
                 // The first error is what is told; the private Postgres must not outlive it all the same.
@@ -154,7 +160,12 @@ impl RunningServer {
         Ok(self.database.close().await?)
     }
 
-    async fn start_on(config: &Config, clock: Arc<dyn Clock>, database: &Database) -> Result<Started, RunError> {
+    async fn start_on(
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        database: &Database,
+        attestation_roots: AttestationRoots,
+    ) -> Result<Started, RunError> {
         if config.database.migrate {
             database.migrate().await?;
         }
@@ -170,7 +181,7 @@ impl RunningServer {
         let founded = founding::found(&store, config, &clock).await?;
         let shutdown = CancellationToken::new();
         let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
-        let services = assemble(config, clock, store, metrics, founded, feed)?;
+        let services = assemble(config, clock, store, metrics, founded, feed, attestation_roots)?;
         lists::publish_first(&services).await;
         let listener = listen("listen", config.listen).await?;
         let telemetry = listen("telemetry.listen", config.telemetry.listen).await?;
@@ -267,6 +278,7 @@ fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &C
     run(|services, shutdown| forget_idle_callers(services, shutdown).boxed());
     run(|services, shutdown| sealing::run_sealer(services, shutdown).boxed());
     run(|services, shutdown| noted_liveness::run_sweeper(services, shutdown).boxed());
+    run(|services, shutdown| lapsing::run(services, shutdown).boxed());
     run(|services, shutdown| expiry::run(services, shutdown).boxed());
     run(|services, shutdown| announcing::run_announcer(services, shutdown).boxed());
     run(|services, shutdown| feed::run_reader(services, shutdown).boxed());
@@ -284,6 +296,7 @@ fn assemble(
     metrics: Arc<Metrics>,
     founded: Founded,
     feed: Arc<Feed>,
+    attestation_roots: AttestationRoots,
 ) -> Result<Arc<Services>, webhooks::ClientError> {
     Ok(Arc::new(Services {
         policy: Policy::of(config),
@@ -303,6 +316,7 @@ fn assemble(
         webhook_client: webhooks::Client::new()?,
         root: founded.root,
         revocation: Revocation::new(),
+        attestation_roots,
         metrics,
     }))
 }

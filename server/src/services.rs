@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     administration::stats::LastCount,
+    attestation::apple::AttestationRoots,
     authority::{Authority, WebhookSecrets},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
@@ -43,6 +44,8 @@ pub(crate) struct Services {
     pub(crate) webhook_client: webhooks::Client,
     pub(crate) root: SealedRoot,
     pub(crate) revocation: Revocation,
+    /// Whose attestations of machines count.
+    pub(crate) attestation_roots: AttestationRoots,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -66,6 +69,8 @@ pub(crate) struct Policy {
     pub(crate) pending_ttl: Duration,
     pub(crate) retention: Retention,
     pub(crate) client_certificates: ClientCertificates,
+    /// How long after Apple signed it an attestation stands for its machine.
+    pub(crate) attestation_max_age: Duration,
 }
 
 impl Policy {
@@ -86,6 +91,7 @@ impl Policy {
             pending_ttl: duration(config.enrollment.pending_ttl),
             retention: Retention::of(&config.retention),
             client_certificates: config.client_certificates,
+            attestation_max_age: duration(config.apple.attestation_max_age),
         }
     }
 }

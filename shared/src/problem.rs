@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::attestation::AttestationRefusal;
+
 /// The media type of a problem (RFC 9457).
 pub const MEDIA_TYPE: &str = "application/problem+json";
 const URN: &str = "urn:assay:problem:";
@@ -97,6 +99,8 @@ problems! {
     RenewalExpired = "renewal-expired", 403, "The certificate expired too long ago: the machine must enroll again", ReEnroll;
     /// The serial number is enrolled with another key.
     MachineExists = "machine-exists", 409, "This serial number is enrolled with another key", Never;
+    /// The attestation does not stand for this machine; `reason` says why.
+    AttestationRefused = "attestation-refused", 409, "The attestation does not stand for this machine", Never;
     /// The present state forbids it.
     Conflict = "conflict", 409, "The present state forbids this", Never;
     /// The body is too large.
@@ -144,6 +148,9 @@ pub struct Problem {
     /// What was wrong with a file, row by row, as far as it is told; absent for everything else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<LineError>,
+    /// Why an attestation is refused; absent for everything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<AttestationRefusal>,
 }
 
 /// What is wrong with one row of a file.
@@ -167,6 +174,7 @@ impl Problem {
             detail,
             request_id,
             errors: Vec::new(),
+            reason: None,
         }
     }
 
@@ -239,6 +247,7 @@ mod tests {
             detail: String::new(),
             request_id: String::new(),
             errors: Vec::new(),
+            reason: None,
         };
         assert_eq!(problem(503).retry(), Retry::After);
         assert_eq!(problem(429).retry(), Retry::After);

@@ -203,6 +203,9 @@ impl Answer {
         let mut members: Vec<String> = self.json().as_object().unwrap().keys().cloned().collect();
         // Only where a file is wrong row by row.
         members.retain(|member| member != "errors" || problem.errors.is_empty());
+        let has_reason = members.iter().any(|member| member == "reason");
+        assert_eq!(has_reason, kind == ProblemKind::AttestationRefused, "{self}");
+        members.retain(|member| member != "reason");
         assert_eq!(members, ["detail", "request_id", "status", "title", "type"], "{self}");
         assert!(!problem.detail.is_empty(), "{self}");
         let detail = problem.detail.to_lowercase();

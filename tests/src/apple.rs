@@ -103,6 +103,13 @@ impl Attested {
         }
     }
 
+    /// Signed at another time.
+    #[must_use]
+    pub fn at(mut self, at: OffsetDateTime) -> Self {
+        self.not_before = at.replace_nanosecond(0).unwrap();
+        self
+    }
+
     /// With this value in place of the other.
     #[must_use]
     pub fn with(self, oid: [u64; 2], value: &[u8]) -> Self {

@@ -7,14 +7,8 @@ use uuid::Uuid;
 use crate::{
     audit::{Change, Origin},
     clock,
-    grants::{
-        evaluation::{Subject, evaluate},
-        os_version::OsVersion,
-    },
-    machines::{
-        labels::{self, LabelError},
-        record::boundaries,
-    },
+    grants::{evaluation::evaluate, os_version::OsVersion},
+    machines::labels::{self, LabelError},
     services::Services,
     store::{self, AsStoreError, StoreError, Transaction},
 };
@@ -111,24 +105,17 @@ pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Re
 pub(crate) async fn evaluate_for(services: &Services, machine_id: Uuid) -> Result<EvaluatedGrants, GrantError> {
     let now = services.clock.now();
     let mut connection = services.store.connection().await?;
-    let machine = store::machines::find(&mut connection, machine_id, &boundaries(services))
+    let machine = store::machine_records::find_evaluable(&mut connection, machine_id)
         .await?
         .ok_or(GrantError::UnknownMachine)?;
     let catalog = store::grants::load_catalog(&mut connection).await?;
     drop(connection);
-    let subject = Subject {
-        machine_id,
-        status: machine.status,
-        assurance: machine.assurance,
-        labels: &machine.labels,
-        claimed_key_store: machine.key.store,
-        claimed_posture: &machine.posture.claimed,
-    };
+    let subject = machine.subject(now, services.policy.attestation_max_age);
     let evaluation = evaluate(&catalog, &subject, now);
     Ok(EvaluatedGrants {
         machine_id,
         status: machine.status,
-        assurance: machine.assurance,
+        assurance: subject.assurance,
         grants: evaluation.granted,
         denied: evaluation.denied,
         evaluations: evaluation.evaluations,

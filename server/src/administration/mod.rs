@@ -1,6 +1,7 @@
 //! What administrators keep and decide.
 
 pub(crate) mod api_keys;
+pub(crate) mod apple_attestations;
 pub(crate) mod certificates;
 pub(crate) mod enrollment_tokens;
 pub(crate) mod grants;

@@ -3,7 +3,7 @@
 use assay_protocol::PublicKey;
 use aws_lc_rs::digest::{SHA256, digest};
 use pem::{EncodeConfig, LineEnding, Pem};
-use rcgen::{CertificateParams, DnType, Issuer, PublicKeyData, SanType, SerialNumber, string::Ia5String};
+use rcgen::{CertificateParams, DnType, Issuer, PublicKeyData, SerialNumber};
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use url::Url;
@@ -53,6 +53,8 @@ pub struct MachineCertificateRequest<'a> {
     pub now: OffsetDateTime,
     /// How long from now the certificate is to live; it never outlives the issuing CA.
     pub ttl: Duration,
+    /// The serial number, where Apple vouches for it: it becomes a PermanentIdentifier.
+    pub attested_serial_number: Option<&'a str>,
 }
 
 /// A machine's certificate as it was issued.
@@ -171,9 +173,8 @@ impl IssuingAuthority {
         params
             .distinguished_name
             .push(DnType::CommonName, request.machine_id.to_string());
-        params.subject_alt_names = vec![SanType::URI(
-            Ia5String::try_from(spiffe_id).map_err(AuthorityError::Sign)?,
-        )];
+        let names = profile::machine_names(&spiffe_id, request.attested_serial_number);
+        params.custom_extensions.push(names.map_err(AuthorityError::Names)?);
         (params.not_before, params.not_after) = (not_before, not_after);
         let certificate = params
             .signed_by(&Subject(request.public_key), &self.issuer)
@@ -368,6 +369,7 @@ mod tests {
                 public_key: self.machine_key.public_key(),
                 now,
                 ttl,
+                attested_serial_number: None,
             })
         }
     }
@@ -594,6 +596,43 @@ mod tests {
         let mut trailing = made.issuing.clone();
         trailing.certificate.push(0);
         assert!(matches!(new(&trailing, &made.root), Err(AuthorityError::Certificate)));
+    }
+
+    #[test]
+    fn an_attested_serial_number_becomes_a_permanent_identifier_beside_the_one_uri() {
+        let made = hierarchy();
+        let request = MachineCertificateRequest {
+            machine_id: MACHINE,
+            public_key: made.machine_key.public_key(),
+            now: NOW,
+            ttl: Duration::days(7),
+            attested_serial_number: Some("C02XYZ"),
+        };
+        let issued = made.authority.issue_machine_certificate(&request).unwrap();
+        let certificate = read_certificate(&issued.der).unwrap();
+        let names = certificate.subject_alternative_name().unwrap().unwrap();
+        assert!(!names.critical);
+        let spiffe_id = profile::spiffe_id("example.com", MACHINE);
+        // [0] { SEQUENCE { UTF8String } }, without an assigner.
+        let identifier = [&[0xa0, 10, 0x30, 8, 0x0c, 6], b"C02XYZ".as_slice()].concat();
+        let oid = Oid::from(&[1, 3, 6, 1, 5, 5, 7, 8, 3]).unwrap();
+        assert_eq!(
+            names.value.general_names.as_slice(),
+            [GeneralName::URI(&spiffe_id), GeneralName::OtherName(oid, &identifier)]
+        );
+        let root = CertificateDer::from(made.root.certificate.as_slice());
+        EndEntityCert::try_from(&CertificateDer::from(issued.der.as_slice()))
+            .unwrap()
+            .verify_for_usage(
+                &[webpki::aws_lc_rs::ECDSA_P256_SHA256],
+                &[anchor_from_trusted_cert(&root).unwrap()],
+                std::slice::from_ref(&made.authority.certificate),
+                UnixTime::since_unix_epoch(std::time::Duration::from_secs(NOW.unix_timestamp().unsigned_abs())),
+                KeyUsage::client_auth(),
+                None,
+                None,
+            )
+            .unwrap();
     }
 
     #[test]

@@ -97,6 +97,9 @@ pub enum AuthorityError {
     /// A message could not be encoded.
     #[error("an OCSP response cannot be made")]
     Encode(#[source] der::Error),
+    /// The names of a machine do not fit into a certificate.
+    #[error("the names of a machine cannot be written into a certificate")]
+    Names(#[source] der::Error),
     /// The certificate could not be encoded or signed.
     #[error("a certificate cannot be made")]
     Sign(#[source] rcgen::Error),

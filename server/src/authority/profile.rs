@@ -10,8 +10,15 @@ use time::{Duration, OffsetDateTime};
 use url::{Host, Url};
 use uuid::Uuid;
 use x509_cert::{
-    der::{self, Encode, oid::ObjectIdentifier},
-    ext::pkix::{AccessDescription, AuthorityInfoAccessSyntax, name::GeneralName},
+    der::{
+        self, Any, Encode, Tag,
+        asn1::{Ia5String as Asn1Ia5String, Utf8StringRef},
+        oid::ObjectIdentifier,
+    },
+    ext::pkix::{
+        AccessDescription, AuthorityInfoAccessSyntax, SubjectAltName,
+        name::{GeneralName, OtherName},
+    },
 };
 
 use super::AuthorityError;
@@ -35,6 +42,9 @@ pub(super) const MACHINE_BACKDATING: Duration = Duration::seconds(60);
 const AUTHORITY_INFO_ACCESS: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 1];
 const OCSP_NO_CHECK: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 48, 1, 5];
 const DER_NULL: [u8; 2] = [5, 0];
+const SUBJECT_ALT_NAME: &[u64] = &[2, 5, 29, 17];
+/// `id-on-permanentIdentifier` (RFC 4043).
+const PERMANENT_IDENTIFIER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.8.3");
 const ACCESS_OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
 const ACCESS_CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
 /// `ub-organization-name` of RFC 5280, appendix A.1; a SPIFFE trust domain may be longer.
@@ -87,6 +97,23 @@ pub(super) fn machine_template(public_url: &Url, key_identifier: &[u8]) -> Resul
         .map_err(AuthorityError::Url)?;
     params.custom_extensions = vec![CustomExtension::from_oid_content(AUTHORITY_INFO_ACCESS, access)];
     Ok(params)
+}
+
+/// The names of a machine: its SPIFFE id, and its serial number where that is attested. rcgen knows no PermanentIdentifier.
+pub(super) fn machine_names(spiffe_id: &str, serial_number: Option<&str>) -> Result<CustomExtension, der::Error> {
+    let mut names = vec![GeneralName::UniformResourceIdentifier(Asn1Ia5String::new(spiffe_id)?)];
+    if let Some(serial_number) = serial_number {
+        // Without an assigner the identifier is the issuing CA's own (RFC 4043, section 2).
+        let identifier = Utf8StringRef::new(serial_number)?.to_der()?;
+        names.push(GeneralName::OtherName(OtherName {
+            type_id: PERMANENT_IDENTIFIER,
+            value: Any::new(Tag::Sequence, identifier)?,
+        }));
+    }
+    Ok(CustomExtension::from_oid_content(
+        SUBJECT_ALT_NAME,
+        SubjectAltName(names).to_der()?,
+    ))
 }
 
 /// The server's own TLS certificate. It carries no revocation pointers: they would lead back to the very server that
@@ -149,7 +176,7 @@ fn authority_info_access(ocsp: &str, ca_issuers: &str) -> Result<Vec<u8>, der::E
     let access = |method, url: &str| {
         Ok::<_, der::Error>(AccessDescription {
             access_method: method,
-            access_location: GeneralName::UniformResourceIdentifier(der::asn1::Ia5String::new(url)?),
+            access_location: GeneralName::UniformResourceIdentifier(Asn1Ia5String::new(url)?),
         })
     };
     AuthorityInfoAccessSyntax(vec![access(ACCESS_OCSP, ocsp)?, access(ACCESS_CA_ISSUERS, ca_issuers)?]).to_der()

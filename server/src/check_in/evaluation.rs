@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use assay_protocol::{admin_api::grants::EvaluatedAudience, agent_api::AudienceGrant, machine::MachineStatus};
+use assay_protocol::{
+    admin_api::grants::EvaluatedAudience,
+    agent_api::AudienceGrant,
+    machine::{Assurance, MachineStatus},
+};
 use aws_lc_rs::digest;
 use moka::sync::Cache;
 use serde_json::json;
@@ -18,7 +22,7 @@ use crate::{
         evaluation::{self, Evaluation},
     },
     machines::{admission::Refusal, client_certificate::ClientCertificate},
-    services::Services,
+    services::{Policy, Services},
     store::{
         self, Store, StoreError, Transaction, events,
         machine_presence::{self, Recorded},
@@ -40,6 +44,8 @@ pub(crate) struct EvaluationCache {
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     pub(crate) machine: Evaluable,
+    /// What stands behind the serial number, as long as the evaluation holds.
+    pub(crate) assurance: Assurance,
     pub(crate) evaluation: Evaluation,
     grants_version: i64,
     verdict_digest: [u8; 32],
@@ -83,7 +89,7 @@ pub(super) async fn evaluate(
     let machine = machine.ok_or(Refusal::Unknown)?;
     // Between the commit and this read the machine may have been held back or got another key: then nothing is granted.
     refuse_unless_active(&machine, verified)?;
-    let evaluated = Arc::new(Evaluated::new(&catalog, machine, now));
+    let evaluated = Arc::new(Evaluated::new(&services.policy, &catalog, machine, now));
     cache.evaluated.insert(verified.machine_id, Arc::clone(&evaluated));
     Ok(evaluated)
 }
@@ -131,11 +137,13 @@ pub(super) fn sign(
 }
 
 impl Evaluated {
-    fn new(catalog: &Catalog, machine: Evaluable, now: OffsetDateTime) -> Self {
-        let evaluation = evaluation::evaluate(catalog, &machine.subject(), now);
+    fn new(policy: &Policy, catalog: &Catalog, machine: Evaluable, now: OffsetDateTime) -> Self {
+        let subject = machine.subject(now, policy.attestation_max_age);
+        let (assurance, evaluation) = (subject.assurance, evaluation::evaluate(catalog, &subject, now));
         let verdict_digest = verdict_digest(&reasons(&evaluation));
         Self {
             machine,
+            assurance,
             evaluation,
             grants_version: catalog.version,
             verdict_digest,
@@ -185,7 +193,7 @@ impl Evaluated {
             scope: granted.permissions.join(" "),
             permissions: granted.permissions.clone(),
             machine_id: self.machine.machine_id,
-            assurance: self.machine.assurance,
+            assurance: self.assurance,
         })
     }
 }

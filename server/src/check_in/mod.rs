@@ -101,7 +101,7 @@ pub(crate) async fn check_in(
     let checked_in = CheckedIn {
         machine_id: verified.machine_id,
         status: MachineStatus::Active,
-        assurance: evaluated.machine.assurance,
+        assurance: evaluated.assurance,
         grants: evaluation::sign(services, &evaluated, now)?,
         denied: evaluated.evaluation.denied.clone(),
         next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),

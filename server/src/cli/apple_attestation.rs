@@ -50,7 +50,11 @@ enum Verification<'a> {
 
 /// Verifies a chain and prints what came of it; one that is not valid is a failure. Needs no network and no database.
 pub(super) fn verify(arguments: &Verify, clock: &dyn Clock) -> Result<(), CommandError> {
-    let roots = roots(arguments.roots.as_deref())?;
+    let path = arguments.roots.as_deref();
+    let roots = AttestationRoots::from_file(path).map_err(|source| CommandError::Roots {
+        path: path.unwrap_or(Path::new("this program")).to_owned(),
+        source,
+    })?;
     let chain = read(&arguments.chain)?;
     let verified = verified(
         &chain,
@@ -87,16 +91,6 @@ fn verified(
         attestation.require_freshness(nonce)?;
     }
     Ok((attestation, described))
-}
-
-fn roots(path: Option<&Path>) -> Result<AttestationRoots, CommandError> {
-    let Some(path) = path else {
-        return Ok(AttestationRoots::apple()?);
-    };
-    AttestationRoots::from_pem(&read(path)?).map_err(|source| CommandError::Roots {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 fn read(path: &Path) -> Result<String, CommandError> {

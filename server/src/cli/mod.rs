@@ -159,8 +159,6 @@ enum CommandError {
         #[source]
         source: RootsError,
     },
-    #[error("cannot use the roots of this program")]
-    OwnRoots(#[from] RootsError),
     #[error("the attestation is not valid")]
     AttestationInvalid,
     #[error("the document cannot be written")]

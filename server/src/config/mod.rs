@@ -73,6 +73,8 @@ pub struct Config {
     pub enrollment: Enrollment,
     /// How long what has ended is kept.
     pub retention: Retention,
+    /// What Apple attests.
+    pub apple: Apple,
     /// Calls a minute.
     pub rate_limit: RateLimit,
     /// Logs.
@@ -181,6 +183,15 @@ pub struct Retention {
     pub webhook_deliveries: Duration,
 }
 
+/// Apple's attestations of machines.
+#[derive(Clone, Debug)]
+pub struct Apple {
+    /// A PEM file of roots in place of Apple's.
+    pub attestation_roots: Option<PathBuf>,
+    /// How long after Apple signed it an attestation stands for its machine.
+    pub attestation_max_age: Duration,
+}
+
 /// Calls a minute, each none when there is no limit.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
@@ -272,6 +283,12 @@ impl Config {
             .unwrap_or(10 * MINUTE);
         let enrollment = Enrollment::read(settings);
         let retention = Retention::read(settings);
+        let apple = Apple {
+            attestation_roots: settings.path("apple.attestation_roots"),
+            attestation_max_age: settings
+                .duration("apple.attestation_max_age", SECOND..=3660 * DAY)
+                .unwrap_or(90 * DAY),
+        };
         let rate_limit = RateLimit::read(settings);
         let log = Log::read(settings);
         Some(Self {
@@ -291,6 +308,7 @@ impl Config {
             grants: Grants { ttl: grants_ttl },
             enrollment,
             retention,
+            apple,
             rate_limit,
             log,
         })
@@ -458,6 +476,8 @@ mod tests {
         assert_eq!(config.enrollment.reenrollment, Reenrollment::Pending);
         assert_eq!(config.enrollment.without_token, WithoutToken::Refuse);
         assert_eq!(config.enrollment.pending_ttl, 7 * DAY);
+        assert_eq!(config.apple.attestation_roots, None);
+        assert_eq!(config.apple.attestation_max_age, 90 * DAY);
         let limits = &config.rate_limit;
         let limits = [
             limits.machine_per_minute,
@@ -606,6 +626,11 @@ mod tests {
         "ASSAY_ENROLLMENT__REENROLLMENT",
         "allow",
         "enrollment.reenrollment (ASSAY_ENROLLMENT__REENROLLMENT) is \"allow\", and must be one of pending, refuse"
+    )]
+    #[case(
+        "ASSAY_APPLE__ATTESTATION_MAX_AGE",
+        "90",
+        "apple.attestation_max_age (ASSAY_APPLE__ATTESTATION_MAX_AGE) is \"90\", and must be a time with a unit, as in 90s, 5m or 7d"
     )]
     #[case(
         "ASSAY_LOG__LEVEL",

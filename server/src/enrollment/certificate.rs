@@ -1,6 +1,6 @@
 //! Issuing to a machine: the certificate is a row before it leaves the server.
 
-use assay_protocol::{PublicKey, agent_api::IssuedCertificate};
+use assay_protocol::{PublicKey, agent_api::IssuedCertificate, machine::Assurance};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -8,11 +8,12 @@ use super::EnrollError;
 use crate::{
     audit::{Change, Origin},
     authority::MachineCertificateRequest,
+    machines::record,
     services::Services,
     store::{
         Transaction, audit_entries,
         certificates::{self, CertificateRecord},
-        events,
+        events, machine_records,
     },
 };
 
@@ -25,12 +26,14 @@ pub(super) async fn issue(
     public_key: &PublicKey,
 ) -> Result<IssuedCertificate, EnrollError> {
     let now = services.clock.now();
+    let attested_serial_number = attested_serial_number(tx, services, machine_id, public_key).await?;
     let authority = services.authority.load();
     let request = MachineCertificateRequest {
         machine_id,
         public_key,
         now,
         ttl: services.policy.certificate_ttl,
+        attested_serial_number: attested_serial_number.as_deref(),
     };
     let issued = authority.issuing().issue_machine_certificate(&request)?;
     let key = public_key.thumbprint();
@@ -53,6 +56,21 @@ pub(super) async fn issue(
         not_after: issued.not_after,
         chain: issued.chain_pem,
     })
+}
+
+/// The serial number on record, if the machine is attested now and this is the key that the attestation is of.
+async fn attested_serial_number(
+    tx: &mut Transaction,
+    services: &Services,
+    machine_id: Uuid,
+    public_key: &PublicKey,
+) -> Result<Option<String>, EnrollError> {
+    let attested_since = record::boundaries(services).attested_since;
+    let identity = machine_records::find_identity(tx, machine_id).await?;
+    let attested = identity.filter(|identity| {
+        identity.assurance_at(attested_since) == Assurance::Attested && identity.current_key == public_key.thumbprint()
+    });
+    Ok(attested.and_then(|identity| identity.serial_number))
 }
 
 /// A certificate that was issued before, as it is shown to its machine.

@@ -7,7 +7,10 @@ use assay_protocol::{
 
 use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
-    machines::admission::{self, Attempt, Refusal},
+    machines::{
+        admission::{self, Attempt, Refusal},
+        record::boundaries,
+    },
     services::Services,
     store::{
         Transaction, certificates, enrollments,
@@ -38,7 +41,7 @@ pub(super) async fn decide(
     let clock = services.clock.as_ref();
     match admission::admit(tx, clock, &origin, record, &attempt).await? {
         Ok(admitted) => {
-            let assurance = admitted.identity.assurance;
+            let assurance = admitted.identity.assurance_at(boundaries(services).attested_since);
             let (certificate, issued_now) = current_certificate(tx, services, applicant, record).await?;
             machine_presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
             Ok(Ok(Decided::Active {

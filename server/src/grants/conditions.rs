@@ -2,43 +2,109 @@
 
 use std::fmt::Display;
 
-use assay_protocol::{admin_api::grants::Conditions, machine::MachineStatus};
+use assay_protocol::{
+    admin_api::grants::Conditions,
+    machine::{Assurance, MachineStatus},
+};
 use serde::Serialize;
 use serde_json::Value;
+use time::{Duration, OffsetDateTime};
 
-use super::{evaluation::Subject, os_version::OsVersion};
+use super::{
+    evaluation::{Attestation, Subject},
+    os_version::OsVersion,
+};
+use crate::clock::rfc3339;
 
 /// Every condition that fails, in words; empty when all hold. What is unknown fails.
-pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>) -> Vec<String> {
+pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDateTime) -> Vec<String> {
     let posture = subject.claimed_posture;
+    let attested = subject
+        .attestation
+        .as_ref()
+        .filter(|attestation| now < attestation.lapses_at);
+    let sip_enabled = match attested {
+        Some(attestation) => Present::attested(attestation, attestation.claims.sip_enabled),
+        None => Present::claimed(posture.sip_enabled),
+    };
+    let secure_boot = match attested {
+        Some(attestation) => Present::attested(attestation, attestation.claims.secure_boot),
+        None => Present::claimed(posture.secure_boot),
+    };
+    let claimed = |condition, required, claimed| exactly(condition, required, Present::claimed(claimed));
     [
         active(subject.status),
-        min_assurance(conditions, subject),
-        max_attestation_age_days(conditions),
-        exactly("key_store", conditions.key_store, Some(subject.claimed_key_store)),
-        exactly("sip_enabled", conditions.sip_enabled, posture.sip_enabled),
+        min_assurance(conditions, subject, now),
+        max_attestation_age_days(conditions, subject, now),
         exactly(
+            "key_store",
+            conditions.key_store,
+            Present::claimed(Some(subject.claimed_key_store)),
+        ),
+        exactly("sip_enabled", conditions.sip_enabled, sip_enabled),
+        claimed(
             "filevault_enabled",
             conditions.filevault_enabled,
             posture.filevault_enabled,
         ),
-        exactly(
+        claimed(
             "firewall_enabled",
             conditions.firewall_enabled,
             posture.firewall_enabled,
         ),
-        exactly(
+        claimed(
             "gatekeeper_enabled",
             conditions.gatekeeper_enabled,
             posture.gatekeeper_enabled,
         ),
-        at_least("secure_boot", conditions.secure_boot, posture.secure_boot),
+        at_least("secure_boot", conditions.secure_boot, secure_boot),
         min_os_version(conditions, subject),
-        exactly("mdm_enrolled", conditions.mdm_enrolled, posture.mdm_enrolled),
+        claimed("mdm_enrolled", conditions.mdm_enrolled, posture.mdm_enrolled),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// From when on time alone may have changed what [`failures`] says; `None` for never.
+pub(super) fn hold_until(
+    conditions: &Conditions,
+    subject: &Subject<'_>,
+    now: OffsetDateTime,
+) -> Option<OffsetDateTime> {
+    let attestation = subject.attestation.as_ref()?;
+    let too_old = conditions
+        .max_attestation_age_days
+        .map(|days| age_limit(attestation, days));
+    [Some(attestation.lapses_at), too_old]
+        .into_iter()
+        .flatten()
+        .filter(|end| now < *end)
+        .min()
+}
+
+/// What a condition is compared with, and on whose word.
+struct Present<T> {
+    value: Option<T>,
+    /// When Apple signed it; `None` where the agent says it.
+    attested_at: Option<OffsetDateTime>,
+}
+
+impl<T> Present<T> {
+    fn claimed(value: Option<T>) -> Self {
+        Self {
+            value,
+            attested_at: None,
+        }
+    }
+
+    /// What Apple does not say is unknown, whatever the agent claims: otherwise leaving it out would hide it.
+    fn attested(attestation: &Attestation<'_>, value: Option<T>) -> Self {
+        Self {
+            value,
+            attested_at: Some(attestation.attested_at),
+        }
+    }
 }
 
 fn active(status: MachineStatus) -> Option<String> {
@@ -48,64 +114,98 @@ fn active(status: MachineStatus) -> Option<String> {
     })
 }
 
-fn min_assurance(conditions: &Conditions, subject: &Subject<'_>) -> Option<String> {
+fn min_assurance(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDateTime) -> Option<String> {
     let required = conditions.min_assurance?;
+    let too_old = subject.attestation.filter(|attestation| now >= attestation.lapses_at);
     (subject.assurance < required).then(|| {
-        let (required, present) = (word(&required), word(&subject.assurance));
-        format!("min_assurance: required {required}, on record {present}")
+        let (word, present) = (word(&required), word(&subject.assurance));
+        match too_old.filter(|_| required == Assurance::Attested) {
+            None => format!("min_assurance: required {word}, on record {present}"),
+            Some(Attestation { attested_at, .. }) => format!(
+                "min_assurance: required {word}, on record {present}, as the Apple attestation of {} is too old",
+                rfc3339(attested_at)
+            ),
+        }
     })
 }
 
-fn max_attestation_age_days(conditions: &Conditions) -> Option<String> {
+fn max_attestation_age_days(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDateTime) -> Option<String> {
     let days = conditions.max_attestation_age_days?;
-    Some(format!(
-        "max_attestation_age_days: required {days}, there is no Apple attestation on record"
-    ))
+    let Some(attestation) = &subject.attestation else {
+        return Some(format!(
+            "max_attestation_age_days: required {days}, there is no Apple attestation on record"
+        ));
+    };
+    (now >= age_limit(attestation, days)).then(|| {
+        let attested_at = rfc3339(attestation.attested_at);
+        format!("max_attestation_age_days: required {days}, the Apple attestation on record is of {attested_at}")
+    })
+}
+
+fn age_limit(attestation: &Attestation<'_>, days: u32) -> OffsetDateTime {
+    attestation.attested_at.saturating_add(Duration::days(days.into()))
 }
 
 fn min_os_version(conditions: &Conditions, subject: &Subject<'_>) -> Option<String> {
     let required = conditions.min_os_version.as_deref()?;
     let Some(claimed) = subject.claimed_posture.os_version.as_deref() else {
-        return Some(unknown("min_os_version", required));
+        return Some(unknown("min_os_version", required, None));
     };
     match (OsVersion::parse(required), OsVersion::parse(claimed)) {
         (Some(least), Some(present)) if present >= least => None,
-        (Some(_), Some(_)) => Some(failure("min_os_version", required, claimed)),
+        (Some(_), Some(_)) => Some(failure("min_os_version", required, claimed, None)),
         _ => Some(format!(
             "{}, {claimed:?} cannot be compared",
-            unknown("min_os_version", required)
+            unknown("min_os_version", required, None)
         )),
     }
 }
 
-fn exactly<T: PartialEq + Serialize>(condition: &str, required: Option<T>, claimed: Option<T>) -> Option<String> {
-    check(condition, required, claimed, PartialEq::eq)
+fn exactly<T: PartialEq + Serialize>(condition: &str, required: Option<T>, present: Present<T>) -> Option<String> {
+    check(condition, required, present, PartialEq::eq)
 }
 
-fn at_least<T: PartialOrd + Serialize>(condition: &str, required: Option<T>, claimed: Option<T>) -> Option<String> {
-    check(condition, required, claimed, PartialOrd::ge)
+fn at_least<T: PartialOrd + Serialize>(condition: &str, required: Option<T>, present: Present<T>) -> Option<String> {
+    check(condition, required, present, PartialOrd::ge)
 }
 
 fn check<T: Serialize>(
     condition: &str,
     required: Option<T>,
-    claimed: Option<T>,
+    Present { value, attested_at }: Present<T>,
     holds: impl Fn(&T, &T) -> bool,
 ) -> Option<String> {
     let required = required?;
-    match claimed {
-        None => Some(unknown(condition, word(&required))),
-        Some(claimed) if holds(&claimed, &required) => None,
-        Some(claimed) => Some(failure(condition, word(&required), word(&claimed))),
+    match value {
+        None => Some(unknown(condition, word(&required), attested_at)),
+        Some(value) if holds(&value, &required) => None,
+        Some(value) => Some(failure(condition, word(&required), word(&value), attested_at)),
     }
 }
 
-fn failure(condition: &str, required: impl Display, claimed: impl Display) -> String {
-    format!("{condition}: required {required}, claimed {claimed}")
+fn failure(
+    condition: &str,
+    required: impl Display,
+    present: impl Display,
+    attested_at: Option<OffsetDateTime>,
+) -> String {
+    match attested_at {
+        None => format!("{condition}: required {required}, claimed {present}"),
+        Some(at) => format!(
+            "{condition}: required {required}, attested {present} by Apple at {}",
+            rfc3339(at)
+        ),
+    }
 }
 
-fn unknown(condition: &str, required: impl Display) -> String {
-    format!("{condition}: required {required}, unknown")
+fn unknown(condition: &str, required: impl Display, attested_at: Option<OffsetDateTime>) -> String {
+    match attested_at {
+        None => format!("{condition}: required {required}, unknown"),
+        Some(at) => format!(
+            "{condition}: required {required}, unknown to the Apple attestation of {}",
+            rfc3339(at)
+        ),
+    }
 }
 
 /// A value as the API writes it, so that a reason uses the words of the condition.
@@ -121,13 +221,21 @@ fn word<T: Serialize>(value: &T) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use assay_protocol::machine::{Assurance, KeyStoreKind, Posture, SecureBoot};
+    use assay_protocol::{
+        attestation::AttestedClaims,
+        machine::{KeyStoreKind, Posture, SecureBoot},
+    };
     use proptest::prelude::*;
     use rstest::rstest;
     use serde_json::{from_value, json};
+    use time::macros::datetime;
     use uuid::Uuid;
 
     use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
+    const ATTESTED_AT: OffsetDateTime = datetime!(2026-11-20 10:00 UTC);
+    const LAPSES_AT: OffsetDateTime = datetime!(2026-12-20 10:00 UTC);
 
     fn healthy() -> Posture {
         from_value(json!({
@@ -146,8 +254,9 @@ mod tests {
             labels: &labels,
             claimed_key_store: store,
             claimed_posture: posture,
+            attestation: None,
         };
-        failures(&from_value(conditions).unwrap(), &subject)
+        failures(&from_value(conditions).unwrap(), &subject, NOW)
     }
 
     #[rstest]
@@ -229,8 +338,9 @@ mod tests {
             labels: &BTreeMap::new(),
             claimed_key_store: KeyStoreKind::SecureEnclave,
             claimed_posture: &healthy(),
+            attestation: None,
         };
-        let failures = failures(&Conditions::default(), &subject);
+        let failures = failures(&Conditions::default(), &subject, NOW);
         assert_eq!(
             failures,
             [format!("status: required active, on record {}", word(&status))]
@@ -249,6 +359,106 @@ mod tests {
             failures,
             [r#"min_os_version: required 26, unknown, "27.0 beta 2" cannot be compared"#]
         );
+    }
+
+    fn attested_failures(
+        conditions: Value,
+        claimed: &Posture,
+        attested: &AttestedClaims,
+        now: OffsetDateTime,
+    ) -> (Vec<String>, Option<OffsetDateTime>) {
+        let labels = BTreeMap::new();
+        let subject = Subject {
+            machine_id: Uuid::nil(),
+            status: MachineStatus::Active,
+            assurance: Assurance::Attested,
+            labels: &labels,
+            claimed_key_store: KeyStoreKind::Software,
+            claimed_posture: claimed,
+            attestation: Some(Attestation {
+                attested_at: ATTESTED_AT,
+                lapses_at: LAPSES_AT,
+                claims: attested,
+            }),
+        };
+        let conditions = from_value(conditions).unwrap();
+        (
+            failures(&conditions, &subject, now),
+            hold_until(&conditions, &subject, now),
+        )
+    }
+
+    fn attested(sip_enabled: Option<bool>, secure_boot: Option<SecureBoot>) -> AttestedClaims {
+        AttestedClaims {
+            sip_enabled,
+            secure_boot,
+            ..AttestedClaims::default()
+        }
+    }
+
+    #[rstest]
+    #[case::better(json!({"sip_enabled": true}), attested(Some(true), None), false, None)]
+    #[case::worse(json!({"sip_enabled": true}), attested(Some(false), None), true,
+        Some("sip_enabled: required true, attested false by Apple at 2026-11-20T10:00:00Z"))]
+    #[case::not_said(json!({"sip_enabled": true}), attested(None, None), true,
+        Some("sip_enabled: required true, unknown to the Apple attestation of 2026-11-20T10:00:00Z"))]
+    #[case::worse_boot(json!({"secure_boot": "full"}), attested(None, Some(SecureBoot::Reduced)), true,
+        Some("secure_boot: required full, attested reduced by Apple at 2026-11-20T10:00:00Z"))]
+    #[case::boot_not_said(json!({"secure_boot": "permissive"}), attested(None, None), true,
+        Some("secure_boot: required permissive, unknown to the Apple attestation of 2026-11-20T10:00:00Z"))]
+    #[case::better_boot(json!({"secure_boot": "full"}), attested(None, Some(SecureBoot::Full)), false, None)]
+    fn the_word_of_a_fresh_attestation_counts_and_not_the_claim(
+        #[case] conditions: Value,
+        #[case] attested: AttestedClaims,
+        #[case] claimed: bool,
+        #[case] reason: Option<&str>,
+    ) {
+        let posture = Posture {
+            sip_enabled: Some(claimed),
+            secure_boot: claimed.then_some(SecureBoot::Full),
+            ..Posture::default()
+        };
+        let (failures, until) = attested_failures(conditions.clone(), &posture, &attested, NOW);
+        assert_eq!(failures, reason.into_iter().collect::<Vec<_>>());
+        assert_eq!(until, Some(LAPSES_AT));
+        // Once it is too old, the claim counts again, from that very moment on.
+        let last = LAPSES_AT - Duration::microseconds(1);
+        assert_eq!(
+            attested_failures(conditions.clone(), &posture, &attested, last).0,
+            failures
+        );
+        let (failures, until) = attested_failures(conditions, &posture, &attested, LAPSES_AT);
+        assert_eq!((failures.is_empty(), until), (claimed, None), "{failures:?}");
+    }
+
+    #[test]
+    fn what_apple_does_not_attest_stays_the_agents_claim() {
+        let conditions = json!({"filevault_enabled": true, "key_store": "secure-enclave", "min_os_version": "26.1"});
+        let attested = AttestedClaims {
+            os_version: Some("27.0".into()),
+            ..AttestedClaims::default()
+        };
+        let (failures, _) = attested_failures(conditions, &Posture::default(), &attested, NOW);
+        assert_eq!(
+            failures,
+            [
+                "key_store: required secure-enclave, claimed software",
+                "filevault_enabled: required true, unknown",
+                "min_os_version: required 26.1, unknown",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_age_of_an_attestation_counts_from_when_apple_signed_it() {
+        let conditions = json!({"max_attestation_age_days": 3});
+        let end = ATTESTED_AT + Duration::days(3);
+        let at = |now| attested_failures(conditions.clone(), &Posture::default(), &AttestedClaims::default(), now);
+        assert_eq!(at(NOW), (vec![], Some(end)));
+        assert_eq!(at(end - Duration::microseconds(1)), (vec![], Some(end)));
+        let reason = "max_attestation_age_days: required 3, the Apple attestation on record is of 2026-11-20T10:00:00Z";
+        assert_eq!(at(end), (vec![reason.to_owned()], Some(LAPSES_AT)));
+        assert_eq!(at(LAPSES_AT), (vec![reason.to_owned()], None));
     }
 
     fn any_conditions() -> impl Strategy<Value = Conditions> {

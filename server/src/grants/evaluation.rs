@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use assay_protocol::{
-    admin_api::grants::{EvaluatedAudience, GrantEvaluation, Selector},
+    admin_api::grants::{Conditions, EvaluatedAudience, GrantEvaluation, Selector},
     agent_api::Denial,
+    attestation::AttestedClaims,
     machine::{Assurance, KeyStoreKind, MachineStatus, Posture},
 };
 use time::OffsetDateTime;
@@ -27,6 +28,18 @@ pub(crate) struct Subject<'a> {
     pub(crate) claimed_key_store: KeyStoreKind,
     /// What the agent says of the machine's defences.
     pub(crate) claimed_posture: &'a Posture,
+    /// What Apple says of them, for the current key.
+    pub(crate) attestation: Option<Attestation<'a>>,
+}
+
+/// The Apple attestation on record, however old.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attestation<'a> {
+    /// When Apple signed it.
+    pub(crate) attested_at: OffsetDateTime,
+    /// From when on it is too old to speak for the machine.
+    pub(crate) lapses_at: OffsetDateTime,
+    pub(crate) claims: &'a AttestedClaims,
 }
 
 /// What came of all grants that are for one machine.
@@ -44,7 +57,8 @@ pub(crate) struct Evaluation {
 
 /// Evaluates every grant for one machine. A grant that has expired counts as not there.
 pub(crate) fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDateTime) -> Evaluation {
-    let mut valid_until: Option<OffsetDateTime> = None;
+    // The level is in the answer of a check-in and in every token, so the attestation counts without any grant, too.
+    let mut valid_until = conditions::hold_until(&Conditions::default(), subject, now);
     let mut evaluations = Vec::new();
     for grant in catalog.candidates(subject.machine_id, subject.labels) {
         if grant.expires_at.is_some_and(|end| end <= now) {
@@ -53,8 +67,9 @@ pub(crate) fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDate
         let Some(matched) = matched_members(&grant.selector, subject) else {
             continue;
         };
-        valid_until = [valid_until, grant.expires_at].into_iter().flatten().min();
-        evaluations.push(evaluated(grant, matched, subject));
+        let holds_until = conditions::hold_until(&grant.conditions, subject, now);
+        valid_until = [valid_until, grant.expires_at, holds_until].into_iter().flatten().min();
+        evaluations.push(evaluated(grant, matched, subject, now));
     }
     evaluations.sort_by(|left, right| order(left).cmp(&order(right)));
     Evaluation {
@@ -65,8 +80,13 @@ pub(crate) fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDate
     }
 }
 
-fn evaluated(grant: &CatalogGrant, matched: Vec<String>, subject: &Subject<'_>) -> GrantEvaluation {
-    let reasons = conditions::failures(&grant.conditions, subject);
+fn evaluated(
+    grant: &CatalogGrant,
+    matched: Vec<String>,
+    subject: &Subject<'_>,
+    now: OffsetDateTime,
+) -> GrantEvaluation {
+    let reasons = conditions::failures(&grant.conditions, subject, now);
     GrantEvaluation {
         grant_id: grant.id,
         audience: grant.audience.clone(),
@@ -180,6 +200,7 @@ mod tests {
             labels: &labels,
             claimed_key_store: KeyStoreKind::SecureEnclave,
             claimed_posture: &posture,
+            attestation: None,
         };
         evaluate(&Catalog::new(1, grants), &subject, now)
     }
@@ -337,6 +358,7 @@ mod tests {
                 labels: &labels,
                 claimed_key_store: KeyStoreKind::Software,
                 claimed_posture: &Posture::default(),
+                attestation: None,
             };
             let walked: BTreeSet<Uuid> = grants
                 .iter()

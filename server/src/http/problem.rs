@@ -3,6 +3,7 @@
 
 use assay_protocol::{
     Problem, ProblemKind,
+    attestation::AttestationRefusal,
     problem::{LineError, MEDIA_TYPE},
 };
 use axum::{
@@ -28,6 +29,7 @@ pub(crate) struct ApiProblem {
     retry_after_seconds: Option<u64>,
     nonce_after: Option<OffsetDateTime>,
     errors: Vec<LineError>,
+    reason: Option<AttestationRefusal>,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiProblem>;
@@ -45,6 +47,7 @@ impl ApiProblem {
             retry_after_seconds: None,
             nonce_after: None,
             errors: Vec::new(),
+            reason: None,
         }
     }
 
@@ -61,6 +64,12 @@ impl ApiProblem {
     /// Names what was wrong with a file, row by row.
     pub(crate) fn errors(mut self, errors: Vec<LineError>) -> Self {
         self.errors = errors;
+        self
+    }
+
+    /// Says for programs, too, why an attestation is refused.
+    pub(crate) fn reason(mut self, reason: AttestationRefusal) -> Self {
+        self.reason = Some(reason);
         self
     }
 
@@ -137,6 +146,7 @@ pub(crate) async fn write_bodies(request_id: RequestId, request: Request, next: 
     };
     let body = Problem {
         errors: problem.errors.clone(),
+        reason: problem.reason,
         ..Problem::new(problem.kind, problem.detail.clone(), request_id.to_string())
     };
     let body = serde_json::to_vec(&body).unwrap_or_default();

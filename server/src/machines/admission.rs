@@ -182,6 +182,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::machines::assurance::Grounds;
 
     fn identity(serial_number: Option<&str>, hardware_uuid: Option<&str>) -> Identity {
         Identity {
@@ -189,6 +190,7 @@ mod tests {
             status: MachineStatus::Active,
             status_reason: None,
             assurance: Assurance::Asserted,
+            grounds: Grounds::default(),
             serial_number: serial_number.map(Into::into),
             hardware_uuid: hardware_uuid.map(Into::into),
             current_key: KeyThumbprint::from_bytes(&[7; 32]).unwrap(),

@@ -3,9 +3,13 @@
 
 use assay_protocol::{admin_api::enrollment_tokens::EnrollmentToken, machine::Assurance};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// What stands behind the serial number of a machine's current key. Another key has other grounds.
+use crate::{attestation::apple::BoundAttestation, clock::rfc3339};
+
+/// What stands behind the serial number of a machine's current key. A key that enrolls in its place has other grounds; one
+/// that it lets in itself, by rotation, inherits them, but for Apple's attestation, which is of one key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Grounds {
     /// The enrollment token that named the serial number when the key came with it. That it named it stays true when
@@ -15,6 +19,28 @@ pub(crate) struct Grounds {
     pub(crate) inventory: Option<InventoryGround>,
     /// The enrollment of this key that an administrator approved.
     pub(crate) approval: Option<Uuid>,
+    /// What Apple vouches for, of this key and this serial number.
+    pub(crate) attestation: Option<AttestationGround>,
+}
+
+/// That Apple vouches for the serial number, to this key. There are two ways to one: a [`BoundAttestation`], and a record
+/// that holds one, which the database lets refer to no other than its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AttestationGround {
+    id: Uuid,
+    attested_at: OffsetDateTime,
+    standing: AttestationStanding,
+}
+
+/// Whether an attestation still stands for its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AttestationStanding {
+    /// It does, until it is too old.
+    Bound,
+    /// It was found to be too old. A longer `apple.attestation_max_age` does not bring it back: assurance never rises by
+    /// itself.
+    Lapsed,
 }
 
 /// Whether an inventory match still holds.
@@ -35,6 +61,45 @@ pub(crate) struct Circumstances {
     pub(crate) has_serial_number: bool,
     /// Whether the inventory names it now.
     pub(crate) is_in_inventory: bool,
+    /// An attestation that Apple signed then or earlier is too old.
+    pub(crate) attested_since: OffsetDateTime,
+}
+
+impl AttestationGround {
+    /// As it is on record.
+    pub(crate) fn on_record(id: Uuid, attested_at: OffsetDateTime, standing: AttestationStanding) -> Self {
+        Self {
+            id,
+            attested_at,
+            standing,
+        }
+    }
+
+    /// Which attestation it is.
+    pub(crate) fn id(self) -> Uuid {
+        self.id
+    }
+
+    /// When Apple signed it.
+    pub(crate) fn attested_at(self) -> OffsetDateTime {
+        self.attested_at
+    }
+
+    /// Whether it still stands.
+    pub(crate) fn standing(self) -> AttestationStanding {
+        self.standing
+    }
+
+    fn as_of(self, attested_since: OffsetDateTime) -> Self {
+        if self.attested_at <= attested_since {
+            Self {
+                standing: AttestationStanding::Lapsed,
+                ..self
+            }
+        } else {
+            self
+        }
+    }
 }
 
 impl Grounds {
@@ -43,7 +108,36 @@ impl Grounds {
         Self {
             token: token.filter(|token| names(token, serial_number)).map(|token| token.id),
             inventory: is_in_inventory.then_some(InventoryGround::Matched),
-            approval: None,
+            ..Self::default()
+        }
+    }
+
+    /// The same, with an attestation that was bound to this very key and serial number.
+    pub(crate) fn attested(self, id: Uuid, bound: &BoundAttestation) -> Self {
+        let attested_at = bound.attestation().attested_at();
+        Self {
+            attestation: Some(AttestationGround::on_record(
+                id,
+                attested_at,
+                AttestationStanding::Bound,
+            )),
+            ..self
+        }
+    }
+
+    /// What is left of them for another key that the machine's own let in.
+    pub(crate) fn without_attestation(self) -> Self {
+        Self {
+            attestation: None,
+            ..self
+        }
+    }
+
+    /// What is left of them when an attestation that Apple signed then or earlier is too old.
+    pub(crate) fn as_of(self, attested_since: OffsetDateTime) -> Self {
+        Self {
+            attestation: self.attestation.map(|attestation| attestation.as_of(attested_since)),
+            ..self
         }
     }
 
@@ -63,10 +157,22 @@ impl Grounds {
 
     /// The level that follows.
     pub(crate) fn assurance(self) -> Assurance {
-        if self.token.is_some() || self.approval.is_some() || self.inventory == Some(InventoryGround::Matched) {
+        let attestation = self.attestation.map(AttestationGround::standing);
+        if attestation == Some(AttestationStanding::Bound) {
+            Assurance::Attested
+        } else if self.token.is_some() || self.approval.is_some() || self.inventory == Some(InventoryGround::Matched) {
             Assurance::Verified
         } else {
             Assurance::Asserted
+        }
+    }
+
+    /// The level that a record with these grounds has, when an attestation that Apple signed then or earlier is too old.
+    /// Where replicas of an older version kept no grounds, what they wrote down counts.
+    pub(crate) fn assurance_at(self, on_record: Assurance, attested_since: OffsetDateTime) -> Assurance {
+        match on_record {
+            Assurance::Attested => self.as_of(attested_since).assurance(),
+            level => level,
         }
     }
 
@@ -85,13 +191,31 @@ impl Grounds {
             let on_record = word(circumstances.on_record);
             return format!("{on_record}: what it rests on was not recorded when the key was enrolled");
         }
-        match circumstances.on_record {
-            Assurance::Asserted => format!("asserted: {}", self.why_no_more(circumstances)),
-            level => format!("{}: {}", word(level), self.all_that_hold().join(", and ")),
+        let now = self.as_of(circumstances.attested_since);
+        let reason = match now.assurance() {
+            Assurance::Asserted => format!("asserted: {}", now.why_no_more(circumstances)),
+            level => format!("{}: {}", word(level), now.all_that_hold().join(", and ")),
+        };
+        match now
+            .attestation
+            .filter(|attestation| attestation.standing == AttestationStanding::Lapsed)
+        {
+            None => reason,
+            Some(lapsed) => {
+                let at = rfc3339(lapsed.attested_at);
+                format!("{reason}; the Apple attestation of {at} is too old")
+            }
         }
     }
 
     fn all_that_hold(self) -> Vec<String> {
+        let attestation = self
+            .attestation
+            .filter(|attestation| attestation.standing == AttestationStanding::Bound)
+            .map(|bound| {
+                let at = rfc3339(bound.attested_at);
+                format!("Apple attested this serial number to this key at {at}")
+            });
         let token = self
             .token
             .map(|id| format!("the enrollment token {id} names this serial number"));
@@ -100,7 +224,10 @@ impl Grounds {
         let approval = self
             .approval
             .map(|id| format!("an administrator approved the enrollment {id}"));
-        [token, inventory, approval].into_iter().flatten().collect()
+        [attestation, token, inventory, approval]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn why_no_more(self, circumstances: Circumstances) -> &'static str {
@@ -156,6 +283,7 @@ fn word(level: Assurance) -> &'static str {
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
+    use time::{Duration, macros::datetime};
 
     use super::*;
 
@@ -164,11 +292,24 @@ mod tests {
     const MATCHED: Option<InventoryGround> = Some(InventoryGround::Matched);
     const REMOVED: Option<InventoryGround> = Some(InventoryGround::Removed);
 
+    const TOO_OLD: OffsetDateTime = datetime!(2026-11-01 10:00 UTC);
+    const ATTESTED_AT: OffsetDateTime = datetime!(2026-11-20 10:00 UTC);
+
+    /// With an attestation on record beside.
+    fn with_attestation(grounds: Grounds, standing: AttestationStanding) -> Grounds {
+        let attestation = AttestationGround::on_record(Uuid::from_u128(3), ATTESTED_AT, standing);
+        Grounds {
+            attestation: Some(attestation),
+            ..grounds
+        }
+    }
+
     fn grounds(token: Option<Uuid>, inventory: Option<InventoryGround>, approval: Option<Uuid>) -> Grounds {
         Grounds {
             token,
             inventory,
             approval,
+            attestation: None,
         }
     }
 
@@ -201,11 +342,64 @@ mod tests {
         assert_eq!(after.inventory.is_some(), inventory.is_some());
     }
 
+    #[rstest]
+    fn an_attestation_attests_until_it_is_too_old_and_then_leaves_the_rest(
+        #[values(None, TOKEN)] token: Option<Uuid>,
+        #[values(None, REMOVED)] inventory: Option<InventoryGround>,
+    ) {
+        let rest = grounds(token, inventory, None);
+        let attested = with_attestation(rest, AttestationStanding::Bound);
+        assert_eq!(attested.assurance(), Assurance::Attested);
+        let at = |since| attested.assurance_at(Assurance::Attested, since);
+        assert_eq!(at(ATTESTED_AT - Duration::microseconds(1)), Assurance::Attested);
+        assert_eq!(at(ATTESTED_AT), rest.assurance());
+        assert_eq!(
+            attested.as_of(ATTESTED_AT),
+            with_attestation(rest, AttestationStanding::Lapsed)
+        );
+        assert_eq!(attested.without_inventory().assurance(), Assurance::Attested);
+    }
+
+    #[test]
+    fn what_has_lapsed_does_not_come_back() {
+        let lapsed = with_attestation(grounds(TOKEN, None, None), AttestationStanding::Lapsed);
+        assert_eq!(lapsed.assurance(), Assurance::Verified);
+        let long_ago = ATTESTED_AT - Duration::days(1000);
+        assert_eq!(lapsed.as_of(long_ago), lapsed);
+        for on_record in [Assurance::Attested, Assurance::Verified, Assurance::Asserted] {
+            assert!(lapsed.assurance_at(on_record, long_ago) <= Assurance::Verified);
+        }
+    }
+
+    #[test]
+    fn the_reason_tells_of_an_attestation_that_holds_and_of_one_that_is_too_old() {
+        let bound = reason(
+            with_attestation(grounds(TOKEN, None, None), AttestationStanding::Bound),
+            false,
+        );
+        assert!(
+            bound.starts_with(
+                "attested: Apple attested this serial number to this key at 2026-11-20T10:00:00Z, and the "
+            ),
+            "{bound}"
+        );
+        let lapsed = reason(
+            with_attestation(grounds(None, None, None), AttestationStanding::Lapsed),
+            false,
+        );
+        assert!(lapsed.starts_with("asserted: "), "{lapsed}");
+        assert!(
+            lapsed.ends_with("; the Apple attestation of 2026-11-20T10:00:00Z is too old"),
+            "{lapsed}"
+        );
+    }
+
     fn reason(grounds: Grounds, is_in_inventory: bool) -> String {
         grounds.reason(Circumstances {
             on_record: grounds.assurance(),
             has_serial_number: true,
             is_in_inventory,
+            attested_since: TOO_OLD,
         })
     }
 
@@ -245,6 +439,7 @@ mod tests {
             on_record: Assurance::Verified,
             has_serial_number: true,
             is_in_inventory: false,
+            attested_since: TOO_OLD,
         });
         assert_eq!(
             reason,

@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod assurance;
+pub(crate) mod boundaries;
 pub(crate) mod claims;
 pub(crate) mod client_certificate;
 pub(crate) mod labels;

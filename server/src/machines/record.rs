@@ -3,16 +3,21 @@
 use assay_protocol::admin_api::machines::Machine;
 use uuid::Uuid;
 
-use super::liveness::LivenessBoundaries;
+use super::boundaries::Boundaries;
 use crate::{
     audit::{Change, Origin},
     services::Services,
     store::{self, StoreError, Transaction},
 };
 
-/// Where liveness ends and begins now.
-pub(crate) fn boundaries(services: &Services) -> LivenessBoundaries {
-    LivenessBoundaries::at(services.clock.now(), services.policy.check_in_interval)
+/// As of when records are read: now.
+pub(crate) fn boundaries(services: &Services) -> Boundaries {
+    let policy = &services.policy;
+    Boundaries::at(
+        services.clock.now(),
+        policy.check_in_interval,
+        policy.attestation_max_age,
+    )
 }
 
 /// Holds a machine until the end of the transaction: first its presence, the row that a check-in writes, so that one

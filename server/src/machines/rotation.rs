@@ -1,8 +1,10 @@
 //! A machine replaces its key. The next key is let in by the current one and serves beside it; its first check-in
 //! supersedes the other. So a crash of either side, at any step, leaves the machine with a key that serves.
 
-use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason};
-use serde_json::json;
+use assay_protocol::{
+    KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason, machine::Assurance,
+};
+use serde_json::{Value, json};
 
 use super::admission::Admitted;
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
     store::{
         StoreError, Transaction, audit_entries,
         certificates::{self, Revoked},
-        events,
+        events, machine_grounds,
         machine_keys::{self, KeyStatus},
         machine_presence,
         machine_records::{self, Identity},
@@ -58,16 +60,9 @@ pub(crate) async fn begin(
         certificates::revoke(tx, machine.id, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
     }
     machine_keys::insert(tx, next, machine.id, KeyStatus::Next, now).await?;
-    announce(
-        tx,
-        clock,
-        origin,
-        machine,
-        key,
-        "machine.begin-key-rotation",
-        "machine.key-rotation-begun",
-    )
-    .await?;
+    let what = ("machine.begin-key-rotation", "machine.key-rotation-begun");
+    let (before, after) = (json!({"key": machine.current_key}), json!({"key": key}));
+    announce(tx, clock, origin, machine, what, (before, after)).await?;
     Ok(Ok(()))
 }
 
@@ -82,18 +77,23 @@ pub(crate) async fn complete(
     let now = clock.now();
     machine_keys::rotate(tx, machine.id, next, now).await?;
     certificates::revoke(tx, machine.id, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
+    let assurance = drop_attestation(tx, machine).await?;
     machine_records::rotate_key(tx, machine.id, next).await?;
     machine_presence::rotate_key(tx, machine.id, next).await?;
-    announce(
-        tx,
-        clock,
-        origin,
-        machine,
-        next,
-        "machine.rotate-key",
-        "machine.key-rotated",
-    )
-    .await
+    let what = ("machine.rotate-key", "machine.key-rotated");
+    let before = json!({"key": machine.current_key, "assurance": machine.assurance});
+    let after = json!({"key": next, "assurance": assurance});
+    announce(tx, clock, origin, machine, what, (before, after)).await
+}
+
+/// Apple vouched for the old key alone. What else stands behind the serial number stays; the level that follows.
+async fn drop_attestation(tx: &mut Transaction, machine: &Identity) -> Result<Assurance, StoreError> {
+    if machine.grounds.attestation.is_none() {
+        return Ok(machine.assurance);
+    }
+    let rest = machine.grounds.without_attestation();
+    machine_grounds::set(tx, machine.id, rest).await?;
+    Ok(rest.assurance())
 }
 
 async fn announce(
@@ -101,11 +101,9 @@ async fn announce(
     clock: &dyn Clock,
     origin: &Origin,
     machine: &Identity,
-    next: KeyThumbprint,
-    action: &'static str,
-    event: &str,
+    (action, event): (&'static str, &str),
+    (before, after): (Value, Value),
 ) -> Result<(), StoreError> {
-    let (before, after) = (json!({"key": machine.current_key}), json!({"key": next}));
     let detail = json!({"before": before, "after": after});
     events::insert(tx, clock, machine.id, event, detail).await?;
     let change = Change::new(action, "machine", machine.id).before(before).after(after);

@@ -26,6 +26,8 @@ pub(crate) enum Duty {
     SignRevocationLists,
     /// Noting which machines have fallen silent.
     NoteLiveness,
+    /// Letting attestations lapse that are too old.
+    LapseAttestations,
 }
 
 impl Duty {
@@ -43,6 +45,7 @@ impl Duty {
             Self::Retain => 0x0061_7373_6179_0702,
             Self::SignRevocationLists => 0x0061_7373_6179_0002,
             Self::NoteLiveness => 0x0061_7373_6179_0006,
+            Self::LapseAttestations => 0x0061_7373_6179_1001,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! `machines`, as far as their assurance goes: what it rests on. Whoever writes the grounds writes the level that follows.
 
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
-use crate::machines::assurance::Grounds;
+use crate::machines::assurance::{AttestationGround, Grounds};
 
 /// A machine and what stands behind its serial number.
 #[derive(Debug, Clone)]
@@ -23,48 +24,82 @@ impl Standing {
     }
 }
 
-/// Reads the columns.
-pub(super) fn parse(
-    token: Option<Uuid>,
-    inventory: Option<&str>,
-    approval: Option<Uuid>,
-) -> Result<Grounds, StoreError> {
-    Ok(Grounds {
-        token,
-        inventory: inventory.map(parse_text).transpose()?,
-        approval,
-    })
+/// The columns. An attestation in them is of the record's own key and serial number: a foreign key sees to that.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Columns {
+    pub(super) ground_token_id: Option<Uuid>,
+    pub(super) ground_inventory: Option<String>,
+    pub(super) ground_enrollment_id: Option<Uuid>,
+    pub(super) apple_attestation_id: Option<Uuid>,
+    pub(super) attested_at: Option<OffsetDateTime>,
+    pub(super) ground_attestation: Option<String>,
+}
+
+/// The grounds in a row that has all the columns.
+macro_rules! grounds_of {
+    ($row:expr) => {
+        $crate::store::machine_grounds::Columns {
+            ground_token_id: $row.ground_token_id,
+            ground_inventory: $row.ground_inventory,
+            ground_enrollment_id: $row.ground_enrollment_id,
+            apple_attestation_id: $row.apple_attestation_id,
+            attested_at: $row.attested_at,
+            ground_attestation: $row.ground_attestation,
+        }
+        .parse()
+    };
+}
+pub(super) use grounds_of;
+
+impl Columns {
+    pub(super) fn parse(&self) -> Result<Grounds, StoreError> {
+        let attestation = match (self.apple_attestation_id, self.attested_at, &self.ground_attestation) {
+            (Some(id), Some(attested_at), Some(standing)) => {
+                Some(AttestationGround::on_record(id, attested_at, parse_text(standing)?))
+            }
+            _ => None,
+        };
+        Ok(Grounds {
+            token: self.ground_token_id,
+            inventory: self.ground_inventory.as_deref().map(parse_text).transpose()?,
+            approval: self.ground_enrollment_id,
+            attestation,
+        })
+    }
 }
 
 /// What stands behind a machine's serial number.
 pub(crate) async fn find(connection: &mut Connection, machine_id: Uuid) -> Result<Option<Grounds>, StoreError> {
-    let row = sqlx::query!(
-        "SELECT ground_token_id, ground_inventory, ground_enrollment_id FROM machines WHERE id = $1",
+    let row = sqlx::query_as!(
+        Columns,
+        "SELECT ground_token_id, ground_inventory, ground_enrollment_id, apple_attestation_id, attested_at,
+                ground_attestation
+         FROM machines WHERE id = $1",
         machine_id
     )
     .fetch_optional(connection)
     .await?;
-    row.map(|row| {
-        parse(
-            row.ground_token_id,
-            row.ground_inventory.as_deref(),
-            row.ground_enrollment_id,
-        )
-    })
-    .transpose()
+    row.map(|row| row.parse()).transpose()
 }
 
 /// Sets what stands behind a machine's serial number, and the level.
 pub(crate) async fn set(connection: &mut Connection, machine_id: Uuid, grounds: Grounds) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines
-         SET assurance = $2, ground_token_id = $3, ground_inventory = $4, ground_enrollment_id = $5
+         SET assurance = $2, ground_token_id = $3, ground_inventory = $4, ground_enrollment_id = $5,
+             apple_attestation_id = $6, attested_at = $7, ground_attestation = $8
          WHERE id = $1",
         machine_id,
         text(&grounds.assurance())?,
         grounds.token,
         grounds.inventory.as_ref().map(text).transpose()?,
         grounds.approval,
+        grounds.attestation.map(AttestationGround::id),
+        grounds.attestation.map(AttestationGround::attested_at),
+        grounds
+            .attestation
+            .map(|attestation| text(&attestation.standing()))
+            .transpose()?,
     )
     .execute(connection)
     .await?;
@@ -93,7 +128,8 @@ pub(crate) async fn hold_on_inventory(
 /// Reads what machines rest on whose presence is held, of those that still rest on the inventory, and holds the records.
 pub(crate) async fn lock_on_inventory(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<Standing>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT id, serial_number AS "serial_number!", ground_token_id, ground_inventory, ground_enrollment_id
+        r#"SELECT id, serial_number AS "serial_number!", ground_token_id, ground_inventory, ground_enrollment_id,
+                  apple_attestation_id, attested_at, ground_attestation
            FROM machines WHERE id = ANY ($1) AND ground_inventory = 'matched' AND serial_number IS NOT NULL
            ORDER BY id FOR UPDATE"#,
         ids
@@ -105,11 +141,7 @@ pub(crate) async fn lock_on_inventory(connection: &mut Connection, ids: &[Uuid])
             Ok(Standing {
                 machine_id: row.id,
                 serial_number: row.serial_number,
-                grounds: parse(
-                    row.ground_token_id,
-                    row.ground_inventory.as_deref(),
-                    row.ground_enrollment_id,
-                )?,
+                grounds: grounds_of!(row)?,
             })
         })
         .collect()
@@ -134,4 +166,19 @@ pub(crate) async fn set_all(connection: &mut Connection, all: &[Standing]) -> Re
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Machines that rest on an attestation which Apple signed then or earlier.
+pub(crate) async fn resting_on_attestations_until(
+    connection: &mut Connection,
+    attested_since: OffsetDateTime,
+    limit: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM machines WHERE ground_attestation = 'bound' AND attested_at <= $1 ORDER BY attested_at LIMIT $2",
+        attested_since,
+        limit
+    )
+    .fetch_all(connection)
+    .await?)
 }

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use assay_protocol::{
     KeyThumbprint,
+    attestation::AttestedClaims,
     machine::{Assurance, KeyStoreKind, MachineStatus, Posture},
 };
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
+use super::{Connection, StoreError, json, machine_grounds::grounds_of, parse_json, parse_text, text, thumbprint};
 use crate::{
-    grants::evaluation::Subject,
+    grants::evaluation::{Attestation, Subject},
     machines::{assurance::Grounds, claims::Claims},
 };
 
@@ -33,10 +34,19 @@ pub(crate) struct Identity {
     pub(crate) id: Uuid,
     pub(crate) status: MachineStatus,
     pub(crate) status_reason: Option<String>,
+    /// As it was written down: what counts now is [`Self::assurance_at`].
     pub(crate) assurance: Assurance,
+    pub(crate) grounds: Grounds,
     pub(crate) serial_number: Option<String>,
     pub(crate) hardware_uuid: Option<String>,
     pub(crate) current_key: KeyThumbprint,
+}
+
+impl Identity {
+    /// What stands behind the serial number, when an attestation that Apple signed then or earlier is too old.
+    pub(crate) fn assurance_at(&self, attested_since: OffsetDateTime) -> Assurance {
+        self.grounds.assurance_at(self.assurance, attested_since)
+    }
 }
 
 struct IdentityRow {
@@ -44,6 +54,12 @@ struct IdentityRow {
     status: String,
     status_reason: Option<String>,
     assurance: String,
+    ground_token_id: Option<Uuid>,
+    ground_inventory: Option<String>,
+    ground_enrollment_id: Option<Uuid>,
+    apple_attestation_id: Option<Uuid>,
+    attested_at: Option<OffsetDateTime>,
+    ground_attestation: Option<String>,
     serial_number: Option<String>,
     hardware_uuid: Option<String>,
     current_key: Vec<u8>,
@@ -58,6 +74,7 @@ impl TryFrom<IdentityRow> for Identity {
             status: parse_text(&row.status)?,
             status_reason: row.status_reason,
             assurance: parse_text(&row.assurance)?,
+            grounds: grounds_of!(row)?,
             serial_number: row.serial_number,
             hardware_uuid: row.hardware_uuid,
             current_key: thumbprint(&row.current_key)?,
@@ -100,7 +117,8 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) ->
 pub(crate) async fn find_identity(connection: &mut Connection, id: Uuid) -> Result<Option<Identity>, StoreError> {
     sqlx::query_as!(
         IdentityRow,
-        "SELECT id, status, status_reason, assurance, serial_number, hardware_uuid, current_key
+        "SELECT id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
+                apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
          FROM machines WHERE id = $1",
         id
     )
@@ -118,7 +136,8 @@ pub(crate) async fn find_by_serial_number(
 ) -> Result<Option<Identity>, StoreError> {
     sqlx::query_as!(
         IdentityRow,
-        "SELECT id, status, status_reason, assurance, serial_number, hardware_uuid, current_key
+        "SELECT id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
+                apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
          FROM machines
          WHERE serial_number = $1 AND status <> 'pending'
            AND NOT EXISTS (SELECT FROM machine_keys AS key WHERE key.thumbprint = current_key AND key.status = 'denied')
@@ -185,7 +204,8 @@ pub(crate) async fn set_claims(connection: &mut Connection, id: Uuid, claims: &C
     Ok(())
 }
 
-/// Gives a record a new key, with what its new holder claims, and makes it active.
+/// Gives a record a new key, with what its new holder claims, and makes it active. With the old key its attestation goes
+/// off the record: a trigger on the table does that whoever replaces a key.
 pub(crate) async fn replace_key(
     connection: &mut Connection,
     id: Uuid,
@@ -256,23 +276,36 @@ pub(crate) struct Evaluable {
     pub(crate) key_created_at: OffsetDateTime,
     pub(crate) certificate: Option<CurrentCertificate>,
     pub(crate) machine_id: Uuid,
-    pub(crate) assurance: Assurance,
+    assurance: Assurance,
+    grounds: Grounds,
+    attested_claims: Option<AttestedClaims>,
     labels: BTreeMap<String, String>,
     key_store: KeyStoreKind,
     claimed_posture: Posture,
 }
 
 impl Evaluable {
-    /// What grants are evaluated on.
-    pub(crate) fn subject(&self) -> Subject<'_> {
+    /// What grants are evaluated on now, with attestations of this age too old.
+    pub(crate) fn subject(&self, now: OffsetDateTime, attestation_max_age: Duration) -> Subject<'_> {
+        let attested_since = now.saturating_sub(attestation_max_age);
         Subject {
             machine_id: self.machine_id,
             status: self.status,
-            assurance: self.assurance,
+            assurance: self.grounds.assurance_at(self.assurance, attested_since),
             labels: &self.labels,
             claimed_key_store: self.key_store,
             claimed_posture: &self.claimed_posture,
+            attestation: self.attestation(attestation_max_age),
         }
+    }
+
+    fn attestation(&self, max_age: Duration) -> Option<Attestation<'_>> {
+        let attested_at = self.grounds.attestation?.attested_at();
+        Some(Attestation {
+            attested_at,
+            lapses_at: attested_at.saturating_add(max_age),
+            claims: self.attested_claims.as_ref()?,
+        })
     }
 }
 
@@ -287,11 +320,14 @@ pub(crate) struct CurrentCertificate {
 /// Reads all of it in one statement, so that it belongs together.
 pub(crate) async fn find_evaluable(connection: &mut Connection, id: Uuid) -> Result<Option<Evaluable>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT record_version, machines.status, status_reason, machines.current_key, key_created_at, assurance, labels, key_store,
-                  claimed_posture, sha256 AS "sha256?", not_before AS "not_before?", not_after AS "not_after?"
+        r#"SELECT record_version, machines.status, status_reason, machines.current_key, key_created_at, assurance,
+                  ground_token_id, ground_inventory, ground_enrollment_id, apple_attestation_id, machines.attested_at, ground_attestation,
+                  claims AS "attested_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
+                  not_before AS "not_before?", certificates.not_after AS "not_after?"
            FROM machines
-           JOIN machine_presence ON machine_id = machines.id
+           JOIN machine_presence ON machine_presence.machine_id = machines.id
            LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number AND revoked_at IS NULL
+           LEFT JOIN apple_attestations ON apple_attestations.id = apple_attestation_id
            WHERE machines.id = $1"#,
         id
     )
@@ -315,6 +351,8 @@ pub(crate) async fn find_evaluable(connection: &mut Connection, id: Uuid) -> Res
             certificate,
             machine_id: id,
             assurance: parse_text(&row.assurance)?,
+            grounds: grounds_of!(row)?,
+            attested_claims: row.attested_claims.map(parse_json).transpose()?,
             labels: parse_json(row.labels)?,
             key_store: parse_text(&row.key_store)?,
             claimed_posture: parse_json(row.claimed_posture)?,

@@ -8,8 +8,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, json, machine_grounds, parse_json, parse_text};
-use crate::machines::{assurance::Circumstances, labels::Labels, liveness::LivenessBoundaries};
+use super::{Connection, StoreError, json, machine_grounds::grounds_of, parse_json, parse_text};
+use crate::machines::{assurance::Circumstances, boundaries::Boundaries, labels::Labels};
 
 /// The index that a second active machine of one serial number violates.
 pub(crate) const ONE_PER_SERIAL_NUMBER: &str = "machines_one_per_serial_number";
@@ -22,6 +22,10 @@ struct Row {
     ground_token_id: Option<Uuid>,
     ground_inventory: Option<String>,
     ground_enrollment_id: Option<Uuid>,
+    apple_attestation_id: Option<Uuid>,
+    attested_at: Option<OffsetDateTime>,
+    ground_attestation: Option<String>,
+    attested_claims: Option<Value>,
     serial_number: Option<String>,
     in_inventory: bool,
     owner: Option<String>,
@@ -50,6 +54,7 @@ macro_rules! select {
         sqlx::query_as!(
             Row,
             r#"SELECT machines.id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
+                      apple_attestation_id, machines.attested_at, ground_attestation, apple_attestations.claims AS "attested_claims?",
                       machines.serial_number, inventory.serial_number IS NOT NULL AS "in_inventory!", owner AS "owner?",
                       hardware_uuid, model_identifier, hostname, machines.labels, note, claimed_posture, machines.current_key, key_store, key_accessibility,
                       key_created_at, verdict_reasons, enrolled_at, last_check_in_at, clock_skew_seconds,
@@ -58,6 +63,7 @@ macro_rules! select {
                FROM machines
                JOIN machine_presence ON machine_presence.machine_id = machines.id
                LEFT JOIN certificates ON certificates.serial_number = machines.certificate_serial_number
+               LEFT JOIN apple_attestations ON apple_attestations.id = machines.apple_attestation_id
                LEFT JOIN inventory ON inventory.serial_number = machines.serial_number "#
                 + $condition,
             $($argument),+
@@ -69,7 +75,7 @@ macro_rules! select {
 pub(crate) async fn find(
     connection: &mut Connection,
     id: Uuid,
-    boundaries: &LivenessBoundaries,
+    boundaries: &Boundaries,
 ) -> Result<Option<Machine>, StoreError> {
     let row = select!("WHERE machines.id = $1", id).fetch_optional(connection).await?;
     row.map(|row| machine(row, boundaries)).transpose()
@@ -80,7 +86,7 @@ pub(crate) async fn find(
 pub(crate) async fn lock(
     connection: &mut Connection,
     id: Uuid,
-    boundaries: &LivenessBoundaries,
+    boundaries: &Boundaries,
 ) -> Result<Option<Machine>, StoreError> {
     let row = select!("WHERE machines.id = $1 FOR UPDATE OF machines", id)
         .fetch_optional(connection)
@@ -92,7 +98,7 @@ pub(crate) async fn lock(
 pub(crate) async fn find_all(
     connection: &mut Connection,
     ids: &[Uuid],
-    boundaries: &LivenessBoundaries,
+    boundaries: &Boundaries,
 ) -> Result<Vec<Machine>, StoreError> {
     let rows = select!("WHERE machines.id = ANY ($1) ORDER BY machines.id", ids)
         .fetch_all(connection)
@@ -141,26 +147,23 @@ pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<(), 
     Ok(())
 }
 
-fn machine(row: Row, boundaries: &LivenessBoundaries) -> Result<Machine, StoreError> {
+fn machine(row: Row, boundaries: &Boundaries) -> Result<Machine, StoreError> {
     let claimed: Posture = parse_json(row.claimed_posture)?;
-    let assurance = parse_text(&row.assurance)?;
-    let grounds = machine_grounds::parse(
-        row.ground_token_id,
-        row.ground_inventory.as_deref(),
-        row.ground_enrollment_id,
-    )?;
+    let on_record = parse_text(&row.assurance)?;
+    let grounds = grounds_of!(row)?;
     let assurance_reason = grounds.reason(Circumstances {
-        on_record: assurance,
+        on_record,
         has_serial_number: row.serial_number.is_some(),
         is_in_inventory: row.in_inventory,
+        attested_since: boundaries.attested_since,
     });
     Ok(Machine {
         id: row.id,
         status: parse_text(&row.status)?,
         status_reason: row.status_reason,
-        assurance,
+        assurance: grounds.assurance_at(on_record, boundaries.attested_since),
         assurance_reason,
-        liveness: boundaries.liveness(row.last_check_in_at),
+        liveness: boundaries.liveness.liveness(row.last_check_in_at),
         serial_number: row.serial_number,
         in_inventory: row.in_inventory,
         owner: row.owner,
@@ -179,9 +182,9 @@ fn machine(row: Row, boundaries: &LivenessBoundaries) -> Result<Machine, StoreEr
         agent_version: claimed.agent_version.clone(),
         posture: MachinePosture {
             claimed,
-            attested: None,
+            attested: row.attested_claims.map(parse_json).transpose()?,
         },
-        attested_at: None,
+        attested_at: row.attested_at,
         enrolled_at: row.enrolled_at,
         last_check_in_at: row.last_check_in_at,
         last_verdict: row.verdict_reasons.map(verdict),

@@ -1,6 +1,7 @@
 //! All SQL, one file a noun. A function takes a connection, so that its caller decides what makes up one transaction.
 
 pub(crate) mod api_keys;
+pub(crate) mod apple_attestations;
 pub(crate) mod audit_entries;
 pub(crate) mod audit_seals;
 pub(crate) mod certificates;

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
+    attestation::AttestedClaims,
     key::KeyThumbprint,
     machine::{Assurance, KeyAccessibility, KeyStoreKind, Liveness, MachineStatus, Posture},
 };
@@ -49,7 +50,7 @@ pub struct Machine {
     pub certificate: Option<CertificateSummary>,
     /// The state of its defences.
     pub posture: MachinePosture,
-    /// When Apple signed the attestation on record.
+    /// When Apple signed the attestation on record; null without one of the current key.
     #[serde(with = "time::serde::rfc3339::option")]
     pub attested_at: Option<OffsetDateTime>,
     /// When its record was made.
@@ -102,8 +103,8 @@ pub struct CertificateSummary {
 pub struct MachinePosture {
     /// What the agent says.
     pub claimed: Posture,
-    /// What Apple vouches for; null without an attestation.
-    pub attested: Option<Posture>,
+    /// What Apple vouches for, as of `attested_at`; null without an attestation.
+    pub attested: Option<AttestedClaims>,
 }
 
 /// Whether everything that a machine's grants demand of it holds.

@@ -2,6 +2,7 @@
 //! never grants more than was meant.
 
 pub mod api_keys;
+pub mod apple_attestations;
 pub mod audit;
 pub mod certificates;
 pub mod enrollment_tokens;

@@ -2,16 +2,19 @@
 //! wrong-typed. Each gets a problem with a 4xx, no connection is dropped, and the server serves on.
 
 use assay_protocol::{ProblemKind, Purpose};
+use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
+use assay_tests::apple::{Apple, Attested};
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use crate::api::document::{Operation, allows, operations};
 
 /// Without limits, as all of this comes from one address.
-const SETTINGS: [(&str, &str); 3] = [
+const UNLIMITED: [(&str, &str); 3] = [
     ("rate_limit.machine_per_minute", "0"),
     ("rate_limit.address_per_minute", "0"),
     ("rate_limit.api_key_per_minute", "0"),
@@ -22,11 +25,16 @@ struct Ground {
     server: InProcess,
     token: String,
     permission_id: String,
+    apple: Apple,
+    _roots: NamedTempFile,
 }
 
 impl Ground {
     async fn prepare() -> Self {
-        let server = InProcess::start_with(&SETTINGS).await;
+        let (apple, roots) = (Apple::new(), NamedTempFile::new().unwrap());
+        std::fs::write(roots.path(), apple.roots_pem()).unwrap();
+        let trusted = ("apple.attestation_roots", roots.path().to_str().unwrap());
+        let server = InProcess::start_with(&[UNLIMITED.as_slice(), &[trusted]].concat()).await;
         let token = server.enrollment_token(json!({"max_uses": 100_000})).await;
         let permission = json!({"audience": "audience", "name": "permission"});
         let permission = server.post("/v1/admin/permissions", &permission).await.json();
@@ -34,6 +42,8 @@ impl Ground {
             server,
             token,
             permission_id: permission["id"].as_str().unwrap().to_owned(),
+            apple,
+            _roots: roots,
         }
     }
 
@@ -96,6 +106,10 @@ impl Ground {
                 "items": [{"serial_number": serial_number, "labels": {"team": "build"}, "owner": "Ada"}],
             }),
             "PATCH /v1/admin/machines/{id}" => json!({"labels": {"team": "build", "old": null}, "note": "a note"}),
+            "POST /v1/admin/machines/{id}/apple-attestation" => {
+                let (key, at) = (machine.public_key(), self.server.clock().now());
+                self.apple.body(&Attested::of(&serial_number, &key, at))
+            }
             _ if operation.path.starts_with("/v1/admin/machines/{id}/") => json!({"reason": "a reason"}),
             name => panic!("{name} needs a valid body here"),
         };

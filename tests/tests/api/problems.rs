@@ -74,6 +74,7 @@ async fn reach(kind: ProblemKind, server: &InProcess) -> Vec<Answer> {
         ProblemKind::UnsupportedMediaType => requests::unsupported_media_type(server).await,
         ProblemKind::RenewalExpired => servers::renewal_expired().await,
         ProblemKind::MachineExists => servers::machine_exists().await,
+        ProblemKind::AttestationRefused => requests::attestation_refused(server).await,
         ProblemKind::Conflict => requests::conflict(server).await,
         ProblemKind::PayloadTooLarge => requests::payload_too_large(server).await,
         ProblemKind::RateLimited => servers::rate_limited().await,

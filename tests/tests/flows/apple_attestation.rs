@@ -8,7 +8,7 @@ use assay_protocol::attestation::FreshnessCode;
 use assay_server::attestation::apple::{AttestationError, AttestationRoots, UnverifiedAttestation};
 use assay_tests::apple::{Apple, Attested, FRESHNESS_CODE, SERIAL_NUMBER};
 use assay_tests::machine::Machine;
-use assay_tests::processes::program;
+use assay_tests::processes::{ServerConfiguration, program};
 use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD};
 use pem::Pem;
 use rstest::rstest;
@@ -158,6 +158,18 @@ async fn a_file_that_cannot_be_used_is_named() {
             outcome.stderr
         );
     }
+}
+
+#[rstest]
+#[case::missing("/no/such.pem")]
+#[case::no_certificates("/etc/hostname")]
+#[tokio::test]
+async fn a_server_does_not_start_with_roots_that_it_cannot_use(#[case] roots: &str) {
+    let configuration = ServerConfiguration::with_private_postgres().set("apple.attestation_roots", roots);
+    let refused = run(configuration.command(&["serve"])).await;
+    assert_eq!(refused.code, Some(1));
+    assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("apple.attestation_roots"), "{}", refused.stderr);
 }
 
 /// Beyond the vectors: leaves that only somebody with the intermediate's key could make.

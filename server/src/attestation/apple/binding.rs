@@ -1,6 +1,7 @@
 //! From Apple's word on some Mac and some key to a fact about one machine on record.
 
 use assay_protocol::{PublicKey, attestation::FreshnessCode};
+use time::OffsetDateTime;
 
 use super::{AppleAttestation, AttestationError};
 
@@ -11,6 +12,8 @@ pub struct Record<'a> {
     pub key: &'a PublicKey,
     /// Its serial number.
     pub serial_number: Option<&'a str>,
+    /// An attestation that Apple signed then or earlier is too old to stand for it.
+    pub attested_since: OffsetDateTime,
 }
 
 /// An attestation of this very machine for this very key. To have one is the proof: it is made by
@@ -41,6 +44,11 @@ impl AppleAttestation {
             });
         }
         self.require_freshness(FreshnessCode::of(record.key))?;
+        if self.not_before <= record.attested_since {
+            return Err(AttestationError::TooOld {
+                attested_at: self.not_before,
+            });
+        }
         Ok(BoundAttestation {
             attestation: self,
             key: record.key.clone(),
@@ -54,6 +62,24 @@ impl BoundAttestation {
     #[must_use]
     pub fn attestation(&self) -> &AppleAttestation {
         &self.attestation
+    }
+
+    /// Whether this is the very attestation with this leaf, in DER.
+    #[must_use]
+    pub fn is(&self, leaf: Option<&[u8]>) -> bool {
+        self.attestation.chain().next() == leaf
+    }
+
+    /// Demands that it is newer than the one on record.
+    ///
+    /// # Errors
+    /// `NotNewer`.
+    pub fn require_newer_than(&self, on_record: OffsetDateTime) -> Result<(), AttestationError> {
+        let attested_at = self.attestation.attested_at();
+        if attested_at > on_record {
+            return Ok(());
+        }
+        Err(AttestationError::NotNewer { attested_at, on_record })
     }
 
     /// The key that it is bound to.

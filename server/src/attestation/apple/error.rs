@@ -1,10 +1,11 @@
 //! Why an attestation is not accepted.
 
 use assay_protocol::attestation::{AttestationRefusal, FreshnessCode};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 use x509_cert::der::oid::ObjectIdentifier;
 
 use super::{LONGEST_CERTIFICATE, from_seconds};
+use crate::clock::rfc3339;
 
 /// Why an attestation is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,27 @@ pub enum AttestationError {
         /// What the record says.
         on_record: String,
     },
+    /// It was good once.
+    #[error(
+        "Apple signed the attestation at {}, longer ago than apple.attestation_max_age; have the MDM ask the Mac for a new one",
+        rfc3339(*attested_at)
+    )]
+    TooOld {
+        /// When Apple signed it.
+        attested_at: OffsetDateTime,
+    },
+    /// To go back to what was true before would hide what has changed since.
+    #[error(
+        "Apple signed the attestation at {}, and the one on record at {}: an older one does not replace it",
+        rfc3339(*attested_at),
+        rfc3339(*on_record)
+    )]
+    NotNewer {
+        /// When Apple signed it.
+        attested_at: OffsetDateTime,
+        /// When Apple signed the one on record.
+        on_record: OffsetDateTime,
+    },
     /// It may be good and was not asked for with this nonce.
     #[error(
         "the attestation was not made for the machine's present key: it carries {}, and the nonce to ask with is {expected}. \
@@ -119,7 +141,7 @@ impl AttestationError {
             | Self::Path(_) => AttestationRefusal::Path,
             Self::NoSerialNumber | Self::NoSerialNumberOnRecord => AttestationRefusal::NoSerialNumber,
             Self::SerialNumberMismatch { .. } => AttestationRefusal::SerialNumberMismatch,
-            Self::Stale { .. } => AttestationRefusal::Stale,
+            Self::Stale { .. } | Self::TooOld { .. } | Self::NotNewer { .. } => AttestationRefusal::Stale,
         }
     }
 
@@ -143,8 +165,4 @@ fn described(code: Option<&FreshnessCode>) -> String {
         || "no freshness code".to_owned(),
         |code| format!("the freshness code {code}"),
     )
-}
-
-fn rfc3339(time: OffsetDateTime) -> String {
-    time.format(&Rfc3339).unwrap_or_default()
 }

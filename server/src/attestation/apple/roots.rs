@@ -1,5 +1,7 @@
 //! Whom an attestation is trusted from: Apple's root, or what an operator puts in its place.
 
+use std::{fs, io, path::Path};
+
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use webpki::anchor_from_trusted_cert;
 
@@ -18,6 +20,9 @@ pub struct AttestationRoots(Vec<TrustAnchor<'static>>);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RootsError {
+    /// There is no such file, or it may not be read.
+    #[error("the file of roots cannot be read")]
+    Read(#[source] io::Error),
     /// Not PEM, or something else than certificates, or none.
     #[error("the roots are not a PEM file of certificates")]
     Unreadable(#[source] AttestationError),
@@ -39,6 +44,17 @@ impl AttestationRoots {
     /// None in practice: it is part of the program, and a test reads it.
     pub fn apple() -> Result<Self, RootsError> {
         Self::from_pem(APPLE)
+    }
+
+    /// Those of a file, as [`Self::from_pem`] reads it; Apple's where there is none.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn from_file(path: Option<&Path>) -> Result<Self, RootsError> {
+        match path {
+            Some(path) => Self::from_pem(&fs::read_to_string(path).map_err(RootsError::Read)?),
+            None => Self::apple(),
+        }
     }
 
     /// The certificates of a PEM file, each of which is trusted from then on. Their own signatures and validity are

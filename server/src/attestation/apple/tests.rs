@@ -37,6 +37,7 @@ struct Case {
     claims: Option<Value>,
 }
 
+const LONG_AGO: OffsetDateTime = datetime!(2000-01-01 0:00 UTC);
 /// When every certificate of the good chains is valid.
 const AT: OffsetDateTime = datetime!(2026-05-10 00:00 UTC);
 
@@ -66,6 +67,7 @@ impl Corpus {
         attestation.bind(Record {
             key: &self.key(),
             serial_number: Some(&self.serial_number),
+            attested_since: LONG_AGO,
         })
     }
 }
@@ -164,9 +166,34 @@ fn a_record_without_a_serial_number_takes_no_attestation() {
     let record = Record {
         key: &key,
         serial_number: None,
+        attested_since: LONG_AGO,
     };
     let error = attestation.bind(record).unwrap_err();
     assert_eq!(error.refusal(), AttestationRefusal::NoSerialNumber);
+}
+
+#[test]
+fn an_attestation_that_is_too_old_or_older_than_the_one_on_record_is_stale() {
+    let key = CORPUS.key();
+    let bind = |attested_since| {
+        CORPUS.case("good").verify(&CORPUS.roots()).unwrap().bind(Record {
+            key: &key,
+            serial_number: Some(&CORPUS.serial_number),
+            attested_since,
+        })
+    };
+    let attested_at = datetime!(2026-04-28 0:00 UTC);
+    let too_old = bind(attested_at).unwrap_err();
+    assert!(matches!(too_old, AttestationError::TooOld { .. }), "{too_old:?}");
+    assert_eq!(too_old.refusal(), AttestationRefusal::Stale);
+    let bound = bind(attested_at - time::Duration::seconds(1)).unwrap();
+    bound
+        .require_newer_than(attested_at - time::Duration::seconds(1))
+        .unwrap();
+    let same = bound.require_newer_than(attested_at).unwrap_err();
+    assert_eq!(same.refusal(), AttestationRefusal::Stale);
+    let chain = CORPUS.case("good").chain();
+    assert!(bound.is(Some(&chain[0])) && !bound.is(Some(&chain[1])) && !bound.is(None));
 }
 
 #[test]

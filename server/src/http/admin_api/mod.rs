@@ -1,6 +1,7 @@
 //! `/v1/admin`: what administrators call. One noun, one file.
 
 mod api_keys;
+mod apple_attestations;
 mod audit;
 mod certificates;
 mod enrollment_tokens;
@@ -23,6 +24,7 @@ use crate::services::Services;
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .merge(api_keys::router())
+        .merge(apple_attestations::router())
         .merge(audit::router())
         .merge(certificates::router())
         .merge(enrollment_tokens::router())

@@ -2,7 +2,9 @@
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
+use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
+use assay_tests::apple::{Apple, Attested};
 use assay_tests::in_process::InProcess;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -119,6 +121,16 @@ pub(super) async fn payload_too_large(server: &InProcess) -> Vec<Answer> {
         send(permissions(), 1024 * 1024 + 1).await,
         send(permissions(), 3 * 1024 * 1024).await,
     ]
+}
+
+pub(super) async fn attestation_refused(server: &InProcess) -> Vec<Answer> {
+    let machine = server.enrolled("ATTESTED").await;
+    // Of an Apple that this server has never heard of.
+    let attested = Attested::of("ATTESTED", &machine.public_key(), server.clock().now());
+    let path = format!("{}/apple-attestation", machine.path());
+    let refused = server.post(&path, &Apple::new().body(&attested)).await;
+    assert_eq!(refused.json()["reason"], "path", "{refused}");
+    vec![refused]
 }
 
 pub(super) async fn conflict(server: &InProcess) -> Vec<Answer> {

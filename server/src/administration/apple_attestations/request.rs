@@ -1,0 +1,32 @@
+//! What an MDM sends to a Mac to get an attestation, in the form that MDMs take raw commands in.
+
+use assay_protocol::attestation::FreshnessCode;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use uuid::Uuid;
+
+/// The command as a property list in XML. Nothing in it needs to be escaped.
+pub(super) fn device_information(nonce: FreshnessCode, command_id: Uuid) -> String {
+    let nonce = STANDARD.encode(nonce.as_bytes());
+    format!(
+        r#"<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0">
+<dict>
+    <key>CommandUUID</key>
+    <string>{command_id}</string>
+    <key>Command</key>
+    <dict>
+        <key>RequestType</key>
+        <string>DeviceInformation</string>
+        <key>Queries</key>
+        <array>
+            <string>DevicePropertiesAttestation</string>
+        </array>
+        <key>DeviceAttestationNonce</key>
+        <data>{nonce}</data>
+    </dict>
+</dict>
+</plist>
+"#
+    )
+}
