@@ -13,11 +13,8 @@ use assay_protocol::admin_api::api_keys::Role;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-<<<<<<< HEAD
-    audit::chain::EntryHash,
-=======
     attestation::apple::RootsError,
->>>>>>> eef78f8 (Verify an attestation offline from the command line)
+    audit::chain::EntryHash,
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     database::{Database, DatabaseError},
@@ -197,14 +194,10 @@ async fn execute(arguments: &Arguments) -> Result<(), CommandError> {
         Command::ApiKey(ApiKeyCommand::Create { name, role }) => {
             api_key::create(&load()?, clock.as_ref(), name, (*role).into()).await
         }
-<<<<<<< HEAD
-        Command::Audit(AuditCommand::Verify { last_hash }) => audit::verify(&load()?, *last_hash).await,
-=======
         Command::AppleAttestation(AppleAttestationCommand::Verify(arguments)) => {
             apple_attestation::verify(arguments, clock.as_ref())
         }
-        Command::Audit(AuditCommand::Verify) => audit::verify(&load()?).await,
->>>>>>> eef78f8 (Verify an attestation offline from the command line)
+        Command::Audit(AuditCommand::Verify { last_hash }) => audit::verify(&load()?, *last_hash).await,
         Command::Config(ConfigCommand::Example) => print::text(config::EXAMPLE),
         Command::Openapi => print::text(&http::openapi()?),
         Command::Demo(arguments) => demo::run(arguments, clock).await,

@@ -1,0 +1,818 @@
+//! Machines that Apple vouches for: how they become that, what stands in the way, and when it ends.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use assay_protocol::ProblemKind;
+use assay_protocol::attestation::FreshnessCode;
+use assay_protocol::machine::SecureBoot;
+use assay_server::attestation::apple::{AttestationRoots, UnverifiedAttestation};
+use assay_server::clock::{Clock, rfc3339};
+use assay_tests::answer::Answer;
+use assay_tests::apple::{Apple, Attested, FRESHNESS_CODE, OS_VERSION, SECURE_BOOT, SERIAL_NUMBER, SIP, body_of};
+use assay_tests::in_process::InProcess;
+use assay_tests::machine::Machine;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use rstest::rstest;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use tempfile::NamedTempFile;
+use time::macros::format_description;
+use time::{Duration, OffsetDateTime, PrimitiveDateTime};
+
+/// How often is looked for what a server does at its start, each time with a call to it.
+const LOOKS: u32 = 10_000;
+
+/// A server that trusts an Apple of the test's own.
+struct Ground {
+    server: InProcess,
+    apple: Apple,
+    _roots: NamedTempFile,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    async fn with(settings: &[(&str, &str)]) -> Self {
+        let apple = Apple::new();
+        let roots = NamedTempFile::new().unwrap();
+        fs::write(roots.path(), apple.roots_pem()).unwrap();
+        let trusted = ("apple.attestation_roots", roots.path().to_str().unwrap());
+        let server = InProcess::start_with(&[settings, &[trusted]].concat()).await;
+        Self {
+            server,
+            apple,
+            _roots: roots,
+        }
+    }
+
+    /// One more server on the same database, with other settings.
+    async fn replica(&self, settings: &[(&str, &str)]) -> InProcess {
+        InProcess::start_on(&self.server.database().url(), settings).await
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        self.server.clock().now()
+    }
+
+    /// What Apple says of a machine in good order, an hour ago.
+    fn attested(&self, machine: &Machine) -> Attested {
+        Attested::of(
+            machine.serial_number(),
+            &machine.public_key(),
+            self.now() - Duration::hours(1),
+        )
+    }
+
+    async fn post(&self, machine: &Machine, body: &Value) -> Answer {
+        self.server.post(&attestation_path(machine), body).await
+    }
+
+    async fn bind(&self, machine: &Machine, attested: &Attested) -> Value {
+        self.post(machine, &self.apple.body(attested)).await.expect(200).json()
+    }
+
+    /// A machine that is attested.
+    async fn attested_machine(&self, serial_number: &str) -> Machine {
+        let machine = self.server.enrolled(serial_number).await;
+        let bound = self.bind(&machine, &self.attested(&machine)).await;
+        assert_eq!(bound["assurance"], "attested");
+        machine
+    }
+
+    async fn record(&self, machine: &Machine) -> Value {
+        self.server.get(&machine.path()).await.expect(200).json()
+    }
+
+    async fn items(&self, path: &str) -> Vec<Value> {
+        let list = self.server.get(path).await.expect(200).json();
+        list["items"].as_array().unwrap().clone()
+    }
+
+    /// The entries of the audit by their actions, without what sealing adds later; those of one moment are in no order.
+    async fn audit(&self, machine: &Machine) -> BTreeMap<String, Vec<Value>> {
+        let path = format!("/v1/admin/audit?resource=machine:{}", machine.id());
+        let mut entries: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        for mut entry in self.items(&path).await {
+            entry["hash"].take();
+            let action = entry["action"].as_str().unwrap().to_owned();
+            entries.entry(action).or_default().push(entry);
+        }
+        entries
+    }
+
+    async fn events(&self, machine: &Machine) -> Vec<Value> {
+        self.items(&format!("{}/events", machine.path())).await
+    }
+
+    /// Grants a permission to all machines under these conditions.
+    async fn grant(&self, name: &str, conditions: Value) {
+        let permission = json!({"audience": "build", "name": name});
+        let permission = self
+            .server
+            .post("/v1/admin/permissions", &permission)
+            .await
+            .expect(201)
+            .json();
+        let grant = json!({"permission_id": permission["id"], "selector": {"all": true}, "conditions": conditions});
+        let _granted = self.server.post("/v1/admin/grants", &grant).await.expect(201);
+    }
+
+    /// What a check-in gives: the permissions, and the reasons for each that is denied.
+    async fn check_in(&self, machine: &Machine) -> (Value, Vec<String>, Vec<String>) {
+        let answer = machine.check_in(&self.server).await.expect(200).json();
+        let strings = |value: &Value| -> Vec<String> {
+            let items = value.as_array().unwrap().iter();
+            items.map(|item| item.as_str().unwrap().to_owned()).collect()
+        };
+        let granted = answer["grants"].as_array().unwrap().iter();
+        let granted = granted.flat_map(|grant| strings(&grant["permissions"])).collect();
+        let denied = answer["denied"].as_array().unwrap().iter();
+        let denied = denied.flat_map(|denial| strings(&denial["reasons"])).collect();
+        (answer, granted, denied)
+    }
+}
+
+fn attestation_path(machine: &Machine) -> String {
+    format!("{}/apple-attestation", machine.path())
+}
+
+/// Without what is another one at each call.
+fn without_command(mut state: Value) -> Value {
+    state["device_information"].take();
+    state
+}
+
+#[tokio::test]
+async fn the_nonce_to_ask_an_mdm_with_is_the_digest_of_the_current_key() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02ASKS").await;
+    let asked = ground.server.get(&attestation_path(&machine)).await.expect(200).json();
+    let nonce = FreshnessCode::of(&machine.public_key());
+    assert_eq!(asked["nonce"], STANDARD.encode(nonce.as_bytes()));
+    assert_eq!(asked["nonce_hex"], nonce.to_string());
+    assert_eq!(
+        (&asked["attestation"], &asked["assurance"]),
+        (&Value::Null, &json!("asserted"))
+    );
+    let command = asked["device_information"].as_str().unwrap();
+    let data = format!("<data>{}</data>", STANDARD.encode(nonce.as_bytes()));
+    for part in [
+        &data,
+        "<string>DeviceInformation</string>",
+        "<string>DevicePropertiesAttestation</string>",
+    ] {
+        assert!(command.contains(part), "{part} in {command}");
+    }
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02BINDS").await;
+    ground.grant("attested", json!({"min_assurance": "attested"})).await;
+    let (_, granted, denied) = ground.check_in(&machine).await;
+    assert!(granted.is_empty(), "{granted:?}");
+    assert_eq!(denied, ["min_assurance: required attested, on record asserted"]);
+
+    let attested = ground.attested(&machine).with(OS_VERSION, b"26.2");
+    let bound = ground.bind(&machine, &attested).await;
+    assert_eq!(bound["assurance"], "attested");
+    let record = ground.record(&machine).await;
+    assert_eq!(record["assurance"], "attested");
+    let attested_at = (ground.now() - Duration::hours(1)).replace_nanosecond(0).unwrap();
+    assert_eq!(record["attested_at"], rfc3339(attested_at));
+    assert_eq!(bound["attestation"]["attested_at"], record["attested_at"]);
+    assert_eq!(
+        bound["attestation"]["lapses_at"],
+        rfc3339(attested_at + Duration::days(90))
+    );
+    assert_eq!(record["posture"]["attested"], bound["attestation"]["claims"]);
+    assert_eq!(record["posture"]["attested"]["os_version"], "26.2");
+    assert_eq!(
+        record["posture"]["claimed"]["os_version"], "26.1",
+        "claimed and attested stay apart"
+    );
+    assert_eq!(record["posture"]["attested"]["third_party_kexts_allowed"], Value::Null);
+    let reason = record["assurance_reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("attested: Apple attested this serial number to this key at "),
+        "{reason}"
+    );
+
+    let (answer, granted, _) = ground.check_in(&machine).await;
+    assert_eq!(
+        (&answer["assurance"], granted.as_slice()),
+        (&json!("attested"), ["attested".to_owned()].as_slice())
+    );
+    let audit = ground.audit(&machine).await;
+    assert_eq!(audit["machine.attest"].len(), 1);
+    let entry = &audit["machine.attest"][0];
+    assert_eq!(
+        (&entry["before"]["assurance"], &entry["after"]["assurance"]),
+        (&json!("asserted"), &json!("attested"))
+    );
+    let events = ground.events(&machine).await;
+    let event = events.iter().find(|event| event["kind"] == "machine.attested").unwrap();
+    assert_eq!(event["detail"]["attestation_id"], bound["attestation"]["id"]);
+    ground.server.stop().await;
+}
+
+/// The reply may have been lost, and MDMs repeat their webhooks.
+#[tokio::test]
+async fn the_same_chain_again_gives_the_same_answer_and_changes_nothing() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02AGAIN").await;
+    let chain = ground.apple.attest(&ground.attested(&machine));
+    let bound = ground.post(&machine, &body_of(&chain)).await.expect(200).json();
+    let (record, audit, events) = (
+        ground.record(&machine).await,
+        ground.audit(&machine).await,
+        ground.events(&machine).await,
+    );
+    // As a property list breaks it, and as JWS would not pad it.
+    let wrapped = STANDARD
+        .encode(&chain[0])
+        .as_bytes()
+        .chunks(52)
+        .map(|line| format!("\t{}\n", std::str::from_utf8(line).unwrap()))
+        .collect::<String>();
+    let bodies = [
+        body_of(&chain),
+        json!({"x5c": [wrapped, STANDARD_NO_PAD.encode(&chain[1])]}),
+        json!({"x5c": [STANDARD.encode(&chain[0]), STANDARD.encode(&chain[1]), STANDARD.encode(pem::parse(ground.apple.roots_pem()).unwrap().contents())]}),
+    ];
+    for body in bodies {
+        ground.server.clock().advance(Duration::minutes(1));
+        let again = ground.post(&machine, &body).await.expect(200).json();
+        assert_eq!(without_command(again), without_command(bound.clone()));
+    }
+    assert_eq!(ground.record(&machine).await, record);
+    assert_eq!(
+        (ground.audit(&machine).await, ground.events(&machine).await),
+        (audit, events)
+    );
+    ground.server.stop().await;
+}
+
+/// Makes a chain that lacks something, of what would be good.
+type Lacking = fn(&Ground, Attested) -> Vec<Vec<u8>>;
+
+/// What lacks something, with the reason that is told to programs, and a part of what is told to people.
+const LACKING: [(&str, &str, Lacking); 16] = [
+    ("path", "trusted attestation root", |_, good| Apple::new().attest(&good)),
+    ("path", "trusted attestation root", |ground, good| {
+        ground.apple.attest(&good)[..1].to_vec()
+    }),
+    ("path", "expired at", |ground, good| {
+        ground.apple.attest(&good.at(ground.now() - Duration::days(92)))
+    }),
+    ("path", "not valid before", |ground, good| {
+        ground.apple.attest(&good.at(ground.now() + Duration::hours(1)))
+    }),
+    ("path", "twice", |ground, good| {
+        ground.apple.attest(&good.and(SERIAL_NUMBER, b"C02OTHER"))
+    }),
+    ("path", "no certificate", |_, _| Vec::new()),
+    ("path", "certificate 1 is not", |_, _| vec![b"nothing".to_vec()]),
+    ("path", "more than 4", |ground, good| {
+        let chain = ground.apple.attest(&good);
+        [vec![chain[0].clone()], vec![chain[1].clone(); 100]].concat()
+    }),
+    ("stale", "longer ago than", |ground, good| {
+        ground.apple.attest(&good.at(ground.now() - Duration::days(61)))
+    }),
+    ("stale", "ask again later", |ground, good| {
+        ground.apple.attest(&good.with(FRESHNESS_CODE, &[7; 32]))
+    }),
+    ("stale", "no freshness code", |ground, good| {
+        ground.apple.attest(&good.without(FRESHNESS_CODE))
+    }),
+    ("stale", "no freshness code", |ground, good| {
+        ground.apple.attest(&good.with(FRESHNESS_CODE, &[7; 16]))
+    }),
+    ("serial-number-mismatch", "C02OTHER", |ground, good| {
+        ground.apple.attest(&good.with(SERIAL_NUMBER, b"C02OTHER"))
+    }),
+    ("serial-number-mismatch", "c02lacks", |ground, good| {
+        ground.apple.attest(&good.with(SERIAL_NUMBER, b"c02lacks"))
+    }),
+    ("no-serial-number", "names no serial number", |ground, good| {
+        ground.apple.attest(&good.without(SERIAL_NUMBER))
+    }),
+    ("no-serial-number", "names no serial number", |ground, good| {
+        ground.apple.attest(&good.with(SERIAL_NUMBER, b""))
+    }),
+];
+
+/// All of path, time, this key and this serial number have to be there: each that is missing is named, leaves a machine
+/// without an attestation as it was, and one that has an attestation too.
+#[tokio::test]
+async fn what_is_missing_is_named_and_what_is_on_record_stays() {
+    let ground = Ground::with(&[("apple.attestation_max_age", "60d")]).await;
+    let machine = ground.server.enrolled("C02LACKS").await;
+    for assurance in ["asserted", "attested"] {
+        let (record, audit) = (ground.record(&machine).await, ground.audit(&machine).await);
+        assert_eq!(record["assurance"], assurance);
+        for (reason, detail, make) in LACKING {
+            let body = body_of(&make(&ground, ground.attested(&machine)));
+            let refused = ground.post(&machine, &body).await;
+            let refused = refused.expect_problem(ProblemKind::AttestationRefused);
+            assert_eq!(refused.json()["reason"], reason, "{refused}");
+            assert!(refused.detail().contains(detail), "{refused}");
+        }
+        assert_eq!(ground.record(&machine).await, record);
+        assert_eq!(ground.audit(&machine).await, audit);
+        if assurance == "asserted" {
+            let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
+        }
+    }
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_newer_attestation_replaces_the_one_on_record_and_an_older_one_does_not() {
+    let ground = Ground::new().await;
+    let machine = ground.attested_machine("C02NEWER").await;
+    let first = ground.record(&machine).await;
+    let older = ground
+        .attested(&machine)
+        .at(ground.now() - Duration::hours(2))
+        .with(SIP, &[2, 1, 0]);
+    let refused = ground
+        .post(&machine, &ground.apple.body(&older))
+        .await
+        .expect_problem(ProblemKind::AttestationRefused);
+    assert_eq!(refused.json()["reason"], "stale", "{refused}");
+    assert!(
+        refused.detail().contains("an older one does not replace it"),
+        "{refused}"
+    );
+    assert_eq!(ground.record(&machine).await, first);
+    ground.server.clock().advance(Duration::days(7));
+    let newer = ground.attested(&machine).with(SIP, &[2, 1, 1]);
+    let bound = ground.bind(&machine, &newer).await;
+    let record = ground.record(&machine).await;
+    assert_eq!(record["posture"]["attested"]["sip_enabled"], false);
+    assert_ne!(record["attested_at"], first["attested_at"]);
+    assert_eq!(bound["attestation"]["attested_at"], record["attested_at"]);
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_says_no_serial_number_cannot_be_attested() {
+    let ground = Ground::new().await;
+    let mut machine = Machine::with_serial_number("C02NONE");
+    let attested = Attested::of("C02NONE", &machine.public_key(), ground.now() - Duration::hours(1));
+    machine.identity.serial_number = None;
+    let token = ground.server.enrollment_token(json!({})).await;
+    let _enrolled = machine.enroll(&ground.server, Some(&token)).await.expect(201);
+    let refused = ground.post(&machine, &ground.apple.body(&attested)).await;
+    let refused = refused.expect_problem(ProblemKind::AttestationRefused);
+    assert_eq!(refused.json()["reason"], "no-serial-number", "{refused}");
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn an_attestation_is_bound_to_a_machine_that_is_enrolled_and_changes_nothing_else() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02STANDS").await;
+    let body = ground.apple.body(&ground.attested(&machine));
+    for (decision, status) in [("quarantine", 200), ("revoke", 409)] {
+        let decide = format!("{}/{decision}", machine.path());
+        let _decided = ground
+            .server
+            .post(&decide, &json!({"reason": "a reason"}))
+            .await
+            .expect(200);
+        let _answer = ground.post(&machine, &body).await.expect(status);
+        let stands = if decision == "revoke" { "revoked" } else { "quarantined" };
+        assert_eq!(ground.record(&machine).await["status"], stands);
+    }
+    let pending = Machine::with_serial_number("C02WAITS");
+    let token = ground.server.enrollment_token(json!({"approval": "manual"})).await;
+    let _pending = pending.enroll(&ground.server, Some(&token)).await.expect(202);
+    let body = ground.apple.body(&ground.attested(&pending));
+    let _refused = ground.post(&pending, &body).await.expect_problem(ProblemKind::Conflict);
+    let unknown = "/v1/admin/machines/0193b5a0-0000-7000-8000-000000000000/apple-attestation";
+    let _unknown = ground
+        .server
+        .post(unknown, &body)
+        .await
+        .expect_problem(ProblemKind::NotFound);
+    let bad = ground
+        .post(&machine, &json!({"x5c": ["AAAA", "no base64!"]}))
+        .await
+        .expect_problem(ProblemKind::Malformed);
+    assert!(bad.detail().contains("x5c[1]"), "{bad}");
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn an_auditor_verifies_what_was_kept_again_offline() {
+    let ground = Ground::new().await;
+    let machine = ground.attested_machine("C02AUDIT").await;
+    ground.server.clock().advance(Duration::days(200));
+    let kept = ground.server.get(&attestation_path(&machine)).await.expect(200).json();
+    let roots = AttestationRoots::from_pem(&ground.apple.roots_pem()).unwrap();
+    let chain = kept["attestation"]["chain"].as_str().unwrap();
+    let bound_at = kept["attestation"]["bound_at"].as_str().unwrap();
+    let bound_at = OffsetDateTime::parse(bound_at, &time::format_description::well_known::Rfc3339).unwrap();
+    let verified = UnverifiedAttestation::from_pem(chain)
+        .unwrap()
+        .verify(&roots, bound_at)
+        .unwrap();
+    assert_eq!(
+        serde_json::to_value(verified.claims()).unwrap(),
+        kept["attestation"]["claims"]
+    );
+    verified
+        .require_freshness(kept["nonce_hex"].as_str().unwrap().parse().unwrap())
+        .unwrap();
+    ground.server.stop().await;
+}
+
+/// Exactly at its end, with nothing in between: the evaluation of the check-in before is still in memory.
+#[tokio::test]
+async fn at_the_check_in_at_which_an_attestation_is_too_old_its_grants_are_gone() {
+    let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
+    let machine = ground.attested_machine("C02LAPSES").await;
+    ground.grant("attested", json!({"min_assurance": "attested"})).await;
+    ground.grant("anybody", json!({})).await;
+    let lapses_at = ground.server.get(&attestation_path(&machine)).await.json()["attestation"]["lapses_at"].clone();
+    let lapses_at = time_of(&lapses_at);
+
+    // The nonce's call moves the clock by a millisecond.
+    ground.server.clock().set(lapses_at - Duration::seconds(5));
+    let (answer, granted, _) = ground.check_in(&machine).await;
+    assert_eq!((&answer["assurance"], granted.len()), (&json!("attested"), 2));
+    assert_eq!(
+        time_of(&answer["grants"][0]["expires_at"]),
+        lapses_at,
+        "no token outlives it"
+    );
+
+    ground.server.clock().set(lapses_at - Duration::milliseconds(1));
+    let (answer, granted, denied) = ground.check_in(&machine).await;
+    assert_eq!(
+        (&answer["assurance"], granted.as_slice()),
+        (&json!("asserted"), ["anybody".to_owned()].as_slice())
+    );
+    let reason = format!(
+        "min_assurance: required attested, on record asserted, as the Apple attestation of {} is too old",
+        rfc3339(lapses_at - Duration::days(30))
+    );
+    assert_eq!(denied, [reason]);
+    let record = ground.record(&machine).await;
+    assert_eq!(record["assurance"], "asserted");
+    assert!(
+        record["assurance_reason"].as_str().unwrap().ends_with(" is too old"),
+        "{record}"
+    );
+    assert!(
+        record["attested_at"].is_string() && record["posture"]["attested"].is_object(),
+        "{record}"
+    );
+    let evaluated = ground
+        .server
+        .post("/v1/admin/grants/evaluate", &json!({"machine_id": machine.id()}))
+        .await
+        .json();
+    assert_eq!(
+        (&evaluated["assurance"], &evaluated["denied"]),
+        (&json!("asserted"), &answer["denied"])
+    );
+    let stale = ground
+        .post(
+            &machine,
+            &ground
+                .apple
+                .body(&ground.attested(&machine).at(lapses_at - Duration::days(30))),
+        )
+        .await;
+    assert_eq!(
+        stale.expect_problem(ProblemKind::AttestationRefused).json()["reason"],
+        "stale"
+    );
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn what_has_lapsed_is_written_down_and_does_not_come_back_by_itself() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02DOWN").await;
+    let attested = ground.attested(&machine).at(ground.now() - Duration::days(5));
+    let chain = body_of(&ground.apple.attest(&attested));
+    let _bound = ground.post(&machine, &chain).await.expect(200);
+    // A server with another policy looks at once, and while it is there again and again.
+    let strict = ground.replica(&[("apple.attestation_max_age", "4d")]).await;
+    let is_lowered = |event: &Value| event["kind"] == "machine.assurance-lowered";
+    let mut looks = 0;
+    let event = loop {
+        if let Some(event) = ground.events(&machine).await.into_iter().find(is_lowered) {
+            break event;
+        }
+        looks += 1;
+        assert!(looks < LOOKS, "it never lapsed");
+    };
+    strict.stop().await;
+    assert_eq!(
+        (
+            &event["detail"]["before"]["assurance"],
+            &event["detail"]["after"]["assurance"]
+        ),
+        (&json!("attested"), &json!("asserted"))
+    );
+    let audit = ground.audit(&machine).await;
+    assert_eq!(audit["machine.lower-assurance"][0]["actor"]["kind"], "system");
+    assert_eq!(
+        ground.record(&machine).await["assurance"],
+        "asserted",
+        "although 90 days are allowed here"
+    );
+    assert_eq!(ground.check_in(&machine).await.0["assurance"], "asserted");
+    let found = ground.items("/v1/admin/machines?assurance=attested").await;
+    assert_eq!(found, Vec::<Value>::new());
+    // Somebody who posts it again says that it counts.
+    let _bound = ground.post(&machine, &chain).await.expect(200);
+    assert_eq!(ground.record(&machine).await["assurance"], "attested");
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn the_word_of_apple_counts_and_not_the_agents_while_it_is_fresh() {
+    let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
+    ground.grant("sip", json!({"sip_enabled": true})).await;
+    ground.grant("boot", json!({"secure_boot": "full"})).await;
+    let mut machine = ground.server.enrolled("C02WORD").await;
+    let at = ground.now() - Duration::hours(1);
+    let said = rfc3339(at.replace_nanosecond(0).unwrap());
+    for (sip, boot, claimed, reasons) in [
+        (
+            Some(1),
+            Some("Reduced Security"),
+            true,
+            vec![
+                format!("secure_boot: required full, attested reduced by Apple at {said}"),
+                format!("sip_enabled: required true, attested false by Apple at {said}"),
+            ],
+        ),
+        (
+            None,
+            None,
+            true,
+            vec![
+                format!("secure_boot: required full, unknown to the Apple attestation of {said}"),
+                format!("sip_enabled: required true, unknown to the Apple attestation of {said}"),
+            ],
+        ),
+        (Some(0), Some("Full Security"), false, vec![]),
+    ] {
+        let mut attested = Attested::of("C02WORD", &machine.public_key(), at)
+            .without(SIP)
+            .without(SECURE_BOOT);
+        if let (Some(sip), Some(boot)) = (sip, boot) {
+            attested = attested.with(SIP, &[2, 1, sip]).with(SECURE_BOOT, boot.as_bytes());
+        }
+        take_off_the_record(&ground, &machine).await;
+        let _bound = ground.bind(&machine, &attested).await;
+        machine.posture.sip_enabled = Some(claimed);
+        machine.posture.secure_boot = Some(if claimed {
+            SecureBoot::Full
+        } else {
+            SecureBoot::Permissive
+        });
+        let (_, granted, denied) = ground.check_in(&machine).await;
+        assert_eq!((granted.len(), denied), (2 - reasons.len(), reasons));
+    }
+    ground.server.clock().advance(Duration::days(30));
+    let (_, _, denied) = ground.check_in(&machine).await;
+    assert_eq!(
+        denied,
+        [
+            "secure_boot: required full, claimed permissive",
+            "sip_enabled: required true, claimed false"
+        ]
+    );
+    ground.server.stop().await;
+}
+
+/// As if it had never been bound, so that one of the same time can be.
+async fn take_off_the_record(ground: &Ground, machine: &Machine) {
+    sqlx::query(
+        "UPDATE machines SET apple_attestation_id = NULL, attested_at = NULL, ground_attestation = NULL, assurance = 'asserted'
+         WHERE id = $1",
+    )
+    .bind(machine.id())
+    .execute(&ground.server.database().pool().await)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_grant_can_demand_an_attestation_that_is_younger() {
+    let ground = Ground::new().await;
+    ground.grant("fresh", json!({"max_attestation_age_days": 3})).await;
+    let machine = ground.server.enrolled("C02FRESH").await;
+    let (_, granted, denied) = ground.check_in(&machine).await;
+    assert!(
+        granted.is_empty() && denied[0].ends_with("there is no Apple attestation on record"),
+        "{denied:?}"
+    );
+    let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
+    let end = time_of(&ground.record(&machine).await["attested_at"]) + Duration::days(3);
+    ground.server.clock().set(end - Duration::seconds(5));
+    let (answer, granted, _) = ground.check_in(&machine).await;
+    assert_eq!(granted, ["fresh"]);
+    assert_eq!(time_of(&answer["grants"][0]["expires_at"]), end);
+    ground.server.clock().set(end - Duration::milliseconds(1));
+    let (answer, granted, denied) = ground.check_in(&machine).await;
+    assert!(
+        granted.is_empty() && denied[0].starts_with("max_attestation_age_days: required 3, "),
+        "{denied:?}"
+    );
+    assert_eq!(answer["assurance"], "attested", "that goes by the server's own limit");
+    ground.server.stop().await;
+}
+
+#[rstest]
+#[case::by_a_token(json!({"serial_numbers": ["C02ERASED"], "allow_reenrollment": true}))]
+#[case::by_an_administrator(json!({}))]
+#[tokio::test]
+async fn another_key_has_no_attestation_until_it_gets_one_of_its_own(#[case] token: Value) {
+    let ground = Ground::new().await;
+    let machine = ground.attested_machine("C02ERASED").await;
+    ground.grant("attested", json!({"min_assurance": "attested"})).await;
+    let chain = ground.apple.body(&ground.attested(&machine));
+    let before = ground.server.get(&attestation_path(&machine)).await.json();
+    let erased = machine.erased();
+    erased.pretend_to_be(machine.id());
+    let token = ground.server.enrollment_token(token).await;
+    if erased.enroll(&ground.server, Some(&token)).await.status == 202 {
+        assert_eq!(
+            ground.record(&machine).await["assurance"],
+            "attested",
+            "the old key serves on"
+        );
+        let approve = format!("{}/approve", machine.path());
+        let _approved = ground
+            .server
+            .post(&approve, &json!({"reason": "a new disk"}))
+            .await
+            .expect(200);
+        let _enrolled = erased.enroll(&ground.server, None).await.expect(201);
+    }
+    let record = ground.record(&erased).await;
+    assert_eq!(
+        (&record["assurance"], &record["attested_at"]),
+        (&json!("verified"), &Value::Null)
+    );
+    assert_eq!(record["posture"]["attested"], Value::Null);
+    let after = ground.server.get(&attestation_path(&erased)).await.json();
+    assert_ne!(after["nonce"], before["nonce"]);
+    assert_eq!(after["attestation"], Value::Null);
+    let (answer, granted, denied) = ground.check_in(&erased).await;
+    assert_eq!(
+        (&answer["assurance"], granted.len(), denied.len()),
+        (&json!("verified"), 0, 1)
+    );
+    let stale = ground
+        .post(&erased, &chain)
+        .await
+        .expect_problem(ProblemKind::AttestationRefused);
+    assert_eq!(stale.json()["reason"], "stale");
+    let _bound = ground.bind(&erased, &ground.attested(&erased)).await;
+    assert_eq!(ground.check_in(&erased).await.1, ["attested"]);
+    ground.server.stop().await;
+}
+
+/// Apple vouched for the key that goes. What else stands behind the serial number stays.
+#[tokio::test]
+async fn a_rotation_takes_the_attestation_of_the_old_key_off_the_record() {
+    let ground = Ground::new().await;
+    let machine = Machine::with_serial_number("C02ROTATES");
+    let token = ground
+        .server
+        .enrollment_token(json!({"serial_numbers": ["C02ROTATES"]}))
+        .await;
+    let _enrolled = machine.enroll(&ground.server, Some(&token)).await.expect(201);
+    let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
+    ground.grant("attested", json!({"min_assurance": "attested"})).await;
+    let next = machine.with_next_key();
+    let begun = machine.rotate_to(&ground.server, &next).await.expect(200).json();
+    let chain = begun["certificate"]["chain"].as_str().unwrap().to_owned();
+    let leaf = pem::parse_many(chain).unwrap().swap_remove(0).into_contents();
+    assert!(
+        !leaf.windows(10).any(|part| part == b"C02ROTATES"),
+        "the next key is not attested"
+    );
+    assert_eq!(ground.check_in(&machine).await.1, ["attested"], "the old key still is");
+
+    let (answer, granted, _) = ground.check_in(&next).await;
+    assert_eq!((&answer["assurance"], granted.len()), (&json!("verified"), 0));
+    let record = ground.record(&next).await;
+    assert_eq!(
+        (
+            &record["assurance"],
+            &record["attested_at"],
+            &record["posture"]["attested"]
+        ),
+        (&json!("verified"), &Value::Null, &Value::Null)
+    );
+    let entry = &ground.audit(&next).await["machine.rotate-key"][0];
+    assert_eq!(
+        (&entry["before"]["assurance"], &entry["after"]["assurance"]),
+        (&json!("attested"), &json!("verified"))
+    );
+    let old = ground.post(&next, &ground.apple.body(&ground.attested(&machine))).await;
+    assert_eq!(
+        old.expect_problem(ProblemKind::AttestationRefused).json()["reason"],
+        "stale"
+    );
+    let _bound = ground.bind(&next, &ground.attested(&next)).await;
+    assert_eq!(ground.check_in(&next).await.1, ["attested"]);
+    ground.server.stop().await;
+}
+
+/// RFC 4043: 1.3.6.1.5.5.7.8.3, and in it a SEQUENCE of the serial number as UTF8String.
+#[tokio::test]
+async fn a_certificate_renewed_while_attested_carries_the_serial_number() {
+    let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
+    let machine = ground.server.enrolled("C02RENEW").await;
+    let identifier = [
+        b"\x06\x08\x2b\x06\x01\x05\x05\x07\x08\x03\xa0\x0c\x30\x0a\x0c\x08",
+        b"C02RENEW".as_slice(),
+    ]
+    .concat();
+    let renewed = async || {
+        let renewed = machine.renew(&ground.server).await.expect(200).json();
+        let chain = renewed["certificate"]["chain"].as_str().unwrap().to_owned();
+        let leaf = pem::parse_many(chain).unwrap().swap_remove(0).into_contents();
+        leaf.windows(identifier.len()).any(|part| part == identifier)
+    };
+    assert!(!renewed().await);
+    let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
+    assert!(renewed().await);
+    ground.server.clock().advance(Duration::days(30));
+    assert!(!renewed().await, "the attestation has become too old");
+    ground.server.stop().await;
+}
+
+/// Whatever a statement of a later version, or of somebody at the database, forgets.
+#[tokio::test]
+async fn the_database_lets_no_machine_be_attested_by_what_is_not_its_own() {
+    let ground = Ground::new().await;
+    let (one, other) = (
+        ground.attested_machine("C02ONE").await,
+        ground.attested_machine("C02TWO").await,
+    );
+    let plain = ground.server.enrolled("C02THREE").await;
+    let pool = ground.server.database().pool().await;
+    let refused = async |statement: &str, machine: &Machine| {
+        let done = sqlx::query(AssertSqlSafe(statement))
+            .bind(machine.id())
+            .execute(&pool)
+            .await;
+        let error = done.unwrap_err().to_string();
+        assert!(error.contains("machines_attestation"), "{statement}: {error}");
+    };
+    refused("UPDATE machines SET assurance = 'attested' WHERE id = $1", &plain).await;
+    let of_another = format!(
+        "UPDATE machines SET assurance = 'attested', ground_attestation = 'bound', (apple_attestation_id, attested_at)
+             = (SELECT apple_attestation_id, attested_at FROM machines WHERE id = '{}') WHERE id = $1",
+        other.id()
+    );
+    for machine in [&one, &plain] {
+        refused(&of_another, machine).await;
+    }
+    refused("UPDATE machines SET serial_number = 'C02FOUR' WHERE id = $1", &one).await;
+    refused("UPDATE machines SET ground_attestation = 'lapsed' WHERE id = $1", &one).await;
+    refused(
+        "UPDATE machines SET current_key = sha256('another') WHERE id = $1",
+        &one,
+    )
+    .await;
+    sqlx::query("UPDATE machines SET current_key = sha256('another'), assurance = 'asserted' WHERE id = $1")
+        .bind(one.id())
+        .execute(&pool)
+        .await
+        .unwrap();
+    let left: Option<uuid::Uuid> = sqlx::query_scalar("SELECT apple_attestation_id FROM machines WHERE id = $1")
+        .bind(one.id())
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(left, None, "with the key its attestation goes");
+    ground.server.stop().await;
+}
+
+fn time_of(value: &Value) -> OffsetDateTime {
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    PrimitiveDateTime::parse(value.as_str().unwrap(), format)
+        .unwrap()
+        .assume_utc()
+}
