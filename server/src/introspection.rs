@@ -24,7 +24,8 @@ pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Optio
     };
     let catalog = store::grants::load_catalog(&mut connection).await?;
     drop(connection);
-    let evaluation = evaluate(&catalog, &machine.subject(), now);
+    let subject = machine.subject(now, services.policy.attestation_max_age);
+    let evaluation = evaluate(&catalog, &subject, now);
     let granted = evaluation
         .granted
         .iter()
@@ -33,7 +34,7 @@ pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Optio
         .permissions
         .retain(|permission| granted.is_some_and(|granted| granted.permissions.contains(permission)));
     claims.scope = claims.permissions.join(" ");
-    claims.assurance = machine.assurance;
+    claims.assurance = subject.assurance;
     Ok((!claims.permissions.is_empty()).then_some(claims))
 }
 

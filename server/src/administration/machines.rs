@@ -73,7 +73,7 @@ pub(crate) async fn list(
     }
     let boundaries = boundaries(services);
     let mut snapshot = services.store.snapshot().await?;
-    let found = store::machine_search::find_ids(&mut snapshot, filter, &boundaries, after, rows).await?;
+    let found = store::machine_search::find_ids(&mut snapshot, filter, &boundaries.liveness, after, rows).await?;
     let machines = store::machines::find_all(&mut snapshot, &found.ids, &boundaries).await?;
     store::end(snapshot).await?;
     Ok(FoundMachines {

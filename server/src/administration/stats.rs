@@ -78,7 +78,7 @@ async fn count(services: &Services) -> Result<Stats, StoreError> {
     let statuses = store::stats::by_status(&mut snapshot).await?;
     let assurances = store::stats::by_assurance(&mut snapshot).await?;
     let versions = store::stats::by_os_version(&mut snapshot, UNKNOWN, MOST_VERSIONS).await?;
-    let presences = store::stats::by_last_check_in(&mut snapshot, &boundaries(services), now).await?;
+    let presences = store::stats::by_last_check_in(&mut snapshot, &boundaries(services).liveness, now).await?;
     let certificates = store::stats::certificates(&mut snapshot, now, now.saturating_add(EXPIRING_WITHIN)).await?;
     store::end(snapshot).await?;
     let total = statuses.iter().map(|count| natural(count.machines)).sum();

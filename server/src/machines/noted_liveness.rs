@@ -91,7 +91,7 @@ pub(crate) fn event(
 }
 
 async fn sweep(services: &Services, if_taken: IfTaken) -> Result<(), StoreError> {
-    let boundaries = boundaries(services);
+    let boundaries = boundaries(services).liveness;
     let contradictions = contradictions(&boundaries);
     let mut after = Some(Uuid::nil());
     let mut looks = 0;

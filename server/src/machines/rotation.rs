@@ -1,9 +1,7 @@
 //! A machine replaces its key. The next key is let in by the current one and serves beside it; its first check-in
 //! supersedes the other. So a crash of either side, at any step, leaves the machine with a key that serves.
 
-use assay_protocol::{
-    KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason, machine::Assurance,
-};
+use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason, machine::Assurance};
 use serde_json::{Value, json};
 
 use super::admission::Admitted;
