@@ -44,7 +44,7 @@ pub enum AttestationError {
         position: usize,
         /// What is the matter.
         #[source]
-        source: x509_cert::der::Error,
+        source: der::Error,
     },
     /// RFC 5280, section 4.2: which of the two would count?
     #[error("certificate {position} has the extension {oid} twice")]
