@@ -262,17 +262,7 @@ impl Config {
         let tls = Tls::read(settings);
         let client_certificates = ClientCertificates::read(settings, &tls);
         let database = Database::read(settings);
-        let certificates = Certificates {
-            // The shortest that leaves a machine time to renew it at two thirds of its life; a year is what revocation
-            // lists, which name every revoked certificate until it ends, are meant to carry.
-            ttl: settings
-                .duration("certificates.ttl", MINUTE..=366 * DAY)
-                .unwrap_or(7 * DAY),
-            renewal_grace: settings
-                .duration("certificates.renewal_grace", Duration::ZERO..=3660 * DAY)
-                .unwrap_or(90 * DAY),
-            rotate_key_after: settings.duration("certificates.rotate_key_after", HOUR..=3660 * DAY),
-        };
+        let certificates = Certificates::read(settings);
         // A machine that is silent for a day counts as unreachable.
         let interval = settings
             .duration("check_in.interval", SECOND..=DAY)
@@ -283,12 +273,7 @@ impl Config {
             .unwrap_or(10 * MINUTE);
         let enrollment = Enrollment::read(settings);
         let retention = Retention::read(settings);
-        let apple = Apple {
-            attestation_roots: settings.path("apple.attestation_roots"),
-            attestation_max_age: settings
-                .duration("apple.attestation_max_age", SECOND..=3660 * DAY)
-                .unwrap_or(90 * DAY),
-        };
+        let apple = Apple::read(settings);
         let rate_limit = RateLimit::read(settings);
         let log = Log::read(settings);
         Some(Self {
@@ -312,6 +297,33 @@ impl Config {
             rate_limit,
             log,
         })
+    }
+}
+
+impl Certificates {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            // The shortest that leaves a machine time to renew it at two thirds of its life; a year is what revocation
+            // lists, which name every revoked certificate until it ends, are meant to carry.
+            ttl: settings
+                .duration("certificates.ttl", MINUTE..=366 * DAY)
+                .unwrap_or(7 * DAY),
+            renewal_grace: settings
+                .duration("certificates.renewal_grace", Duration::ZERO..=3660 * DAY)
+                .unwrap_or(90 * DAY),
+            rotate_key_after: settings.duration("certificates.rotate_key_after", HOUR..=3660 * DAY),
+        }
+    }
+}
+
+impl Apple {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            attestation_roots: settings.path("apple.attestation_roots"),
+            attestation_max_age: settings
+                .duration("apple.attestation_max_age", SECOND..=3660 * DAY)
+                .unwrap_or(90 * DAY),
+        }
     }
 }
 
