@@ -41,12 +41,18 @@ FROM fleet, generate_series(1, machines) AS number,
      LATERAL (SELECT now - interval '365 days' + interval '365 days' * (number / machines::float8) AS enrolled_at) AS times;
 ANALYZE numbered;
 
+INSERT INTO apple_attestations (id, machine_id, key_thumbprint, serial_number, attested_at, not_after, bound_at, claims, chain)
+SELECT pg_temp.id_at(now - interval '1 day', 'attestation ' || number), id, key, serial_number, now - interval '1 day',
+       now + interval '90 days', now, jsonb_build_object('serial_number', serial_number, 'sip_enabled', true), ARRAY['\x30'::bytea]
+FROM numbered WHERE number % 2000 = 11;
+
 INSERT INTO machines (id, status, status_reason, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels,
                       claimed_posture, current_key, key_store, key_accessibility, key_created_at,
-                      certificate_serial_number, verdict_reasons, enrolled_at)
-SELECT id, status, CASE WHEN status IN ('quarantined', 'revoked') THEN 'lost' END,
-       CASE WHEN number % 2000 = 11 THEN 'attested' WHEN number % 10 < 3 THEN 'asserted' ELSE 'verified' END,
-       serial_number, upper(md5('hardware ' || number)::uuid::text), 'Mac' || 14 + number % 3 || ',' || 1 + number % 12,
+                      certificate_serial_number, verdict_reasons, enrolled_at, apple_attestation_id, attested_at,
+                      ground_attestation)
+SELECT numbered.id, status, CASE WHEN status IN ('quarantined', 'revoked') THEN 'lost' END,
+       CASE WHEN attestation.id IS NOT NULL THEN 'attested' WHEN number % 10 < 3 THEN 'asserted' ELSE 'verified' END,
+       numbered.serial_number, upper(md5('hardware ' || number)::uuid::text), 'Mac' || 14 + number % 3 || ',' || 1 + number % 12,
        CASE WHEN number % 100 = 0 THEN 'büro-ÄRGER-' WHEN number % 7 = 0 THEN 'build-host-' ELSE 'mac-' END || number,
        -- A site is enrolled as one: its machines are neighbours. Half of a fleet has one label, three machines another.
        jsonb_build_object('team', 'team-' || number % 20, 'site', 'site-' || number * 12 / machines)
@@ -57,8 +63,9 @@ SELECT id, status, CASE WHEN status IN ('quarantined', 'revoked') THEN 'lost' EN
                           'gatekeeper_enabled', true, 'secure_boot', 'full', 'mdm_enrolled', true, 'agent_version', '0.1.0'),
        key, 'secure-enclave', 'after-first-unlock', enrolled_at,
        CASE WHEN status IN ('active', 'quarantined') THEN md5('certificate ' || number) END,
-       CASE WHEN number % 30 = 0 THEN ARRAY['FileVault is off'] ELSE '{}' END, enrolled_at
-FROM numbered ORDER BY number;
+       CASE WHEN number % 30 = 0 THEN ARRAY['FileVault is off'] ELSE '{}' END, enrolled_at,
+       attestation.id, attestation.attested_at, CASE WHEN attestation.id IS NOT NULL THEN 'bound' END
+FROM numbered LEFT JOIN apple_attestations AS attestation ON machine_id = numbered.id ORDER BY number;
 
 -- What follows refers to rows that are there: nobody has to look.
 SET session_replication_role = replica;

@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A server that wants to hear from its machines every second.
-async fn attentive() -> (Installation, Proxy) {
+async fn attentive() -> (Installation, Proxy, Database<'static>) {
     let (database, proxy) = (Database::create().await, Proxy::start().await);
     let configuration = unlimited(ServerConfiguration::new(&database))
         .set("check_in.interval", "1s")
         .set("public_url", &proxy.url());
     let installation = Installation::start(&configuration).await;
     proxy.forward_to(installation.servers[0].address());
-    (installation, proxy)
+    (installation, proxy, database)
 }
 
 /// Waits until the daemon logs this, after the first `from` lines of its log; returns where the log then ends.
@@ -40,7 +40,7 @@ async fn logs(daemon: &Process, from: usize, text: &str) -> usize {
 
 #[tokio::test]
 async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is_like_then() {
-    let (installation, _proxy) = attentive().await;
+    let (installation, _proxy, _database) = attentive().await;
     let (mac, administrator) = (Mac::new(&installation), installation.administrator());
     let token = administrator.token(json!({})).await;
 
@@ -137,7 +137,7 @@ async fn a_daemon_that_is_ended_while_it_enrolls_is_the_same_machine_later(
 
 #[tokio::test]
 async fn a_daemon_waits_for_a_server_that_is_away_and_ends_at_once_when_it_is_told_to() {
-    let (mut installation, proxy) = attentive().await;
+    let (mut installation, proxy, _database) = attentive().await;
     let mac = Mac::new(&installation);
     let token = installation.administrator().token(json!({})).await;
     let daemon = mac.start_daemon(&token.secret);
@@ -160,7 +160,7 @@ async fn a_daemon_waits_for_a_server_that_is_away_and_ends_at_once_when_it_is_to
 
 #[tokio::test]
 async fn a_daemon_that_waits_for_approval_goes_on_by_itself_when_it_is_decided() {
-    let (installation, _proxy) = attentive().await;
+    let (installation, _proxy, _database) = attentive().await;
     let administrator = installation.administrator();
     let token = administrator.token(json!({"approval": "manual", "max_uses": 2})).await;
     let (approved, denied) = (Mac::new(&installation), Mac::new(&installation));
