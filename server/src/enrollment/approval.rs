@@ -1,9 +1,12 @@
 //! What an administrator decides on a key that waits: it becomes a machine's key, or it never does.
 
-use assay_protocol::admin_api::{
-    audit::Actor,
-    enrollments::{Enrollment, EnrollmentKind, EnrollmentStatus},
-    machines::Machine,
+use assay_protocol::{
+    admin_api::{
+        audit::Actor,
+        enrollments::{Enrollment, EnrollmentKind, EnrollmentStatus},
+        machines::Machine,
+    },
+    machine::MachineStatus,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -31,6 +34,10 @@ pub(crate) enum ApprovalError {
     UnknownMachine,
     #[error("nothing of this machine waits for a decision")]
     NothingPending,
+    #[error("nothing of this machine waits for a decision; it is quarantined, which a release ends")]
+    Quarantined,
+    #[error("nothing of this machine waits for a decision; it is revoked, and comes back with a new key that asks")]
+    Revoked,
     #[error("several keys wait to take this machine's record over: decide on each by its enrollment's id")]
     SeveralPending,
     #[error("{0}")]
@@ -202,12 +209,13 @@ async fn decide_of_machine_once(
         .ok_or(ApprovalError::UnknownMachine)?;
     let before = &held.machine;
     let Some(id) = only_pending(tx, services, machine_id).await? else {
-        // The answer to the same decision may have been lost.
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
-        return if last == Some(decision.status()) {
-            Ok(held.machine)
-        } else {
-            Err(ApprovalError::NothingPending)
+        return match (decision, before.status) {
+            (Decision::Approve(_), MachineStatus::Quarantined) => Err(ApprovalError::Quarantined),
+            (Decision::Approve(_), MachineStatus::Revoked) => Err(ApprovalError::Revoked),
+            // The answer to the same decision may have been lost.
+            _ if last == Some(decision.status()) => Ok(held.machine),
+            _ => Err(ApprovalError::NothingPending),
         };
     };
     let enrollment = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;

@@ -169,6 +169,15 @@ async fn quarantine(
         "key": attempt.key,
     });
     events::insert(tx, clock, identity.id, "machine.identity-mismatch", detail.clone()).await?;
+    // Whoever waits for quarantines hears of this one, too, and not only of those that an administrator decides.
+    events::insert(
+        tx,
+        clock,
+        identity.id,
+        "machine.quarantined",
+        json!({ "reason": reason }),
+    )
+    .await?;
     let change = Change::new("machine.quarantine", "machine", identity.id)
         .reason(Some(&reason))
         .before(json!({"status": store::text(&identity.status)?}))

@@ -173,6 +173,11 @@ async fn a_copied_identity_is_refused_and_quarantined_until_it_is_released() {
         .find(|event| event["kind"] == "machine.identity-mismatch")
         .unwrap();
     assert_eq!(mismatch["detail"]["claimed"]["serial_number"], copy.serial_number());
+    let quarantined = events
+        .iter()
+        .find(|event| event["kind"] == "machine.quarantined")
+        .unwrap();
+    assert_eq!(quarantined["detail"]["reason"], record["status_reason"]);
     let audit = administrator.audit(&format!("machine:{}", machine.id())).await;
     let entry = audit
         .iter()
@@ -254,4 +259,21 @@ async fn a_revoked_machines_key_stays_revoked_after_the_record_is_deleted() {
         .enroll(&api, None)
         .await
         .expect_problem(ProblemKind::MachineRevoked);
+}
+
+#[tokio::test]
+async fn an_approval_of_a_machine_that_is_held_back_says_that_it_is_and_releases_nobody() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let (machine, token) = (Machine::new(), administrator.token(json!({"approval": "manual"})).await);
+    let _pending = machine.enroll(&api, Some(&token.secret)).await.expect(202);
+    let _approved = administrator.decide(machine.id(), "approve", "known").await.expect(200);
+    let _repeated = administrator.decide(machine.id(), "approve", "known").await.expect(200);
+    for (decision, status) in [("quarantine", "quarantined"), ("revoke", "revoked")] {
+        let _decided = administrator.decide(machine.id(), decision, "odd").await.expect(200);
+        let refused = administrator.decide(machine.id(), "approve", "fine again").await;
+        let refused = refused.expect_problem(ProblemKind::Conflict);
+        assert!(refused.detail().contains(status), "{}", refused.detail());
+        assert_eq!(administrator.machine(machine.id()).await["status"], status);
+    }
 }

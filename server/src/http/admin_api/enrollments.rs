@@ -43,6 +43,8 @@ impl From<ApprovalError> for ApiProblem {
             ApprovalError::Unknown => Self::not_found("enrollment"),
             ApprovalError::UnknownMachine => Self::not_found("machine"),
             ApprovalError::NothingPending
+            | ApprovalError::Quarantined
+            | ApprovalError::Revoked
             | ApprovalError::SeveralPending
             | ApprovalError::DecidedBefore(_)
             | ApprovalError::Expired(_)
