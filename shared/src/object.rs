@@ -5,12 +5,50 @@ use std::{fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
+use serde_json::{Map, Value};
 
 /// Reads a struct from an object, and from nothing else.
 pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     deserializer.deserialize_map(Members(PhantomData))
+}
+
+/// The same where a null means something else than whoever sends it thinks: `{"sip_enabled": null}` would be no condition.
+pub(crate) fn object_without_nulls<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: for<'a> Deserialize<'a>,
+{
+    let members = deserializer.deserialize_map(Given)?;
+    serde_json::from_value(Value::Object(members)).map_err(D::Error::custom)
+}
+
+/// Members that are there once each, with a value.
+struct Given;
+
+impl<'de> Visitor<'de> for Given {
+    type Value = Map<String, Value>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+        let mut given = Map::new();
+        while let Some((name, value)) = members.next_entry::<String, Value>()? {
+            if value.is_null() {
+                return Err(A::Error::custom(format_args!(
+                    "{name} is null: give it a value, or leave it out"
+                )));
+            }
+            if given.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("{name} is there twice")));
+            }
+            given.insert(name, value);
+        }
+        Ok(given)
+    }
 }
 
 struct Members<T>(PhantomData<T>);

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     agent_api::Denial,
     machine::{Assurance, KeyStoreKind, MachineStatus, SecureBoot},
-    object::object,
+    object::object_without_nulls,
     text::optional_time,
 };
 
@@ -20,12 +20,15 @@ use crate::{
 pub struct Selector {
     /// These machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub machine_ids: Option<BTreeSet<Uuid>>,
     /// Machines that have all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub labels: Option<BTreeMap<String, String>>,
     /// Every machine; only `true` has a meaning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub all: Option<bool>,
 }
 
@@ -36,33 +39,43 @@ pub struct Selector {
 pub struct Conditions {
     /// At least this assurance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub min_assurance: Option<Assurance>,
     /// An Apple attestation, and not older than this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub max_attestation_age_days: Option<u32>,
     /// The key lives there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub key_store: Option<KeyStoreKind>,
     /// System Integrity Protection is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub sip_enabled: Option<bool>,
     /// FileVault is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub filevault_enabled: Option<bool>,
     /// The application firewall is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub firewall_enabled: Option<bool>,
     /// Gatekeeper is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub gatekeeper_enabled: Option<bool>,
     /// At least this strict: `full` satisfies `reduced`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub secure_boot: Option<SecureBoot>,
     /// At least this version, compared number by number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub min_os_version: Option<String>,
     /// MDM enrollment is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub mdm_enrolled: Option<bool>,
 }
 
@@ -74,10 +87,10 @@ pub struct CreateGrant {
     /// What is granted.
     pub permission_id: Uuid,
     /// To which machines.
-    #[serde(deserialize_with = "object")]
+    #[serde(deserialize_with = "object_without_nulls")]
     pub selector: Selector,
     /// Under which conditions; none where this is absent.
-    #[serde(default, deserialize_with = "object")]
+    #[serde(default, deserialize_with = "object_without_nulls")]
     pub conditions: Conditions,
     /// Until when; for good where this is absent.
     #[serde(

@@ -234,6 +234,35 @@ async fn an_unknown_field_is_named_to_administrators_and_ignored_from_agents() {
     ground.end().await;
 }
 
+/// Left out without a word, either would be a grant that says less than whoever made it meant.
+#[tokio::test]
+async fn a_condition_or_a_selector_that_is_null_or_there_twice_is_refused_by_its_name() {
+    let ground = Ground::prepare().await;
+    let operations = ground.operations().await;
+    let create = operations
+        .iter()
+        .find(|operation| operation.name() == "POST /v1/admin/grants")
+        .unwrap();
+    for (selector, conditions, named) in [
+        (r#""all": true"#, r#""sip_enabled": null"#, "sip_enabled"),
+        (r#""all": true, "labels": null"#, "", "labels"),
+        (
+            r#""all": true"#,
+            r#""min_assurance": "attested", "min_assurance": "asserted""#,
+            "min_assurance",
+        ),
+    ] {
+        let body = format!(
+            r#"{{"permission_id": "{}", "selector": {{{selector}}}, "conditions": {{{conditions}}}}}"#,
+            ground.permission_id
+        );
+        let answer = ground.send(create, "/v1/admin/grants", body).await;
+        assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
+        assert!(answer.detail().contains(named), "{answer}");
+    }
+    ground.end().await;
+}
+
 /// Every field, at every depth, of every body, with every JSON type and the extremes of each.
 #[tokio::test]
 async fn a_field_of_the_wrong_type_or_of_an_extreme_value_is_never_the_servers_failure() {
