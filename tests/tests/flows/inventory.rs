@@ -127,6 +127,10 @@ async fn a_file_with_wrong_rows_names_their_lines_and_changes_nothing() {
         refused.detail().contains("item 2: ") && refused.detail().contains("lables"),
         "{refused}"
     );
+    // On one line, the number alone tells them apart.
+    let json = r#"{"items": [{"serial_number": "A"}, {"serial_number": ""}]}"#;
+    let refused = put(&server, "?mode=merge", "application/json", json.to_owned()).await;
+    assert!(refused.detail().contains("item 2: serial_number is empty"), "{refused}");
 
     let _mode = put(&server, "?mode=all", "text/csv", csv.to_owned())
         .await

@@ -70,6 +70,10 @@ pub(crate) async fn bind(
     id: Uuid,
     chain: Vec<Vec<u8>>,
 ) -> Result<AppleAttestationState, AppleAttestationError> {
+    // Before what is wrong with the chain: whoever mistyped the id would look for a mistake there.
+    if !machine_presence::exists(&mut *services.store.connection().await?, id).await? {
+        return Err(AppleAttestationError::Unknown);
+    }
     let unverified = UnverifiedAttestation::from_der(chain)?;
     let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
     services

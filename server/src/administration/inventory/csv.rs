@@ -33,7 +33,7 @@ pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
         let line = lines.at(begin(body, &record));
         match &header {
             None => header = Some(Header::read(&record)?),
-            Some(header) => rows.push(line, header.item(&record))?,
+            Some(header) => rows.push(line, None, header.item(&record))?,
         }
     }
     match header {

@@ -90,14 +90,23 @@ struct Row {
 }
 
 impl Rows {
-    /// Takes a row, or what is wrong with it. Fails where there are more than anybody has machines.
-    pub(super) fn push(&mut self, line: u64, item: Result<ImportItem, String>) -> Result<(), String> {
+    /// Takes a row, or what is wrong with it. `number` counts rows that may share a line. Fails where there are more than
+    /// anybody has machines.
+    pub(super) fn push(
+        &mut self,
+        line: u64,
+        number: Option<usize>,
+        item: Result<ImportItem, String>,
+    ) -> Result<(), String> {
         if self.rows.len() + self.wrong >= MOST_ROWS {
             return Err(format!("there are more than {MOST_ROWS} rows"));
         }
         match item.and_then(|item| check(line, item)) {
             Ok(row) => self.rows.push(row),
-            Err(detail) => self.refuse(line, &detail),
+            Err(detail) => match number {
+                Some(number) => self.refuse(line, &format!("item {number}: {detail}")),
+                None => self.refuse(line, &detail),
+            },
         }
         Ok(())
     }

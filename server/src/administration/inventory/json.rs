@@ -95,9 +95,7 @@ impl Reading<'_> {
     fn take(&mut self, text: &str) -> Result<(), String> {
         self.number += 1;
         let line = self.lines.at(text.as_ptr().addr().saturating_sub(self.begin));
-        let number = self.number;
-        self.rows
-            .push(line, item(text).map_err(|why| format!("item {number}: {why}")))
+        self.rows.push(line, Some(self.number), item(text))
     }
 }
 
