@@ -8,7 +8,7 @@ use std::{
 use assay_protocol::machine::{MachineIdentity, Posture};
 use uuid::Uuid;
 
-use super::{Facts, FactsError, MachineFacts};
+use super::{Facts, FactsError, MachineFacts, claim};
 
 /// What boards carry that nobody gave a serial number: many machines would look like one.
 const PLACEHOLDERS: &[&str] = &[
@@ -103,13 +103,6 @@ fn os_release_value(os_release: &str, name: &str) -> Option<String> {
         .iter()
         .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
     claim(unquoted.unwrap_or(value).to_owned())
-}
-
-/// What the server would refuse as a claim (blank, overlong, with control characters) is as good as unreadable.
-fn claim(text: String) -> Option<String> {
-    let text = text.trim();
-    let is_fit = !text.is_empty() && text.len() <= 256 && !text.chars().any(char::is_control);
-    is_fit.then(|| text.to_owned())
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
 //! What a machine can say of itself: who it is, and the state of its defences. What cannot be read is null, never guessed.
 
+#[cfg(any(target_os = "macos", test))]
+mod command;
 mod file;
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(any(target_os = "macos", test))]
+mod macos;
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -11,6 +15,8 @@ use assay_protocol::machine::{MachineIdentity, Posture};
 pub use file::FileFacts;
 #[cfg(target_os = "linux")]
 pub use linux::LinuxFacts;
+#[cfg(any(target_os = "macos", test))]
+pub use macos::MacFacts;
 
 /// The facts that evidence carries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,7 +92,21 @@ pub fn system() -> Result<Arc<dyn Facts>, FactsError> {
 }
 
 /// The facts of the system that this runs on.
-#[cfg(not(target_os = "linux"))]
+#[cfg(target_os = "macos")]
+pub fn system() -> Result<Arc<dyn Facts>, FactsError> {
+    Ok(Arc::new(MacFacts))
+}
+
+/// The facts of the system that this runs on.
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 pub fn system() -> Result<Arc<dyn Facts>, FactsError> {
     Err(FactsError::UnsupportedSystem)
+}
+
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+/// What the server would refuse as a claim (blank, overlong, with control characters) is as good as unreadable.
+fn claim(text: String) -> Option<String> {
+    let text = text.trim();
+    let is_fit = !text.is_empty() && text.len() <= 256 && !text.chars().any(char::is_control);
+    is_fit.then(|| text.to_owned())
 }
