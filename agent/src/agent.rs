@@ -22,7 +22,7 @@ use crate::{
     enrollment::{self, EnrollOptions, EnrollOutcome},
     evidence::{ProofError, Statement, prove},
     facts::{Facts, FactsError, MachineFacts},
-    key_store::{self, KeyFault, KeyStore, KeyStoreError, MachineKey},
+    key_store::{self, KeyFault, KeyStore, KeyStoreError, KeyTrouble, MachineKey},
     renewal,
     server_url::ServerUrl,
     state::{FailureOnRecord, Record, ServerOnRecord, StateDirectory, StateError, StateLock},
@@ -250,12 +250,17 @@ impl Agent {
             exchange: exchange.to_owned(),
             problem: error.refusal().map(|refusal| refusal.problem.kind_urn.clone()),
             message: with_causes(&error),
+            key: error.key_trouble(),
         };
         let written = update_record(lock, move |record| {
             // A token that the server would not give out any more is not handed out from here either.
             let keeps_grants = matches!(
                 failure,
-                Failure::Unreachable { .. } | Failure::KeyLocked | Failure::KeyStore | Failure::Local
+                Failure::Unreachable { .. }
+                    | Failure::KeyLocked
+                    | Failure::KeyRefused
+                    | Failure::KeyStore
+                    | Failure::Local
             );
             if let Some(last) = record.last_check_in.as_mut().filter(|_| !keeps_grants) {
                 last.grants.clear();
@@ -280,6 +285,17 @@ impl AgentError {
         }
     }
 
+    /// What is the matter with the key, if it is that.
+    #[must_use]
+    pub fn key_trouble(&self) -> Option<KeyTrouble> {
+        match self {
+            Self::Proof(ProofError::Key(fault)) => Some(KeyTrouble::of(fault)),
+            Self::KeyLost(_) => Some(KeyTrouble::Missing),
+            Self::KeyReplaced(_) => Some(KeyTrouble::Changed),
+            _ => None,
+        }
+    }
+
     /// What kind of failure it is.
     #[must_use]
     pub fn failure(&self) -> Failure {
@@ -291,6 +307,7 @@ impl AgentError {
             }
             Self::Proof(ProofError::Key(fault)) | Self::Server(ClientError::Key { fault, .. }) => match fault {
                 KeyFault::Store(KeyStoreError::Locked) => Failure::KeyLocked,
+                KeyFault::Store(KeyStoreError::Foreign { .. }) => Failure::KeyRefused,
                 _ => Failure::KeyStore,
             },
             Self::Proof(_) | Self::KeyLost(_) | Self::KeyReplaced(_) => Failure::KeyStore,

@@ -15,9 +15,19 @@ use crate::{
     trust::{Fingerprint, Trust},
 };
 
+/// The version, with what must not be mistaken for a release.
+const VERSION: &str = if cfg!(feature = "enclave-stand-in") {
+    concat!(
+        env!("CARGO_PKG_VERSION"),
+        " with a stand-in for the Secure Enclave: for tests alone"
+    )
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// Gives this machine an identity of its own, and keeps it.
 #[derive(Debug, Parser)]
-#[command(name = "assay-agent", version, propagate_version = true)]
+#[command(name = "assay-agent", version = VERSION, propagate_version = true)]
 pub(crate) struct CommandLine {
     #[command(flatten)]
     pub(crate) shared: SharedArguments,
@@ -25,7 +35,7 @@ pub(crate) struct CommandLine {
     pub(crate) command: Command,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct SharedArguments {
     /// A configuration file (TOML); `ASSAY_AGENT_CONFIG` names one too
     #[arg(long, global = true, value_name = "FILE")]
@@ -39,7 +49,7 @@ pub(crate) struct SharedArguments {
     /// Facts about the machine (JSON), in place of what the system says
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) facts: Option<PathBuf>,
-    /// How much is logged on standard error [default: info for `run`, else warn]
+    /// How much is logged [default: info for `run`, else warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(crate) log_level: Option<LogLevel>,
 }
@@ -71,6 +81,18 @@ pub(crate) enum Command {
         /// The relying party
         #[arg(long)]
         audience: String,
+    },
+    /// Look at everything that the agent needs on this machine, and say what is the matter and what to do
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make keys in this machine's key store, sign, verify and let them go; touches nothing of the machine's
+    Selftest {
+        /// How often
+        #[arg(long, default_value_t = 1)]
+        iterations: u32,
     },
     /// Renew the certificate now
     Renew,
@@ -121,10 +143,10 @@ pub(crate) struct EnrollArguments {
 
 impl SharedArguments {
     /// The configuration, with what the command line says over it.
-    pub(crate) fn settings(self) -> Result<Settings, ConfigurationError> {
+    pub(crate) fn settings(&self) -> Result<Settings, ConfigurationError> {
         let mut settings = Settings::load(self.config.as_deref())?;
-        settings.state_dir = self.state_dir.or(settings.state_dir);
-        settings.facts = self.facts.or(settings.facts);
+        settings.state_dir = self.state_dir.clone().or(settings.state_dir);
+        settings.facts = self.facts.clone().or(settings.facts);
         settings.log_level = self.log_level.or(settings.log_level);
         let key_store = self.key_store.map(|store| match store {
             KeyStoreArgument::SecureEnclave => KeyStoreKind::SecureEnclave,
@@ -161,8 +183,8 @@ impl ProxyArguments {
 impl EnrollArguments {
     /// What the enrollment takes, by the command line over the configuration; `None` where neither names a server.
     pub(crate) fn options(self, mut settings: Settings) -> Result<Option<EnrollOptions>, ConfigurationError> {
-        if self.token.is_some() {
-            settings.token_file = None;
+        if self.token.is_some() || self.token_file.is_some() {
+            (settings.token, settings.token_file) = (None, None);
         }
         if self.ca_fingerprint.is_some() || self.ca_file.is_some() {
             settings.ca_fingerprint = self.ca_fingerprint;
@@ -171,10 +193,7 @@ impl EnrollArguments {
         settings.server = self.server.or(settings.server);
         let token = match (self.token, self.token_file) {
             (Some(token), _) => Some(token),
-            (None, Some(path)) => {
-                settings.token_file = None;
-                Some(read_token(&path)?)
-            }
+            (None, Some(path)) => Some(read_token(&path)?),
             (None, None) => None,
         };
         let options = settings.enroll_options()?;

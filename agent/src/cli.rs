@@ -20,12 +20,13 @@ use crate::{
     agent::{Agent, AgentError, AgentOptions, Failure, reset, with_causes},
     arguments::{Command, CommandLine},
     clock::{Clock, SystemClock},
-    config::{ConfigurationError, LogLevel, Settings},
+    config::{ConfigurationError, LogLevel, ReadSettings, Settings},
+    doctor,
     enrollment::{EnrollOptions, EnrollOutcome},
     facts::{self, Facts, FileFacts},
-    key_store::{self, KeyStoreError},
+    key_store::{self, KeyStore, KeyStoreError},
     proxy::{Proxy, ProxyError, ProxyOptions},
-    service,
+    selftest, service,
     state::{Record, StateError, read_record},
     status::{GrantError, Status, current_grant, printable},
 };
@@ -105,7 +106,12 @@ fn execute(command_line: CommandLine) -> Result<Ended, CommandError> {
         }
         Command::Run { once } => {
             let agent = open(&settings)?;
-            block_on(run(&agent, &settings, once))
+            block_on(run(&agent, &|| shared.settings(), once))
+        }
+        Command::Doctor { json } => block_on(examine(&settings, json)),
+        Command::Selftest { iterations } => {
+            let store = key_store::open(settings.key_store(), settings.accessibility())?;
+            block_on(async { selftest(store, iterations).await })
         }
         Command::Renew => {
             let agent = open(&settings)?;
@@ -165,7 +171,7 @@ fn at_the_order_to_stop() -> io::Result<CancellationToken> {
     Ok(stop)
 }
 
-async fn run(agent: &Agent, settings: &Settings, once: bool) -> Result<Ended, CommandError> {
+async fn run(agent: &Agent, settings: ReadSettings<'_>, once: bool) -> Result<Ended, CommandError> {
     let stop = at_the_order_to_stop()?;
     if !once {
         service::run(agent, settings, stop).await?;
@@ -204,6 +210,32 @@ fn status(settings: &Settings, json: bool) -> Result<Ended, CommandError> {
         write!(output, "{status}")?;
     }
     Ok(Ended::Done)
+}
+
+async fn examine(settings: &Settings, json: bool) -> Result<Ended, CommandError> {
+    let facts = facts(settings).ok();
+    let examination = doctor::examine(settings, facts.as_deref()).await;
+    let mut output = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut output, &examination).map_err(io::Error::from)?;
+        writeln!(output)?;
+    } else {
+        write!(output, "{examination}")?;
+    }
+    Ok(match examination.is_well() {
+        true => Ended::Done,
+        false if examination.has_key_trouble() => Ended::KeyStoreUnavailable,
+        false => Ended::Failed,
+    })
+}
+
+async fn selftest(store: Arc<dyn KeyStore>, iterations: u32) -> Result<Ended, CommandError> {
+    let outcome = selftest::run(store, iterations).await;
+    write!(io::stdout(), "{outcome}")?;
+    Ok(match outcome.is_well() {
+        true => Ended::Done,
+        false => Ended::KeyStoreUnavailable,
+    })
 }
 
 fn grant(settings: &Settings, audience: &str) -> Result<Ended, CommandError> {
@@ -257,15 +289,18 @@ fn confirm(state_dir: &Path) -> Result<(), CommandError> {
     }
 }
 
+fn facts(settings: &Settings) -> Result<Arc<dyn Facts>, AgentError> {
+    match &settings.facts {
+        Some(file) => Ok(Arc::new(FileFacts::new(file.clone()))),
+        None => Ok(facts::system()?),
+    }
+}
+
 fn open(settings: &Settings) -> Result<Agent, CommandError> {
-    let facts: Arc<dyn Facts> = match &settings.facts {
-        Some(file) => Arc::new(FileFacts::new(file.clone())),
-        None => facts::system().map_err(AgentError::Facts)?,
-    };
     let options = AgentOptions {
         state_dir: settings.state_dir(),
-        key_store: key_store::open(settings.key_store())?,
-        facts,
+        key_store: key_store::open(settings.key_store(), settings.accessibility())?,
+        facts: facts(settings)?,
         clock: Arc::new(SystemClock),
     };
     Ok(Agent::open(options)?)
@@ -290,8 +325,25 @@ fn log(settings: &Settings, command: &Command) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let subscriber = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level);
+    let subscriber = tracing_subscriber::fmt().with_max_level(level);
+    #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
+    if logs_to_system(settings, command) {
+        let subscriber = subscriber.with_writer(crate::system_log::SystemLog).with_ansi(false);
+        return subscriber.without_time().with_level(false).init();
+    }
+    let subscriber = subscriber.with_writer(io::stderr);
     subscriber.with_ansi(io::stderr().is_terminal()).init();
+}
+
+/// The daemon's log is the system's, unless somebody runs it by hand and looks on. Commands answer whoever called them.
+#[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
+fn logs_to_system(settings: &Settings, command: &Command) -> bool {
+    let is_daemon = matches!(command, Command::Run { once: false });
+    let by_default = cfg!(target_os = "macos") && !io::stderr().is_terminal();
+    is_daemon
+        && settings
+            .log_to
+            .map_or(by_default, |target| target == crate::config::LogTarget::System)
 }
 
 fn rfc3339(time: OffsetDateTime) -> String {
@@ -322,7 +374,7 @@ fn agent_failed(error: &AgentError) -> Ended {
         Failure::Unreachable { .. } => Ended::ServerUnreachable,
         Failure::HeldBack { is_pending: true, .. } => Ended::WaitingForApproval,
         Failure::HeldBack { is_pending: false, .. } | Failure::Refused | Failure::Unknown => Ended::Refused,
-        Failure::KeyLocked | Failure::KeyStore => Ended::KeyStoreUnavailable,
+        Failure::KeyLocked | Failure::KeyRefused | Failure::KeyStore => Ended::KeyStoreUnavailable,
         Failure::Local if matches!(error, AgentError::Configuration(_)) => Ended::WrongUsage,
         Failure::Local => Ended::Failed,
     }
@@ -368,6 +420,7 @@ mod tests {
         assert_eq!(CommandError::Agent(error).ended(), ended);
     }
 
+    #[cfg(not(any(target_os = "macos", feature = "enclave-stand-in")))]
     #[test]
     fn a_key_store_that_this_build_lacks_has_its_own_exit_code_and_names_the_way_out() {
         let error = open(&Settings::default()).unwrap_err();

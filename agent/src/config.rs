@@ -7,13 +7,15 @@ use std::{
 };
 
 use ::config::{Config, Environment, File, FileFormat};
-use assay_protocol::machine::KeyStoreKind;
+use assay_protocol::machine::{KeyAccessibility, KeyStoreKind};
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::{
     enrollment::EnrollOptions,
+    managed,
     server_url::ServerUrl,
     trust::{Fingerprint, TrustAnchor},
 };
@@ -28,18 +30,26 @@ const KEYS: &[&str] = &[
     "ca_file",
     "state_dir",
     "key_store",
+    "accessibility",
     "facts",
     "log_level",
     "grant_socket__users",
     "grant_socket__groups",
+    "log_to",
 ];
+/// What a configuration profile can set beside these.
+const MANAGED_TOKEN: &str = "token";
 
 /// What an operator can set, in a TOML file or as `ASSAY_AGENT_` and the key in capitals.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The server's public URL.
     pub server: Option<ServerUrl>,
+    /// An enrollment token, which a configuration profile alone can set: it is readable there, and so should be one that
+    /// names the machine's serial number and serves once.
+    #[serde(skip)]
+    pub token: Option<SecretString>,
     /// A file with an enrollment token in it.
     pub token_file: Option<PathBuf>,
     /// The SHA-256 fingerprint of the server's root.
@@ -50,6 +60,8 @@ pub struct Settings {
     pub state_dir: Option<PathBuf>,
     /// Where the key lives.
     pub key_store: Option<KeyStoreKind>,
+    /// When a key that is made in the enclave can be used.
+    pub accessibility: Option<KeyAccessibility>,
     /// A file with facts, in place of the system's.
     pub facts: Option<PathBuf>,
     /// How much is logged.
@@ -57,6 +69,8 @@ pub struct Settings {
     /// Who may take grants from the daemon's socket.
     #[serde(default)]
     pub grant_socket: GrantSocketSettings,
+    /// Where the daemon logs.
+    pub log_to: Option<LogTarget>,
 }
 
 /// The users of this machine, beside root and the agent's own, that sockets of the agent are for: names or numbers.
@@ -71,7 +85,20 @@ pub struct GrantSocketSettings {
     pub groups: Vec<String>,
 }
 
-/// How much is logged, on standard error.
+/// Reads the settings again: a configuration profile may have changed them.
+pub type ReadSettings<'a> = &'a (dyn Fn() -> Result<Settings, ConfigurationError> + Send + Sync);
+
+/// Where the daemon logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogTarget {
+    /// To standard error: under systemd that is the journal.
+    Stderr,
+    /// To the system's own log: macOS' unified log.
+    System,
+}
+
+/// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
@@ -122,7 +149,7 @@ impl Settings {
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigurationError> {
         let mut environment = environment();
         let named = environment.remove(CONFIG_VARIABLE).map(PathBuf::from);
-        Self::from_sources(file.or(named.as_deref()), environment)
+        Self::from_sources(file.or(named.as_deref()), environment, managed()?)
     }
 
     /// The state directory.
@@ -137,12 +164,21 @@ impl Settings {
         self.key_store.unwrap_or(KeyStoreKind::SecureEnclave)
     }
 
+    /// When a new key in the enclave can be used: for a daemon, from boot on.
+    #[must_use]
+    pub fn accessibility(&self) -> KeyAccessibility {
+        self.accessibility.unwrap_or(KeyAccessibility::Always)
+    }
+
     /// What an enrollment takes, with the token and the CA file read; `None` where no server is set.
     pub fn enroll_options(&self) -> Result<Option<EnrollOptions>, ConfigurationError> {
         let Some(server) = self.server.clone() else {
             return Ok(None);
         };
-        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => Some(token.clone()),
+            (None, file) => file.as_deref().map(read_token).transpose()?,
+        };
         let trust = match (self.ca_fingerprint, &self.ca_file) {
             (Some(_), Some(_)) => return Err(ConfigurationError::TwoTrusts),
             (Some(fingerprint), None) => Some(TrustAnchor::Fingerprint(fingerprint)),
@@ -152,7 +188,11 @@ impl Settings {
         Ok(Some(EnrollOptions { server, token, trust }))
     }
 
-    fn from_sources(file: Option<&Path>, environment: HashMap<String, String>) -> Result<Self, ConfigurationError> {
+    fn from_sources(
+        file: Option<&Path>,
+        environment: HashMap<String, String>,
+        managed: Map<String, Value>,
+    ) -> Result<Self, ConfigurationError> {
         let mut place = "the environment".to_owned();
         if let Some(variable) = environment.keys().find(|variable| !is_known(variable)) {
             return Err(ConfigurationError::Bad {
@@ -175,8 +215,49 @@ impl Settings {
         let variables = Environment::with_prefix("ASSAY_AGENT")
             .prefix_separator("_")
             .separator("__");
-        parse(&place, sources.add_source(variables.source(Some(environment))))
+        let sources = sources.add_source(variables.source(Some(environment)));
+        parse(&place, sources.clone())?;
+        managed_over(sources, managed)
     }
+}
+
+/// What a configuration profile sets now: to find out whether that has changed.
+pub(crate) fn managed() -> Result<Map<String, Value>, ConfigurationError> {
+    let keys: Vec<_> = KEYS.iter().copied().chain([MANAGED_TOKEN]).collect();
+    managed::settings(&keys)
+}
+
+/// Managed settings go over all but the command line: what an administrator forces on a fleet, a file does not undo.
+fn managed_over(sources: Sources, managed: Map<String, Value>) -> Result<Settings, ConfigurationError> {
+    let bad = |reason: String| ConfigurationError::Bad {
+        place: managed::place(),
+        reason,
+    };
+    let (mut sources, mut token) = (sources, None);
+    let is_managed = |key: &str| managed.contains_key(key);
+    let (has_fingerprint, has_ca_file) = (is_managed("ca_fingerprint"), is_managed("ca_file"));
+    for (key, value) in managed {
+        let Value::String(text) = value else {
+            return Err(bad(format!("{key} is not a string")));
+        };
+        match key.as_str() {
+            MANAGED_TOKEN if text.trim().is_empty() => return Err(bad("token is empty".to_owned())),
+            MANAGED_TOKEN => token = Some(SecretString::from(text.trim())),
+            key => {
+                let set = sources.set_override(key, text);
+                sources = set.map_err(|error| bad(error.to_string()))?;
+            }
+        }
+    }
+    let mut settings = parse(&managed::place(), sources)?;
+    settings.token = token;
+    // One answer to the question how the server is recognized replaces the other.
+    match (has_fingerprint, has_ca_file) {
+        (true, false) => settings.ca_file = None,
+        (false, true) => settings.ca_fingerprint = None,
+        _ => {}
+    }
+    Ok(settings)
 }
 
 /// Reads a file with an enrollment token; white space around it does not count.
@@ -196,10 +277,9 @@ pub(crate) fn read_file(what: &'static str, path: &Path) -> Result<String, Confi
     })
 }
 
-fn parse(
-    place: &str,
-    sources: ::config::ConfigBuilder<::config::builder::DefaultState>,
-) -> Result<Settings, ConfigurationError> {
+type Sources = ::config::ConfigBuilder<::config::builder::DefaultState>;
+
+fn parse(place: &str, sources: Sources) -> Result<Settings, ConfigurationError> {
     let settings = sources.build().and_then(Config::try_deserialize);
     settings.map_err(|error| ConfigurationError::Bad {
         place: place.to_owned(),
@@ -242,6 +322,7 @@ fn environment() -> HashMap<String, String> {
 mod tests {
     use rstest::rstest;
     use secrecy::ExposeSecret;
+    use serde_json::json;
 
     use super::*;
 
@@ -252,7 +333,51 @@ mod tests {
         let environment = environment
             .iter()
             .map(|(name, value)| ((*name).into(), (*value).into()));
-        Settings::from_sources(Some(&file), environment.collect())
+        Settings::from_sources(Some(&file), environment.collect(), Map::new())
+    }
+
+    /// What a configuration profile forces.
+    fn forced(settings: Value) -> Map<String, Value> {
+        settings.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn managed_settings_go_over_file_and_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        fs::write(
+            &file,
+            "server = 'https://one.example.com'\nca_file = '/a'\nlog_level = 'warn'",
+        )
+        .unwrap();
+        let environment = HashMap::from([("ASSAY_AGENT_SERVER".into(), "https://two.example.com".into())]);
+        let fingerprint = "ab".repeat(32);
+        let managed = forced(json!({
+            "server": "https://three.example.com", "ca_fingerprint": fingerprint, "token": " secret ",
+        }));
+        let settings = Settings::from_sources(Some(&file), environment, managed).unwrap();
+        assert_eq!(settings.log_level, Some(LogLevel::Warn));
+        assert!(!format!("{settings:?}").contains("secret"));
+        let options = settings.enroll_options().unwrap().unwrap();
+        assert_eq!(options.server.as_str(), "https://three.example.com");
+        assert_eq!(
+            options.trust,
+            Some(TrustAnchor::Fingerprint(fingerprint.parse().unwrap()))
+        );
+        assert_eq!(options.token.unwrap().expose_secret(), "secret");
+    }
+
+    #[rstest]
+    #[case(json!({"server": "http://a.example.com"}), "server")]
+    #[case(json!({"server": {}}), "server is not a string")]
+    #[case(json!({"log_level": 3}), "log_level is not a string")]
+    #[case(json!({"token": " "}), "token is empty")]
+    fn what_is_wrong_in_managed_settings_is_said_of_them(#[case] managed: Value, #[case] named: &str) {
+        let error = Settings::from_sources(None, HashMap::new(), forced(managed))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("the managed settings (dev.assay.agent): "), "{error}");
+        assert!(error.contains(named), "{error}");
     }
 
     #[test]
@@ -279,8 +404,9 @@ mod tests {
 
     #[test]
     fn without_a_word_the_key_belongs_into_the_enclave() {
-        let settings = Settings::from_sources(None, HashMap::new()).unwrap();
+        let settings = Settings::from_sources(None, HashMap::new(), Map::new()).unwrap();
         assert_eq!(settings.key_store(), KeyStoreKind::SecureEnclave);
+        assert_eq!(settings.accessibility(), KeyAccessibility::Always);
         assert_eq!(settings.state_dir(), Path::new("/var/db/assay"));
         assert!(settings.enroll_options().unwrap().is_none());
     }
@@ -288,6 +414,8 @@ mod tests {
     #[rstest]
     #[case::key("servr = 'https://a'", &[], &["agent.toml", "servr"])]
     #[case::value("key_store = 'tpm'", &[], &["agent.toml", "key_store", "tpm"])]
+    #[case::accessibility("accessibility = 'never'", &[], &["agent.toml", "accessibility", "never"])]
+    #[case::token("token = 'secret'", &[], &["agent.toml", "token"])]
     #[case::url("server = 'http://a.example.com'", &[], &["agent.toml", "server", "https"])]
     #[case::fingerprint("ca_fingerprint = 'abc'", &[], &["agent.toml", "ca_fingerprint", "SHA-256"])]
     #[case::syntax("server = ", &[], &["agent.toml"])]

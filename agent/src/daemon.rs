@@ -78,6 +78,8 @@ pub(crate) enum Happening {
     Renewed { validity: Validity },
     /// The exchange ended in a failure.
     Failed(Failure),
+    /// The configuration has changed.
+    Reconfigured,
     /// The daemon is told to end.
     Terminate,
     /// The exchange took longer than it may when the daemon is to end.
@@ -107,7 +109,7 @@ pub(crate) enum Action {
 /// What comes first, by what is on record.
 pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
     let at_once = Attempt { due: now, failures: 0 };
-    let (Some(machine), None) = (&record.machine, &record.pending) else {
+    let Some(machine) = record.machine.as_ref().filter(|_| !record.must_enroll()) else {
         return Plan::Enroll(at_once);
     };
     let due = match (&record.last_check_in, record.next_check_in_at) {
@@ -129,7 +131,18 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
         (State::Stopped, _) => (State::Stopped, Vec::new()),
         (State::Waiting(_), Happening::Terminate) => (State::Stopped, vec![Action::Stop]),
         (State::Exchanging(..), Happening::Terminate) => (State::Stopping, vec![Action::AllowGrace(GRACE)]),
-        (State::Stopping, Happening::Terminate | Happening::Due) => (State::Stopping, Vec::new()),
+        (State::Waiting(Plan::Enroll(_)), Happening::Reconfigured) => wait(Plan::Enroll(Attempt {
+            due: event.now,
+            failures: 0,
+        })),
+        // What is under way began with the old one: when that fails, the next attempt is as good as the first.
+        (State::Exchanging(Plan::Enroll(attempt), exchange), Happening::Reconfigured) => {
+            let plan = Plan::Enroll(Attempt { failures: 0, ..attempt });
+            (State::Exchanging(plan, exchange), Vec::new())
+        }
+        (State::Stopping, Happening::Terminate | Happening::Due | Happening::Reconfigured) => {
+            (State::Stopping, Vec::new())
+        }
         (State::Stopping, _) => (State::Stopped, vec![Action::Stop]),
         (State::Waiting(plan), Happening::Due) => {
             let (exchange, _) = plan.next();
@@ -149,7 +162,7 @@ pub(crate) fn wait(plan: Plan) -> (State, Vec<Action>) {
 
 impl Happening {
     fn ends_exchange(self) -> bool {
-        !matches!(self, Self::Due | Self::Terminate | Self::GraceOver)
+        !matches!(self, Self::Due | Self::Reconfigured | Self::Terminate | Self::GraceOver)
     }
 }
 
@@ -225,10 +238,10 @@ impl Plan {
         };
         match (self, exchange) {
             (Self::Enroll(attempt), _) => Self::Enroll(again(attempt)),
-            (Self::Serve { check_in, .. }, Exchange::CheckIn) if failure == Failure::Unknown => {
+            (Self::Serve { check_in, .. }, Exchange::CheckIn) if failure.asks_for_enrollment() => {
                 Self::Enroll(again(check_in))
             }
-            (Self::Serve { renewal, .. }, _) if failure == Failure::Unknown => Self::Enroll(again(renewal)),
+            (Self::Serve { renewal, .. }, _) if failure.asks_for_enrollment() => Self::Enroll(again(renewal)),
             (Self::Serve { check_in, renewal }, Exchange::Renew) => Self::Serve {
                 check_in,
                 renewal: again(renewal),
@@ -383,6 +396,13 @@ mod tests {
         Happening::Failed(Failure::KeyLocked),
         Exchange::CheckIn,
         7.5
+    )]
+    #[case::refused_by_the_enclave(
+        serving(),
+        Exchange::CheckIn,
+        Happening::Failed(Failure::KeyRefused),
+        Exchange::Enroll,
+        1.0
     )]
     #[case::unknown(
         serving(),

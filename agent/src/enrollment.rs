@@ -14,11 +14,12 @@ use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 
 use crate::{
-    agent::{Agent, AgentError, update_record},
+    agent::{Agent, AgentError, update_record, with_causes},
     certificate,
     check_in::next_check_in,
     client::{Client, fetch_root},
     evidence::ProofError,
+    key_store::{KeyFault, KeyStoreError},
     server_url::ServerUrl,
     state::{EnrolledMachine, PendingEnrollment, Record, ServerOnRecord, StateLock},
     trust::{Trust, TrustAnchor},
@@ -130,14 +131,40 @@ async fn server(record: &Record, options: &EnrollOptions) -> Result<ServerOnReco
     })
 }
 
-/// The machine's key: the one that there is, and a new one only where none was ever shown to a server.
+/// The machine's key: the one that there is, and a new one only where none was ever shown to a server, or where the
+/// hardware says that it will never use the old one again.
 async fn key(agent: &Agent, lock: &Arc<StateLock>, record: &Record) -> Result<PublicKey, AgentError> {
-    let exists = agent.key.public_key().await.map_err(ProofError::Key)?.is_some();
-    if exists || record.key.is_some() {
-        return agent.key_on_record(record).await;
+    match agent.key.public_key().await {
+        Ok(None) if record.key.is_none() => {
+            let new = agent.key.make().await.map_err(ProofError::Key)?;
+            let kept = agent.key.keep(Arc::clone(lock), new).await;
+            Ok(kept.map_err(ProofError::Key)?)
+        }
+        Err(KeyFault::Store(error @ KeyStoreError::Foreign { .. })) => {
+            tracing::warn!(error = %with_causes(&error), "the old key is set aside, and a new one made");
+            replace_key(agent, lock).await
+        }
+        Err(fault) => Err(ProofError::Key(fault).into()),
+        Ok(_) => agent.key_on_record(record).await,
     }
-    let created = agent.key.create(Arc::clone(lock)).await;
-    Ok(created.map_err(ProofError::Key)?)
+}
+
+/// The record comes first: a crash in between leaves a key that the hardware refuses, and all of this is done again.
+/// In the other order it would leave a key that nobody knows why to trust.
+async fn replace_key(agent: &Agent, lock: &Arc<StateLock>) -> Result<PublicKey, AgentError> {
+    let new = agent.key.make().await.map_err(ProofError::Key)?;
+    let thumbprint = new.public_key.thumbprint();
+    update_record(lock, move |record| {
+        record.key = Some(thumbprint);
+        record.key_is_unknown = true;
+        // Its tokens are bound to the old key.
+        if let Some(last) = record.last_check_in.as_mut() {
+            last.grants.clear();
+        }
+    })
+    .await?;
+    let kept = agent.key.keep_in_place_of_refused(Arc::clone(lock), new).await;
+    Ok(kept.map_err(ProofError::Key)?)
 }
 
 async fn remember(
@@ -181,6 +208,7 @@ fn admit(record: &mut Record, enrolled: Enrolled, now: OffsetDateTime) {
     });
     record.next_check_in_at = Some(next_check_in(now, enrolled.next_check_in_seconds));
     record.pending = None;
+    record.key_is_unknown = false;
     record.last_failure = None;
 }
 

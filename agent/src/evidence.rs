@@ -4,6 +4,7 @@ use assay_protocol::{
     Csr, EvidenceClaims, PublicKey, Purpose, UnverifiedCsr,
     csr::{BuildCsrError, CsrError},
     evidence::PROFILE,
+    machine::KeyClaim,
 };
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -58,7 +59,6 @@ pub enum ProofError {
 
 /// Signs a statement, and a certificate request where its purpose takes one.
 pub(crate) async fn prove(key: &MachineKey, statement: Statement) -> Result<Proof, ProofError> {
-    let claim = key.claim();
     key.use_key(move |store, sealed| {
         let public_key = store.public_key(sealed).map_err(KeyFault::Store)?;
         let csr = match statement.purpose {
@@ -78,7 +78,10 @@ pub(crate) async fn prove(key: &MachineKey, statement: Statement) -> Result<Proo
             },
             machine: statement.facts.machine,
             posture: statement.facts.posture,
-            key: claim,
+            key: KeyClaim {
+                store: store.kind(),
+                accessibility: store.accessibility(sealed),
+            },
         };
         let evidence = claims.sign(public_key.thumbprint(), |message| sign_fixed(store, sealed, message))?;
         Ok(Proof { csr, evidence })
@@ -124,7 +127,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = StateDirectory::create(folder.path().to_owned()).unwrap();
         let key = MachineKey::new(Arc::new(SoftwareKeyStore), directory.clone());
-        let public_key = key.create(Arc::new(directory.lock().unwrap())).await.unwrap();
+        let lock = Arc::new(directory.lock().unwrap());
+        let public_key = key.keep(lock, key.make().await.unwrap()).await.unwrap();
         let statement = Statement {
             purpose,
             audience: "https://assay.example.com/".parse().unwrap(),

@@ -27,6 +27,8 @@ pub enum Failure {
     Unknown,
     /// The key cannot be used until someone logs in.
     KeyLocked,
+    /// The hardware has refused the key for good: enrolling makes another.
+    KeyRefused,
     /// The key store failed otherwise.
     KeyStore,
     /// Something on this machine is wrong.
@@ -34,11 +36,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether enrolling is what helps.
+    pub(crate) fn asks_for_enrollment(self) -> bool {
+        matches!(self, Self::Unknown | Self::KeyRefused)
+    }
+
     /// How long the server wants to be left alone, if it said so.
     pub(crate) fn retry_after(self) -> Option<Duration> {
         match self {
             Self::Unreachable { retry_after } | Self::HeldBack { retry_after, .. } => retry_after,
-            Self::Refused | Self::Unknown | Self::KeyLocked | Self::KeyStore | Self::Local => None,
+            Self::Refused | Self::Unknown | Self::KeyLocked | Self::KeyRefused | Self::KeyStore | Self::Local => None,
         }
     }
 

@@ -274,7 +274,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = StateDirectory::create(folder.path().to_owned()).unwrap();
         let key = MachineKey::new(store, directory.clone());
-        let _made = key.create(Arc::new(directory.lock().unwrap())).await.unwrap();
+        let lock = Arc::new(directory.lock().unwrap());
+        let _kept = key.keep(lock, key.make().await.unwrap()).await.unwrap();
         Ground {
             issuer,
             root_pem: root.pem(),
@@ -391,7 +392,7 @@ mod tests {
             KeyStoreKind::Software
         }
 
-        fn accessibility(&self) -> Option<KeyAccessibility> {
+        fn accessibility(&self, _key: &SealedKey) -> Option<KeyAccessibility> {
             None
         }
 

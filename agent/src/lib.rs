@@ -2,6 +2,9 @@
 //!
 //! [`Agent`] is one machine. The program is [`cli::main`] around it; a simulated fleet is many of them in one process.
 
+#[cfg(all(feature = "enclave-stand-in", not(debug_assertions)))]
+compile_error!("enclave-stand-in pretends a Secure Enclave, for tests: it has no place in a release");
+
 mod agent;
 mod arguments;
 mod certificate;
@@ -13,6 +16,7 @@ pub mod clock;
 pub mod config;
 mod daemon;
 mod delay;
+mod doctor;
 mod enrollment;
 mod evidence;
 pub mod facts;
@@ -22,15 +26,25 @@ mod handshake;
 pub mod key_store;
 mod local_peers;
 mod local_server;
+mod managed;
 mod nonce;
 mod proxy;
 mod renewal;
 #[cfg(test)]
 mod scripted_server;
+mod selftest;
 mod server_url;
 mod service;
+#[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
+#[allow(
+    unsafe_code,
+    reason = "the boundary to Swift, which Rust cannot check; nothing else may be unsafe"
+)]
+mod shim;
 pub mod state;
 mod status;
+#[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
+mod system_log;
 mod trust;
 
 pub use agent::{Agent, AgentError, AgentOptions, Failure, reset, with_causes};

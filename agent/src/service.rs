@@ -9,19 +9,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agent::{Agent, AgentError, Failure, off_the_network, with_causes},
+    agent::{Agent, AgentError, off_the_network, with_causes},
     check_in::interval,
     clock::Clock,
-    config::{ConfigurationError, Settings},
+    config::{self, ConfigurationError, ReadSettings, Settings},
     daemon::{Action, Event, Exchange, Happening, Validity, plan, step, wait},
     delay::Jitter,
     enrollment::{EnrollOptions, EnrollOutcome},
-    grant_socket,
+    grant_socket, managed,
     state::Record,
 };
 
 /// How often a wait looks at the wall clock: a laptop that wakes up must not sleep its wait out.
-const LOOK: Duration = Duration::from_secs(15);
+pub(crate) const LOOK: Duration = Duration::from_secs(15);
 
 type Running<'a> = Pin<Box<dyn Future<Output = Happening> + Send + 'a>>;
 
@@ -31,27 +31,36 @@ struct Pending<'a> {
     exchange: Option<Running<'a>>,
     due: Option<Running<'a>>,
     grace: Option<Running<'a>>,
+    reconfigured: Option<Running<'a>>,
 }
 
 /// Serves until it is told to stop: enrolls where that is needed, checks in, renews, and hands grants out on its socket.
 ///
 /// Failures are logged and tried again; it ends with an error only where nothing can be tried.
-pub async fn run(agent: &Agent, settings: &Settings, stop: CancellationToken) -> Result<(), AgentError> {
+pub async fn run(agent: &Agent, settings: ReadSettings<'_>, stop: CancellationToken) -> Result<(), AgentError> {
     let stop_socket = CancellationToken::new();
+    let at_start = settings()?;
     let exchanging = async {
         let result = keep_exchanging(agent, settings, stop).await;
         stop_socket.cancel();
         result
     };
-    let (result, ()) = tokio::join!(exchanging, grant_socket::run(agent, settings, stop_socket.clone()));
+    let (result, ()) = tokio::join!(exchanging, grant_socket::run(agent, &at_start, stop_socket.clone()));
     result
 }
 
-async fn keep_exchanging(agent: &Agent, settings: &Settings, stop: CancellationToken) -> Result<(), AgentError> {
+async fn keep_exchanging(agent: &Agent, settings: ReadSettings<'_>, stop: CancellationToken) -> Result<(), AgentError> {
     let record = agent.record().await?;
-    check_server(&record, settings)?;
+    let mut pending = Pending {
+        reconfigured: reconfigured(),
+        ..Pending::default()
+    };
+    match check_server(&record, &settings()?) {
+        // The profile that names it may come later than the program.
+        Err(AgentError::NotEnrolled) if managed::can_come() => tracing::warn!("waiting for a server to be configured"),
+        checked => checked?,
+    }
     let (mut state, mut actions) = wait(plan(&record, agent.clock.now()));
-    let mut pending = Pending::default();
     let mut was_told = false;
     loop {
         for action in actions {
@@ -66,6 +75,10 @@ async fn keep_exchanging(agent: &Agent, settings: &Settings, stop: CancellationT
             () = stop.cancelled(), if !was_told => Happening::Terminate,
             what = pending.next() => what,
         };
+        if what == Happening::Reconfigured {
+            pending.reconfigured = reconfigured();
+            tell_reconfigured(agent, settings).await;
+        }
         if what == Happening::Terminate {
             tracing::info!("told to end");
             was_told = true;
@@ -83,15 +96,14 @@ async fn keep_exchanging(agent: &Agent, settings: &Settings, stop: CancellationT
 /// Does once what the daemon does over and over: enrolls where that is needed, checks in, renews where that is due.
 ///
 /// `None` when the enrollment waits for an administrator.
-pub async fn run_once(agent: &Agent, settings: &Settings) -> Result<Option<CheckedIn>, AgentError> {
+pub async fn run_once(agent: &Agent, settings: ReadSettings<'_>) -> Result<Option<CheckedIn>, AgentError> {
     let record = agent.record().await?;
-    check_server(&record, settings)?;
-    let is_enrolled = record.machine.is_some() && record.pending.is_none();
-    if !is_enrolled && !is_through(&enroll(agent, settings).await?) {
+    check_server(&record, &settings()?)?;
+    if record.must_enroll() && !is_through(&enroll(agent, settings).await?) {
         return Ok(None);
     }
     let checked_in = match agent.check_in().await {
-        Err(error) if error.failure() == Failure::Unknown => {
+        Err(error) if error.failure().asks_for_enrollment() => {
             tracing::warn!(error = %with_causes(&error), "enrolling again");
             if !is_through(&enroll(agent, settings).await?) {
                 return Ok(None);
@@ -116,6 +128,7 @@ impl Pending<'_> {
             what = first(&mut self.exchange) => what,
             what = first(&mut self.due) => what,
             what = first(&mut self.grace) => what,
+            what = first(&mut self.reconfigured) => what,
         }
     }
 }
@@ -129,7 +142,7 @@ async fn first(running: &mut Option<Running<'_>>) -> Happening {
     what
 }
 
-async fn perform(agent: &Agent, settings: &Settings, exchange: Exchange) -> Happening {
+async fn perform(agent: &Agent, settings: ReadSettings<'_>, exchange: Exchange) -> Happening {
     let result = match exchange {
         Exchange::Enroll => enroll(agent, settings).await.map(|outcome| enrolled(&outcome)),
         Exchange::CheckIn => agent.check_in().await.map(|answer| checked_in(&answer)),
@@ -148,9 +161,9 @@ async fn perform(agent: &Agent, settings: &Settings, exchange: Exchange) -> Happ
 }
 
 /// Enrolls by the configuration, or as it was begun.
-async fn enroll(agent: &Agent, settings: &Settings) -> Result<EnrollOutcome, AgentError> {
+async fn enroll(agent: &Agent, settings: ReadSettings<'_>) -> Result<EnrollOutcome, AgentError> {
     let record = agent.record().await?;
-    let settings = settings.clone();
+    let settings = settings()?;
     let configured = off_the_network(move || Ok(settings.enroll_options())).await?;
     let configured = match configured {
         // A token file is taken away once it has served; the machine can do without, as its key is known.
@@ -167,6 +180,32 @@ async fn enroll(agent: &Agent, settings: &Settings) -> Result<EnrollOutcome, Age
         trust: None,
     });
     agent.enroll(configured.or(begun).ok_or(AgentError::NotEnrolled)?).await
+}
+
+/// Waits for a change of the managed settings from what they are now, where there are any.
+fn reconfigured<'a>() -> Option<Running<'a>> {
+    let before = managed::can_come().then(config::managed)?;
+    Some(Box::pin(async move {
+        loop {
+            tokio::time::sleep(managed::LOOK).await;
+            match (&before, config::managed()) {
+                (Ok(before), Ok(now)) if *before == now => {}
+                (_, Ok(_)) => return Happening::Reconfigured,
+                // What cannot be read now is no change: it is said when it is used.
+                (_, Err(_)) => {}
+            }
+        }
+    }))
+}
+
+/// Says what a change means for a machine that has its server already; the rest is read when it is used.
+async fn tell_reconfigured(agent: &Agent, settings: ReadSettings<'_>) {
+    tracing::info!("the managed settings have changed");
+    let record = agent.record().await;
+    let checked = record.and_then(|record| check_server(&record, &settings()?));
+    if let Err(error) = checked {
+        tracing::warn!(error = %with_causes(&error), "the managed settings do not fit");
+    }
 }
 
 /// A machine that belongs to one server and is configured for another waits for a person to decide.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{server_url::ServerUrl, trust::Trust};
+use crate::{key_store::KeyTrouble, server_url::ServerUrl, trust::Trust};
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
@@ -40,6 +40,9 @@ pub struct Record {
     pub server: Option<ServerOnRecord>,
     /// The thumbprint of the machine's key, once it has been shown to a server.
     pub key: Option<KeyThumbprint>,
+    /// Whether that key took the place of one that the hardware refused, and no server has taken it yet.
+    #[serde(default)]
+    pub key_is_unknown: bool,
     /// An enrollment that is not through.
     pub pending: Option<PendingEnrollment>,
     /// Who this machine is, once it is enrolled.
@@ -116,6 +119,9 @@ pub struct FailureOnRecord {
     pub problem: Option<String>,
     /// What happened, in words.
     pub message: String,
+    /// What is the matter with the key, when it was that.
+    #[serde(default)]
+    pub key: Option<KeyTrouble>,
 }
 
 /// A state directory.
@@ -173,6 +179,7 @@ impl Default for Record {
             version: VERSION,
             server: None,
             key: None,
+            key_is_unknown: false,
             pending: None,
             machine: None,
             last_check_in: None,
@@ -183,6 +190,11 @@ impl Default for Record {
 }
 
 impl Record {
+    /// Whether the machine has to enroll before it can do anything else.
+    pub(crate) fn must_enroll(&self) -> bool {
+        self.machine.is_none() || self.pending.is_some() || self.key_is_unknown
+    }
+
     /// Whether a server has answered for this machine, so that it may hold a record of it.
     pub(crate) fn is_known_to_a_server(&self) -> bool {
         let waits = self
@@ -304,6 +316,19 @@ impl StateLock {
         temporary
             .persist_noclobber(path)
             .map_err(|error| failed(path, "made")(error.error))?;
+        flush_directory(&self.directory.path)
+    }
+
+    /// Replaces a file, whose content is set aside under another name. At any line of it there is one of the two.
+    pub(crate) fn replace_file(&self, path: &Path, bytes: &[u8], aside: &Path) -> Result<(), StateError> {
+        let temporary = self.temporary_file(bytes)?;
+        match fs::remove_file(aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(aside, "removed")(error)),
+            _ => fs::hard_link(path, aside).map_err(failed(aside, "made"))?,
+        }
+        temporary
+            .persist(path)
+            .map_err(|error| failed(path, "replaced")(error.error))?;
         flush_directory(&self.directory.path)
     }
 

@@ -12,6 +12,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use crate::{
+    key_store::KeyTrouble,
     server_url::ServerUrl,
     state::{FailureOnRecord, Record},
 };
@@ -35,6 +36,15 @@ pub(crate) struct Status {
     grants: Vec<GrantStatus>,
     denied: Vec<Denial>,
     last_failure: Option<FailureOnRecord>,
+    key_trouble: Option<KeyTroubleStatus>,
+}
+
+/// What is the matter with the key, in words.
+#[derive(Debug, Serialize)]
+struct KeyTroubleStatus {
+    kind: KeyTrouble,
+    matter: &'static str,
+    advice: &'static str,
 }
 
 /// How far the machine has come.
@@ -127,6 +137,7 @@ impl Status {
         let machine = record.machine.as_ref();
         let last = record.last_check_in.as_ref();
         let grants = last.map(|last| last.grants.as_slice()).unwrap_or_default();
+        let key_trouble = record.last_failure.as_ref().and_then(|failure| failure.key);
         Self {
             standing: Standing::of(record),
             server: record.server.as_ref().map(|server| server.url.clone()),
@@ -155,6 +166,11 @@ impl Status {
                 .collect(),
             denied: last.map(|last| last.denied.clone()).unwrap_or_default(),
             last_failure: record.last_failure.clone(),
+            key_trouble: key_trouble.map(|kind| KeyTroubleStatus {
+                kind,
+                matter: kind.matter(),
+                advice: kind.advice(),
+            }),
         }
     }
 }
@@ -168,6 +184,7 @@ impl Standing {
         }
         match (&record.machine, &record.pending) {
             (_, Some(pending)) if pending.enrollment_id.is_some() => Self::WaitingForApproval,
+            (Some(_), _) if record.key_is_unknown => Self::Enrolling,
             (Some(_), _) => Self::Enrolled,
             (None, Some(_)) => Self::Enrolling,
             (None, None) => Self::NotEnrolled,
@@ -227,6 +244,10 @@ impl fmt::Display for Status {
                 "last failure",
                 format!("{at} {}: {}", failure.exchange, failure.message),
             )?;
+        }
+        if let Some(trouble) = &self.key_trouble {
+            line("key store", trouble.matter.to_owned())?;
+            line("what to do", trouble.advice.to_owned())?;
         }
         Ok(())
     }

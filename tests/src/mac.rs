@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::installation::Installation;
 use crate::process::Process;
-use crate::processes::agent_command;
+use crate::processes::{agent_command, agent_command_with_software_keys, enclave_folder};
 
 /// An exit code: it did what it was asked.
 pub const DONE: i32 = 0;
@@ -35,12 +35,19 @@ pub struct Mac {
     url: String,
     roots: String,
     state: PathBuf,
+    key_store: &'static str,
 }
 
 impl Mac {
-    /// A new machine that is to enroll there.
+    /// A new machine that is to enroll there, with a key in its Secure Enclave, for which a stand-in serves.
     #[must_use]
     pub fn new(installation: &Installation) -> Self {
+        Self::with_key_store(installation, "secure-enclave")
+    }
+
+    /// The same with the agent as it is released, and a key in this store.
+    #[must_use]
+    pub fn with_key_store(installation: &Installation, key_store: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let roots = folder.path().join("roots.pem");
         fs::write(&roots, &installation.roots).unwrap();
@@ -50,6 +57,7 @@ impl Mac {
             roots: roots.to_str().unwrap().to_owned(),
             state: folder.path().join("state"),
             folder,
+            key_store,
         };
         mac.says(&json!({"filevault_enabled": true, "os_name": "macOS", "os_version": "26.1"}));
         mac
@@ -117,22 +125,73 @@ impl Mac {
     /// The same with more lines of its configuration.
     #[must_use]
     pub fn start_daemon_with(&self, token: &str, more: &str) -> Process {
+        self.start(&["run", "--config", &self.configure(token, more)])
+    }
+
+    /// Writes a configuration with this token and these further lines, and returns its file.
+    #[must_use]
+    pub fn configure(&self, token: &str, further: &str) -> String {
         fs::write(self.token_file(), token).unwrap();
         let configuration = self.folder.path().join("agent.toml");
         let content = format!(
-            "server = {:?}\nca_file = {:?}\ntoken_file = {:?}\n{more}",
+            "server = {:?}\nca_file = {:?}\ntoken_file = {:?}\n{further}\n",
             self.url,
             self.roots,
             self.token_file()
         );
         fs::write(&configuration, content).unwrap();
-        self.start(&["run", "--config", configuration.to_str().unwrap()])
+        configuration.to_str().unwrap().to_owned()
+    }
+
+    /// A file of the stand-in for its Secure Enclave: `agent/src/shim/stand_in.rs` explains them.
+    #[must_use]
+    pub fn enclave_file(&self, name: &str) -> PathBuf {
+        let folder = enclave_folder(&self.state);
+        fs::create_dir_all(&folder).unwrap();
+        folder.join(name)
+    }
+
+    /// What its Secure Enclave does to the calls from now on, one fault a line.
+    pub fn enclave_fails(&self, faults: &str) {
+        // A call that reads it meanwhile sees the old faults or the new ones.
+        let new = self.enclave_file("faults.new");
+        fs::write(&new, format!("{faults}\n")).unwrap();
+        fs::rename(new, self.enclave_file("faults")).unwrap();
+    }
+
+    /// What a configuration profile forces on it from now on.
+    pub fn is_managed(&self, settings: &Value) {
+        let new = self.enclave_file("managed.new");
+        fs::write(&new, settings.to_string()).unwrap();
+        fs::rename(new, self.enclave_file("managed.json")).unwrap();
+    }
+
+    /// How often its Secure Enclave was asked for this: `create`, `public-key` or `sign`.
+    #[must_use]
+    pub fn enclave_calls(&self, name: &str) -> usize {
+        let calls = fs::read_to_string(self.enclave_file("calls")).unwrap_or_default();
+        calls.lines().filter(|call| *call == name).count()
+    }
+
+    /// Everything that it has is another machine's from now on: what Migration Assistant leaves.
+    pub fn becomes_another_machine(&mut self) {
+        self.serial_number = format!("C02{}", Uuid::new_v4().simple());
+        self.gets_another_enclave();
+        self.says(&json!({"filevault_enabled": true, "os_name": "macOS", "os_version": "26.1"}));
+    }
+
+    /// Its Secure Enclave does not open what it sealed before.
+    pub fn gets_another_enclave(&self) {
+        fs::write(self.enclave_file("secret"), Uuid::new_v4().simple().to_string()).unwrap();
     }
 
     /// Starts a command.
     #[must_use]
     pub fn start(&self, arguments: &[&str]) -> Process {
-        let mut command = agent_command(&self.state);
+        let mut command = match self.key_store {
+            "software" => agent_command_with_software_keys(&self.state),
+            _ => agent_command(&self.state),
+        };
         command
             .arg("--facts")
             .arg(self.folder.path().join("facts.json"))

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::output::Output;
 
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
+const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Learns the process groups that run and those that have ended, and kills the former at the end of its input: at the
 /// end of the test process, whatever ends that.
@@ -73,6 +74,26 @@ impl Process {
             sender.send_replace(Some(status));
         });
         Self { id, output, status }
+    }
+
+    /// Waits until it writes this, after the first `from` lines of its output; returns where that then ends.
+    ///
+    /// # Panics
+    /// With what it has written, when it ends instead.
+    pub async fn writes(&self, from: usize, text: &str) -> usize {
+        let found = self
+            .output
+            .wait_for(from, WRITTEN_WITHIN, |line| line.contains(text).then_some(()));
+        assert_eq!(found.await, Some(()), "it has ended without {text:?}:\n{}", self.output);
+        self.output.lines().len()
+    }
+
+    /// How much memory it has now, in kilobytes; `None` where the system does not say.
+    #[must_use]
+    pub fn resident_kilobytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id.as_raw_nonzero())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse().ok()
     }
 
     /// What it has written, to both of its streams.

@@ -58,9 +58,48 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
-/// `assay-agent` with a state directory and software keys; arguments are for the caller to add.
+/// The agent with a stand-in for the Secure Enclave: built beside the programs, from all that they share, as it differs
+/// from `assay-agent` by a feature of its own crate alone. It never builds in a release profile.
+fn agent_with_stand_in() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--workspace", "--bin", "assay-agent-with-stand-in"]);
+        build.args(["--features", "assay-agent/enclave-stand-in", "--target-dir"]);
+        let status = build
+            .arg(target_directory())
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "the agent with a stand-in does not build");
+    });
+    target_directory().join("debug/assay-agent-with-stand-in")
+}
+
+/// The agent with a state directory and a key in the Secure Enclave, for which a stand-in serves: its folder is beside
+/// the state directory. Arguments are for the caller to add.
 #[must_use]
 pub fn agent_command(state_dir: &Path) -> Command {
+    let mut command = clean_command(&agent_with_stand_in());
+    command
+        .arg("--state-dir")
+        .arg(state_dir)
+        .args(["--key-store", "secure-enclave"]);
+    let enclave = enclave_folder(state_dir);
+    fs::create_dir_all(&enclave).unwrap();
+    command.env("ASSAY_STAND_IN", enclave);
+    command
+}
+
+/// The folder that is the Secure Enclave of the agent with this state directory.
+#[must_use]
+pub fn enclave_folder(state_dir: &Path) -> PathBuf {
+    state_dir.with_extension("enclave")
+}
+
+/// `assay-agent` as it is released, with a state directory and software keys; arguments are for the caller to add.
+#[must_use]
+pub fn agent_command_with_software_keys(state_dir: &Path) -> Command {
     let mut command = clean_command(&program("assay-agent"));
     command
         .arg("--state-dir")

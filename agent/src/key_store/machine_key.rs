@@ -1,23 +1,16 @@
 //! The one key of a machine: its sealed bytes in the state directory, and the store that they belong to.
 //!
-//! A key is made only where there is no file. A file that cannot be read or a key that does not work is an error:
-//! a second key beside a first one that was only locked would look like a copied machine.
+//! A key is made only where there is no file, or where the hardware refuses the one in it for good. A file that cannot
+//! be read or a key that does not work now is an error: a second key beside a first one that was only locked would look
+//! like a copied machine.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use assay_protocol::{
-    PublicKey,
-    machine::{KeyClaim, KeyStoreKind},
-};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use assay_protocol::{PublicKey, machine::KeyStoreKind};
 
-use super::{KeyStore, KeyStoreError, SealedKey, name};
+use super::{Calls, KeyStore, KeyStoreError, SealedKey, calls::unavailable, name};
 use crate::state::{StateDirectory, StateError, StateLock};
 
-/// Calls into the Secure Enclave have been seen to hang; an honest one takes milliseconds.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// How many calls may be under way or hang at a time. Past it the store counts as unavailable, and no more threads are spent.
-const MOST_CALLS: usize = 4;
 const KINDS: &[KeyStoreKind] = &[KeyStoreKind::SecureEnclave, KeyStoreKind::Software];
 
 /// The machine's key.
@@ -25,7 +18,14 @@ const KINDS: &[KeyStoreKind] = &[KeyStoreKind::SecureEnclave, KeyStoreKind::Soft
 pub(crate) struct MachineKey {
     store: Arc<dyn KeyStore>,
     directory: StateDirectory,
-    calls: Arc<Semaphore>,
+    calls: Calls,
+}
+
+/// A key that was made and is not kept yet.
+#[derive(Debug)]
+pub(crate) struct NewKey {
+    sealed: SealedKey,
+    pub(crate) public_key: PublicKey,
 }
 
 /// Why the machine's key could not be used.
@@ -58,15 +58,7 @@ impl MachineKey {
         Self {
             store,
             directory,
-            calls: Arc::new(Semaphore::new(MOST_CALLS)),
-        }
-    }
-
-    /// What evidence says of this key.
-    pub(crate) fn claim(&self) -> KeyClaim {
-        KeyClaim {
-            store: self.store.kind(),
-            accessibility: self.store.accessibility(),
+            calls: Calls::default(),
         }
     }
 
@@ -85,14 +77,39 @@ impl MachineKey {
         }
     }
 
-    /// Makes the key. The lock, and a write that never replaces a file, keep two from being made.
-    pub(crate) async fn create(&self, lock: Arc<StateLock>) -> Result<PublicKey, KeyFault> {
-        let (store, file) = (Arc::clone(&self.store), self.file());
-        self.call(move || {
-            let key = store.create()?;
-            let public_key = store.public_key(&key)?;
-            lock.create_file(&file, key.expose()).map_err(KeyFault::File)?;
-            Ok(public_key)
+    /// Makes a key. It is nobody's until it is kept.
+    pub(crate) async fn make(&self) -> Result<NewKey, KeyFault> {
+        let store = Arc::clone(&self.store);
+        self.calls
+            .call(move || {
+                let sealed = store.create()?;
+                let public_key = store.public_key(&sealed)?;
+                Ok(NewKey { sealed, public_key })
+            })
+            .await
+    }
+
+    /// Keeps the machine's first key. The lock, and a write that never replaces a file, keep two from being kept.
+    pub(crate) async fn keep(&self, lock: Arc<StateLock>, new: NewKey) -> Result<PublicKey, KeyFault> {
+        let file = self.file();
+        on_the_disk(move || {
+            lock.create_file(&file, new.sealed.expose())?;
+            Ok(new.public_key)
+        })
+        .await
+    }
+
+    /// Keeps a key in place of one that the store has refused for good, whose bytes are set aside: to be looked at, and
+    /// never read by the agent again.
+    pub(crate) async fn keep_in_place_of_refused(
+        &self,
+        lock: Arc<StateLock>,
+        new: NewKey,
+    ) -> Result<PublicKey, KeyFault> {
+        let (file, aside) = (self.file(), refused(&self.directory, self.store.kind()));
+        on_the_disk(move || {
+            lock.replace_file(&file, new.sealed.expose(), &aside)?;
+            Ok(new.public_key)
         })
         .await
     }
@@ -100,17 +117,18 @@ impl MachineKey {
     /// The key itself, sealed, and its public half.
     pub(crate) async fn load(&self) -> Result<(SealedKey, PublicKey), KeyFault> {
         let (store, directory) = (Arc::clone(&self.store), self.directory.clone());
-        self.call(move || {
-            let key = load(&directory, store.kind())?;
-            let public_key = store.public_key(&key)?;
-            Ok((key, public_key))
-        })
-        .await
+        self.calls
+            .call(move || {
+                let key = load(&directory, store.kind())?;
+                let public_key = store.public_key(&key)?;
+                Ok((key, public_key))
+            })
+            .await
     }
 
     /// Signs on this very thread, which may hang: never one that serves others.
     pub(crate) fn sign_here(&self, key: &SealedKey, message: &[u8]) -> Result<Vec<u8>, KeyFault> {
-        let _permit = self.permit()?;
+        let _permit = self.calls.permit()?;
         Ok(self.store.sign(key, message)?)
     }
 
@@ -122,51 +140,36 @@ impl MachineKey {
         F: FnOnce(&dyn KeyStore, &SealedKey) -> Result<T, E> + Send + 'static,
     {
         let (store, directory) = (Arc::clone(&self.store), self.directory.clone());
-        self.call(move || {
-            let key = load(&directory, store.kind())?;
-            work(store.as_ref(), &key)
-        })
-        .await
-    }
-
-    /// A place among the calls that are under way.
-    fn permit(&self) -> Result<OwnedSemaphorePermit, KeyFault> {
-        let permit = Arc::clone(&self.calls).try_acquire_owned();
-        permit.map_err(|_| unavailable(format!("{MOST_CALLS} calls into it have not returned")))
-    }
-
-    /// Runs on a thread of its own, not one of the runtime's: a call that hangs must not keep the process from ending.
-    async fn call<T, E, F>(&self, work: F) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<KeyFault> + Send + 'static,
-        F: FnOnce() -> Result<T, E> + Send + 'static,
-    {
-        let permit = self.permit()?;
-        let (answer, answered) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("key-store".to_owned())
-            .spawn(move || {
-                // Nobody listens any more when the call took too long.
-                let _ = answer.send(work());
-                drop(permit);
+        self.calls
+            .call(move || {
+                let key = load(&directory, store.kind())?;
+                work(store.as_ref(), &key)
             })
-            .map_err(|error| unavailable(error.to_string()))?;
-        match tokio::time::timeout(TIMEOUT, answered).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(unavailable("the call ended without an answer".to_owned()).into()),
-            Err(_) => Err(KeyFault::TimedOut(TIMEOUT).into()),
-        }
+            .await
     }
 }
 
 /// The files that hold keys, of whatever store: what a reset removes.
 pub(crate) fn files(directory: &StateDirectory) -> Vec<PathBuf> {
-    KINDS.iter().map(|kind| file(directory, *kind)).collect()
+    let kept = KINDS.iter().map(|kind| file(directory, *kind));
+    kept.chain(KINDS.iter().map(|kind| refused(directory, *kind))).collect()
 }
 
 fn file(directory: &StateDirectory, kind: KeyStoreKind) -> PathBuf {
     directory.path().join(format!("{}.key", name(kind)))
+}
+
+/// Where a key's bytes are set aside when the store has refused them.
+fn refused(directory: &StateDirectory, kind: KeyStoreKind) -> PathBuf {
+    directory.path().join(format!("{}.key.refused", name(kind)))
+}
+
+async fn on_the_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StateError> + Send + 'static,
+) -> Result<T, KeyFault> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| unavailable(error.to_string()))?
+        .map_err(KeyFault::File)
 }
 
 fn load(directory: &StateDirectory, kind: KeyStoreKind) -> Result<SealedKey, KeyFault> {
@@ -189,16 +192,12 @@ fn load(directory: &StateDirectory, kind: KeyStoreKind) -> Result<SealedKey, Key
     Err(KeyFault::Missing(path))
 }
 
-fn unavailable(reason: String) -> KeyFault {
-    KeyFault::Store(KeyStoreError::Unavailable { reason })
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
-    use crate::key_store::SoftwareKeyStore;
+    use crate::key_store::{SoftwareKeyStore, calls::MOST_CALLS};
 
     fn machine_key() -> (tempfile::TempDir, StateDirectory, MachineKey) {
         let folder = tempfile::tempdir().unwrap();
@@ -212,9 +211,10 @@ mod tests {
         let (_folder, directory, key) = machine_key();
         assert!(key.public_key().await.unwrap().is_none());
         let lock = Arc::new(directory.lock().unwrap());
-        let made = key.create(Arc::clone(&lock)).await.unwrap();
+        let made = key.keep(Arc::clone(&lock), key.make().await.unwrap()).await.unwrap();
         assert_eq!(key.public_key().await.unwrap(), Some(made.clone()));
-        assert!(matches!(key.create(lock).await, Err(KeyFault::File(_))));
+        let second = key.make().await.unwrap();
+        assert!(matches!(key.keep(lock, second).await, Err(KeyFault::File(_))));
         assert_eq!(key.public_key().await.unwrap(), Some(made));
         let mode = fs::metadata(key.file()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -249,7 +249,7 @@ mod tests {
             KeyStoreKind::Software
         }
 
-        fn accessibility(&self) -> Option<assay_protocol::machine::KeyAccessibility> {
+        fn accessibility(&self, _key: &SealedKey) -> Option<assay_protocol::machine::KeyAccessibility> {
             None
         }
 
@@ -280,7 +280,7 @@ mod tests {
                 tokio::spawn(async move { key.public_key().await })
             })
             .collect();
-        while key.calls.available_permits() > 0 {
+        while key.calls.left() > 0 {
             tokio::task::yield_now().await;
         }
         let fault = key.public_key().await.unwrap_err();

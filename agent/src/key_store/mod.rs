@@ -4,8 +4,12 @@
 //! later call brings the sealed key along. So the Secure Enclave fits, whose channels are few and must not stay open,
 //! and whose keys, as a daemon has them, are sealed bytes in a file. Deleting a key is deleting its sealed bytes.
 
+mod calls;
 mod machine_key;
+#[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
+mod secure_enclave;
 mod software;
+mod trouble;
 
 use std::{fmt, sync::Arc};
 
@@ -15,9 +19,13 @@ use assay_protocol::{
 };
 use secrecy::{ExposeSecret, SecretSlice};
 
+pub(crate) use calls::Calls;
 pub use machine_key::KeyFault;
 pub(crate) use machine_key::{MachineKey, files};
+#[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
+pub use secure_enclave::SecureEnclave;
 pub use software::SoftwareKeyStore;
+pub use trouble::KeyTrouble;
 
 /// What a key store hands out for a key. Secret: with the software store it is the private key itself.
 #[derive(Debug)]
@@ -30,8 +38,8 @@ pub trait KeyStore: Send + Sync + fmt::Debug {
     /// Which store this is; the agent claims it in its evidence.
     fn kind(&self) -> KeyStoreKind;
 
-    /// When its keys can be used; `None` where the store knows no such thing.
-    fn accessibility(&self) -> Option<KeyAccessibility>;
+    /// When a key can be used; `None` where the store knows no such thing.
+    fn accessibility(&self, key: &SealedKey) -> Option<KeyAccessibility>;
 
     /// Makes a new key.
     fn create(&self) -> Result<SealedKey, KeyStoreError>;
@@ -47,14 +55,41 @@ pub trait KeyStore: Send + Sync + fmt::Debug {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
     /// The key cannot be used yet: nobody has logged in since the machine started. Waiting helps.
-    #[error("the key is locked until someone logs in")]
+    #[error("waiting for first unlock: the key is locked until someone logs in")]
     Locked,
-    /// The sealed key is damaged, or was made on another machine. Repeating the call does not help.
-    #[error("the key is damaged, or belongs to another machine: {reason}")]
+    /// The sealed key's bytes are no key of this store. Repeating the call does not help.
+    #[error("the key is damaged: {reason}")]
     Corrupt {
         /// What is wrong with it.
         reason: String,
     },
+    /// The hardware says that the sealed key is damaged, or was made on another machine: of no more use, here and now
+    /// and after a restart. The only error that a new key answers.
+    #[error("the key is damaged or belongs to another machine: {reason}")]
+    Foreign {
+        /// What the system said.
+        reason: String,
+    },
+    /// The key that was loaded is not the one that was kept.
+    #[error("the key store loads another key than the one that was kept")]
+    Changed,
+    /// The hardware has no channel left, or serves no one in this context. Repeating the call later may help.
+    #[error("the key store has no channel left, or serves no one in this context: {reason}")]
+    Exhausted {
+        /// What the system said.
+        reason: String,
+    },
+    /// The agent asked for what it may not have: a defect of the agent.
+    #[error("the agent asked the key store for what it may not have, which is a defect of the agent: {reason}")]
+    Misused {
+        /// What the system said.
+        reason: String,
+    },
+    /// The machine has no such hardware.
+    #[error(
+        "this machine has no Secure Enclave; a key in a file, which can be copied, has to be asked for with --key-store software"
+    )]
+    Absent,
     /// The store cannot be reached now. Repeating the call later may help.
     #[error("the key store cannot be used: {reason}")]
     Unavailable {
@@ -80,12 +115,23 @@ impl SealedKey {
     }
 }
 
-/// Opens the store of this kind, or says that this build has none.
-pub fn open(kind: KeyStoreKind) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
+/// Opens the store of this kind, or says that this build has none. New keys in the enclave get this accessibility.
+pub fn open(kind: KeyStoreKind, accessibility: KeyAccessibility) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
     match kind {
         KeyStoreKind::Software => Ok(Arc::new(SoftwareKeyStore)),
-        KeyStoreKind::SecureEnclave => Err(KeyStoreError::NotBuilt(kind)),
+        KeyStoreKind::SecureEnclave => secure_enclave(accessibility),
     }
+}
+
+#[cfg(any(target_os = "macos", feature = "enclave-stand-in"))]
+#[allow(clippy::unnecessary_wraps, reason = "other systems have none")]
+fn secure_enclave(accessibility: KeyAccessibility) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
+    Ok(Arc::new(SecureEnclave::new(accessibility)))
+}
+
+#[cfg(not(any(target_os = "macos", feature = "enclave-stand-in")))]
+fn secure_enclave(_accessibility: KeyAccessibility) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
+    Err(KeyStoreError::NotBuilt(KeyStoreKind::SecureEnclave))
 }
 
 /// The name of a kind, as the command line and the file names have it.

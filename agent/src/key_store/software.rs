@@ -23,7 +23,7 @@ impl KeyStore for SoftwareKeyStore {
         KeyStoreKind::Software
     }
 
-    fn accessibility(&self) -> Option<KeyAccessibility> {
+    fn accessibility(&self, _key: &SealedKey) -> Option<KeyAccessibility> {
         None
     }
 

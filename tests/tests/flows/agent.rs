@@ -11,7 +11,8 @@ use assay_tests::mac::{
     DONE, FAILED, KEY_STORE_UNAVAILABLE, Mac, REFUSED, SERVER_UNREACHABLE, WAITING_FOR_APPROVAL, WRONG_USAGE,
 };
 use assay_tests::process::Process;
-use assay_tests::processes::{ServerConfiguration, agent_command};
+use assay_tests::processes::{ServerConfiguration, agent_command_with_software_keys};
+use rstest::rstest;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -24,10 +25,17 @@ async fn mac() -> Mac {
     Mac::new(Installation::shared().await)
 }
 
+#[rstest]
+#[case::in_the_enclave("secure-enclave", json!("always"))]
+#[case::in_a_file("software", Value::Null)]
 #[tokio::test]
-async fn a_machine_enrolls_checks_in_renews_and_hands_its_grant_out() {
+async fn a_machine_enrolls_checks_in_renews_and_hands_its_grant_out(
+    #[case] key_store: &'static str,
+    #[case] accessibility: Value,
+) {
     let installation = Installation::shared().await;
-    let (mac, administrator) = (mac().await, installation.administrator());
+    let mac = Mac::with_key_store(installation, key_store);
+    let administrator = installation.administrator();
     assert_eq!(mac.status().await["standing"], "not-enrolled");
     let _no_identity = mac.run(&["grant", "--audience", "https://a.example.com"], FAILED).await;
 
@@ -38,7 +46,8 @@ async fn a_machine_enrolls_checks_in_renews_and_hands_its_grant_out() {
     let id: Uuid = text(&status, "machine_id").parse().unwrap();
     let record = administrator.machine(id).await;
     assert_eq!(record["serial_number"], mac.serial_number());
-    assert_eq!(record["key"]["store"], "software");
+    assert_eq!(record["key"]["store"], key_store);
+    assert_eq!(record["key"]["accessibility"], accessibility);
 
     let permission = administrator.permission("release").await;
     let audience = text(
@@ -185,8 +194,7 @@ async fn the_exit_code_says_who_has_to_do_something() {
     assert!(refused.contains("token"), "{refused}");
     let enclave = ["--key-store", "secure-enclave"];
     if cfg!(not(target_os = "macos")) {
-        let mut command = agent_command(mac.state());
-        command = without_software_keys(command);
+        let mut command = without_software_keys(agent_command_with_software_keys(mac.state()));
         command
             .args(enclave)
             .args(["enroll", "--server", mac.url(), "--ca-file", mac.roots()]);

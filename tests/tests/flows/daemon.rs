@@ -2,20 +2,16 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::Duration;
 
 use assay_tests::administrator::text;
 use assay_tests::cluster::Database;
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::mac::{DONE, Mac};
-use assay_tests::process::Process;
 use assay_tests::processes::ServerConfiguration;
 use assay_tests::proxy::{Condition, Proxy};
 use rstest::rstest;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A server that wants to hear from its machines every second.
 async fn attentive() -> (Installation, Proxy, Database<'static>) {
@@ -28,16 +24,6 @@ async fn attentive() -> (Installation, Proxy, Database<'static>) {
     (installation, proxy, database)
 }
 
-/// Waits until the daemon logs this, after the first `from` lines of its log; returns where the log then ends.
-async fn logs(daemon: &Process, from: usize, text: &str) -> usize {
-    let output = daemon.output();
-    let found = output
-        .wait_for(from, LOGGED_WITHIN, |line| line.contains(text).then_some(()))
-        .await;
-    assert_eq!(found, Some(()), "it has ended without {text:?}:\n{output}");
-    output.lines().len()
-}
-
 #[tokio::test]
 async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is_like_then() {
     let (installation, _proxy, _database) = attentive().await;
@@ -45,12 +31,12 @@ async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is
     let token = administrator.token(json!({})).await;
 
     let daemon = mac.start_daemon(&token.secret);
-    let read = logs(&daemon, 0, "enrolled").await;
-    let read = logs(&daemon, read, "checked in").await;
+    let read = daemon.writes(0, "enrolled").await;
+    let read = daemon.writes(read, "checked in").await;
     mac.says(&json!({"filevault_enabled": false, "os_version": "26.2"}));
     // The first of these may have begun before.
-    let read = logs(&daemon, read, "checked in").await;
-    logs(&daemon, read, "checked in").await;
+    let read = daemon.writes(read, "checked in").await;
+    daemon.writes(read, "checked in").await;
     let id = text(&mac.status().await, "machine_id").parse().unwrap();
     let record = administrator.machine(id).await;
     assert_eq!(record["posture"]["claimed"]["filevault_enabled"], false);
@@ -62,9 +48,24 @@ async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is
     // The token has served, and is taken away; nobody needs it any more.
     fs::remove_file(mac.token_file()).unwrap();
     let daemon = mac.start(&["run"]);
-    logs(&daemon, 0, "checked in").await;
+    daemon.writes(0, "checked in").await;
     assert_eq!(text(&mac.status().await, "machine_id"), id.to_string());
     assert_eq!(administrator.uses(&token).await, 1);
+}
+
+#[tokio::test]
+async fn a_daemon_takes_little_memory() {
+    let (installation, _proxy, _database) = attentive().await;
+    let mac = Mac::new(&installation);
+    let daemon = mac.start_daemon(&installation.administrator().token(json!({})).await.secret);
+    let mut read = daemon.writes(0, "enrolled").await;
+    for _ in 0..3 {
+        read = daemon.writes(read, "checked in").await;
+    }
+    if let Some(kilobytes) = daemon.resident_kilobytes() {
+        println!("the daemon has {kilobytes} kB of memory, unoptimized");
+        assert!(kilobytes < 20 * 1024, "{kilobytes} kB");
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -127,8 +128,8 @@ async fn a_daemon_that_is_ended_while_it_enrolls_is_the_same_machine_later(
     // It needs nothing but what it remembers: not the token's file either.
     fs::remove_file(mac.token_file()).unwrap();
     let daemon = mac.start(&["run"]);
-    let read = logs(&daemon, 0, "enrolled").await;
-    logs(&daemon, read, "checked in").await;
+    let read = daemon.writes(0, "enrolled").await;
+    daemon.writes(read, "checked in").await;
     let machines = administrator.get("machines").await;
     assert_eq!(machines["items"].as_array().unwrap().len(), 1, "{machines}");
     assert_eq!(machines["items"][0]["serial_number"], mac.serial_number());
@@ -141,19 +142,19 @@ async fn a_daemon_waits_for_a_server_that_is_away_and_ends_at_once_when_it_is_to
     let mac = Mac::new(&installation);
     let token = installation.administrator().token(json!({})).await;
     let daemon = mac.start_daemon(&token.secret);
-    let read = logs(&daemon, 0, "checked in").await;
+    let read = daemon.writes(0, "checked in").await;
 
     let server = &mut installation.servers[0];
     server.kill().await;
-    let read = logs(&daemon, read, "failed").await;
+    let read = daemon.writes(read, "failed").await;
     assert!(mac.status().await["last_failure"]["message"].is_string());
     *server = server.configuration().start().await;
     proxy.forward_to(server.address());
-    logs(&daemon, read, "checked in").await;
+    daemon.writes(read, "checked in").await;
     assert_eq!(mac.status().await["last_failure"], Value::Null);
 
     server.kill().await;
-    logs(&daemon, daemon.output().lines().len(), "failed").await;
+    daemon.writes(daemon.output().lines().len(), "failed").await;
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
 }
@@ -167,7 +168,7 @@ async fn a_daemon_that_waits_for_approval_goes_on_by_itself_when_it_is_decided()
     let daemons = [&approved, &denied].map(|mac| mac.start_daemon(&token.secret));
     let mut read = Vec::new();
     for daemon in &daemons {
-        read.push(logs(daemon, 0, "waiting for approval").await);
+        read.push(daemon.writes(0, "waiting for approval").await);
     }
     assert_eq!(approved.status().await["standing"], "waiting-for-approval");
 
@@ -181,10 +182,10 @@ async fn a_daemon_that_waits_for_approval_goes_on_by_itself_when_it_is_decided()
             .expect(200);
     }
 
-    let at = logs(&daemons[0], read[0], "enrolled").await;
-    logs(&daemons[0], at, "checked in").await;
+    let at = daemons[0].writes(read[0], "enrolled").await;
+    daemons[0].writes(at, "checked in").await;
     assert_eq!(approved.status().await["standing"], "enrolled");
-    logs(&daemons[1], read[1], "nobody's machine").await;
+    daemons[1].writes(read[1], "nobody's machine").await;
     let status = denied.status().await;
     assert_eq!(status["standing"], "denied");
     assert!(

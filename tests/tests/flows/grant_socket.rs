@@ -3,7 +3,6 @@
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use assay_tests::administrator::text;
 use assay_tests::installation::Installation;
@@ -15,21 +14,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
-const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 /// Users that every system has.
 const NOBODY: u32 = 65_534;
 const DAEMON: u32 = 1;
 
 fn socket(mac: &Mac) -> PathBuf {
     mac.state().join("run/agent.sock")
-}
-
-async fn logs(daemon: &Process, text: &str) {
-    let found = daemon.output();
-    let found = found
-        .wait_for(0, LOGGED_WITHIN, |line| line.contains(text).then_some(()))
-        .await;
-    assert_eq!(found, Some(()), "it has ended without {text:?}:\n{}", daemon.output());
 }
 
 /// A daemon that has checked in with one grant and one denial, and their audiences.
@@ -52,7 +42,7 @@ async fn daemon(configuration: &str) -> (Mac, Process, [String; 2]) {
     }
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
     let daemon = mac.start_daemon_with(&token, configuration);
-    logs(&daemon, "grants are handed out").await;
+    daemon.writes(0, "grants are handed out").await;
     (mac, daemon, audiences)
 }
 
@@ -188,11 +178,11 @@ async fn a_socket_that_a_crash_left_is_replaced_and_one_in_use_is_waited_for() {
     let _killed = first.ended().await;
     assert!(socket(&mac).exists());
     let second = mac.start(&["run"]);
-    logs(&second, "grants are handed out").await;
+    second.writes(0, "grants are handed out").await;
     assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
 
     let third = mac.start(&["run"]);
-    logs(&third, "waiting for it to end").await;
+    third.writes(0, "waiting for it to end").await;
     // It is still the second's: that one ends, and only then the third takes over.
     assert!(
         !third.output().to_string().contains("grants are handed out"),
@@ -202,6 +192,6 @@ async fn a_socket_that_a_crash_left_is_replaced_and_one_in_use_is_waited_for() {
     assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
     second.signal(Signal::TERM);
     assert_eq!(second.ended().await.code(), Some(DONE), "{}", second.output());
-    logs(&third, "grants are handed out").await;
+    third.writes(0, "grants are handed out").await;
     assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
 }

@@ -10,6 +10,7 @@ mod certificates;
 mod commands;
 mod contended_records;
 mod daemon;
+mod enclave;
 mod enrollment;
 mod events;
 mod founding;

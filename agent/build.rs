@@ -1,0 +1,68 @@
+//! Compiles and links the Swift shim on macOS; asks nothing of other systems.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "cargo tells a build script everything by the environment"
+)]
+
+use std::{env, error::Error, path::PathBuf, process::Command};
+
+const SHIM: &str = "src/shim/shim.swift";
+/// The first macOS on Apple silicon, and Rust's own lowest for it.
+const OLDEST_MACOS: &str = "11.0";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed={SHIM}");
+    let is_macos = env::var("CARGO_CFG_TARGET_OS")? == "macos";
+    let has_stand_in = env::var_os("CARGO_FEATURE_ENCLAVE_STAND_IN").is_some();
+    // Elsewhere the agent is only type-checked for macOS: there is no Swift for that, and nothing is linked.
+    let is_on_mac = env::var("HOST")?.contains("apple-darwin");
+    if is_macos && is_on_mac && !has_stand_in {
+        compile_shim()?;
+    }
+    Ok(())
+}
+
+fn compile_shim() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let architecture = match env::var("CARGO_CFG_TARGET_ARCH")?.as_str() {
+        "aarch64" => "arm64",
+        _ => "x86_64",
+    };
+    let target = format!("{architecture}-apple-macos{OLDEST_MACOS}");
+    let mut swiftc = xcrun();
+    swiftc
+        .args([
+            "swiftc",
+            "-O",
+            "-swift-version",
+            "5",
+            "-parse-as-library",
+            "-emit-library",
+            "-static",
+        ])
+        .args(["-module-name", "AssayShim", "-target", &target, "-o"])
+        .arg(out.join("libassay_shim.a"))
+        .arg(SHIM);
+    if !swiftc.status()?.success() {
+        return Err(format!("{SHIM} does not compile: {swiftc:?}").into());
+    }
+    let asked = |what: &[&str]| Ok::<_, Box<dyn Error>>(String::from_utf8(xcrun().args(what).output()?.stdout)?);
+    let (sdk, compiler) = (asked(&["--show-sdk-path"])?, asked(&["--find", "swiftc"])?);
+    // The Swift runtime is part of macOS, and what to link against is in the SDK; what older systems lack of it comes
+    // with the compiler.
+    let toolchain = PathBuf::from(compiler.trim()).join("../../lib/swift/macosx");
+    for place in [out, PathBuf::from(sdk.trim()).join("usr/lib/swift"), toolchain] {
+        println!("cargo::rustc-link-search=native={}", place.display());
+    }
+    println!("cargo::rustc-link-lib=static=assay_shim");
+    for framework in ["CryptoKit", "Foundation", "CoreFoundation", "Security"] {
+        println!("cargo::rustc-link-lib=framework={framework}");
+    }
+    Ok(())
+}
+
+fn xcrun() -> Command {
+    let mut xcrun = Command::new("xcrun");
+    xcrun.args(["--sdk", "macosx"]);
+    xcrun
+}

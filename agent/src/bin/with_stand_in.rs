@@ -1,0 +1,7 @@
+//! The program `assay-agent` with a stand-in for the Secure Enclave: for tests, and never released.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    assay_agent::cli::main(std::env::args_os())
+}
