@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use crate::{
     agent::{Agent, AgentError, update_record},
     state::{CheckInOnRecord, StateLock},
+    trust_bundle,
 };
 
 /// The server sets the interval within these: by one wrong answer a machine must neither hammer it nor fall silent for good.
@@ -27,6 +28,7 @@ pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<Che
     let subject = Some(machine.machine_id);
     let request = |proof: crate::agent::Proof| CheckInRequest {
         evidence: proof.evidence,
+        trust_bundle_sha256: Some(trust_bundle::digest(&machine.trust_bundle)),
     };
     let answer = agent
         .exchange(&client, "/v1/check-in", (Purpose::CheckIn, subject), request)
@@ -39,7 +41,7 @@ pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<Che
     }
     let now = agent.clock.now();
     let next = next_check_in(now, checked_in.next_check_in_seconds);
-    let assurance = checked_in.assurance;
+    let (assurance, roots) = (checked_in.assurance, checked_in.trust_bundle.clone());
     let on_record = CheckInOnRecord {
         at: now,
         status: checked_in.status,
@@ -49,6 +51,9 @@ pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<Che
     update_record(lock, move |record| {
         if let Some(machine) = record.machine.as_mut() {
             machine.assurance = assurance;
+        }
+        if let Some(roots) = roots {
+            trust_bundle::adopt(record, roots);
         }
         record.last_check_in = Some(on_record);
         record.next_check_in_at = Some(next);

@@ -23,6 +23,7 @@ use crate::{
     server_url::ServerUrl,
     state::{EnrolledMachine, PendingEnrollment, Record, ServerOnRecord, StateLock},
     trust::{Trust, TrustAnchor},
+    trust_bundle,
 };
 
 /// What an enrollment takes.
@@ -202,10 +203,11 @@ fn admit(record: &mut Record, enrolled: Enrolled, now: OffsetDateTime) {
         machine_id: enrolled.machine_id,
         spiffe_id: enrolled.spiffe_id,
         assurance: enrolled.assurance,
-        enrolled_at: same.map_or(now, |machine| machine.enrolled_at),
+        enrolled_at: same.as_ref().map_or(now, |machine| machine.enrolled_at),
         certificate: enrolled.certificate,
-        trust_bundle: enrolled.trust_bundle,
+        trust_bundle: same.map(|machine| machine.trust_bundle).unwrap_or_default(),
     });
+    trust_bundle::adopt(record, enrolled.trust_bundle);
     record.next_check_in_at = Some(next_check_in(now, enrolled.next_check_in_seconds));
     record.pending = None;
     record.key_is_unknown = false;

@@ -46,6 +46,7 @@ mod status;
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
 mod system_log;
 mod trust;
+mod trust_bundle;
 
 pub use agent::{Agent, AgentError, AgentOptions, Failure, reset, with_causes};
 pub use client::{ClientError, Refusal};

@@ -11,6 +11,7 @@ use crate::{
     agent::{Agent, AgentError, update_record},
     certificate,
     state::StateLock,
+    trust_bundle,
 };
 
 pub(crate) async fn renew(agent: &Agent, lock: &Arc<StateLock>) -> Result<Renewed, AgentError> {
@@ -30,12 +31,12 @@ pub(crate) async fn renew(agent: &Agent, lock: &Arc<StateLock>) -> Result<Renewe
         .await?;
     let renewed: Renewed = client.read(&answer)?;
     certificate::check(&client, &answer, &renewed.certificate, &public_key)?;
-    let (certificate, trust_bundle) = (renewed.certificate.clone(), renewed.trust_bundle.clone());
+    let (certificate, roots) = (renewed.certificate.clone(), renewed.trust_bundle.clone());
     update_record(lock, move |record| {
         if let Some(machine) = record.machine.as_mut() {
             machine.certificate = certificate;
-            machine.trust_bundle = trust_bundle;
         }
+        trust_bundle::adopt(record, roots);
         record.last_failure = None;
     })
     .await?;

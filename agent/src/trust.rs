@@ -32,14 +32,17 @@ pub enum Trust {
     Roots {
         /// PEM.
         certificates: String,
+        /// The one that an administrator gave the fingerprint of. Others have followed it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pinned: Option<Fingerprint>,
     },
     /// Whatever the system trusts.
     System,
 }
 
 /// SHA-256 of a certificate's DER.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Fingerprint([u8; 32]);
 
 /// The text is no SHA-256 fingerprint.
@@ -67,11 +70,7 @@ pub enum TrustError {
 impl Trust {
     /// Takes the content of a CA file.
     pub(crate) fn in_certificates(pem: &str) -> Result<Self, TrustError> {
-        let trust = Self::Roots {
-            certificates: pem.to_owned(),
-        };
-        trust.roots()?;
-        Ok(trust)
+        Self::of(pem.to_owned(), None)
     }
 
     /// Picks the root with this fingerprint out of a bundle, and trusts that root alone.
@@ -80,15 +79,41 @@ impl Trust {
         let root = roots
             .find(|root| Fingerprint::of(root) == fingerprint)
             .ok_or(TrustError::OtherRoot(fingerprint))?;
-        let certificates = pem::encode(&pem::Pem::new("CERTIFICATE", root.as_ref()));
-        Self::in_certificates(&certificates)
+        Self::of(encode(&root), Some(fingerprint))
     }
 
-    /// Whether this is the root with this fingerprint, and nothing else.
+    /// The same trust after the server's bundle has changed: roots of the bundle before make room for those of the present
+    /// one, if the server was recognized by one of these. What somebody else issued the server's certificate under stays.
+    pub(crate) fn following(&self, before: &str, bundle: &str) -> Self {
+        let Self::Roots { certificates, pinned } = self else {
+            return self.clone();
+        };
+        let [trusted, before, bundle] = [certificates.as_str(), before, bundle].map(certificates_of);
+        if !trusted.iter().any(|root| bundle.contains(root)) {
+            return self.clone();
+        }
+        let own = trusted
+            .iter()
+            .filter(|root| !before.contains(root) && !bundle.contains(root));
+        let roots: Vec<_> = bundle.iter().chain(own).collect();
+        if roots.len() == trusted.len() && roots.iter().all(|root| trusted.contains(root)) {
+            return self.clone();
+        }
+        Self::Roots {
+            certificates: roots.into_iter().map(encode).collect(),
+            pinned: *pinned,
+        }
+    }
+
+    /// Whether this is the root with this fingerprint, and what has followed it, and nothing else.
     pub(crate) fn is_pinned_to(&self, fingerprint: Fingerprint) -> bool {
-        let Self::Roots { certificates } = self else {
+        let Self::Roots { certificates, pinned } = self else {
             return false;
         };
+        if pinned.is_some() {
+            return *pinned == Some(fingerprint);
+        }
+        // As an agent wrote it that followed no bundles.
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates.as_bytes()).collect();
         roots.is_ok_and(|roots| matches!(roots.as_slice(), [root] if Fingerprint::of(root) == fingerprint))
     }
@@ -105,10 +130,16 @@ impl Trust {
         })
     }
 
+    fn of(certificates: String, pinned: Option<Fingerprint>) -> Result<Self, TrustError> {
+        let trust = Self::Roots { certificates, pinned };
+        trust.roots()?;
+        Ok(trust)
+    }
+
     fn roots(&self) -> Result<RootCertStore, TrustError> {
         let mut roots = RootCertStore::empty();
         match self {
-            Self::Roots { certificates } => {
+            Self::Roots { certificates, .. } => {
                 for certificate in CertificateDer::pem_slice_iter(certificates.as_bytes()) {
                     let certificate = certificate.map_err(|_| TrustError::NoCertificates)?;
                     roots.add(certificate).map_err(|_| TrustError::NoCertificates)?;
@@ -127,6 +158,17 @@ impl Trust {
         }
         Ok(roots)
     }
+}
+
+/// The certificates of a PEM text that can be read.
+fn certificates_of(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .filter_map(Result::ok)
+        .collect()
+}
+
+fn encode(certificate: &CertificateDer<'_>) -> String {
+    pem::encode(&pem::Pem::new("CERTIFICATE", certificate.as_ref()))
 }
 
 /// TLS with whoever answers: to fetch the roots, which the fingerprint then proves, and for nothing else.
@@ -210,6 +252,12 @@ impl TryFrom<String> for Fingerprint {
     }
 }
 
+impl From<Fingerprint> for String {
+    fn from(fingerprint: Fingerprint) -> Self {
+        fingerprint.to_string()
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&hex::encode(self.0))
@@ -259,6 +307,33 @@ mod tests {
             Trust::in_root_of(b"<html>", other),
             Err(TrustError::OtherRoot(_))
         ));
+    }
+
+    #[test]
+    fn trust_follows_the_bundle_that_it_has_a_root_of_and_keeps_what_is_no_root_of_the_server() {
+        let pems: Vec<String> = certificates_of(ROOTS).iter().map(encode).collect();
+        let (first, second) = (pems[0].as_str(), pems[1].as_str());
+        let fingerprint = fingerprints()[0];
+        let pinned = Trust::in_root_of(ROOTS.as_bytes(), fingerprint).unwrap();
+        assert_eq!(pinned.following("", first), pinned, "nothing has changed");
+        assert_eq!(pinned.following(first, second), pinned, "it has none of these roots");
+        let both = pinned.following(first, ROOTS);
+        assert_eq!(both.roots().unwrap().len(), 2);
+        assert!(
+            both.is_pinned_to(fingerprint),
+            "an agent that is set up by this fingerprint knows it still"
+        );
+        let moved = both.following(ROOTS, second);
+        assert_eq!(moved.roots().unwrap().len(), 1);
+        assert!(moved.is_pinned_to(fingerprint));
+        assert_eq!(moved.following(second, first), moved);
+        // The server's own certificate may be under a root that is no root of the bundle.
+        let file = Trust::in_certificates(ROOTS).unwrap();
+        assert_eq!(file.following("", first), file);
+        assert_eq!(file.following(first, second).roots().unwrap().len(), 1);
+        assert_eq!(Trust::System.following(first, second), Trust::System);
+        let kept: Trust = serde_json::from_value(serde_json::to_value(&moved).unwrap()).unwrap();
+        assert_eq!(kept, moved);
     }
 
     #[rstest]

@@ -3,67 +3,31 @@
 use std::sync::Arc;
 
 use secrecy::ExposeSecret;
-use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
     audit::{Change, Origin},
     authority::{
-        self, Authority, AuthorityError, AuthorityParts, CertifiedKey, InitialSecrets, KeyError, MasterKey,
-        MasterKeyError, PrivateKey, RevocationListSigner, SealingContext, SealingError, WebhookSecrets, master_key,
+        self, Authority, AuthorityError, CertifiedKey, InitialSecrets, MasterKey, MasterKeyError, SealingError,
+        WebhookSecrets, master_key,
     },
-    clock::{self, Clock},
+    clock::Clock,
     config::{self, Config},
+    rotation::{Keyring, KeyringError, Rotation, RotationError, RotationPolicy},
     store::{
         AsStoreError, Store, StoreError, Transaction, audit_entries,
         duties::{self, Duty},
-        sealed_keys::{self, SealedKey},
+        sealed_keys::{self, KeyPurpose, SealedKey},
         settings,
     },
 };
 
-const TABLE: &str = "sealed_keys";
-const ROOT: &str = "root-ca";
-const ISSUING: &str = "issuing-ca";
-const GRANTS: &str = "grant-signing";
-const NONCES: &str = "nonce";
-
 /// What the server works with.
 pub(crate) struct Founded {
     pub(crate) authority: Authority,
-    pub(crate) issuer_id: Uuid,
+    pub(crate) rotation: Rotation,
     pub(crate) nonce_key: Zeroizing<[u8; 32]>,
     pub(crate) webhook_secrets: WebhookSecrets,
-    pub(crate) root: SealedRoot,
-}
-
-/// The root CA as it is kept. Its key is opened for the moment in which it signs: what it signs, it signs twice a month.
-pub(crate) struct SealedRoot {
-    /// The CA, as lists name it.
-    pub(crate) id: Uuid,
-    /// Its subject key identifier.
-    pub(crate) key_identifier: Vec<u8>,
-    key: SealedKey,
-    certificate: Vec<u8>,
-    master_key: MasterKey,
-}
-
-impl SealedRoot {
-    fn new(key: &SealedKey, certificate: &[u8], master_key: MasterKey) -> Result<Self, FoundingError> {
-        Ok(Self {
-            id: key.id,
-            key_identifier: authority::key_identifier(certificate)?,
-            key: key.clone(),
-            certificate: certificate.to_vec(),
-            master_key,
-        })
-    }
-
-    /// Opens the key to sign lists of what the root has issued and revoked.
-    pub(crate) fn revocation_lists(&self) -> Result<RevocationListSigner, FoundingError> {
-        let key = PrivateKey::from_pkcs8_der(open_one(&self.master_key, &self.key)?)?;
-        Ok(RevocationListSigner::new(&key, &self.certificate)?)
-    }
 }
 
 /// Why the server's keys cannot be had.
@@ -78,17 +42,12 @@ pub enum FoundingError {
     /// The library failed.
     #[error("the key that seals the secrets of webhooks cannot be derived")]
     Derived(#[source] SealingError),
-    /// Another master key, or a changed row.
-    #[error(
-        "the key {purpose} in the database does not open with this master key (is master_key_file the one that the first start made?)"
-    )]
-    Sealed {
-        /// What the key is for.
-        purpose: String,
-        /// Why.
-        #[source]
-        source: SealingError,
-    },
+    /// The keys do not open, or do not fit together.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// A key that was due to be replaced could not be.
+    #[error("the keys of the authority cannot be brought up to date")]
+    Rotation(#[from] RotationError),
     /// One mistyped replica would issue identities of a foreign domain.
     #[error("trust_domain is {configured:?}, and this server was founded for {founded:?}, which cannot change")]
     TrustDomain {
@@ -97,13 +56,7 @@ pub enum FoundingError {
         /// What this one is configured with.
         configured: String,
     },
-    /// A key that is opened is no key.
-    #[error("a key in the database is unreadable")]
-    Key(#[from] KeyError),
-    /// One of the keys that belong together is not there.
-    #[error("the database has some of the server's keys and not the one for {0}")]
-    Missing(&'static str),
-    /// The keys and certificates do not fit together.
+    /// No keys can be made.
     #[error("the certificate authority cannot be set up")]
     Authority(#[from] AuthorityError),
     /// The database failed.
@@ -122,16 +75,33 @@ impl AsStoreError for FoundingError {
 
 /// Reads the server's keys, or makes them where there are none.
 pub(crate) async fn found(store: &Store, config: &Config, clock: &Arc<dyn Clock>) -> Result<Founded, FoundingError> {
-    let founded_before = !sealed_keys::list(&mut *store.connection().await?).await?.is_empty();
-    let master_key = master_key(config, founded_before)?;
+    let master_key = master_key(config, is_founded(store).await?)?;
+    let webhook_secrets = WebhookSecrets::under(&master_key).map_err(FoundingError::Derived)?;
+    let keyring = Keyring::new(master_key);
     let keys = store
-        .tx(
-            "found",
-            &(&master_key, config, clock),
-            |tx, &(master_key, config, clock)| Box::pin(read_or_make(tx, master_key, config, clock.as_ref())),
-        )
+        .tx("found", &(&keyring, config, clock), |tx, &(keyring, config, clock)| {
+            Box::pin(read_or_make(tx, keyring, config, clock.as_ref()))
+        })
         .await?;
-    open(master_key, config, &keys)
+    let nonce_key = nonce_key(&keyring, &keys)?;
+    let policy = RotationPolicy::of(config);
+    let (rotation, authority) = Rotation::begin(store, keyring, policy, clock.as_ref()).await?;
+    Ok(Founded {
+        authority,
+        rotation,
+        nonce_key,
+        webhook_secrets,
+    })
+}
+
+/// Whether a server has made its keys.
+pub(crate) async fn is_founded(store: &Store) -> Result<bool, StoreError> {
+    Ok(!sealed_keys::list(&mut *store.connection().await?).await?.is_empty())
+}
+
+/// Opens the keys of a server that was founded before.
+pub(crate) fn keyring(config: &Config) -> Result<Keyring, FoundingError> {
+    Ok(Keyring::new(master_key(config, true)?))
 }
 
 /// A new master key is made for a new database alone: beside one that has keys, it would open none of them and stand in
@@ -148,7 +118,7 @@ fn master_key(config: &Config, founded_before: bool) -> Result<MasterKey, Foundi
 
 async fn read_or_make(
     tx: &mut Transaction,
-    master_key: &MasterKey,
+    keyring: &Keyring,
     config: &Config,
     clock: &dyn Clock,
 ) -> Result<Vec<SealedKey>, FoundingError> {
@@ -170,7 +140,7 @@ async fn read_or_make(
         return Ok(keys);
     }
     let secrets = authority::generate_initial(config.trust_domain.as_str(), clock.now())?;
-    let keys = seal_all(master_key, &secrets, clock)?;
+    let keys = seal_all(keyring, &secrets, clock)?;
     for key in &keys {
         sealed_keys::insert(tx, key, clock.now()).await?;
         let change = Change::new("key.create", "sealed-key", key.id).after(serde_json::json!({"purpose": key.purpose}));
@@ -179,83 +149,24 @@ async fn read_or_make(
     Ok(keys)
 }
 
-fn seal_all(
-    master_key: &MasterKey,
-    secrets: &InitialSecrets,
-    clock: &dyn Clock,
-) -> Result<Vec<SealedKey>, FoundingError> {
-    let seal = |purpose: &str, secret: &[u8], certificate: Option<&[u8]>| {
-        let id = clock::new_id(clock);
-        let sealed = master_key
-            .seal(&context(&id.to_string(), purpose), secret)
-            .map_err(|source| FoundingError::Sealed {
-                purpose: purpose.to_owned(),
-                source,
-            })?;
-        Ok::<_, FoundingError>(SealedKey {
-            id,
-            purpose: purpose.to_owned(),
-            sealed,
-            certificate: certificate.map(<[u8]>::to_vec),
-        })
-    };
+fn seal_all(keyring: &Keyring, secrets: &InitialSecrets, clock: &dyn Clock) -> Result<Vec<SealedKey>, KeyringError> {
+    let ca = |purpose, ca: &CertifiedKey| keyring.seal(clock, purpose, ca.key.pkcs8_der(), Some(&ca.certificate));
+    let root = ca(KeyPurpose::RootCa, &secrets.root)?;
+    let mut issuing = ca(KeyPurpose::IssuingCa, &secrets.issuing)?;
+    issuing.root_id = Some(root.id);
+    let grant_key = secrets.grant_key.pkcs8_der();
     Ok(vec![
-        seal(ROOT, secrets.root.key.pkcs8_der(), Some(&secrets.root.certificate))?,
-        seal(
-            ISSUING,
-            secrets.issuing.key.pkcs8_der(),
-            Some(&secrets.issuing.certificate),
-        )?,
-        seal(GRANTS, secrets.grant_key.pkcs8_der(), None)?,
-        seal(NONCES, secrets.nonce_key.as_ref(), None)?,
+        root,
+        issuing,
+        keyring.seal(clock, KeyPurpose::GrantSigning, grant_key, None)?,
+        keyring.seal(clock, KeyPurpose::Nonce, secrets.nonce_key.as_ref(), None)?,
     ])
 }
 
-fn open(master_key: MasterKey, config: &Config, keys: &[SealedKey]) -> Result<Founded, FoundingError> {
-    let (root, issuing) = (find(keys, ROOT)?, find(keys, ISSUING)?);
-    let root_certificate = root.certificate.clone().ok_or(FoundingError::Missing(ROOT))?;
-    let parts = AuthorityParts {
-        issuing: CertifiedKey {
-            key: PrivateKey::from_pkcs8_der(open_one(&master_key, issuing)?)?,
-            certificate: issuing.certificate.clone().ok_or(FoundingError::Missing(ISSUING))?,
-        },
-        root_certificates: vec![root_certificate.clone()],
-        grant_key: PrivateKey::from_pkcs8_der(open_one(&master_key, find(keys, GRANTS)?)?)?,
-        other_grant_keys: Vec::new(),
-    };
-    let nonce_key = open_one(&master_key, find(keys, NONCES)?)?;
-    let nonce_key = nonce_key
-        .as_slice()
-        .try_into()
-        .map_err(|_| FoundingError::Missing(NONCES))?;
-    Ok(Founded {
-        authority: Authority::from_parts(&parts, config.trust_domain.as_str(), config.public_url.url())?,
-        issuer_id: issuing.id,
-        nonce_key: Zeroizing::new(nonce_key),
-        webhook_secrets: WebhookSecrets::under(&master_key).map_err(FoundingError::Derived)?,
-        root: SealedRoot::new(root, &root_certificate, master_key)?,
-    })
-}
-
-fn find<'a>(keys: &'a [SealedKey], purpose: &'static str) -> Result<&'a SealedKey, FoundingError> {
-    keys.iter()
-        .find(|key| key.purpose == purpose)
-        .ok_or(FoundingError::Missing(purpose))
-}
-
-fn open_one(master_key: &MasterKey, key: &SealedKey) -> Result<Zeroizing<Vec<u8>>, FoundingError> {
-    master_key
-        .open(&context(&key.id.to_string(), &key.purpose), &key.sealed)
-        .map_err(|source| FoundingError::Sealed {
-            purpose: key.purpose.clone(),
-            source,
-        })
-}
-
-fn context<'a>(row_id: &'a str, purpose: &'a str) -> SealingContext<'a> {
-    SealingContext {
-        table: TABLE,
-        row_id,
-        purpose,
-    }
+fn nonce_key(keyring: &Keyring, keys: &[SealedKey]) -> Result<Zeroizing<[u8; 32]>, KeyringError> {
+    let missing = || KeyringError::Missing("nonce".to_owned());
+    let key = keys.iter().find(|key| key.purpose == KeyPurpose::Nonce);
+    let opened = keyring.open(key.ok_or_else(missing)?)?;
+    let bytes = opened.as_slice().try_into().map_err(|_| missing())?;
+    Ok(Zeroizing::new(bytes))
 }

@@ -22,6 +22,7 @@ mod random;
 mod rate_limits;
 mod retention;
 mod revocation;
+mod rotation;
 pub mod running;
 mod secrets;
 mod services;

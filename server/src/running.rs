@@ -34,6 +34,7 @@ use crate::{
     rate_limits::RateLimits,
     retention,
     revocation::{Revocation, lists},
+    rotation,
     services::{Policy, Services},
     store::{Store, StoreError},
     telemetry::{Metrics, listener},
@@ -41,8 +42,8 @@ use crate::{
     webhooks::{self, delivering},
 };
 
-/// How often a TLS certificate is looked at: files may have been replaced, a self-issued one may be due.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
+/// How often a TLS certificate is looked at: files may have been replaced, a self-issued one may be due, or another CA issue.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(1);
 /// How often callers that have not called for long are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
@@ -245,7 +246,7 @@ impl Started {
         let (metrics, pool) = (Arc::clone(&services.metrics), services.store.pool().clone());
         let sample = move |metrics: &Metrics| metrics.pool.sampled(pool.size(), pool.num_idle());
         background.spawn(listener::serve_metrics(telemetry, metrics, sample, shutdown.clone()));
-        let ca_fingerprint = services.authority.load().root_fingerprint();
+        let ca_fingerprint = services.authority.load().root_fingerprint().to_owned();
         tracing::info!(%address, telemetry = %telemetry_address, ca_fingerprint, "listening");
         Ok(Self {
             address,
@@ -285,6 +286,7 @@ fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &C
     run(|services, shutdown| feed::run_key_check(services, shutdown).boxed());
     run(|services, shutdown| feed::run_depth_gauge(services, shutdown).boxed());
     run(|services, shutdown| delivering::run_deliverer(services, shutdown).boxed());
+    run(|services, shutdown| rotation::run_follower(services, shutdown).boxed());
     run(|services, shutdown| lists::keep_published(services, shutdown).boxed());
     run(|services, shutdown| retention::run_retention(services, shutdown).boxed());
 }
@@ -304,7 +306,7 @@ fn assemble(
         committer: Committer::start(store.clone(), Arc::clone(&metrics)),
         store,
         authority: Arc::new(ArcSwap::from_pointee(founded.authority)),
-        issuer_id: founded.issuer_id,
+        rotation: founded.rotation,
         nonces: Nonces::new(&founded.nonce_key),
         keys: KeyCache::new(),
         evaluations: EvaluationCache::new(),
@@ -314,7 +316,6 @@ fn assemble(
         feed,
         webhook_secrets: founded.webhook_secrets,
         webhook_client: webhooks::Client::new()?,
-        root: founded.root,
         revocation: Revocation::new(),
         attestation_roots,
         metrics,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use time::Duration;
-use uuid::Uuid;
 
 use crate::{
     administration::stats::LastCount,
@@ -14,11 +13,11 @@ use crate::{
     clock::Clock,
     config::{ClientCertificates, Config, Reenrollment, WithoutToken},
     events::feed::Feed,
-    founding::SealedRoot,
     machines::noted_liveness::LargeFleet,
     rate_limits::RateLimits,
     retention::Retention,
     revocation::Revocation,
+    rotation::Rotation,
     store::Store,
     telemetry::Metrics,
     webhooks,
@@ -30,8 +29,7 @@ pub(crate) struct Services {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) store: Store,
     pub(crate) authority: Arc<ArcSwap<Authority>>,
-    /// The issuing CA that `authority` holds, as certificates name it.
-    pub(crate) issuer_id: Uuid,
+    pub(crate) rotation: Rotation,
     pub(crate) nonces: Nonces,
     pub(crate) keys: KeyCache,
     pub(crate) evaluations: EvaluationCache,
@@ -42,7 +40,6 @@ pub(crate) struct Services {
     pub(crate) feed: Arc<Feed>,
     pub(crate) webhook_secrets: WebhookSecrets,
     pub(crate) webhook_client: webhooks::Client,
-    pub(crate) root: SealedRoot,
     pub(crate) revocation: Revocation,
     /// Whose attestations of machines count.
     pub(crate) attestation_roots: AttestationRoots,

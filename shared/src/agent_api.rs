@@ -78,6 +78,9 @@ pub struct EnrollmentPending {
 pub struct CheckInRequest {
     /// Evidence for the purpose `check-in`.
     pub evidence: String,
+    /// SHA-256 of the trust bundle that the machine has, as it was sent, in base64url; null where it wants no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_bundle_sha256: Option<String>,
 }
 
 /// The answer to a check-in.
@@ -98,6 +101,9 @@ pub struct CheckedIn {
     pub next_check_in_seconds: u64,
     /// What the agent should do besides. Unknown ones are ignored.
     pub actions: Vec<Action>,
+    /// The roots, PEM, where they are not those that the request named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_bundle: Option<String>,
 }
 
 /// All that is granted for one audience.

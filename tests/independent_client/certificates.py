@@ -93,7 +93,7 @@ def expect_extensions(leaf: x509.Certificate, issuing: x509.Certificate, public_
     access = {(description.access_method, description.access_location.value) for description in descriptions}
     expected = {
         (AuthorityInformationAccessOID.OCSP, f"{public_url}/v1/ca/ocsp"),
-        (AuthorityInformationAccessOID.CA_ISSUERS, f"{public_url}/v1/ca/issuer.cer"),
+        (AuthorityInformationAccessOID.CA_ISSUERS, f"{public_url}/v1/ca/issuer/{authority}"),
     }
     expect_equal(access, expected, "the AIA")
     expect_equal(len(leaf.extensions), 8, "the number of extensions")

@@ -8,10 +8,9 @@ use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use url::Url;
 use uuid::Uuid;
-use x509_parser::{certificate::X509Certificate, extensions::ParsedExtension, prelude::FromDer};
 
 use super::{
-    AuthorityError,
+    AuthorityError, certificate_path,
     certificate_signer::{CertificateSigner, Subject},
     keys::PrivateKey,
     ocsp::{CertificateQuestion, OcspResponder},
@@ -28,11 +27,24 @@ pub struct CertifiedKey {
     pub certificate: Vec<u8>,
 }
 
-/// The issuing CA at work. Immutable; a rotation makes another one.
+/// An issuing CA as it is kept.
+#[derive(Debug, Clone)]
+pub struct IssuingParts {
+    /// How certificates are recorded as its own.
+    pub id: Uuid,
+    /// Its key and certificate.
+    pub ca: CertifiedKey,
+    /// The certificates between it and its root in DER, the nearest first; none where the root is ours.
+    pub intermediates: Vec<Vec<u8>>,
+}
+
+/// An issuing CA at work. Immutable; a rotation makes another one.
 pub struct IssuingAuthority {
+    id: Uuid,
     issuer: Issuer<'static, CertificateSigner>,
     certificate: CertificateDer<'static>,
-    certificate_pem: String,
+    intermediates: Vec<CertificateDer<'static>>,
+    path_pem: String,
     subject: Vec<u8>,
     key_identifier: Vec<u8>,
     lists: RevocationListSigner,
@@ -68,7 +80,7 @@ pub struct IssuedMachineCertificate {
     pub not_after: OffsetDateTime,
     /// The certificate in DER.
     pub der: Vec<u8>,
-    /// The certificate and the issuing CA's in PEM, leaf first.
+    /// The certificate and the path behind it in PEM, leaf first.
     pub chain_pem: String,
     /// SHA-256 of the DER: the fingerprint, and what `x5t#S256` carries.
     pub sha256: [u8; 32],
@@ -79,7 +91,7 @@ pub struct IssuedMachineCertificate {
 pub struct IssuedTlsCertificate {
     /// The private key, made for this certificate alone.
     pub key: PrivateKey,
-    /// The certificate and the issuing CA's, leaf first.
+    /// The certificate and the path behind it, leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     /// Until when it is valid.
     pub not_after: OffsetDateTime,
@@ -100,6 +112,21 @@ pub fn generate_root(trust_domain: &str, now: OffsetDateTime) -> Result<Certifie
     })
 }
 
+/// A PKCS#10 request for the certificate of an issuing CA that somebody else's root is to sign, in PEM.
+pub fn issuing_request(key: &PrivateKey, trust_domain: &str) -> Result<String, AuthorityError> {
+    let request = profile::issuing_request(trust_domain, key.public_key());
+    request
+        .serialize_request(&CertificateSigner::new(key)?)
+        .and_then(|request| request.pem())
+        .map_err(AuthorityError::Sign)
+}
+
+/// Until when an issuing CA is valid that is made at this time, unless its root ends before.
+#[must_use]
+pub fn full_life_end(made_at: OffsetDateTime) -> OffsetDateTime {
+    made_at + profile::ISSUING_LIFE
+}
+
 /// Makes an issuing CA under `root`: a fresh key and its certificate.
 pub fn generate_issuing(
     root: &CertifiedKey,
@@ -111,9 +138,7 @@ pub fn generate_issuing(
     let issuer =
         Issuer::from_ca_cert_der(&root_der, CertificateSigner::new(&root.key)?).map_err(AuthorityError::Sign)?;
     let mut params = profile::issuing(trust_domain, now);
-    params.not_after = params
-        .not_after
-        .min(validity_end(&read_certificate(&root.certificate)?)?);
+    params.not_after = params.not_after.min(certificate_path::validity(&root.certificate)?.1);
     let certificate = params
         .signed_by(&Subject(key.public_key()), &issuer)
         .map_err(AuthorityError::Sign)?;
@@ -124,36 +149,43 @@ pub fn generate_issuing(
 }
 
 impl IssuingAuthority {
-    /// Takes the issuing CA into use, after checking that key and certificate belong together and that `root` signed it.
+    /// Takes an issuing CA into use, after checking that key and certificate belong together and that the path leads to
+    /// `root`.
     pub fn new(
-        issuing: &CertifiedKey,
+        parts: &IssuingParts,
         root_certificate: &[u8],
         trust_domain: &str,
         public_url: &Url,
     ) -> Result<Self, AuthorityError> {
-        let parsed = read_certificate(&issuing.certificate)?;
-        if parsed.public_key().raw != issuing.key.public_key().spki_der() {
+        let ca = &parts.ca;
+        let parsed = certificate_path::read(&ca.certificate)?;
+        if parsed.public_key().raw != ca.key.public_key().spki_der() {
             return Err(AuthorityError::KeyMismatch);
         }
-        let root = read_certificate(root_certificate)?;
-        if parsed.issuer().as_raw() != root.subject().as_raw() || !is_signed_by(&parsed, &root)? {
-            return Err(AuthorityError::NotUnderRoot);
-        }
-        let certificate = CertificateDer::from(issuing.certificate.clone());
-        let signer = CertificateSigner::new(&issuing.key)?;
-        let key_identifier = key_identifier(&parsed)?;
+        let certificate = CertificateDer::from(ca.certificate.clone());
+        let signer = CertificateSigner::new(&ca.key)?;
+        let key_identifier = certificate_path::key_identifier(&ca.certificate)?;
+        let path = || std::iter::once(&ca.certificate).chain(&parts.intermediates);
         Ok(Self {
+            id: parts.id,
+            not_after: path_end(path().map(Vec::as_slice), root_certificate)?,
             issuer: Issuer::from_ca_cert_der(&certificate, signer).map_err(AuthorityError::Sign)?,
-            certificate_pem: certificate_pem(&issuing.certificate),
+            path_pem: path().map(|certificate| certificate_pem(certificate)).collect(),
+            intermediates: parts.intermediates.iter().cloned().map(Into::into).collect(),
             subject: parsed.subject().as_raw().to_vec(),
-            lists: RevocationListSigner::new(&issuing.key, &issuing.certificate)?,
-            not_after: validity_end(&parsed)?,
+            lists: RevocationListSigner::new(&ca.key, &ca.certificate)?,
             certificate,
             trust_domain: trust_domain.to_owned(),
             public_url: public_url.clone(),
             machine_template: profile::machine_template(public_url, &key_identifier)?,
             key_identifier,
         })
+    }
+
+    /// How certificates are recorded as this CA's.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        self.id
     }
 
     /// Issues a machine's certificate. It is not recorded anywhere: the caller does that before it leaves the server.
@@ -190,10 +222,21 @@ impl IssuingAuthority {
         })
     }
 
-    /// A certificate that this CA issued, with its own behind it, in PEM.
+    /// A certificate that this CA issued, with its path behind it, in PEM. The root is left out.
     #[must_use]
     pub fn chain_pem(&self, leaf: &[u8]) -> String {
-        certificate_pem(leaf) + &self.certificate_pem
+        certificate_pem(leaf) + &self.path_pem
+    }
+
+    /// The CA's own certificate and those between it and its root, in PEM.
+    #[must_use]
+    pub fn path_pem(&self) -> &str {
+        &self.path_pem
+    }
+
+    /// The same in DER.
+    pub fn path(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        std::iter::once(&self.certificate).chain(&self.intermediates)
     }
 
     /// Issues a TLS certificate for the host of the server's public URL, with a fresh key.
@@ -209,7 +252,9 @@ impl IssuingAuthority {
             .map_err(AuthorityError::Sign)?;
         Ok(IssuedTlsCertificate {
             key,
-            chain: vec![certificate.into(), self.certificate.clone()],
+            chain: std::iter::once(certificate.into())
+                .chain(self.path().cloned())
+                .collect(),
             not_after: params.not_after,
             renew_at: now + (params.not_after - now) * 2 / 3,
         })
@@ -255,13 +300,7 @@ impl IssuingAuthority {
         &self.certificate
     }
 
-    /// The issuing CA's certificate in PEM.
-    #[must_use]
-    pub fn certificate_pem(&self) -> &str {
-        &self.certificate_pem
-    }
-
-    /// Until when the issuing CA's certificate is valid. Nothing that it signs outlives it.
+    /// Until when the issuing CA's path is valid. Nothing that it signs outlives it.
     #[must_use]
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
@@ -286,34 +325,17 @@ fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time - Duration::nanoseconds(i64::from(time.nanosecond()))
 }
 
-pub(super) fn read_certificate(der: &[u8]) -> Result<X509Certificate<'_>, AuthorityError> {
-    match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => Ok(certificate),
-        _ => Err(AuthorityError::Certificate),
+/// Until when a path to this root is valid: as long as each certificate of it is.
+fn path_end<'a>(path: impl Iterator<Item = &'a [u8]>, root: &'a [u8]) -> Result<OffsetDateTime, AuthorityError> {
+    let certificates: Vec<&[u8]> = path.chain([root]).collect();
+    let mut end = certificate_path::validity(root)?.1;
+    for (certificate, issuer) in certificates.iter().zip(certificates.iter().skip(1)) {
+        if !certificate_path::is_issued_by(&certificate_path::read(certificate)?, &certificate_path::read(issuer)?) {
+            return Err(AuthorityError::NotUnderRoot);
+        }
+        end = end.min(certificate_path::validity(certificate)?.1);
     }
-}
-
-/// The subject key identifier, which every CA of ours has.
-pub(super) fn key_identifier(certificate: &X509Certificate<'_>) -> Result<Vec<u8>, AuthorityError> {
-    let identifier = certificate
-        .extensions()
-        .iter()
-        .find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(identifier) => Some(identifier.0.to_vec()),
-            _ => None,
-        });
-    identifier.ok_or(AuthorityError::Certificate)
-}
-
-pub(super) fn validity_end(certificate: &X509Certificate<'_>) -> Result<OffsetDateTime, AuthorityError> {
-    OffsetDateTime::from_unix_timestamp(certificate.validity().not_after.timestamp())
-        .map_err(|_| AuthorityError::Certificate)
-}
-
-fn is_signed_by(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> Result<bool, AuthorityError> {
-    let key = PublicKey::from_spki_der(issuer.public_key().raw).map_err(|_| AuthorityError::Certificate)?;
-    let signed = certificate.tbs_certificate.as_ref();
-    Ok(key.verify_der(signed, &certificate.signature_value.data).is_ok())
+    Ok(end)
 }
 
 #[cfg(test)]
@@ -324,11 +346,15 @@ mod tests {
     use time::macros::datetime;
     use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
     use x509_parser::{
+        certificate::X509Certificate,
         extensions::{DistributionPointName, GeneralName, ParsedExtension},
         oid_registry::asn1_rs::Oid,
     };
 
-    use super::*;
+    use super::{
+        super::certificate_path::{read as read_certificate, validity},
+        *,
+    };
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00.654321 UTC);
     const MACHINE: Uuid = Uuid::from_u128(0x0191_0000_0000_7000_8000_0000_0000_0001);
@@ -344,11 +370,19 @@ mod tests {
         "https://assay.example.com/".parse().unwrap()
     }
 
+    fn kept(ca: &CertifiedKey) -> IssuingParts {
+        IssuingParts {
+            id: Uuid::from_u128(7),
+            ca: ca.clone(),
+            intermediates: Vec::new(),
+        }
+    }
+
     fn hierarchy() -> Hierarchy {
         let root = generate_root("example.com", NOW).unwrap();
         let issuing = generate_issuing(&root, "example.com", NOW).unwrap();
         Hierarchy {
-            authority: IssuingAuthority::new(&issuing, &root.certificate, "example.com", &public_url()).unwrap(),
+            authority: IssuingAuthority::new(&kept(&issuing), &root.certificate, "example.com", &public_url()).unwrap(),
             machine_key: PrivateKey::generate().unwrap(),
             root,
             issuing,
@@ -437,7 +471,10 @@ mod tests {
         );
         assert_eq!(key_ids(&issuing).1, key_ids(&root).0);
         assert_ne!(key_ids(&issuing).0, key_ids(&root).0);
-        assert_eq!(validity_end(&root).unwrap(), whole_seconds(NOW + profile::ROOT_LIFE));
+        assert_eq!(
+            validity(&made.root.certificate).unwrap().1,
+            whole_seconds(NOW + profile::ROOT_LIFE)
+        );
         assert_eq!(made.authority.not_after(), whole_seconds(NOW + profile::ISSUING_LIFE));
     }
 
@@ -465,11 +502,11 @@ mod tests {
             certificate.validity().not_before.timestamp(),
             issued.not_before.unix_timestamp()
         );
-        assert_eq!(validity_end(&certificate).unwrap(), issued.not_after);
+        assert_eq!(validity(&issued.der).unwrap().1, issued.not_after);
         assert_eq!(issued.sha256, sha256(&issued.der));
         assert_eq!(
             issued.chain_pem,
-            certificate_pem(&issued.der) + made.authority.certificate_pem()
+            certificate_pem(&issued.der) + made.authority.path_pem()
         );
         assert_eq!(
             extensions(&certificate),
@@ -493,6 +530,7 @@ mod tests {
     #[test]
     fn a_machine_certificates_extensions_have_the_contracts_values() {
         let (made, list) = hierarchy_and_list();
+        let issuer = list.replace("/crl/", "/issuer/");
         let issued = made.issue(NOW, Duration::days(7)).unwrap();
         let certificate = read_certificate(&issued.der).unwrap();
         let constraints = certificate.basic_constraints().unwrap().unwrap().value;
@@ -537,10 +575,7 @@ mod tests {
                             "1.3.6.1.5.5.7.48.1".to_owned(),
                             GeneralName::URI("https://assay.example.com/v1/ca/ocsp"),
                         ),
-                        (
-                            "1.3.6.1.5.5.7.48.2".to_owned(),
-                            GeneralName::URI("https://assay.example.com/v1/ca/issuer.cer"),
-                        ),
+                        ("1.3.6.1.5.5.7.48.2".to_owned(), GeneralName::URI(&issuer)),
                     ];
                     assert_eq!(found, expected);
                     seen += 1;
@@ -585,7 +620,7 @@ mod tests {
             certificate: made.issuing.certificate.clone(),
         };
         let new = |issuing, root: &CertifiedKey| {
-            IssuingAuthority::new(issuing, &root.certificate, "example.com", &url).map(|_| ())
+            IssuingAuthority::new(&kept(issuing), &root.certificate, "example.com", &url).map(|_| ())
         };
         assert!(matches!(new(&mixed, &made.root), Err(AuthorityError::KeyMismatch)));
         assert!(matches!(
@@ -727,7 +762,7 @@ mod tests {
             "X509v3 Extended Key Usage: \n                TLS Web Client Authentication\n",
             &format!("X509v3 Subject Alternative Name: \n                URI:spiffe://example.com/machine/{MACHINE}\n"),
             "OCSP - URI:https://assay.example.com/v1/ca/ocsp\n",
-            "CA Issuers - URI:https://assay.example.com/v1/ca/issuer.cer\n",
+            "CA Issuers - URI:https://assay.example.com/v1/ca/issuer/",
             "URI:https://assay.example.com/v1/ca/crl/",
         ] {
             assert!(text.contains(line), "{line:?} in\n{text}");

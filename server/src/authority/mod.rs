@@ -3,7 +3,9 @@
 //! Nothing here asks for the time or touches the database. [`Authority`] is a value: a rotation builds another one and
 //! swaps it in, so that whoever holds one sees one consistent set of keys.
 
+mod certificate_path;
 mod certificate_signer;
+pub mod external_chain;
 pub mod grant_tokens;
 pub mod issuing;
 pub mod keys;
@@ -12,50 +14,76 @@ pub mod ocsp;
 pub mod profile;
 pub mod revocation_list;
 pub mod sealing;
+pub mod spiffe_bundle;
 mod webhook_secrets;
 
 use assay_protocol::PublicKey;
 use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use time::OffsetDateTime;
 use url::Url;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
+pub use certificate_path::{key_identifier, validity};
+pub use external_chain::{ChainRefusal, ExternalChain};
 pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token};
 pub use issuing::{
-    CertifiedKey, IssuedMachineCertificate, IssuedTlsCertificate, IssuingAuthority, MachineCertificateRequest,
+    CertifiedKey, IssuedMachineCertificate, IssuedTlsCertificate, IssuingAuthority, IssuingParts,
+    MachineCertificateRequest,
 };
 pub use keys::{KeyError, PrivateKey};
 pub use master_key::MasterKeyError;
-pub use ocsp::{OcspRequest, OcspResponder};
+pub use ocsp::{CertificateQuestion, OcspRequest, OcspResponder};
 pub use profile::spiffe_id;
 pub use revocation_list::{RevocationList, RevocationListSigner, RevokedCertificate};
 pub use sealing::{MasterKey, SealingContext, SealingError};
+pub use spiffe_bundle::{SpiffeBundle, SpiffeKey};
 pub(crate) use webhook_secrets::{WebhookSecret, WebhookSecrets};
 
 use crate::random::random_bytes;
 
 /// Everything that signs for this server now, and everything that verifies what it signed.
 pub struct Authority {
+    version: i64,
     issuing: IssuingAuthority,
+    /// The next one, and those whose certificates may be valid.
+    other_issuing: Vec<IssuingAuthority>,
+    roots: Vec<Root>,
     roots_pem: String,
+    roots_digest: String,
     chain_pem: String,
-    root_certificates: Vec<Vec<u8>>,
+    current_root_fingerprint: String,
     grant_signer: GrantSigner,
     grant_keys: Vec<PublicKey>,
     key_set: JsonWebKeySet,
+    spiffe_keys: Vec<SpiffeKey>,
 }
 
 /// What an [`Authority`] is built from: the opened secrets and the public rows next to them.
 #[derive(Debug)]
 pub struct AuthorityParts {
-    /// The issuing CA that signs now.
-    pub issuing: CertifiedKey,
-    /// Every root that machines are to trust, in DER; one of them signed the issuing CA.
-    pub root_certificates: Vec<Vec<u8>>,
+    /// Rises with every change.
+    pub version: i64,
+    /// The issuing CAs whose certificates may be valid now or soon, the one that issues now first.
+    pub issuing: Vec<IssuingParts>,
+    /// Every root that machines are to trust, one of them for each issuing CA; that of the one that issues now first.
+    pub roots: Vec<Root>,
     /// The key that signs grant tokens now.
     pub grant_key: PrivateKey,
     /// The other keys to publish: the next one, and old ones whose tokens still live.
     pub other_grant_keys: Vec<PublicKey>,
+}
+
+/// A root that machines and relying parties trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// How it is recorded.
+    pub id: Uuid,
+    /// Its certificate in DER.
+    pub certificate: Vec<u8>,
+    /// Whether its key is here. The revocation list of any other is not ours to sign.
+    pub is_ours: bool,
 }
 
 /// What the first start makes. All of it is to be sealed; it has no `Debug`, since a log would keep it.
@@ -76,7 +104,7 @@ pub enum AuthorityError {
     /// A private key is unusable.
     #[error("a private key of the authority is unusable")]
     Key(#[from] KeyError),
-    /// A CA certificate does not parse, or its key is not on P-256.
+    /// A CA certificate does not parse, or its key is on no curve that is known.
     #[error("a certificate of the authority is unreadable")]
     Certificate,
     /// The issuing CA's certificate holds another key.
@@ -85,9 +113,15 @@ pub enum AuthorityError {
     /// No root that is known signed the issuing CA.
     #[error("the issuing CA was signed by none of the roots")]
     NotUnderRoot,
+    /// There is no issuing CA.
+    #[error("there is no issuing CA that issues now")]
+    NoIssuing,
     /// The issuing CA has ended; it must be rotated.
     #[error("the issuing CA has expired")]
     Expired,
+    /// A certificate's CA is not one whose certificates may be valid.
+    #[error("the CA that issued a certificate has been retired")]
+    Retired,
     /// The public URL names no host.
     #[error("the public URL has no host")]
     NoHost,
@@ -119,7 +153,14 @@ pub fn generate_initial(trust_domain: &str, now: OffsetDateTime) -> Result<Initi
 impl Authority {
     /// Builds the authority, after checking that its parts belong together.
     pub fn from_parts(parts: &AuthorityParts, trust_domain: &str, public_url: &Url) -> Result<Self, AuthorityError> {
-        let (issuing, root) = under_a_root(parts, trust_domain, public_url)?;
+        let issuing = parts.issuing.iter();
+        let issuing: Vec<(IssuingAuthority, &Root)> = issuing
+            .map(|ca| under_a_root(ca, &parts.roots, trust_domain, public_url))
+            .collect::<Result<_, _>>()?;
+        let chain_pem = chain_pem(&issuing);
+        let mut issuing = issuing.into_iter();
+        let (current, current_root) = issuing.next().ok_or(AuthorityError::NoIssuing)?;
+        let current_root_fingerprint = fingerprint(&current_root.certificate);
         let grant_signer = GrantSigner::new(&parts.grant_key)?;
         let mut grant_keys = vec![grant_signer.public_key().clone()];
         for key in &parts.other_grant_keys {
@@ -127,28 +168,39 @@ impl Authority {
                 grant_keys.push(key.clone());
             }
         }
+        let roots = parts.roots.iter();
+        let mut spiffe_keys: Vec<SpiffeKey> = roots
+            .map(|root| SpiffeKey::root(&root.certificate))
+            .collect::<Result<_, _>>()?;
+        spiffe_keys.extend(grant_keys.iter().map(SpiffeKey::grant_key));
+        let roots_pem: String = parts.roots.iter().map(Root::pem).collect();
         Ok(Self {
-            chain_pem: format!("{}{}", issuing.certificate_pem(), issuing::certificate_pem(root)),
-            issuing,
-            roots_pem: parts
-                .root_certificates
-                .iter()
-                .map(|der| issuing::certificate_pem(der))
-                .collect(),
-            root_certificates: parts.root_certificates.clone(),
+            version: parts.version,
+            chain_pem,
+            issuing: current,
+            other_issuing: issuing.map(|(ca, _)| ca).collect(),
+            roots_digest: URL_SAFE_NO_PAD.encode(digest(&SHA256, roots_pem.as_bytes())),
+            roots_pem,
+            roots: parts.roots.clone(),
+            current_root_fingerprint,
             grant_signer,
             key_set: grant_tokens::json_web_key_set(&grant_keys),
             grant_keys,
+            spiffe_keys,
         })
     }
 
-    /// SHA-256 of the newest root's DER in hex: what an agent is given to recognize this server by.
+    /// Rises with every change of what an authority is built from.
     #[must_use]
-    pub fn root_fingerprint(&self) -> String {
-        let newest = self.root_certificates.last();
-        newest
-            .map(|root| hex::encode(digest(&SHA256, root)))
-            .unwrap_or_default()
+    pub fn version(&self) -> i64 {
+        self.version
+    }
+
+    /// SHA-256 of the DER of the root that the present issuing CA is under, in hex: what an agent is given to recognize
+    /// this server by.
+    #[must_use]
+    pub fn root_fingerprint(&self) -> &str {
+        &self.current_root_fingerprint
     }
 
     /// The CA that signs machines' certificates.
@@ -157,19 +209,37 @@ impl Authority {
         &self.issuing
     }
 
-    /// All roots that machines and relying parties are to trust, in PEM: the trust bundle.
+    /// Every issuing CA that is not retired: the one that signs now, the next one, and those whose certificates may be
+    /// valid.
+    pub fn all_issuing(&self) -> impl Iterator<Item = &IssuingAuthority> {
+        std::iter::once(&self.issuing).chain(&self.other_issuing)
+    }
+
+    /// The issuing CA of this id, if it is not retired.
+    pub fn issuer(&self, id: Uuid) -> Result<&IssuingAuthority, AuthorityError> {
+        let mut issuing = self.all_issuing();
+        issuing.find(|ca| ca.id() == id).ok_or(AuthorityError::Retired)
+    }
+
+    /// All roots that machines and relying parties are to trust, that of the CA that issues now first.
+    #[must_use]
+    pub fn roots(&self) -> &[Root] {
+        &self.roots
+    }
+
+    /// The same in PEM: the trust bundle.
     #[must_use]
     pub fn roots_pem(&self) -> &str {
         &self.roots_pem
     }
 
-    /// The same roots in DER.
+    /// SHA-256 of the trust bundle in PEM, in base64url: by which a machine tells which one it has.
     #[must_use]
-    pub fn root_certificates(&self) -> &[Vec<u8>] {
-        &self.root_certificates
+    pub fn roots_digest(&self) -> &str {
+        &self.roots_digest
     }
 
-    /// The issuing CA and the root that signed it, in PEM.
+    /// The present issuing CA with its path and its root, in PEM, and behind them the other issuing CAs with theirs.
     #[must_use]
     pub fn chain_pem(&self) -> &str {
         &self.chain_pem
@@ -192,25 +262,74 @@ impl Authority {
     pub fn key_set(&self) -> &JsonWebKeySet {
         &self.key_set
     }
+
+    /// The roots and the grant keys as SPIFFE has them.
+    #[must_use]
+    pub fn spiffe_keys(&self) -> &[SpiffeKey] {
+        &self.spiffe_keys
+    }
 }
 
-/// The subject key identifier of a CA's certificate in DER.
-pub fn key_identifier(certificate: &[u8]) -> Result<Vec<u8>, AuthorityError> {
-    issuing::key_identifier(&issuing::read_certificate(certificate)?)
+impl Root {
+    fn pem(&self) -> String {
+        issuing::certificate_pem(&self.certificate)
+    }
+}
+
+/// SHA-256 of a certificate in DER, in hex.
+#[must_use]
+pub fn fingerprint(certificate: &[u8]) -> String {
+    hex::encode(digest(&SHA256, certificate))
+}
+
+/// Each certificate once: several issuing CAs may be under one root.
+fn chain_pem(issuing: &[(IssuingAuthority, &Root)]) -> String {
+    let mut chain = String::new();
+    for (ca, root) in issuing {
+        for certificate in ca.path().map(|der| issuing::certificate_pem(der)).chain([root.pem()]) {
+            if !chain.contains(&certificate) {
+                chain.push_str(&certificate);
+            }
+        }
+    }
+    chain
 }
 
 fn under_a_root<'a>(
-    parts: &'a AuthorityParts,
+    ca: &IssuingParts,
+    roots: &'a [Root],
     trust_domain: &str,
     public_url: &Url,
-) -> Result<(IssuingAuthority, &'a [u8]), AuthorityError> {
-    for root in &parts.root_certificates {
-        match IssuingAuthority::new(&parts.issuing, root, trust_domain, public_url) {
+) -> Result<(IssuingAuthority, &'a Root), AuthorityError> {
+    for root in roots {
+        match IssuingAuthority::new(ca, &root.certificate, trust_domain, public_url) {
             Err(AuthorityError::NotUnderRoot) => {}
             other => return Ok((other?, root)),
         }
     }
     Err(AuthorityError::NotUnderRoot)
+}
+
+#[cfg(test)]
+impl InitialSecrets {
+    /// The authority of a server that was just founded.
+    pub(crate) fn parts(&self) -> AuthorityParts {
+        AuthorityParts {
+            version: 1,
+            issuing: vec![IssuingParts {
+                id: Uuid::from_u128(1),
+                ca: self.issuing.clone(),
+                intermediates: Vec::new(),
+            }],
+            roots: vec![Root {
+                id: Uuid::from_u128(2),
+                certificate: self.root.certificate.clone(),
+                is_ours: true,
+            }],
+            grant_key: self.grant_key.clone(),
+            other_grant_keys: Vec::new(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -225,19 +344,10 @@ mod tests {
         "https://assay.example.com".parse().unwrap()
     }
 
-    fn parts(secrets: &InitialSecrets) -> AuthorityParts {
-        AuthorityParts {
-            issuing: secrets.issuing.clone(),
-            root_certificates: vec![secrets.root.certificate.clone()],
-            grant_key: secrets.grant_key.clone(),
-            other_grant_keys: Vec::new(),
-        }
-    }
-
     #[test]
     fn the_first_start_makes_an_authority_that_works() {
         let secrets = generate_initial("example.com", NOW).unwrap();
-        let authority = Authority::from_parts(&parts(&secrets), "example.com", &url()).unwrap();
+        let authority = Authority::from_parts(&secrets.parts(), "example.com", &url()).unwrap();
         assert_eq!(
             authority.chain_pem(),
             issuing::certificate_pem(&secrets.issuing.certificate) + authority.roots_pem()
@@ -256,8 +366,8 @@ mod tests {
             generate_initial("example.com", NOW).unwrap(),
             generate_initial("example.com", NOW).unwrap(),
         );
-        let mut parts = parts(&secrets);
-        parts.root_certificates.insert(0, old.root.certificate.clone());
+        let mut parts = secrets.parts();
+        parts.roots.insert(0, old.parts().roots.remove(0));
         // The present key among the others is published once.
         parts.other_grant_keys = vec![
             old.grant_key.public_key().clone(),
@@ -277,8 +387,8 @@ mod tests {
     #[test]
     fn an_issuing_ca_under_no_known_root_is_refused() {
         let secrets = generate_initial("example.com", NOW).unwrap();
-        let mut parts = parts(&secrets);
-        parts.root_certificates = vec![generate_initial("example.com", NOW).unwrap().root.certificate];
+        let mut parts = secrets.parts();
+        parts.roots = generate_initial("example.com", NOW).unwrap().parts().roots;
         assert!(matches!(
             Authority::from_parts(&parts, "example.com", &url()),
             Err(AuthorityError::NotUnderRoot)
@@ -286,9 +396,35 @@ mod tests {
     }
 
     #[test]
+    fn the_chain_begins_with_the_ca_that_issues_and_has_every_other_once() {
+        let secrets = generate_initial("example.com", NOW).unwrap();
+        let mut parts = secrets.parts();
+        let next = issuing::generate_issuing(&secrets.root, "example.com", NOW).unwrap();
+        let id = Uuid::from_u128(3);
+        parts.issuing.push(IssuingParts {
+            id,
+            ca: next.clone(),
+            intermediates: Vec::new(),
+        });
+        let authority = Authority::from_parts(&parts, "example.com", &url()).unwrap();
+        let pem = |der: &Vec<u8>| issuing::certificate_pem(der);
+        let chain = pem(&secrets.issuing.certificate) + authority.roots_pem() + &pem(&next.certificate);
+        assert_eq!(authority.chain_pem(), chain);
+        assert_eq!(authority.issuing().id(), parts.issuing[0].id);
+        assert_eq!(authority.issuer(id).unwrap().certificate_der(), next.certificate);
+        assert!(matches!(
+            authority.issuer(Uuid::from_u128(4)),
+            Err(AuthorityError::Retired)
+        ));
+        parts.issuing.clear();
+        let none = Authority::from_parts(&parts, "example.com", &url());
+        assert!(matches!(none, Err(AuthorityError::NoIssuing)));
+    }
+
+    #[test]
     fn debug_output_shows_no_secret() {
         let secrets = generate_initial("example.com", NOW).unwrap();
-        let shown = format!("{:?}", parts(&secrets));
+        let shown = format!("{:?}", secrets.parts());
         let secret = format!("{:?}", secrets.grant_key.pkcs8_der());
         assert!(!shown.contains(secret.trim_matches(['[', ']'])));
     }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use assay_protocol::PublicKey;
 use rcgen::{
     BasicConstraints, CertificateParams, CrlDistributionPoint, CustomExtension, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber, string::Ia5String,
@@ -67,7 +68,8 @@ pub(super) fn random_serial() -> [u8; 16] {
 /// The self-signed root.
 pub(super) fn root(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
     let serial = random_serial();
-    let mut params = authority(&serial, 1);
+    let mut params = authority(1);
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = authority_name("Assay Root CA", trust_domain, &serial);
     (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + ROOT_LIFE);
     params
@@ -76,25 +78,35 @@ pub(super) fn root(trust_domain: &str, now: OffsetDateTime) -> CertificateParams
 /// The CA that signs machines' certificates, under the root.
 pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
     let serial = random_serial();
-    let mut params = authority(&serial, 0);
+    let mut params = authority(0);
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = authority_name("Assay Issuing CA", trust_domain, &serial);
     params.use_authority_key_identifier_extension = true;
     (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + ISSUING_LIFE);
     params
 }
 
+/// What somebody else's root is asked for. The name has the key's thumbprint where others have a serial number: asked for
+/// again, it is the same.
+pub(super) fn issuing_request(trust_domain: &str, key: &PublicKey) -> CertificateParams {
+    let thumbprint = key.thumbprint();
+    let mut params = authority(0);
+    params.distinguished_name = authority_name("Assay Issuing CA", trust_domain, thumbprint.as_bytes());
+    params
+}
+
 /// What all machines' certificates have in common; subject, SAN, serial number and validity are to be filled in.
 ///
 /// The distribution point is that of the list of this very CA, found by its key identifier: another one that issues later
-/// has a list of its own.
+/// has a list of its own. So does caIssuers lead to its certificate, and not to that of the one that issues then.
 pub(super) fn machine_template(public_url: &Url, key_identifier: &[u8]) -> Result<CertificateParams, AuthorityError> {
     let mut params = end_entity(ExtendedKeyUsagePurpose::ClientAuth);
     let base = public_url.as_str().trim_end_matches('/');
     params.crl_distribution_points = vec![CrlDistributionPoint {
         uris: vec![format!("{base}/v1/ca/crl/{}", hex::encode(key_identifier))],
     }];
-    let access = authority_info_access(&format!("{base}/v1/ca/ocsp"), &format!("{base}/v1/ca/issuer.cer"))
-        .map_err(AuthorityError::Url)?;
+    let issuer = format!("{base}/v1/ca/issuer/{}", hex::encode(key_identifier));
+    let access = authority_info_access(&format!("{base}/v1/ca/ocsp"), &issuer).map_err(AuthorityError::Url)?;
     params.custom_extensions = vec![CustomExtension::from_oid_content(AUTHORITY_INFO_ACCESS, access)];
     Ok(params)
 }
@@ -140,9 +152,8 @@ pub(super) fn ocsp_responder(now: OffsetDateTime) -> CertificateParams {
     params
 }
 
-fn authority(serial: &[u8], path_length: u8) -> CertificateParams {
+fn authority(path_length: u8) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.serial_number = Some(SerialNumber::from_slice(serial));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -159,15 +170,15 @@ fn end_entity(purpose: ExtendedKeyUsagePurpose) -> CertificateParams {
 }
 
 /// Names differ from one generation to the next, since some verifiers look issuers up by name alone.
-fn authority_name(common_name: &str, trust_domain: &str, serial: &[u8; 16]) -> DistinguishedName {
-    let [a, b, c, d, ..] = serial;
+fn authority_name(common_name: &str, trust_domain: &str, distinction: &[u8]) -> DistinguishedName {
+    let distinction = distinction.get(..4).unwrap_or(distinction);
     let mut name = DistinguishedName::new();
     if trust_domain.len() <= LONGEST_ORGANIZATION {
         name.push(DnType::OrganizationName, trust_domain);
     }
     name.push(
         DnType::CommonName,
-        format!("{common_name} {}", hex::encode([a, b, c, d].map(|byte| *byte))),
+        format!("{common_name} {}", hex::encode(distinction)),
     );
     name
 }

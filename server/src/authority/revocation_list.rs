@@ -9,7 +9,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{AuthorityError, certificate_signer::CertificateSigner, issuing, keys::PrivateKey};
+use super::{AuthorityError, certificate_path, certificate_signer::CertificateSigner, keys::PrivateKey};
 
 /// What one list says.
 #[derive(Debug)]
@@ -45,10 +45,9 @@ pub struct RevocationListSigner {
 impl RevocationListSigner {
     /// For the CA of this key and certificate.
     pub fn new(key: &PrivateKey, certificate: &[u8]) -> Result<Self, AuthorityError> {
-        let parsed = issuing::read_certificate(certificate)?;
         Ok(Self {
-            key_identifier: issuing::key_identifier(&parsed)?,
-            not_after: issuing::validity_end(&parsed)?,
+            key_identifier: certificate_path::key_identifier(certificate)?,
+            not_after: certificate_path::validity(certificate)?.1,
             issuer: Issuer::from_ca_cert_der(&CertificateDer::from(certificate), CertificateSigner::new(key)?)
                 .map_err(AuthorityError::Sign)?,
         })

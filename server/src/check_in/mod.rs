@@ -8,7 +8,7 @@ pub(crate) mod nonce;
 
 use assay_protocol::{
     UnverifiedEvidence,
-    agent_api::{Action, CheckedIn},
+    agent_api::{Action, CheckInRequest, CheckedIn},
     evidence::{Evidence, EvidenceError, Expectation, Purpose},
     machine::MachineStatus,
 };
@@ -78,10 +78,10 @@ pub(crate) async fn check_in(
     services: &Services,
     request_id: &str,
     certificate: Option<&ClientCertificate>,
-    jws: &str,
+    request: &CheckInRequest,
 ) -> Result<Answer, CheckInError> {
     let now = services.clock.now();
-    let verified = verify(services, certificate, jws, Purpose::CheckIn, now).await?;
+    let verified = verify(services, certificate, &request.evidence, Purpose::CheckIn, now).await?;
     let check_in = CheckIn {
         machine_id: verified.machine_id,
         key: verified.evidence.key(),
@@ -106,6 +106,7 @@ pub(crate) async fn check_in(
         denied: evaluated.evaluation.denied.clone(),
         next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),
         actions: actions(services, &evaluated, now),
+        trust_bundle: news_of_roots(services, request.trust_bundle_sha256.as_deref()),
     };
     Ok(Answer {
         checked_in,
@@ -201,6 +202,13 @@ async fn record_news(
         )
         .await?;
     Ok(recorded?)
+}
+
+/// The trust bundle, for a machine that says that it has another one.
+fn news_of_roots(services: &Services, held: Option<&str>) -> Option<String> {
+    let authority = services.authority.load();
+    let is_another = held.is_some_and(|held| held != authority.roots_digest());
+    is_another.then(|| authority.roots_pem().to_owned())
 }
 
 /// The agent renews by itself at two thirds of the certificate's life; this reminds one that has not. How old a key may

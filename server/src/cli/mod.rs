@@ -3,6 +3,7 @@
 mod api_key;
 mod apple_attestation;
 mod audit;
+mod ca;
 mod demo;
 mod print;
 mod serve;
@@ -49,6 +50,9 @@ enum Command {
     /// The audit.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// The certificate authority: its roots, issuing CAs and grant keys, and their rotation.
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -142,6 +146,10 @@ enum CommandError {
     Store(#[from] crate::store::StoreError),
     #[error(transparent)]
     Audit(#[from] crate::audit::verification::VerificationError),
+    #[error(transparent)]
+    Founding(#[from] crate::founding::FoundingError),
+    #[error(transparent)]
+    Rotation(#[from] crate::rotation::RotationError),
     #[error("the audit is broken")]
     AuditBroken,
     #[error("cannot read {}", path.display())]
@@ -198,6 +206,7 @@ async fn execute(arguments: &Arguments) -> Result<(), CommandError> {
             apple_attestation::verify(arguments, clock.as_ref())
         }
         Command::Audit(AuditCommand::Verify { last_hash }) => audit::verify(&load()?, *last_hash).await,
+        Command::Ca(command) => ca::run(&load()?, clock.as_ref(), command).await,
         Command::Config(ConfigCommand::Example) => print::text(config::EXAMPLE),
         Command::Openapi => print::text(&http::openapi()?),
         Command::Demo(arguments) => demo::run(arguments, clock).await,

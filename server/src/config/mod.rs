@@ -119,6 +119,10 @@ pub struct Certificates {
     pub renewal_grace: Duration,
     /// How old a machine's key becomes before the machine is told to replace it; none for any age.
     pub rotate_key_after: Option<Duration>,
+    /// How long an issuing CA is published before it signs.
+    pub ca_overlap: Duration,
+    /// How long a root is published before anything is issued under it.
+    pub root_overlap: Duration,
 }
 
 /// Check-ins.
@@ -133,6 +137,10 @@ pub struct CheckIn {
 pub struct Grants {
     /// How long one is valid.
     pub ttl: Duration,
+    /// How long a key signs them.
+    pub rotate_key_after: Duration,
+    /// How long a key is published before it signs.
+    pub key_overlap: Duration,
 }
 
 /// Who becomes a machine.
@@ -267,10 +275,7 @@ impl Config {
         let interval = settings
             .duration("check_in.interval", SECOND..=DAY)
             .unwrap_or(5 * MINUTE);
-        // Relying parties verify a grant offline: it stays good this long after it was taken back.
-        let grants_ttl = settings
-            .duration("grants.ttl", SECOND..=24 * HOUR)
-            .unwrap_or(10 * MINUTE);
+        let grants = Grants::read(settings);
         let enrollment = Enrollment::read(settings);
         let retention = Retention::read(settings);
         let apple = Apple::read(settings);
@@ -290,7 +295,7 @@ impl Config {
             client_certificates,
             certificates,
             check_in: CheckIn { interval },
-            grants: Grants { ttl: grants_ttl },
+            grants,
             enrollment,
             retention,
             apple,
@@ -312,6 +317,28 @@ impl Certificates {
                 .duration("certificates.renewal_grace", Duration::ZERO..=3660 * DAY)
                 .unwrap_or(90 * DAY),
             rotate_key_after: settings.duration("certificates.rotate_key_after", HOUR..=3660 * DAY),
+            // An issuing CA lives for two years: with a certificate's year, and these, there is still time between two.
+            ca_overlap: settings
+                .duration("certificates.ca_overlap", SECOND..=90 * DAY)
+                .unwrap_or(DAY),
+            root_overlap: settings
+                .duration("certificates.root_overlap", SECOND..=180 * DAY)
+                .unwrap_or(30 * DAY),
+        }
+    }
+}
+
+impl Grants {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            // Relying parties verify a grant offline: it stays good this long after it was taken back.
+            ttl: settings
+                .duration("grants.ttl", SECOND..=24 * HOUR)
+                .unwrap_or(10 * MINUTE),
+            rotate_key_after: settings
+                .duration("grants.rotate_key_after", HOUR..=3660 * DAY)
+                .unwrap_or(90 * DAY),
+            key_overlap: settings.duration("grants.key_overlap", SECOND..=DAY).unwrap_or(HOUR),
         }
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::EnrollError;
 use crate::{
     audit::{Change, Origin},
-    authority::MachineCertificateRequest,
+    authority::{AuthorityError, MachineCertificateRequest},
     machines::record,
     services::Services,
     store::{
@@ -37,7 +37,7 @@ pub(super) async fn issue(
     };
     let issued = authority.issuing().issue_machine_certificate(&request)?;
     let key = public_key.thumbprint();
-    certificates::insert(tx, machine_id, key, services.issuer_id, &issued, now).await?;
+    certificates::insert(tx, machine_id, key, authority.issuing().id(), &issued, now).await?;
     let detail = json!({"serial_number": issued.serial_number, "key": key});
     events::insert(
         tx,
@@ -74,11 +74,15 @@ async fn attested_serial_number(
 }
 
 /// A certificate that was issued before, as it is shown to its machine.
-pub(super) fn on_record(services: &Services, record: &CertificateRecord) -> IssuedCertificate {
-    IssuedCertificate {
+pub(super) fn on_record(services: &Services, record: &CertificateRecord) -> Result<IssuedCertificate, AuthorityError> {
+    Ok(IssuedCertificate {
         serial_number: record.serial_number.clone(),
         not_before: record.not_before,
         not_after: record.not_after,
-        chain: services.authority.load().issuing().chain_pem(&record.der),
-    }
+        chain: services
+            .authority
+            .load()
+            .issuer(record.issuer_id)?
+            .chain_pem(&record.der),
+    })
 }

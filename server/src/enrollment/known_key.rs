@@ -68,7 +68,7 @@ async fn current_certificate(
 ) -> Result<(IssuedCertificate, bool), EnrollError> {
     if let Some(last) = certificates::find_last_of_key(tx, record.machine_id, applicant.key()).await? {
         if last.is_in_force(applicant.now) {
-            return Ok((certificate::on_record(services, &last), false));
+            return Ok((certificate::on_record(services, &last)?, false));
         }
         if applicant.now >= last.not_after + services.policy.renewal_grace {
             let secret = applicant.token.ok_or(TokenRefusal::MissingForReturn)?;

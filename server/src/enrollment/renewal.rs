@@ -140,7 +140,7 @@ async fn issue(
         certificates::find_last_of_key(tx, machine_id, public_key.thumbprint()).await?
     };
     let certificate = match issued_before.filter(|before| before.is_in_force(clock.now())) {
-        Some(before) => certificate::on_record(services, &before),
+        Some(before) => certificate::on_record(services, &before).map_err(EnrollError::from)?,
         None => certificate::issue(tx, services, &origin, machine_id, public_key).await?,
     };
     Ok(Ok(Renewed {

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::PublishedList;
 use crate::{
-    authority::{AuthorityError, RevocationList},
-    founding::FoundingError,
+    authority::{Authority, AuthorityError, RevocationList, key_identifier},
+    rotation::KeyringError,
     services::Services,
     store::{
         self, AsStoreError, StoreError, Transaction,
@@ -42,7 +42,7 @@ pub(crate) enum PublishingError {
     #[error("a revocation list cannot be signed")]
     Sign(#[from] AuthorityError),
     #[error("the root's key cannot be opened")]
-    Root(#[from] FoundingError),
+    Root(#[from] KeyringError),
     #[error("the numbers of revocation lists are used up")]
     Full,
     #[error("the signing of a revocation list ended by itself")]
@@ -60,42 +60,54 @@ impl AsStoreError for PublishingError {
     }
 }
 
-/// A CA that has a list.
+/// A CA that has a list: one that issues to machines, or a root whose key is here. The list of any other root is not ours
+/// to sign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Issuer {
+    id: Uuid,
+    key_identifier: Vec<u8>,
+    is_root: bool,
+}
+
+/// What to do when another replica signs lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Issuer {
-    /// The one that issues to machines.
-    Issuing,
-    /// The one above it.
-    Root,
+enum OthersAtIt {
+    /// Its lists are needed before going on.
+    Wait,
+    /// The next round reads them.
+    Leave,
 }
 
 impl Issuer {
-    const ALL: [Self; 2] = [Self::Issuing, Self::Root];
-
-    fn id(self, services: &Services) -> Uuid {
-        match self {
-            Self::Issuing => services.issuer_id,
-            Self::Root => services.root.id,
-        }
+    /// All of them, the CA that issues now first.
+    fn all(authority: &Authority) -> Vec<Self> {
+        let issuing = authority.all_issuing().map(|ca| Self {
+            id: ca.id(),
+            key_identifier: ca.key_identifier().to_vec(),
+            is_root: false,
+        });
+        let roots = authority.roots().iter().filter(|root| root.is_ours);
+        // A root of ours has one.
+        let roots = roots.filter_map(|root| {
+            Some(Self {
+                id: root.id,
+                key_identifier: key_identifier(&root.certificate).ok()?,
+                is_root: true,
+            })
+        });
+        issuing.chain(roots).collect()
     }
 
-    fn key_identifier(self, services: &Services) -> Vec<u8> {
-        match self {
-            Self::Issuing => services.authority.load().issuing().key_identifier().to_vec(),
-            Self::Root => services.root.key_identifier.clone(),
-        }
-    }
-
-    fn life(self) -> time::Duration {
-        match self {
-            Self::Issuing => ISSUING_LIFE,
-            Self::Root => ROOT_LIFE,
+    fn life(&self) -> time::Duration {
+        match self.is_root {
+            false => ISSUING_LIFE,
+            true => ROOT_LIFE,
         }
     }
 
     /// Whether there is no list, or one that lacks something or is half over. One of the future was signed by a clock that
     /// was ahead: relying parties would not take it yet.
-    fn is_due(self, state: Option<&ListState>, now: OffsetDateTime) -> bool {
+    fn is_due(state: Option<&ListState>, now: OffsetDateTime) -> bool {
         state.is_none_or(|state| {
             let half = state.this_update + (state.next_update - state.this_update) / 2;
             state.is_stale || now >= half || now + CLOCKS_DIFFER < state.this_update
@@ -105,18 +117,27 @@ impl Issuer {
 
 /// Publishes once, so that a server that listens has lists to serve.
 pub(crate) async fn publish_first(services: &Arc<Services>) {
-    upkeep::attempt(NAME, publish(services)).await;
+    let authority = services.authority.load_full();
+    publish_for(services, &authority).await;
+}
+
+/// Publishes the lists of an authority that is about to be taken into use. Other replicas may be about to do the same.
+pub(crate) async fn publish_for(services: &Arc<Services>, authority: &Arc<Authority>) {
+    upkeep::attempt(NAME, publish(services, authority, OthersAtIt::Wait)).await;
 }
 
 /// Publishes again and again, until the server stops.
 pub(crate) async fn keep_published(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat(NAME, INTERVAL, &shutdown, || publish(&services)).await;
+    let publish = || async {
+        let authority = services.authority.load_full();
+        publish(&services, &authority, OthersAtIt::Leave).await
+    };
+    upkeep::repeat(NAME, INTERVAL, &shutdown, publish).await;
 }
 
 /// The list of the present issuing CA.
 pub(crate) fn of_issuing_ca(services: &Services) -> Option<Arc<PublishedList>> {
-    let key_identifier = Issuer::Issuing.key_identifier(services);
-    find(services, &key_identifier)
+    find(services, services.authority.load().issuing().key_identifier())
 }
 
 /// The list of the CA with this subject key identifier. None that has run out: its reader would take a certificate for
@@ -127,19 +148,21 @@ pub(crate) fn find(services: &Services, key_identifier: &[u8]) -> Option<Arc<Pub
     list.is_in_force(services).then(|| Arc::clone(list))
 }
 
-/// The lists of all CAs of a machine's path; `None` unless every one is there.
+/// The lists of all CAs of machines' paths, but for those of roots that somebody else holds; `None` unless every one is
+/// there.
 pub(crate) fn all(services: &Services) -> Option<Vec<Arc<PublishedList>>> {
-    let issuers = Issuer::ALL.iter();
+    let issuers = Issuer::all(&services.authority.load());
     issuers
-        .map(|issuer| find(services, &issuer.key_identifier(services)))
+        .iter()
+        .map(|issuer| find(services, &issuer.key_identifier))
         .collect()
 }
 
 /// Whether this server has such a CA at all.
 pub(crate) fn is_known(services: &Services, key_identifier: &[u8]) -> bool {
-    Issuer::ALL
+    Issuer::all(&services.authority.load())
         .iter()
-        .any(|issuer| issuer.key_identifier(services) == key_identifier)
+        .any(|issuer| issuer.key_identifier == key_identifier)
 }
 
 impl PublishedList {
@@ -149,21 +172,30 @@ impl PublishedList {
 }
 
 /// Signs what is due, if no other replica does, and reads what is new.
-async fn publish(services: &Arc<Services>) -> Result<(), PublishingError> {
+async fn publish(
+    services: &Arc<Services>,
+    authority: &Arc<Authority>,
+    others_at_it: OthersAtIt,
+) -> Result<(), PublishingError> {
+    let issuers = Issuer::all(authority);
     let mut states = states(services).await?;
     let now = services.clock.now();
-    for issuer in Issuer::ALL {
-        if issuer.is_due(state_of(&states, issuer.id(services)), now) {
+    for issuer in &issuers {
+        if Issuer::is_due(state_of(&states, issuer.id), now) {
             services
                 .store
-                .tx(NAME, &(services, issuer), |tx, &(services, issuer)| {
-                    Box::pin(sign(tx, services, issuer))
-                })
+                .tx(
+                    NAME,
+                    &(services, authority, issuer, others_at_it),
+                    |tx, &(services, authority, issuer, others_at_it)| {
+                        Box::pin(sign(tx, services, authority, issuer, others_at_it))
+                    },
+                )
                 .await?;
             states = self::states(services).await?;
         }
     }
-    refresh(services, &states).await
+    refresh(services, &issuers, &states).await
 }
 
 async fn states(services: &Services) -> Result<Vec<ListState>, StoreError> {
@@ -174,22 +206,34 @@ fn state_of(states: &[ListState], issuer_id: Uuid) -> Option<&ListState> {
     states.iter().find(|state| state.issuer_id == issuer_id)
 }
 
-/// Signs the next list of a CA; nothing when another replica is at it, or was.
-async fn sign(tx: &mut Transaction, services: &Arc<Services>, issuer: Issuer) -> Result<(), PublishingError> {
-    if !duties::try_take(tx, Duty::SignRevocationLists).await? {
-        return Ok(());
+/// Signs the next list of a CA; nothing when another replica was at it.
+async fn sign(
+    tx: &mut Transaction,
+    services: &Services,
+    authority: &Arc<Authority>,
+    issuer: &Issuer,
+    others_at_it: OthersAtIt,
+) -> Result<(), PublishingError> {
+    match others_at_it {
+        OthersAtIt::Wait => duties::wait_for(tx, Duty::SignRevocationLists).await?,
+        OthersAtIt::Leave if duties::try_take(tx, Duty::SignRevocationLists).await? => {}
+        OthersAtIt::Leave => return Ok(()),
     }
-    let (issuer_id, now) = (issuer.id(services), services.clock.now());
+    let now = services.clock.now();
     let states = store::revocation_lists::states(tx).await?;
-    let last = state_of(&states, issuer_id);
-    if !issuer.is_due(last, now) {
+    let last = state_of(&states, issuer.id);
+    if !Issuer::is_due(last, now) {
         return Ok(());
     }
-    store::revocation_lists::take_waiting(tx, issuer_id).await?;
+    // It may have been retired since this replica last looked.
+    let keys = store::sealed_keys::list(tx).await?;
+    let key = keys.iter().find(|key| key.id == issuer.id && key.sealed.is_some());
+    let Some(key) = key else { return Ok(()) };
+    store::revocation_lists::take_waiting(tx, issuer.id).await?;
     // After an outage, what expired meanwhile is still on no list that was signed after its end.
     let listed_after = now - LISTED_AFTER_EXPIRY;
     let listed_after = last.map_or(listed_after, |last| last.this_update.min(listed_after));
-    let revoked = store::certificates::list_revoked(tx, issuer_id, listed_after).await?;
+    let revoked = store::revocations::list(tx, issuer.id, listed_after).await?;
     let number = last
         .map_or(0, |last| last.number)
         .checked_add(1)
@@ -202,54 +246,58 @@ async fn sign(tx: &mut Transaction, services: &Arc<Services>, issuer: Issuer) ->
         revoked,
     };
     let next_update = list.next_update;
-    let signing = Arc::clone(services);
-    let der = tokio::task::spawn_blocking(move || sign_with(&signing, issuer, list)).await??;
+    let der = match issuer.is_root {
+        true => services.rotation.keyring.root_lists(key)?.sign(list)?,
+        false => sign_with(authority, issuer.id, list).await?,
+    };
     let stored = StoredList {
         number,
         der,
         next_update,
     };
-    store::revocation_lists::replace(tx, issuer_id, now, &stored).await?;
+    store::revocation_lists::replace(tx, issuer.id, now, &stored).await?;
     services.metrics.revocation.list_signed();
     tracing::debug!(?issuer, number, entries, "a revocation list was signed");
     Ok(())
 }
 
 /// Hundreds of thousands of entries take long enough to keep other tasks waiting.
-fn sign_with(services: &Services, issuer: Issuer, list: RevocationList) -> Result<Vec<u8>, PublishingError> {
-    match issuer {
-        Issuer::Issuing => Ok(services.authority.load().issuing().revocation_lists().sign(list)?),
-        Issuer::Root => Ok(services.root.revocation_lists()?.sign(list)?),
-    }
+async fn sign_with(
+    authority: &Arc<Authority>,
+    issuer_id: Uuid,
+    list: RevocationList,
+) -> Result<Vec<u8>, PublishingError> {
+    let authority = Arc::clone(authority);
+    let sign = move || authority.issuer(issuer_id)?.revocation_lists().sign(list);
+    Ok(tokio::task::spawn_blocking(sign).await??)
 }
 
-/// Reads the lists that are newer than those in memory.
-async fn refresh(services: &Services, states: &[ListState]) -> Result<(), PublishingError> {
+/// Reads the lists that are newer than those in memory, and forgets those of CAs that are retired.
+async fn refresh(services: &Services, issuers: &[Issuer], states: &[ListState]) -> Result<(), PublishingError> {
     let published = services.revocation.lists.load_full();
     let mut lists = Vec::new();
     let mut is_new = false;
-    for issuer in Issuer::ALL {
-        let issuer_id = issuer.id(services);
-        let Some(state) = state_of(states, issuer_id) else {
+    for issuer in issuers {
+        let Some(state) = state_of(states, issuer.id) else {
             continue;
         };
-        let known = published.iter().find(|list| list.issuer_id == issuer_id);
+        let known = published.iter().find(|list| list.issuer_id == issuer.id);
         if let Some(known) = known.filter(|known| known.number == state.number) {
             lists.push(Arc::clone(known));
         } else if let Some(stored) =
-            store::revocation_lists::find(&mut *services.store.connection().await?, issuer_id).await?
+            store::revocation_lists::find(&mut *services.store.connection().await?, issuer.id).await?
         {
             is_new = true;
             lists.push(Arc::new(PublishedList {
-                issuer_id,
-                key_identifier: issuer.key_identifier(services),
+                issuer_id: issuer.id,
+                key_identifier: issuer.key_identifier.clone(),
                 number: stored.number,
                 der: stored.der.into(),
                 next_update: stored.next_update,
             }));
         }
     }
-    if is_new {
+    if is_new || lists.len() != published.len() {
         publish_metrics(services, &lists);
         services.revocation.lists.store(Arc::new(lists));
     }

@@ -6,7 +6,7 @@ pub(crate) mod ocsp;
 
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -16,7 +16,8 @@ use crate::authority::OcspResponder;
 /// What one replica has in memory to answer with.
 pub(crate) struct Revocation {
     lists: ArcSwap<Vec<Arc<PublishedList>>>,
-    responder: ArcSwapOption<OcspResponder>,
+    /// One for each CA that was asked about.
+    responders: ArcSwap<Vec<Arc<OcspResponder>>>,
 }
 
 /// A list as it is served.
@@ -25,9 +26,16 @@ pub(crate) struct PublishedList {
     issuer_id: Uuid,
     /// The subject key identifier of its CA.
     key_identifier: Vec<u8>,
-    pub(crate) number: i64,
+    number: i64,
     pub(crate) der: Bytes,
     next_update: OffsetDateTime,
+}
+
+impl PublishedList {
+    /// Tells it from every other list: two CAs may be at the same number.
+    pub(crate) fn tag(&self) -> String {
+        format!("{}-{}", hex::encode(&self.key_identifier), self.number)
+    }
 }
 
 impl Revocation {
@@ -35,7 +43,7 @@ impl Revocation {
     pub(crate) fn new() -> Self {
         Self {
             lists: ArcSwap::default(),
-            responder: ArcSwapOption::empty(),
+            responders: ArcSwap::default(),
         }
     }
 }

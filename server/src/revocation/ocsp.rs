@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use time::OffsetDateTime;
+use uuid::Uuid;
+
 use crate::{
     authority::{
-        AuthorityError, OcspRequest, OcspResponder,
+        AuthorityError, IssuingAuthority, OcspRequest, OcspResponder,
         ocsp::{CertificateStatus, Refusal, StatusAnswer},
     },
     services::Services,
-    store::{self, StoreError, certificates::RevocationRecord},
+    store::{self, StoreError, revocations::RevocationRecord},
 };
 
 /// A response, as it is sent.
@@ -35,20 +38,25 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
             return Ok(refused(Refusal::TryLater));
         }
     };
-    let now = services.clock.now();
+    let (authority, now) = (services.authority.load(), services.clock.now());
+    // A responder answers for the CA that issued its certificate, and a response has one: that of the first certificate
+    // asked about that is ours.
+    let mut questions = request.questions().iter();
+    let asked = questions.find_map(|question| authority.all_issuing().find(|ca| ca.is_asked_about(question)));
+    let issuing = asked.unwrap_or_else(|| authority.issuing());
     let answers: Vec<StatusAnswer<'_>> = request
         .questions()
         .iter()
         .map(|question| StatusAnswer {
             question,
-            status: match services.authority.load().issuing().is_asked_about(question) {
-                true => status(&records, &question.serial_number()),
+            status: match issuing.is_asked_about(question) {
+                true => status(&records, issuing.id(), &question.serial_number()),
                 // RFC 6960, section 2.2: unknown is also what this responder says of another CA's certificates.
                 false => CertificateStatus::Unknown,
             },
         })
         .collect();
-    let der = responder(services)?.answer(&request, &answers, now)?;
+    let der = responder(services, issuing, now)?.answer(&request, &answers, now)?;
     for answer in &answers {
         services.metrics.revocation.ocsp_answered(match answer.status {
             CertificateStatus::Good => "good",
@@ -73,11 +81,12 @@ async fn records(services: &Services, request: &OcspRequest) -> Result<Vec<Revoc
     let questions = request.questions().iter();
     let serial_numbers: Vec<String> = questions.map(|question| question.serial_number()).collect();
     let mut connection = services.store.connection().await?;
-    store::certificates::find_revocations(&mut connection, services.issuer_id, &serial_numbers).await
+    store::revocations::find(&mut connection, &serial_numbers).await
 }
 
-fn status(records: &[RevocationRecord], serial_number: &str) -> CertificateStatus {
-    match records.iter().find(|record| record.serial_number == serial_number) {
+fn status(records: &[RevocationRecord], issuer_id: Uuid, serial_number: &str) -> CertificateStatus {
+    let mut records = records.iter();
+    match records.find(|record| record.issuer_id == issuer_id && record.serial_number == serial_number) {
         None => CertificateStatus::Unknown,
         Some(RevocationRecord { revoked: None, .. }) => CertificateStatus::Good,
         Some(RevocationRecord {
@@ -90,15 +99,21 @@ fn status(records: &[RevocationRecord], serial_number: &str) -> CertificateStatu
     }
 }
 
-/// This replica's responder; another one where its time has come. Two requests may both make one, and either serves.
-fn responder(services: &Services) -> Result<Arc<OcspResponder>, AuthorityError> {
-    let (authority, now) = (services.authority.load(), services.clock.now());
-    let issuing = authority.issuing();
-    let responder = services.revocation.responder.load_full();
-    if let Some(responder) = responder.filter(|responder| responder.serves(issuing.key_identifier(), now)) {
-        return Ok(responder);
+/// This replica's responder for a CA; another one where its time has come. Two requests may both make one, and either
+/// serves.
+fn responder(
+    services: &Services,
+    issuing: &IssuingAuthority,
+    now: OffsetDateTime,
+) -> Result<Arc<OcspResponder>, AuthorityError> {
+    let serves = |responder: &&Arc<OcspResponder>| responder.serves(issuing.key_identifier(), now);
+    if let Some(responder) = services.revocation.responders.load().iter().find(serves) {
+        return Ok(Arc::clone(responder));
     }
-    let responder = Arc::new(issuing.issue_ocsp_responder(now)?);
-    services.revocation.responder.store(Some(Arc::clone(&responder)));
-    Ok(responder)
+    let made = Arc::new(issuing.issue_ocsp_responder(now)?);
+    services.revocation.responders.rcu(|responders| {
+        let others = responders.iter().filter(|other| other.is_in_time(now));
+        others.chain([&made]).cloned().collect::<Vec<_>>()
+    });
+    Ok(made)
 }

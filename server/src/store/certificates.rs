@@ -7,11 +7,8 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, thumbprint};
-use crate::{
-    authority::{IssuedMachineCertificate, RevokedCertificate},
-    machines::client_certificate::ClientCertificate,
-};
+use super::{Connection, StoreError, revocations::reason, thumbprint};
+use crate::{authority::IssuedMachineCertificate, machines::client_certificate::ClientCertificate};
 
 /// A certificate that is on record.
 #[derive(Debug, Clone)]
@@ -21,6 +18,8 @@ pub(crate) struct CertificateRecord {
     pub(crate) not_after: OffsetDateTime,
     pub(crate) revoked_at: Option<OffsetDateTime>,
     pub(crate) der: Vec<u8>,
+    /// The CA that issued it.
+    pub(crate) issuer_id: Uuid,
 }
 
 struct Row {
@@ -226,73 +225,13 @@ pub(crate) async fn find_last_of_key(
 ) -> Result<Option<CertificateRecord>, StoreError> {
     Ok(sqlx::query_as!(
         CertificateRecord,
-        "SELECT serial_number, not_before, not_after, revoked_at, der FROM certificates
+        "SELECT serial_number, not_before, not_after, revoked_at, der, issuer_id FROM certificates
          WHERE machine_id = $1 AND key_thumbprint = $2 ORDER BY issued_at DESC LIMIT 1",
         machine_id,
         key.as_bytes()
     )
     .fetch_optional(connection)
     .await?)
-}
-
-/// What is on record of a certificate's revocation.
-#[derive(Debug, Clone)]
-pub(crate) struct RevocationRecord {
-    pub(crate) serial_number: String,
-    /// When and why it was revoked; `None` while it is not.
-    pub(crate) revoked: Option<(OffsetDateTime, RevocationReason)>,
-}
-
-/// What is on record of these certificates of a CA; those that it never issued are left out.
-pub(crate) async fn find_revocations(
-    connection: &mut Connection,
-    issuer_id: Uuid,
-    serial_numbers: &[String],
-) -> Result<Vec<RevocationRecord>, StoreError> {
-    let rows = sqlx::query!(
-        "SELECT serial_number, revoked_at, revocation_reason FROM certificates
-         WHERE issuer_id = $1 AND serial_number = ANY ($2)",
-        issuer_id,
-        serial_numbers
-    )
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(RevocationRecord {
-                serial_number: row.serial_number,
-                revoked: revoked(row.revoked_at, row.revocation_reason.as_deref())?,
-            })
-        })
-        .collect()
-}
-
-/// The revoked certificates of a CA that expire later than this, as its list names them.
-pub(crate) async fn list_revoked(
-    connection: &mut Connection,
-    issuer_id: Uuid,
-    expire_after: OffsetDateTime,
-) -> Result<Vec<RevokedCertificate>, StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT serial_number, revoked_at AS "revoked_at!", revocation_reason AS "revocation_reason!"
-           FROM certificates
-           WHERE issuer_id = $1 AND revoked_at IS NOT NULL AND not_after > $2"#,
-        issuer_id,
-        expire_after
-    )
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            let serial_number = hex::decode(&row.serial_number)
-                .map_err(|_| StoreError::Corrupt(format!("{:?} is no serial number", row.serial_number)))?;
-            Ok(RevokedCertificate {
-                serial_number,
-                revoked_at: row.revoked_at,
-                reason: reason(&row.revocation_reason)?,
-            })
-        })
-        .collect()
 }
 
 /// Whether a certificate that was presented is one that was issued here and not revoked.
@@ -408,22 +347,6 @@ pub(crate) async fn remove_expired_before(
     .execute(connection)
     .await?;
     Ok(removed.rows_affected())
-}
-
-fn revoked(
-    at: Option<OffsetDateTime>,
-    why: Option<&str>,
-) -> Result<Option<(OffsetDateTime, RevocationReason)>, StoreError> {
-    let (Some(at), Some(why)) = (at, why) else {
-        return Ok(None);
-    };
-    Ok(Some((at, reason(why)?)))
-}
-
-/// Without a detour by way of JSON, as there may be hundreds of thousands.
-fn reason(text: &str) -> Result<RevocationReason, StoreError> {
-    text.parse()
-        .map_err(|_| StoreError::Corrupt(format!("{text:?} is no reason of a revocation")))
 }
 
 fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError> {

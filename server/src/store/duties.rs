@@ -28,6 +28,8 @@ pub(crate) enum Duty {
     NoteLiveness,
     /// Letting attestations lapse that are too old.
     LapseAttestations,
+    /// Changing the server's own keys.
+    RotateKeys,
 }
 
 impl Duty {
@@ -46,6 +48,7 @@ impl Duty {
             Self::SignRevocationLists => 0x0061_7373_6179_0002,
             Self::NoteLiveness => 0x0061_7373_6179_0006,
             Self::LapseAttestations => 0x0061_7373_6179_1001,
+            Self::RotateKeys => 0x0061_7373_6179_1201,
         }
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod machines;
 pub(crate) mod noted_liveness;
 pub(crate) mod permissions;
 pub(crate) mod revocation_lists;
+pub(crate) mod revocations;
 pub(crate) mod sealed_keys;
 pub(crate) mod settings;
 pub(crate) mod stats;

@@ -79,3 +79,15 @@ pub(crate) async fn replace(
     .await?;
     Ok(())
 }
+
+/// Removes the list of a CA that has none any more, and what waits for it.
+pub(crate) async fn remove(connection: &mut Connection, issuer_id: Uuid) -> Result<(), StoreError> {
+    sqlx::query!(
+        "WITH waiting AS (DELETE FROM revocations_waiting WHERE issuer_id = $1)
+         DELETE FROM revocation_lists WHERE issuer_id = $1",
+        issuer_id
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

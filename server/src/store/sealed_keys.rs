@@ -1,27 +1,99 @@
 //! `sealed_keys`: the server's own keys, as they are kept.
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError};
+use super::{Connection, StoreError, parse_text, text};
+
+/// What a key is for. The seal is bound to its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum KeyPurpose {
+    RootCa,
+    IssuingCa,
+    GrantSigning,
+    Nonce,
+}
+
+/// Where a key is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum KeyState {
+    /// A CSR of it is out.
+    Requested,
+    /// Published, and does not sign yet.
+    Next,
+    /// Signs.
+    Current,
+    /// What it signed may still be valid.
+    Previous,
+    /// Nobody relies on it.
+    Retired,
+}
 
 /// A sealed key.
 #[derive(Debug, Clone)]
 pub(crate) struct SealedKey {
     pub(crate) id: Uuid,
-    pub(crate) purpose: String,
-    pub(crate) sealed: Vec<u8>,
+    pub(crate) purpose: KeyPurpose,
+    pub(crate) state: KeyState,
+    /// `None` for a root that somebody else holds, and for a retired key.
+    pub(crate) sealed: Option<Vec<u8>>,
     pub(crate) certificate: Option<Vec<u8>>,
+    /// Of an issuing CA.
+    pub(crate) root_id: Option<Uuid>,
+    /// Of an issuing CA, the nearest first.
+    pub(crate) intermediates: Vec<Vec<u8>>,
+    /// `None` while it is requested.
+    pub(crate) signs_from: Option<OffsetDateTime>,
+    /// Of a previous key: when at the earliest.
+    pub(crate) retires_at: Option<OffsetDateTime>,
+    pub(crate) retired_at: Option<OffsetDateTime>,
 }
 
-/// All keys, oldest first.
+struct Row {
+    id: Uuid,
+    purpose: String,
+    state: String,
+    sealed: Option<Vec<u8>>,
+    certificate: Option<Vec<u8>>,
+    root_id: Option<Uuid>,
+    intermediates: Vec<Vec<u8>>,
+    signs_from: Option<OffsetDateTime>,
+    retires_at: Option<OffsetDateTime>,
+    retired_at: Option<OffsetDateTime>,
+}
+
+impl TryFrom<Row> for SealedKey {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            purpose: parse_text(&row.purpose)?,
+            state: parse_text(&row.state)?,
+            sealed: row.sealed,
+            certificate: row.certificate,
+            root_id: row.root_id,
+            intermediates: row.intermediates,
+            signs_from: row.signs_from,
+            retires_at: row.retires_at,
+            retired_at: row.retired_at,
+        })
+    }
+}
+
+/// All keys, oldest first; those that are retired too.
 pub(crate) async fn list(connection: &mut Connection) -> Result<Vec<SealedKey>, StoreError> {
-    Ok(sqlx::query_as!(
-        SealedKey,
-        "SELECT id, purpose, sealed, certificate FROM sealed_keys ORDER BY id"
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT id, purpose, state, sealed, certificate, root_id, intermediates, signs_from, retires_at, retired_at
+         FROM sealed_keys ORDER BY id"
     )
     .fetch_all(connection)
-    .await?)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 /// Keeps a new key.
@@ -31,14 +103,70 @@ pub(crate) async fn insert(
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO sealed_keys (id, purpose, sealed, certificate, created_at) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO sealed_keys (id, purpose, state, sealed, certificate, root_id, intermediates, signs_from, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         key.id,
-        key.purpose,
+        text(&key.purpose)?,
+        text(&key.state)?,
         key.sealed,
         key.certificate,
+        key.root_id,
+        &key.intermediates,
+        key.signs_from,
         now,
     )
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Writes where a key is in its life, with its times and, for one that was requested, its certificate. Whoever changes
+/// keys has the duty to.
+pub(crate) async fn update(connection: &mut Connection, key: &SealedKey) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE sealed_keys
+         SET state = $2, sealed = $3, certificate = $4, root_id = $5, intermediates = $6, signs_from = $7, retires_at = $8,
+             retired_at = $9
+         WHERE id = $1",
+        key.id,
+        text(&key.state)?,
+        key.sealed,
+        key.certificate,
+        key.root_id,
+        &key.intermediates,
+        key.signs_from,
+        key.retires_at,
+        key.retired_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// How many of the certificates that a CA has issued to machines are valid.
+pub(crate) async fn count_valid(
+    connection: &mut Connection,
+    issuer_id: Uuid,
+    now: OffsetDateTime,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM certificates WHERE issuer_id = $1 AND not_after >= $2 AND revoked_at IS NULL"#,
+        issuer_id,
+        now
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
+/// When the last of all that a CA has issued to machines expires.
+pub(crate) async fn last_expiry(
+    connection: &mut Connection,
+    issuer_id: Uuid,
+) -> Result<Option<OffsetDateTime>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT max(not_after) FROM certificates WHERE issuer_id = $1",
+        issuer_id
+    )
+    .fetch_one(connection)
+    .await?)
 }

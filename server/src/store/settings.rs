@@ -11,6 +11,21 @@ pub(crate) async fn bump_grants_version(connection: &mut Connection) -> Result<(
     Ok(())
 }
 
+/// Makes every replica read the server's own keys anew. Belongs into the transaction that changes them.
+pub(crate) async fn bump_authority_version(connection: &mut Connection) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE settings SET authority_version = authority_version + 1")
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Which version of the server's own keys is the newest.
+pub(crate) async fn authority_version(connection: &mut Connection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!("SELECT authority_version FROM settings")
+        .fetch_one(connection)
+        .await?)
+}
+
 /// The trust domain that the server was founded for; `None` before its first start.
 pub(crate) async fn trust_domain(connection: &mut Connection) -> Result<Option<String>, StoreError> {
     Ok(sqlx::query_scalar!("SELECT trust_domain FROM settings")

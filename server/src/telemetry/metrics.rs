@@ -41,10 +41,11 @@ pub struct Metrics {
     pub revocation: RevocationMetrics,
 }
 
-/// Metrics of what relying parties learn of revocations.
+/// Metrics of what relying parties learn of the authority and of revocations.
 pub struct RevocationMetrics {
     lists_signed: Counter,
     lists_end: Gauge,
+    issuing_ca_end: Gauge,
     ocsp: Family<StatusLabels, Counter>,
 }
 
@@ -224,6 +225,11 @@ impl RevocationMetrics {
         self.lists_end.set(seconds);
     }
 
+    /// The CA that issues now ends then, in seconds since 1970.
+    pub fn issuing_ca_ends_at(&self, seconds: i64) {
+        self.issuing_ca_end.set(seconds);
+    }
+
     /// A question was answered: `good`, `revoked` or `unknown`; or a whole request not: `malformed` or `try_later`.
     pub fn ocsp_answered(&self, status: &'static str) {
         self.ocsp.get_or_create(&StatusLabels { status }).inc();
@@ -240,6 +246,11 @@ impl RevocationMetrics {
                 registry,
                 "revocation_lists_end_timestamp_seconds",
                 "When the first of the revocation lists in memory runs out",
+            ),
+            issuing_ca_end: counted(
+                registry,
+                "issuing_ca_end_timestamp_seconds",
+                "When the CA that issues now ends",
             ),
             ocsp: counted(registry, "ocsp_answers", "What those who asked by OCSP were told"),
         }
@@ -438,11 +449,13 @@ mod tests {
         let metrics = Metrics::new();
         metrics.revocation.list_signed();
         metrics.revocation.lists_end_at(1_795_341_600);
+        metrics.revocation.issuing_ca_ends_at(1_858_413_600);
         metrics.revocation.ocsp_answered("good");
         let text = metrics.encode();
         for line in [
             "assay_revocation_lists_signed_total 1",
             "assay_revocation_lists_end_timestamp_seconds 1795341600",
+            "assay_issuing_ca_end_timestamp_seconds 1858413600",
             r#"assay_ocsp_answers_total{status="good"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nin\n{text}");

@@ -15,7 +15,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::{TlsError, provider};
-use crate::authority::Authority;
+use crate::authority::{Authority, IssuingAuthority};
 
 /// Verifies what machines present. Follows the authority: a root that comes or goes counts from the next handshake on.
 pub struct MachineCertificates {
@@ -61,8 +61,8 @@ impl MachineCertificates {
 impl Verifier {
     fn new(authority: Arc<Authority>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
-        for root in authority.root_certificates() {
-            roots.add(CertificateDer::from(root.as_slice()))?;
+        for root in authority.roots() {
+            roots.add(CertificateDer::from(root.certificate.as_slice()))?;
         }
         let webpki = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
             .build()
@@ -88,9 +88,10 @@ impl ClientCertVerifier for MachineCertificates {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verifier = self.verifier()?;
-        // Clients that know no chains present the leaf alone. An older issuing CA they have to bring along.
-        let own = CertificateDer::from(verifier.authority.issuing().certificate_der());
-        let intermediates: Vec<_> = intermediates.iter().cloned().chain([own]).collect();
+        // Clients that know no chains present the leaf alone.
+        let own = verifier.authority.all_issuing().flat_map(IssuingAuthority::path);
+        let own = own.map(|certificate| CertificateDer::from(certificate.as_ref()));
+        let intermediates: Vec<_> = intermediates.iter().cloned().chain(own).collect();
         verifier.webpki.verify_client_cert(end_entity, &intermediates, now)
     }
 

@@ -21,6 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::{
     TlsError,
@@ -39,7 +40,7 @@ pub struct ServerCertificate {
 enum Source {
     SelfIssued {
         authority: Arc<ArcSwap<Authority>>,
-        renew_at: Mutex<OffsetDateTime>,
+        issued: Mutex<Issued>,
     },
     Files {
         files: Files,
@@ -48,16 +49,22 @@ enum Source {
     },
 }
 
+/// What a self-issued certificate is good for.
+struct Issued {
+    issuer_id: Uuid,
+    renew_at: OffsetDateTime,
+}
+
 impl ServerCertificate {
     /// Issues one from the server's own CA. Its key is made here and never leaves the memory.
     pub fn self_issued(authority: Arc<ArcSwap<Authority>>, now: OffsetDateTime) -> Result<Self, TlsError> {
         let provider = provider();
-        let (certified, renew_at) = issue(&authority.load(), &provider, now)?;
+        let (certified, issued) = issue(&authority.load(), &provider, now)?;
         Ok(Self {
             current: ArcSwap::from_pointee(certified),
             source: Source::SelfIssued {
                 authority,
-                renew_at: Mutex::new(renew_at),
+                issued: Mutex::new(issued),
             },
             provider,
         })
@@ -84,17 +91,19 @@ impl ServerCertificate {
         })
     }
 
-    /// Replaces the certificate if two thirds of its life are over, or the files have changed. Returns whether it did.
+    /// Replaces the certificate if two thirds of its life are over, another CA issues now, or the files have changed. Returns
+    /// whether it did.
     /// On an error the old one stays; changed files are then not looked at again before they change once more.
     pub fn refresh(&self, now: OffsetDateTime) -> Result<bool, TlsError> {
         let certified = match &self.source {
-            Source::SelfIssued { authority, renew_at } => {
-                let mut renew_at = renew_at.lock().unwrap_or_else(PoisonError::into_inner);
-                if now < *renew_at {
+            Source::SelfIssued { authority, issued } => {
+                let mut issued = issued.lock().unwrap_or_else(PoisonError::into_inner);
+                let authority = authority.load();
+                if now < issued.renew_at && issued.issuer_id == authority.issuing().id() {
                     return Ok(false);
                 }
-                let (certified, next) = issue(&authority.load(), &self.provider, now)?;
-                *renew_at = next;
+                let (certified, next) = issue(&authority, &self.provider, now)?;
+                *issued = next;
                 certified
             }
             Source::Files { files, tried } => {
@@ -154,14 +163,16 @@ fn issue(
     authority: &Authority,
     provider: &CryptoProvider,
     now: OffsetDateTime,
-) -> Result<(CertifiedKey, OffsetDateTime), TlsError> {
-    let issued = authority
-        .issuing()
-        .issue_tls_certificate(now)
-        .map_err(TlsError::Issue)?;
+) -> Result<(CertifiedKey, Issued), TlsError> {
+    let issuing = authority.issuing();
+    let issued = issuing.issue_tls_certificate(now).map_err(TlsError::Issue)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.key.pkcs8_der().to_vec()));
     let certified = CertifiedKey::from_der(issued.chain, key, provider).map_err(TlsError::Setup)?;
-    Ok((certified, issued.renew_at))
+    let issued = Issued {
+        issuer_id: issuing.id(),
+        renew_at: issued.renew_at,
+    };
+    Ok((certified, issued))
 }
 
 #[cfg(test)]
@@ -183,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        authority::{AuthorityParts, CertifiedKey as CaKey, InitialSecrets, generate_initial, issuing},
+        authority::{CertifiedKey as CaKey, InitialSecrets, generate_initial, issuing},
         clock::MockClock,
         lifecycle::{ConnectionLimits, Server, serve},
         telemetry::Metrics,
@@ -239,13 +250,7 @@ mod tests {
     }
 
     fn authority(secrets: &InitialSecrets) -> Arc<ArcSwap<Authority>> {
-        let parts = AuthorityParts {
-            issuing: secrets.issuing.clone(),
-            root_certificates: vec![secrets.root.certificate.clone()],
-            grant_key: secrets.grant_key.clone(),
-            other_grant_keys: Vec::new(),
-        };
-        let authority = Authority::from_parts(&parts, "example.com", &URL.parse().unwrap()).unwrap();
+        let authority = Authority::from_parts(&secrets.parts(), "example.com", &URL.parse().unwrap()).unwrap();
         Arc::new(ArcSwap::from_pointee(authority))
     }
 

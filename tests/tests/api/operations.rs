@@ -29,6 +29,7 @@ const RELYING_PARTY: &str = "relying-party";
 const CALLERS: &[(&str, &str)] = &[
     ("GET /.well-known/jwks.json", ANYBODY),
     ("GET /.well-known/openid-configuration", ANYBODY),
+    ("GET /.well-known/spiffe-bundle", ANYBODY),
     ("GET /healthz", ANYBODY),
     ("GET /openapi.json", ANYBODY),
     ("GET /readyz", ANYBODY),
@@ -38,6 +39,7 @@ const CALLERS: &[(&str, &str)] = &[
     ("GET /v1/ca/crl/{key_identifier}", ANYBODY),
     ("GET /v1/ca/crls.pem", ANYBODY),
     ("GET /v1/ca/issuer.cer", ANYBODY),
+    ("GET /v1/ca/issuer/{key_identifier}", ANYBODY),
     ("POST /v1/ca/ocsp", ANYBODY),
     ("GET /v1/ca/ocsp/{request}", ANYBODY),
     ("POST /v1/check-in", MACHINE),
@@ -229,6 +231,10 @@ async fn public_operations_answer_as_documented_without_a_key() {
         let answer = match (operation.method.as_str(), operation.path.as_str()) {
             ("GET", "/v1/ca/crl/{key_identifier}") => {
                 let path = path_of_list(&server, &machine).await;
+                server.send(server.request(Method::GET, &path)).await
+            }
+            ("GET", "/v1/ca/issuer/{key_identifier}") => {
+                let path = path_of_list(&server, &machine).await.replace("/crl/", "/issuer/");
                 server.send(server.request(Method::GET, &path)).await
             }
             ("GET", path) => server.send(server.request(Method::GET, path)).await,

@@ -93,7 +93,7 @@ fn contracted(url: &str, machine: Uuid, spiffe_id: &str) -> [String; 12] {
         "X509v3 Authority Key Identifier".to_owned(),
         format!("URI:{url}/v1/ca/crl"),
         format!("OCSP - URI:{url}/v1/ca/ocsp"),
-        format!("CA Issuers - URI:{url}/v1/ca/issuer.cer"),
+        format!("CA Issuers - URI:{url}/v1/ca/issuer/"),
         "Signature Algorithm: ecdsa-with-SHA256".to_owned(),
         "ASN1 OID: prime256v1".to_owned(),
     ]

@@ -28,7 +28,7 @@ mod tests {
         },
         *,
     };
-    use crate::authority::{IssuingAuthority, issuing};
+    use crate::authority::{IssuingAuthority, IssuingParts, certificate_path, issuing};
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
     const SERIAL_NUMBER: [u8; 16] = [0x41; 16];
@@ -40,11 +40,16 @@ mod tests {
         let root = issuing::generate_root("example.com", NOW).unwrap();
         let issuing = issuing::generate_issuing(&root, "example.com", NOW).unwrap();
         let url = "https://assay.example.com".parse().unwrap();
-        IssuingAuthority::new(&issuing, &root.certificate, "example.com", &url).unwrap()
+        let parts = IssuingParts {
+            id: uuid::Uuid::from_u128(7),
+            ca: issuing,
+            intermediates: Vec::new(),
+        };
+        IssuingAuthority::new(&parts, &root.certificate, "example.com", &url).unwrap()
     });
 
     fn question(algorithm: &'static Algorithm, oid: &str) -> Request {
-        let certificate = issuing::read_certificate(CA.certificate_der()).unwrap();
+        let certificate = certificate_path::read(CA.certificate_der()).unwrap();
         let hash = |bytes: &[u8]| OctetString::new(digest::digest(algorithm, bytes).as_ref()).unwrap();
         Request {
             certificate: CertificateId {

@@ -91,7 +91,13 @@ impl OcspResponder {
     /// Whether it may answer for this CA now; another one should, otherwise.
     #[must_use]
     pub fn serves(&self, issuer_key_identifier: &[u8], now: OffsetDateTime) -> bool {
-        self.issuer_key_identifier == issuer_key_identifier && self.serves.contains(&now)
+        self.issuer_key_identifier == issuer_key_identifier && self.is_in_time(now)
+    }
+
+    /// Whether it may answer for its CA now.
+    #[must_use]
+    pub fn is_in_time(&self, now: OffsetDateTime) -> bool {
+        self.serves.contains(&now)
     }
 
     /// Signs the answers to a request.

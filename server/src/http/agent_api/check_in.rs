@@ -36,12 +36,6 @@ async fn check_in(
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<CheckInRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Json<CheckedIn>)> {
-    let answer = check_in::check_in(
-        &services,
-        &request_id.to_string(),
-        presented(&certificate),
-        &request.evidence,
-    )
-    .await?;
+    let answer = check_in::check_in(&services, &request_id.to_string(), presented(&certificate), &request).await?;
     Ok((Extension(NonceAfter(answer.nonce_used)), Json(answer.checked_in)))
 }

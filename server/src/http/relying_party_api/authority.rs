@@ -2,21 +2,32 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, http::header, response::IntoResponse};
+use assay_protocol::Problem;
+use axum::{
+    extract::{Path, State, rejection::PathRejection},
+    http::{HeaderName, header},
+    response::IntoResponse,
+};
+use time::Duration;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::services::Services;
+use super::cached_for;
+use crate::{
+    http::problem::{ApiProblem, ApiResult},
+    services::Services,
+};
 
 const PEM: &str = "application/pem-certificate-chain";
 const DER: &str = "application/pkix-cert";
-/// An hour: roots change with years of notice, issuing CAs with days.
-const CACHE_CONTROL: &str = "public, max-age=3600";
+/// An hour at most: roots change with weeks of notice, issuing CAs with days.
+const LONGEST_CACHED: Duration = Duration::hours(1);
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .routes(routes!(bundle))
         .routes(routes!(chain))
         .routes(routes!(issuer))
+        .routes(routes!(one_issuer))
 }
 
 /// The roots.
@@ -25,26 +36,56 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     responses((status = 200, content_type = PEM, body = String)),
 )]
 async fn bundle(State(services): State<Arc<Services>>) -> impl IntoResponse {
-    let headers = [(header::CONTENT_TYPE, PEM), (header::CACHE_CONTROL, CACHE_CONTROL)];
-    (headers, services.authority.load().roots_pem().to_owned())
+    (
+        headers(&services, PEM),
+        services.authority.load().roots_pem().to_owned(),
+    )
 }
 
-/// The issuing CA and its root.
+/// The CA that issues now and its root, and behind them the other issuing CAs whose certificates may be valid now or soon.
 #[utoipa::path(
     get, path = "/v1/ca/chain.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String)),
 )]
 async fn chain(State(services): State<Arc<Services>>) -> impl IntoResponse {
-    let headers = [(header::CONTENT_TYPE, PEM), (header::CACHE_CONTROL, CACHE_CONTROL)];
-    (headers, services.authority.load().chain_pem().to_owned())
+    (
+        headers(&services, PEM),
+        services.authority.load().chain_pem().to_owned(),
+    )
 }
 
-/// The issuing CA, where the certificates' caIssuers points.
+/// The CA that issues now.
 #[utoipa::path(
     get, path = "/v1/ca/issuer.cer", tag = "Relying parties",
     responses((status = 200, content_type = DER, body = Vec<u8>)),
 )]
 async fn issuer(State(services): State<Arc<Services>>) -> impl IntoResponse {
-    let headers = [(header::CONTENT_TYPE, DER), (header::CACHE_CONTROL, CACHE_CONTROL)];
-    (headers, services.authority.load().issuing().certificate_der().to_vec())
+    let certificate = services.authority.load().issuing().certificate_der().to_vec();
+    (headers(&services, DER), certificate)
+}
+
+/// One issuing CA, where the caIssuers of the certificates that it issued points.
+#[utoipa::path(
+    get, path = "/v1/ca/issuer/{key_identifier}", tag = "Relying parties",
+    params(("key_identifier" = String, Path, description = "The CA's subject key identifier, in hex")),
+    responses((status = 200, content_type = DER, body = Vec<u8>), (status = "4XX", body = Problem)),
+)]
+async fn one_issuer(
+    State(services): State<Arc<Services>>,
+    key_identifier: Result<Path<String>, PathRejection>,
+) -> ApiResult<impl IntoResponse> {
+    let key_identifier = key_identifier.ok().and_then(|Path(text)| hex::decode(text).ok());
+    let key_identifier = key_identifier.unwrap_or_default();
+    let authority = services.authority.load();
+    let issuer = authority.all_issuing().find(|ca| ca.key_identifier() == key_identifier);
+    let issuer = issuer.ok_or_else(|| ApiProblem::not_found("CA"))?;
+    Ok((headers(&services, DER), issuer.certificate_der().to_vec()))
+}
+
+fn headers(services: &Services, media_type: &'static str) -> [(HeaderName, String); 2] {
+    let overlap = services.rotation.policy.ca_overlap;
+    [
+        (header::CONTENT_TYPE, media_type.to_owned()),
+        (header::CACHE_CONTROL, cached_for(LONGEST_CACHED, overlap)),
+    ]
 }

@@ -4,18 +4,26 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde::Serialize;
+use time::Duration;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{authority::JsonWebKeySet, services::Services};
+use super::cached_for;
+use crate::{
+    authority::{JsonWebKeySet, SpiffeBundle},
+    services::Services,
+};
 
-/// Five minutes: a new grant key is published for longer before it signs.
+/// Nothing in it rotates.
 const CACHE_CONTROL: &str = "public, max-age=300";
+/// Five minutes at most: a new grant key is published for longer before it signs.
+const LONGEST_CACHED: Duration = Duration::minutes(5);
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .routes(routes!(configuration))
         .routes(routes!(key_set))
+        .routes(routes!(spiffe_bundle))
 }
 
 /// OpenID Provider metadata, as far as it applies to an issuer of tokens that nobody logs in at.
@@ -74,9 +82,32 @@ async fn configuration(State(services): State<Arc<Services>>) -> impl IntoRespon
     responses((status = 200, content_type = "application/jwk-set+json", body = JsonWebKeySet)),
 )]
 async fn key_set(State(services): State<Arc<Services>>) -> impl IntoResponse {
+    let overlap = services.rotation.policy.grant_key_overlap;
     let headers = [
-        (header::CONTENT_TYPE, "application/jwk-set+json"),
-        (header::CACHE_CONTROL, CACHE_CONTROL),
+        (header::CONTENT_TYPE, "application/jwk-set+json".to_owned()),
+        (header::CACHE_CONTROL, cached_for(LONGEST_CACHED, overlap)),
     ];
     (headers, Json(services.authority.load().key_set().clone()))
+}
+
+/// The trust bundle of the trust domain as SPIFFE has it: the roots for X.509-SVIDs, and the keys of grant tokens, which are
+/// JWT-SVIDs.
+#[utoipa::path(
+    get, path = "/.well-known/spiffe-bundle", tag = "Relying parties",
+    responses((status = 200, body = SpiffeBundle)),
+)]
+async fn spiffe_bundle(State(services): State<Arc<Services>>) -> impl IntoResponse {
+    let (authority, policy) = (services.authority.load(), &services.rotation.policy);
+    let overlap = policy.grant_key_overlap.min(policy.ca_overlap);
+    let refresh_hint = LONGEST_CACHED.min(overlap / 2).whole_seconds().unsigned_abs();
+    let bundle = SpiffeBundle {
+        keys: authority.spiffe_keys().to_vec(),
+        spiffe_sequence: authority.version(),
+        // Of 0 a client would make no pause.
+        spiffe_refresh_hint: refresh_hint.max(1),
+    };
+    (
+        [(header::CACHE_CONTROL, cached_for(LONGEST_CACHED, overlap))],
+        Json(bundle),
+    )
 }

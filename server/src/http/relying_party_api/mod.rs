@@ -11,6 +11,7 @@ mod revocation_lists;
 
 use std::sync::Arc;
 
+use time::Duration;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::services::Services;
@@ -18,6 +19,11 @@ use crate::services::Services;
 pub(super) use health::router as health;
 pub(super) use introspection::router as introspection;
 pub(super) use openapi::Published;
+
+/// How long a document may be kept that a new key has to be in before the key signs.
+fn cached_for(longest: Duration, overlap: Duration) -> String {
+    format!("public, max-age={}", longest.min(overlap / 2).whole_seconds())
+}
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()

@@ -32,7 +32,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(all))
 }
 
-/// The revocation list of the issuing CA.
+/// The revocation list of the CA that issues now.
 #[utoipa::path(
     get, path = "/v1/ca/crl", tag = "Relying parties",
     responses((status = 200, content_type = DER, body = Vec<u8>), (status = 304), (status = 503, body = Problem)),
@@ -63,25 +63,26 @@ async fn of_one(
     Ok(der(&list, &headers))
 }
 
-/// The revocation lists of the issuing CA and of the root, for those who check every certificate of a path.
+/// The revocation lists of all CAs whose certificates may be valid, for those who check every certificate of a path. A root
+/// that somebody else holds has its list elsewhere.
 #[utoipa::path(
     get, path = "/v1/ca/crls.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String), (status = 304), (status = 503, body = Problem)),
 )]
 async fn all(State(services): State<Arc<Services>>, headers: HeaderMap) -> ApiResult<Response> {
     let lists = lists::all(&services).ok_or_else(run_out)?;
-    let numbers: Vec<String> = lists.iter().map(|list| list.number.to_string()).collect();
+    let tags: Vec<String> = lists.iter().map(|list| list.tag()).collect();
     let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
     let body = || {
         let pems = lists.iter();
         pems.map(|list| pem::encode_config(&Pem::new("X509 CRL", list.der.as_ref()), config))
             .collect::<String>()
     };
-    Ok(respond(PEM, &numbers.join("-"), &headers, body))
+    Ok(respond(PEM, &tags.join("."), &headers, body))
 }
 
 fn der(list: &PublishedList, headers: &HeaderMap) -> Response {
-    respond(DER, &list.number.to_string(), headers, || list.der.clone())
+    respond(DER, &list.tag(), headers, || list.der.clone())
 }
 
 fn respond<B: IntoResponse>(

@@ -1,0 +1,295 @@
+//! An issuing CA that somebody else's root has signed: whether its chain is one that this server can issue under.
+
+use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
+use time::{Duration, OffsetDateTime};
+use url::Url;
+use uuid::Uuid;
+use webpki::{
+    EndEntityCert, KeyUsage, anchor_from_trusted_cert,
+    aws_lc_rs::{ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384},
+};
+use x509_parser::certificate::X509Certificate;
+
+use super::{
+    AuthorityError, CertifiedKey, IssuingAuthority, IssuingParts, MachineCertificateRequest, PrivateKey,
+    certificate_path::{self, Curve},
+};
+use crate::clock;
+
+/// The most certificates of a chain: what stands between is a policy CA or two.
+const LONGEST_CHAIN: usize = 5;
+/// `keyCertSign` and `cRLSign` (RFC 5280, section 4.2.1.3), as x509-parser numbers the bits.
+const CERTIFICATE_AND_LIST_SIGNING: u16 = 0b110_0000;
+
+/// A chain that was verified.
+#[derive(Debug)]
+pub struct ExternalChain {
+    /// The issuing CA's certificate in DER.
+    pub certificate: Vec<u8>,
+    /// Those between it and the root, the nearest first.
+    pub intermediates: Vec<Vec<u8>>,
+    /// The root.
+    pub root: Vec<u8>,
+}
+
+/// What a chain has to hold for.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// The key that the CSR was for.
+    pub key: &'a PrivateKey,
+    /// The present time.
+    pub now: OffsetDateTime,
+    /// Until when each certificate has to be valid at least.
+    pub until: OffsetDateTime,
+    /// For what would be issued under it.
+    pub trust_domain: &'a str,
+    /// For what would be issued under it.
+    pub public_url: &'a Url,
+}
+
+/// Why a chain is not installed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainRefusal {
+    /// No PEM, or something else in it.
+    #[error("the chain has to be certificates in PEM, the issuing CA's first and the root's last")]
+    NotPem,
+    /// A number of certificates that is no chain.
+    #[error(
+        "the chain has {0} certificates, and needs from 2 to {LONGEST_CHAIN}: the issuing CA's first and the root's last"
+    )]
+    Length(usize),
+    /// Not X.509.
+    #[error("certificate {0} of the chain cannot be read")]
+    Unreadable(usize),
+    /// The first one is for another key.
+    #[error(
+        "the first certificate, {0}, is not for the key of the CSR that is pending (`assay-server ca csr` prints it again)"
+    )]
+    OtherKey(String),
+    /// Not a CA.
+    #[error("{0} is not the certificate of a CA (basicConstraints CA:TRUE is missing)")]
+    NotCa(String),
+    /// It could make other CAs.
+    #[error("the path length of {0} has to be 0, so that its key can never make another CA")]
+    PathLength(String),
+    /// One above it does not allow it.
+    #[error("{0} allows no path as long as this, by its path length")]
+    PathTooLong(String),
+    /// It may not sign what this server signs.
+    #[error("the key usage of {0} has to have keyCertSign and cRLSign")]
+    KeyUsage(String),
+    /// Nothing that its revocation list could be found by.
+    #[error("{0} has no subject key identifier")]
+    NoKeyIdentifier(String),
+    /// The chain does not end at a root.
+    #[error("the last certificate, {0}, is not a root: it is not signed by itself")]
+    NoRoot(String),
+    /// A key that not every relying party can verify with.
+    #[error("the key of {0} is neither on P-256 nor on P-384")]
+    Curve(String),
+    /// Out of order, or not of one hierarchy.
+    #[error(
+        "{certificate} was not issued by the next certificate of the chain, {issuer} (with ECDSA and SHA-256 or SHA-384)"
+    )]
+    NotIssuedBy {
+        /// The certificate.
+        certificate: String,
+        /// What should have issued it.
+        issuer: String,
+    },
+    /// Of the future.
+    #[error("{certificate} is not valid before {}", clock::rfc3339(*from))]
+    NotYetValid {
+        /// The certificate.
+        certificate: String,
+        /// From when it is.
+        from: OffsetDateTime,
+    },
+    /// Over, or nearly.
+    #[error(
+        "{certificate} is valid until {}, and has to be until {} at least: the overlap and the life of one machine's \
+         certificate from now", clock::rfc3339(*end), clock::rfc3339(*until)
+    )]
+    EndsTooSoon {
+        /// The certificate.
+        certificate: String,
+        /// Until when it is.
+        end: OffsetDateTime,
+        /// Until when it would have to be.
+        until: OffsetDateTime,
+    },
+    /// What would be issued under it is worth nothing: a name constraint, say.
+    #[error("what this CA would issue to {to} would not be valid: {why}")]
+    Trial {
+        /// To whom.
+        to: &'static str,
+        /// What webpki says.
+        why: webpki::Error,
+    },
+    /// Nothing can be issued.
+    #[error("nothing can be issued under this chain")]
+    Issue(#[from] AuthorityError),
+}
+
+/// Verifies a chain in PEM.
+pub fn verify(pem: &[u8], terms: &Terms<'_>) -> Result<ExternalChain, ChainRefusal> {
+    let ders: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| ChainRefusal::NotPem)?;
+    if !(2..=LONGEST_CHAIN).contains(&ders.len()) {
+        return Err(ChainRefusal::Length(ders.len()));
+    }
+    let mut certificates = Vec::with_capacity(ders.len());
+    for (index, der) in ders.iter().enumerate() {
+        certificates.push(certificate_path::read(der).map_err(|_| ChainRefusal::Unreadable(index + 1))?);
+    }
+    let length = ChainRefusal::Length(ders.len());
+    let (Some((issuing, _)), Some((root, below))) = (certificates.split_first(), certificates.split_last()) else {
+        return Err(length);
+    };
+    check_issuing(issuing, terms)?;
+    if !certificate_path::is_issued_by(root, root) {
+        return Err(ChainRefusal::NoRoot(name(root)));
+    }
+    for (depth, (certificate, issuer)) in below.iter().zip(certificates.iter().skip(1)).enumerate() {
+        check_issuer(certificate, issuer, depth)?;
+    }
+    for (certificate, der) in certificates.iter().zip(&ders) {
+        check_certificate(certificate, der, terms)?;
+    }
+    let mut ders = ders.into_iter().map(|der| der.to_vec());
+    let (Some(certificate), Some(root)) = (ders.next(), ders.next_back()) else {
+        return Err(length);
+    };
+    let chain = ExternalChain {
+        certificate,
+        intermediates: ders.collect(),
+        root,
+    };
+    try_out(&chain, terms)?;
+    Ok(chain)
+}
+
+fn check_issuing(issuing: &X509Certificate<'_>, terms: &Terms<'_>) -> Result<(), ChainRefusal> {
+    if issuing.public_key().raw != terms.key.public_key().spki_der() {
+        return Err(ChainRefusal::OtherKey(name(issuing)));
+    }
+    let constraints = issuing.basic_constraints().ok().flatten();
+    let Some(constraints) = constraints.filter(|constraints| constraints.value.ca) else {
+        return Err(ChainRefusal::NotCa(name(issuing)));
+    };
+    if constraints.value.path_len_constraint != Some(0) {
+        return Err(ChainRefusal::PathLength(name(issuing)));
+    }
+    let usage = issuing.key_usage().ok().flatten().map_or(0, |usage| usage.value.flags);
+    if usage & CERTIFICATE_AND_LIST_SIGNING != CERTIFICATE_AND_LIST_SIGNING {
+        return Err(ChainRefusal::KeyUsage(name(issuing)));
+    }
+    match certificate_path::subject_key_identifier(issuing) {
+        Some(_) => Ok(()),
+        None => Err(ChainRefusal::NoKeyIdentifier(name(issuing))),
+    }
+}
+
+/// Relying parties that take the root as an anchor look at none of its constraints, others at all.
+fn check_issuer(
+    certificate: &X509Certificate<'_>,
+    issuer: &X509Certificate<'_>,
+    depth: usize,
+) -> Result<(), ChainRefusal> {
+    if !certificate_path::is_issued_by(certificate, issuer) {
+        return Err(ChainRefusal::NotIssuedBy {
+            certificate: name(certificate),
+            issuer: name(issuer),
+        });
+    }
+    let constraints = issuer.basic_constraints().ok().flatten();
+    let Some(constraints) = constraints.filter(|constraints| constraints.value.ca) else {
+        return Err(ChainRefusal::NotCa(name(issuer)));
+    };
+    let allowed = constraints.value.path_len_constraint.map(usize::try_from);
+    match allowed {
+        // The CAs between it and a machine's certificate.
+        Some(allowed) if allowed.is_ok_and(|allowed| allowed <= depth) => Err(ChainRefusal::PathTooLong(name(issuer))),
+        _ => Ok(()),
+    }
+}
+
+fn check_certificate(certificate: &X509Certificate<'_>, der: &[u8], terms: &Terms<'_>) -> Result<(), ChainRefusal> {
+    if Curve::of(certificate.public_key()).is_none() {
+        return Err(ChainRefusal::Curve(name(certificate)));
+    }
+    let (from, end) = certificate_path::validity(der)?;
+    if terms.now < from {
+        return Err(ChainRefusal::NotYetValid {
+            certificate: name(certificate),
+            from,
+        });
+    }
+    if end < terms.until {
+        return Err(ChainRefusal::EndsTooSoon {
+            certificate: name(certificate),
+            end,
+            until: terms.until,
+        });
+    }
+    Ok(())
+}
+
+/// Issues what machines and the server itself would get, and validates it as they do: so that no constraint in the chain
+/// shows only when it is too late.
+fn try_out(chain: &ExternalChain, terms: &Terms<'_>) -> Result<(), ChainRefusal> {
+    let parts = IssuingParts {
+        id: Uuid::nil(),
+        ca: CertifiedKey {
+            key: terms.key.clone(),
+            certificate: chain.certificate.clone(),
+        },
+        intermediates: chain.intermediates.clone(),
+    };
+    let authority = IssuingAuthority::new(&parts, &chain.root, terms.trust_domain, terms.public_url)?;
+    let key = PrivateKey::generate().map_err(AuthorityError::from)?;
+    let machine = authority.issue_machine_certificate(&MachineCertificateRequest {
+        machine_id: Uuid::nil(),
+        public_key: key.public_key(),
+        now: terms.now,
+        ttl: Duration::HOUR,
+        attested_serial_number: None,
+    })?;
+    let server = authority.issue_tls_certificate(terms.now)?;
+    let server = server.chain.first().ok_or(AuthorityError::Certificate)?;
+    let seconds = terms.now.unix_timestamp().unsigned_abs();
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let root = CertificateDer::from(chain.root.as_slice());
+    let path: Vec<_> = authority.path().cloned().collect();
+    for (to, leaf, usage) in [
+        ("machines", &CertificateDer::from(machine.der), KeyUsage::client_auth()),
+        ("this server", server, KeyUsage::server_auth()),
+    ] {
+        validate(leaf, &path, &root, now, usage).map_err(|why| ChainRefusal::Trial { to, why })?;
+    }
+    Ok(())
+}
+
+fn validate(
+    leaf: &CertificateDer<'_>,
+    path: &[CertificateDer<'_>],
+    root: &CertificateDer<'_>,
+    now: UnixTime,
+    usage: KeyUsage,
+) -> Result<(), webpki::Error> {
+    let anchor = anchor_from_trusted_cert(root)?;
+    let algorithms = [
+        ECDSA_P256_SHA256,
+        ECDSA_P256_SHA384,
+        ECDSA_P384_SHA256,
+        ECDSA_P384_SHA384,
+    ];
+    let leaf = EndEntityCert::try_from(leaf)?;
+    leaf.verify_for_usage(&algorithms, &[anchor], path, now, usage, None, None)?;
+    Ok(())
+}
+
+fn name(certificate: &X509Certificate<'_>) -> String {
+    format!("{:?}", certificate.subject().to_string())
+}

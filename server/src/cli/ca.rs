@@ -1,0 +1,155 @@
+//! `ca`: the server's own keys, and their rotation.
+
+use std::{fmt::Write, path::PathBuf, sync::Arc};
+
+use clap::Subcommand;
+
+use super::{CommandError, print};
+use crate::{
+    audit::Origin,
+    clock::{self, Clock},
+    config::Config,
+    database::Database,
+    founding,
+    rotation::{self, AuthorityStatus, KeyStatus, Keyring, Prepared, RotationError, RotationPolicy, Rotator, Wanted},
+    store::{Store, text},
+    telemetry::Metrics,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CaCommand {
+    /// Show roots, issuing CAs and grant keys: which signs, which comes next, and which is past and still relied on.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prepare the next issuing CA. It is published at once, and issues after certificates.ca_overlap. Where one is prepared
+    /// already, that one stays.
+    Rotate {
+        /// Make a new root, too. Nothing is issued under it before certificates.root_overlap is over.
+        #[arg(long, conflicts_with = "grant_key")]
+        root: bool,
+        /// Prepare the next key for grant tokens instead. It signs after grants.key_overlap.
+        #[arg(long)]
+        grant_key: bool,
+    },
+    /// Print a CSR for an issuing CA that a root of yours is to sign. Repeating this prints one for the same key.
+    Csr,
+    /// Install what was issued for the CSR. It issues after the overlap, as any other.
+    Install {
+        /// The issuing CA's certificate in PEM, those between it and the root, and the root, in this order.
+        #[arg(long, value_name = "FILE")]
+        chain: PathBuf,
+    },
+}
+
+/// Runs one of them.
+pub(super) async fn run(config: &Config, clock: &dyn Clock, command: &CaCommand) -> Result<(), CommandError> {
+    let chain = match command {
+        CaCommand::Install { chain } => std::fs::read(chain).map_err(|source| CommandError::File {
+            path: chain.clone(),
+            source,
+        })?,
+        _ => Vec::new(),
+    };
+    let database = Database::open(config).await?;
+    let done = run_in(&database, config, clock, command, &chain).await;
+    database.close().await?;
+    print::text(&done?)
+}
+
+async fn run_in(
+    database: &Database,
+    config: &Config,
+    clock: &dyn Clock,
+    command: &CaCommand,
+    chain: &[u8],
+) -> Result<String, CommandError> {
+    database.check_schema().await?;
+    let store = Store::new(database.pool().clone(), Arc::new(Metrics::new()));
+    if !founding::is_founded(&store).await? {
+        return Err(RotationError::NotFounded.into());
+    }
+    let (keyring, policy) = (founding::keyring(config)?, RotationPolicy::of(config));
+    let rotator = Rotator {
+        keyring: &keyring,
+        policy: &policy,
+        clock,
+        origin: &Origin::command_line(),
+    };
+    match command {
+        CaCommand::Status { json } => show(&store, &keyring, clock, *json).await,
+        CaCommand::Rotate { root, grant_key } => {
+            let wanted = match (root, grant_key) {
+                (_, true) => Wanted::GrantKey,
+                (true, false) => Wanted::RootCa,
+                (false, false) => Wanted::IssuingCa,
+            };
+            let prepared = rotation::rotate(&store, &rotator, wanted).await?;
+            Ok(told(&prepared, &keyring)?)
+        }
+        CaCommand::Csr => Ok(rotation::request(&store, &rotator).await?),
+        CaCommand::Install { .. } => Ok(told(&rotation::install(&store, &rotator, chain).await?, &keyring)?),
+    }
+}
+
+async fn show(store: &Store, keyring: &Keyring, clock: &dyn Clock, as_json: bool) -> Result<String, CommandError> {
+    let status = rotation::status(store, keyring, clock.now()).await?;
+    Ok(match as_json {
+        true => serde_json::to_string_pretty(&status)?,
+        false => in_words(&status)?,
+    })
+}
+
+fn told(prepared: &Prepared, keyring: &Keyring) -> Result<String, RotationError> {
+    let identifier = rotation::identifier(&prepared.key, keyring)?.unwrap_or_default();
+    let state = match prepared.is_new {
+        true => "is prepared",
+        false => "was prepared before",
+    };
+    let signs_from = prepared.key.signs_from.map(clock::rfc3339).unwrap_or_default();
+    Ok(format!("{identifier} {state}; it signs from {signs_from} on"))
+}
+
+fn in_words(status: &AuthorityStatus) -> Result<String, CommandError> {
+    let mut words = String::new();
+    for (heading, keys) in [
+        ("Roots", &status.roots),
+        ("Issuing CAs", &status.issuing_cas),
+        ("Grant keys", &status.grant_keys),
+    ] {
+        // Writing into memory does not fail.
+        let _ = writeln!(words, "{heading}");
+        for key in keys {
+            let _ = writeln!(words, "  {}", line(key)?);
+        }
+    }
+    Ok(words)
+}
+
+fn line(key: &KeyStatus) -> Result<String, CommandError> {
+    let mut parts = vec![text(&key.state)?];
+    if key.is_external {
+        parts.push("external".to_owned());
+    }
+    let signs = match key.signs_from {
+        Some(from) => format!("signs from {}", clock::rfc3339(from)),
+        None => "waits for its certificate".to_owned(),
+    };
+    parts.push(signs);
+    if let (Some(from), Some(end)) = (key.not_before, key.not_after) {
+        parts.push(format!("valid {} to {}", clock::rfc3339(from), clock::rfc3339(end)));
+    }
+    if let Some(fingerprint) = &key.fingerprint {
+        parts.push(format!("SHA-256 {fingerprint}"));
+    }
+    if let Some(valid) = key.valid_certificates {
+        parts.push(format!("{valid} valid certificates"));
+    }
+    if let Some(at) = key.retires_at {
+        parts.push(format!("retires at {}", clock::rfc3339(at)));
+    }
+    let identifier = key.key_identifier.as_deref().unwrap_or("-");
+    Ok(format!("{identifier}  {}", parts.join(", ")))
+}

@@ -1,0 +1,218 @@
+//! The steps themselves, each within a transaction that has the duty.
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    RotationError, Rotator,
+    keyring::{self, KeyringError, certificate},
+    steps::{GRANT_KEY_LINGERS, Keys, LINGERS, Step},
+};
+use crate::{
+    audit::Change,
+    authority::{CertifiedKey, PrivateKey, issuing, key_identifier, validity},
+    clock,
+    store::{
+        StoreError, Transaction, audit_entries,
+        duties::{self, Duty},
+        revocation_lists,
+        sealed_keys::{self, KeyPurpose, KeyState, SealedKey},
+        settings,
+    },
+};
+
+/// Takes the first step that is due; `false` when there is none.
+pub(super) async fn take_step(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<bool, RotationError> {
+    let keys = hold(tx).await?;
+    let Some(step) = keys.next_step(rotator.policy, rotator.clock.now()) else {
+        return Ok(false);
+    };
+    match step {
+        Step::Prepare(KeyPurpose::GrantSigning) => prepare_grant_key(tx, rotator).await.map(drop)?,
+        Step::Prepare(_) => prepare_issuing(tx, rotator, &keys, false).await.map(drop)?,
+        Step::Activate(id) => activate(tx, rotator, &keys, id).await?,
+        Step::Retire(id) => retire(tx, rotator, &keys, id).await?,
+    }
+    tracing::info!(?step, "a key of the authority was changed");
+    Ok(true)
+}
+
+/// Keeps everybody else from changing keys until the end of the transaction, and reads them.
+pub(super) async fn hold(tx: &mut Transaction) -> Result<Keys, RotationError> {
+    duties::wait_for(tx, Duty::RotateKeys).await?;
+    let keys = keyring::read(tx).await?;
+    match keys.keys.is_empty() {
+        true => Err(RotationError::NotFounded),
+        false => Ok(keys),
+    }
+}
+
+/// Makes the next issuing CA; with a new root, where one is asked for or the present one would cut its life short.
+pub(super) async fn prepare_issuing(
+    tx: &mut Transaction,
+    rotator: &Rotator<'_>,
+    keys: &Keys,
+    with_root: bool,
+) -> Result<SealedKey, RotationError> {
+    let (now, policy) = (rotator.clock.now(), rotator.policy);
+    let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
+    let current = current.ok_or(RotationError::NotFounded)?;
+    let present_root = keys.root_of(current).ok_or(RotationError::NotFounded)?;
+    let is_cut_short = validity(certificate(present_root)?)?.1 < issuing::full_life_end(now + policy.overlap(true));
+    let with_root = with_root || is_cut_short;
+    let signs_from = signs_from(current, now, policy.overlap(with_root))?;
+    let (root_id, root) = match with_root {
+        true => new_root(tx, rotator, signs_from).await?,
+        false => (present_root.id, rotator.keyring.certified_key(present_root)?),
+    };
+    let made = issuing::generate_issuing(&root, &policy.trust_domain, now)?;
+    let secret = made.key.pkcs8_der();
+    let keyring = rotator.keyring;
+    let mut key = keyring.seal(rotator.clock, KeyPurpose::IssuingCa, secret, Some(&made.certificate))?;
+    key.root_id = Some(root_id);
+    insert_next(tx, rotator, key, signs_from).await
+}
+
+/// Makes the next key for grant tokens.
+pub(super) async fn prepare_grant_key(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
+    let secret = PrivateKey::generate()?;
+    let key = (rotator.keyring).seal(rotator.clock, KeyPurpose::GrantSigning, secret.pkcs8_der(), None)?;
+    let signs_from = rotator.clock.now() + rotator.policy.grant_key_overlap;
+    insert_next(tx, rotator, key, signs_from).await
+}
+
+/// When the next issuing CA begins: a server whose present one ends before the overlap cannot wait for it.
+pub(super) fn signs_from(
+    current: &SealedKey,
+    now: OffsetDateTime,
+    overlap: time::Duration,
+) -> Result<OffsetDateTime, KeyringError> {
+    let end = validity(certificate(current)?)?.1;
+    Ok((now + overlap).min(end.max(now)))
+}
+
+/// Keeps a change of a key, and says so in the audit.
+pub(super) async fn update(
+    tx: &mut Transaction,
+    rotator: &Rotator<'_>,
+    action: &'static str,
+    before: &SealedKey,
+    after: &SealedKey,
+) -> Result<(), RotationError> {
+    sealed_keys::update(tx, after).await?;
+    let change = Change::new(action, "sealed-key", after.id)
+        .before(shown(before))
+        .after(shown(after));
+    Ok(written(tx, rotator, change).await?)
+}
+
+/// Keeps a new key, and says so in the audit.
+pub(super) async fn insert(
+    tx: &mut Transaction,
+    rotator: &Rotator<'_>,
+    action: &'static str,
+    key: &SealedKey,
+) -> Result<(), RotationError> {
+    sealed_keys::insert(tx, key, rotator.clock.now()).await?;
+    let change = Change::new(action, "sealed-key", key.id).after(shown(key));
+    Ok(written(tx, rotator, change).await?)
+}
+
+/// A key as the audit shows it.
+fn shown(key: &SealedKey) -> Value {
+    // Somebody else's root may have none.
+    let identifier = key
+        .certificate
+        .as_deref()
+        .and_then(|certificate| key_identifier(certificate).ok());
+    let identifier = identifier.map(hex::encode);
+    let signs_from = key.signs_from.map(clock::rfc3339);
+    json!({
+        "purpose": key.purpose, "state": key.state, "key_identifier": identifier, "root_id": key.root_id,
+        "signs_from": signs_from,
+    })
+}
+
+async fn new_root(
+    tx: &mut Transaction,
+    rotator: &Rotator<'_>,
+    signs_from: OffsetDateTime,
+) -> Result<(Uuid, CertifiedKey), RotationError> {
+    let root = issuing::generate_root(&rotator.policy.trust_domain, rotator.clock.now())?;
+    let (keyring, secret) = (rotator.keyring, root.key.pkcs8_der());
+    let key = keyring.seal(rotator.clock, KeyPurpose::RootCa, secret, Some(&root.certificate))?;
+    let key = insert_next(tx, rotator, key, signs_from).await?;
+    Ok((key.id, root))
+}
+
+async fn insert_next(
+    tx: &mut Transaction,
+    rotator: &Rotator<'_>,
+    key: SealedKey,
+    signs_from: OffsetDateTime,
+) -> Result<SealedKey, RotationError> {
+    let key = SealedKey {
+        state: KeyState::Next,
+        signs_from: Some(signs_from),
+        ..key
+    };
+    insert(tx, rotator, "key.prepare", &key).await?;
+    Ok(key)
+}
+
+/// Lets a next key sign in the place of the current one.
+async fn activate(tx: &mut Transaction, rotator: &Rotator<'_>, keys: &Keys, id: Uuid) -> Result<(), RotationError> {
+    let Some(next) = keys.get(id) else { return Ok(()) };
+    if let Some(root) = keys.root_of(next).filter(|root| root.state != KeyState::Current) {
+        replace(tx, rotator, keys, root).await?;
+    }
+    replace(tx, rotator, keys, next).await
+}
+
+/// The order matters: there is never more than one current key of a purpose.
+async fn replace(
+    tx: &mut Transaction,
+    rotator: &Rotator<'_>,
+    keys: &Keys,
+    by: &SealedKey,
+) -> Result<(), RotationError> {
+    let now = rotator.clock.now();
+    if let Some(current) = keys.find(by.purpose, KeyState::Current) {
+        let lingers = match by.purpose {
+            KeyPurpose::GrantSigning => rotator.policy.grants_ttl + GRANT_KEY_LINGERS,
+            KeyPurpose::IssuingCa | KeyPurpose::RootCa | KeyPurpose::Nonce => LINGERS,
+        };
+        let previous = SealedKey {
+            state: KeyState::Previous,
+            retires_at: Some(now + lingers),
+            ..current.clone()
+        };
+        update(tx, rotator, "key.supersede", current, &previous).await?;
+    }
+    let current = SealedKey {
+        state: KeyState::Current,
+        signs_from: Some(now),
+        retires_at: None,
+        ..by.clone()
+    };
+    update(tx, rotator, "key.activate", by, &current).await
+}
+
+/// Gives a key up for good: what is erased here cannot leak any more.
+async fn retire(tx: &mut Transaction, rotator: &Rotator<'_>, keys: &Keys, id: Uuid) -> Result<(), RotationError> {
+    let Some(previous) = keys.get(id) else { return Ok(()) };
+    let retired = SealedKey {
+        state: KeyState::Retired,
+        sealed: None,
+        retired_at: Some(rotator.clock.now()),
+        ..previous.clone()
+    };
+    revocation_lists::remove(tx, id).await?;
+    update(tx, rotator, "key.retire", previous, &retired).await
+}
+
+async fn written(tx: &mut Transaction, rotator: &Rotator<'_>, change: Change) -> Result<(), StoreError> {
+    settings::bump_authority_version(tx).await?;
+    audit_entries::insert(tx, rotator.clock, rotator.origin, change).await
+}

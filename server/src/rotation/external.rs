@@ -1,0 +1,137 @@
+//! An issuing CA under a root that somebody else holds: its CSR, and what came back for it.
+
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+use super::{
+    RotationError, Rotator,
+    changes::{self, hold},
+    keyring::certificate,
+    rotate::{Prepared, under_way},
+    steps::Keys,
+};
+use crate::{
+    authority::{
+        ExternalChain, PrivateKey,
+        external_chain::{self, Terms},
+        issuing, key_identifier,
+    },
+    clock,
+    store::{
+        Store, Transaction,
+        sealed_keys::{KeyPurpose, KeyState, SealedKey},
+    },
+};
+
+/// The CSR of the key that is pending; one is made where there is none. Repeating this gives a CSR for the same key.
+pub(crate) async fn request(store: &Store, rotator: &Rotator<'_>) -> Result<String, RotationError> {
+    let key = store
+        .tx("request a CA", &rotator, |tx, rotator| Box::pin(requested(tx, rotator)))
+        .await?;
+    let private_key = rotator.keyring.private_key(&key)?;
+    Ok(issuing::issuing_request(&private_key, &rotator.policy.trust_domain)?)
+}
+
+/// Installs what an external root issued for the CSR: it issues after the overlap. Repeating this changes nothing.
+pub(crate) async fn install(store: &Store, rotator: &Rotator<'_>, chain: &[u8]) -> Result<Prepared, RotationError> {
+    store
+        .tx("install a CA", &(rotator, chain), |tx, &(rotator, chain)| {
+            Box::pin(install_in(tx, rotator, chain))
+        })
+        .await
+}
+
+async fn requested(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
+    let keys = hold(tx).await?;
+    if let Some(key) = keys.find(KeyPurpose::IssuingCa, KeyState::Requested) {
+        return Ok(key.clone());
+    }
+    let secret = PrivateKey::generate()?;
+    let key = (rotator.keyring).seal(rotator.clock, KeyPurpose::IssuingCa, secret.pkcs8_der(), None)?;
+    let key = SealedKey {
+        state: KeyState::Requested,
+        signs_from: None,
+        ..key
+    };
+    changes::insert(tx, rotator, "key.request", &key).await?;
+    Ok(key)
+}
+
+async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -> Result<Prepared, RotationError> {
+    let keys = hold(tx).await?;
+    let Some(requested) = keys.find(KeyPurpose::IssuingCa, KeyState::Requested) else {
+        let installed = installed_before(&keys, chain).ok_or(RotationError::NothingRequested)?;
+        return Ok(Prepared {
+            key: installed.clone(),
+            is_new: false,
+        });
+    };
+    if let Some(next) = keys.find(KeyPurpose::IssuingCa, KeyState::Next) {
+        return Err(under_way(next)?);
+    }
+    let now = rotator.clock.now();
+    let terms = Terms {
+        key: &rotator.keyring.private_key(requested)?,
+        now,
+        until: now + rotator.policy.overlap(true) + rotator.policy.certificate_ttl,
+        trust_domain: &rotator.policy.trust_domain,
+        public_url: rotator.policy.public_url.url(),
+    };
+    let chain = external_chain::verify(chain, &terms)?;
+    demand_own_key_identifier(&keys, &chain)?;
+    let known_root = known_root(&keys, &chain.root);
+    let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
+    let current = current.ok_or(RotationError::NotFounded)?;
+    let signs_from = changes::signs_from(current, now, rotator.policy.overlap(known_root.is_none()))?;
+    let root_id = match known_root {
+        Some(root) => root.id,
+        None => {
+            let root = SealedKey {
+                id: clock::new_id(rotator.clock),
+                purpose: KeyPurpose::RootCa,
+                state: KeyState::Next,
+                sealed: None,
+                certificate: Some(chain.root),
+                signs_from: Some(signs_from),
+                ..requested.clone()
+            };
+            changes::insert(tx, rotator, "key.install", &root).await?;
+            root.id
+        }
+    };
+    let next = SealedKey {
+        state: KeyState::Next,
+        certificate: Some(chain.certificate),
+        intermediates: chain.intermediates,
+        root_id: Some(root_id),
+        signs_from: Some(signs_from),
+        ..requested.clone()
+    };
+    changes::update(tx, rotator, "key.install", requested, &next).await?;
+    Ok(Prepared {
+        key: next,
+        is_new: true,
+    })
+}
+
+/// The CA that an earlier call installed from this chain: its answer may have been lost.
+fn installed_before<'a>(keys: &'a Keys, chain: &[u8]) -> Option<&'a SealedKey> {
+    let first = CertificateDer::from_pem_slice(chain).ok()?;
+    let mut cas = keys.keys.iter().filter(|key| key.purpose == KeyPurpose::IssuingCa);
+    cas.find(|ca| ca.certificate.as_deref() == Some(first.as_ref()))
+}
+
+fn known_root<'a>(keys: &'a Keys, certificate: &[u8]) -> Option<&'a SealedKey> {
+    let mut roots = keys.keys.iter().filter(|key| key.purpose == KeyPurpose::RootCa);
+    roots.find(|root| root.certificate.as_deref() == Some(certificate))
+}
+
+/// Lists and certificates are found by it.
+fn demand_own_key_identifier(keys: &Keys, chain: &ExternalChain) -> Result<(), RotationError> {
+    let own = key_identifier(&chain.certificate)?;
+    for key in keys.keys.iter().filter(|key| key.certificate.is_some()) {
+        if key_identifier(certificate(key)?).is_ok_and(|other| other == own) {
+            return Err(RotationError::KeyIdentifierTaken(hex::encode(own)));
+        }
+    }
+    Ok(())
+}

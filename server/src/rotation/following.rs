@@ -1,0 +1,122 @@
+//! Every replica follows the keys: it looks for a new version, takes the steps that are due, and swaps the authority.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    RotationError, RotationPolicy, Rotator, advance,
+    keyring::{self, Keyring},
+    steps::Keys,
+};
+use crate::{
+    audit::Origin,
+    authority::Authority,
+    clock::Clock,
+    revocation::lists,
+    services::Services,
+    store::{self, Store, settings},
+    upkeep,
+};
+
+const NAME: &str = "follow the authority's keys";
+/// How long a change waits for every replica, while the servers and the database are well. Much shorter than any overlap
+/// that makes sense: keys are known to all before they sign.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How often an operator is told that an external root has to sign another CA.
+const REMINDER: time::Duration = time::Duration::DAY;
+
+/// What one replica knows of the keys.
+pub(crate) struct Rotation {
+    pub(crate) keyring: Keyring,
+    pub(crate) policy: RotationPolicy,
+    /// As of the version that the authority has.
+    keys: ArcSwap<Keys>,
+    reminded_at: Mutex<Option<OffsetDateTime>>,
+}
+
+impl Rotation {
+    /// Takes the steps that are due and reads the keys, as a server does that starts.
+    pub(crate) async fn begin(
+        store: &Store,
+        keyring: Keyring,
+        policy: RotationPolicy,
+        clock: &dyn Clock,
+    ) -> Result<(Self, Authority), RotationError> {
+        let rotation = Self {
+            keyring,
+            policy,
+            keys: ArcSwap::default(),
+            reminded_at: Mutex::default(),
+        };
+        rotation.advance(store, clock).await?;
+        let (authority, keys) = rotation.read(store).await?;
+        rotation.keys.store(Arc::new(keys));
+        Ok((rotation, authority))
+    }
+
+    async fn advance(&self, store: &Store, clock: &dyn Clock) -> Result<(), RotationError> {
+        let rotator = Rotator {
+            keyring: &self.keyring,
+            policy: &self.policy,
+            clock,
+            origin: &Origin::system(),
+        };
+        advance(store, &rotator).await
+    }
+
+    async fn read(&self, store: &Store) -> Result<(Authority, Keys), RotationError> {
+        let mut snapshot = store.snapshot().await?;
+        let (version, keys) = keyring::read_with_version(&mut snapshot).await?;
+        store::end(snapshot).await?;
+        let policy = &self.policy;
+        let authority = self
+            .keyring
+            .authority(version, &keys, &policy.trust_domain, &policy.public_url)?;
+        Ok((authority, keys))
+    }
+
+    fn remind(&self, keys: &Keys, now: OffsetDateTime) {
+        if !keys.waits_for_external_root(&self.policy, now) {
+            return;
+        }
+        let mut reminded_at = self.reminded_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if reminded_at.is_none_or(|at| at + REMINDER <= now) {
+            *reminded_at = Some(now);
+            tracing::warn!("the issuing CA ends soon, and an external root has to sign the next: assay-server ca csr");
+        }
+    }
+}
+
+/// Follows until the server stops.
+pub(crate) async fn run_follower(services: Arc<Services>, shutdown: CancellationToken) {
+    upkeep::repeat(NAME, INTERVAL, &shutdown, || follow(&services)).await;
+}
+
+async fn follow(services: &Arc<Services>) -> Result<(), RotationError> {
+    let (rotation, now) = (&services.rotation, services.clock.now());
+    let keys = rotation.keys.load_full();
+    if keys.next_step(&rotation.policy, now).is_some() {
+        rotation.advance(&services.store, services.clock.as_ref()).await?;
+    }
+    rotation.remind(&keys, now);
+    let end = services.authority.load().issuing().not_after();
+    services.metrics.revocation.issuing_ca_ends_at(end.unix_timestamp());
+    let newest = settings::authority_version(&mut *services.store.connection().await?).await?;
+    if newest == services.authority.load().version() {
+        return Ok(());
+    }
+    let (authority, keys) = rotation.read(&services.store).await?;
+    let authority = Arc::new(authority);
+    // First the lists, so that no CA is known here that has none.
+    lists::publish_for(services, &authority).await;
+    tracing::info!(version = authority.version(), "the authority's keys were read anew");
+    services.authority.store(authority);
+    rotation.keys.store(Arc::new(keys));
+    Ok(())
+}

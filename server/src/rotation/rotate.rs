@@ -1,0 +1,77 @@
+//! Rotation by an administrator.
+
+use super::{RotationError, Rotator, changes, keyring::certificate};
+use crate::{
+    authority::key_identifier,
+    store::{
+        Store, Transaction,
+        sealed_keys::{KeyPurpose, KeyState, SealedKey},
+    },
+};
+
+/// What is to be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    IssuingCa,
+    /// A root of this server's own, with an issuing CA under it.
+    RootCa,
+    GrantKey,
+}
+
+/// The key that will sign next.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) key: SealedKey,
+    /// Whether this call made it. Of two that rotate at once, one does; and so does one of two calls when an answer is lost.
+    pub(crate) is_new: bool,
+}
+
+/// Prepares the next key; the one that is prepared already stays.
+pub(crate) async fn rotate(store: &Store, rotator: &Rotator<'_>, wanted: Wanted) -> Result<Prepared, RotationError> {
+    store
+        .tx("prepare a key", &(rotator, wanted), |tx, &(rotator, wanted)| {
+            Box::pin(prepare(tx, rotator, wanted))
+        })
+        .await
+}
+
+async fn prepare(tx: &mut Transaction, rotator: &Rotator<'_>, wanted: Wanted) -> Result<Prepared, RotationError> {
+    let keys = changes::hold(tx).await?;
+    let purpose = match wanted {
+        Wanted::GrantKey => KeyPurpose::GrantSigning,
+        Wanted::IssuingCa | Wanted::RootCa => KeyPurpose::IssuingCa,
+    };
+    if let Some(next) = keys.find(purpose, KeyState::Next) {
+        let has_new_root = keys
+            .root_of(next)
+            .is_some_and(|root| root.state == KeyState::Next && root.sealed.is_some());
+        if wanted == Wanted::RootCa && !has_new_root {
+            return Err(under_way(next)?);
+        }
+        return Ok(Prepared {
+            key: next.clone(),
+            is_new: false,
+        });
+    }
+    let key = match wanted {
+        Wanted::GrantKey => changes::prepare_grant_key(tx, rotator).await?,
+        Wanted::RootCa => changes::prepare_issuing(tx, rotator, &keys, true).await?,
+        Wanted::IssuingCa => {
+            let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
+            let root = current.and_then(|current| keys.root_of(current));
+            if root.is_some_and(|root| root.sealed.is_none()) {
+                return Err(RotationError::ExternalRoot);
+            }
+            changes::prepare_issuing(tx, rotator, &keys, false).await?
+        }
+    };
+    Ok(Prepared { key, is_new: true })
+}
+
+/// Says that there is a next CA already.
+pub(super) fn under_way(next: &SealedKey) -> Result<RotationError, RotationError> {
+    Ok(RotationError::UnderWay {
+        key_identifier: hex::encode(key_identifier(certificate(next)?)?),
+        signs_from: next.signs_from.ok_or(RotationError::NotFounded)?,
+    })
+}

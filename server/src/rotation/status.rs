@@ -1,0 +1,114 @@
+//! What the server's keys are and do, for an administrator.
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    RotationError,
+    keyring::{self, Keyring},
+    steps::Keys,
+};
+use crate::{
+    authority::{self, key_identifier, validity},
+    store::{
+        self, Store,
+        sealed_keys::{self, KeyPurpose, KeyState, SealedKey},
+    },
+};
+
+/// All keys that are not retired, oldest first.
+#[derive(Debug, Serialize)]
+pub(crate) struct AuthorityStatus {
+    pub(crate) roots: Vec<KeyStatus>,
+    pub(crate) issuing_cas: Vec<KeyStatus>,
+    pub(crate) grant_keys: Vec<KeyStatus>,
+}
+
+/// One key.
+#[derive(Debug, Serialize)]
+pub(crate) struct KeyStatus {
+    pub(crate) id: Uuid,
+    /// The subject key identifier in hex; of a grant key, its `kid`; null for a key that has no certificate yet.
+    pub(crate) key_identifier: Option<String>,
+    /// SHA-256 of the certificate in hex: of a root, what machines are given to recognize the server by.
+    pub(crate) fingerprint: Option<String>,
+    pub(crate) state: KeyState,
+    /// Whether somebody else holds the key, or the root above it.
+    pub(crate) is_external: bool,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) not_before: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) not_after: Option<OffsetDateTime>,
+    /// When it begins to sign, or began.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) signs_from: Option<OffsetDateTime>,
+    /// When it retires, as far as that is known.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) retires_at: Option<OffsetDateTime>,
+    /// Of an issuing CA: how many machines' certificates are valid.
+    pub(crate) valid_certificates: Option<i64>,
+}
+
+/// Reads them as of one moment.
+pub(crate) async fn status(
+    store: &Store,
+    keyring: &Keyring,
+    now: OffsetDateTime,
+) -> Result<AuthorityStatus, RotationError> {
+    let mut snapshot = store.snapshot().await?;
+    let keys = keyring::read(&mut snapshot).await?;
+    if keys.keys.is_empty() {
+        return Err(RotationError::NotFounded);
+    }
+    let mut status = AuthorityStatus {
+        roots: Vec::new(),
+        issuing_cas: Vec::new(),
+        grant_keys: Vec::new(),
+    };
+    for key in &keys.keys {
+        let mut shown = of_key(keyring, &keys, key)?;
+        match key.purpose {
+            KeyPurpose::RootCa => status.roots.push(shown),
+            KeyPurpose::IssuingCa => {
+                shown.valid_certificates = Some(sealed_keys::count_valid(&mut snapshot, key.id, now).await?);
+                status.issuing_cas.push(shown);
+            }
+            KeyPurpose::GrantSigning => status.grant_keys.push(shown),
+            KeyPurpose::Nonce => {}
+        }
+    }
+    store::end(snapshot).await?;
+    Ok(status)
+}
+
+/// The subject key identifier of a CA in hex; the `kid` of a grant key.
+pub(crate) fn identifier(key: &SealedKey, keyring: &Keyring) -> Result<Option<String>, RotationError> {
+    Ok(match (&key.certificate, key.purpose) {
+        // Somebody else's root may have none.
+        (Some(certificate), _) => key_identifier(certificate).ok().map(hex::encode),
+        (None, KeyPurpose::GrantSigning) => Some(keyring.private_key(key)?.public_key().thumbprint().to_string()),
+        (None, _) => None,
+    })
+}
+
+fn of_key(keyring: &Keyring, keys: &Keys, key: &SealedKey) -> Result<KeyStatus, RotationError> {
+    let validity = key.certificate.as_deref().map(validity).transpose()?;
+    let holder = if key.purpose == KeyPurpose::IssuingCa {
+        keys.root_of(key)
+    } else {
+        Some(key)
+    };
+    Ok(KeyStatus {
+        id: key.id,
+        key_identifier: identifier(key, keyring)?,
+        fingerprint: key.certificate.as_deref().map(authority::fingerprint),
+        state: key.state,
+        is_external: holder.is_some_and(|holder| holder.sealed.is_none()),
+        not_before: validity.map(|(from, _)| from),
+        not_after: validity.map(|(_, end)| end),
+        signs_from: key.signs_from,
+        retires_at: keys.retires_at(key),
+        valid_certificates: None,
+    })
+}
