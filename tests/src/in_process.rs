@@ -4,6 +4,7 @@
 
 use std::fmt::{self, Debug};
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 
 use assay_protocol::admin_api::api_keys::Role;
@@ -29,6 +30,7 @@ use crate::answer::Answer;
 use crate::api::{Api, Called};
 use crate::cluster::Database;
 use crate::machine::Machine;
+use crate::processes::program;
 
 /// The servers' public URL; the name leads to the server of the test alone.
 pub const PUBLIC_URL: &str = "https://assay.example.com";
@@ -44,6 +46,7 @@ pub struct InProcess {
     api: Api,
     tls: Arc<ClientConfig>,
     keys: [String; 4],
+    variables: Vec<(String, String)>,
     database: Option<Database<'static>>,
     _data_dir: TempDir,
 }
@@ -69,9 +72,14 @@ impl InProcess {
 
     /// Starts one at another time.
     pub async fn start_at(now: OffsetDateTime, database_url: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_by(MockClock::new(now), database_url, settings).await
+    }
+
+    /// Starts one by the clock of another one: a replica.
+    pub async fn start_by(clock: MockClock, database_url: &str, settings: &[(&str, &str)]) -> Self {
         let data_dir = tempfile::tempdir().unwrap();
-        let clock = MockClock::new(now);
-        let config = config(database_url, &data_dir, settings);
+        let variables = variables(database_url, &data_dir, settings);
+        let config = Config::load(None, variables.clone().into_iter()).unwrap();
         let server = RunningServer::start(&config, Arc::new(clock.clone())).await.unwrap();
         let tls = Arc::new(client_config(&server.roots_pem(), &clock));
         let client = client_builder(&tls, server.address(), &[b"h2", b"http/1.1"]);
@@ -86,9 +94,18 @@ impl InProcess {
             api: Api::with(client, PUBLIC_URL, PUBLIC_URL),
             tls,
             keys,
+            variables,
             database: None,
             _data_dir: data_dir,
         }
+    }
+
+    /// A command of the server's program, configured as this server is. Its clock is the system's.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("assay-server"));
+        command.args(arguments).envs(self.variables.clone());
+        command
     }
 
     /// The server's clock; it stands still, but for [`nonce`](Self::nonce).
@@ -104,6 +121,13 @@ impl InProcess {
     #[must_use]
     pub fn database(&self) -> &Database<'static> {
         self.database.as_ref().unwrap()
+    }
+
+    /// Takes the roots that it has now: one may have come, and another be about to go.
+    pub fn trust_again(&mut self) {
+        self.tls = Arc::new(client_config(&self.roots_pem(), &self.clock));
+        let client = client_builder(&self.tls, self.address(), &[b"h2", b"http/1.1"]);
+        self.api = Api::with(client, PUBLIC_URL, PUBLIC_URL);
     }
 
     /// Where it listens.
@@ -284,7 +308,7 @@ impl Called for Presenting<'_> {
 
 const ROLES: [Role; 4] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty];
 
-fn config(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Config {
+fn variables(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Vec<(String, String)> {
     let data_dir = data_dir.path().display().to_string();
     let basis = [
         ("public_url", PUBLIC_URL),
@@ -300,7 +324,7 @@ fn config(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> 
         let variable = format!("ASSAY_{}", key.to_uppercase().replace('.', "__"));
         (variable, (*value).to_owned())
     });
-    Config::load(None, variables).unwrap()
+    variables.collect()
 }
 
 fn client_builder(tls: &Arc<ClientConfig>, address: SocketAddr, protocols: &[&[u8]]) -> reqwest::ClientBuilder {

@@ -29,5 +29,6 @@ pub mod plans;
 pub mod process;
 pub mod processes;
 pub mod proxy;
+pub mod python;
 pub mod receiver;
 pub mod seed;

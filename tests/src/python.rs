@@ -1,0 +1,81 @@
+//! Python, with the libraries that relying parties use.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use crate::seed::target_directory;
+
+/// A virtual environment with the pinned libraries, kept under `target`: it is made when they change.
+pub async fn with_the_libraries() -> PathBuf {
+    tokio::task::spawn_blocking(environment).await.unwrap()
+}
+
+fn environment() -> PathBuf {
+    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("independent_client/requirements.txt");
+    let hash = digest(&SHA256, &fs::read(&requirements).unwrap());
+    let directory = target_directory().join("independent-client");
+    fs::create_dir_all(&directory).unwrap();
+    // Other runs of the suite wait for the one that makes it.
+    let lock = File::create(directory.join("lock")).unwrap();
+    lock.lock().unwrap();
+
+    let environment = directory.join(&hex::encode(hash)[..16]);
+    let python = environment.join("bin/python");
+    let complete = environment.join("complete");
+    if !complete.exists() {
+        let missing = "the independent client needs Python 3.11 or later with venv and pip: apt-get install \
+                       python3-venv, dnf install python3 or brew install python";
+        run(
+            Command::new("python3").args(["-c", "import sys; assert sys.version_info >= (3, 11), sys.version"]),
+            missing,
+        );
+        run(
+            Command::new("python3")
+                .args(["-m", "venv", "--clear"])
+                .arg(&environment),
+            missing,
+        );
+        run(
+            Command::new(&python)
+                .args([
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "--requirement",
+                ])
+                .arg(&requirements),
+            "the independent client needs the packages of tests/independent_client/requirements.txt, and pip cannot \
+             install them here",
+        );
+        File::create(complete).unwrap();
+    }
+    python
+}
+
+/// # Panics
+/// With one sentence on what to do, and what the command wrote.
+fn run(command: &mut Command, or_else: &str) {
+    let name = command.get_program().to_owned();
+    match command.output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let wrote = [output.stdout, output.stderr].concat();
+            panic!(
+                "{or_else}.\n{} wrote:\n{}",
+                display(&name),
+                String::from_utf8_lossy(&wrote)
+            );
+        }
+        Err(error) => panic!("{or_else}.\n{}: {error}", display(&name)),
+    }
+}
+
+fn display(name: &OsStr) -> String {
+    name.to_string_lossy().into_owned()
+}

@@ -1,0 +1,655 @@
+//! The server's own keys are replaced while machines come and go: issuing CAs, roots and grant keys.
+
+use std::process::Command;
+use std::time::Instant;
+
+use assay_protocol::ProblemKind;
+use assay_protocol::admin_api::api_keys::Role;
+use assay_server::clock::{Clock, MockClock, SystemClock};
+use assay_tests::administrator::{Administrator, text};
+use assay_tests::answer::Answer;
+use assay_tests::api::{Api, Called};
+use assay_tests::cluster::Database;
+use assay_tests::in_process::{Connections, InProcess};
+use assay_tests::installation::{Installation, unlimited};
+use assay_tests::mac::{DONE, Mac, SERVER_UNREACHABLE};
+use assay_tests::machine::Machine;
+use assay_tests::openssl::{Files, openssl};
+use assay_tests::processes::ServerConfiguration;
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::Method;
+use rstest::rstest;
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime};
+
+use super::commands::run;
+
+/// What a replica takes at most to notice a change.
+const NOTICED_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
+const UNLIMITED: [(&str, &str); 2] = [
+    ("rate_limit.machine_per_minute", "0"),
+    ("rate_limit.address_per_minute", "0"),
+];
+
+/// Two replicas in one time, on one database.
+struct Replicas {
+    servers: [InProcess; 2],
+    clock: MockClock,
+    _database: Database<'static>,
+}
+
+/// An enrolled machine, and its newest chain.
+struct Member {
+    machine: Machine,
+    chain: String,
+}
+
+impl Replicas {
+    async fn start(settings: &[(&str, &str)]) -> Self {
+        let (database, clock) = (Database::create().await, MockClock::new(SystemClock.now()));
+        let settings = [UNLIMITED.as_slice(), settings].concat();
+        let url = database.url();
+        let servers = [
+            InProcess::start_by(clock.clone(), &url, &settings).await,
+            InProcess::start_by(clock.clone(), &url, &settings).await,
+        ];
+        Self {
+            servers,
+            clock,
+            _database: database,
+        }
+    }
+
+    async fn enroll(&self, at: usize) -> Member {
+        let (server, machine) = (&self.servers[at], Machine::new());
+        let token = server.enrollment_token(json!({})).await;
+        let enrolled = machine.enroll(server, Some(&token)).await.expect(201).json();
+        Member {
+            machine,
+            chain: text(&enrolled["certificate"], "chain"),
+        }
+    }
+
+    /// What a command of the first replica prints.
+    async fn command(&self, arguments: &[&str]) -> String {
+        succeeds(self.servers[0].command(arguments)).await
+    }
+
+    async fn status(&self) -> Value {
+        serde_json::from_str(&self.command(&["ca", "status", "--json"]).await).unwrap()
+    }
+
+    /// Each replica serves a machine of its own: it renews here, checks in there, and with its certificate in TLS; and a new one
+    /// enrolls.
+    async fn serve(&self, members: &mut [Member; 2]) {
+        let [one, two] = members;
+        tokio::join!(self.serve_one(one, 0, 1), self.serve_one(two, 1, 0));
+    }
+
+    async fn serve_one(&self, member: &mut Member, here: usize, there: usize) {
+        let renewed = member.machine.renew(&self.servers[here]).await.expect(200).json();
+        member.chain = text(&renewed["certificate"], "chain");
+        let _plain = member.machine.check_in(&self.servers[there]).await.expect(200);
+        self.present(member, there).await;
+        let _enrolled = self.enroll(here).await;
+    }
+
+    /// A machine checks in over a new connection with its certificate, alone and with its chain.
+    async fn present(&self, member: &Member, at: usize) {
+        for chain in [member.chain.as_str(), leaf(&member.chain)] {
+            let connection = self.servers[at].presenting(chain, &member.machine, Connections::Kept);
+            let _checked_in = member.machine.check_in(&connection).await.expect(200);
+        }
+    }
+
+    /// Keeps both replicas busy until both are as they should be.
+    async fn serve_until(&self, members: &mut [Member; 2], is_right: impl AsyncFn(&Api) -> bool) {
+        let begun = Instant::now();
+        loop {
+            self.serve(members).await;
+            let [one, two] = [0, 1].map(|at| self.servers[at].api());
+            if is_right(one).await && is_right(two).await {
+                return;
+            }
+            assert!(begun.elapsed() < NOTICED_WITHIN, "the replicas do not notice");
+        }
+    }
+
+    /// Lets so much time pass that the servers' own certificates are over; they issue themselves others.
+    async fn let_pass(&self, time: Duration) {
+        self.clock.advance(time);
+        let begun = Instant::now();
+        for server in &self.servers {
+            let health = || server.http1_client().get(server.api().url("/healthz"));
+            while Answer::or_error(health()).await.is_err() {
+                assert!(begun.elapsed() < NOTICED_WITHIN, "the server's certificate is over");
+            }
+        }
+    }
+
+    /// Waits until both replicas are as they should be.
+    async fn until(&self, is_right: impl AsyncFn(&Api) -> bool) {
+        for server in &self.servers {
+            until(server.api(), &is_right).await;
+        }
+    }
+}
+
+async fn until(api: &Api, is_right: impl AsyncFn(&Api) -> bool) {
+    let begun = Instant::now();
+    while !is_right(api).await {
+        assert!(begun.elapsed() < NOTICED_WITHIN, "the server does not notice");
+    }
+}
+
+/// What a command prints that succeeds.
+async fn succeeds(command: Command) -> String {
+    let outcome = run(command).await;
+    assert_eq!(outcome.code, Some(0), "{}{}", outcome.stdout, outcome.stderr);
+    outcome.stdout
+}
+
+/// The first certificate of a chain.
+fn leaf(chain: &str) -> &str {
+    const END: &str = "-----END CERTIFICATE-----\n";
+    &chain[..chain.find(END).unwrap() + END.len()]
+}
+
+fn certificates(pem: &str) -> usize {
+    pem.matches("BEGIN CERTIFICATE").count()
+}
+
+/// The key identifier of the one key of a kind that is in this state.
+fn identifier(status: &Value, kind: &str, state: &str) -> String {
+    let found: Vec<&Value> = status[kind]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|key| key["state"] == state)
+        .collect();
+    assert_eq!(found.len(), 1, "{state} of {kind} in {status:#}");
+    text(found[0], "key_identifier")
+}
+
+async fn read(api: &Api, path: &str) -> String {
+    api.get(path).await.expect(200).text()
+}
+
+/// What OpenSSL says of a path at a time, with all lists that are published.
+async fn verify(api: &Api, chain: &str, at: OffsetDateTime) -> (bool, String) {
+    let files = Files::new();
+    let roots = files.write("roots.pem", read(api, "/v1/ca/bundle.pem").await);
+    let lists = files.write("lists.pem", read(api, "/v1/ca/crls.pem").await);
+    let (chain, at) = (files.write("chain.pem", chain), at.unix_timestamp().to_string());
+    let [roots, lists, chain] = [&roots, &lists, &chain].map(|path| path.to_str().unwrap());
+    openssl(&[
+        "verify",
+        "-x509_strict",
+        "-crl_check_all",
+        "-attime",
+        &at,
+        "-CRLfile",
+        lists,
+        "-CAfile",
+        roots,
+        "-untrusted",
+        chain,
+        chain,
+    ])
+    .await
+}
+
+/// What OCSP says of a certificate of a CA, after OpenSSL has verified the answer at a time.
+async fn ocsp(api: &Api, issuer: &str, chain: &str, at: OffsetDateTime) -> String {
+    let files = Files::new();
+    let der = api.get(&format!("/v1/ca/issuer/{issuer}")).await.expect(200).body;
+    let issuer = pem::encode(&pem::Pem::new("CERTIFICATE", der));
+    let issuer = files.write("issuer.pem", issuer);
+    let (leaf, roots) = (
+        files.write("leaf.pem", leaf(chain)),
+        files.write("roots.pem", read(api, "/v1/ca/bundle.pem").await),
+    );
+    let (request, response) = (files.path("request.der"), files.path("response.der"));
+    let [issuer, leaf, roots, request_path, response_path] =
+        [&issuer, &leaf, &roots, &request, &response].map(|path| path.to_str().unwrap());
+    let which = ["ocsp", "-issuer", issuer, "-cert", leaf, "-no_nonce"];
+    let (made, said) = openssl(&[&which[..], &["-reqout", request_path]].concat()).await;
+    assert!(made, "{said}");
+    let post = api.request(Method::POST, "/v1/ca/ocsp");
+    let post = post.header("content-type", "application/ocsp-request");
+    let answer = Answer::to(post.body(std::fs::read(&request).unwrap()))
+        .await
+        .expect(200);
+    std::fs::write(&response, answer.body).unwrap();
+    let at = at.unix_timestamp().to_string();
+    let verify = [
+        "-respin",
+        response_path,
+        "-CAfile",
+        roots,
+        "-verify_other",
+        issuer,
+        "-attime",
+        &at,
+    ];
+    // To that command, answers are of now.
+    let any_time = ["-validity_period", "1000000"];
+    let (_, said) = openssl(&[&which[..], &verify, &any_time].concat()).await;
+    assert!(said.contains("Response verify OK"), "{said}");
+    said
+}
+
+/// How often each action on a key is in the audit.
+async fn actions(server: &InProcess, action: &str) -> usize {
+    let audit = server.get("/v1/admin/audit?resource=sealed-key&limit=500").await.json();
+    let entries = audit["items"].as_array().unwrap();
+    entries.iter().filter(|entry| entry["action"] == action).count()
+}
+
+/// Where the list of a CA is.
+fn list_of(ca: &str) -> String {
+    format!("/v1/ca/crl/{ca}")
+}
+
+/// One CA that issues, its root, and as many others.
+async fn has_others(api: &Api, others: usize) -> bool {
+    certificates(&read(api, "/v1/ca/chain.pem").await) == 2 + others
+}
+
+async fn issues(api: &Api, ca: &str) -> bool {
+    let [current, ca] = [
+        api.get("/v1/ca/issuer.cer").await,
+        api.get(&format!("/v1/ca/issuer/{ca}")).await,
+    ];
+    current.body == ca.expect(200).body
+}
+
+#[tokio::test]
+async fn an_issuing_ca_is_replaced_under_load_and_nobody_is_refused() {
+    let replicas = Replicas::start(&[]).await;
+    let mut members = [replicas.enroll(0).await, replicas.enroll(1).await];
+    replicas.serve(&mut members).await;
+    let old = identifier(&replicas.status().await, "issuing_cas", "current");
+    let of_old = replicas.enroll(0).await;
+
+    // Published on both replicas, with its list, and not signing yet.
+    let said = replicas.command(&["ca", "rotate"]).await;
+    replicas
+        .serve_until(&mut members, async |api| has_others(api, 1).await)
+        .await;
+    let status = replicas.status().await;
+    let next = identifier(&status, "issuing_cas", "next");
+    assert!(said.starts_with(&format!("{next} is prepared")), "{said}");
+    assert_eq!(identifier(&status, "issuing_cas", "current"), old);
+    replicas
+        .until(async |api| api.get(&list_of(&next)).await.status == 200)
+        .await;
+
+    // It signs, and what the old one has issued is good all the same.
+    replicas.clock.advance(Duration::days(1) + Duration::minutes(1));
+    replicas
+        .serve_until(&mut members, async |api| issues(api, &next).await)
+        .await;
+    replicas.serve(&mut members).await;
+    for at in [0, 1] {
+        replicas.present(&of_old, at).await;
+        both_are_good(&replicas, at, (&of_old, &old), (&members[at], &next)).await;
+    }
+    status_shows_both(&replicas, &old, &next).await;
+    revocation_is_on_the_old_list(&replicas, &of_old, &old).await;
+
+    // Nothing that it signed is valid any more.
+    replicas.clock.advance(Duration::days(6));
+    replicas.serve(&mut members).await;
+    let there = &replicas.servers[1];
+    until(there.api(), async |api| api.get(&list_of(&old)).await.status == 200).await;
+    replicas.clock.advance(Duration::days(3));
+    replicas
+        .serve_until(&mut members, async |api| has_others(api, 0).await)
+        .await;
+    for path in [list_of(&old), format!("/v1/ca/issuer/{old}")] {
+        let _gone = there.api().get(&path).await.expect_problem(ProblemKind::NotFound);
+    }
+    for action in ["key.prepare", "key.supersede", "key.activate", "key.retire"] {
+        assert_eq!(actions(there, action).await, 1, "{action}");
+    }
+}
+
+/// Relying parties accept machines of both CAs, each with the lists and the responder of its own.
+async fn both_are_good(replicas: &Replicas, at: usize, old: (&Member, &str), next: (&Member, &str)) {
+    let (api, now) = (replicas.servers[at].api(), replicas.clock.now());
+    for (member, ca) in [old, next] {
+        let (valid, said) = verify(api, &member.chain, now).await;
+        assert!(valid, "{said}");
+        let said = ocsp(api, ca, &member.chain, now).await;
+        assert!(said.contains(": good"), "{said}");
+    }
+    let [list, of_next] = [api.get("/v1/ca/crl").await, api.get(&list_of(next.1)).await];
+    assert_eq!(list.body, of_next.body);
+}
+
+async fn status_shows_both(replicas: &Replicas, old: &str, next: &str) {
+    let status = replicas.status().await;
+    assert_eq!(identifier(&status, "issuing_cas", "previous"), old);
+    for ca in status["issuing_cas"].as_array().unwrap() {
+        assert!(ca["valid_certificates"].as_u64().unwrap() > 2, "{status:#}");
+        assert_eq!(ca["retires_at"].is_string(), ca["state"] == "previous", "{status:#}");
+    }
+    let said = replicas.command(&["ca", "status"]).await;
+    for expected in [
+        "Roots",
+        "Issuing CAs",
+        "Grant keys",
+        old,
+        next,
+        "previous",
+        "retires at",
+        "valid certificates",
+    ] {
+        assert!(said.contains(expected), "{expected} in {said}");
+    }
+}
+
+async fn revocation_is_on_the_old_list(replicas: &Replicas, of_old: &Member, old: &str) {
+    let ([here, there], now) = (&replicas.servers, replicas.clock.now());
+    let before = there.api().get(&list_of(old)).await;
+    let (path, reason) = (format!("{}/revoke", of_old.machine.path()), json!({"reason": "sold"}));
+    let _revoked = here.post(&path, &reason).await.expect(200);
+    until(there.api(), async |api| {
+        api.get(&list_of(old)).await.header("etag") != before.header("etag")
+    })
+    .await;
+    let (valid, said) = verify(there.api(), &of_old.chain, now).await;
+    assert!(!valid && said.contains("certificate revoked"), "{said}");
+    assert!(ocsp(there.api(), old, &of_old.chain, now).await.contains(": revoked"));
+}
+
+#[tokio::test]
+async fn of_two_who_rotate_at_once_one_wins_and_both_learn_of_it() {
+    let server = InProcess::start().await;
+    for what in [&["ca", "rotate"][..], &["ca", "rotate", "--grant-key"]] {
+        let rotations = [(); 3].map(|()| succeeds(server.command(what)));
+        let [one, two, three] = rotations;
+        let (one, two, three) = tokio::join!(one, two, three);
+        let said = [one, two, three];
+        let new = said.iter().filter(|said| said.contains("is prepared")).count();
+        let before = said.iter().filter(|said| said.contains("was prepared before")).count();
+        assert_eq!((new, before), (1, 2), "{said:?}");
+        let keys: Vec<&str> = said.iter().map(|said| said.split_once(' ').unwrap().0).collect();
+        assert!(keys.iter().all(|key| *key == keys[0]), "{said:?}");
+    }
+    assert_eq!(actions(&server, "key.prepare").await, 2);
+    // Another root cannot be had at the same time.
+    let refused = run(server.command(&["ca", "rotate", "--root"])).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
+    assert!(refused.stderr.contains("is prepared already"), "{}", refused.stderr);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_without_keys_says_so() {
+    let database = Database::create().await;
+    let configuration = ServerConfiguration::new(&database);
+    let _migrated = succeeds(configuration.command(&["migrate"])).await;
+    for command in ["status", "rotate", "csr"] {
+        let refused = run(configuration.command(&["ca", command])).await;
+        assert_eq!(refused.code, Some(1));
+        assert!(refused.stderr.contains("has no keys yet"), "{}", refused.stderr);
+    }
+}
+
+/// The `kid` of a machine's grant token.
+async fn kid_of_a_grant(server: &InProcess, machine: &Machine) -> (String, String) {
+    let checked_in = machine.check_in(server).await.expect(200).json();
+    let token = text(&checked_in["grants"][0], "token");
+    let header = URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    (text(&header, "kid"), token)
+}
+
+async fn kids(api: &Api) -> Vec<String> {
+    let keys = api.get("/.well-known/jwks.json").await.expect(200).json();
+    let keys = keys["keys"].as_array().unwrap();
+    keys.iter().map(|key| text(key, "kid")).collect()
+}
+
+/// By an administrator, and by age.
+#[rstest]
+#[case::by_an_administrator(true)]
+#[case::by_age(false)]
+#[tokio::test]
+async fn a_grant_key_is_published_before_it_signs_and_until_its_tokens_have_expired(#[case] is_asked_for: bool) {
+    let replicas = Replicas::start(&[]).await;
+    let [here, there] = &replicas.servers;
+    let administrator = Administrator::new(here.api().clone(), here.api_key(Role::Admin));
+    let member = replicas.enroll(0).await;
+    let permission = administrator.permission("build").await;
+    administrator.grant(&permission, &member.machine, json!({})).await;
+    let (old, _) = kid_of_a_grant(here, &member.machine).await;
+    assert_eq!(kids(here.api()).await, std::slice::from_ref(&old));
+
+    if is_asked_for {
+        let _prepared = replicas.command(&["ca", "rotate", "--grant-key"]).await;
+    } else {
+        replicas.let_pass(Duration::days(90) - Duration::hours(1)).await;
+    }
+    replicas.until(async |api| kids(api).await.len() == 2).await;
+    let next = kids(here.api()).await.remove(1);
+    assert_eq!(kids(here.api()).await[0], old, "the one that signs now first");
+    let (kid, token) = kid_of_a_grant(there, &member.machine).await;
+    assert_eq!(kid, old);
+
+    // An hour later it signs, and what the old one has signed is good all the same.
+    replicas.clock.advance(Duration::hours(1) + Duration::minutes(1));
+    replicas.until(async |api| kids(api).await[0] == next).await;
+    let (kid, fresh) = kid_of_a_grant(there, &member.machine).await;
+    assert_eq!((&kid, kids(here.api()).await), (&next, vec![next.clone(), old.clone()]));
+    let is_active = async |server: &InProcess, token: &str| {
+        let introspect = server.request(Method::POST, "/v1/introspect");
+        let introspect = introspect.bearer_auth(server.api_key(Role::RelyingParty));
+        let answer = server
+            .send(
+                introspect
+                    .header("content-type", "application/x-www-form-urlencoded")
+                    .body(format!("token={token}")),
+            )
+            .await;
+        answer.expect(200).json()["active"].clone()
+    };
+    assert_eq!(is_active(here, &fresh).await, true);
+    assert_eq!(is_active(here, &token).await, false, "its ten minutes are over");
+
+    replicas.clock.advance(Duration::minutes(14));
+    replicas.until(async |api| kids(api).await.len() == 2).await;
+    replicas.clock.advance(Duration::minutes(2));
+    replicas.until(async |api| kids(api).await == [next.clone()]).await;
+    let _goes_on = member.machine.check_in(here).await.expect(200);
+}
+
+#[tokio::test]
+async fn an_issuing_ca_is_replaced_by_itself_long_before_it_ends() {
+    let replicas = Replicas::start(&[]).await;
+    let mut members = [replicas.enroll(0).await, replicas.enroll(1).await];
+    let first = identifier(&replicas.status().await, "issuing_cas", "current");
+    let is_published = async |api: &Api| has_others(api, 1).await;
+    let [here, there] = &replicas.servers;
+    // A machine that was away for longer than its renewal grace would have to enroll again.
+    for _ in 0..6 {
+        replicas.let_pass(Duration::days(80)).await;
+        replicas.serve(&mut members).await;
+        assert!(
+            !is_published(here.api()).await,
+            "two thirds of its two years are not over"
+        );
+    }
+    replicas.clock.advance(Duration::days(8));
+    replicas.serve_until(&mut members, is_published).await;
+    replicas.clock.advance(Duration::days(1) + Duration::minutes(1));
+    let old = here.api().get(&format!("/v1/ca/issuer/{first}")).await.expect(200).body;
+    let is_replaced = async |api: &Api| api.get("/v1/ca/issuer.cer").await.body != old;
+    replicas.serve_until(&mut members, is_replaced).await;
+    for server in [here, there] {
+        assert!(
+            certificates(&read(server.api(), "/v1/ca/bundle.pem").await) == 1,
+            "under the same root"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_goes_on_where_a_server_that_was_stopped_has_left_it() {
+    let database = Database::create().await;
+    let server = InProcess::start_on(&database.url(), &[]).await;
+    let said = succeeds(server.command(&["ca", "rotate"])).await;
+    let next = said.split_once(' ').unwrap().0;
+    let later = server.clock().now() + Duration::days(2);
+    server.stop().await;
+    let server = InProcess::start_at(later, &database.url(), &[]).await;
+    assert!(issues(server.api(), next).await);
+    let _enrolled = server.enrolled("AFTERWARDS").await;
+    server.stop().await;
+}
+
+/// A server that nobody has started for so long that all of its certificates are over.
+#[tokio::test]
+async fn a_server_whose_issuing_ca_has_ended_makes_another_at_its_start() {
+    let database = Database::create().await;
+    let server = InProcess::start_on(&database.url(), &[]).await;
+    let machine = server.enrolled("LONG-AGO").await;
+    let later = server.clock().now() + Duration::days(19 * 365);
+    server.stop().await;
+    let server = InProcess::start_at(later, &database.url(), &[]).await;
+    let _enrolled = server.enrolled("NOW").await;
+    let _still_known = machine.check_in(&server).await.expect(200);
+    let bundle = read(server.api(), "/v1/ca/bundle.pem").await;
+    assert_eq!(
+        certificates(&bundle),
+        2,
+        "the old root would cut the new CA's life short"
+    );
+    server.stop().await;
+}
+
+/// Two machines that were set up by the fingerprint of the root.
+async fn set_up_by_fingerprint(installation: &Installation, fingerprint: &str) -> [Mac; 2] {
+    let macs = [Mac::new(installation), Mac::new(installation)];
+    for mac in &macs {
+        let token = installation.administrator().token(json!({})).await.secret;
+        let enroll = ["enroll", "--server", mac.url(), "--ca-fingerprint", fingerprint];
+        let _enrolled = mac.run(&[&enroll[..], &["--token", &token]].concat(), DONE).await;
+    }
+    macs
+}
+
+/// What an agent remembers.
+fn state(mac: &Mac) -> Value {
+    serde_json::from_slice(&std::fs::read(mac.state().join("state.json")).unwrap()).unwrap()
+}
+
+/// What was prepared signs now: these servers have the system's clock, which nobody sets.
+async fn overlap_is_over(database: &Database<'_>) {
+    let mut transaction = database.pool().await.begin().await.unwrap();
+    for statement in [
+        "UPDATE sealed_keys SET signs_from = now() WHERE state = 'next'",
+        "UPDATE settings SET authority_version = authority_version + 1",
+    ] {
+        sqlx::query(statement).execute(&mut *transaction).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+}
+
+/// Waits until the server's own certificate is under another root than the one that it began with.
+async fn root_is_replaced(installation: &Installation) {
+    let origin = format!("https://{}", installation.servers[0].address());
+    let begun = Instant::now();
+    loop {
+        let by_the_old_root = Api::new(&origin, &origin, &installation.roots);
+        if Answer::or_error(by_the_old_root.request(Method::GET, "/healthz"))
+            .await
+            .is_err()
+        {
+            return;
+        }
+        assert!(
+            begun.elapsed() < NOTICED_WITHIN,
+            "the server's certificate stays as it was"
+        );
+    }
+}
+
+#[tokio::test]
+async fn machines_take_a_new_root_with_a_check_in_before_anything_is_issued_under_it() {
+    let database = Database::create().await;
+    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let api = installation.api(0);
+    let root = pem::parse(&installation.roots).unwrap();
+    let fingerprint = hex::encode(digest(&SHA256, root.contents()));
+    let [follows, sleeps] = set_up_by_fingerprint(&installation, &fingerprint).await;
+
+    let rotate = installation.servers[0]
+        .configuration()
+        .command(&["ca", "rotate", "--root"]);
+    let _rotated = succeeds(rotate).await;
+    until(&api, async |api| {
+        certificates(&read(api, "/v1/ca/bundle.pem").await) == 2
+    })
+    .await;
+    let _checked_in = follows.run(&["run", "--once"], DONE).await;
+    let remembered = state(&follows);
+    let bundle = read(&api, "/v1/ca/bundle.pem").await;
+    assert_eq!(remembered["machine"]["trust_bundle"], json!(bundle));
+    assert_eq!(certificates(&text(&remembered["server"]["trust"], "certificates")), 2);
+    let first = pem::parse_many(&bundle).unwrap().remove(0);
+    assert_eq!(
+        first.contents(),
+        root.contents(),
+        "the root of the CA that issues now comes first"
+    );
+
+    // Who has it goes on, and who was away cannot tell the server from an impostor.
+    overlap_is_over(&database).await;
+    root_is_replaced(&installation).await;
+    let _checked_in = follows.run(&["run", "--once"], DONE).await;
+    let _renewed = follows.run(&["renew"], DONE).await;
+    let _lost = sleeps.run(&["run", "--once"], SERVER_UNREACHABLE).await;
+    // The one is set up as before by the old fingerprint; the other needs to be told the new one.
+    let status = succeeds(
+        installation.servers[0]
+            .configuration()
+            .command(&["ca", "status", "--json"]),
+    )
+    .await;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let roots = status["roots"].as_array().unwrap();
+    let current = text(
+        roots.iter().find(|root| root["state"] == "current").unwrap(),
+        "fingerprint",
+    );
+    assert_ne!(current, fingerprint);
+    for (mac, fingerprint) in [(&follows, fingerprint), (&sleeps, current)] {
+        let enroll = ["enroll", "--server", mac.url(), "--ca-fingerprint", &fingerprint];
+        let _again = mac.run(&enroll, DONE).await;
+        let _checked_in = mac.run(&["run", "--once"], DONE).await;
+    }
+}
+
+#[tokio::test]
+async fn a_check_in_brings_the_roots_to_whoever_names_others() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("ROOTS").await;
+    let bundle = read(server.api(), "/v1/ca/bundle.pem").await;
+    let same = URL_SAFE_NO_PAD.encode(digest(&SHA256, bundle.as_bytes()));
+    for (names, brought) in [
+        (json!(null), Value::Null),
+        (json!(same), Value::Null),
+        (json!(""), json!(bundle)),
+        (json!("x".repeat(1000)), json!(bundle)),
+    ] {
+        let mut body = machine.check_in_body(&server, &server.nonce().await);
+        body["trust_bundle_sha256"] = names;
+        let answer = server.call("/v1/check-in", &body).await.expect(200).json();
+        assert_eq!(answer["trust_bundle"], brought, "{body}");
+    }
+    server.stop().await;
+}
