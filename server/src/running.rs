@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use zeroize::Zeroizing;
 
 use crate::{
     administration::{
@@ -20,7 +21,7 @@ use crate::{
     audit::{Origin, sealing},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
-    config::{ClientCertificates, Config, Tls},
+    config::{self, ClientCertificates, Config, Tls},
     database::{Database, DatabaseError},
     enrollment::expiry,
     events::{
@@ -31,6 +32,8 @@ use crate::{
     http::{self, Peers},
     lifecycle::{self, ConnectionLimits},
     machines::noted_liveness::{self, LargeFleet},
+    mdm::{NanoMdm, asking},
+    outgoing::ClientError,
     rate_limits::RateLimits,
     retention,
     revocation::{Revocation, lists},
@@ -85,9 +88,18 @@ pub enum RunError {
     /// The feed of events cannot begin.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Nothing to deliver to webhooks with.
+    /// Nothing to call other servers with.
     #[error(transparent)]
-    Webhooks(#[from] webhooks::ClientError),
+    Client(#[from] ClientError),
+    /// The key of an MDM.
+    #[error("mdm.nanomdm.api_key_file {} cannot be used", path.display())]
+    MdmKey {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// Somebody else listens there, or nobody may.
     #[error("cannot listen on {address} ({key})")]
     Listen {
@@ -280,6 +292,7 @@ fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &C
     run(|services, shutdown| sealing::run_sealer(services, shutdown).boxed());
     run(|services, shutdown| noted_liveness::run_sweeper(services, shutdown).boxed());
     run(|services, shutdown| lapsing::run(services, shutdown).boxed());
+    run(|services, shutdown| asking::run(services, shutdown).boxed());
     run(|services, shutdown| expiry::run(services, shutdown).boxed());
     run(|services, shutdown| announcing::run_announcer(services, shutdown).boxed());
     run(|services, shutdown| feed::run_reader(services, shutdown).boxed());
@@ -299,7 +312,7 @@ fn assemble(
     founded: Founded,
     feed: Arc<Feed>,
     attestation_roots: AttestationRoots,
-) -> Result<Arc<Services>, webhooks::ClientError> {
+) -> Result<Arc<Services>, RunError> {
     Ok(Arc::new(Services {
         policy: Policy::of(config),
         clock,
@@ -318,8 +331,30 @@ fn assemble(
         webhook_client: webhooks::Client::new()?,
         revocation: Revocation::new(),
         attestation_roots,
+        nano_mdm: config.nano_mdm.as_ref().map(nano_mdm).transpose()?,
         metrics,
     }))
+}
+
+fn nano_mdm(config: &config::NanoMdm) -> Result<NanoMdm, RunError> {
+    let api_key = match &config.api_key {
+        config::ApiKey::Value(value) => value.clone(),
+        config::ApiKey::File(path) => read_secret(path).map_err(|source| RunError::MdmKey {
+            path: path.clone(),
+            source,
+        })?,
+    };
+    Ok(NanoMdm::new(config.url.clone(), api_key)?)
+}
+
+/// A file that holds a secret, with or without a line break behind it.
+fn read_secret(path: &std::path::Path) -> std::io::Result<SecretString> {
+    let text = Zeroizing::new(std::fs::read_to_string(path)?);
+    let secret = text.trim();
+    if secret.is_empty() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "it is empty"));
+    }
+    Ok(SecretString::from(secret))
 }
 
 fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc<ServerCertificate>>, TlsError> {

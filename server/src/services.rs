@@ -14,6 +14,7 @@ use crate::{
     config::{ClientCertificates, Config, Reenrollment, WithoutToken},
     events::feed::Feed,
     machines::noted_liveness::LargeFleet,
+    mdm::NanoMdm,
     rate_limits::RateLimits,
     retention::Retention,
     revocation::Revocation,
@@ -43,6 +44,8 @@ pub(crate) struct Services {
     pub(crate) revocation: Revocation,
     /// Whose attestations of machines count.
     pub(crate) attestation_roots: AttestationRoots,
+    /// Whom machines are asked through for their attestations; `None` leaves that to others.
+    pub(crate) nano_mdm: Option<NanoMdm>,
     pub(crate) metrics: Arc<Metrics>,
 }
 

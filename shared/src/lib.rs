@@ -10,6 +10,7 @@ pub mod csr;
 pub mod evidence;
 pub mod key;
 pub mod machine;
+pub mod mdm_api;
 mod object;
 pub mod problem;
 pub mod text;

@@ -144,6 +144,27 @@ pub fn body_of(chain: &[Vec<u8>]) -> Value {
     json!({"x5c": chain.iter().map(|der| STANDARD.encode(der)).collect::<Vec<_>>()})
 }
 
+/// What a Mac sends to its MDM in answer to a `DeviceInformation`, with this attestation: a property list in XML.
+#[must_use]
+pub fn device_information(udid: &str, chain: Option<&[Vec<u8>]>) -> String {
+    let attestation = chain.map_or_else(String::new, |chain| {
+        let data = chain
+            .iter()
+            .map(|der| format!("<data>\n\t{}\n</data>", STANDARD.encode(der)));
+        format!(
+            "<key>DevicePropertiesAttestation</key><array>{}</array>",
+            data.collect::<String>()
+        )
+    });
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">\n\
+         <plist version=\"1.0\"><dict><key>CommandUUID</key><string>0001</string><key>QueryResponses</key><dict>\
+         {attestation}</dict><key>Status</key><string>Acknowledged</string><key>UDID</key><string>{udid}</string>\
+         </dict></plist>\n"
+    )
+}
+
 fn key() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap()
 }

@@ -228,6 +228,7 @@ fn other_lists(sample: &Sample) -> Vec<List> {
         list("certificates of a machine", format!("machines/{busy}/certificates"))
             .most_pages(FEW)
             .or_empty(),
+        list("machines to attest", "apple-attestations/due"),
         list("enrollments", "enrollments").most_pages(FEW),
         list("enrollments that wait, 1 in 1000", "enrollments?status=pending").most_pages(FEW),
         empty("enrollments that were denied, none", "enrollments?status=denied").most_pages(FEW),

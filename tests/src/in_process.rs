@@ -45,7 +45,7 @@ pub struct InProcess {
     clock: MockClock,
     api: Api,
     tls: Arc<ClientConfig>,
-    keys: [String; 4],
+    keys: [String; ROLES.len()],
     variables: Vec<(String, String)>,
     database: Option<Database<'static>>,
     _data_dir: TempDir,
@@ -83,7 +83,7 @@ impl InProcess {
         let server = RunningServer::start(&config, Arc::new(clock.clone())).await.unwrap();
         let tls = Arc::new(client_config(&server.roots_pem(), &clock));
         let client = client_builder(&tls, server.address(), &[b"h2", b"http/1.1"]);
-        let mut keys = [const { String::new() }; 4];
+        let mut keys = [const { String::new() }; ROLES.len()];
         for (key, role) in keys.iter_mut().zip(ROLES) {
             let secret = server.create_api_key(&format!("{role:?}"), role).await.unwrap();
             secret.expose_secret().clone_into(key);
@@ -306,7 +306,7 @@ impl Called for Presenting<'_> {
     }
 }
 
-const ROLES: [Role; 4] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty];
+const ROLES: [Role; 5] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty, Role::Mdm];
 
 fn variables(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Vec<(String, String)> {
     let data_dir = data_dir.path().display().to_string();

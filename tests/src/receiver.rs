@@ -1,4 +1,5 @@
-//! A receiver of webhooks that hands what it gets to the test, and answers what the test says.
+//! A server for one test, which hands what it gets to the test and answers what the test says: a receiver of webhooks, or
+//! an MDM.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,6 +26,8 @@ pub struct Receiver {
 /// One request, which waits for its answer. Dropped, it closes the connection without one.
 #[derive(Debug)]
 pub struct Received {
+    /// Method and path.
+    pub target: String,
     /// By their names in lower case.
     pub headers: BTreeMap<String, String>,
     /// As it was sent.
@@ -51,19 +54,35 @@ impl Receiver {
         }
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// Where deliveries go.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}/hook", self.address)
+        format!("{}/hook", self.origin())
     }
 
-    /// What comes next.
+    /// The delivery that comes next.
+    ///
+    /// # Panics
+    /// When nothing comes for long, or something else.
+    pub async fn next(&mut self) -> Received {
+        let received = self.next_request().await;
+        assert_eq!(received.target, "POST /hook");
+        received
+    }
+
+    /// The request that comes next.
     ///
     /// # Panics
     /// When nothing comes for long.
-    pub async fn next(&mut self) -> Received {
+    pub async fn next_request(&mut self) -> Received {
         let received = tokio::time::timeout(SENT_WITHIN, self.received.recv()).await;
-        received.expect("nothing was delivered").unwrap()
+        received.expect("nothing came").unwrap()
     }
 
     /// Whether something has come that the test did not take.
@@ -106,19 +125,36 @@ impl Received {
 
     /// Answers with a status, and a header where there is one.
     pub fn answer(self, status: u16, header: Option<&str>) {
+        self.answer_with(status, header, "");
+    }
+
+    /// Answers with a status and JSON.
+    pub fn answer_json(self, status: u16, body: &Value) {
+        self.answer_with(status, Some("Content-Type: application/json"), &body.to_string());
+    }
+
+    fn answer_with(self, status: u16, header: Option<&str>, body: &str) {
         let header = header.map(|header| format!("{header}\r\n")).unwrap_or_default();
-        let answer = format!("HTTP/1.1 {status} Status\r\n{header}Content-Length: 0\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let answer =
+            format!("HTTP/1.1 {status} Status\r\n{header}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
         // Whoever asked may be gone.
         let _ = self.answer.send(answer);
     }
 }
 
 async fn serve(mut connection: TcpStream, received: mpsc::UnboundedSender<Received>) {
-    let Some((headers, body)) = read(&mut connection).await else {
+    let Some((target, headers, body)) = read(&mut connection).await else {
         return;
     };
     let (answer, answered) = oneshot::channel();
-    if received.send(Received { headers, body, answer }).is_err() {
+    let request = Received {
+        target,
+        headers,
+        body,
+        answer,
+    };
+    if received.send(request).is_err() {
         return;
     }
     if let Ok(answer) = answered.await {
@@ -127,7 +163,7 @@ async fn serve(mut connection: TcpStream, received: mpsc::UnboundedSender<Receiv
     }
 }
 
-async fn read(connection: &mut TcpStream) -> Option<(BTreeMap<String, String>, Vec<u8>)> {
+async fn read(connection: &mut TcpStream) -> Option<(String, BTreeMap<String, String>, Vec<u8>)> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -140,7 +176,7 @@ async fn read(connection: &mut TcpStream) -> Option<(BTreeMap<String, String>, V
     let mut body = bytes.split_off(end + 4);
     let head = String::from_utf8(bytes).unwrap();
     let mut lines = head.lines();
-    assert_eq!(lines.next(), Some("POST /hook HTTP/1.1"));
+    let target = lines.next()?.strip_suffix(" HTTP/1.1").unwrap().to_owned();
     let header = |line: &str| {
         let (name, value) = line.split_once(':')?;
         Some((name.to_lowercase(), value.trim().to_owned()))
@@ -152,5 +188,5 @@ async fn read(connection: &mut TcpStream) -> Option<(BTreeMap<String, String>, V
             return None;
         }
     }
-    Some((headers, body))
+    Some((target, headers, body))
 }

@@ -13,7 +13,7 @@ use crate::{
         AppleAttestation, AttestationError, AttestationRoots, CertificateDescription, UnverifiedAttestation,
     },
     clock::Clock,
-    http::Chain,
+    error_chain::Chain,
 };
 
 /// What to verify, against what.

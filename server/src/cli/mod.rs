@@ -19,7 +19,8 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     database::{Database, DatabaseError},
-    http::{self, Chain},
+    error_chain::Chain,
+    http,
     running::RunError,
     telemetry::logging::LoggingError,
 };

@@ -5,6 +5,7 @@
 
 mod environment;
 mod error;
+mod mdm;
 mod public_url;
 mod settings;
 mod tls;
@@ -27,6 +28,7 @@ use settings::Settings;
 
 pub use environment::{process_environment, search_path};
 pub use error::{ConfigError, KeyError};
+pub use mdm::{ApiKey, NanoMdm};
 pub use public_url::{PublicUrl, PublicUrlError};
 pub use tls::{ClientCertificates, Tls};
 pub use trust_domain::{TrustDomain, TrustDomainError};
@@ -75,6 +77,8 @@ pub struct Config {
     pub retention: Retention,
     /// What Apple attests.
     pub apple: Apple,
+    /// The MDM that machines are asked through for their attestations; none where the server asks nobody.
+    pub nano_mdm: Option<NanoMdm>,
     /// Calls a minute.
     pub rate_limit: RateLimit,
     /// Logs.
@@ -279,6 +283,7 @@ impl Config {
         let enrollment = Enrollment::read(settings);
         let retention = Retention::read(settings);
         let apple = Apple::read(settings);
+        let nano_mdm = NanoMdm::read(settings);
         let rate_limit = RateLimit::read(settings);
         let log = Log::read(settings);
         Some(Self {
@@ -299,6 +304,7 @@ impl Config {
             enrollment,
             retention,
             apple,
+            nano_mdm,
             rate_limit,
             log,
         })
@@ -670,6 +676,21 @@ mod tests {
         "ASSAY_APPLE__ATTESTATION_MAX_AGE",
         "90",
         "apple.attestation_max_age (ASSAY_APPLE__ATTESTATION_MAX_AGE) is \"90\", and must be a time with a unit, as in 90s, 5m or 7d"
+    )]
+    #[case(
+        "ASSAY_MDM__NANOMDM__URL",
+        "http://mdm.example.com:9000",
+        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) is required beside mdm.nanomdm.url, or mdm.nanomdm.api_key_file; mdm.nanomdm.url (ASSAY_MDM__NANOMDM__URL) is \"http://mdm.example.com:9000\": it must begin with https:// (plain http only for a loopback host), and hold neither credentials nor a query"
+    )]
+    #[case(
+        "ASSAY_MDM__NANOMDM__URL",
+        "https://mdm.example.com",
+        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) is required beside mdm.nanomdm.url, or mdm.nanomdm.api_key_file"
+    )]
+    #[case(
+        "ASSAY_MDM__NANOMDM__API_KEY",
+        "hunter2",
+        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) has a meaning only beside mdm.nanomdm.url"
     )]
     #[case(
         "ASSAY_LOG__LEVEL",

@@ -13,7 +13,9 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, header, request::Parts},
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::{problem::ApiProblem, rate_limit, request_id::RequestId};
 use crate::{
@@ -38,6 +40,8 @@ pub(crate) trait Demand {
     fn allows(role: Role) -> bool;
     /// The lowest role that may, for the refusal.
     const NAME: &'static str;
+    /// Whether the key may come as the password of HTTP Basic: for callers that are configured with a URL and nothing else.
+    const TAKES_BASIC: bool = false;
 }
 
 /// Reads.
@@ -49,6 +53,8 @@ pub(crate) struct Admin;
 /// Introspects, and nothing else. Nobody else introspects: a key that leaks from a relying party is worth this alone, and
 /// an administrator's key has no business there.
 pub(crate) struct RelyingParty;
+/// Sends the events of an MDM, and nothing else; nobody else does, for the same reasons.
+pub(crate) struct Mdm;
 
 impl Demand for Viewer {
     const NAME: &'static str = "viewer";
@@ -82,13 +88,22 @@ impl Demand for RelyingParty {
     }
 }
 
+impl Demand for Mdm {
+    const NAME: &'static str = "mdm";
+    const TAKES_BASIC: bool = true;
+
+    fn allows(role: Role) -> bool {
+        matches!(role, Role::Mdm)
+    }
+}
+
 impl<R: Demand> FromRequestParts<Arc<Services>> for Authorized<R> {
     type Rejection = ApiProblem;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
-        let secret = bearer(&parts.headers)?;
+        let secret = presented_key(&parts.headers, R::TAKES_BASIC)?;
         let mut connection = services.store.connection().await?;
-        let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(secret)).await?;
+        let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(&secret)).await?;
         drop(connection);
         let Some(api_key) = api_key.filter(|key| secrets::serves(key.expires_at, key.revoked_at, services.clock.now()))
         else {
@@ -119,17 +134,30 @@ impl<R: Demand> FromRequestParts<Arc<Services>> for Authorized<R> {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Result<&str, ApiProblem> {
+fn presented_key(headers: &HeaderMap, takes_basic: bool) -> Result<Zeroizing<String>, ApiProblem> {
     let value = headers
         .get(header::AUTHORIZATION)
         .ok_or_else(|| unauthenticated("there is no Authorization: Bearer header"))?;
-    value
-        .to_str()
-        .ok()
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, secret)| secret.trim())
-        .ok_or_else(|| unauthenticated("the Authorization header is not of the form: Bearer API-KEY"))
+    let value = value.to_str().ok().and_then(|value| value.split_once(' '));
+    let key = match value {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Some(Zeroizing::new(key.trim().to_owned())),
+        Some((scheme, credentials)) if takes_basic && scheme.eq_ignore_ascii_case("basic") => password(credentials),
+        _ => None,
+    };
+    key.ok_or_else(|| {
+        unauthenticated(if takes_basic {
+            "the Authorization header is neither of the form Bearer API-KEY nor Basic with the API key as the password"
+        } else {
+            "the Authorization header is not of the form: Bearer API-KEY"
+        })
+    })
+}
+
+/// The password of HTTP Basic (RFC 7617); the user is anybody.
+fn password(credentials: &str) -> Option<Zeroizing<String>> {
+    let decoded = Zeroizing::new(STANDARD.decode(credentials.trim()).ok()?);
+    let (_user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+    Some(Zeroizing::new(password.to_owned()))
 }
 
 fn unauthenticated(detail: &str) -> ApiProblem {

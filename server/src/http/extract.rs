@@ -27,6 +27,11 @@ pub(crate) const ADMIN_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 1024 * 1024,
     time: BODY_TIME,
 };
+/// The largest message of an MDM: a list of what is installed on a device goes through as well.
+pub(crate) const MDM_BODY_LIMIT: BodyLimit = BodyLimit {
+    bytes: 4 * 1024 * 1024,
+    time: BODY_TIME,
+};
 /// The largest inventory, at 110 kB a second.
 pub(crate) const INVENTORY_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 32 * 1024 * 1024,

@@ -7,6 +7,7 @@ mod caller_address;
 mod deadline;
 mod extract;
 mod guard;
+mod mdm_api;
 mod operation;
 mod page;
 mod problem;
@@ -29,7 +30,6 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub(crate) use self::caller_address::Peers;
 use self::operation::{ANYBODY, MACHINE, describe_others};
-pub(crate) use self::problem::Chain;
 use self::relying_party_api::Published;
 use crate::services::Services;
 
@@ -37,16 +37,19 @@ use crate::services::Services;
 #[openapi(info(title = "Assay", description = "Machine identity for fleets of Macs"), modifiers(&ApiKeys))]
 struct Document;
 
-/// Says how the admin API authenticates.
+/// Says how whoever has an API key authenticates.
 struct ApiKeys;
 
 impl Modify for ApiKeys {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        document
-            .components
-            .get_or_insert_with(Components::new)
-            .add_security_scheme("api_key", scheme);
+        let components = document.components.get_or_insert_with(Components::new);
+        for (name, scheme) in [
+            ("api_key", HttpAuthScheme::Bearer),
+            // With any user.
+            ("api_key_as_password", HttpAuthScheme::Basic),
+        ] {
+            components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
+        }
     }
 }
 
@@ -57,6 +60,7 @@ pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
     let for_anybody = middleware::from_fn_with_state(Arc::clone(&services), rate_limit::charge_every);
     let nonces = guarded(&services, agent_api::nonces()).layer(for_anybody.clone());
     guarded(&services, admin_routes())
+        .merge(guarded(&services, mdm_routes()))
         .merge(guarded(&services, relying_party_api::introspection()))
         .merge(guarded(&services, relying_party_api::health()))
         .merge(guarded(&services, relying_party_api::router()).layer(for_anybody))
@@ -90,11 +94,16 @@ fn document() -> utoipa::openapi::OpenApi {
         .merge_from(describe_others(anybody, ANYBODY))
         .merge_from(describe_others(machines, MACHINE))
         .merge_from(relying_party_api::introspection().into_openapi())
+        .merge_from(mdm_routes().into_openapi())
         .merge_from(admin_routes().into_openapi())
 }
 
 fn admin_routes() -> OpenApiRouter<Arc<Services>> {
     admin_api::router().layer(Extension(extract::ADMIN_BODY_LIMIT))
+}
+
+fn mdm_routes() -> OpenApiRouter<Arc<Services>> {
+    mdm_api::router().layer(Extension(extract::MDM_BODY_LIMIT))
 }
 
 fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {

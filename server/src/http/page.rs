@@ -62,7 +62,7 @@ impl Place for String {
 }
 
 impl PageParameters {
-    pub(crate) fn check(self) -> Result<PageRequest, ApiProblem> {
+    pub(crate) fn check<P: Place>(self) -> Result<PageRequest<P>, ApiProblem> {
         page_request(self.limit, self.cursor.as_deref())
     }
 }
@@ -88,6 +88,18 @@ impl<P: Place> PageRequest<P> {
     /// Makes the page of the rows that were found.
     pub(crate) fn page<T>(&self, items: Vec<T>, place: impl Fn(&T) -> P) -> Page<T> {
         self.page_until(items, place, None)
+    }
+
+    /// Makes the page of rows that were found with their places.
+    pub(crate) fn page_of<T>(&self, items: Vec<(P, T)>) -> Page<T>
+    where
+        P: Clone,
+    {
+        let page = self.page(items, |(place, _)| place.clone());
+        Page {
+            items: page.items.into_iter().map(|(_, item)| item).collect(),
+            next_cursor: page.next_cursor,
+        }
     }
 
     /// Makes the page of the rows that were found by a search that may have stopped before the page was full.

@@ -16,6 +16,7 @@ use axum::{
 use time::OffsetDateTime;
 
 use super::request_id::RequestId;
+pub(crate) use crate::error_chain::Chain;
 use crate::store::StoreError;
 
 /// How long a caller waits before it repeats what the server could not do.
@@ -173,18 +174,3 @@ pub(crate) async fn no_such_method() -> ApiProblem {
 
 /// The name of the header that names a request.
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// An error with all its causes on one line, for the log.
-pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(formatter, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
-}

@@ -1,6 +1,6 @@
 //! `apple_attestations`: what Apple vouched for. A row is made of a [`BoundAttestation`] and of nothing else.
 
-use assay_protocol::attestation::AttestedClaims;
+use assay_protocol::{PublicKey, admin_api::apple_attestations::MdmDevice, attestation::AttestedClaims};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -73,4 +73,68 @@ pub(crate) async fn insert(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// A machine that has to be attested.
+#[derive(Debug, Clone)]
+pub(crate) struct Due {
+    pub(crate) place: DuePlace,
+    pub(crate) serial_number: String,
+    pub(crate) attested_at: Option<OffsetDateTime>,
+    pub(crate) key: PublicKey,
+    pub(crate) mdm_device: Option<MdmDevice>,
+}
+
+/// Its place among them: by when it was attested, at the epoch where it never was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DuePlace {
+    pub(crate) attested_at: OffsetDateTime,
+    pub(crate) machine_id: Uuid,
+}
+
+/// A page of the active machines that were not attested since a time.
+pub(crate) async fn list_due(
+    connection: &mut Connection,
+    attested_before: OffsetDateTime,
+    after: Option<DuePlace>,
+    limit: i64,
+) -> Result<Vec<Due>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT machines.id, coalesce(attested_at, 'epoch') AS "place!", machines.serial_number AS "serial_number!",
+                  attested_at, spki,
+                  enrollment_id AS "enrollment_id?", asked_at AS "asked_at?", last_error, refused_at AS "refused_at?", refusal
+           FROM machines
+           JOIN machine_keys ON thumbprint = current_key
+           LEFT JOIN mdm_devices AS device ON device.serial_number = machines.serial_number
+           WHERE machines.status = 'active' AND machines.serial_number IS NOT NULL
+             AND coalesce(attested_at, 'epoch') < $1 AND (coalesce(attested_at, 'epoch'), machines.id) > ($2, $3)
+           ORDER BY coalesce(attested_at, 'epoch'), machines.id LIMIT $4"#,
+        attested_before,
+        after.map_or(OffsetDateTime::UNIX_EPOCH, |place| place.attested_at),
+        after.map_or(Uuid::nil(), |place| place.machine_id),
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Due {
+                place: DuePlace {
+                    attested_at: row.place,
+                    machine_id: row.id,
+                },
+                serial_number: row.serial_number,
+                attested_at: row.attested_at,
+                key: PublicKey::from_spki_der(&row.spki)
+                    .map_err(|error| StoreError::Corrupt(format!("the key of the machine {}: {error}", row.id)))?,
+                mdm_device: row.enrollment_id.map(|enrollment_id| MdmDevice {
+                    enrollment_id,
+                    asked_at: row.asked_at,
+                    last_error: row.last_error,
+                    refused_at: row.refused_at,
+                    refusal: row.refusal,
+                }),
+            })
+        })
+        .collect()
 }

@@ -30,6 +30,10 @@ pub(crate) enum Duty {
     LapseAttestations,
     /// Changing the server's own keys.
     RotateKeys,
+    /// Keeping the serial numbers of an MDM's devices.
+    LearnMdmDevices,
+    /// Having machines asked for their attestations.
+    AskForAttestations,
 }
 
 impl Duty {
@@ -49,6 +53,8 @@ impl Duty {
             Self::NoteLiveness => 0x0061_7373_6179_0006,
             Self::LapseAttestations => 0x0061_7373_6179_1001,
             Self::RotateKeys => 0x0061_7373_6179_1201,
+            Self::LearnMdmDevices => 0x0061_7373_6179_1601,
+            Self::AskForAttestations => 0x0061_7373_6179_1602,
         }
     }
 }

@@ -150,6 +150,23 @@ pub(crate) async fn find_by_serial_number(
     .transpose()
 }
 
+/// The serial number of the one active machine that says that it has this hardware UUID; `None` for none, and for several.
+pub(crate) async fn serial_number_by_hardware_uuid(
+    connection: &mut Connection,
+    hardware_uuid: &str,
+) -> Result<Option<String>, StoreError> {
+    let found = sqlx::query_scalar!(
+        "SELECT serial_number FROM machines WHERE upper(hardware_uuid) = upper($1) AND status = 'active' LIMIT 2",
+        hardware_uuid
+    )
+    .fetch_all(connection)
+    .await?;
+    match <[Option<String>; 1]>::try_from(found) {
+        Ok([serial_number]) => Ok(serial_number),
+        Err(_none_or_several) => Ok(None),
+    }
+}
+
 /// Changes where a machine stands.
 pub(crate) async fn set_status(
     connection: &mut Connection,

@@ -17,6 +17,7 @@ pub(crate) mod machine_presence;
 pub(crate) mod machine_records;
 pub(crate) mod machine_search;
 pub(crate) mod machines;
+pub(crate) mod mdm_devices;
 pub(crate) mod noted_liveness;
 pub(crate) mod permissions;
 pub(crate) mod revocation_lists;

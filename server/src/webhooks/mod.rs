@@ -6,7 +6,7 @@ mod message;
 mod schedule;
 pub(crate) mod url;
 
-pub(crate) use client::{Client, ClientError};
+pub(crate) use client::Client;
 
 /// The kind of a delivery that tells of no event.
 pub(crate) const TEST_KIND: &str = "webhook.test";

@@ -17,6 +17,8 @@ pub enum Role {
     Admin,
     /// Introspects grant tokens and nothing else.
     RelyingParty,
+    /// Sends the events of an MDM and nothing else.
+    Mdm,
 }
 
 /// `POST /v1/admin/api-keys`

@@ -1,12 +1,14 @@
 //! Bodies that are not what they should be, to every operation that takes one: malformed, truncated, oversized and
 //! wrong-typed. Each gets a problem with a 4xx, no connection is dropped, and the server serves on.
 
+use assay_protocol::admin_api::api_keys::Role;
 use assay_protocol::{ProblemKind, Purpose};
 use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
-use assay_tests::apple::{Apple, Attested};
+use assay_tests::apple::{Apple, Attested, device_information};
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -53,6 +55,22 @@ impl Ground {
         operations.retain(|operation| operation.body.is_some());
         assert!(operations.len() > 10, "{operations:?}");
         operations
+    }
+
+    /// What Apple says of a machine in good order.
+    fn attested(&self, machine: &Machine) -> Attested {
+        Attested::of(
+            machine.serial_number(),
+            &machine.public_key(),
+            self.server.clock().now(),
+        )
+    }
+
+    /// What an MDM tells of a machine in good order.
+    fn mdm_event(&self, machine: &Machine) -> Value {
+        let chain = self.apple.attest(&self.attested(machine));
+        let payload = STANDARD.encode(device_information("UDID", Some(&chain)));
+        json!({"topic": "mdm.Connect", "acknowledge_event": {"udid": "UDID", "raw_payload": payload}})
     }
 
     /// An operation's path, valid body, and what they are about: a machine, or one that waits, of their own.
@@ -106,10 +124,8 @@ impl Ground {
                 "items": [{"serial_number": serial_number, "labels": {"team": "build"}, "owner": "Ada"}],
             }),
             "PATCH /v1/admin/machines/{id}" => json!({"labels": {"team": "build", "old": null}, "note": "a note"}),
-            "POST /v1/admin/machines/{id}/apple-attestation" => {
-                let (key, at) = (machine.public_key(), self.server.clock().now());
-                self.apple.body(&Attested::of(&serial_number, &key, at))
-            }
+            "POST /v1/admin/machines/{id}/apple-attestation" => self.apple.body(&self.attested(&machine)),
+            "POST /v1/mdm/nanomdm" => self.mdm_event(&machine),
             _ if operation.path.starts_with("/v1/admin/machines/{id}/") => json!({"reason": "a reason"}),
             name => panic!("{name} needs a valid body here"),
         };
@@ -117,10 +133,11 @@ impl Ground {
     }
 
     fn request(&self, operation: &Operation, path: &str) -> RequestBuilder {
-        if operation.needs_key {
-            self.server.admin(operation.method.clone(), path)
-        } else {
-            self.server.request(operation.method.clone(), path)
+        let request = self.server.request(operation.method.clone(), path);
+        match operation.role.as_str() {
+            "mdm" => request.bearer_auth(self.server.api_key(Role::Mdm)),
+            _ if operation.needs_key => request.bearer_auth(self.server.api_key(Role::Admin)),
+            _ => request,
         }
     }
 
@@ -180,6 +197,7 @@ async fn a_body_of_the_wrong_size_or_media_type_is_refused() {
         let (path, _, _) = ground.valid(&operation).await;
         let limit = match operation.path.as_str() {
             "/v1/admin/inventory" => 32 * 1024 * 1024,
+            "/v1/mdm/nanomdm" => 4 * 1024 * 1024,
             _ if operation.needs_key => 1024 * 1024,
             _ => 64 * 1024,
         };
@@ -210,13 +228,13 @@ async fn a_body_of_the_wrong_size_or_media_type_is_refused() {
 
 /// A newer agent may say more than the server knows; a misspelt condition must not grant more than was meant.
 #[tokio::test]
-async fn an_unknown_field_is_named_to_administrators_and_ignored_from_agents() {
+async fn an_unknown_field_is_named_to_administrators_and_ignored_from_agents_and_mdms() {
     let ground = Ground::prepare().await;
     for operation in ground.operations().await {
         let (path, mut body, _) = ground.valid(&operation).await;
         body["a_field_of_the_future"] = json!({"deep": [1]});
         let answer = ground.send(&operation, &path, body.to_string()).await;
-        if operation.needs_key {
+        if operation.needs_key && operation.role != "mdm" {
             assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
             assert!(answer.detail().contains("a_field_of_the_future"), "{answer}");
         } else {

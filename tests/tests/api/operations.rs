@@ -24,6 +24,7 @@ const OPERATOR: &str = "operator";
 const ADMIN: &str = "admin";
 /// With an API key of this role, and of no other.
 const RELYING_PARTY: &str = "relying-party";
+const MDM: &str = "mdm";
 
 /// Who may call each operation: the roles in a table. A new operation needs a line.
 const CALLERS: &[(&str, &str)] = &[
@@ -99,6 +100,8 @@ const CALLERS: &[(&str, &str)] = &[
     ("GET /v1/admin/stats", VIEWER),
     ("GET /v1/admin/machines/{id}/apple-attestation", VIEWER),
     ("POST /v1/admin/machines/{id}/apple-attestation", OPERATOR),
+    ("GET /v1/admin/apple-attestations/due", VIEWER),
+    ("POST /v1/mdm/nanomdm", MDM),
 ];
 
 #[tokio::test]
@@ -254,7 +257,7 @@ async fn public_operations_answer_as_documented_without_a_key() {
     server.stop().await;
 }
 
-const ROLES: [Role; 4] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty];
+const ROLES: [Role; 5] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty, Role::Mdm];
 
 /// Who may call an operation, by the table.
 fn caller(operation: &Operation) -> &'static str {
@@ -269,6 +272,7 @@ fn includes(role: Role, lowest: &str) -> bool {
         OPERATOR => matches!(role, Role::Operator | Role::Admin),
         ADMIN => role == Role::Admin,
         RELYING_PARTY => role == Role::RelyingParty,
+        MDM => role == Role::Mdm,
         other => panic!("{other} is no role of an API key"),
     }
 }

@@ -23,6 +23,7 @@ mod introspection;
 mod inventory;
 mod liveness;
 mod lost_answers;
+mod mdm;
 mod mutual_tls;
 mod nonces;
 mod outages;

@@ -1,7 +1,8 @@
 //! Apple attestations: what to ask an MDM for, and binding what it answers to a machine.
 
+pub(crate) mod due;
 pub(crate) mod lapsing;
-mod request;
+pub(crate) mod request;
 
 use assay_protocol::{
     PublicKey,
@@ -76,11 +77,21 @@ pub(crate) async fn bind(
     }
     let unverified = UnverifiedAttestation::from_der(chain)?;
     let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
+    bind_verified(services, origin, id, &attestation).await
+}
+
+/// The same with an attestation that was verified.
+pub(crate) async fn bind_verified(
+    services: &Services,
+    origin: &Origin,
+    id: Uuid,
+    attestation: &apple::AppleAttestation,
+) -> Result<AppleAttestationState, AppleAttestationError> {
     services
         .store
         .tx(
             "bind an Apple attestation",
-            &(services, origin, id, &attestation),
+            &(services, origin, id, attestation),
             |tx, &(services, origin, id, attestation)| Box::pin(bind_once(tx, services, origin, id, attestation)),
         )
         .await

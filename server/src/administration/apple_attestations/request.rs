@@ -5,7 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use uuid::Uuid;
 
 /// The command as a property list in XML. Nothing in it needs to be escaped.
-pub(super) fn device_information(nonce: FreshnessCode, command_id: Uuid) -> String {
+pub(crate) fn device_information(nonce: FreshnessCode, command_id: Uuid) -> String {
     let nonce = STANDARD.encode(nonce.as_bytes());
     format!(
         r#"<?xml version="1.0" encoding="UTF-8"?>

@@ -1,27 +1,34 @@
-//! `/v1/admin/machines/{id}/apple-attestation`
+//! `/v1/admin/machines/{id}/apple-attestation`, and `/v1/admin/apple-attestations/due`
 
 use std::sync::Arc;
 
 use assay_protocol::{
     Problem, ProblemKind,
-    admin_api::apple_attestations::{AppleAttestationState, PostAppleAttestation},
+    admin_api::{
+        apple_attestations::{AppleAttestationState, DueAppleAttestation, PostAppleAttestation},
+        page::Page,
+    },
 };
 use axum::{Json, extract::State};
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
+use time::OffsetDateTime;
 use utoipa_axum::router::OpenApiRouter;
+use uuid::Uuid;
 
 use crate::{
-    administration::apple_attestations::{self, AppleAttestationError},
+    administration::apple_attestations::{self, AppleAttestationError, due},
     http::{
         authentication::{Authorized, Operator, Viewer},
-        extract::{self, Id},
+        extract::{self, Id, Parameters},
         operation::routes,
+        page::{PageParameters, Place},
         problem::{ApiProblem, ApiResult, Chain},
     },
     services::Services,
+    store::apple_attestations::DuePlace,
 };
 
 /// As property lists and JWS have it, with the padding or without.
@@ -31,7 +38,26 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
-    OpenApiRouter::new().routes(routes!(find, bind))
+    OpenApiRouter::new()
+        .routes(routes!(find, bind))
+        .routes(routes!(list_due))
+}
+
+/// The time in microseconds, and the machine.
+impl Place for DuePlace {
+    fn to_bytes(&self) -> Vec<u8> {
+        let micros = i64::try_from(self.attested_at.unix_timestamp_nanos() / 1000).unwrap_or(0);
+        [micros.to_be_bytes().as_slice(), self.machine_id.as_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (micros, machine_id) = bytes.split_first_chunk()?;
+        let nanos = i128::from(i64::from_be_bytes(*micros)).checked_mul(1000)?;
+        Some(Self {
+            attested_at: OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?,
+            machine_id: Uuid::from_slice(machine_id).ok()?,
+        })
+    }
 }
 
 impl From<AppleAttestationError> for ApiProblem {
@@ -77,6 +103,22 @@ async fn bind(
     Ok(Json(
         apple_attestations::bind(&services, &caller.origin, id, chain).await?,
     ))
+}
+
+/// List the machines that have to be attested, with the command to send to each: those that are not first, then those whose
+/// attestation is due for renewal.
+#[utoipa::path(
+    get, path = "/v1/admin/apple-attestations/due", tag = "Machines", security(("api_key" = [])), params(PageParameters),
+    responses((status = 200, body = Page<DueAppleAttestation>), (status = "4XX", body = Problem)),
+)]
+async fn list_due(
+    _caller: Authorized<Viewer>,
+    State(services): State<Arc<Services>>,
+    Parameters(parameters): Parameters<PageParameters>,
+) -> ApiResult<Json<Page<DueAppleAttestation>>> {
+    let page = parameters.check()?;
+    let found = due::list(&services, page.after, page.rows()).await?;
+    Ok(Json(page.page_of(found)))
 }
 
 fn chain(request: &PostAppleAttestation) -> ApiResult<Vec<Vec<u8>>> {

@@ -179,7 +179,7 @@ async fn certificates(
 ) -> ApiResult<Json<Page<Certificate>>> {
     let page = parameters.check()?;
     // A serial number has 16 bytes, as an id has.
-    let after = page.after.map(|serial_number| serial_number.simple().to_string());
+    let after = page.after.map(|serial_number: Uuid| serial_number.simple().to_string());
     let found = machines::certificates(&services, id, after.as_deref(), page.rows()).await?;
     Ok(Json(page.page(found, |certificate| {
         Uuid::try_parse(&certificate.serial_number).unwrap_or_default()

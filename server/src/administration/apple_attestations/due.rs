@@ -1,0 +1,51 @@
+//! The machines that have to be attested, with the command to send to each.
+
+use assay_protocol::{admin_api::apple_attestations::DueAppleAttestation, attestation::FreshnessCode};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use time::{Duration, OffsetDateTime};
+
+use super::request;
+use crate::{
+    clock,
+    services::Services,
+    store::{
+        self, StoreError,
+        apple_attestations::{Due, DuePlace},
+    },
+};
+
+/// How long after Apple signed it an attestation is due for renewal: two thirds of the time that it stands, as with
+/// certificates. The rest is for Macs that are asleep, and for the 7 days before which a Mac makes no new one.
+pub(crate) fn due_after(services: &Services) -> Duration {
+    services.policy.attestation_max_age * 2 / 3
+}
+
+/// A page of the active machines whose current key is not attested or due for renewal: those that are not first, then the
+/// longest attested.
+pub(crate) async fn list(
+    services: &Services,
+    after: Option<DuePlace>,
+    rows: i64,
+) -> Result<Vec<(DuePlace, DueAppleAttestation)>, StoreError> {
+    let boundary = services.clock.now().saturating_sub(due_after(services));
+    let mut snapshot = services.store.snapshot().await?;
+    let found = store::apple_attestations::list_due(&mut snapshot, boundary, after, rows).await?;
+    store::end(snapshot).await?;
+    Ok(found.into_iter().map(|due| shown(services, due)).collect())
+}
+
+fn shown(services: &Services, due: Due) -> (DuePlace, DueAppleAttestation) {
+    let nonce = FreshnessCode::of(&due.key);
+    let lapses_at = |at: OffsetDateTime| at.saturating_add(services.policy.attestation_max_age);
+    let item = DueAppleAttestation {
+        machine_id: due.place.machine_id,
+        serial_number: due.serial_number,
+        attested_at: due.attested_at,
+        lapses_at: due.attested_at.map(lapses_at),
+        nonce: STANDARD.encode(nonce.as_bytes()),
+        nonce_hex: nonce,
+        device_information: request::device_information(nonce, clock::new_id(services.clock.as_ref())),
+        mdm_device: due.mdm_device,
+    };
+    (due.place, item)
+}

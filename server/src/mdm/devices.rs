@@ -1,0 +1,178 @@
+//! The devices that an MDM has told of, and which of their answers were refused.
+
+use assay_protocol::text::hardware_id;
+use aws_lc_rs::digest::{self, SHA256};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::Refusal;
+use crate::{
+    audit::{Change, Origin},
+    services::Services,
+    store::{
+        self, StoreError, Transaction,
+        duties::{self, Duty},
+        machine_records,
+        mdm_devices::{self, Device, Refused},
+    },
+};
+
+/// The audit's kind of resource.
+const KIND: &str = "mdm-device";
+
+/// An answer of a device.
+pub(super) struct Answer<'a> {
+    pub(super) enrollment_id: &'a str,
+    pub(super) command: Option<&'a str>,
+    /// The attestation in it; `None` where there is none.
+    pub(super) chain: Option<&'a [Vec<u8>]>,
+}
+
+/// Keeps where a device can be reached. `serial_number` is what was said in this event; without it, a device that is new is
+/// the machine that says it has this hardware UUID. Nothing new changes nothing.
+pub(super) async fn learn(
+    services: &Services,
+    origin: &Origin,
+    enrollment_id: &str,
+    serial_number: Option<&str>,
+) -> Result<Device, StoreError> {
+    let mut connection = services.store.connection().await?;
+    let known = mdm_devices::find(&mut connection, enrollment_id).await?;
+    let said = serial_number
+        .and_then(|text| hardware_id(text).ok().flatten())
+        .map(str::to_owned);
+    let has_one = known.as_ref().is_some_and(|device| device.serial_number.is_some());
+    let serial_number = match said {
+        None if !has_one => machine_records::serial_number_by_hardware_uuid(&mut connection, enrollment_id).await?,
+        said => said,
+    };
+    drop(connection);
+    if let Some(device) = known.filter(|device| is_known(device, serial_number.as_deref())) {
+        return Ok(device);
+    }
+    let context = (services, origin, enrollment_id, serial_number.as_deref());
+    let keep = services.store.tx(
+        "learn of an MDM's device",
+        &context,
+        |tx, &(services, origin, id, serial_number)| Box::pin(keep(tx, services, origin, id, serial_number)),
+    );
+    keep.await
+}
+
+/// Notes that a device's last answer was taken.
+pub(super) async fn note_taken(services: &Services, device: &Device, enrollment_id: &str) -> Result<(), StoreError> {
+    if device.refused_digest.is_none() {
+        return Ok(());
+    }
+    let mut connection = services.store.connection().await?;
+    mdm_devices::set_refused(&mut connection, enrollment_id, None).await
+}
+
+/// Notes a refusal for administrators, once for each answer and reason; returns the machine that it is about: the one with
+/// the attested serial number, else the one that the device is known as.
+pub(super) async fn note_refused(
+    services: &Services,
+    origin: &Origin,
+    answer: &Answer<'_>,
+    refusal: &Refusal,
+) -> Result<Option<Uuid>, StoreError> {
+    let context = (services, origin, answer, refusal);
+    let note = services.store.tx(
+        "refuse an attestation",
+        &context,
+        |tx, &(services, origin, answer, refusal)| Box::pin(note_refused_once(tx, services, origin, answer, refusal)),
+    );
+    note.await
+}
+
+async fn note_refused_once(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    answer: &Answer<'_>,
+    refusal: &Refusal,
+) -> Result<Option<Uuid>, StoreError> {
+    let Some(device) = mdm_devices::lock(tx, answer.enrollment_id).await? else {
+        return Err(StoreError::Corrupt(
+            "a device that was just learned of is not there".to_owned(),
+        ));
+    };
+    let machine_id = match (refusal.machine_id, &device.serial_number) {
+        (None, Some(serial_number)) => machine_records::find_by_serial_number(tx, serial_number)
+            .await?
+            .map(|machine| machine.id),
+        (known, _) => known,
+    };
+    let digest = answer.digest(refusal);
+    if device.refused_digest.as_deref() == Some(digest.as_slice()) {
+        return Ok(machine_id);
+    }
+    let clock = services.clock.as_ref();
+    let refused = Refused {
+        digest,
+        refusal: &refusal.detail,
+        at: clock.now(),
+    };
+    mdm_devices::set_refused(tx, answer.enrollment_id, Some(&refused)).await?;
+    let detail = json!({
+        "reason": refusal.reason, "detail": refusal.detail, "enrollment_id": answer.enrollment_id,
+        "command_uuid": answer.command, "machine_id": machine_id,
+    });
+    if let Some(machine_id) = machine_id {
+        store::events::insert(tx, clock, machine_id, "machine.attestation-refused", detail.clone()).await?;
+    }
+    let change = Change::new("mdm-device.refuse-attestation", KIND, answer.enrollment_id)
+        .reason(Some(&refusal.detail))
+        .after(detail);
+    store::audit_entries::insert(tx, clock, origin, change).await?;
+    Ok(machine_id)
+}
+
+/// One at a time: two devices that say one serial number would else meet at its unique index.
+async fn keep(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    enrollment_id: &str,
+    serial_number: Option<&str>,
+) -> Result<Device, StoreError> {
+    duties::wait_for(tx, Duty::LearnMdmDevices).await?;
+    let before = mdm_devices::lock(tx, enrollment_id).await?;
+    if let Some(device) = before.clone().filter(|device| is_known(device, serial_number)) {
+        return Ok(device);
+    }
+    let clock = services.clock.as_ref();
+    mdm_devices::keep(tx, enrollment_id, serial_number, clock.now()).await?;
+    let after = mdm_devices::find(tx, enrollment_id).await?;
+    let after = after.ok_or_else(|| StoreError::Corrupt("a device that was just kept is not there".to_owned()))?;
+    let seen = |device: &Device| json!({ "serial_number": device.serial_number });
+    let mut change = Change::new("mdm-device.learn", KIND, enrollment_id).after(seen(&after));
+    if let Some(before) = &before {
+        change = change.before(seen(before));
+    }
+    store::audit_entries::insert(tx, clock, origin, change).await?;
+    Ok(after)
+}
+
+fn is_known(device: &Device, serial_number: Option<&str>) -> bool {
+    serial_number.is_none() || device.serial_number.as_deref() == serial_number
+}
+
+impl Answer<'_> {
+    /// Of the answer and of why it was refused: a Mac sends the same attestation again, and an MDM the same answer.
+    fn digest(&self, refusal: &Refusal) -> [u8; 32] {
+        let mut context = digest::Context::new(&SHA256);
+        let subject: Vec<&[u8]> = match (self.chain, self.command) {
+            (Some(chain), _) => chain.iter().map(Vec::as_slice).collect(),
+            (None, command) => vec![command.unwrap_or_default().as_bytes()],
+        };
+        let reason = format!("{:?} {:?}", refusal.reason, refusal.machine_id);
+        for part in subject.into_iter().chain([reason.as_bytes()]) {
+            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            context.update(part);
+        }
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(context.finish().as_ref());
+        bytes
+    }
+}

@@ -1,0 +1,257 @@
+//! What MDMs tell of by their webhooks, and what they are asked for.
+//!
+//! An MDM is a messenger: what counts is what Apple signed. The machine is found by the attested serial number, and the
+//! attestation is bound as one that an administrator posts. What the MDM says of a device says where to send a command
+//! to, and nothing else.
+
+pub(crate) mod asking;
+mod client;
+mod devices;
+mod report;
+
+use assay_protocol::{
+    attestation::AttestationRefusal,
+    mdm_api::{MdmEvent, MdmMessage, MdmOutcome, MdmReceipt},
+    text::{ClaimError, hardware_id},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use uuid::Uuid;
+
+use self::{
+    devices::Answer,
+    report::{Report, ReportError},
+};
+use crate::{
+    administration::apple_attestations::{self, AppleAttestationError},
+    attestation::apple::{AttestationError, UnverifiedAttestation},
+    audit::Origin,
+    error_chain::Chain,
+    services::Services,
+    store::{StoreError, machine_records, mdm_devices::Device},
+};
+
+pub(crate) use self::client::NanoMdm;
+
+/// The topic of a device's reports.
+const CONNECT: &str = "mdm.Connect";
+/// The topic of the message in which a device that enrolls says its serial number.
+const AUTHENTICATE: &str = "mdm.Authenticate";
+/// The statuses of a report that ends a command.
+const FINAL: [&str; 3] = ["Acknowledged", "Error", "CommandFormatError"];
+
+const NO_REPORT: &str = "it is not a report of what came of a command";
+
+/// Why an event cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MdmError {
+    #[error("{0} is missing, which an event of its topic has")]
+    Missing(&'static str),
+    #[error("the message names neither udid nor enrollment_id")]
+    Nameless,
+    #[error("udid or enrollment_id: {0}")]
+    Name(ClaimError),
+    #[error("raw_payload is not base64")]
+    Base64,
+    #[error("raw_payload cannot be read")]
+    Report(#[from] ReportError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why an attestation was not bound.
+struct Refusal {
+    reason: Option<AttestationRefusal>,
+    detail: String,
+    /// The machine with the attested serial number.
+    machine_id: Option<Uuid>,
+}
+
+/// How binding failed.
+enum Unbound {
+    Refused(Refusal),
+    Store(StoreError),
+}
+
+impl From<AttestationError> for Unbound {
+    fn from(error: AttestationError) -> Self {
+        Self::Refused(Refusal {
+            reason: Some(error.refusal()),
+            detail: Chain(&error).to_string(),
+            machine_id: None,
+        })
+    }
+}
+
+impl From<StoreError> for Unbound {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Takes one event. Whatever is no attestation is ignored, but for where the device can be reached.
+pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEvent) -> Result<MdmReceipt, MdmError> {
+    if event.topic == CONNECT {
+        let message = event
+            .acknowledge_event
+            .as_ref()
+            .ok_or(MdmError::Missing("acknowledge_event"))?;
+        return connect(services, origin, message).await;
+    }
+    let Some(message) = &event.checkin_event else {
+        return Ok(ignored(NO_REPORT));
+    };
+    let report = match &message.raw_payload {
+        Some(_) if event.topic == AUTHENTICATE => read(message)?,
+        _ => Report::default(),
+    };
+    if let Some(enrollment_id) = name(message, &report)? {
+        devices::learn(services, origin, enrollment_id, report.serial_number.as_deref()).await?;
+    }
+    Ok(ignored(NO_REPORT))
+}
+
+async fn connect(services: &Services, origin: &Origin, message: &MdmMessage) -> Result<MdmReceipt, MdmError> {
+    let report = read(message)?;
+    let enrollment_id = name(message, &report)?.ok_or(MdmError::Nameless)?;
+    let device = devices::learn(services, origin, enrollment_id, report.serial_number.as_deref()).await?;
+    let answer = Answer {
+        enrollment_id,
+        command: message.command_uuid.as_deref(),
+        chain: report.attestation.as_deref(),
+    };
+    let Some(chain) = report.attestation.clone() else {
+        return without_attestation(services, origin, message, &device, &answer).await;
+    };
+    match attest(services, origin, enrollment_id, chain).await {
+        Ok(machine_id) => {
+            devices::note_taken(services, &device, enrollment_id).await?;
+            Ok(MdmReceipt {
+                outcome: MdmOutcome::Bound,
+                machine_id: Some(machine_id),
+                reason: None,
+                detail: "the attestation is on record".to_owned(),
+            })
+        }
+        Err(Unbound::Refused(refusal)) => refused(services, origin, &answer, refusal).await,
+        Err(Unbound::Store(error)) => Err(error.into()),
+    }
+}
+
+/// A device that has ended the very command that asks for an attestation, and gives none, will not do so later.
+async fn without_attestation(
+    services: &Services,
+    origin: &Origin,
+    message: &MdmMessage,
+    device: &Device,
+    answer: &Answer<'_>,
+) -> Result<MdmReceipt, MdmError> {
+    let asked = device.asked_command.map(|command| command.to_string());
+    let is_asked = message
+        .command_uuid
+        .as_deref()
+        .is_some_and(|command| asked.is_some_and(|asked| asked.eq_ignore_ascii_case(command)));
+    let status = message.status.as_deref().unwrap_or_default();
+    if !is_asked || !FINAL.contains(&status) {
+        return Ok(ignored("there is no attestation in it"));
+    }
+    let detail = format!(
+        "the Mac answered the question for an attestation with {status} and without one: it takes Apple silicon and \
+         macOS 14 or later"
+    );
+    let refusal = Refusal {
+        reason: None,
+        detail,
+        machine_id: None,
+    };
+    refused(services, origin, answer, refusal).await
+}
+
+async fn refused(
+    services: &Services,
+    origin: &Origin,
+    answer: &Answer<'_>,
+    refusal: Refusal,
+) -> Result<MdmReceipt, MdmError> {
+    let machine_id = devices::note_refused(services, origin, answer, &refusal).await?;
+    Ok(MdmReceipt {
+        outcome: MdmOutcome::Refused,
+        machine_id,
+        reason: refusal.reason,
+        detail: refusal.detail,
+    })
+}
+
+/// Binds a chain to the machine whose serial number Apple attests in it.
+async fn attest(
+    services: &Services,
+    origin: &Origin,
+    enrollment_id: &str,
+    chain: Vec<Vec<u8>>,
+) -> Result<Uuid, Unbound> {
+    let unverified = UnverifiedAttestation::from_der(chain)?;
+    let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
+    let serial_number = attestation.claims().serial_number.clone();
+    let serial_number = serial_number.ok_or(AttestationError::NoSerialNumber)?;
+    devices::learn(services, origin, enrollment_id, Some(&serial_number)).await?;
+    let mut connection = services.store.connection().await?;
+    let machine = machine_records::find_by_serial_number(&mut connection, &serial_number).await?;
+    drop(connection);
+    let Some(machine) = machine else {
+        return Err(Unbound::Refused(Refusal {
+            reason: Some(AttestationRefusal::SerialNumberMismatch),
+            detail: format!(
+                "the attestation is of the machine {serial_number}, and no machine is enrolled with that serial number"
+            ),
+            machine_id: None,
+        }));
+    };
+    let of_machine = |reason, detail| {
+        Unbound::Refused(Refusal {
+            reason,
+            detail,
+            machine_id: Some(machine.id),
+        })
+    };
+    match apple_attestations::bind_verified(services, origin, machine.id, &attestation).await {
+        Ok(_state) => Ok(machine.id),
+        Err(AppleAttestationError::Refused(error)) => {
+            let detail = Chain(&error).to_string();
+            Err(of_machine(Some(error.refusal()), detail))
+        }
+        Err(error @ (AppleAttestationError::Unknown | AppleAttestationError::Standing(_))) => {
+            Err(of_machine(None, error.to_string()))
+        }
+        Err(AppleAttestationError::Store(error)) => Err(Unbound::Store(error)),
+    }
+}
+
+fn read(message: &MdmMessage) -> Result<Report, MdmError> {
+    let payload = message.raw_payload.as_deref().ok_or(MdmError::Missing("raw_payload"))?;
+    let bytes = STANDARD.decode(payload).map_err(|_| MdmError::Base64)?;
+    Ok(Report::read(&bytes)?)
+}
+
+/// By which the MDM knows the device: its own word before the device's.
+fn name<'a>(message: &'a MdmMessage, report: &'a Report) -> Result<Option<&'a str>, MdmError> {
+    let names = [
+        &message.udid,
+        &message.enrollment_id,
+        &report.udid,
+        &report.enrollment_id,
+    ];
+    for name in names.into_iter().filter_map(Option::as_deref) {
+        if let Some(name) = hardware_id(name).map_err(MdmError::Name)? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+fn ignored(detail: &str) -> MdmReceipt {
+    MdmReceipt {
+        outcome: MdmOutcome::Ignored,
+        machine_id: None,
+        reason: None,
+        detail: detail.to_owned(),
+    }
+}

@@ -1,0 +1,235 @@
+//! What a device says, as its MDM passes it on: a property list in XML. Any managed device can send any bytes, so they are
+//! read event by event: however deep or long they are, reading goes no deeper and keeps nothing but what is wanted.
+
+use plist::stream::{OwnedEvent, XmlReader};
+
+/// No chain has more; a list that goes on is none.
+const MOST_CERTIFICATES: usize = 16;
+
+/// What is wanted of a message of a device.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) udid: Option<String>,
+    pub(super) enrollment_id: Option<String>,
+    /// The device's own word.
+    pub(super) serial_number: Option<String>,
+    /// `DevicePropertiesAttestation`: certificates in DER, leaf first.
+    pub(super) attestation: Option<Vec<Vec<u8>>>,
+}
+
+/// Why a message cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReportError {
+    #[error("it is not a property list in XML, or is cut off")]
+    Syntax,
+    #[error("it goes on after its end")]
+    End,
+    #[error("it is not a dictionary")]
+    NotADictionary,
+    #[error("{0} is not a text")]
+    NotAText(&'static str),
+    #[error("QueryResponses is not a dictionary")]
+    QueryResponses,
+    #[error("DevicePropertiesAttestation is not an array of data")]
+    Attestation,
+    #[error("{0} is there twice")]
+    Repeated(&'static str),
+}
+
+/// The members of a dictionary, one after the other.
+struct Events<'a>(XmlReader<&'a [u8]>);
+
+impl Report {
+    /// Reads what a device sent.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, ReportError> {
+        let mut events = Events(XmlReader::new(bytes));
+        if !matches!(events.next()?, OwnedEvent::StartDictionary(_)) {
+            return Err(ReportError::NotADictionary);
+        }
+        let mut report = Self::default();
+        while let Some(key) = events.key()? {
+            match key.as_str() {
+                "UDID" => events.text_into(&mut report.udid, "UDID")?,
+                "EnrollmentID" => events.text_into(&mut report.enrollment_id, "EnrollmentID")?,
+                "SerialNumber" => events.text_into(&mut report.serial_number, "SerialNumber")?,
+                "QueryResponses" => report.read_query_responses(&mut events)?,
+                _ => events.skip()?,
+            }
+        }
+        match events.0.next() {
+            None => Ok(report),
+            Some(_) => Err(ReportError::End),
+        }
+    }
+
+    fn read_query_responses(&mut self, events: &mut Events<'_>) -> Result<(), ReportError> {
+        if !matches!(events.next()?, OwnedEvent::StartDictionary(_)) {
+            return Err(ReportError::QueryResponses);
+        }
+        while let Some(key) = events.key()? {
+            match key.as_str() {
+                "SerialNumber" => events.text_into(&mut self.serial_number, "SerialNumber")?,
+                "DevicePropertiesAttestation" if self.attestation.is_some() => {
+                    return Err(ReportError::Repeated("DevicePropertiesAttestation"));
+                }
+                "DevicePropertiesAttestation" => self.attestation = Some(events.chain()?),
+                _ => events.skip()?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Events<'_> {
+    fn next(&mut self) -> Result<OwnedEvent, ReportError> {
+        self.0.next().and_then(Result::ok).ok_or(ReportError::Syntax)
+    }
+
+    /// The next key of a dictionary; `None` at its end.
+    fn key(&mut self) -> Result<Option<String>, ReportError> {
+        match self.next()? {
+            OwnedEvent::String(key) => Ok(Some(key.into_owned())),
+            OwnedEvent::EndCollection => Ok(None),
+            _ => Err(ReportError::NotADictionary),
+        }
+    }
+
+    fn text_into(&mut self, place: &mut Option<String>, name: &'static str) -> Result<(), ReportError> {
+        let OwnedEvent::String(text) = self.next()? else {
+            return Err(ReportError::NotAText(name));
+        };
+        match place.replace(text.into_owned()) {
+            None => Ok(()),
+            Some(_) => Err(ReportError::Repeated(name)),
+        }
+    }
+
+    fn chain(&mut self) -> Result<Vec<Vec<u8>>, ReportError> {
+        if !matches!(self.next()?, OwnedEvent::StartArray(_)) {
+            return Err(ReportError::Attestation);
+        }
+        let mut chain = Vec::new();
+        loop {
+            match self.next()? {
+                OwnedEvent::Data(der) if chain.len() < MOST_CERTIFICATES => chain.push(der.into_owned()),
+                OwnedEvent::EndCollection => return Ok(chain),
+                _ => return Err(ReportError::Attestation),
+            }
+        }
+    }
+
+    /// Passes over a value, whatever is in it.
+    fn skip(&mut self) -> Result<(), ReportError> {
+        let mut depth = 0_u64;
+        loop {
+            match self.next()? {
+                OwnedEvent::StartArray(_) | OwnedEvent::StartDictionary(_) => depth = depth.saturating_add(1),
+                OwnedEvent::EndCollection => {
+                    depth = depth.checked_sub(1).ok_or(ReportError::NotADictionary)?;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::Index};
+    use rstest::rstest;
+
+    use super::*;
+
+    fn in_plist(content: &str) -> String {
+        format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \
+             \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">\n<plist version=\"1.0\">\n{content}\n</plist>\n"
+        )
+    }
+
+    /// As a Mac answers.
+    fn answer() -> String {
+        in_plist(
+            "<dict><key>CommandUUID</key><string>0001</string>\n<key>QueryResponses</key><dict>
+               <key>DevicePropertiesAttestation</key><array><data>\n\tAQI\n\tD\n</data><data>BA==</data></array>
+               <key>SerialNumber</key><string>C02&amp;&#88;</string>
+               <key>ServiceSubscriptions</key><array><dict><key>SerialNumber</key><string>other</string></dict></array>
+             </dict><key>Status</key><string>Acknowledged</string><key>UDID</key><string>66ADE930</string></dict>",
+        )
+    }
+
+    #[test]
+    fn finds_the_chain_and_whose_it_is_said_to_be() {
+        assert_eq!(
+            Report::read(answer().as_bytes()).unwrap(),
+            Report {
+                udid: Some("66ADE930".to_owned()),
+                enrollment_id: None,
+                serial_number: Some("C02&X".to_owned()),
+                attestation: Some(vec![vec![1, 2, 3], vec![4]]),
+            }
+        );
+    }
+
+    #[rstest]
+    #[case("", "it is not a property list in XML, or is cut off")]
+    #[case("bplist00", "it is not a property list in XML, or is cut off")]
+    #[case("<plist><array/></plist>", "it is not a dictionary")]
+    #[case("<plist><dict><key>UDID</key>", "it is not a property list in XML, or is cut off")]
+    #[case("<plist><dict><key>UDID</key></dict></plist>", "UDID is not a text")]
+    #[case("<plist><dict><key>x</key></dict></plist>", "it is not a dictionary")]
+    #[case("<plist><dict><integer>1</integer></dict></plist>", "it is not a dictionary")]
+    #[case("<plist><dict/><dict/></plist>", "it goes on after its end")]
+    #[case(
+        "<plist><dict><key>UDID</key><string>a</string><key>UDID</key><string>b</string></dict></plist>",
+        "UDID is there twice"
+    )]
+    #[case(
+        "<plist><dict><key>QueryResponses</key><array/></dict></plist>",
+        "QueryResponses is not a dictionary"
+    )]
+    #[case(
+        "<plist><dict><key>QueryResponses</key><dict><key>DevicePropertiesAttestation</key><data>AA==</data></dict></dict></plist>",
+        "DevicePropertiesAttestation is not an array of data"
+    )]
+    fn says_what_is_wrong(#[case] text: &str, #[case] expected: &str) {
+        assert_eq!(Report::read(text.as_bytes()).unwrap_err().to_string(), expected);
+    }
+
+    /// Whoever reads one level in another has the stack overflow, and the server with it.
+    #[test]
+    fn depth_costs_nothing() {
+        let deep = 200_000;
+        for name in ["Other", "QueryResponses"] {
+            let (open, close) = ("<dict><key>a</key>".repeat(deep), "</dict>".repeat(deep));
+            let text = format!("<plist><dict><key>{name}</key>{open}<true/>{close}</dict></plist>");
+            assert_eq!(Report::read(text.as_bytes()).unwrap(), Report::default());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic_or_find_a_chain_that_is_not_there(bytes in vec(any::<u8>(), 0..512)) {
+            if let Ok(report) = Report::read(&bytes) {
+                prop_assert_eq!(report.attestation, None);
+            }
+        }
+
+        #[test]
+        fn a_changed_answer_is_read_or_refused(
+            changes in vec((any::<Index>(), any::<Index>(), vec(any::<u8>(), 0..8)), 1..6),
+        ) {
+            let mut bytes = answer().into_bytes();
+            for (from, to, new) in changes {
+                let (from, to) = (from.index(bytes.len() + 1), to.index(bytes.len() + 1));
+                drop(bytes.splice(from.min(to)..from.max(to).min(from.min(to) + 16), new));
+            }
+            if let Ok(report) = Report::read(&bytes) {
+                prop_assert!(report.attestation.unwrap_or_default().len() <= MOST_CERTIFICATES);
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! `mdm_devices` and `mdm_servers`: whom an MDM manages, what was asked of them, and whether the MDM can be called.
+
+use assay_protocol::{PublicKey, machine::Assurance};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Connection, StoreError, parse_text};
+
+/// The one MDM that is called.
+const NANOMDM: &str = "nanomdm";
+
+/// A device, as events of its MDM are held against it.
+#[derive(Debug, Clone)]
+pub(crate) struct Device {
+    pub(crate) serial_number: Option<String>,
+    pub(crate) asked_command: Option<Uuid>,
+    pub(crate) refused_digest: Option<Vec<u8>>,
+}
+
+/// An answer that was refused.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused<'a> {
+    pub(crate) digest: [u8; 32],
+    pub(crate) refusal: &'a str,
+    pub(crate) at: OffsetDateTime,
+}
+
+/// A device whose turn it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Turn {
+    pub(crate) enrollment_id: String,
+    pub(crate) asked_at: Option<OffsetDateTime>,
+    pub(crate) asked_command: Option<Uuid>,
+    pub(crate) failures: i32,
+    /// The active machine with its serial number; `None` while there is none.
+    pub(crate) machine: Option<TurnMachine>,
+}
+
+/// A machine, as far as it decides whether it is asked.
+#[derive(Debug, Clone)]
+pub(crate) struct TurnMachine {
+    pub(crate) id: Uuid,
+    pub(crate) assurance: Assurance,
+    pub(crate) attested_at: Option<OffsetDateTime>,
+    pub(crate) key: PublicKey,
+}
+
+/// Finds a device.
+pub(crate) async fn find(connection: &mut Connection, enrollment_id: &str) -> Result<Option<Device>, StoreError> {
+    Ok(sqlx::query_as!(
+        Device,
+        "SELECT serial_number, asked_command, refused_digest FROM mdm_devices WHERE enrollment_id = $1",
+        enrollment_id
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Finds a device and holds it until the end of the transaction.
+pub(crate) async fn lock(connection: &mut Connection, enrollment_id: &str) -> Result<Option<Device>, StoreError> {
+    Ok(sqlx::query_as!(
+        Device,
+        "SELECT serial_number, asked_command, refused_digest FROM mdm_devices WHERE enrollment_id = $1 FOR UPDATE",
+        enrollment_id
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Keeps what a device's serial number is. Another device that had it has it no more: a serial number is of one device.
+pub(crate) async fn keep(
+    connection: &mut Connection,
+    enrollment_id: &str,
+    serial_number: Option<&str>,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mdm_devices SET serial_number = NULL WHERE serial_number = $1 AND enrollment_id <> $2",
+        serial_number,
+        enrollment_id
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "INSERT INTO mdm_devices (enrollment_id, serial_number, learned_at) VALUES ($1, $2, $3)
+         ON CONFLICT (enrollment_id) DO UPDATE SET serial_number = excluded.serial_number, due_at = excluded.due_at",
+        enrollment_id,
+        serial_number,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that an answer was refused, or with `None` that the last one was taken.
+pub(crate) async fn set_refused(
+    connection: &mut Connection,
+    enrollment_id: &str,
+    refused: Option<&Refused<'_>>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mdm_devices SET refused_at = $2, refused_digest = $3, refusal = $4 WHERE enrollment_id = $1",
+        enrollment_id,
+        refused.map(|refused| refused.at),
+        refused.map(|refused| refused.digest.as_slice()),
+        refused.map(|refused| refused.refusal)
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The devices whose turn it is, the longest due first, held until the end of the transaction.
+pub(crate) async fn due(connection: &mut Connection, now: OffsetDateTime, limit: i64) -> Result<Vec<Turn>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT enrollment_id, asked_at, asked_command, failures, machine.id AS "machine_id?",
+                  machine.assurance AS "assurance?", machine.attested_at AS "attested_at?", spki AS "spki?"
+           FROM mdm_devices AS device
+           LEFT JOIN machines AS machine ON machine.serial_number = device.serial_number AND machine.status = 'active'
+           LEFT JOIN machine_keys ON thumbprint = machine.current_key
+           WHERE device.serial_number IS NOT NULL AND due_at <= $1
+           ORDER BY due_at LIMIT $2 FOR UPDATE OF device SKIP LOCKED"#,
+        now,
+        limit
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let machine = match (row.machine_id, row.assurance, row.spki) {
+                (Some(id), Some(assurance), Some(spki)) => Some(TurnMachine {
+                    id,
+                    assurance: parse_text(&assurance)?,
+                    attested_at: row.attested_at,
+                    key: PublicKey::from_spki_der(&spki)
+                        .map_err(|error| StoreError::Corrupt(format!("the key of the machine {id}: {error}")))?,
+                }),
+                _ => None,
+            };
+            Ok(Turn {
+                enrollment_id: row.enrollment_id,
+                asked_at: row.asked_at,
+                asked_command: row.asked_command,
+                failures: row.failures,
+                machine,
+            })
+        })
+        .collect()
+}
+
+/// Puts devices off that need nothing now.
+pub(crate) async fn put_off(connection: &mut Connection, until: &[(String, OffsetDateTime)]) -> Result<(), StoreError> {
+    let (ids, times): (Vec<String>, Vec<OffsetDateTime>) = until.iter().cloned().unzip();
+    sqlx::query!(
+        "UPDATE mdm_devices SET due_at = later.due_at
+         FROM unnest($1::text[], $2::timestamptz[]) AS later (enrollment_id, due_at)
+         WHERE mdm_devices.enrollment_id = later.enrollment_id",
+        &ids,
+        &times
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a device is asked now, and is not to be asked again before `due_at`.
+pub(crate) async fn note_asked(
+    connection: &mut Connection,
+    enrollment_id: &str,
+    command: Uuid,
+    now: OffsetDateTime,
+    due_at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mdm_devices SET asked_at = $3, asked_command = $2, due_at = $4, last_error = NULL
+         WHERE enrollment_id = $1",
+        enrollment_id,
+        command,
+        now,
+        due_at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that the MDM took the command.
+pub(crate) async fn note_taken(connection: &mut Connection, enrollment_id: &str) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mdm_devices SET failures = 0 WHERE enrollment_id = $1 AND failures > 0",
+        enrollment_id
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that the MDM did not take the command, so that the device counts as not asked, and when to try again.
+pub(crate) async fn note_not_taken(
+    connection: &mut Connection,
+    turn: &Turn,
+    failures: i32,
+    error: &str,
+    due_at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mdm_devices SET asked_at = $2, asked_command = $3, failures = $4, last_error = $5, due_at = $6
+         WHERE enrollment_id = $1",
+        turn.enrollment_id,
+        turn.asked_at,
+        turn.asked_command,
+        failures,
+        error,
+        due_at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that nobody knows whether the MDM took the command.
+pub(crate) async fn note_unclear(
+    connection: &mut Connection,
+    enrollment_id: &str,
+    error: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE mdm_devices SET last_error = $2 WHERE enrollment_id = $1",
+        enrollment_id,
+        error
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Until when the MDM is not called, and how many calls have failed in a row; `None` while it is well.
+pub(crate) async fn pause(connection: &mut Connection) -> Result<Option<(OffsetDateTime, i32)>, StoreError> {
+    let row = sqlx::query!(
+        "SELECT paused_until, failures FROM mdm_servers WHERE name = $1",
+        NANOMDM
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| (row.paused_until, row.failures)))
+}
+
+/// Notes that the MDM failed once more.
+pub(crate) async fn set_pause(
+    connection: &mut Connection,
+    until: OffsetDateTime,
+    failures: i32,
+    error: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO mdm_servers (name, failures, paused_until, last_error) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (name) DO UPDATE
+         SET failures = excluded.failures, paused_until = excluded.paused_until, last_error = excluded.last_error",
+        NANOMDM,
+        failures,
+        until,
+        error
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that the MDM is well.
+pub(crate) async fn end_pause(connection: &mut Connection) -> Result<(), StoreError> {
+    sqlx::query!("DELETE FROM mdm_servers WHERE name = $1", NANOMDM)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,643 @@
+//! Attestations by way of an MDM, without a person: its webhook, the list of who is due, and the server that asks.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Cursor;
+
+use assay_protocol::ProblemKind;
+use assay_protocol::admin_api::api_keys::Role;
+use assay_protocol::attestation::FreshnessCode;
+use assay_server::clock::Clock;
+use assay_tests::answer::Answer;
+use assay_tests::apple::{Apple, Attested, SERIAL_NUMBER, device_information};
+use assay_tests::in_process::InProcess;
+use assay_tests::machine::Machine;
+use assay_tests::receiver::{Received, Receiver};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use reqwest::Method;
+use rstest::rstest;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use time::Duration;
+
+const WEBHOOK: &str = "/v1/mdm/nanomdm";
+const DUE: &str = "/v1/admin/apple-attestations/due";
+const NANOMDM_KEY: &str = "a key of NanoMDM";
+
+/// A server that trusts an Apple of the test's own.
+struct Ground {
+    server: InProcess,
+    apple: Apple,
+    roots: NamedTempFile,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// One that asks through this MDM.
+    async fn asking(mdm: &Receiver) -> Self {
+        Self::with(&[("mdm.nanomdm.url", &mdm.origin()), ("mdm.nanomdm.api_key", NANOMDM_KEY)]).await
+    }
+
+    async fn with(settings: &[(&str, &str)]) -> Self {
+        let apple = Apple::new();
+        let roots = NamedTempFile::new().unwrap();
+        fs::write(roots.path(), apple.roots_pem()).unwrap();
+        let trusted = ("apple.attestation_roots", roots.path().to_str().unwrap());
+        let server = InProcess::start_with(&[settings, &[trusted]].concat()).await;
+        Self { server, apple, roots }
+    }
+
+    /// A machine whose serial number is more than its own word, and so may be asked by the server.
+    async fn verified(&self, serial_number: &str) -> Machine {
+        let token = self
+            .server
+            .enrollment_token(json!({"serial_numbers": [serial_number]}))
+            .await;
+        let machine = Machine::with_serial_number(serial_number);
+        let _enrolled = machine.enroll(&self.server, Some(&token)).await.expect(201);
+        machine
+    }
+
+    /// As NanoMDM tells of a device that enrolls.
+    async fn tell_of_device(&self, serial_number: &str) {
+        let plist = format!(
+            "<plist><dict><key>MessageType</key><string>Authenticate</string><key>SerialNumber</key>\
+             <string>{serial_number}</string><key>UDID</key><string>{}</string></dict></plist>",
+            udid(serial_number)
+        );
+        let event = json!({
+            "topic": "mdm.Authenticate", "created_at": "2026-11-24T10:00:00Z",
+            "checkin_event": {"udid": udid(serial_number), "url_params": null, "raw_payload": STANDARD.encode(plist)},
+        });
+        let receipt = self.send(&event).await.expect(200).json();
+        assert_eq!(receipt["outcome"], "ignored");
+    }
+
+    fn attested(&self, machine: &Machine) -> Attested {
+        Attested::of(
+            machine.serial_number(),
+            &machine.public_key(),
+            self.server.clock().now() - Duration::hours(1),
+        )
+    }
+
+    /// Delivers a device's answer with this chain, as the MDM does.
+    async fn answer(&self, udid: &str, chain: &[Vec<u8>]) -> Value {
+        let receipt = self.send(&report(udid, &device_information(udid, Some(chain)))).await;
+        receipt.expect(200).json()
+    }
+
+    async fn send(&self, event: &Value) -> Answer {
+        let request = self.server.request(Method::POST, WEBHOOK).json(event);
+        self.server
+            .send(request.basic_auth("any", Some(self.server.api_key(Role::Mdm))))
+            .await
+    }
+
+    async fn record(&self, machine: &Machine) -> Value {
+        self.server.get(&machine.path()).await.expect(200).json()
+    }
+
+    async fn items(&self, path: &str) -> Vec<Value> {
+        let list = self.server.get(path).await.expect(200).json();
+        list["items"].as_array().unwrap().clone()
+    }
+
+    async fn events(&self, machine: &Machine, kind: &str) -> Vec<Value> {
+        let mut events = self.items(&format!("{}/events", machine.path())).await;
+        events.retain(|event| event["kind"] == kind);
+        events
+    }
+
+    /// Everything in the audit, without what sealing adds later.
+    async fn audit(&self) -> Vec<Value> {
+        let mut entries = self.items("/v1/admin/audit?limit=500").await;
+        for entry in &mut entries {
+            entry["hash"].take();
+        }
+        entries
+    }
+}
+
+fn udid(serial_number: &str) -> String {
+    format!("UDID-{serial_number}")
+}
+
+fn report(udid: &str, plist: &str) -> Value {
+    json!({
+        "topic": "mdm.Connect", "event_id": "1", "created_at": "2026-11-24T10:00:00Z",
+        "acknowledge_event": {
+            "udid": udid, "status": "Acknowledged", "command_uuid": "0001", "url_params": {"a": "b"},
+            "raw_payload": STANDARD.encode(plist),
+        },
+    })
+}
+
+/// Which device a command is for; the command is the one for this machine.
+#[track_caller]
+fn assert_asks(request: &Received, machine: &Machine) {
+    let target = format!("PUT /v1/enqueue/{}", udid(machine.serial_number()));
+    assert_eq!(request.target, target);
+    let credentials = STANDARD.encode(format!("nanomdm:{NANOMDM_KEY}"));
+    assert_eq!(request.header("authorization"), format!("Basic {credentials}"));
+    let command = plist::Value::from_reader(Cursor::new(&request.body)).unwrap();
+    let command = command.as_dictionary().unwrap();
+    assert!(command["CommandUUID"].as_string().is_some_and(|id| id.len() == 36));
+    let command = command["Command"].as_dictionary().unwrap();
+    assert_eq!(command["RequestType"].as_string(), Some("DeviceInformation"));
+    let queries = [plist::Value::from("DevicePropertiesAttestation")];
+    assert_eq!(command["Queries"].as_array().unwrap(), &queries);
+    let nonce = FreshnessCode::of(&machine.public_key());
+    assert_eq!(
+        command["DeviceAttestationNonce"].as_data(),
+        Some(nonce.as_bytes().as_slice())
+    );
+}
+
+/// As NanoMDM answers when it took a command.
+fn take(request: Received) {
+    request.answer_json(
+        200,
+        &json!({"status": {}, "command_uuid": "1", "request_type": "DeviceInformation"}),
+    );
+}
+
+#[tokio::test]
+async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02WEBHOOK").await;
+    let chain = ground.apple.attest(&ground.attested(&machine));
+    let receipt = ground.answer("A-UDID", &chain).await;
+    assert_eq!(
+        (&receipt["outcome"], &receipt["machine_id"]),
+        (&json!("bound"), &json!(machine.id()))
+    );
+    let record = ground.record(&machine).await;
+    assert_eq!(record["assurance"], "attested");
+    let (audit, events) = (ground.audit().await, ground.events(&machine, "machine.attested").await);
+    let entry = audit.iter().find(|entry| entry["action"] == "machine.attest").unwrap();
+    assert_eq!((&entry["actor"]["name"], events.len()), (&json!("Mdm"), 1));
+
+    ground.server.clock().advance(Duration::minutes(5));
+    assert_eq!(ground.answer("A-UDID", &chain).await, receipt);
+    assert_eq!(ground.record(&machine).await, record);
+    assert_eq!(ground.audit().await, audit);
+    ground.server.stop().await;
+}
+
+/// An MDM's envelope can say anything: its word alone binds nothing.
+#[tokio::test]
+async fn the_attested_serial_number_says_which_machine_it_is_and_not_the_envelope() {
+    let ground = Ground::new().await;
+    let one = ground.server.enrolled("C02ONE").await;
+    let other = ground.server.enrolled("C02OTHER").await;
+    ground.tell_of_device("C02OTHER").await;
+    let chain = ground.apple.attest(&ground.attested(&one));
+    let receipt = ground.answer(&udid("C02OTHER"), &chain).await;
+    assert_eq!(receipt["machine_id"], json!(one.id()));
+    assert_eq!(ground.record(&one).await["assurance"], "attested");
+    assert_eq!(ground.record(&other).await["assurance"], "asserted");
+    ground.server.stop().await;
+}
+
+/// The MDM gets its 200, as sending again would not help; administrators get the reason, once.
+#[tokio::test]
+async fn a_refused_attestation_is_told_to_administrators_once_and_leaves_what_is_on_record() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02KEEPS").await;
+    ground.tell_of_device("C02KEEPS").await;
+    let good = ground.apple.attest(&ground.attested(&machine));
+    assert_eq!(ground.answer(&udid("C02KEEPS"), &good).await["outcome"], "bound");
+    let record = ground.record(&machine).await;
+
+    let other_key = Machine::new();
+    let now = ground.server.clock().now();
+    let stale = Attested::of("C02KEEPS", &other_key.public_key(), now);
+    let chains = [
+        (ground.apple.attest(&stale), "stale", "ask again later"),
+        (
+            Apple::new().attest(&ground.attested(&machine)),
+            "path",
+            "trusted attestation root",
+        ),
+        (
+            ground.apple.attest(&ground.attested(&machine).without(SERIAL_NUMBER)),
+            "no-serial-number",
+            "no serial number",
+        ),
+        (
+            ground
+                .apple
+                .attest(&ground.attested(&machine).with(SERIAL_NUMBER, b"C02NOBODY")),
+            "serial-number-mismatch",
+            "no machine is enrolled with that serial number",
+        ),
+    ];
+    for (chain, reason, words) in chains {
+        ground.server.clock().advance(Duration::seconds(1));
+        let receipt = ground.answer(&udid("C02KEEPS"), &chain).await;
+        assert_eq!(
+            (&receipt["outcome"], &receipt["reason"]),
+            (&json!("refused"), &json!(reason))
+        );
+        let audit = ground.audit().await;
+        let mut refusals = audit
+            .iter()
+            .filter(|entry| entry["action"] == "mdm-device.refuse-attestation");
+        let entry = refusals.next().unwrap();
+        assert!(entry["reason"].as_str().unwrap().contains(words), "{entry}");
+        // A device that sends another one's attestation is not this machine's any more.
+        let events = ground.events(&machine, "machine.attestation-refused").await;
+        if reason != "serial-number-mismatch" {
+            assert!(
+                events[0]["detail"]["detail"].as_str().unwrap().contains(words),
+                "{events:?}"
+            );
+        }
+        assert_eq!(ground.answer(&udid("C02KEEPS"), &chain).await, receipt);
+        assert_eq!(ground.audit().await, audit);
+        assert_eq!(ground.events(&machine, "machine.attestation-refused").await, events);
+    }
+    assert_eq!(ground.record(&machine).await, record);
+    ground.server.stop().await;
+}
+
+#[rstest]
+#[case::idle(report("A", "<plist><dict><key>Status</key><string>Idle</string></dict></plist>"))]
+#[case::another_command(report("A", "<plist><dict><key>ProfileList</key><array><dict/></array></dict></plist>"))]
+#[case::information_without_it(report("A", &device_information("A", None)))]
+#[case::check_in(json!({"topic": "mdm.TokenUpdate", "checkin_event": {"udid": "A", "raw_payload": "bm90IGEgcGxpc3Q="}}))]
+#[case::no_message(json!({"topic": "mdm.CheckOut"}))]
+#[case::of_the_future(json!({"topic": "mdm.Sings", "a_field": {"of": "the future"}}))]
+#[tokio::test]
+async fn whatever_is_no_attestation_is_taken_and_ignored(#[case] event: Value) {
+    let ground = Ground::new().await;
+    let receipt = ground.send(&event).await.expect(200).json();
+    assert_eq!(receipt["outcome"], "ignored");
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_is_refused_in_words() {
+    let ground = Ground::new().await;
+    let machine = ground.server.enrolled("C02GOOD").await;
+    let chain = ground.apple.attest(&ground.attested(&machine));
+    let good = device_information("A", Some(&chain));
+    let with = |name: &str, value: Value| {
+        let mut event = report("A", &good);
+        event["acknowledge_event"][name] = value;
+        event
+    };
+    let cut = STANDARD.encode(&good[..good.len() / 2]);
+    let cases = [
+        (json!({}), "topic"),
+        (json!({"topic": "mdm.Connect"}), "acknowledge_event is missing"),
+        (with("raw_payload", Value::Null), "raw_payload is missing"),
+        (with("raw_payload", json!("***")), "raw_payload is not base64"),
+        (
+            with("raw_payload", json!(cut)),
+            "raw_payload cannot be read: it is not a property list in XML, or is cut off",
+        ),
+        (
+            with("raw_payload", json!(STANDARD.encode("bplist00"))),
+            "not a property list in XML",
+        ),
+        (
+            with("udid", json!("\u{1b}[2J")),
+            "udid or enrollment_id: a text holds a control character",
+        ),
+        (
+            json!({"topic": "mdm.Connect", "acknowledge_event": {"raw_payload": STANDARD.encode("<plist><dict/></plist>")}}),
+            "neither udid nor enrollment_id",
+        ),
+    ];
+    for (event, words) in cases {
+        let refused = ground.send(&event).await.expect_problem(ProblemKind::Malformed);
+        assert!(refused.detail().contains(words), "{words}: {refused}");
+    }
+    ground.server.stop().await;
+}
+
+/// NanoMDM knows a URL and no header, so the key goes into the URL, as its password; nobody else takes it there.
+#[tokio::test]
+async fn the_key_of_an_mdm_may_be_a_password_and_opens_nothing_but_the_webhook() {
+    let ground = Ground::new().await;
+    let server = &ground.server;
+    let event = json!({"topic": "mdm.CheckOut"});
+    let post = || server.request(Method::POST, WEBHOOK).json(&event);
+    let key = server.api_key(Role::Mdm);
+    for request in [post().bearer_auth(key), post().basic_auth("", Some(key))] {
+        let _taken = server.send(request).await.expect(200);
+    }
+    for request in [
+        post().basic_auth(key, Some("")),
+        post().basic_auth("any", Some("wrong")),
+    ] {
+        let _refused = server.send(request).await.expect_problem(ProblemKind::Unauthenticated);
+    }
+    let admin = server.request(Method::GET, "/v1/admin/machines");
+    let _forbidden = server
+        .send(admin.bearer_auth(key))
+        .await
+        .expect_problem(ProblemKind::Forbidden);
+    let admin = server.request(Method::GET, "/v1/admin/machines");
+    let admin = server
+        .send(admin.basic_auth("any", Some(server.api_key(Role::Admin))))
+        .await;
+    let _refused = admin.expect_problem(ProblemKind::Unauthenticated);
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn machines_that_are_not_attested_or_due_for_renewal_are_listed_with_their_commands() {
+    let ground = Ground::new().await;
+    let attested = ground.server.enrolled("C02DONE").await;
+    let chain = ground.apple.attest(&ground.attested(&attested));
+    assert_eq!(ground.answer(&udid("C02DONE"), &chain).await["outcome"], "bound");
+    let missing = [
+        ground.server.enrolled("C02NONE1").await,
+        ground.server.enrolled("C02NONE2").await,
+    ];
+    ground.tell_of_device("C02NONE2").await;
+    let revoked = ground.server.enrolled("C02OUT").await;
+    let _revoked = ground
+        .server
+        .post(&format!("{}/revoke", revoked.path()), &json!({"reason": "lost"}))
+        .await
+        .expect(200);
+
+    let listed = |items: &[Value]| -> Vec<String> {
+        items
+            .iter()
+            .map(|item| item["machine_id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let due = ground.items(DUE).await;
+    let ids: Vec<String> = missing.iter().map(|machine| machine.id().to_string()).collect();
+    assert_eq!(listed(&due), ids);
+    let nonce = FreshnessCode::of(&missing[0].public_key());
+    assert_eq!(due[0]["nonce"], STANDARD.encode(nonce.as_bytes()));
+    assert!(
+        due[0]["device_information"]
+            .as_str()
+            .unwrap()
+            .contains(due[0]["nonce"].as_str().unwrap())
+    );
+    assert_eq!(
+        (&due[0]["attested_at"], &due[0]["mdm_device"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(due[1]["mdm_device"]["enrollment_id"], udid("C02NONE2"));
+
+    // Two thirds of 90 days.
+    ground.server.clock().advance(Duration::days(60));
+    assert_eq!(
+        listed(&ground.items(DUE).await),
+        [ids.as_slice(), &[attested.id().to_string()]].concat()
+    );
+    let mut cursor = String::new();
+    let mut walked = Vec::new();
+    loop {
+        let page = ground
+            .server
+            .get(&format!("{DUE}?limit=1{cursor}"))
+            .await
+            .expect(200)
+            .json();
+        walked.extend(listed(page["items"].as_array().unwrap()));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(walked, [ids.as_slice(), &[attested.id().to_string()]].concat());
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_is_due_is_asked_through_its_mdm_once_in_7_days() {
+    let mut mdm = Receiver::start().await;
+    let ground = Ground::asking(&mdm).await;
+    let machine = ground.verified("C02ASKED").await;
+    ground.tell_of_device("C02ASKED").await;
+    let request = mdm.next_request().await;
+    assert_asks(&request, &machine);
+    take(request);
+
+    // Whoever comes later is asked, and would be asked after a device that is asked again too soon.
+    ground.server.clock().advance(Duration::days(7) - Duration::minutes(1));
+    for serial_number in ["C02LATER1", "C02LATER2"] {
+        ground.tell_of_device(serial_number).await;
+        let later = ground.verified(serial_number).await;
+        let request = mdm.next_request().await;
+        assert_asks(&request, &later);
+        take(request);
+    }
+    ground.server.clock().advance(Duration::minutes(2));
+    let request = mdm.next_request().await;
+    assert_asks(&request, &machine);
+    take(request);
+    let asked = ground
+        .audit()
+        .await
+        .into_iter()
+        .filter(|entry| entry["action"] == "machine.ask-for-attestation");
+    assert_eq!(asked.count(), 4);
+
+    // Attested, it is left alone until its attestation is due for renewal.
+    let chain = ground.apple.attest(&ground.attested(&machine));
+    assert_eq!(ground.answer(&udid("C02ASKED"), &chain).await["outcome"], "bound");
+    ground.server.clock().advance(Duration::days(8));
+    let mut again = BTreeSet::new();
+    for _ in 0..2 {
+        let request = mdm.next_request().await;
+        again.insert(request.target.clone());
+        take(request);
+    }
+    let expected = ["C02LATER1", "C02LATER2"].map(|serial_number| format!("PUT /v1/enqueue/{}", udid(serial_number)));
+    assert_eq!(again, BTreeSet::from(expected));
+    ground.server.clock().advance(Duration::days(53));
+    let mut renewed = false;
+    for _ in 0..3 {
+        let request = mdm.next_request().await;
+        renewed |= request.target.ends_with(&udid("C02ASKED"));
+        take(request);
+    }
+    assert!(renewed);
+    ground.server.stop().await;
+}
+
+/// A shared token lets anybody say another one's serial number: nobody's Mac vouches for that by itself.
+#[tokio::test]
+async fn a_machine_with_nothing_but_its_own_word_is_not_asked_by_itself() {
+    let mut mdm = Receiver::start().await;
+    let ground = Ground::asking(&mdm).await;
+    ground.tell_of_device("C02CLAIMED").await;
+    let claimed = ground.server.enrolled("C02CLAIMED").await;
+    ground.tell_of_device("C02NAMED").await;
+    let named = ground.verified("C02NAMED").await;
+    let request = mdm.next_request().await;
+    assert_asks(&request, &named);
+    take(request);
+    let due = ground.items(DUE).await;
+    assert_eq!(due[0]["machine_id"], json!(claimed.id()));
+    assert_eq!(due[0]["mdm_device"]["asked_at"], Value::Null);
+
+    // With the inventory's word, once the key is enrolled anew, it is.
+    let inventory = json!({"items": [{"serial_number": "C02CLAIMED"}]});
+    let request = ground.server.admin(Method::PUT, "/v1/admin/inventory").json(&inventory);
+    let _imported = ground.server.send(request).await.expect(200);
+    let _deleted = ground.server.delete(&claimed.path()).await.expect(204);
+    let again = ground.server.enrolled("C02CLAIMED").await;
+    let request = mdm.next_request().await;
+    assert_asks(&request, &again);
+    take(request);
+    ground.server.stop().await;
+}
+
+/// Fleets that were enrolled in their MDM before: a device says its UDID each time, and its serial number never again.
+#[tokio::test]
+async fn a_device_is_known_by_the_hardware_uuid_of_its_machine_as_well() {
+    let mut mdm = Receiver::start().await;
+    let ground = Ground::asking(&mdm).await;
+    let machine = ground.verified("C02LONGAGO").await;
+    let hardware_uuid = machine.identity.hardware_uuid.clone().unwrap().to_lowercase();
+    let _taken = ground
+        .send(&report(&hardware_uuid, "<plist><dict/></plist>"))
+        .await
+        .expect(200);
+    let request = mdm.next_request().await;
+    assert_eq!(request.target, format!("PUT /v1/enqueue/{hardware_uuid}"));
+    take(request);
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_that_the_mdm_did_not_take_is_sent_again_after_a_pause_and_one_that_it_may_have_taken_is_not() {
+    let mut mdm = Receiver::start().await;
+    let ground = Ground::asking(&mdm).await;
+    ground.tell_of_device("C02RETRIED").await;
+    let machine = ground.verified("C02RETRIED").await;
+    let mut pause = Duration::minutes(1);
+    for status in [503, 401] {
+        let request = mdm.next_request().await;
+        assert_asks(&request, &machine);
+        request.answer(status, None);
+        recorded(&ground, &machine, &status.to_string()).await;
+        ground.server.clock().advance(pause);
+        pause *= 2;
+    }
+    // The MDM's own word for one device.
+    let request = mdm.next_request().await;
+    request.answer_json(
+        500,
+        &json!({"status": {udid("C02RETRIED"): {"command_error": "no such id"}}, "command_uuid": "1"}),
+    );
+    recorded(&ground, &machine, "no such id").await;
+    ground.server.clock().advance(Duration::minutes(1));
+    // The connection ends without an answer: nobody knows.
+    drop(mdm.next_request().await);
+    let unclear = |due: &Value| !due["mdm_device"]["asked_at"].is_null() && !due["mdm_device"]["last_error"].is_null();
+    due_until(&ground, &machine, unclear).await;
+    ground.server.clock().advance(Duration::hours(2));
+    for serial_number in ["C02NEXT1", "C02NEXT2"] {
+        ground.tell_of_device(serial_number).await;
+        let next = ground.verified(serial_number).await;
+        let request = mdm.next_request().await;
+        assert_asks(&request, &next);
+        take(request);
+    }
+    ground.server.clock().advance(Duration::days(7));
+    let request = mdm.next_request().await;
+    assert_asks(&request, &machine);
+    take(request);
+    ground.server.stop().await;
+}
+
+/// Waits until the list of who is due says this of a machine.
+async fn due_until(ground: &Ground, machine: &Machine, holds: impl Fn(&Value) -> bool) {
+    for _ in 0..10_000 {
+        let due = ground.items(DUE).await;
+        if due
+            .iter()
+            .any(|due| due["machine_id"] == json!(machine.id()) && holds(due))
+        {
+            return;
+        }
+    }
+    panic!("the list never says it");
+}
+
+async fn recorded(ground: &Ground, machine: &Machine, error: &str) {
+    let says = |due: &Value| {
+        let device = &due["mdm_device"];
+        device["asked_at"].is_null() && device["last_error"].as_str().is_some_and(|last| last.contains(error))
+    };
+    due_until(ground, machine, says).await;
+}
+
+#[tokio::test]
+async fn two_replicas_ask_each_machine_once() {
+    let mut mdm = Receiver::start().await;
+    let ground = Ground::asking(&mdm).await;
+    let settings = [
+        ("mdm.nanomdm.url", mdm.origin()),
+        ("mdm.nanomdm.api_key", NANOMDM_KEY.to_owned()),
+        (
+            "apple.attestation_roots",
+            ground.roots.path().to_str().unwrap().to_owned(),
+        ),
+    ];
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let replica = InProcess::start_on(&ground.server.database().url(), &settings).await;
+    let serial_numbers: Vec<String> = (0..12).map(|number| format!("C02REPLICA{number}")).collect();
+    for serial_number in &serial_numbers {
+        ground.tell_of_device(serial_number).await;
+        ground.verified(serial_number).await;
+    }
+    let mut asked = Vec::new();
+    for _ in &serial_numbers {
+        let request = mdm.next_request().await;
+        asked.push(request.target.clone());
+        take(request);
+    }
+    asked.sort();
+    let mut expected: Vec<String> = serial_numbers
+        .iter()
+        .map(|number| format!("PUT /v1/enqueue/{}", udid(number)))
+        .collect();
+    expected.sort();
+    assert_eq!(asked, expected);
+    replica.stop().await;
+    ground.server.stop().await;
+    assert!(!mdm.has_more());
+}
+
+/// An old Mac, or an old macOS: without a word, it would be asked for ever and nobody would know why.
+#[tokio::test]
+async fn an_answer_without_an_attestation_to_the_servers_own_question_is_told() {
+    let mut mdm = Receiver::start().await;
+    let ground = Ground::asking(&mdm).await;
+    ground.tell_of_device("C02INTEL").await;
+    let machine = ground.verified("C02INTEL").await;
+    let request = mdm.next_request().await;
+    let command = plist::Value::from_reader(Cursor::new(&request.body)).unwrap();
+    let command = command.as_dictionary().unwrap()["CommandUUID"]
+        .as_string()
+        .unwrap()
+        .to_owned();
+    take(request);
+    let mut event = report(&udid("C02INTEL"), &device_information(&udid("C02INTEL"), None));
+    event["acknowledge_event"]["command_uuid"] = json!(command);
+    for _ in 0..2 {
+        let receipt = ground.send(&event).await.expect(200).json();
+        assert_eq!(receipt["outcome"], "refused");
+        let told = ground.events(&machine, "machine.attestation-refused").await;
+        assert_eq!(told.len(), 1);
+        assert!(told[0]["detail"]["detail"].as_str().unwrap().contains("macOS 14"));
+    }
+    ground.server.stop().await;
+}
