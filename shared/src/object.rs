@@ -21,7 +21,10 @@ where
     T: for<'a> Deserialize<'a>,
 {
     let members = deserializer.deserialize_map(Given)?;
-    serde_json::from_value(Value::Object(members)).map_err(D::Error::custom)
+    serde_path_to_error::deserialize(Value::Object(members)).map_err(|error| match error.path().to_string().as_str() {
+        "." => D::Error::custom(error.inner()),
+        path => D::Error::custom(format_args!("{path}: {}", error.inner())),
+    })
 }
 
 /// Members that are there once each, with a value.

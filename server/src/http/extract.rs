@@ -233,12 +233,31 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiProblem> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(ApiProblem::malformed("the body has to be a JSON object"));
     }
-    let value = serde_json::from_slice(body).map_err(|error| ApiProblem::malformed(error.to_string()))?;
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| misread(&error))?;
+    deserializer
+        .end()
+        .map_err(|error| ApiProblem::malformed(error.to_string()))?;
     // Postgres has no text with a NUL in it, and JSON can write one in this way alone.
     if holds_nul(body) {
         return Err(ApiProblem::malformed("a text holds a NUL"));
     }
     Ok(value)
+}
+
+/// What is wrong with a JSON body: the field, where it is one, and else the place.
+fn misread(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiProblem {
+    let (path, inner) = (error.path().to_string(), error.inner());
+    let words = inner.to_string();
+    if !inner.is_data() {
+        return ApiProblem::malformed(words);
+    }
+    let place = format!(" at line {} column {}", inner.line(), inner.column());
+    let words = words.strip_suffix(&place).unwrap_or(&words);
+    ApiProblem::malformed(match path.as_str() {
+        "." => words.to_owned(),
+        path => format!("{path}: {words}"),
+    })
 }
 
 /// Whether a JSON text holds the escape of a NUL: an odd number of backslashes before `u0000`, since two of them are one

@@ -252,6 +252,55 @@ async fn an_unknown_field_is_named_to_administrators_and_ignored_from_agents_and
     ground.end().await;
 }
 
+/// "at line 1 column 211" says nothing to whoever made the body with a program.
+#[tokio::test]
+async fn a_field_of_the_wrong_type_is_named_with_its_path_and_without_a_column() {
+    let ground = Ground::prepare().await;
+    let grant = |member: &str, value: Value| {
+        let mut grant = json!({"permission_id": ground.permission_id, "selector": {"all": true}, "conditions": {}});
+        *grant.pointer_mut(member).unwrap() = value;
+        grant
+    };
+    for (path, body, named) in [
+        (
+            "api-keys",
+            json!({"name": 1, "role": "viewer"}),
+            "name: invalid type: integer `1`, expected a string",
+        ),
+        (
+            "api-keys",
+            json!({"name": "n", "role": "king"}),
+            "role: unknown variant `king`, expected one of `viewer`",
+        ),
+        ("api-keys", json!({"role": "viewer"}), "missing field `name`"),
+        ("grants", grant("/permission_id", json!("x")), "permission_id: "),
+        (
+            "grants",
+            grant("/selector", json!({"labels": {"a": 1}})),
+            "selector: labels.a: invalid type",
+        ),
+        (
+            "grants",
+            grant("/conditions", json!({"sip_enabled": "yes"})),
+            "conditions: sip_enabled: invalid type",
+        ),
+        (
+            "enrollment-tokens",
+            json!({"serial_numbers": ["A", 2]}),
+            "serial_numbers[1]: invalid type",
+        ),
+    ] {
+        let answer = ground.server.post(&format!("/v1/admin/{path}"), &body).await;
+        let refused = answer.expect_problem(ProblemKind::Malformed);
+        let detail = refused.detail();
+        assert!(
+            detail.starts_with(named) && !detail.contains("column"),
+            "{named}: {refused}"
+        );
+    }
+    ground.end().await;
+}
+
 /// Left out without a word, either would be a grant that says less than whoever made it meant.
 #[tokio::test]
 async fn a_condition_or_a_selector_that_is_null_or_there_twice_is_refused_by_its_name() {

@@ -294,6 +294,7 @@ async fn an_event_that_cannot_be_read_is_refused_in_words() {
     let cut = STANDARD.encode(&good[..good.len() / 2]);
     let cases = [
         (json!({}), "topic"),
+        (json!({"topic": 1}), "topic: invalid type"),
         (json!({"topic": "mdm.Connect"}), "acknowledge_event is missing"),
         (with("raw_payload", Value::Null), "raw_payload is missing"),
         (with("raw_payload", json!("***")), "raw_payload is not base64"),
