@@ -1,5 +1,6 @@
 //! A large fleet in a database, as `fleet.sql` makes it, and the lists that are asked of it.
 
+use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sqlx::postgres::PgConnectOptions;
@@ -107,8 +108,19 @@ async fn id(connection: &mut PgConnection, query: &'static str) -> Uuid {
     connection.fetch_one(query).await.unwrap().get(0)
 }
 
-fn cursor(id: Uuid) -> String {
-    URL_SAFE_NO_PAD.encode(id.as_bytes())
+/// The list from this item on, with a cursor as the server makes it: it cannot be had by walking there.
+fn from(list: impl AsRef<str>, id: Uuid) -> String {
+    let list = list.as_ref();
+    let (path, query) = list.split_once('?').unwrap_or((list, ""));
+    let mut filters: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    filters.sort_unstable();
+    let filters = filters.into_iter().flat_map(|(name, value)| [name, value]);
+    let parts = [format!("/v1/admin/{path}")].into_iter().chain(filters);
+    let tagged: String = parts.map(|part| part + "\0").collect();
+    let tag = digest::digest(&digest::SHA256, tagged.as_bytes());
+    let cursor = URL_SAFE_NO_PAD.encode([&tag.as_ref()[..8], id.as_bytes()].concat());
+    let separator = if query.is_empty() { '?' } else { '&' };
+    format!("{list}{separator}cursor={cursor}")
 }
 
 fn list(name: &'static str, path: impl Into<String>) -> List {
@@ -171,15 +183,9 @@ fn search_lists(sample: &Sample) -> Vec<List> {
     };
     let id = sample.id.to_string();
     vec![
-        list("all, from the middle", format!("machines?cursor={}", cursor(sample.id))),
-        list(
-            "status, from the middle",
-            format!("machines?status=revoked&cursor={}", cursor(sample.id)),
-        ),
-        list(
-            "label, from the middle",
-            format!("machines?label=managed:yes&cursor={}", cursor(sample.id)),
-        ),
+        list("all, from the middle", from("machines", sample.id)),
+        list("status, from the middle", from("machines?status=revoked", sample.id)),
+        list("label, from the middle", from("machines?label=managed:yes", sample.id)),
         list("q, a serial number", q(&sample.serial_number)).by_part(),
         list(
             "q, the end of a serial number",
@@ -202,10 +208,7 @@ fn search_lists(sample: &Sample) -> Vec<List> {
         list("q and status", format!("{}&status=pending", q("mac-"))),
         list("rare q and liveness", format!("{}&liveness=live", q("canary"))).or_empty(),
         list("far q and rare status", format!("{}&status=quarantined", q("site-11"))),
-        list(
-            "q from the middle",
-            format!("{}&cursor={}", q("build-host"), cursor(sample.id)),
-        ),
+        list("q from the middle", from(q("build-host"), sample.id)),
     ]
 }
 
@@ -222,7 +225,7 @@ fn other_lists(sample: &Sample) -> Vec<List> {
         list("events of a busy machine", format!("machines/{busy}/events")).most_pages(FEW),
         list(
             "events of a busy machine, the oldest",
-            format!("machines/{busy}/events?cursor={}", cursor(sample.last_event_of_busy)),
+            from(format!("machines/{busy}/events"), sample.last_event_of_busy),
         )
         .most_pages(FEW),
         list("certificates of a machine", format!("machines/{busy}/certificates"))
@@ -233,17 +236,10 @@ fn other_lists(sample: &Sample) -> Vec<List> {
         list("enrollments that wait, 1 in 1000", "enrollments?status=pending").most_pages(FEW),
         empty("enrollments that were denied, none", "enrollments?status=denied").most_pages(FEW),
         list("enrollment tokens", "enrollment-tokens").most_pages(FEW),
-        list(
-            "enrollment tokens, later ones",
-            format!("enrollment-tokens?cursor={}", cursor(sample.token)),
-        )
-        .most_pages(FEW),
+        list("enrollment tokens, later ones", from("enrollment-tokens", sample.token)).most_pages(FEW),
         list("API keys", "api-keys").most_pages(FEW),
         list("audit", "audit"),
-        list(
-            "audit, from the middle",
-            format!("audit?cursor={}", cursor(sample.entry)),
-        ),
+        list("audit, from the middle", from("audit", sample.entry)),
         list("audit of a machine", format!("audit?resource=machine:{id}")).most_pages(FEW),
         list("audit of all machines", "audit?resource=machine"),
         list("audit of a rare kind, long ago", "audit?resource=enrollment-token"),

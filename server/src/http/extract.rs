@@ -6,7 +6,7 @@ use assay_protocol::ProblemKind;
 use axum::{
     body::{Body, Bytes, HttpBody},
     extract::{FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, Request},
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, Uri, header, request::Parts},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
@@ -133,23 +133,32 @@ impl FromRequestParts<Arc<Services>> for SerialNumber {
 impl<T: DeserializeOwned> FromRequestParts<Arc<Services>> for Parameters<T> {
     type Rejection = ApiProblem;
 
-    async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
-        // Postgres has no text with a NUL in it.
-        if parts
-            .uri
-            .query()
-            .is_some_and(|query| query.contains("%00") || query.len() > 8 * 1024)
-        {
-            return Err(ApiProblem::malformed("the query holds a NUL, or is longer than 8 KiB"));
-        }
-        match Query::<T>::from_request_parts(parts, services).await {
-            Ok(Query(parameters)) => Ok(Self(parameters)),
-            Err(rejection) => Err(ApiProblem::malformed(
-                rejection
-                    .body_text()
-                    .trim_start_matches("Failed to deserialize query string: "),
-            )),
-        }
+    async fn from_request_parts(parts: &mut Parts, _services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        parameters(query(&parts.uri)?).map(Self)
+    }
+}
+
+/// The query, within its limits.
+pub(crate) fn query(uri: &Uri) -> Result<&str, ApiProblem> {
+    let query = uri.query().unwrap_or_default();
+    // Postgres has no text with a NUL in it.
+    if query.contains("%00") || query.len() > 8 * 1024 {
+        return Err(ApiProblem::malformed("the query holds a NUL, or is longer than 8 KiB"));
+    }
+    Ok(query)
+}
+
+/// Reads parameters from a query.
+pub(crate) fn parameters<T: DeserializeOwned>(query: &str) -> Result<T, ApiProblem> {
+    let uri = Uri::builder().path_and_query(format!("/?{query}")).build();
+    let uri = uri.map_err(|_| ApiProblem::malformed("the query cannot be read"))?;
+    match Query::<T>::try_from_uri(&uri) {
+        Ok(Query(parameters)) => Ok(parameters),
+        Err(rejection) => Err(ApiProblem::malformed(
+            rejection
+                .body_text()
+                .trim_start_matches("Failed to deserialize query string: "),
+        )),
     }
 }
 

@@ -1,26 +1,44 @@
 //! Lists, a page at a time, by the place of the last item in the list's order: stable while rows are added.
 
+use std::{borrow::Cow, sync::Arc};
+
 use assay_protocol::{admin_api::page::Page, text::hardware_id};
+use aws_lc_rs::digest::{self, SHA256};
+use axum::{extract::FromRequestParts, http::request::Parts};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
+use url::form_urlencoded;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use super::problem::ApiProblem;
+use super::{extract, problem::ApiProblem};
+use crate::services::Services;
 
 const DEFAULT_LIMIT: i64 = 50;
 const GREATEST_LIMIT: i64 = 500;
 
-/// Which page of a list.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+/// Which page of a list, for the document.
+#[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes what `List` reads beside the filters")]
 pub(crate) struct PageParameters {
     /// How many items, 1 to 500; 50 where absent.
     limit: Option<i64>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the page before, of the same list with the same filters.
     cursor: Option<String>,
 }
+
+/// What a list was asked for: its filters, and which page.
+#[derive(Debug)]
+pub(crate) struct List<F, P = Uuid> {
+    pub(crate) filter: F,
+    pub(crate) page: PageRequest<P>,
+}
+
+/// The filters of a list that has none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Unfiltered {}
 
 /// A page that was asked for, checked. `P` is a place in the list's order.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +46,13 @@ pub(crate) struct PageRequest<P = Uuid> {
     /// The last item of the page before.
     pub(crate) after: Option<P>,
     limit: i64,
+    list: ListTag,
 }
+
+/// Which list a cursor belongs to: a digest of its path and filters. A place in another list would begin somewhere, and
+/// leave items out without a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ListTag([u8; 8]);
 
 /// A place in a list's order, as cursors carry it.
 pub(crate) trait Place: Sized {
@@ -61,28 +85,76 @@ impl Place for String {
     }
 }
 
-impl PageParameters {
-    pub(crate) fn check<P: Place>(self) -> Result<PageRequest<P>, ApiProblem> {
-        page_request(self.limit, self.cursor.as_deref())
+impl<F: DeserializeOwned, P: Place> FromRequestParts<Arc<Services>> for List<F, P> {
+    type Rejection = ApiProblem;
+
+    async fn from_request_parts(parts: &mut Parts, _services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        let query = extract::query(&parts.uri)?;
+        let (mut limit, mut cursor) = (None, None);
+        let mut filters = Vec::new();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            let place = match name.as_ref() {
+                "limit" => &mut limit,
+                "cursor" => &mut cursor,
+                _ => {
+                    filters.push((name, value));
+                    continue;
+                }
+            };
+            if place.replace(value).is_some() {
+                return Err(ApiProblem::malformed(format!("{name} is there twice")));
+            }
+        }
+        let list = ListTag::of(parts.uri.path(), &filters);
+        let filters = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(filters)
+            .finish();
+        Ok(Self {
+            filter: extract::parameters(&filters)?,
+            page: PageRequest {
+                after: cursor.map(|cursor| parse_cursor(&cursor, list)).transpose()?,
+                limit: limit.map_or(Ok(DEFAULT_LIMIT), |limit| parse_limit(&limit))?,
+                list,
+            },
+        })
     }
 }
 
-/// For lists whose own parameters stand beside `limit` and `cursor`.
-pub(crate) fn page_request<P: Place>(limit: Option<i64>, cursor: Option<&str>) -> Result<PageRequest<P>, ApiProblem> {
-    let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=GREATEST_LIMIT).contains(&limit) {
-        return Err(ApiProblem::malformed(format!(
-            "limit has to be from 1 to {GREATEST_LIMIT}"
-        )));
+impl ListTag {
+    fn of(path: &str, filters: &[(Cow<'_, str>, Cow<'_, str>)]) -> Self {
+        let mut filters: Vec<_> = filters.iter().collect();
+        filters.sort_unstable();
+        let mut digest = digest::Context::new(&SHA256);
+        for part in [path].into_iter().chain(
+            filters
+                .into_iter()
+                .flat_map(|(name, value)| [name.as_ref(), value.as_ref()]),
+        ) {
+            digest.update(part.as_bytes());
+            // No part of a path or query holds one when it comes here.
+            digest.update(b"\0");
+        }
+        let mut tag = [0; 8];
+        for (byte, digest) in tag.iter_mut().zip(digest.finish().as_ref()) {
+            *byte = *digest;
+        }
+        Self(tag)
     }
-    let after = cursor.map(parse_cursor).transpose()?;
-    Ok(PageRequest { after, limit })
+}
+
+fn parse_limit(text: &str) -> Result<i64, ApiProblem> {
+    let limit = text.parse().ok().filter(|limit| (1..=GREATEST_LIMIT).contains(limit));
+    limit.ok_or_else(|| ApiProblem::malformed(format!("limit must be a whole number from 1 to {GREATEST_LIMIT}")))
 }
 
 impl<P: Place> PageRequest<P> {
     /// How many rows to ask the store for: one more than are shown tells whether there is a next page.
     pub(crate) fn rows(&self) -> i64 {
         self.limit + 1
+    }
+
+    fn cursor(&self, place: &P) -> String {
+        URL_SAFE_NO_PAD.encode([self.list.0.as_slice(), &place.to_bytes()].concat())
     }
 
     /// Makes the page of the rows that were found.
@@ -109,16 +181,22 @@ impl<P: Place> PageRequest<P> {
         items.truncate(limit);
         let last = items.last().filter(|_| more).map(place).or(stopped_at);
         Page {
-            next_cursor: last.map(|place| URL_SAFE_NO_PAD.encode(place.to_bytes())),
+            next_cursor: last.map(|place| self.cursor(&place)),
             items,
         }
     }
 }
 
-fn parse_cursor<P: Place>(cursor: &str) -> Result<P, ApiProblem> {
-    URL_SAFE_NO_PAD
-        .decode(cursor)
-        .ok()
-        .and_then(|bytes| P::from_bytes(&bytes))
-        .ok_or_else(|| ApiProblem::malformed("cursor is not one that this server gave out"))
+fn parse_cursor<P: Place>(cursor: &str, list: ListTag) -> Result<P, ApiProblem> {
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
+    let parts = bytes.as_deref().and_then(<[u8]>::split_first_chunk);
+    let Some((tag, place)) = parts else {
+        return Err(ApiProblem::malformed("cursor is not one that this server gave out"));
+    };
+    if ListTag(*tag) != list {
+        return Err(ApiProblem::malformed(
+            "cursor is not one of this list with these filters: go on with the filters that the first page had",
+        ));
+    }
+    P::from_bytes(place).ok_or_else(|| ApiProblem::malformed("cursor is not one that this server gave out"))
 }

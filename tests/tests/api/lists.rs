@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use assay_protocol::ProblemKind;
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
 use reqwest::Method;
@@ -133,5 +134,82 @@ async fn a_page_has_fifty_items_where_nothing_is_said_and_five_hundred_at_most()
     let whole = server.get(&format!("{path}?limit=500")).await.json();
     assert_eq!((ids(&whole).len(), &whole["next_cursor"]), (51, &Value::Null));
     assert_eq!(server.get(&format!("{path}?limit=501")).await.status, 400);
+    server.stop().await;
+}
+
+/// It would begin somewhere in the other list, and leave out what is before without a word.
+#[tokio::test]
+async fn a_cursor_serves_the_list_and_the_filters_that_it_was_given_for_and_no_other() {
+    let server = InProcess::start().await;
+    let machines = [add(&server, 0).await, add(&server, 1).await];
+    let next = |list: String| {
+        let server = &server;
+        async move {
+            let separator = if list.contains('?') { '&' } else { '?' };
+            let page = server
+                .get(&format!("{list}{separator}limit=1"))
+                .await
+                .expect(200)
+                .json();
+            page["next_cursor"].as_str().unwrap().to_owned()
+        }
+    };
+    let events = |machine: &Machine| format!("{}/events", machine.path());
+    let cases = [
+        ("/v1/admin/machines".to_owned(), "/v1/admin/enrollments".to_owned()),
+        (
+            "/v1/admin/machines".to_owned(),
+            "/v1/admin/machines?status=active".to_owned(),
+        ),
+        (
+            "/v1/admin/machines?status=active".to_owned(),
+            "/v1/admin/machines?status=revoked".to_owned(),
+        ),
+        (events(&machines[0]), events(&machines[1])),
+    ];
+    for (given_for, other) in cases {
+        let cursor = next(given_for.clone()).await;
+        let separator = |list: &str| if list.contains('?') { '&' } else { '?' };
+        let again = format!("{given_for}{}cursor={cursor}&limit=7", separator(&given_for));
+        let _page = server.get(&again).await.expect(200);
+        let refused = server
+            .get(&format!("{other}{}cursor={cursor}", separator(&other)))
+            .await;
+        let refused = refused.expect_problem(ProblemKind::Malformed);
+        assert!(
+            refused
+                .detail()
+                .starts_with("cursor is not one of this list with these filters"),
+            "{refused}"
+        );
+    }
+    // The order of the filters is nobody's business.
+    let cursor = next("/v1/admin/machines?status=active&assurance=asserted".to_owned()).await;
+    let path = format!("/v1/admin/machines?assurance=asserted&cursor={cursor}&status=active");
+    let _page = server.get(&path).await.expect(200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_limit_or_a_sequence_that_is_no_number_is_told_in_words() {
+    let server = InProcess::start().await;
+    let limit = "limit must be a whole number from 1 to 500";
+    let sequence = "after: must be the sequence of an event: a whole number from 0 to 9223372036854775807";
+    for (query, words) in [
+        ("machines?limit=abc", limit),
+        ("machines?limit=0", limit),
+        ("machines?limit=1.5", limit),
+        ("machines?limit=", limit),
+        ("machines?limit=99999999999999999999", limit),
+        ("machines?limit=1&limit=2", "limit is there twice"),
+        ("events/stream?after=99999999999999999999", sequence),
+        ("events/stream?after=soon", sequence),
+    ] {
+        let refused = server
+            .get(&format!("/v1/admin/{query}"))
+            .await
+            .expect_problem(ProblemKind::Malformed);
+        assert_eq!(refused.detail(), words, "{query}");
+    }
     server.stop().await;
 }

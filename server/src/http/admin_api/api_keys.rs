@@ -17,9 +17,9 @@ use crate::{
     administration::api_keys::{self, ApiKeyError},
     http::{
         authentication::{Admin, Authorized, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::PageParameters,
+        page::{List, PageParameters, Unfiltered},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -66,9 +66,8 @@ async fn create(
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<ApiKey>>> {
-    let page = parameters.check()?;
     let keys = api_keys::list(&services.store, page.after, page.rows()).await?;
     Ok(Json(page.page(keys, |key| key.id)))
 }

@@ -22,9 +22,9 @@ use crate::{
     administration::apple_attestations::{self, AppleAttestationError, due},
     http::{
         authentication::{Authorized, Operator, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::{PageParameters, Place},
+        page::{List, PageParameters, Place, Unfiltered},
         problem::{ApiProblem, ApiResult, Chain},
     },
     services::Services,
@@ -114,9 +114,8 @@ async fn bind(
 async fn list_due(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered, DuePlace>,
 ) -> ApiResult<Json<Page<DueAppleAttestation>>> {
-    let page = parameters.check()?;
     let found = due::list(&services, page.after, page.rows()).await?;
     Ok(Json(page.page_of(found)))
 }

@@ -24,7 +24,7 @@ use crate::{
         deadline::Deadline,
         extract::{Parameters, parse_time},
         operation::routes,
-        page::page_request,
+        page::{List, PageParameters},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -60,10 +60,6 @@ struct AuditParameters {
     after: Option<String>,
     /// Entries earlier than this time (RFC 3339).
     before: Option<String>,
-    /// How many items, 1 to 500; 50 where absent.
-    limit: Option<i64>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 impl AuditParameters {
@@ -87,15 +83,17 @@ impl AuditParameters {
 
 /// List the audit, the newest entries first.
 #[utoipa::path(
-    get, path = "/v1/admin/audit", tag = "Audit", security(("api_key" = [])), params(AuditParameters),
+    get, path = "/v1/admin/audit", tag = "Audit", security(("api_key" = [])), params(AuditParameters, PageParameters),
     responses((status = 200, body = Page<AuditEntry>), (status = "4XX", body = Problem)),
 )]
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<AuditParameters>,
+    List {
+        filter: parameters,
+        page,
+    }: List<AuditParameters>,
 ) -> ApiResult<Json<Page<AuditEntry>>> {
-    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
     let found = entries::list(&services, &parameters.filter()?, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |entry| entry.id)))
 }

@@ -19,9 +19,9 @@ use crate::{
     administration::certificates::{self, CertificateError},
     http::{
         authentication::{Authorized, Operator, Viewer},
-        extract::{self, Parameters, SerialNumber, parse_time},
+        extract::{self, SerialNumber, parse_time},
         operation::routes,
-        page::{PageRequest, Place, page_request},
+        page::{List, PageParameters, Place},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -60,10 +60,6 @@ struct CertificateParameters {
     machine_id: Option<Uuid>,
     /// Those that expire earlier than this time (RFC 3339).
     expires_before: Option<String>,
-    /// How many items, 1 to 500; 50 where absent.
-    limit: Option<i64>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 impl CertificateParameters {
@@ -106,15 +102,17 @@ fn time(microseconds: [u8; 16]) -> Option<OffsetDateTime> {
 /// List certificates, in the order in which they expire.
 #[utoipa::path(
     get, path = "/v1/admin/certificates", tag = "Certificates", security(("api_key" = [])),
-    params(CertificateParameters),
+    params(CertificateParameters, PageParameters),
     responses((status = 200, body = Page<Certificate>), (status = "4XX", body = Problem)),
 )]
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<CertificateParameters>,
+    List {
+        filter: parameters,
+        page,
+    }: List<CertificateParameters, ExpiryPlace>,
 ) -> ApiResult<Json<Page<Certificate>>> {
-    let page: PageRequest<ExpiryPlace> = page_request(parameters.limit, parameters.cursor.as_deref())?;
     let found = certificates::list(&services, &parameters.filter()?, page.after.as_ref(), page.rows()).await?;
     Ok(Json(page.page(found, |certificate| certificate.into())))
 }

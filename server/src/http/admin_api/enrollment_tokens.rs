@@ -17,9 +17,9 @@ use crate::{
     administration::enrollment_tokens::{self, EnrollmentTokenError},
     http::{
         authentication::{Authorized, Operator, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::PageParameters,
+        page::{List, PageParameters, Unfiltered},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -78,9 +78,8 @@ async fn create(
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<EnrollmentToken>>> {
-    let page = parameters.check()?;
     let tokens = enrollment_tokens::list(&services, page.after, page.rows()).await?;
     Ok(Json(page.page(tokens, |token| token.id)))
 }

@@ -18,9 +18,9 @@ use crate::{
     enrollment::approval::{self, ApprovalError, Decision},
     http::{
         authentication::{Authorized, Operator, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::page_request,
+        page::{List, PageParameters},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -66,23 +66,21 @@ struct EnrollmentParameters {
     /// How far they are.
     #[param(inline)]
     status: Option<EnrollmentStatus>,
-    /// How many items, 1 to 500; 50 where absent.
-    limit: Option<i64>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 /// List the keys that asked to be enrolled.
 #[utoipa::path(
-    get, path = "/v1/admin/enrollments", tag = "Enrollments", security(("api_key" = [])), params(EnrollmentParameters),
+    get, path = "/v1/admin/enrollments", tag = "Enrollments", security(("api_key" = [])), params(EnrollmentParameters, PageParameters),
     responses((status = 200, body = Page<Enrollment>), (status = "4XX", body = Problem)),
 )]
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<EnrollmentParameters>,
+    List {
+        filter: parameters,
+        page,
+    }: List<EnrollmentParameters>,
 ) -> ApiResult<Json<Page<Enrollment>>> {
-    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
     let found = approval::list(&services, parameters.status, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |enrollment| enrollment.id)))
 }

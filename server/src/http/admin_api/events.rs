@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
@@ -29,7 +29,7 @@ use crate::{
         authentication::{Authorized, Viewer},
         extract::Parameters,
         operation::routes,
-        page::page_request,
+        page::{List, PageParameters},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -77,10 +77,6 @@ struct EventParameters {
     kind: Option<String>,
     /// The machine that it happened to.
     machine_id: Option<Uuid>,
-    /// How many items, 1 to 500; 50 where absent.
-    limit: Option<i64>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 /// Which events to stream, and from where on.
@@ -93,20 +89,23 @@ struct StreamParameters {
     /// The machine that it happened to.
     machine_id: Option<Uuid>,
     /// The sequence to read on after, where there is no `Last-Event-ID`; without either, the stream begins with what happens next.
+    #[serde(default, deserialize_with = "sequence")]
     after: Option<i64>,
 }
 
 /// List what happened to all machines, the newest first.
 #[utoipa::path(
-    get, path = "/v1/admin/events", tag = "Events", security(("api_key" = [])), params(EventParameters),
+    get, path = "/v1/admin/events", tag = "Events", security(("api_key" = [])), params(EventParameters, PageParameters),
     responses((status = 200, body = Page<Event>), (status = "4XX", body = Problem)),
 )]
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<EventParameters>,
+    List {
+        filter: parameters,
+        page,
+    }: List<EventParameters>,
 ) -> ApiResult<Json<Page<Event>>> {
-    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
     let filter = EventFilter {
         machine_id: parameters.machine_id,
         kind: parameters.kind,
@@ -146,6 +145,15 @@ async fn stream_events(
         (ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ];
     Ok((headers, body).into_response())
+}
+
+fn sequence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let sequence = String::deserialize(deserializer)?.parse();
+    let words = format_args!(
+        "must be the sequence of an event: a whole number from 0 to {}",
+        i64::MAX
+    );
+    sequence.map(Some).map_err(|_| D::Error::custom(words))
 }
 
 /// The header wins: a browser that connects again sends the address that it was given at first.

@@ -16,9 +16,9 @@ use crate::{
     administration::grants::{self, GrantError},
     http::{
         authentication::{Admin, Authorized, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::PageParameters,
+        page::{List, PageParameters, Unfiltered},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -75,9 +75,8 @@ async fn create(
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Grant>>> {
-    let page = parameters.check()?;
     let found = grants::list(&services, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |grant| grant.id)))
 }

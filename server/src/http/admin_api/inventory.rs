@@ -27,7 +27,7 @@ use crate::{
         deadline::Deadline,
         extract::{self, INVENTORY_BODY_LIMIT, Parameters},
         operation::routes,
-        page::page_request,
+        page::{List, PageParameters},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -117,23 +117,21 @@ struct ImportParameters {
 struct InventoryParameters {
     /// Whether a machine of that serial number is enrolled: active or quarantined.
     enrolled: Option<bool>,
-    /// How many items, 1 to 500; 50 where absent.
-    limit: Option<i64>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 /// List the inventory, in the order of the serial numbers.
 #[utoipa::path(
-    get, path = "/v1/admin/inventory", tag = "Inventory", security(("api_key" = [])), params(InventoryParameters),
+    get, path = "/v1/admin/inventory", tag = "Inventory", security(("api_key" = [])), params(InventoryParameters, PageParameters),
     responses((status = 200, body = Page<InventoryItem>), (status = "4XX", body = Problem)),
 )]
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<InventoryParameters>,
+    List {
+        filter: parameters,
+        page,
+    }: List<InventoryParameters, String>,
 ) -> ApiResult<Json<Page<InventoryItem>>> {
-    let page = page_request::<String>(parameters.limit, parameters.cursor.as_deref())?;
     let filter = InventoryFilter {
         enrolled: parameters.enrolled,
     };

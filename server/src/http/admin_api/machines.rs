@@ -21,9 +21,9 @@ use crate::{
     administration::machines::{self, MachineError},
     http::{
         authentication::{Admin, Authorized, Operator, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::{PageParameters, page_request},
+        page::{List, PageParameters, Unfiltered},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -75,10 +75,6 @@ struct MachineParameters {
     /// A part of the serial number, host name, id, a label (`key:value`) or the key's thumbprint, in any case, without
     /// wildcards. Without three letters or digits in a row, a page may end before it is full: go on with `next_cursor`.
     q: Option<String>,
-    /// How many items, 1 to 500; 50 where absent.
-    limit: Option<i64>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 impl MachineParameters {
@@ -107,15 +103,17 @@ impl MachineParameters {
 
 /// List machines.
 #[utoipa::path(
-    get, path = "/v1/admin/machines", tag = "Machines", security(("api_key" = [])), params(MachineParameters),
+    get, path = "/v1/admin/machines", tag = "Machines", security(("api_key" = [])), params(MachineParameters, PageParameters),
     responses((status = 200, body = Page<Machine>), (status = "4XX", body = Problem)),
 )]
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<MachineParameters>,
+    List {
+        filter: parameters,
+        page,
+    }: List<MachineParameters>,
 ) -> ApiResult<Json<Page<Machine>>> {
-    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
     let filter = parameters.filter()?;
     let found = machines::list(&services, &filter, page.after, page.rows()).await?;
     Ok(Json(page.page_until(
@@ -175,9 +173,8 @@ async fn certificates(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
     Id(id): Id,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Certificate>>> {
-    let page = parameters.check()?;
     // A serial number has 16 bytes, as an id has.
     let after = page.after.map(|serial_number: Uuid| serial_number.simple().to_string());
     let found = machines::certificates(&services, id, after.as_deref(), page.rows()).await?;
@@ -196,9 +193,8 @@ async fn events(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
     Id(id): Id,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Event>>> {
-    let page = parameters.check()?;
     let found = machines::events(&services, id, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |event| event.id)))
 }

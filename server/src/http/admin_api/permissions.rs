@@ -16,9 +16,9 @@ use crate::{
     administration::permissions::{self, PermissionError},
     http::{
         authentication::{Admin, Authorized, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::PageParameters,
+        page::{List, PageParameters, Unfiltered},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -66,9 +66,8 @@ async fn create(
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Permission>>> {
-    let page = parameters.check()?;
     let found = permissions::list(&services, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |permission| permission.id)))
 }

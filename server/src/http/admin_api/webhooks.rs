@@ -18,9 +18,9 @@ use crate::{
     administration::webhooks::{self, WebhookError},
     http::{
         authentication::{Admin, Authorized, Viewer},
-        extract::{self, Id, Parameters},
+        extract::{self, Id},
         operation::routes,
-        page::{PageParameters, page_request},
+        page::{List, PageParameters, Unfiltered},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
@@ -56,10 +56,6 @@ struct DeliveryParameters {
     /// How they stand.
     #[param(inline)]
     status: Option<DeliveryStatus>,
-    /// How many items, 1 to 500; 50 where absent.
-    limit: Option<i64>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 /// Make a webhook; its secret is shown this once.
@@ -85,9 +81,8 @@ async fn create(
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    Parameters(parameters): Parameters<PageParameters>,
+    List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Webhook>>> {
-    let page = parameters.check()?;
     let found = webhooks::list(&services, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |webhook| webhook.id)))
 }
@@ -135,16 +130,18 @@ async fn test(
 /// List a webhook's deliveries, the newest first.
 #[utoipa::path(
     get, path = "/v1/admin/webhooks/{id}/deliveries", tag = "Webhooks", security(("api_key" = [])),
-    params(("id" = Uuid, Path), DeliveryParameters),
+    params(("id" = Uuid, Path), DeliveryParameters, PageParameters),
     responses((status = 200, body = Page<WebhookDelivery>), (status = "4XX", body = Problem)),
 )]
 async fn deliveries(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
     Id(id): Id,
-    Parameters(parameters): Parameters<DeliveryParameters>,
+    List {
+        filter: parameters,
+        page,
+    }: List<DeliveryParameters>,
 ) -> ApiResult<Json<Page<WebhookDelivery>>> {
-    let page = page_request(parameters.limit, parameters.cursor.as_deref())?;
     let found = webhooks::deliveries(&services, id, parameters.status, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |delivery| delivery.id)))
 }
