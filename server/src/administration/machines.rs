@@ -41,8 +41,17 @@ pub(crate) enum MachineError {
     Unknown,
     #[error("the machine is {0}")]
     Standing(&'static str),
+    #[error("the machine is {state} already{}, and another reason does not replace that", because(.reason.as_deref()))]
+    DecidedBefore {
+        state: &'static str,
+        reason: Option<String>,
+    },
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(", because: {reason}"))
 }
 
 impl AsStoreError for MachineError {

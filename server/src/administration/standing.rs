@@ -32,7 +32,7 @@ pub(crate) enum Standing {
     Revoke,
 }
 
-/// Carries a decision out. Where the machine stands so already, nothing changes.
+/// Carries a decision out. Where it stands so already for this reason, nothing changes; for another one it is refused.
 pub(crate) async fn decide(
     services: &Services,
     origin: &Origin,
@@ -117,9 +117,9 @@ async fn decide_once(
 ) -> Result<Machine, MachineError> {
     let before = record::hold(tx, services, id).await?.ok_or(MachineError::Unknown)?;
     let action = match (standing, before.status) {
-        (Standing::Quarantine, MachineStatus::Quarantined)
-        | (Standing::Release, MachineStatus::Active)
-        | (Standing::Revoke, MachineStatus::Revoked) => return Ok(before),
+        (Standing::Quarantine, MachineStatus::Quarantined) => return repeated(before, "quarantined", reason),
+        (Standing::Release, MachineStatus::Active) => return repeated(before, "active", reason),
+        (Standing::Revoke, MachineStatus::Revoked) => return repeated(before, "revoked", reason),
         (Standing::Quarantine | Standing::Release, MachineStatus::Pending) => {
             return Err(MachineError::Standing("pending: approve or deny it"));
         }
@@ -141,6 +141,18 @@ async fn decide_once(
     };
     let change = Change::new(action, "machine", id).reason(Some(reason));
     Ok(record::audit(tx, services, origin, change, &before).await?)
+}
+
+/// The answer may have been lost, and the same decision gets it again. One with another reason is another decision, which
+/// would be dropped without a word.
+fn repeated(machine: Machine, state: &'static str, reason: &str) -> Result<Machine, MachineError> {
+    if machine.status_reason.as_deref() == Some(reason) {
+        return Ok(machine);
+    }
+    Err(MachineError::DecidedBefore {
+        state,
+        reason: machine.status_reason,
+    })
 }
 
 async fn quarantine(tx: &mut Transaction, services: &Services, id: Uuid, reason: &str) -> Result<(), StoreError> {

@@ -41,6 +41,8 @@ pub(crate) enum CheckInError {
     Evidence(#[from] EvidenceError),
     #[error("the evidence is signed by a key that is not this machine's")]
     ForeignKey,
+    #[error("the evidence has no sub, the claim that names the machine")]
+    NoSubject,
     #[error(transparent)]
     Certificate(#[from] CertificateRefusal),
     #[error(transparent)]
@@ -170,7 +172,7 @@ async fn refuse_unless_in_force(
 /// A machine that is not known has to enroll; a key that is not the named machine's is refused.
 async fn unknown_or_foreign(services: &Services, subject: Option<Uuid>) -> Result<CheckInError, StoreError> {
     let Some(subject) = subject else {
-        return Ok(CheckInError::ForeignKey);
+        return Ok(CheckInError::NoSubject);
     };
     let mut connection = services.store.connection().await?;
     let known = machine_presence::exists(&mut connection, subject).await?;

@@ -48,10 +48,18 @@ pub(crate) enum ApprovalError {
     MachineDeleted,
     #[error("the machine is pending no more")]
     NotPending,
-    #[error("the machine {0} has this serial number")]
+    #[error(
+        "the machine {0} has this serial number: if this is the same hardware, deny this request and have the machine ask \
+         with a new key, which waits to take that record over; if that record is wrong, revoke or delete it first"
+    )]
     SerialNumberTaken(Uuid),
-    #[error("another machine has this serial number")]
+    #[error("another machine was let in with this serial number at this moment: read who has it, and decide again")]
     SerialNumberJustTaken,
+    #[error(
+        "another key took the machine's record over since this one asked (enrollment {0}): deny this one, and have the \
+         machine ask with a new key if that was a mistake"
+    )]
+    TakenOver(Uuid),
     #[error("the claims cannot be written down")]
     Claims(#[source] serde_json::Error),
     #[error(transparent)]
@@ -104,6 +112,11 @@ impl Decision {
         }
     }
 
+    /// Whether this is what was decided, for the same reason: its answer may have been lost.
+    fn is_that_of(&self, enrollment: &Enrollment) -> bool {
+        enrollment.status == self.status() && enrollment.reason.as_deref() == self.reason()
+    }
+
     pub(super) fn reason(&self) -> Option<&str> {
         match self {
             Self::Approve(reason) => reason.as_ref().map(Reason::as_str),
@@ -131,7 +144,7 @@ pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Enrollment, Ap
     Ok(found.ok_or(ApprovalError::Unknown)?.enrollment)
 }
 
-/// Decides an enrollment. The same decision again changes nothing; the other one is refused.
+/// Decides an enrollment. The same decision for the same reason changes nothing; any other one is refused.
 pub(crate) async fn decide(
     services: &Services,
     origin: &Origin,
@@ -179,7 +192,7 @@ async fn decide_once(
     let before = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;
     match before.enrollment.status {
         EnrollmentStatus::Pending => demand_in_time(services, &before.enrollment)?,
-        status if status == decision.status() => return Ok(before.enrollment),
+        _ if decision.is_that_of(&before.enrollment) => return Ok(before.enrollment),
         _ => return Err(decided_before(&before.enrollment)),
     }
     let held = held.ok_or(ApprovalError::MachineDeleted)?;
@@ -194,6 +207,7 @@ async fn decide_once(
         .before(store::json(&before.enrollment)?)
         .after(store::json(&after.enrollment)?);
     store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
+    remove_if_denied(tx, &before.enrollment, decision).await?;
     Ok(after.enrollment)
 }
 
@@ -204,17 +218,20 @@ async fn decide_of_machine_once(
     machine_id: Uuid,
     decision: &Decision,
 ) -> Result<Machine, ApprovalError> {
-    let held = hold(tx, services, machine_id)
-        .await?
-        .ok_or(ApprovalError::UnknownMachine)?;
+    let Some(held) = hold(tx, services, machine_id).await? else {
+        // A denial has removed the record: whoever comes second is told so.
+        let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
+        let denied = last.filter(|last| last.status == EnrollmentStatus::Denied);
+        return Err(denied.as_ref().map_or(ApprovalError::UnknownMachine, decided_before));
+    };
     let before = &held.machine;
     let Some(id) = only_pending(tx, services, machine_id).await? else {
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
-        return match (decision, before.status) {
-            (Decision::Approve(_), MachineStatus::Quarantined) => Err(ApprovalError::Quarantined),
-            (Decision::Approve(_), MachineStatus::Revoked) => Err(ApprovalError::Revoked),
-            // The answer to the same decision may have been lost.
-            _ if last == Some(decision.status()) => Ok(held.machine),
+        return match (decision, before.status, last) {
+            (Decision::Approve(_), MachineStatus::Quarantined, _) => Err(ApprovalError::Quarantined),
+            (Decision::Approve(_), MachineStatus::Revoked, _) => Err(ApprovalError::Revoked),
+            (_, _, Some(last)) if decision.is_that_of(&last) => Ok(held.machine),
+            (_, _, Some(last)) if last.status == decision.status() => Err(decided_before(&last)),
             _ => Err(ApprovalError::NothingPending),
         };
     };
@@ -225,7 +242,22 @@ async fn decide_of_machine_once(
         Decision::Deny(_) => "machine.deny",
     };
     let change = Change::new(action, "machine", machine_id).reason(decision.reason());
-    Ok(record::audit(tx, services, origin, change, before).await?)
+    let after = record::audit(tx, services, origin, change, before).await?;
+    remove_if_denied(tx, &enrollment.enrollment, decision).await?;
+    Ok(after)
+}
+
+/// A machine that was never let in and is denied leaves no record: strangers could otherwise make as many machines as they
+/// like. Its key stays denied, and the enrollment says what it claimed and why it was denied.
+async fn remove_if_denied(
+    tx: &mut Transaction,
+    enrollment: &Enrollment,
+    decision: &Decision,
+) -> Result<(), StoreError> {
+    match (decision, enrollment.kind) {
+        (Decision::Deny(_), EnrollmentKind::Enrollment) => store::machines::delete(tx, enrollment.machine_id).await,
+        _ => Ok(()),
+    }
 }
 
 /// The enrollment that a decision on a machine is meant for. Where several keys ask for one record, no decision that

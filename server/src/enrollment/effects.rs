@@ -72,7 +72,7 @@ async fn admit(
         return Err(ApprovalError::NotPending);
     }
     demand_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
-    store::machine_records::set_status(tx, machine.id, MachineStatus::Active, reason).await?;
+    store::machine_records::let_in(tx, machine.id, reason, services.clock.now()).await?;
     let before = store::machine_grounds::find(tx, machine.id).await?.unwrap_or_default();
     let grounds = before.approved(waiting.enrollment.id, listed.is_some());
     store::machine_grounds::set(tx, machine.id, grounds).await?;
@@ -105,6 +105,10 @@ async fn replace_key(
     );
     let serial_number = machine.serial_number.as_deref();
     demand_free_serial_number(tx, id, serial_number).await?;
+    // What is on record now is not what this one asked to replace, nor what whoever approves it has looked at.
+    if let Some(other) = store::enrollments::taken_over_since(tx, &waiting.enrollment).await? {
+        return Err(ApprovalError::TakenOver(other));
+    }
     let token = match waiting.enrollment.token_id {
         Some(token_id) => store::enrollment_tokens::find(tx, token_id).await?,
         None => None,

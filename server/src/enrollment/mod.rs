@@ -73,7 +73,8 @@ pub(crate) enum EnrollError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error(
-        "the serial number {serial_number:?} is enrolled with another key, and the token does not allow to replace it"
+        "the serial number {serial_number:?} is enrolled with another key, and the token does not allow to replace it: it takes \
+         a token that names this serial number and has allow_reenrollment, or the record's deletion"
     )]
     Exists { serial_number: String },
     #[error(transparent)]

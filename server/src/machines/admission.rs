@@ -69,7 +69,11 @@ pub(crate) async fn admit(
     attempt: &Attempt<'_>,
 ) -> Result<Result<Admitted, Refusal>, StoreError> {
     let Some(presence) = machine_presence::lock(tx, record.machine_id).await? else {
-        return Ok(Err(Refusal::Unknown));
+        // A denial removes the record and keeps its word.
+        let denied = machine_keys::find(tx, attempt.key)
+            .await?
+            .filter(|key| key.status == KeyStatus::Denied);
+        return Ok(Err(denied.as_ref().and_then(key_refusal).unwrap_or(Refusal::Unknown)));
     };
     // Read again now that the row is locked: what was read before may have changed while we waited.
     let (Some(record), Some(identity)) = (

@@ -219,15 +219,32 @@ pub(crate) async fn last_expired_of_key(
 pub(crate) async fn last_decision_on_machine(
     connection: &mut Connection,
     machine_id: Uuid,
-) -> Result<Option<EnrollmentStatus>, StoreError> {
-    let status = sqlx::query_scalar!(
-        "SELECT status FROM enrollments WHERE machine_id = $1 AND decided_by IS NOT NULL
-         ORDER BY decided_at DESC LIMIT 1",
+) -> Result<Option<Enrollment>, StoreError> {
+    let row = select!(
+        "WHERE machine_id = $1 AND decided_by IS NOT NULL ORDER BY decided_at DESC LIMIT 1",
         machine_id
     )
     .fetch_optional(connection)
     .await?;
-    status.as_deref().map(parse_text).transpose()
+    row.map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
+        .transpose()
+}
+
+/// Another re-enrollment by which a key took the machine's record over when this one had been asked for, or later.
+pub(crate) async fn taken_over_since(
+    connection: &mut Connection,
+    asked: &Enrollment,
+) -> Result<Option<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM enrollments
+         WHERE machine_id = $1 AND kind = 're-enrollment' AND status = 'approved' AND decided_at >= $2 AND id <> $3
+         ORDER BY decided_at DESC LIMIT 1",
+        asked.machine_id,
+        asked.requested_at,
+        asked.id
+    )
+    .fetch_optional(connection)
+    .await?)
 }
 
 /// All that wait for a decision on one machine.

@@ -185,6 +185,25 @@ pub(crate) async fn set_status(
     Ok(())
 }
 
+/// Lets a machine in that waits.
+pub(crate) async fn let_in(
+    connection: &mut Connection,
+    id: Uuid,
+    reason: Option<&str>,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines SET status = $2, status_reason = $3, enrolled_at = $4 WHERE id = $1",
+        id,
+        text(&MachineStatus::Active)?,
+        reason,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// What the machine claimed last.
 pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result<Option<Claims>, StoreError> {
     let row = sqlx::query!(

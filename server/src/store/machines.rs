@@ -2,7 +2,7 @@
 
 use assay_protocol::{
     admin_api::machines::{CertificateSummary, Machine, MachineKey, MachinePosture, Verdict, VerdictResult},
-    machine::Posture,
+    machine::{MachineStatus, Posture},
 };
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -157,9 +157,10 @@ fn machine(row: Row, boundaries: &Boundaries) -> Result<Machine, StoreError> {
         is_in_inventory: row.in_inventory,
         attested_since: boundaries.attested_since,
     });
+    let status = parse_text(&row.status)?;
     Ok(Machine {
         id: row.id,
-        status: parse_text(&row.status)?,
+        status,
         status_reason: row.status_reason,
         assurance: grounds.assurance_at(on_record, boundaries.attested_since),
         assurance_reason,
@@ -185,7 +186,7 @@ fn machine(row: Row, boundaries: &Boundaries) -> Result<Machine, StoreError> {
             attested: row.attested_claims.map(parse_json).transpose()?,
         },
         attested_at: row.attested_at,
-        enrolled_at: row.enrolled_at,
+        enrolled_at: (status != MachineStatus::Pending).then_some(row.enrolled_at),
         last_check_in_at: row.last_check_in_at,
         last_verdict: row.verdict_reasons.map(verdict),
         clock_skew_seconds: row.clock_skew_seconds,

@@ -20,7 +20,7 @@ pub struct Machine {
     pub id: Uuid,
     /// Where it stands.
     pub status: MachineStatus,
-    /// Why it stands there.
+    /// Why it stands there: the reason of the last decision, a release's and an approval's as well.
     pub status_reason: Option<String>,
     /// What stands behind its serial number.
     pub assurance: Assurance,
@@ -53,9 +53,9 @@ pub struct Machine {
     /// When Apple signed the attestation on record; null without one of the current key.
     #[serde(with = "time::serde::rfc3339::option")]
     pub attested_at: Option<OffsetDateTime>,
-    /// When its record was made.
-    #[serde(with = "time::serde::rfc3339")]
-    pub enrolled_at: OffsetDateTime,
+    /// When it was let in; null while it waits.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub enrolled_at: Option<OffsetDateTime>,
     /// When it checked in last.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_check_in_at: Option<OffsetDateTime>,

@@ -89,6 +89,10 @@ impl Ground {
             return (path, json!({"reason": "a reason"}), machine);
         }
         let machine = self.server.enrolled(&serial_number).await;
+        if operation.path.ends_with("/release") {
+            let path = format!("{}/quarantine", machine.path());
+            let _held_back = self.server.post(&path, &json!({"reason": "odd"})).await.expect(200);
+        }
         if operation.path.contains("/certificates/") {
             let record = self.server.get(&machine.path()).await.json();
             let path = operation.path_with(record["certificate"]["serial_number"].as_str().unwrap());
@@ -161,7 +165,6 @@ async fn a_valid_body_is_accepted_by_every_operation() {
     for operation in ground.operations().await {
         let (path, body, _) = ground.valid(&operation).await;
         let answer = ground.send(&operation, &path, body.to_string()).await;
-        // A machine that is active already is what a release asks for.
         assert!(answer.status < 300, "{answer}");
     }
     ground.end().await;

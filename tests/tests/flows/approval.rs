@@ -289,14 +289,12 @@ async fn decide_by_two(apis: &[Api; 2], administrators: &[Administrator; 2], tok
     assert!(lost.detail().contains("because"), "{lost}");
     let audit = administrators[0].audit(&format!("enrollment:{id}")).await;
     assert_eq!(audit.len(), 1, "{audit:?}");
-    let status = administrators[0].machine(machine.id()).await["status"].clone();
+    let path = format!("machines/{}", machine.id());
+    let record = administrators[0].call(Method::GET, &path, None).await;
     let asked = machine.enroll(&apis[1], None).await;
     match word {
-        "approved" => assert_eq!((asked.status, status), (201, json!("active"))),
-        _ => assert_eq!(
-            (asked.kind(), status),
-            (ProblemKind::EnrollmentDenied, json!("revoked"))
-        ),
+        "approved" => assert_eq!((asked.status, &record.json()["status"]), (201, &json!("active"))),
+        _ => assert_eq!((asked.kind(), record.status), (ProblemKind::EnrollmentDenied, 404)),
     }
 }
 
@@ -347,4 +345,124 @@ async fn of_two_machines_of_one_serial_number_that_are_approved_at_once_one_beco
         statuses.sort();
         assert_eq!(statuses, ["active", "pending"]);
     }
+}
+
+/// The answer may have been lost; another reason would be lost without a word.
+#[tokio::test]
+async fn a_decision_on_an_enrollment_is_repeated_for_the_same_reason_alone() {
+    let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
+    for (decision, word) in [("deny", "denied"), ("approve", "approved")] {
+        let machine = Machine::new();
+        let pending = machine.enroll(&server, None).await.expect(202);
+        let waiting = enrollment(&server, &pending).await;
+        let decided = decide(&server, &waiting, decision).await.expect(200).json();
+        assert_eq!(decide(&server, &waiting, decision).await.expect(200).json(), decided);
+        let path = format!("/v1/admin/enrollments/{}/{decision}", text(&waiting, "id"));
+        let other = server.post(&path, &json!({"reason": "another"})).await;
+        let refused = other.expect_problem(ProblemKind::Conflict);
+        assert!(refused.detail().contains(&format!("was {word} at")), "{refused}");
+        assert!(refused.detail().contains("seen"), "{refused}");
+        assert_eq!(enrollment(&server, &pending).await, decided);
+    }
+    server.stop().await;
+}
+
+/// Strangers can ask as often as they like: what was denied is no machine, in no list and in no figure.
+#[tokio::test]
+async fn a_machine_that_was_denied_is_counted_and_listed_nowhere_and_stays_denied() {
+    let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
+    let _counted = server.enrolled("COUNTED").await;
+    let count = async || server.get("/v1/admin/stats").await.expect(200).json()["machines"].clone();
+    let before = count().await;
+    let stranger = Machine::with_serial_number("STRANGER");
+    let pending = stranger.enroll(&server, None).await.expect(202);
+    let waiting = enrollment(&server, &pending).await;
+    let _denied = decide(&server, &waiting, "deny").await.expect(200);
+    assert_eq!(count().await, before);
+    for query in ["", "?status=revoked", "?q=STRANGER"] {
+        let listed = server
+            .get(&format!("/v1/admin/machines{query}"))
+            .await
+            .json()
+            .to_string();
+        assert!(!listed.contains("STRANGER"), "{query}: {listed}");
+    }
+    for answer in [stranger.enroll(&server, None).await, stranger.check_in(&server).await] {
+        let refused = answer.expect_problem(ProblemKind::EnrollmentDenied);
+        assert!(refused.detail().contains("seen"), "{refused}");
+    }
+    let denied = enrollment(&server, &pending).await;
+    assert_eq!(
+        (&denied["status"], &denied["serial_number"]),
+        (&json!("denied"), &json!("STRANGER"))
+    );
+
+    // By the machine's id: the answer is the record at its end, and whoever comes second is told what was decided.
+    let other = Machine::new();
+    let _pending = other.enroll(&server, None).await.expect(202);
+    let path = format!("{}/deny", other.path());
+    let record = server.post(&path, &json!({"reason": "no"})).await.expect(200).json();
+    assert_eq!(
+        (&record["status"], &record["status_reason"]),
+        (&json!("revoked"), &json!("no"))
+    );
+    let second = server
+        .post(&path, &json!({"reason": "no"}))
+        .await
+        .expect_problem(ProblemKind::Conflict);
+    assert!(
+        second.detail().contains("was denied at") && second.detail().contains("no"),
+        "{second}"
+    );
+    server.stop().await;
+}
+
+/// Whoever approves the second has seen the first key, and not the one that has taken its place.
+#[tokio::test]
+async fn of_two_keys_that_ask_for_one_record_the_second_is_not_approved_after_the_first() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("TWICE").await;
+    let token = server.enrollment_token(json!({})).await;
+    let keys = [machine.erased(), machine.erased()];
+    let mut waiting = Vec::new();
+    for key in &keys {
+        let pending = key.enroll(&server, Some(&token)).await.expect(202);
+        waiting.push(enrollment(&server, &pending).await);
+    }
+    let _approved = decide(&server, &waiting[0], "approve").await.expect(200);
+    let refused = decide(&server, &waiting[1], "approve")
+        .await
+        .expect_problem(ProblemKind::Conflict);
+    assert!(refused.detail().contains(&text(&waiting[0], "id")), "{refused}");
+    assert!(refused.detail().contains("deny this one"), "{refused}");
+    let _in = keys[0].enroll(&server, None).await.expect(201);
+    let record = server.get(&machine.path()).await.json();
+    assert_eq!(record["key"]["thumbprint"], keys[0].thumbprint().to_string());
+
+    // One that asks afterwards knows what it replaces.
+    let third = machine.erased();
+    let pending = third.enroll(&server, Some(&token)).await.expect(202);
+    let _approved = decide(&server, &enrollment(&server, &pending).await, "approve")
+        .await
+        .expect(200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_machine_of_a_serial_number_is_refused_with_what_to_do() {
+    let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
+    let first = Machine::with_serial_number("SAME");
+    let pending = first.enroll(&server, None).await.expect(202);
+    let waiting = enrollment(&server, &pending).await;
+    let holder = server.enrolled("SAME").await;
+    let refused = decide(&server, &waiting, "approve")
+        .await
+        .expect_problem(ProblemKind::Conflict);
+    let detail = refused.detail();
+    assert!(detail.contains(&holder.id().to_string()), "{detail}");
+    assert!(
+        detail.contains("deny this request") && detail.contains("revoke or delete it first"),
+        "{detail}"
+    );
+    server.stop().await;
 }

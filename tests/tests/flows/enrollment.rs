@@ -6,7 +6,7 @@ use assay_tests::answer::Answer;
 use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_repeated_enrollment_gives_the_same_machine_and_certificate_and_uses_the_token_once() {
@@ -174,7 +174,11 @@ async fn a_machine_that_needs_approval_waits_until_an_administrator_decides() {
         assert_eq!(again["enrollment_id"], pending.json()["enrollment_id"]);
         assert_eq!(again["machine_id"], pending.json()["machine_id"]);
         let _refused = machine.check_in(&api).await.expect_problem(ProblemKind::MachinePending);
-        assert_eq!(administrator.machine(machine.id()).await["status"], "pending");
+        let record = administrator.machine(machine.id()).await;
+        assert_eq!(
+            (&record["status"], &record["enrolled_at"]),
+            (&json!("pending"), &Value::Null)
+        );
     }
 
     let _approved = administrator
@@ -186,6 +190,7 @@ async fn a_machine_that_needs_approval_waits_until_an_administrator_decides() {
     assert_eq!(enrolled["assurance"], "verified");
     let _repeated = approved.enroll(&api, None).await.expect(200);
     let _checked_in = approved.check_in(&api).await.expect(200);
+    assert!(administrator.machine(approved.id()).await["enrolled_at"].is_string());
 
     let _denied = administrator
         .decide(denied.id(), "deny", "nobody knows it")

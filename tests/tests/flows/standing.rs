@@ -277,3 +277,43 @@ async fn an_approval_of_a_machine_that_is_held_back_says_that_it_is_and_releases
         assert_eq!(administrator.machine(machine.id()).await["status"], status);
     }
 }
+
+/// The answer may have been lost; another reason would be lost without a word.
+#[tokio::test]
+async fn a_repeated_decision_gets_the_same_answer_and_one_for_another_reason_is_told_the_first() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let machine = administrator.enrolled(&api).await;
+    for (decision, state, reason) in [
+        ("quarantine", "quarantined", "odd traffic"),
+        ("release", "active", "a false alarm"),
+        ("revoke", "revoked", "sold"),
+    ] {
+        let decided = administrator
+            .decide(machine.id(), decision, reason)
+            .await
+            .expect(200)
+            .json();
+        let events = administrator.events(machine.id()).await;
+        let repeated = administrator
+            .decide(machine.id(), decision, reason)
+            .await
+            .expect(200)
+            .json();
+        assert_eq!(repeated, decided);
+        let other = administrator.decide(machine.id(), decision, "stolen").await;
+        let refused = other.expect_problem(ProblemKind::Conflict);
+        assert!(
+            refused
+                .detail()
+                .contains(&format!("{state} already, because: {reason}")),
+            "{refused}"
+        );
+        assert_eq!(administrator.machine(machine.id()).await["status_reason"], reason);
+        assert_eq!(administrator.events(machine.id()).await, events);
+    }
+    let never_held_back = administrator.enrolled(&api).await;
+    let refused = administrator.decide(never_held_back.id(), "release", "why not").await;
+    let refused = refused.expect_problem(ProblemKind::Conflict);
+    assert!(refused.detail().contains("active already"), "{refused}");
+}

@@ -51,7 +51,8 @@ impl From<ApprovalError> for ApiProblem {
             | ApprovalError::MachineDeleted
             | ApprovalError::NotPending
             | ApprovalError::SerialNumberTaken(_)
-            | ApprovalError::SerialNumberJustTaken => Self::new(ProblemKind::Conflict, error.to_string()),
+            | ApprovalError::SerialNumberJustTaken
+            | ApprovalError::TakenOver(_) => Self::new(ProblemKind::Conflict, error.to_string()),
             ApprovalError::Claims(_) => Self::internal(&error),
             ApprovalError::Store(error) => error.into(),
         }
@@ -99,7 +100,7 @@ async fn find(
     Ok(Json(approval::find(&services, id).await?))
 }
 
-/// Let a key in. Repeating it changes nothing.
+/// Let a key in. The same again changes nothing; with another reason it is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/enrollments/{id}/approve", tag = "Enrollments", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Option<Approve>,
@@ -115,7 +116,8 @@ async fn approve(
     Ok(Json(approval::decide(&services, &caller.origin, id, &decision).await?))
 }
 
-/// Keep a key out for good. Repeating it changes nothing.
+/// Keep a key out for good. The same again changes nothing; with another reason it is a conflict. The record of a machine that
+/// was never let in goes.
 #[utoipa::path(
     post, path = "/v1/admin/enrollments/{id}/deny", tag = "Enrollments", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -149,7 +151,7 @@ async fn approve_machine(
     ))
 }
 
-/// Keep the key out that waits for this machine.
+/// Keep the key out that waits for this machine. The record of a machine that was never let in goes.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/deny", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,

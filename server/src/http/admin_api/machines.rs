@@ -48,7 +48,9 @@ impl From<MachineError> for ApiProblem {
                 Self::malformed(error.to_string())
             }
             MachineError::Unknown => Self::not_found("machine"),
-            MachineError::Standing(_) => Self::new(ProblemKind::Conflict, error.to_string()),
+            MachineError::Standing(_) | MachineError::DecidedBefore { .. } => {
+                Self::new(ProblemKind::Conflict, error.to_string())
+            }
             MachineError::Store(error) => error.into(),
         }
     }

@@ -27,7 +27,8 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(revoke))
 }
 
-/// Hold a machine back: once this has answered, no check-in yields a grant. Repeating it changes nothing.
+/// Hold a machine back: once this has answered, no check-in yields a grant. The same again changes nothing; with another reason it is a
+/// conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/quarantine", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -43,7 +44,8 @@ async fn quarantine(
     Ok(Json(machine))
 }
 
-/// Let a quarantined machine check in again. Repeating it changes nothing.
+/// Let a quarantined machine check in again. The same again changes nothing; with another reason it is a
+/// conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/release", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -59,7 +61,8 @@ async fn release(
     Ok(Json(machine))
 }
 
-/// Put a machine out for good, and revoke its keys and certificates. Repeating it changes nothing.
+/// Put a machine out for good, and revoke its keys and certificates. The same again changes nothing; with another reason it is a
+/// conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/revoke", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,

@@ -81,7 +81,10 @@ impl From<Refusal> for ApiProblem {
 impl From<CheckInError> for ApiProblem {
     fn from(error: CheckInError) -> Self {
         match error {
-            CheckInError::Evidence(_) | CheckInError::ForeignKey | CheckInError::Certificate(_) => {
+            CheckInError::Evidence(_)
+            | CheckInError::ForeignKey
+            | CheckInError::NoSubject
+            | CheckInError::Certificate(_) => {
                 Self::new(ProblemKind::BadEvidence, super::problem::Chain(&error).to_string())
             }
             CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),

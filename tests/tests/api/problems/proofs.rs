@@ -67,6 +67,8 @@ pub(super) async fn bad_evidence(server: &InProcess) -> Vec<Answer> {
         let body = json!({"evidence": machine.sign(&claims)});
         answers.push(server.call("/v1/check-in", &body).await);
     }
+    let nameless = answers.get(2).unwrap().detail();
+    assert_eq!(nameless, "the evidence has no sub, the claim that names the machine");
     for garbage in ["", "a.b.c", &"A.".repeat(20_000)] {
         answers.push(server.call("/v1/check-in", &json!({"evidence": garbage})).await);
     }
