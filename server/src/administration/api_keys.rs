@@ -26,7 +26,7 @@ pub enum ApiKeyError {
     #[error("expires_in_seconds has to be from 1 to {LONGEST_LIFE_SECONDS}")]
     Life,
     /// None of this id.
-    #[error("there is no such API key")]
+    #[error("there is no such API key, or it was revoked before")]
     Unknown,
     /// The database did not do it.
     #[error(transparent)]
@@ -101,8 +101,9 @@ async fn insert(
 
 async fn revoke_once(tx: &mut Transaction, clock: &dyn Clock, origin: &Origin, id: Uuid) -> Result<(), ApiKeyError> {
     let before = store::api_keys::lock(tx, id).await?.ok_or(ApiKeyError::Unknown)?;
+    // As of everything that was deleted: the record is still listed, and there is no key of it any more.
     if before.revoked_at.is_some() {
-        return Ok(());
+        return Err(ApiKeyError::Unknown);
     }
     let after = ApiKey {
         revoked_at: Some(clock.now()),

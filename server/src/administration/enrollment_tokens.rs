@@ -140,8 +140,9 @@ async fn revoke_once(
     let before = store::enrollment_tokens::lock(tx, id)
         .await?
         .ok_or(EnrollmentTokenError::Unknown)?;
+    // As of everything that was deleted: the record is still listed, and there is no token of it any more.
     if before.revoked_at.is_some() {
-        return Ok(());
+        return Err(EnrollmentTokenError::Unknown);
     }
     let now = services.clock.now();
     let after = EnrollmentToken {

@@ -8,6 +8,7 @@ use crate::{
     audit::{Change, Origin},
     authority::{SealingError, WebhookSecret},
     clock,
+    events::kinds::{KINDS, is_kind},
     services::Services,
     store::{self, AsStoreError, StoreError, Transaction, webhook_deliveries::NewDelivery},
     text::is_prose,
@@ -21,8 +22,8 @@ use crate::{
 /// places.
 const MOST_WEBHOOKS: i64 = 100;
 const LONGEST_DESCRIPTION: usize = 2_000;
-const MOST_KINDS: usize = 100;
-const LONGEST_KIND: usize = 100;
+/// How much is quoted of what is no kind, in characters.
+const LONGEST_QUOTED: usize = 100;
 
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +32,10 @@ pub(crate) enum WebhookError {
     Url(#[from] WebhookUrlError),
     #[error("description has to have {LONGEST_DESCRIPTION} characters at most, and no control character")]
     Description,
-    #[error(
-        "kinds has to name from 1 to {MOST_KINDS} kinds of events, each in lower-case letters, digits, hyphens and dots, \
-         such as machine.enrolled"
-    )]
-    Kinds,
+    #[error("kinds has to name one kind of events or more; leave it out for all")]
+    NoKinds,
+    #[error("kinds: there are no events of the kind {unknown:?}; there are {}", KINDS.join(", "))]
+    Kind { unknown: String },
     #[error("there are {MOST_WEBHOOKS} webhooks already")]
     TooMany,
     #[error("the webhook is disabled: make a new one")]
@@ -197,15 +197,15 @@ fn checked_description(description: Option<String>) -> Result<String, WebhookErr
 }
 
 fn checked_kinds(mut kinds: Vec<String>) -> Result<Vec<String>, WebhookError> {
-    let is_kind = |kind: &String| {
-        let is_part =
-            |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || "-.".contains(character);
-        !kind.is_empty() && kind.len() <= LONGEST_KIND && kind.chars().all(is_part)
-    };
     kinds.sort_unstable();
     kinds.dedup();
-    if kinds.is_empty() || kinds.len() > MOST_KINDS || !kinds.iter().all(is_kind) {
-        return Err(WebhookError::Kinds);
+    if kinds.is_empty() {
+        return Err(WebhookError::NoKinds);
     }
-    Ok(kinds)
+    match kinds.iter().find(|kind| !is_kind(kind)) {
+        Some(kind) => Err(WebhookError::Kind {
+            unknown: kind.chars().take(LONGEST_QUOTED).collect(),
+        }),
+        None => Ok(kinds),
+    }
 }

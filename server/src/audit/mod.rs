@@ -10,6 +10,23 @@ use assay_protocol::admin_api::audit::{Actor, ActorKind, Resource};
 use serde_json::Value;
 use uuid::Uuid;
 
+/// Everything that a change can be made to, so that a misspelt one is told to whoever looks for it.
+pub(crate) const RESOURCE_KINDS: &[&str] = &[
+    "api-key",
+    "certificate",
+    "enrollment",
+    "enrollment-token",
+    "event",
+    "grant",
+    "inventory",
+    "machine",
+    "mdm-device",
+    "permission",
+    "sealed-key",
+    "webhook",
+    "webhook-delivery",
+];
+
 /// Who caused a change, and by which request.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
@@ -73,6 +90,7 @@ impl Origin {
 impl Change {
     /// A change to the resource of this kind and id.
     pub(crate) fn new(action: &'static str, kind: &'static str, id: impl ToString) -> Self {
+        debug_assert!(RESOURCE_KINDS.contains(&kind), "{kind}");
         Self {
             action,
             resource: Resource {

@@ -55,13 +55,20 @@ pub enum DatabaseError {
          the owner's database.migration_url"
     )]
     NoPrivileges(#[source] sqlx::Error),
-    /// The schema is of another version.
-    #[error("the database's schema is at version {found} and this server needs {needed}: run `assay-server migrate`")]
+    /// The schema lacks what this server needs.
+    #[error("the database's schema lacks the migration {missing} of this server: run `assay-server migrate`")]
     Outdated {
-        /// The newest migration that was applied.
-        found: i64,
-        /// The newest that this server knows.
-        needed: i64,
+        /// The first migration that was not applied.
+        missing: i64,
+    },
+    /// The schema is of another program.
+    #[error(
+        "the migration {version} of the database's schema is another one than this server's: the schema was made by a program \
+         that is no release of this one"
+    )]
+    Foreign {
+        /// The first migration that differs.
+        version: i64,
     },
 }
 

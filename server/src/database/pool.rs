@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     ConnectOptions, Connection, PgConnection, PgPool,
-    migrate::{MigrateError, Migration},
+    migrate::MigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -73,35 +73,40 @@ fn is_lack_of_privileges(error: &sqlx::Error) -> bool {
 /// Whether everything that this server needs has been applied, as it is in this server. An error says nothing but that
 /// there is something to do.
 async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let applied: Vec<(i64, Vec<u8>, bool)> =
-        sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version")
-            .fetch_all(connection)
-            .await?;
-    let is_applied = |needed: &Migration| {
-        let same = |(version, checksum, _): &(i64, Vec<u8>, bool)| {
-            (*version, checksum.as_slice()) == (needed.version, &*needed.checksum)
-        };
-        applied.iter().any(same)
-    };
-    Ok(applied.iter().all(|(_, _, success)| *success) && MIGRATIONS.iter().all(is_applied))
+    let applied = applied(connection).await?;
+    Ok(applied.iter().all(|(_, _, success)| *success) && compare(&applied).is_ok())
+}
+
+/// Version, checksum, and whether it succeeded.
+type Applied = (i64, Vec<u8>, bool);
+
+async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>, sqlx::Error> {
+    sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version")
+        .fetch_all(connection)
+        .await
+}
+
+/// Demands every migration that this server knows. Further ones are fine: migrations only add, and replicas are replaced one
+/// after the other.
+fn compare(applied: &[Applied]) -> Result<(), DatabaseError> {
+    for needed in MIGRATIONS.iter() {
+        let version = needed.version;
+        match applied.iter().find(|(found, _, success)| *found == version && *success) {
+            None => return Err(DatabaseError::Outdated { missing: version }),
+            Some((_, checksum, _)) if **checksum != *needed.checksum => return Err(DatabaseError::Foreign { version }),
+            Some(_) => {}
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn check_schema(pool: &PgPool) -> Result<(), DatabaseError> {
-    let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
-    let found = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success")
-        .fetch_one(pool)
-        .await;
-    match found {
-        // A newer schema is fine: migrations only add, and replicas are replaced one after the other.
-        Ok(Some(found)) if found >= needed => Ok(()),
-        Ok(found) => Err(DatabaseError::Outdated {
-            found: found.unwrap_or(0),
-            needed,
-        }),
+    let mut connection = pool.acquire().await.map_err(DatabaseError::Connect)?;
+    match applied(&mut connection).await {
+        Ok(applied) => compare(&applied),
         Err(error) if is_lack_of_privileges(&error) => Err(DatabaseError::NoPrivileges(error)),
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => {
-            Err(DatabaseError::Outdated { found: 0, needed })
-        }
+        // There is no table of migrations.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => compare(&[]),
         Err(error) => Err(DatabaseError::Connect(error)),
     }
 }

@@ -7,7 +7,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError};
-use crate::clock::{self, Clock};
+use crate::{
+    clock::{self, Clock},
+    events::kinds::is_kind,
+};
 
 /// An event that has just been given its place.
 #[derive(Debug, Clone)]
@@ -31,6 +34,7 @@ pub(crate) async fn insert_all(
     clock: &dyn Clock,
     events: &[NewEvent],
 ) -> Result<(), StoreError> {
+    debug_assert!(events.iter().all(|event| is_kind(event.kind)), "{events:?}");
     let ids: Vec<Uuid> = events.iter().map(|_| clock::new_id(clock)).collect();
     let machine_ids: Vec<Uuid> = events.iter().map(|event| event.machine_id).collect();
     let kinds: Vec<&str> = events.iter().map(|event| event.kind).collect();
@@ -58,6 +62,7 @@ pub(crate) async fn insert(
     kind: &str,
     detail: Value,
 ) -> Result<(), StoreError> {
+    debug_assert!(is_kind(kind), "{kind}");
     sqlx::query!(
         "INSERT INTO events (id, at, machine_id, kind, detail) VALUES ($1, $2, $3, $4, $5)",
         clock::new_id(clock),

@@ -73,6 +73,16 @@ impl Ground {
         json!({"topic": "mdm.Connect", "acknowledge_event": {"udid": "UDID", "raw_payload": payload}})
     }
 
+    /// A machine that stands where the operation is about it.
+    async fn enrolled_for(&self, operation: &Operation, serial_number: &str) -> Machine {
+        let machine = self.server.enrolled(serial_number).await;
+        if operation.path.ends_with("/release") {
+            let path = format!("{}/quarantine", machine.path());
+            let _held_back = self.server.post(&path, &json!({"reason": "odd"})).await.expect(200);
+        }
+        machine
+    }
+
     /// An operation's path, valid body, and what they are about: a machine, or one that waits, of their own.
     async fn valid(&self, operation: &Operation) -> (String, Value, Machine) {
         let serial_number = format!("BODIES-{}", rand::random::<u64>());
@@ -88,11 +98,7 @@ impl Ground {
             let path = operation.path_with(pending[id].as_str().unwrap());
             return (path, json!({"reason": "a reason"}), machine);
         }
-        let machine = self.server.enrolled(&serial_number).await;
-        if operation.path.ends_with("/release") {
-            let path = format!("{}/quarantine", machine.path());
-            let _held_back = self.server.post(&path, &json!({"reason": "odd"})).await.expect(200);
-        }
+        let machine = self.enrolled_for(operation, &serial_number).await;
         if operation.path.contains("/certificates/") {
             let record = self.server.get(&machine.path()).await.json();
             let path = operation.path_with(record["certificate"]["serial_number"].as_str().unwrap());

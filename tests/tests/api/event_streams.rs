@@ -97,7 +97,7 @@ async fn the_list_and_the_stream_can_be_narrowed_to_a_kind_and_a_machine() {
         ("kind=machine.quarantined".to_owned(), 2),
         (format!("machine_id={}", other.id()), of_machine.len()),
         (format!("kind=machine.quarantined&machine_id={}", one.id()), 1),
-        ("kind=nothing.happens".to_owned(), 0),
+        ("kind=machine.deleted".to_owned(), 0),
         (format!("machine_id={}", Uuid::nil()), 0),
     ] {
         let list = server.get(&format!("/v1/admin/events?{query}")).await.json();

@@ -59,7 +59,7 @@ async fn add(server: &InProcess, which: usize) -> Machine {
     assert_eq!(server.send(listed).await.status, 200);
     let key = json!({"name": format!("key {which}"), "role": "viewer"});
     assert_eq!(server.post("/v1/admin/api-keys", &key).await.status, 201);
-    let webhook = json!({"url": "http://127.0.0.1:9/", "kinds": ["nothing.happens"]});
+    let webhook = json!({"url": "http://127.0.0.1:9/", "kinds": ["machine.deleted"]});
     assert_eq!(server.post("/v1/admin/webhooks", &webhook).await.status, 201);
     // An enrollment token, an enrollment, a machine and audit entries come with it.
     server.enrolled(&format!("LISTED-{which}")).await
@@ -210,6 +210,65 @@ async fn a_limit_or_a_sequence_that_is_no_number_is_told_in_words() {
             .await
             .expect_problem(ProblemKind::Malformed);
         assert_eq!(refused.detail(), words, "{query}");
+    }
+    server.stop().await;
+}
+
+/// A receiver that waits for `machine.enroled` waits for ever.
+#[tokio::test]
+async fn a_kind_that_there_is_not_is_refused_with_those_that_there_are() {
+    let server = InProcess::start().await;
+    let (events, resources) = (
+        "machine.enrolled, machine.identity-mismatch",
+        "machine, mdm-device, permission",
+    );
+    for (path, named) in [
+        ("events?kind=machine.enroled", events),
+        ("events/stream?kind=machine.enroled", events),
+        ("audit?resource=machines", resources),
+        ("audit?resource=machines:1", resources),
+    ] {
+        let refused = server
+            .get(&format!("/v1/admin/{path}"))
+            .await
+            .expect_problem(ProblemKind::Malformed);
+        assert!(refused.detail().contains(named), "{refused}");
+    }
+    let webhook = json!({"url": "https://example.com/", "kinds": ["machine.enrolled", "machine.enroled"]});
+    let refused = server
+        .post("/v1/admin/webhooks", &webhook)
+        .await
+        .expect_problem(ProblemKind::Malformed);
+    assert!(
+        refused.detail().contains("\"machine.enroled\"") && refused.detail().contains(events),
+        "{refused}"
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_deleted_is_not_found_a_second_time_whatever_it_was() {
+    let server = InProcess::start().await;
+    let machine = add(&server, 0).await;
+    let mut paths = vec![machine.path(), "/v1/admin/inventory/INVENTORY-000".to_owned()];
+    for list in ["grants", "permissions", "webhooks", "enrollment-tokens", "api-keys"] {
+        let list = format!("/v1/admin/{list}");
+        let items = server.get(&list).await.expect(200).json();
+        let last = items["items"].as_array().unwrap().last().unwrap().clone();
+        paths.push(format!("{list}/{}", last["id"].as_str().unwrap()));
+    }
+    for path in paths {
+        let _deleted = server.delete(&path).await.expect(204);
+        let audit = server.get("/v1/admin/audit?limit=500").await.json()["items"]
+            .as_array()
+            .unwrap()
+            .len();
+        let _gone = server.delete(&path).await.expect_problem(ProblemKind::NotFound);
+        let after = server.get("/v1/admin/audit?limit=500").await.json()["items"]
+            .as_array()
+            .unwrap()
+            .len();
+        assert_eq!(after, audit, "{path}");
     }
     server.stop().await;
 }

@@ -270,3 +270,25 @@ async fn a_server_whose_role_could_alter_the_audit_says_so_once_and_what_to_conf
         );
     }
 }
+
+/// The number of the newest migration alone says nothing of those before it.
+#[tokio::test]
+async fn a_schema_that_lacks_one_migration_or_has_another_is_refused_with_its_number() {
+    for (change, words) in [
+        (
+            "DELETE FROM _sqlx_migrations WHERE version = 9",
+            "lacks the migration 9",
+        ),
+        (
+            "UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 5",
+            "the migration 5 of the database's schema is another one",
+        ),
+    ] {
+        let database = Database::create().await;
+        sqlx::raw_sql(change).execute(&database.pool().await).await.unwrap();
+        let configuration = ServerConfiguration::new(&database).set("database.migrate", "false");
+        let refused = super::commands::run(configuration.command(&["serve"])).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(refused.stderr.contains(words), "{}", refused.stderr);
+    }
+}

@@ -239,7 +239,7 @@ async fn a_later_row_raises_nobody_but_counts_when_an_administrator_approves() {
     assert!(reason.contains("inventory") && reason.contains("approved"), "{reason}");
 
     // The approval still stands when the row goes.
-    assert_eq!(counts(&import(&server, "", "").await), [0, 0, 2, 0, 0]);
+    assert_eq!(counts(&import(&server, "?allow_empty=true", "").await), [0, 0, 2, 0, 0]);
     let record = server.get(&waits.path()).await.json();
     assert_eq!(record["assurance"], "verified");
     assert!(!text(&record, "assurance_reason").contains("inventory"), "{record}");
@@ -430,12 +430,93 @@ async fn a_hundred_thousand_rows_are_imported_and_taken_back_in_seconds() {
     }
     let imported = timed(
         "CSV, all gone, with their machines' assurance",
-        "",
+        "?allow_empty=true",
         "text/csv",
         "serial_number\n".to_owned(),
     )
     .await;
     assert_eq!(counts(&imported), [0, 0, 100_000, 0, 10_000]);
     assert_eq!(groundless(&server).await, 0);
+    server.stop().await;
+}
+
+/// As Excel saves it, in the one or the other country.
+#[tokio::test]
+async fn a_file_of_a_spreadsheet_is_read_or_refused_with_what_is_the_matter() {
+    let server = InProcess::start().await;
+    let wide = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    let with_mark = |text: &str| [b"\xff\xfe".as_slice(), &wide(text)].concat();
+    let put = async |content_type: &str, body: Vec<u8>| {
+        let request = server.admin(Method::PUT, "/v1/admin/inventory");
+        server
+            .send(request.header("content-type", content_type).body(body))
+            .await
+    };
+    let header = "serial_number,labels,owner\n";
+    for (content_type, body, words) in [
+        (
+            "text/csv",
+            with_mark(header),
+            "the file is UTF-16: save it as CSV UTF-8",
+        ),
+        ("text/csv", wide(header), "the file is UTF-16: save it as CSV UTF-8"),
+        (
+            "text/csv",
+            b"serial_number;labels;owner\nA;;\n".to_vec(),
+            "separated by semicolons",
+        ),
+        ("text/csv", b"serial_number\tlabels\n".to_vec(), "separated by tabs"),
+        (
+            "text/csv",
+            format!("{header}A,,x\nB,\"a=b,y\nC,,z\n").into_bytes(),
+            "a quote in the row of line 3 is never closed",
+        ),
+        (
+            "text/csv",
+            format!("{header},,x\n").into_bytes(),
+            "as 1 row is wrong: line 2",
+        ),
+        (
+            "text/csv",
+            format!("{header},,x\n,,y\n").into_bytes(),
+            "as 2 rows are wrong: line 2",
+        ),
+        (
+            "application/json",
+            br#"{"items": [{"serial_number": "A", "labels": null}]}"#.to_vec(),
+            "labels: invalid type: null",
+        ),
+    ] {
+        let refused = put(content_type, body).await.expect_problem(ProblemKind::Malformed);
+        assert!(refused.detail().contains(words), "{words}: {refused}");
+    }
+    let with_mark = [
+        b"\xef\xbb\xbf".as_slice(),
+        header.as_bytes(),
+        b"A,\"a=b\",\"the \"\"first\"\"\"\n",
+    ]
+    .concat();
+    let _read = put("text/csv", with_mark).await.expect(200);
+    server.stop().await;
+}
+
+/// A script whose query found nothing would else take the ground from under the whole fleet.
+#[tokio::test]
+async fn an_empty_inventory_replaces_nothing_unless_it_is_said_to_be_meant() {
+    let server = InProcess::start().await;
+    let put = async |query: &str, body: &Value| {
+        let request = server.admin(Method::PUT, &format!("/v1/admin/inventory{query}"));
+        server.send(request.json(body)).await
+    };
+    let empty = json!({"items": []});
+    let _filled = put("", &json!({"items": [{"serial_number": "A"}]})).await.expect(200);
+    for query in ["", "?mode=replace", "?allow_empty=false"] {
+        let refused = put(query, &empty).await.expect_problem(ProblemKind::Malformed);
+        assert!(refused.detail().contains("allow_empty=true"), "{refused}");
+    }
+    let _merged = put("?mode=merge", &empty).await.expect(200);
+    let _still_there = server.get("/v1/admin/inventory/A").await.expect(200);
+    let emptied = put("?allow_empty=true", &empty).await.expect(200).json();
+    assert_eq!(emptied["removed"], 1);
     server.stop().await;
 }

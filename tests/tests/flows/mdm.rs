@@ -584,9 +584,11 @@ async fn recorded(ground: &Ground, machine: &Machine, error: &str) {
 async fn two_replicas_ask_each_machine_once() {
     let mut mdm = Receiver::start().await;
     let ground = Ground::asking(&mdm).await;
+    let key = NamedTempFile::new().unwrap();
+    fs::write(key.path(), format!("{NANOMDM_KEY}\n")).unwrap();
     let settings = [
         ("mdm.nanomdm.url", mdm.origin()),
-        ("mdm.nanomdm.api_key", NANOMDM_KEY.to_owned()),
+        ("mdm.nanomdm.api_key_file", key.path().to_str().unwrap().to_owned()),
         (
             "apple.attestation_roots",
             ground.roots.path().to_str().unwrap().to_owned(),
@@ -602,6 +604,8 @@ async fn two_replicas_ask_each_machine_once() {
     let mut asked = Vec::new();
     for _ in &serial_numbers {
         let request = mdm.next_request().await;
+        let credentials = STANDARD.encode(format!("nanomdm:{NANOMDM_KEY}"));
+        assert_eq!(request.header("authorization"), format!("Basic {credentials}"));
         asked.push(request.target.clone());
         take(request);
     }

@@ -386,7 +386,7 @@ async fn https_goes_to_whom_the_systems_roots_vouch_for_and_to_nobody_else() {
     let url = format!("https://{}/v1/nonce", installation.servers[0].address());
     let webhook = Webhook::read(
         &administrator
-            .create("webhooks", &json!({"url": url, "kinds": ["no.kind"]}))
+            .create("webhooks", &json!({"url": url, "kinds": ["machine.deleted"]}))
             .await,
     );
     let attempted = async |administrator: &Administrator| {
@@ -449,9 +449,14 @@ async fn a_webhook_that_is_deleted_is_told_of_nothing_more() {
 async fn a_secret_is_shown_once_and_kept_sealed_and_what_is_no_webhook_is_refused() {
     let server = start().await;
     let receiver = Receiver::start().await;
-    let webhook = Webhook::of(&server, &receiver, json!(["b.b", "a.a", "b.b"])).await;
+    let webhook = Webhook::of(
+        &server,
+        &receiver,
+        json!(["machine.revoked", "machine.deleted", "machine.revoked"]),
+    )
+    .await;
     let record = webhook.record(&server).await;
-    assert_eq!(record["kinds"], json!(["a.a", "b.b"]));
+    assert_eq!(record["kinds"], json!(["machine.deleted", "machine.revoked"]));
     assert_eq!(record["secret"], Value::Null);
     let audit = server
         .get(&format!("/v1/admin/audit?resource=webhook:{}", webhook.id))
@@ -485,7 +490,7 @@ async fn a_secret_is_shown_once_and_kept_sealed_and_what_is_no_webhook_is_refuse
             "description",
         ),
         (json!({"url": "https://example.com/", "colour": "red"}), "colour"),
-        (json!({"kinds": ["a.b"]}), "url"),
+        (json!({"kinds": ["machine.enrolled"]}), "url"),
     ] {
         let refused = server
             .post("/v1/admin/webhooks", &request)

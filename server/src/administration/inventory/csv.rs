@@ -7,6 +7,8 @@ use super::import::{Lines, Rows};
 use crate::machines::labels::Labels;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// Of UTF-16, in either order.
+const WIDE_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 const COLUMNS: &str = "serial_number, labels, owner";
 
 /// Where the columns are.
@@ -20,6 +22,10 @@ struct Header {
 
 /// Reads every row into `rows`. Fails where the whole is not readable.
 pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
+    // Without a mark it shows by the second half of its first letter.
+    if WIDE_MARKS.iter().any(|mark| body.starts_with(mark)) || body.iter().take(2).any(|byte| *byte == 0) {
+        return Err("the file is UTF-16: save it as CSV UTF-8".to_owned());
+    }
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     let mut reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(body);
     let (mut record, mut lines, mut header) = (ByteRecord::new(), Lines::of(body), None);
@@ -30,7 +36,13 @@ pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
         if is_blank(&record) {
             continue;
         }
-        let line = lines.at(begin(body, &record));
+        let begin = begin(body, &record);
+        let line = lines.at(begin);
+        if is_unclosed(body, begin, &reader) {
+            return Err(format!(
+                "a quote in the row of line {line} is never closed, so that the rest of the file is in it"
+            ));
+        }
         match &header {
             None => header = Some(Header::read(&record)?),
             Some(header) => rows.push(line, None, header.item(&record))?,
@@ -45,6 +57,14 @@ pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
 /// A line of spaces; the reader skips those that hold nothing at all.
 fn is_blank(record: &ByteRecord) -> bool {
     record.len() == 1 && record.get(0).is_some_and(|field| field.trim_ascii().is_empty())
+}
+
+/// Whether a record goes to the end of the file because a quote in it is never closed: quotes come in pairs, one that is meant
+/// is written twice.
+fn is_unclosed(body: &[u8], begin: usize, reader: &csv::Reader<&[u8]>) -> bool {
+    let end = usize::try_from(reader.position().byte()).unwrap_or(usize::MAX);
+    let rest = body.get(begin..).unwrap_or_default();
+    end >= body.len() && rest.iter().filter(|byte| **byte == b'"').count() % 2 == 1
 }
 
 /// Where a record begins: the reader tells where it began to look for it, which is before the end of the line above
@@ -69,6 +89,12 @@ impl Header {
                 "serial_number" => &mut header.serial_number,
                 "labels" => &mut header.labels,
                 "owner" => &mut header.owner,
+                _ if header.columns == 1 && name.contains([';', '\t']) => {
+                    let separator = if name.contains(';') { "semicolons" } else { "tabs" };
+                    return Err(format!(
+                        "the columns are separated by {separator}, and have to be separated by commas"
+                    ));
+                }
                 unknown => {
                     let unknown: String = unknown.chars().take(64).collect();
                     return Err(format!(

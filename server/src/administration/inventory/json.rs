@@ -104,10 +104,13 @@ fn item(text: &str) -> Result<ImportItem, String> {
     if !text.starts_with('{') {
         return Err("it has to be an object".to_owned());
     }
-    serde_json::from_str(text).map_err(|error| {
-        let why = error.to_string();
-        // Where in the item does not help: it is the item that is named.
-        why.rsplit_once(" at line ")
-            .map_or(why.clone(), |(why, _)| why.to_owned())
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|error| {
+        let why = error.inner().to_string();
+        // Where in the item does not help: it is the item that is named, and the field.
+        let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why);
+        match error.path().to_string().as_str() {
+            "." => why.to_owned(),
+            path => format!("{path}: {why}"),
+        }
     })
 }

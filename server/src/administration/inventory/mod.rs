@@ -31,8 +31,12 @@ pub(crate) enum InventoryError {
     #[error("{0}")]
     Unreadable(String),
     /// It can be read, and some rows are wrong.
-    #[error("the inventory is as it was, as {total} rows are wrong: {}", in_words(first, *total))]
+    #[error("the inventory is as it was, as {} wrong: {}", counted(*total), in_words(first, *total))]
     Rows { total: usize, first: Vec<RowError> },
+    #[error(
+        "an inventory without a row would remove every row that there is: say allow_empty=true in the query if that is meant"
+    )]
+    Empty,
     #[error("another import of the inventory is under way; repeat this one when it has ended")]
     Busy,
     #[error("the server is stopping")]
@@ -69,17 +73,20 @@ pub(crate) async fn find(services: &Services, serial_number: &str) -> Result<Inv
         .ok_or(InventoryError::Unknown)
 }
 
-/// Takes over what a file says, or nothing of it.
+/// Takes over what a file says, or nothing of it. A file of no row is taken for a mistake where nobody says that it is none.
 pub(crate) async fn import(
     services: &Services,
     origin: &Origin,
-    mode: ImportMode,
+    (mode, allow_empty): (ImportMode, bool),
     format: Format,
     body: Bytes,
 ) -> Result<ImportedInventory, InventoryError> {
     // Seconds of work with a large file, for which no other request should wait.
     let read = tokio::task::spawn_blocking(move || Import::read(format, &body)).await;
     let import = read.map_err(|_| InventoryError::Interrupted)??;
+    if mode == ImportMode::Replace && import.serial_numbers().is_empty() && !allow_empty {
+        return Err(InventoryError::Empty);
+    }
     services
         .store
         .tx(
@@ -168,6 +175,13 @@ async fn remove_once(
 
 fn count(rows: usize) -> u64 {
     u64::try_from(rows).unwrap_or(u64::MAX)
+}
+
+fn counted(rows: usize) -> String {
+    match rows {
+        1 => "1 row is".to_owned(),
+        rows => format!("{rows} rows are"),
+    }
 }
 
 /// The first few; the answer has more of them, each on its own.

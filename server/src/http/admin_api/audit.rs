@@ -15,6 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     audit::{
+        RESOURCE_KINDS,
         chain::EntryHash,
         entries,
         verification::{self, VerificationError},
@@ -33,6 +34,9 @@ use crate::{
 
 /// The audit only grows: tens of thousands of entries are verified in a second.
 const VERIFICATION_TIME: Duration = Duration::from_secs(600);
+
+/// How much is quoted of what is no kind, in characters.
+const LONGEST_QUOTED: usize = 100;
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(verify))
@@ -71,6 +75,13 @@ impl AuditParameters {
                 None => (Some(resource), None),
             },
         };
+        if let Some(unknown) = resource_kind.as_deref().filter(|kind| !RESOURCE_KINDS.contains(kind)) {
+            let unknown: String = unknown.chars().take(LONGEST_QUOTED).collect();
+            return Err(ApiProblem::malformed(format!(
+                "resource: there is no kind {unknown:?}; there are {}",
+                RESOURCE_KINDS.join(", ")
+            )));
+        }
         Ok(AuditFilter {
             resource_kind,
             resource_id,

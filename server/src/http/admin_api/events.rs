@@ -20,6 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
 use crate::{
+    events::kinds::{KINDS, is_kind},
     events::{
         self, EventFilter,
         feed::TooManyStreams,
@@ -108,7 +109,7 @@ async fn list(
 ) -> ApiResult<Json<Page<Event>>> {
     let filter = EventFilter {
         machine_id: parameters.machine_id,
-        kind: parameters.kind,
+        kind: checked_kind(parameters.kind)?,
     };
     let found = events::list(&services, &filter, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |event| event.id)))
@@ -133,7 +134,7 @@ async fn stream_events(
     let after = resume_point(&headers, parameters.after)?;
     let filter = EventFilter {
         machine_id: parameters.machine_id,
-        kind: parameters.kind,
+        kind: checked_kind(parameters.kind)?,
     };
     let mut items = subscription::subscribe(&services, caller.api_key, after, filter).await?;
     let items = stream::poll_fn(move |context| items.poll_recv(context)).map(|item| written(&item));
@@ -145,6 +146,16 @@ async fn stream_events(
         (ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ];
     Ok((headers, body).into_response())
+}
+
+fn checked_kind(kind: Option<String>) -> ApiResult<Option<String>> {
+    match kind {
+        Some(unknown) if !is_kind(&unknown) => Err(ApiProblem::malformed(format!(
+            "kind: there are no events of this kind; there are {}",
+            KINDS.join(", ")
+        ))),
+        kind => Ok(kind),
+    }
 }
 
 fn sequence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {

@@ -50,7 +50,7 @@ impl From<InventoryError> for ApiProblem {
     fn from(error: InventoryError) -> Self {
         let detail = error.to_string();
         match error {
-            InventoryError::Unreadable(_) => Self::malformed(detail),
+            InventoryError::Unreadable(_) | InventoryError::Empty => Self::malformed(detail),
             InventoryError::Rows { first, .. } => {
                 let told = |RowError { line, detail }| LineError { line, detail };
                 Self::malformed(detail).errors(first.into_iter().map(told).collect())
@@ -108,6 +108,9 @@ struct ImportParameters {
     /// `replace` (they are removed; this where absent) or `merge` (they stay).
     #[param(inline)]
     mode: Option<ImportMode>,
+    /// Whether an import of no row is meant, which removes every row that there is.
+    #[serde(default)]
+    allow_empty: bool,
 }
 
 /// Which rows to list.
@@ -156,7 +159,7 @@ async fn import(
     if let Some(deadline) = deadline {
         deadline.allow(IMPORT_TIME);
     }
-    let mode = parameters.mode.unwrap_or_default();
+    let mode = (parameters.mode.unwrap_or_default(), parameters.allow_empty);
     let imported = inventory::import(&services, &caller.origin, mode, format, body).await?;
     Ok(Json(imported))
 }

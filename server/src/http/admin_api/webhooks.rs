@@ -37,7 +37,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
 impl From<WebhookError> for ApiProblem {
     fn from(error: WebhookError) -> Self {
         match error {
-            WebhookError::Url(_) | WebhookError::Description | WebhookError::Kinds => {
+            WebhookError::Url(_) | WebhookError::Description | WebhookError::NoKinds | WebhookError::Kind { .. } => {
                 Self::malformed(error.to_string())
             }
             WebhookError::TooMany | WebhookError::Disabled => Self::new(ProblemKind::Conflict, error.to_string()),
