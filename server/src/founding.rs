@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 use crate::{
     audit::{Change, Origin},
     authority::{
-        self, Authority, AuthorityError, CertifiedKey, InitialSecrets, MasterKey, MasterKeyError, SealingError,
-        WebhookSecrets, master_key,
+        self, AcmeSecrets, Authority, AuthorityError, CertifiedKey, InitialSecrets, MasterKey, MasterKeyError,
+        SealingError, WebhookSecrets, master_key,
     },
     clock::Clock,
     config::{self, Config},
@@ -28,6 +28,7 @@ pub(crate) struct Founded {
     pub(crate) rotation: Rotation,
     pub(crate) nonce_key: Zeroizing<[u8; 32]>,
     pub(crate) webhook_secrets: WebhookSecrets,
+    pub(crate) acme_secrets: AcmeSecrets,
 }
 
 /// Why the server's keys cannot be had.
@@ -40,7 +41,7 @@ pub enum FoundingError {
     #[error("master_key cannot be read")]
     ConfiguredMasterKey(#[source] SealingError),
     /// The library failed.
-    #[error("the key that seals the secrets of webhooks cannot be derived")]
+    #[error("a key cannot be derived from the master key")]
     Derived(#[source] SealingError),
     /// The keys do not open, or do not fit together.
     #[error(transparent)]
@@ -77,6 +78,7 @@ impl AsStoreError for FoundingError {
 pub(crate) async fn found(store: &Store, config: &Config, clock: &Arc<dyn Clock>) -> Result<Founded, FoundingError> {
     let master_key = master_key(config, is_founded(store).await?)?;
     let webhook_secrets = WebhookSecrets::under(&master_key).map_err(FoundingError::Derived)?;
+    let acme_secrets = AcmeSecrets::under(&master_key).map_err(FoundingError::Derived)?;
     let keyring = Keyring::new(master_key);
     let keys = store
         .tx("found", &(&keyring, config, clock), |tx, &(keyring, config, clock)| {
@@ -91,6 +93,7 @@ pub(crate) async fn found(store: &Store, config: &Config, clock: &Arc<dyn Clock>
         rotation,
         nonce_key,
         webhook_secrets,
+        acme_secrets,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The Assay server: a certificate authority that knows its machines, and grants them permissions.
 
+mod acme;
 mod administration;
 pub mod attestation;
 mod audit;

@@ -19,7 +19,13 @@ pub(crate) struct RateLimits {
     serial_numbers: Option<Limiter<String>>,
     addresses: Option<Limiter<IpAddr>>,
     api_keys: Option<Limiter<Uuid>>,
+    /// Not those of enrollments: whoever knows a serial number may order for it, and must not use up what the agent needs.
+    device_orders: Option<Limiter<String>>,
+    noted_refusals: Limiter<Option<String>>,
 }
+
+/// How many refusals of one serial number are written into the audit each hour, and of all that nobody knows together.
+const NOTED_REFUSALS_PER_HOUR: NonZeroU32 = NonZeroU32::new(30).unwrap();
 
 type Limiter<K> = RateLimiter<K, DashMapStateStore<K>, QuantaClock>;
 
@@ -38,6 +44,8 @@ impl RateLimits {
             serial_numbers: limiter(settings.machine_per_minute),
             addresses: limiter(settings.address_per_minute),
             api_keys: limiter(settings.api_key_per_minute),
+            device_orders: limiter(settings.machine_per_minute),
+            noted_refusals: RateLimiter::dashmap(Quota::per_hour(NOTED_REFUSALS_PER_HOUR)),
         }
     }
 
@@ -57,6 +65,16 @@ impl RateLimits {
         charge(self.api_keys.as_ref(), &api_key)
     }
 
+    pub(crate) fn charge_device_order(&self, serial_number: &str) -> Result<(), Exceeded> {
+        charge(self.device_orders.as_ref(), &serial_number.to_owned())
+    }
+
+    /// Whether another refusal may be written down, of a serial number that is known or of one that is not.
+    pub(crate) fn may_note_refusal(&self, known_serial_number: Option<&str>) -> bool {
+        let key = known_serial_number.map(str::to_owned);
+        self.noted_refusals.check_key(&key).is_ok()
+    }
+
     /// Forgets callers that have not called for so long that it makes no difference. Call it now and then: without
     /// it a caller that changes its address would make the server's memory grow.
     pub(crate) fn forget_idle(&self) {
@@ -64,6 +82,8 @@ impl RateLimits {
         forget(self.serial_numbers.as_ref());
         forget(self.addresses.as_ref());
         forget(self.api_keys.as_ref());
+        forget(self.device_orders.as_ref());
+        forget(Some(&self.noted_refusals));
     }
 }
 

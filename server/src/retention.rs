@@ -28,10 +28,14 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const BATCH: i64 = 500;
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Orders that led to nothing, after their end: long enough for somebody to look why. One that led to a certificate is kept
+/// as long as that, since it has what Apple attested.
+const ACME_ORDERS: Duration = Duration::from_hours(7 * 24);
+
 /// How long rows are kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retention {
-    rules: [Rule; 6],
+    rules: [Rule; 7],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +52,7 @@ enum Noun {
     EnrollmentTokens,
     ApiKeys,
     WebhookDeliveries,
+    AcmeOrders,
 }
 
 impl Retention {
@@ -65,6 +70,7 @@ impl Retention {
                 rule(Noun::EnrollmentTokens, config.enrollment_tokens),
                 rule(Noun::ApiKeys, config.api_keys),
                 rule(Noun::WebhookDeliveries, config.webhook_deliveries),
+                rule(Noun::AcmeOrders, ACME_ORDERS),
             ],
         }
     }
@@ -80,6 +86,7 @@ impl Noun {
             Self::EnrollmentTokens => ("enrollment-token.remove", "enrollment-token"),
             Self::ApiKeys => ("api-key.remove", "api-key"),
             Self::WebhookDeliveries => ("webhook-delivery.remove", "webhook-delivery"),
+            Self::AcmeOrders => ("acme-order.remove", "acme-order"),
         }
     }
 
@@ -91,6 +98,7 @@ impl Noun {
             Self::EnrollmentTokens => store::enrollment_tokens::remove_ended_before(tx, before, BATCH).await,
             Self::ApiKeys => store::api_keys::remove_ended_before(tx, before, BATCH).await,
             Self::WebhookDeliveries => store::webhook_deliveries::remove_finished_before(tx, before, BATCH).await,
+            Self::AcmeOrders => store::acme_orders::remove_ended_before(tx, before, BATCH).await,
         }
     }
 }

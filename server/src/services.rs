@@ -8,7 +8,7 @@ use time::Duration;
 use crate::{
     administration::stats::LastCount,
     attestation::apple::AttestationRoots,
-    authority::{Authority, WebhookSecrets},
+    authority::{AcmeSecrets, Authority, WebhookSecrets},
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{ClientCertificates, Config, Reenrollment, WithoutToken},
@@ -32,6 +32,7 @@ pub(crate) struct Services {
     pub(crate) authority: Arc<ArcSwap<Authority>>,
     pub(crate) rotation: Rotation,
     pub(crate) nonces: Nonces,
+    pub(crate) acme: Acme,
     pub(crate) keys: KeyCache,
     pub(crate) evaluations: EvaluationCache,
     pub(crate) committer: Committer,
@@ -47,6 +48,12 @@ pub(crate) struct Services {
     /// Whom machines are asked through for their attestations; `None` leaves that to others.
     pub(crate) nano_mdm: Option<NanoMdm>,
     pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What ACME has for itself.
+pub(crate) struct Acme {
+    pub(crate) secrets: AcmeSecrets,
+    pub(crate) nonces: Nonces,
 }
 
 /// What the operator decided that requests depend on.
@@ -71,6 +78,8 @@ pub(crate) struct Policy {
     pub(crate) client_certificates: ClientCertificates,
     /// How long after Apple signed it an attestation stands for its machine.
     pub(crate) attestation_max_age: Duration,
+    pub(crate) acme_enabled: bool,
+    pub(crate) device_certificate_ttl: Duration,
 }
 
 impl Policy {
@@ -92,6 +101,8 @@ impl Policy {
             retention: Retention::of(&config.retention),
             client_certificates: config.client_certificates,
             attestation_max_age: duration(config.apple.attestation_max_age),
+            acme_enabled: config.acme.enabled,
+            device_certificate_ttl: duration(config.acme.certificate_ttl),
         }
     }
 }

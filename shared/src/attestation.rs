@@ -38,6 +38,13 @@ impl FreshnessCode {
     }
 }
 
+/// A digest of something else than a key: with ACME, of the challenge's token.
+impl From<[u8; 32]> for FreshnessCode {
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+}
+
 impl fmt::Display for FreshnessCode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&hex::encode(self.0))

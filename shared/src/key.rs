@@ -151,6 +151,13 @@ impl KeyThumbprint {
     }
 }
 
+/// A digest that was computed elsewhere, over a key of another kind.
+impl From<[u8; 32]> for KeyThumbprint {
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+}
+
 impl fmt::Display for KeyThumbprint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&URL_SAFE_NO_PAD.encode(self.0))

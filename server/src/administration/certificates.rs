@@ -4,7 +4,9 @@
 use assay_protocol::{
     KeyThumbprint,
     admin_api::{
-        certificates::{Certificate, CertificateStatus, CertificateWithPem, RevocationReason, RevokeCertificate},
+        certificates::{
+            Certificate, CertificatePurpose, CertificateStatus, CertificateWithPem, RevocationReason, RevokeCertificate,
+        },
         machines::Machine,
     },
 };
@@ -23,6 +25,7 @@ use crate::{
     store::{
         self, AsStoreError, Connection, StoreError, Transaction,
         certificates::{CertificateFilter, ExpiryPlace, Revoked},
+        device_certificates,
         machine_keys::KeyStatus,
     },
 };
@@ -97,6 +100,35 @@ pub(crate) async fn revoke(
         .await
 }
 
+/// Revokes a device's certificate at its holder's word; false where it is revoked already, for whichever reason.
+pub(crate) async fn revoke_device_certificate(
+    services: &Services,
+    origin: &Origin,
+    serial_number: &str,
+    reason: RevocationReason,
+) -> Result<bool, CertificateError> {
+    let why = Why { reason, note: None };
+    let context = (services, origin, serial_number, why);
+    services
+        .store
+        .tx(
+            "revoke a device's certificate",
+            &context,
+            |tx, &(services, origin, serial_number, why)| {
+                Box::pin(async move {
+                    let found = store::certificates::find(tx, serial_number, services.clock.now()).await?;
+                    let found = found.ok_or(CertificateError::Unknown)?;
+                    if found.revoked_at.is_some() {
+                        return Ok(false);
+                    }
+                    revoke_once(tx, services, origin, serial_number, why).await?;
+                    Ok(true)
+                })
+            },
+        )
+        .await
+}
+
 /// Why a certificate is revoked: for relying parties, and in the administrator's words.
 #[derive(Debug, Clone, Copy)]
 struct Why<'a> {
@@ -123,7 +155,10 @@ async fn revoke_once(
         .await?
         .ok_or(CertificateError::Unknown)?;
     // A renewal holds the same row: it is finished before, or sees that the certificate is revoked.
-    let machine = record::hold(tx, services, found.machine_id).await?;
+    let machine = match (found.purpose, found.machine_id) {
+        (CertificatePurpose::Machine, Some(machine_id)) => record::hold(tx, services, machine_id).await?,
+        _ => None,
+    };
     let before = find_with_pem(tx, services, serial_number).await?;
     match (before.certificate.status, before.certificate.revocation_reason) {
         (CertificateStatus::Revoked, Some(reason)) if reason == why.reason => return Ok(before),
@@ -137,12 +172,7 @@ async fn revoke_once(
     }
     let key = before.certificate.key_thumbprint;
     let compromised = why.reason == RevocationReason::KeyCompromise;
-    let which = if compromised {
-        Revoked::OfKey(key)
-    } else {
-        Revoked::One(serial_number)
-    };
-    let revoked = store::certificates::revoke(tx, found.machine_id, which, why.reason, now).await?;
+    let revoked = revoke_rows(tx, &before.certificate, compromised, why.reason, now).await?;
     if let Some(machine) = machine {
         let current = machine
             .certificate
@@ -159,6 +189,35 @@ async fn revoke_once(
         announce(tx, services, origin, serial_number, why).await?;
     }
     find_with_pem(tx, services, serial_number).await
+}
+
+/// A compromised key takes all its certificates with it.
+async fn revoke_rows(
+    tx: &mut Transaction,
+    certificate: &Certificate,
+    compromised: bool,
+    reason: RevocationReason,
+    now: OffsetDateTime,
+) -> Result<Vec<String>, CertificateError> {
+    let (serial_number, key) = (certificate.serial_number.as_str(), certificate.key_thumbprint);
+    let revoked = match (&certificate.device_serial_number, certificate.machine_id) {
+        (Some(device), _) => {
+            let which = match compromised {
+                true => device_certificates::Revoked::OfKey(device, key),
+                false => device_certificates::Revoked::One(serial_number),
+            };
+            device_certificates::revoke(tx, which, reason, now).await?
+        }
+        (None, Some(machine_id)) => {
+            let which = match compromised {
+                true => Revoked::OfKey(key),
+                false => Revoked::One(serial_number),
+            };
+            store::certificates::revoke(tx, machine_id, which, reason, now).await?
+        }
+        (None, None) => return Err(CertificateError::Unknown),
+    };
+    Ok(revoked)
 }
 
 /// Whether a key acts for its machine, or would with its next check-in.
@@ -185,8 +244,18 @@ async fn announce(
         .before(before)
         .after(store::json(&after)?);
     store::audit_entries::insert(tx, clock, origin, change).await?;
-    let detail = json!({"serial_number": serial_number, "reason": why.reason, "note": why.note});
-    Ok(store::events::insert(tx, clock, after.machine_id, "certificate.revoked", detail).await?)
+    let Some(machine_id) = after.machine_id else {
+        return Ok(());
+    };
+    let (event, device) = match after.purpose {
+        CertificatePurpose::Machine => ("certificate.revoked", None),
+        CertificatePurpose::Device => ("device-certificate.revoked", after.device_serial_number),
+    };
+    let mut detail = json!({"serial_number": serial_number, "reason": why.reason, "note": why.note});
+    if let (Some(device), Some(members)) = (device, detail.as_object_mut()) {
+        members.insert("device_serial_number".to_owned(), device.into());
+    }
+    Ok(store::events::insert(tx, clock, machine_id, event, detail).await?)
 }
 
 /// Quarantines a machine whose key somebody else has.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use assay_protocol::admin_api::enrollment_tokens::{CreateEnrollmentToken, EnrollmentToken};
+use assay_protocol::admin_api::enrollment_tokens::{CreateEnrollmentToken, EnrollmentToken, ExternalAccountKey};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretString};
 use time::Duration;
 use uuid::Uuid;
@@ -89,6 +90,15 @@ pub(crate) async fn create(
         )
         .await?;
     Ok((token, secret))
+}
+
+/// What binds an ACME account to a token, where ACME is served.
+pub(crate) fn external_account(services: &Services, token_id: Uuid) -> Option<ExternalAccountKey> {
+    let mac_key = services.acme.secrets.external_account_key(token_id);
+    services.policy.acme_enabled.then(|| ExternalAccountKey {
+        key_id: token_id.to_string(),
+        mac_key: URL_SAFE_NO_PAD.encode(mac_key.as_slice()),
+    })
 }
 
 /// A page of tokens, in the order in which they were made.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{machines::MachineError, reason::Reason};
 use crate::{
     audit::{Change, Origin},
-    machines::record,
+    machines::{devices, record},
     services::Services,
     store::{self, StoreError, Transaction, certificates::Revoked},
 };
@@ -64,6 +64,7 @@ pub(crate) async fn revoke_everything(
 ) -> Result<(), StoreError> {
     let now = services.clock.now();
     store::machine_presence::set_admitted(tx, id, false).await?;
+    devices::revoke_certificates(tx, services.clock.as_ref(), id, reason).await?;
     store::machine_records::set_status(tx, id, MachineStatus::Revoked, Some(reason)).await?;
     let reason_to_publish = RevocationReason::PrivilegeWithdrawn;
     store::certificates::revoke(tx, id, Revoked::All, reason_to_publish, now).await?;
@@ -157,6 +158,7 @@ fn repeated(machine: Machine, state: &'static str, reason: &str) -> Result<Machi
 
 async fn quarantine(tx: &mut Transaction, services: &Services, id: Uuid, reason: &str) -> Result<(), StoreError> {
     let status = MachineStatus::Quarantined;
+    devices::revoke_certificates(tx, services.clock.as_ref(), id, reason).await?;
     move_to(tx, services, id, status, "machine.quarantined", reason).await
 }
 

@@ -6,14 +6,20 @@ pub(crate) mod entries;
 pub(crate) mod sealing;
 pub(crate) mod verification;
 
-use assay_protocol::admin_api::audit::{Actor, ActorKind, Resource};
+use assay_protocol::{
+    KeyThumbprint,
+    admin_api::audit::{Actor, ActorKind, Resource},
+};
 use serde_json::Value;
 use uuid::Uuid;
 
 /// Everything that a change can be made to, so that a misspelt one is told to whoever looks for it.
 pub(crate) const RESOURCE_KINDS: &[&str] = &[
+    "acme-account",
+    "acme-order",
     "api-key",
     "certificate",
+    "device",
     "enrollment",
     "enrollment-token",
     "event",
@@ -57,6 +63,30 @@ impl Origin {
                 kind: ActorKind::Machine,
                 id: Some(id.to_string()),
                 name: None,
+            },
+            request_id: Some(request_id),
+        }
+    }
+
+    /// An ACME client, by its account: it acts for a machine, where one is on record.
+    pub(crate) fn acme_account(account_id: Uuid, machine_id: Option<Uuid>, request_id: String) -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::Machine,
+                id: machine_id.map(|id| id.to_string()),
+                name: Some(format!("ACME account {account_id}")),
+            },
+            request_id: Some(request_id),
+        }
+    }
+
+    /// The key that a device's certificate is for, and nobody's account.
+    pub(crate) fn device_key(key: KeyThumbprint, request_id: String) -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::Machine,
+                id: None,
+                name: Some(format!("the key {key}")),
             },
             request_id: Some(request_id),
         }

@@ -10,7 +10,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    AuthorityError, certificate_path,
+    AuthorityError, EcKey, certificate_path,
     certificate_signer::{CertificateSigner, Subject},
     keys::PrivateKey,
     ocsp::{CertificateQuestion, OcspResponder},
@@ -69,9 +69,22 @@ pub struct MachineCertificateRequest<'a> {
     pub attested_serial_number: Option<&'a str>,
 }
 
-/// A machine's certificate as it was issued.
+/// For which device and key a certificate is asked. Apple has attested that this device holds this key.
+#[derive(Debug)]
+pub struct DeviceCertificateRequest<'a> {
+    /// The attested serial number, which becomes the subject.
+    pub serial_number: &'a str,
+    /// The attested key, whose possession has been proven.
+    pub public_key: &'a EcKey,
+    /// The present time.
+    pub now: OffsetDateTime,
+    /// How long from now the certificate is to live; it never outlives the issuing CA.
+    pub ttl: Duration,
+}
+
+/// A machine's or a device's certificate as it was issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IssuedMachineCertificate {
+pub struct IssuedClientCertificate {
     /// The serial number in lower-case hex, always 32 digits.
     pub serial_number: String,
     /// From when it is valid, in whole seconds.
@@ -148,6 +161,13 @@ pub fn generate_issuing(
     })
 }
 
+/// Who a certificate is for.
+struct NewSubject<'a> {
+    common_name: String,
+    spiffe_id: String,
+    serial_number: Option<&'a str>,
+}
+
 impl IssuingAuthority {
     /// Takes an issuing CA into use, after checking that key and certificate belong together and that the path leads to
     /// `root`.
@@ -192,27 +212,55 @@ impl IssuingAuthority {
     pub fn issue_machine_certificate(
         &self,
         request: &MachineCertificateRequest<'_>,
-    ) -> Result<IssuedMachineCertificate, AuthorityError> {
-        let not_before = whole_seconds(request.now) - profile::MACHINE_BACKDATING;
-        let not_after = whole_seconds(request.now.saturating_add(request.ttl)).min(self.not_after);
-        if not_after <= request.now {
+    ) -> Result<IssuedClientCertificate, AuthorityError> {
+        let subject = NewSubject {
+            common_name: request.machine_id.to_string(),
+            spiffe_id: profile::spiffe_id(&self.trust_domain, request.machine_id),
+            serial_number: request.attested_serial_number,
+        };
+        self.issue(&subject, &Subject(request.public_key), request.now, request.ttl)
+    }
+
+    /// Issues a device's certificate. As with a machine's, the caller records it.
+    pub fn issue_device_certificate(
+        &self,
+        request: &DeviceCertificateRequest<'_>,
+    ) -> Result<IssuedClientCertificate, AuthorityError> {
+        let spiffe_id = profile::device_spiffe_id(&self.trust_domain, request.serial_number);
+        let subject = NewSubject {
+            common_name: request.serial_number.to_owned(),
+            spiffe_id: spiffe_id.ok_or(AuthorityError::SerialNumber)?,
+            serial_number: Some(request.serial_number),
+        };
+        self.issue(&subject, request.public_key, request.now, request.ttl)
+    }
+
+    fn issue(
+        &self,
+        subject: &NewSubject<'_>,
+        public_key: &impl PublicKeyData,
+        now: OffsetDateTime,
+        ttl: Duration,
+    ) -> Result<IssuedClientCertificate, AuthorityError> {
+        let not_before = whole_seconds(now) - profile::MACHINE_BACKDATING;
+        let not_after = whole_seconds(now.saturating_add(ttl)).min(self.not_after);
+        if not_after <= now {
             return Err(AuthorityError::Expired);
         }
         let serial = profile::random_serial();
-        let spiffe_id = profile::spiffe_id(&self.trust_domain, request.machine_id);
         let mut params = self.machine_template.clone();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params
             .distinguished_name
-            .push(DnType::CommonName, request.machine_id.to_string());
-        let names = profile::machine_names(&spiffe_id, request.attested_serial_number);
+            .push(DnType::CommonName, subject.common_name.as_str());
+        let names = profile::machine_names(&subject.spiffe_id, subject.serial_number);
         params.custom_extensions.push(names.map_err(AuthorityError::Names)?);
         (params.not_before, params.not_after) = (not_before, not_after);
         let certificate = params
-            .signed_by(&Subject(request.public_key), &self.issuer)
+            .signed_by(public_key, &self.issuer)
             .map_err(AuthorityError::Sign)?;
         let der = certificate.der().to_vec();
-        Ok(IssuedMachineCertificate {
+        Ok(IssuedClientCertificate {
             serial_number: hex::encode(serial),
             not_before,
             not_after,
@@ -397,7 +445,7 @@ mod tests {
     }
 
     impl Hierarchy {
-        fn issue(&self, now: OffsetDateTime, ttl: Duration) -> Result<IssuedMachineCertificate, AuthorityError> {
+        fn issue(&self, now: OffsetDateTime, ttl: Duration) -> Result<IssuedClientCertificate, AuthorityError> {
             self.authority.issue_machine_certificate(&MachineCertificateRequest {
                 machine_id: MACHINE,
                 public_key: self.machine_key.public_key(),

@@ -3,8 +3,10 @@
 //! Nothing here asks for the time or touches the database. [`Authority`] is a value: a rotation builds another one and
 //! swaps it in, so that whoever holds one sees one consistent set of keys.
 
+mod acme_secrets;
 mod certificate_path;
 mod certificate_signer;
+pub mod ec_key;
 pub mod external_chain;
 pub mod grant_tokens;
 pub mod issuing;
@@ -25,17 +27,19 @@ use url::Url;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+pub(crate) use acme_secrets::AcmeSecrets;
 pub use certificate_path::{key_identifier, validity};
+pub use ec_key::EcKey;
 pub use external_chain::{ChainRefusal, ExternalChain};
 pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token};
 pub use issuing::{
-    CertifiedKey, IssuedMachineCertificate, IssuedTlsCertificate, IssuingAuthority, IssuingParts,
-    MachineCertificateRequest,
+    CertifiedKey, DeviceCertificateRequest, IssuedClientCertificate, IssuedTlsCertificate, IssuingAuthority,
+    IssuingParts, MachineCertificateRequest,
 };
 pub use keys::{KeyError, PrivateKey};
 pub use master_key::MasterKeyError;
 pub use ocsp::{CertificateQuestion, OcspRequest, OcspResponder};
-pub use profile::spiffe_id;
+pub use profile::{device_spiffe_id, spiffe_id};
 pub use revocation_list::{RevocationList, RevocationListSigner, RevokedCertificate};
 pub use sealing::{MasterKey, SealingContext, SealingError};
 pub use spiffe_bundle::{SpiffeBundle, SpiffeKey};
@@ -134,6 +138,9 @@ pub enum AuthorityError {
     /// The names of a machine do not fit into a certificate.
     #[error("the names of a machine cannot be written into a certificate")]
     Names(#[source] der::Error),
+    /// A device's serial number cannot be part of a SPIFFE id.
+    #[error("the serial number has characters that a SPIFFE id cannot have")]
+    SerialNumber,
     /// The certificate could not be encoded or signed.
     #[error("a certificate cannot be made")]
     Sign(#[source] rcgen::Error),

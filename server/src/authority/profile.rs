@@ -57,6 +57,19 @@ pub fn spiffe_id(trust_domain: &str, machine_id: Uuid) -> String {
     format!("spiffe://{trust_domain}/machine/{machine_id}")
 }
 
+/// The SPIFFE id of a device: of the key that a Mac's own system holds, and never the agent's, whose id begins with
+/// `machine`. None where the serial number cannot be a segment of its path (SPIFFE-ID, section 2.2).
+#[must_use]
+pub fn device_spiffe_id(trust_domain: &str, serial_number: &str) -> Option<String> {
+    let is_segment = |text: &str| {
+        !matches!(text, "" | "." | "..")
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+    };
+    is_segment(serial_number).then(|| format!("spiffe://{trust_domain}/device/{serial_number}"))
+}
+
 /// A random serial number of 128 bits: the first bits are `01`, so that it is positive and always 16 bytes long.
 pub(super) fn random_serial() -> [u8; 16] {
     let mut serial = random_bytes::<16>();
@@ -255,6 +268,19 @@ mod tests {
             all("https://192.0.2.7"),
             [SanType::IpAddress("192.0.2.7".parse().unwrap())]
         );
+    }
+
+    #[test]
+    fn a_device_is_named_by_a_serial_number_that_leads_nowhere_else() {
+        let named = device_spiffe_id("example.com", "C02XG0-FDH.05_N");
+        assert_eq!(named.as_deref(), Some("spiffe://example.com/device/C02XG0-FDH.05_N"));
+        for serial_number in ["", ".", "..", "a/b", "../machine/1", "a b", "a%2fb", "é", "a\0"] {
+            assert_eq!(
+                device_spiffe_id("example.com", serial_number),
+                None,
+                "{serial_number:?}"
+            );
+        }
     }
 
     #[test]

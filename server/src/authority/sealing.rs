@@ -7,7 +7,7 @@ use std::fmt;
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
-    hkdf,
+    hkdf, hmac,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::{Zeroize, Zeroizing};
@@ -98,6 +98,14 @@ impl MasterKey {
             .and_then(|output| output.fill(key.as_mut_slice()))
             .map_err(|_| SealingError::Cipher)?;
         Ok(Self(key))
+    }
+
+    /// HMAC-SHA256 under this key: for keys that are derived, and never for the master key itself.
+    pub(super) fn authentication_code(&self, message: &[u8]) -> Zeroizing<[u8; 32]> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.0.as_slice());
+        let mut code = Zeroizing::new([0; 32]);
+        code.copy_from_slice(hmac::sign(&key, message).as_ref());
+        code
     }
 
     /// Encrypts `plaintext` so that it opens in this context alone. Sealing twice gives different bytes.

@@ -10,7 +10,7 @@ use crate::random::random_bytes;
 /// How long a nonce lives.
 pub(crate) const LIFETIME: Duration = Duration::seconds(300);
 /// How far ahead of this replica's clock another one's may be. Beyond it, a nonce is not taken for fresh.
-const GREATEST_REPLICA_SKEW: Duration = Duration::hours(24);
+pub(crate) const GREATEST_REPLICA_SKEW: Duration = Duration::hours(24);
 
 const TIME_BYTES: usize = 8;
 const RANDOM_BYTES: usize = 8;

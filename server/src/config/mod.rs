@@ -79,6 +79,8 @@ pub struct Config {
     pub apple: Apple,
     /// The MDM that machines are asked through for their attestations; none where the server asks nobody.
     pub nano_mdm: Option<NanoMdm>,
+    /// Certificates for what the machines' own systems hold.
+    pub acme: Acme,
     /// Calls a minute.
     pub rate_limit: RateLimit,
     /// Logs.
@@ -204,6 +206,15 @@ pub struct Apple {
     pub attestation_max_age: Duration,
 }
 
+/// ACME, for MDMs.
+#[derive(Clone, Debug)]
+pub struct Acme {
+    /// Whether it is served.
+    pub enabled: bool,
+    /// How long a device's certificate is valid.
+    pub certificate_ttl: Duration,
+}
+
 /// Calls a minute, each none when there is no limit.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
@@ -284,6 +295,7 @@ impl Config {
         let retention = Retention::read(settings);
         let apple = Apple::read(settings);
         let nano_mdm = NanoMdm::read(settings);
+        let acme = Acme::read(settings);
         let rate_limit = RateLimit::read(settings);
         let log = Log::read(settings);
         Some(Self {
@@ -305,6 +317,7 @@ impl Config {
             retention,
             apple,
             nano_mdm,
+            acme,
             rate_limit,
             log,
         })
@@ -355,6 +368,18 @@ impl Apple {
             attestation_roots: settings.path("apple.attestation_roots"),
             attestation_max_age: settings
                 .duration("apple.attestation_max_age", SECOND..=3660 * DAY)
+                .unwrap_or(90 * DAY),
+        }
+    }
+}
+
+impl Acme {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            enabled: settings.boolean("acme.enabled").unwrap_or(false),
+            // Macs do not renew by themselves: the MDM installs the profile again.
+            certificate_ttl: settings
+                .duration("acme.certificate_ttl", HOUR..=366 * DAY)
                 .unwrap_or(90 * DAY),
         }
     }

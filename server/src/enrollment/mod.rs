@@ -21,7 +21,7 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub(crate) use self::token::TokenRefusal;
+pub(crate) use self::token::{TokenRefusal, demand_service};
 use crate::{
     audit::Origin,
     authority::{AuthorityError, spiffe_id},

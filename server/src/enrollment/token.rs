@@ -45,13 +45,19 @@ pub(super) async fn spend(
     Ok(token)
 }
 
-fn check(token: &EnrollmentToken, serial_number: Option<&str>, now: OffsetDateTime) -> Result<(), TokenRefusal> {
+/// Demands that a token has not ended.
+pub(crate) fn demand_service(token: &EnrollmentToken, now: OffsetDateTime) -> Result<(), TokenRefusal> {
     if token.revoked_at.is_some() {
         return Err(TokenRefusal::Revoked);
     }
     if now >= token.expires_at {
         return Err(TokenRefusal::Expired);
     }
+    Ok(())
+}
+
+fn check(token: &EnrollmentToken, serial_number: Option<&str>, now: OffsetDateTime) -> Result<(), TokenRefusal> {
+    demand_service(token, now)?;
     if token.serial_numbers.is_some() && !names(token, serial_number) {
         return Err(TokenRefusal::OtherSerialNumber);
     }

@@ -4,6 +4,9 @@
 pub(crate) const KINDS: &[&str] = &[
     "certificate.issued",
     "certificate.revoked",
+    "device-certificate.issued",
+    "device-certificate.refused",
+    "device-certificate.revoked",
     "enrollment.denied",
     "enrollment.expired",
     "liveness.changed",

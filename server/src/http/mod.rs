@@ -1,5 +1,6 @@
 //! The HTTP side: routes, who may call them, and what is said when something is refused. The only place with status codes.
 
+mod acme_api;
 mod admin_api;
 mod agent_api;
 mod authentication;
@@ -59,13 +60,14 @@ pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
     let with_nonces = middleware::from_fn_with_state(Arc::clone(&services), agent_api::add_nonce);
     let for_anybody = middleware::from_fn_with_state(Arc::clone(&services), rate_limit::charge_every);
     let nonces = guarded(&services, agent_api::nonces()).layer(for_anybody.clone());
-    guarded(&services, admin_routes())
+    let router = guarded(&services, admin_routes())
         .merge(guarded(&services, mdm_routes()))
         .merge(guarded(&services, relying_party_api::introspection()))
         .merge(guarded(&services, relying_party_api::health()))
         .merge(guarded(&services, relying_party_api::router()).layer(for_anybody))
         // Outside of the guard: an agent gets its nonce also when its call took too long or its method was wrong.
-        .merge(guarded(&services, agent_api::router()).merge(nonces).layer(with_nonces))
+        .merge(guarded(&services, agent_api::router()).merge(nonces).layer(with_nonces));
+    with_acme(router, &services)
         .fallback(problem::no_such_path)
         .layer(Extension(document))
         .layer(middleware::from_fn_with_state(Arc::clone(&services), guard::observe))
@@ -106,8 +108,26 @@ fn mdm_routes() -> OpenApiRouter<Arc<Services>> {
     mdm_api::router().layer(Extension(extract::MDM_BODY_LIMIT))
 }
 
+/// ACME is RFC 8555's, and says of itself where everything is: the document has nothing of it.
+fn with_acme(router: Router<Arc<Services>>, services: &Arc<Services>) -> Router<Arc<Services>> {
+    if !services.policy.acme_enabled {
+        return router;
+    }
+    let for_anybody = middleware::from_fn_with_state(Arc::clone(services), rate_limit::charge_every);
+    let finish = middleware::from_fn_with_state(Arc::clone(services), acme_api::finish);
+    router.merge(
+        guard_routes(services, acme_api::router())
+            .layer(for_anybody)
+            .layer(finish),
+    )
+}
+
 fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {
     let (router, _document) = routes.split_for_parts();
+    guard_routes(services, router)
+}
+
+fn guard_routes(services: &Arc<Services>, router: Router<Arc<Services>>) -> Router<Arc<Services>> {
     router
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(middleware::from_fn(guard::time_limit))

@@ -5,7 +5,7 @@ use assay_protocol::{KeyThumbprint, machine::MachineStatus};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::claims::Claims;
+use super::{claims::Claims, devices};
 use crate::{
     audit::{Change, Origin},
     clock::Clock,
@@ -163,6 +163,7 @@ async fn quarantine(
     let reason = format!("identity mismatch: {difference}");
     machine_presence::use_nonce(tx, identity.id, attempt.nonce).await?;
     machine_presence::set_admitted(tx, identity.id, false).await?;
+    devices::revoke_certificates(tx, clock, identity.id, &reason).await?;
     machine_records::set_status(tx, identity.id, MachineStatus::Quarantined, Some(&reason)).await?;
     let detail = json!({
         "on_record": {"serial_number": identity.serial_number, "hardware_uuid": identity.hardware_uuid},

@@ -5,6 +5,7 @@ pub(crate) mod assurance;
 pub(crate) mod boundaries;
 pub(crate) mod claims;
 pub(crate) mod client_certificate;
+pub(crate) mod devices;
 pub(crate) mod labels;
 pub(crate) mod liveness;
 pub(crate) mod noted_liveness;

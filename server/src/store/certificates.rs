@@ -2,13 +2,13 @@
 
 use assay_protocol::{
     KeyThumbprint,
-    admin_api::certificates::{Certificate, CertificateStatus, RevocationReason},
+    admin_api::certificates::{Certificate, CertificatePurpose, CertificateStatus, RevocationReason},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, revocations::reason, thumbprint};
-use crate::{authority::IssuedMachineCertificate, machines::client_certificate::ClientCertificate};
+use crate::{authority::IssuedClientCertificate, machines::client_certificate::ClientCertificate};
 
 /// A certificate that is on record.
 #[derive(Debug, Clone)]
@@ -24,7 +24,8 @@ pub(crate) struct CertificateRecord {
 
 struct Row {
     serial_number: String,
-    machine_id: Uuid,
+    machine_id: Option<Uuid>,
+    device_serial_number: Option<String>,
     key_thumbprint: Vec<u8>,
     sha256: Vec<u8>,
     not_before: OffsetDateTime,
@@ -73,7 +74,12 @@ macro_rules! select {
     ($($condition:literal)+, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
             Row,
-            "SELECT serial_number, machine_id, key_thumbprint, sha256, not_before, not_after, issued_at, revoked_at,
+            "SELECT serial_number,
+                    coalesce(machine_id,
+                             (SELECT id FROM machines
+                              WHERE machines.serial_number = device_serial_number AND status <> 'pending'
+                              ORDER BY status = 'revoked', id DESC LIMIT 1)) AS machine_id,
+                    device_serial_number, key_thumbprint, sha256, not_before, not_after, issued_at, revoked_at,
                     revocation_reason
              FROM certificates "
                 $(+ $condition)+,
@@ -148,7 +154,10 @@ pub(crate) async fn list(
         (Some(machine_id), status) => {
             let revoked = status.map(|status| status == CertificateStatus::Revoked);
             by_expiry!(
-                "WHERE machine_id = $6 AND ($7::boolean IS NULL OR (revoked_at IS NOT NULL) = $7)",
+                "WHERE (machine_id = $6
+                        OR device_serial_number = (SELECT machines.serial_number FROM machines
+                                                   WHERE id = $6 AND status <> 'pending'))
+                   AND ($7::boolean IS NULL OR (revoked_at IS NOT NULL) = $7)",
                 range,
                 limit,
                 machine_id,
@@ -170,7 +179,9 @@ pub(crate) async fn list_of_machine(
     now: OffsetDateTime,
 ) -> Result<Vec<Certificate>, StoreError> {
     let rows = select!(
-        "WHERE machine_id = $1
+        "WHERE (machine_id = $1
+                OR device_serial_number = (SELECT machines.serial_number FROM machines
+                                           WHERE id = $1 AND status <> 'pending'))
            AND ($2::text IS NULL
                 OR (issued_at, serial_number)
                    < (SELECT last.issued_at, last.serial_number FROM certificates AS last WHERE last.serial_number = $2))
@@ -190,7 +201,7 @@ pub(crate) async fn insert(
     machine_id: Uuid,
     key: KeyThumbprint,
     issuer_id: Uuid,
-    certificate: &IssuedMachineCertificate,
+    certificate: &IssuedClientCertificate,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
@@ -234,14 +245,16 @@ pub(crate) async fn find_last_of_key(
     .await?)
 }
 
-/// Whether a certificate that was presented is one that was issued here and not revoked.
+/// Whether a certificate that was presented is one that was issued here, to a machine, and not revoked. That of a device is
+/// for a key of the Mac's own system, and acts for no agent.
 pub(crate) async fn is_in_force(
     connection: &mut Connection,
     presented: &ClientCertificate,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT EXISTS (
-               SELECT FROM certificates WHERE serial_number = $1 AND sha256 = $2 AND revoked_at IS NULL
+               SELECT FROM certificates
+               WHERE serial_number = $1 AND sha256 = $2 AND revoked_at IS NULL AND machine_id IS NOT NULL
            ) AS "in_force!""#,
         presented.serial_number,
         &presented.sha256,
@@ -357,7 +370,12 @@ fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError>
     };
     Ok(Certificate {
         serial_number: row.serial_number,
+        purpose: match row.device_serial_number {
+            Some(_) => CertificatePurpose::Device,
+            None => CertificatePurpose::Machine,
+        },
         machine_id: row.machine_id,
+        device_serial_number: row.device_serial_number,
         key_thumbprint: thumbprint(&row.key_thumbprint)?,
         status,
         sha256: hex::encode(row.sha256),

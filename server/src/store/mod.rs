@@ -1,10 +1,14 @@
 //! All SQL, one file a noun. A function takes a connection, so that its caller decides what makes up one transaction.
 
+pub(crate) mod acme_accounts;
+pub(crate) mod acme_nonces;
+pub(crate) mod acme_orders;
 pub(crate) mod api_keys;
 pub(crate) mod apple_attestations;
 pub(crate) mod audit_entries;
 pub(crate) mod audit_seals;
 pub(crate) mod certificates;
+pub(crate) mod device_certificates;
 pub(crate) mod duties;
 pub(crate) mod enrollment_tokens;
 pub(crate) mod enrollments;

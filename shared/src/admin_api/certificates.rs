@@ -21,6 +21,17 @@ pub enum CertificateStatus {
     Revoked,
 }
 
+/// Whose key a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum CertificatePurpose {
+    /// The agent's.
+    Machine,
+    /// That of the Mac's own system, which an MDM had it make and Apple attested.
+    Device,
+}
+
 /// Why a certificate was revoked: the reasons of RFC 5280, section 5.3.1, but for the two that are no revocation.
 ///
 /// `certificate_hold` would be undone by `remove_from_crl`, and here a revocation is final: what holds a machine back for
@@ -118,14 +129,18 @@ impl From<RevocationReason> for String {
     }
 }
 
-/// A certificate that was issued to a machine.
+/// A certificate that was issued to a machine or to a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Certificate {
     /// Lower-case hex, two digits a byte.
     pub serial_number: String,
-    /// The machine in its subject; its record may be deleted.
-    pub machine_id: Uuid,
+    /// Whose key it is for.
+    pub purpose: CertificatePurpose,
+    /// The machine in its subject, whose record may be deleted; of a device, the machine with its serial number, or null.
+    pub machine_id: Option<Uuid>,
+    /// The serial number in the subject of a device's; null in a machine's.
+    pub device_serial_number: Option<String>,
     /// The key that it certifies.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub key_thumbprint: KeyThumbprint,

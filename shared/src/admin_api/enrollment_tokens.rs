@@ -85,4 +85,17 @@ pub struct CreatedEnrollmentToken {
     pub enrollment_token: EnrollmentToken,
     /// The secret that the agent is given.
     pub token: String,
+    /// What an ACME client is given in its place; absent where ACME is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_account: Option<ExternalAccountKey>,
+}
+
+/// What binds an ACME account to an enrollment token (RFC 8555, section 7.3.4).
+#[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExternalAccountKey {
+    /// The key's id: the token's.
+    pub key_id: String,
+    /// The MAC key for HS256, in base64url.
+    pub mac_key: String,
 }

@@ -16,7 +16,10 @@ use assay_protocol::attestation::{AttestedClaims, FreshnessCode};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use webpki::{EndEntityCert, KeyUsage};
-use x509_cert::{Certificate, der::Decode};
+use x509_cert::{
+    Certificate,
+    der::{Decode, Encode},
+};
 
 pub use self::{
     binding::{BoundAttestation, Record},
@@ -46,6 +49,7 @@ pub struct UnverifiedAttestation {
 pub struct AppleAttestation {
     chain: Vec<CertificateDer<'static>>,
     claims: AttestedClaims,
+    leaf_key: Vec<u8>,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
 }
@@ -113,7 +117,10 @@ impl UnverifiedAttestation {
         // What was verified is read: the very bytes that this was parsed from, by a parser that takes nothing but DER.
         let leaf = self.certificates.first().ok_or(AttestationError::Empty)?;
         let (not_before, not_after) = validity(leaf);
+        let leaf_key = leaf.tbs_certificate().subject_public_key_info().to_der();
+        let leaf_key = leaf_key.map_err(|source| AttestationError::Unreadable { position: 1, source })?;
         Ok(AppleAttestation {
+            leaf_key,
             claims: claims::read(extensions(leaf)),
             chain: self.chain,
             not_before,
@@ -150,6 +157,12 @@ impl AppleAttestation {
     #[must_use]
     pub fn claims(&self) -> &AttestedClaims {
         &self.claims
+    }
+
+    /// The key that the leaf certifies, a `SubjectPublicKeyInfo` in DER: with ACME, the key that was attested.
+    #[must_use]
+    pub fn attested_key(&self) -> &[u8] {
+        &self.leaf_key
     }
 
     /// When Apple signed it: the leaf is made for each attestation.

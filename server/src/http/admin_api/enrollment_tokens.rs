@@ -60,11 +60,13 @@ async fn create(
 ) -> ApiResult<(StatusCode, Json<CreatedEnrollmentToken>)> {
     let (enrollment_token, secret) = enrollment_tokens::create(&services, &caller.origin, request).await?;
     let token = secret.expose_secret().to_owned();
+    let external_account = enrollment_tokens::external_account(&services, enrollment_token.id);
     Ok((
         StatusCode::CREATED,
         Json(CreatedEnrollmentToken {
             enrollment_token,
             token,
+            external_account,
         }),
     ))
 }

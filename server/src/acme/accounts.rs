@@ -1,0 +1,263 @@
+//! Accounts: a client's key. Anybody may have one, and it lets nobody in.
+//!
+//! An account that is bound to no token and has never ordered is worth nothing to anybody else, and leaves no trace: a stranger
+//! could otherwise fill the audit, which is never emptied.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    AcmeError, external_account,
+    jws::UnverifiedJws,
+    requests::{self, AccountRequest, Caller, KeyRequest, Payload},
+    urls::Urls,
+};
+use crate::{
+    audit::Change,
+    authority::EcKey,
+    clock,
+    services::Services,
+    store::{
+        StoreError, Transaction,
+        acme_accounts::{self, Account, AccountStatus},
+        acme_orders, audit_entries,
+    },
+};
+
+/// How many accounts that have come to nothing are kept, and how long.
+const MOST_IDLE: i64 = 10_000;
+const IDLE_LIFE: time::Duration = time::Duration::days(1);
+
+/// An account, and whether this call made it.
+pub(crate) struct Opened {
+    pub(crate) account: Account,
+    pub(crate) made_now: bool,
+}
+
+/// Terms of service and contacts are not asked for: nobody here would write to a Mac.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NewAccount {
+    #[serde(default)]
+    only_return_existing: bool,
+    #[serde(default)]
+    external_account_binding: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct AccountUpdate {
+    #[serde(default)]
+    status: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KeyChange {
+    account: String,
+    old_key: Value,
+}
+
+/// Makes the account of a key, or finds it. A binding counts for an account that is made, and uses its token once.
+pub(crate) async fn open(services: &Services, request: KeyRequest) -> Result<Opened, AcmeError> {
+    let wanted: NewAccount = request.payload.read()?;
+    let context = (services, &request, &wanted);
+    let open = services
+        .store
+        .tx("open an ACME account", &context, |tx, &(services, request, wanted)| {
+            Box::pin(open_once(tx, services, request, wanted))
+        });
+    match open.await {
+        // The same call, sent twice, met itself.
+        Err(AcmeError::Store(error)) if error.violates(acme_accounts::ONE_PER_KEY) => {
+            let found = find(services, &request.key).await?;
+            let account = found.ok_or(AcmeError::Store(error))?;
+            Ok(Opened {
+                account,
+                made_now: false,
+            })
+        }
+        opened => opened,
+    }
+}
+
+/// Changes an account as its holder asks: it can be deactivated, for good.
+pub(crate) async fn update(services: &Services, id: Uuid, request: AccountRequest) -> Result<Account, AcmeError> {
+    demand_own(&request.account, id)?;
+    if request.payload.is_empty() {
+        return Ok(request.account);
+    }
+    let update: AccountUpdate = request.payload.read()?;
+    match update.status.as_deref() {
+        None | Some("valid") => Ok(request.account),
+        Some("deactivated") => {
+            let context = (services, &request);
+            let deactivate = services
+                .store
+                .tx("deactivate an ACME account", &context, |tx, &(services, request)| {
+                    Box::pin(deactivate(tx, services, request))
+                });
+            deactivate.await
+        }
+        Some(_) => Err(AcmeError::Malformed(
+            "an account's status can be set to deactivated alone",
+        )),
+    }
+}
+
+/// Gives an account another key (RFC 8555, section 7.3.5): both keys have signed.
+pub(crate) async fn change_key(services: &Services, request: AccountRequest) -> Result<Account, AcmeError> {
+    let inner = UnverifiedJws::from_value(&request.payload.read::<Value>()?)?;
+    requests::demand_inner(&inner.header, &request.url)?;
+    let new_key = requests::inner_key(&inner.header)?;
+    let change: KeyChange = Payload::of_inner(inner.verify(&new_key)?).read()?;
+    let account = &request.account;
+    let is_account = change.account == Urls(&services.policy.public_url).account(account.id);
+    if !is_account || EcKey::from_jwk(&change.old_key).ok().as_ref() != Some(&account.key) {
+        return Err(AcmeError::Malformed(
+            "account and oldKey of the inner JWS have to be the account that signed the outer one, and its key",
+        ));
+    }
+    let context = (services, account, &request.caller, &new_key);
+    let changed = services.store.tx(
+        "change an ACME account's key",
+        &context,
+        |tx, &(services, account, caller, new_key)| Box::pin(replace_key(tx, services, account, caller, new_key)),
+    );
+    match changed.await {
+        Err(AcmeError::Store(error)) if error.violates(acme_accounts::ONE_PER_KEY) => {
+            match find(services, &new_key).await? {
+                Some(holder) => Err(AcmeError::KeyInUse(holder.id)),
+                None => Err(error.into()),
+            }
+        }
+        changed => changed,
+    }
+}
+
+/// An account is seen and used by its holder alone.
+pub(super) fn demand_own(account: &Account, id: Uuid) -> Result<(), AcmeError> {
+    if account.id == id {
+        return Ok(());
+    }
+    Err(AcmeError::OtherAccount)
+}
+
+/// Holds an account that has signed, and looks again whether it may be used.
+pub(super) async fn hold(tx: &mut Transaction, account: &Account) -> Result<Account, AcmeError> {
+    let held = acme_accounts::lock(tx, account.id)
+        .await?
+        .ok_or(AcmeError::UnknownAccount)?;
+    requests::demand_valid(&held)?;
+    // A key that was replaced in this moment speaks for the account no more.
+    if held.key != account.key {
+        return Err(AcmeError::UnknownAccount);
+    }
+    Ok(held)
+}
+
+async fn find(services: &Services, key: &EcKey) -> Result<Option<Account>, StoreError> {
+    acme_accounts::find_by_key(&mut *services.store.connection().await?, key.thumbprint()).await
+}
+
+async fn open_once(
+    tx: &mut Transaction,
+    services: &Services,
+    request: &KeyRequest,
+    wanted: &NewAccount,
+) -> Result<Opened, AcmeError> {
+    if let Some(account) = acme_accounts::find_by_key(tx, request.key.thumbprint()).await? {
+        requests::demand_valid(&account)?;
+        return Ok(Opened {
+            account,
+            made_now: false,
+        });
+    }
+    if wanted.only_return_existing {
+        return Err(AcmeError::UnknownAccount);
+    }
+    let now = services.clock.now();
+    let binding = wanted.external_account_binding.as_ref();
+    let token_id = binding
+        .map(|binding| external_account::verify(services, binding, &request.key, &request.url))
+        .transpose()?;
+    let account = Account {
+        id: clock::new_id(services.clock.as_ref()),
+        key: request.key.clone(),
+        status: AccountStatus::Valid,
+        token_id,
+        device_serial_number: None,
+        has_ordered: false,
+    };
+    match token_id {
+        Some(token_id) => external_account::spend(tx, services, token_id).await?,
+        None => acme_accounts::remove_idle(tx, MOST_IDLE, now.saturating_sub(IDLE_LIFE)).await?,
+    }
+    acme_accounts::insert(tx, &account, now).await?;
+    note(
+        tx,
+        services,
+        &account,
+        &request.caller,
+        "acme-account.bind",
+        json!({"token_id": token_id}),
+    )
+    .await?;
+    Ok(Opened {
+        account,
+        made_now: true,
+    })
+}
+
+async fn deactivate(tx: &mut Transaction, services: &Services, request: &AccountRequest) -> Result<Account, AcmeError> {
+    let account = hold(tx, &request.account).await?;
+    acme_accounts::deactivate(tx, account.id).await?;
+    acme_orders::give_up_of_account(tx, account.id).await?;
+    let status = json!({"status": "deactivated"});
+    note(
+        tx,
+        services,
+        &account,
+        &request.caller,
+        "acme-account.deactivate",
+        status,
+    )
+    .await?;
+    Ok(Account {
+        status: AccountStatus::Deactivated,
+        ..account
+    })
+}
+
+async fn replace_key(
+    tx: &mut Transaction,
+    services: &Services,
+    account: &Account,
+    caller: &Caller,
+    new_key: &EcKey,
+) -> Result<Account, AcmeError> {
+    let account = hold(tx, account).await?;
+    acme_accounts::set_key(tx, account.id, new_key).await?;
+    let keys = json!({"key": new_key.thumbprint(), "previous_key": account.key.thumbprint()});
+    note(tx, services, &account, caller, "acme-account.change-key", keys).await?;
+    Ok(Account {
+        key: new_key.clone(),
+        ..account
+    })
+}
+
+/// Writes an audit entry for an account that somebody vouches for.
+async fn note(
+    tx: &mut Transaction,
+    services: &Services,
+    account: &Account,
+    caller: &Caller,
+    action: &'static str,
+    after: Value,
+) -> Result<(), StoreError> {
+    if account.token_id.is_none() && !account.has_ordered {
+        return Ok(());
+    }
+    let change = Change::new(action, "acme-account", account.id).after(after);
+    audit_entries::insert(tx, services.clock.as_ref(), &caller.origin(account, None), change).await
+}

@@ -1,0 +1,172 @@
+//! Which devices may have a certificate. A client's own word is not enough: its serial number has to be a machine's that is in
+//! good standing, or the inventory's, or an enrollment token has to vouch for it.
+
+use assay_protocol::machine::MachineStatus;
+use uuid::Uuid;
+
+use crate::{
+    authority::device_spiffe_id,
+    enrollment::demand_service,
+    machines::assurance::names,
+    services::Services,
+    store::{
+        StoreError, Transaction, acme_accounts::Account, enrollment_tokens, inventory, machine_presence,
+        machine_records,
+    },
+};
+
+/// Why a serial number gets no certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Inadmissible {
+    #[error(
+        "the serial number {serial_number:?} is neither in the inventory nor a machine's; the profile's ClientIdentifier has to be the serial number, and the inventory has to have it"
+    )]
+    Unknown { serial_number: String },
+    #[error("the machine with the serial number {serial_number:?} is {status}: {reason}")]
+    HeldBack {
+        serial_number: String,
+        status: &'static str,
+        reason: String,
+        machine_id: Uuid,
+    },
+    #[error(
+        "the ClientIdentifier {0:?} is no serial number: letters, digits, full stops, hyphens and underscores, 64 at most"
+    )]
+    NotASerialNumber(String),
+}
+
+/// A serial number that may have a certificate now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Admitted {
+    /// The machine that has this serial number, held until the end of the transaction.
+    pub(super) machine_id: Option<Uuid>,
+    /// Whether the account's token alone speaks for it.
+    pub(super) by_token: bool,
+}
+
+impl Inadmissible {
+    /// The serial number that was asked for, as far as it can be written down.
+    pub(super) fn serial_number(&self) -> &str {
+        match self {
+            Self::Unknown { serial_number }
+            | Self::HeldBack { serial_number, .. }
+            | Self::NotASerialNumber(serial_number) => serial_number,
+        }
+    }
+
+    /// The machine that it is about.
+    pub(super) fn machine_id(&self) -> Option<Uuid> {
+        match self {
+            Self::HeldBack { machine_id, .. } => Some(*machine_id),
+            Self::Unknown { .. } | Self::NotASerialNumber(_) => None,
+        }
+    }
+}
+
+/// Reads a client's identifier.
+pub(super) fn serial_number(identifier: &str) -> Result<String, Inadmissible> {
+    // What can be named in a certificate, and no longer than what Apple attests.
+    if identifier.len() <= 64 && device_spiffe_id("", identifier).is_some() {
+        return Ok(identifier.to_owned());
+    }
+    // It is shown and written down, and Postgres has no text with a NUL in it.
+    let shown = identifier.chars().filter(|character| !character.is_control()).take(64);
+    Err(Inadmissible::NotASerialNumber(shown.collect()))
+}
+
+/// Decides, and holds what was decided by: the serial number's place in the inventory, then its machine.
+pub(super) async fn admit(
+    tx: &mut Transaction,
+    services: &Services,
+    account: &Account,
+    serial_number: &str,
+) -> Result<Result<Admitted, Inadmissible>, StoreError> {
+    let listed = inventory::hold(tx, serial_number).await?.is_some();
+    if let Some(found) = machine_records::find_by_serial_number(tx, serial_number).await?
+        && machine_presence::hold(tx, found.id).await?
+        && let Some(machine) = machine_records::find_identity(tx, found.id).await?
+    {
+        let status = match machine.status {
+            MachineStatus::Active => {
+                return Ok(Ok(Admitted {
+                    machine_id: Some(machine.id),
+                    by_token: false,
+                }));
+            }
+            MachineStatus::Pending => "pending",
+            MachineStatus::Quarantined => "quarantined",
+            MachineStatus::Revoked => "revoked",
+        };
+        return Ok(Err(Inadmissible::HeldBack {
+            serial_number: serial_number.to_owned(),
+            status,
+            reason: machine
+                .status_reason
+                .unwrap_or_else(|| "no reason was given".to_owned()),
+            machine_id: machine.id,
+        }));
+    }
+    let by_token = !listed && token_vouches(tx, services, account, serial_number).await?;
+    if listed || by_token {
+        return Ok(Ok(Admitted {
+            machine_id: None,
+            by_token,
+        }));
+    }
+    Ok(Err(Inadmissible::Unknown {
+        serial_number: serial_number.to_owned(),
+    }))
+}
+
+/// A token that was bound to the account and still serves vouches for one device: otherwise one use of it would let in
+/// as many as somebody likes.
+async fn token_vouches(
+    tx: &mut Transaction,
+    services: &Services,
+    account: &Account,
+    serial_number: &str,
+) -> Result<bool, StoreError> {
+    let Some(token_id) = account.token_id else {
+        return Ok(false);
+    };
+    let Some(token) = enrollment_tokens::find(tx, token_id).await? else {
+        return Ok(false);
+    };
+    let of_token = token.serial_numbers.is_none() || names(&token, Some(serial_number));
+    let of_account = account
+        .device_serial_number
+        .as_deref()
+        .is_none_or(|first| first == serial_number);
+    Ok(of_token && of_account && demand_service(&token, services.clock.now()).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("C02TESTVEC01", true)]
+    #[case("00006032-001C2D3E4F5A801E", true)]
+    #[case("", false)]
+    #[case("a b", false)]
+    #[case("../machine", false)]
+    #[case("$SERIALNUMBER", false)]
+    #[case("%SerialNumber%", false)]
+    #[case("{{serialnumber}}", false)]
+    fn a_variable_that_the_mdm_did_not_fill_in_is_no_serial_number(#[case] identifier: &str, #[case] is_one: bool) {
+        assert_eq!(serial_number(identifier).is_ok(), is_one, "{identifier}");
+    }
+
+    #[test]
+    fn a_serial_number_is_no_novel() {
+        assert!(serial_number(&"A".repeat(64)).is_ok());
+        assert_eq!(
+            serial_number("A\0B"),
+            Err(Inadmissible::NotASerialNumber("AB".to_owned()))
+        );
+        let refusal = serial_number(&"A".repeat(65)).unwrap_err();
+        assert_eq!(refusal, Inadmissible::NotASerialNumber("A".repeat(64)));
+    }
+}

@@ -1,0 +1,170 @@
+//! The challenge `device-attest-01`: the client answers with what Apple attested of the key and the device.
+
+use assay_protocol::attestation::FreshnessCode;
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{
+    AcmeError, AttestationObjectError, accounts, admission, attestation_object, orders,
+    refusals::{self, Refused},
+    requests::AccountRequest,
+};
+use crate::{
+    attestation::apple::{AppleAttestation, AttestationError, UnverifiedAttestation},
+    authority::{EcKey, ec_key::NotAnEcKey},
+    services::Services,
+    store::{
+        Transaction,
+        acme_orders::{self, Order, OrderStatus, Refusal},
+    },
+};
+
+/// What the client answers with. Without `Attest` in its profile a Mac has nothing.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    #[serde(default)]
+    att_obj: Option<String>,
+}
+
+/// Why an attestation authorizes nothing.
+#[derive(Debug, thiserror::Error)]
+enum BadAttestation {
+    #[error(
+        "the device sent no attestation: the profile has to have Attest and HardwareBound set, and the Mac Apple silicon and macOS 14 or later"
+    )]
+    Missing,
+    #[error("attObj is not base64url without padding")]
+    NotBase64,
+    #[error(transparent)]
+    Object(#[from] AttestationObjectError),
+    #[error(transparent)]
+    Chain(#[from] AttestationError),
+    #[error(
+        "the attestation was not made for this challenge: its freshness code is {attested}, and has to be SHA-256 of the token, {expected}"
+    )]
+    NotFresh { attested: String, expected: FreshnessCode },
+    #[error("Apple attested the device {attested}, and the order is for {ordered}")]
+    OtherDevice { attested: String, ordered: String },
+    #[error("the attested key is {0}")]
+    Key(#[from] NotAnEcKey),
+}
+
+/// What an attestation proves for one order.
+struct Proven {
+    key: EcKey,
+    attestation: AppleAttestation,
+}
+
+/// Answers a challenge. One that was answered stays as it is, so that a repeated call gets the same; what is refused is
+/// refused for good, and takes a new order.
+pub(crate) async fn answer(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
+    if request.payload.is_empty() {
+        return orders::find(services, request, id).await;
+    }
+    let answer: Answer = request.payload.read()?;
+    let context = (services, request, id, &answer);
+    services
+        .store
+        .tx(
+            "answer an ACME challenge",
+            &context,
+            |tx, &(services, request, id, answer)| Box::pin(answer_once(tx, services, request, id, answer)),
+        )
+        .await
+}
+
+async fn answer_once(
+    tx: &mut Transaction,
+    services: &Services,
+    request: &AccountRequest,
+    id: Uuid,
+    answer: &Answer,
+) -> Result<Order, AcmeError> {
+    let account = accounts::hold(tx, &request.account).await?;
+    let order = orders::demand_own(request, acme_orders::lock(tx, id).await?)?;
+    let now = services.clock.now();
+    if order.status != OrderStatus::Pending {
+        return Ok(order);
+    }
+    if order.status_at(now) == OrderStatus::Invalid {
+        return Err(AcmeError::Expired);
+    }
+    let admitted = admission::admit(tx, services, &account, &order.serial_number).await?;
+    let refusal = match (&admitted, verify(services, &order, answer)) {
+        (Ok(_), Ok(proven)) => {
+            let chain: Vec<Vec<u8>> = proven.attestation.chain().map(<[u8]>::to_vec).collect();
+            acme_orders::set_attested(tx, id, &proven.key, &chain, now).await?;
+            None
+        }
+        (Err(inadmissible), _) => Some(("unauthorized", inadmissible.to_string())),
+        (_, Err(bad)) => Some(("badAttestationStatement", sentence(&bad))),
+    };
+    if let Some((kind, detail)) = refusal {
+        let machine_id = match &admitted {
+            Ok(admitted) => admitted.machine_id,
+            Err(inadmissible) => inadmissible.machine_id(),
+        };
+        let refused = Refused {
+            account: &account,
+            caller: &request.caller,
+            serial_number: &order.serial_number,
+            machine_id,
+            order_id: Some(id),
+            reason: &detail,
+        };
+        refusals::note(tx, services, &refused).await?;
+        let kind = kind.to_owned();
+        acme_orders::refuse(tx, id, &Refusal { kind, detail }).await?;
+    }
+    orders::demand_own(request, acme_orders::find(tx, id).await?)
+}
+
+/// Everything that an attestation has to show: Apple's path, now; this challenge's token; this order's device; a key.
+fn verify(services: &Services, order: &Order, answer: &Answer) -> Result<Proven, BadAttestation> {
+    let object = answer.att_obj.as_deref().ok_or(BadAttestation::Missing)?;
+    let object = URL_SAFE_NO_PAD.decode(object).map_err(|_| BadAttestation::NotBase64)?;
+    let chain = attestation_object::parse(&object)?;
+    let unverified = UnverifiedAttestation::from_der(chain)?;
+    let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
+    demand_freshness(&attestation, &order.token)?;
+    let attested = attestation.claims().serial_number.clone();
+    let attested = attested.ok_or(AttestationError::NoSerialNumber)?;
+    if attested != order.serial_number {
+        return Err(BadAttestation::OtherDevice {
+            attested,
+            ordered: order.serial_number.clone(),
+        });
+    }
+    Ok(Proven {
+        key: EcKey::from_spki_der(attestation.attested_key())?,
+        attestation,
+    })
+}
+
+/// Others accept an attestation without a freshness code: one that was seen elsewhere would do then.
+fn demand_freshness(attestation: &AppleAttestation, token: &str) -> Result<(), BadAttestation> {
+    let mut expected = [0; 32];
+    expected.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    let expected = FreshnessCode::from(expected);
+    attestation.require_freshness(expected).map_err(|_| {
+        let attested = attestation.claims().freshness_code;
+        BadAttestation::NotFresh {
+            attested: attested.map_or_else(|| "missing".to_owned(), |code| code.to_string()),
+            expected,
+        }
+    })
+}
+
+/// With its causes: what a parser found wrong is all that an administrator has to go by.
+fn sentence(error: &BadAttestation) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        sentence = format!("{sentence}: {error}");
+        cause = error.source();
+    }
+    sentence
+}

@@ -1,0 +1,63 @@
+//! Binding an account to an enrollment token (RFC 8555, section 7.3.4): the token's id is the key's id, and the MAC key is derived
+//! from it. So a token speaks for a client without being sent to the server, and no second kind of secret has to be looked
+//! after.
+
+use assay_protocol::admin_api::enrollment_tokens::Approval;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{AcmeError, jws::UnverifiedJws, requests};
+use crate::{
+    authority::EcKey,
+    enrollment::{TokenRefusal, demand_service},
+    services::Services,
+    store::{Transaction, enrollment_tokens},
+};
+
+/// Why a binding is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExternalAccountError {
+    #[error("it is no JWS that is authenticated with the token's MAC key")]
+    Jws(#[source] super::jws::JwsError),
+    #[error("it has to name the token's id as kid, have no nonce, and be for the URL of newAccount")]
+    Header,
+    #[error("it is for another key than the account's")]
+    OtherKey,
+    #[error(transparent)]
+    Token(#[from] TokenRefusal),
+    #[error("the enrollment token asks for an administrator's approval, which ACME cannot wait for")]
+    Manual,
+}
+
+/// Verifies a binding of this key, sent to this URL, and names the token.
+pub(super) fn verify(services: &Services, binding: &Value, key: &EcKey, url: &str) -> Result<Uuid, AcmeError> {
+    let jws = UnverifiedJws::from_value(binding).map_err(ExternalAccountError::Jws)?;
+    requests::demand_inner(&jws.header, url).map_err(|_| ExternalAccountError::Header)?;
+    let kid = jws.header.kid.as_deref().ok_or(ExternalAccountError::Header)?;
+    // One that was never made has no key that anybody could have been given.
+    let token_id: Uuid = kid
+        .parse()
+        .map_err(|_| ExternalAccountError::Token(TokenRefusal::Unknown))?;
+    let mac_key = services.acme.secrets.external_account_key(token_id);
+    let bound = jws.verify_mac(&mac_key).map_err(ExternalAccountError::Jws)?;
+    let bound: Value = serde_json::from_slice(&bound).map_err(|_| ExternalAccountError::OtherKey)?;
+    if EcKey::from_jwk(&bound).ok().as_ref() != Some(key) {
+        return Err(ExternalAccountError::OtherKey.into());
+    }
+    Ok(token_id)
+}
+
+/// Uses the token once, for an account that is made in this transaction.
+pub(super) async fn spend(tx: &mut Transaction, services: &Services, token_id: Uuid) -> Result<(), AcmeError> {
+    let token = enrollment_tokens::lock(tx, token_id)
+        .await?
+        .ok_or(ExternalAccountError::Token(TokenRefusal::Unknown))?;
+    demand_service(&token, services.clock.now()).map_err(ExternalAccountError::Token)?;
+    if token.uses >= token.max_uses {
+        return Err(ExternalAccountError::Token(TokenRefusal::UsedUp).into());
+    }
+    if token.approval == Approval::Manual {
+        return Err(ExternalAccountError::Manual.into());
+    }
+    Ok(enrollment_tokens::count_use(tx, token_id).await?)
+}

@@ -1,0 +1,165 @@
+//! Finalizing: the attested key, and no other, gets its certificate.
+
+use serde::Deserialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    AcmeError, CsrError, Inadmissible, accounts, admission, csr, orders,
+    refusals::{self, Refused},
+    requests::AccountRequest,
+};
+use crate::{
+    audit::Change,
+    authority::{DeviceCertificateRequest, EcKey},
+    services::Services,
+    store::{
+        Transaction,
+        acme_accounts::Account,
+        acme_orders::{self, Order, OrderStatus},
+        audit_entries, device_certificates, events, machine_records,
+    },
+};
+
+#[derive(Deserialize)]
+struct Finalize {
+    csr: String,
+}
+
+/// What a transaction decided. A refusal is committed, since it is written down.
+enum Decided {
+    Issued(Order, bool),
+    Refused(AcmeError),
+}
+
+/// Issues the certificate of an order. Repeated with the same key it is the same certificate. The second value tells whether
+/// this call issued it.
+pub(crate) async fn finalize(
+    services: &Services,
+    request: &AccountRequest,
+    id: Uuid,
+) -> Result<(Order, bool), AcmeError> {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    let wanted: Finalize = request.payload.read()?;
+    let csr = URL_SAFE_NO_PAD
+        .decode(&wanted.csr)
+        .map_err(|_| AcmeError::Malformed("csr is not base64url without padding"))?;
+    let key = csr::proven_key(&csr)?;
+    let context = (services, request, id, &key);
+    let decided = services
+        .store
+        .tx(
+            "finalize an ACME order",
+            &context,
+            |tx, &(services, request, id, key)| Box::pin(finalize_once(tx, services, request, id, key)),
+        )
+        .await?;
+    match decided {
+        Decided::Issued(order, issued_now) => Ok((order, issued_now)),
+        Decided::Refused(refusal) => Err(refusal),
+    }
+}
+
+async fn finalize_once(
+    tx: &mut Transaction,
+    services: &Services,
+    request: &AccountRequest,
+    id: Uuid,
+    key: &EcKey,
+) -> Result<Decided, AcmeError> {
+    let account = accounts::hold(tx, &request.account).await?;
+    let order = orders::demand_own(request, acme_orders::lock(tx, id).await?)?;
+    let now = services.clock.now();
+    match order.status_at(now) {
+        OrderStatus::Ready | OrderStatus::Valid => {}
+        OrderStatus::Pending => return Err(AcmeError::NotReady("pending")),
+        OrderStatus::Invalid => return Err(AcmeError::NotReady("invalid")),
+    }
+    let admitted = admission::admit(tx, services, &account, &order.serial_number).await?;
+    let machine_id = match &admitted {
+        Ok(admitted) => admitted.machine_id,
+        Err(inadmissible) => inadmissible.machine_id(),
+    };
+    if order.attested_key.as_ref() != Some(key) {
+        let refusal = CsrError::OtherKey.into();
+        return refuse(tx, services, request, &account, &order, machine_id, refusal).await;
+    }
+    if order.status == OrderStatus::Valid {
+        return Ok(Decided::Issued(order, false));
+    }
+    if let Err(inadmissible) = admitted {
+        let refusal = Inadmissible::into(inadmissible);
+        return refuse(tx, services, request, &account, &order, machine_id, refusal).await;
+    }
+    device_certificates::hold_device(tx, &order.serial_number).await?;
+    // A machine that took the serial number in this moment may have been quarantined since: without it held, that is not seen.
+    let holder = machine_records::find_by_serial_number(tx, &order.serial_number).await?;
+    if holder.map(|holder| holder.id) != machine_id {
+        return Err(AcmeError::Contended);
+    }
+    issue(tx, services, request, &account, &order, machine_id, key, now).await?;
+    let order = orders::demand_own(request, acme_orders::find(tx, id).await?)?;
+    Ok(Decided::Issued(order, true))
+}
+
+#[allow(clippy::too_many_arguments, reason = "all of it is what a certificate is issued on")]
+async fn issue(
+    tx: &mut Transaction,
+    services: &Services,
+    request: &AccountRequest,
+    account: &Account,
+    order: &Order,
+    machine_id: Option<Uuid>,
+    key: &EcKey,
+    now: OffsetDateTime,
+) -> Result<(), AcmeError> {
+    let clock = services.clock.as_ref();
+    let authority = services.authority.load();
+    let issued = authority
+        .issuing()
+        .issue_device_certificate(&DeviceCertificateRequest {
+            serial_number: &order.serial_number,
+            public_key: key,
+            now,
+            ttl: services.policy.device_certificate_ttl,
+        })?;
+    let device = &order.serial_number;
+    device_certificates::insert(tx, device, key.thumbprint(), authority.issuing().id(), &issued, now).await?;
+    acme_orders::set_issued(tx, order.id, &issued.serial_number).await?;
+    let detail = json!({
+        "serial_number": issued.serial_number, "key": key.thumbprint(), "device_serial_number": device,
+        "order_id": order.id,
+    });
+    if let Some(machine_id) = machine_id {
+        events::insert(tx, clock, machine_id, "device-certificate.issued", detail).await?;
+    }
+    let change = Change::new("certificate.issue", "certificate", &issued.serial_number).after(json!({
+        "machine_id": machine_id, "key": key.thumbprint(), "device_serial_number": device, "order_id": order.id,
+        "account_id": account.id,
+    }));
+    let origin = request.caller.origin(account, machine_id);
+    Ok(audit_entries::insert(tx, clock, &origin, change).await?)
+}
+
+async fn refuse(
+    tx: &mut Transaction,
+    services: &Services,
+    request: &AccountRequest,
+    account: &Account,
+    order: &Order,
+    machine_id: Option<Uuid>,
+    refusal: AcmeError,
+) -> Result<Decided, AcmeError> {
+    let reason = refusal.to_string();
+    let refused = Refused {
+        account,
+        caller: &request.caller,
+        serial_number: &order.serial_number,
+        machine_id,
+        order_id: Some(order.id),
+        reason: &reason,
+    };
+    refusals::note(tx, services, &refused).await?;
+    Ok(Decided::Refused(refusal))
+}

@@ -1,0 +1,283 @@
+//! Public keys on P-256 and P-384: the keys that Macs' own systems hold, and those of ACME accounts.
+//!
+//! That a point lies on its curve is not looked at when a key is read. Whoever relies on one has verified a signature with
+//! it, which fails for a point that does not.
+
+use assay_protocol::KeyThumbprint;
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    signature::{
+        ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1,
+        ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, UnparsedPublicKey,
+    },
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData, SignatureAlgorithm};
+use serde::Deserialize;
+
+/// What stands before the uncompressed point in a `SubjectPublicKeyInfo` (RFC 5480): there is one encoding of it.
+const P256_SPKI: &[u8] = &[
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+const P384_SPKI: &[u8] = &[
+    0x30, 0x76, 0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00,
+    0x22, 0x03, 0x62, 0x00,
+];
+/// Of SEC 1, section 2.3.3.
+const UNCOMPRESSED: u8 = 4;
+
+/// A public key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EcKey {
+    curve: Curve,
+    spki: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Curve {
+    P256,
+    P384,
+}
+
+/// The digest of a signature in DER.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignatureDigest {
+    /// SHA-256.
+    Sha256,
+    /// SHA-384.
+    Sha384,
+}
+
+/// The bytes are no public key of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an uncompressed public key on P-256 or P-384")]
+pub struct NotAnEcKey;
+
+/// The signature is not this key's over these bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the signature does not verify with this key")]
+pub struct BadEcSignature;
+
+/// A key as RFC 7517 and RFC 7518, section 6.2, write it. Other members say nothing of which key it is.
+#[derive(Deserialize)]
+struct JsonWebKey {
+    kty: String,
+    crv: String,
+    x: String,
+    y: String,
+}
+
+impl Curve {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "P-256",
+            Self::P384 => "P-384",
+        }
+    }
+
+    const fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::P256 => P256_SPKI,
+            Self::P384 => P384_SPKI,
+        }
+    }
+
+    /// Of one coordinate, in bytes.
+    const fn width(self) -> usize {
+        match self {
+            Self::P256 => 32,
+            Self::P384 => 48,
+        }
+    }
+}
+
+impl EcKey {
+    /// Reads a `SubjectPublicKeyInfo` in DER.
+    ///
+    /// # Errors
+    /// Another kind of key, curve or form.
+    pub fn from_spki_der(der: &[u8]) -> Result<Self, NotAnEcKey> {
+        let is = |curve: &Curve| {
+            let point = der.strip_prefix(curve.prefix());
+            point.is_some_and(|point| point.len() == 2 * curve.width() + 1 && point.first() == Some(&UNCOMPRESSED))
+        };
+        let curve = [Curve::P256, Curve::P384].into_iter().find(is).ok_or(NotAnEcKey)?;
+        Ok(Self {
+            curve,
+            spki: der.to_vec(),
+        })
+    }
+
+    /// Reads a JWK.
+    ///
+    /// # Errors
+    /// Another kind of key, curve or form; coordinates have their full width.
+    pub fn from_jwk(jwk: &serde_json::Value) -> Result<Self, NotAnEcKey> {
+        let jwk = JsonWebKey::deserialize(jwk).map_err(|_| NotAnEcKey)?;
+        let curve = [Curve::P256, Curve::P384]
+            .into_iter()
+            .find(|curve| jwk.kty == "EC" && jwk.crv == curve.name())
+            .ok_or(NotAnEcKey)?;
+        let mut spki = curve.prefix().to_vec();
+        spki.push(UNCOMPRESSED);
+        for coordinate in [&jwk.x, &jwk.y] {
+            let coordinate = URL_SAFE_NO_PAD.decode(coordinate).map_err(|_| NotAnEcKey)?;
+            if coordinate.len() != curve.width() {
+                return Err(NotAnEcKey);
+            }
+            spki.extend(coordinate);
+        }
+        Ok(Self { curve, spki })
+    }
+
+    /// The `SubjectPublicKeyInfo` in DER.
+    #[must_use]
+    pub fn spki_der(&self) -> &[u8] {
+        &self.spki
+    }
+
+    /// RFC 7638.
+    #[must_use]
+    pub fn thumbprint(&self) -> KeyThumbprint {
+        let (_form, coordinates) = self.point().split_at_checked(1).unwrap_or_default();
+        let (x, y) = coordinates.split_at_checked(self.curve.width()).unwrap_or_default();
+        let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
+        let canonical = format!(r#"{{"crv":"{}","kty":"EC","x":"{x}","y":"{y}"}}"#, self.curve.name());
+        let mut thumbprint = [0; 32];
+        thumbprint.copy_from_slice(digest(&SHA256, canonical.as_bytes()).as_ref());
+        thumbprint.into()
+    }
+
+    /// The `alg` of a JWS that this key signs (RFC 7518, section 3.4).
+    #[must_use]
+    pub const fn jws_algorithm(&self) -> &'static str {
+        match self.curve {
+            Curve::P256 => "ES256",
+            Curve::P384 => "ES384",
+        }
+    }
+
+    /// Verifies the signature of a JWS, `r || s`.
+    ///
+    /// # Errors
+    /// It does not verify.
+    pub fn verify_jws(&self, message: &[u8], signature: &[u8]) -> Result<(), BadEcSignature> {
+        let algorithm = match self.curve {
+            Curve::P256 => &ECDSA_P256_SHA256_FIXED,
+            Curve::P384 => &ECDSA_P384_SHA384_FIXED,
+        };
+        self.verify(algorithm, message, signature)
+    }
+
+    /// Verifies a signature in DER, as X.509 has it.
+    ///
+    /// # Errors
+    /// It does not verify.
+    pub fn verify_der(
+        &self,
+        signed_digest: SignatureDigest,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), BadEcSignature> {
+        let algorithm = match (self.curve, signed_digest) {
+            (Curve::P256, SignatureDigest::Sha256) => &ECDSA_P256_SHA256_ASN1,
+            (Curve::P256, SignatureDigest::Sha384) => &ECDSA_P256_SHA384_ASN1,
+            (Curve::P384, SignatureDigest::Sha256) => &ECDSA_P384_SHA256_ASN1,
+            (Curve::P384, SignatureDigest::Sha384) => &ECDSA_P384_SHA384_ASN1,
+        };
+        self.verify(algorithm, message, signature)
+    }
+
+    fn verify(
+        &self,
+        algorithm: &'static EcdsaVerificationAlgorithm,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), BadEcSignature> {
+        UnparsedPublicKey::new(algorithm, self.point())
+            .verify(message, signature)
+            .map_err(|_| BadEcSignature)
+    }
+
+    fn point(&self) -> &[u8] {
+        self.spki.get(self.curve.prefix().len()..).unwrap_or_default()
+    }
+}
+
+impl PublicKeyData for EcKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.point()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        match self.curve {
+            Curve::P256 => &PKCS_ECDSA_P256_SHA256,
+            Curve::P384 => &PKCS_ECDSA_P384_SHA384,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_protocol::PublicKey;
+    use proptest::prelude::*;
+    use rcgen::KeyPair;
+    use serde_json::json;
+
+    use super::*;
+    use crate::authority::PrivateKey;
+
+    fn jwk(key: &EcKey) -> serde_json::Value {
+        let coordinates = &key.point()[1..];
+        let (x, y) = coordinates.split_at(key.curve.width());
+        json!({"kty": "EC", "crv": key.curve.name(), "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y)})
+    }
+
+    #[test]
+    fn a_key_is_the_same_read_from_its_spki_and_from_its_jwk() {
+        for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384] {
+            let pair = KeyPair::generate_for(algorithm).unwrap();
+            let spki = pair.subject_public_key_info();
+            let key = EcKey::from_spki_der(&spki).unwrap();
+            assert_eq!(key.spki_der(), spki);
+            assert_eq!(EcKey::from_jwk(&jwk(&key)).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn a_thumbprint_on_p256_is_that_of_machines_keys() {
+        let key = PrivateKey::generate().unwrap();
+        let public: &PublicKey = key.public_key();
+        let same = EcKey::from_spki_der(public.spki_der()).unwrap();
+        assert_eq!(same.thumbprint(), public.thumbprint());
+    }
+
+    #[test]
+    fn what_is_no_such_key_is_refused() {
+        let key = EcKey::from_spki_der(PrivateKey::generate().unwrap().public_key().spki_der()).unwrap();
+        let good = jwk(&key);
+        for (member, value) in [
+            ("kty", json!("RSA")),
+            ("crv", json!("P-384")),
+            ("crv", json!("P-521")),
+            ("x", json!("AAAA")),
+            ("y", json!("not base64url!")),
+            ("y", json!(null)),
+        ] {
+            let mut bad = good.clone();
+            bad[member] = value;
+            assert_eq!(EcKey::from_jwk(&bad), Err(NotAnEcKey), "{bad}");
+        }
+        let spki = key.spki_der();
+        assert!(EcKey::from_spki_der(&spki[..spki.len() - 1]).is_err());
+        assert!(EcKey::from_spki_der(&[spki, &[0]].concat()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_from_outside_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(EcKey::from_spki_der(&bytes).is_err());
+        }
+    }
+}

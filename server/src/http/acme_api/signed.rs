@@ -1,0 +1,44 @@
+//! The one form of request that there is: a POST of a JWS.
+
+use std::sync::Arc;
+
+use assay_protocol::ProblemKind;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+
+use crate::{
+    acme::{Signed, requests::Caller},
+    http::{
+        extract::{media_type, read_body},
+        problem::ApiProblem,
+        rate_limit::CallerAddress,
+        request_id::RequestId,
+    },
+    services::Services,
+};
+
+impl FromRequest<Arc<Services>> for Signed {
+    type Rejection = ApiProblem;
+
+    async fn from_request(request: Request, services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        let (mut parts, body) = request.into_parts();
+        // RFC 8555, section 6.2.
+        if media_type(&parts.headers).as_deref() != Some("application/jose+json") {
+            return Err(ApiProblem::new(
+                ProblemKind::UnsupportedMediaType,
+                "the body has to be application/jose+json",
+            ));
+        }
+        let request_id = match RequestId::from_request_parts(&mut parts, services).await {
+            Ok(request_id) => request_id.to_string(),
+            Err(never) => match never {},
+        };
+        let address = parts.extensions.get().map(|CallerAddress(address)| *address);
+        let path = parts.uri.path_and_query().map_or("", |path| path.as_str()).to_owned();
+        let body = read_body(Request::from_parts(parts, body)).await?;
+        Ok(Self {
+            path,
+            body: body.to_vec(),
+            caller: Caller { request_id, address },
+        })
+    }
+}
