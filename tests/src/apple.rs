@@ -5,7 +5,7 @@ use assay_protocol::attestation::FreshnessCode;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PublicKeyData,
 };
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
@@ -63,6 +63,12 @@ impl Apple {
     /// The chain in DER, leaf first.
     #[must_use]
     pub fn attest(&self, attested: &Attested) -> Vec<Vec<u8>> {
+        self.attest_key(attested, &key())
+    }
+
+    /// The same of a key that the machine has, as with ACME.
+    #[must_use]
+    pub fn attest_key(&self, attested: &Attested, key: &impl PublicKeyData) -> Vec<Vec<u8>> {
         let mut leaf = CertificateParams::default();
         leaf.distinguished_name.push(DnType::CommonName, "a machine");
         leaf.is_ca = IsCa::ExplicitNoCa;
@@ -75,7 +81,7 @@ impl Apple {
             extension
         };
         leaf.custom_extensions = attested.extensions.iter().map(extension).collect();
-        let leaf = leaf.signed_by(&key(), &self.intermediate).unwrap();
+        let leaf = leaf.signed_by(key, &self.intermediate).unwrap();
         vec![leaf.der().to_vec(), self.intermediate.der().to_vec()]
     }
 
@@ -90,11 +96,16 @@ impl Attested {
     /// A good machine with this serial number, for this key, at this time.
     #[must_use]
     pub fn of(serial_number: &str, key: &PublicKey, at: OffsetDateTime) -> Self {
+        Self::of_device(serial_number, at).and(FRESHNESS_CODE, FreshnessCode::of(key).as_bytes())
+    }
+
+    /// The same for nobody's challenge.
+    #[must_use]
+    pub fn of_device(serial_number: &str, at: OffsetDateTime) -> Self {
         Self {
             extensions: vec![
                 (SERIAL_NUMBER, serial_number.as_bytes().to_vec()),
                 (OS_VERSION, b"26.1".to_vec()),
-                (FRESHNESS_CODE, FreshnessCode::of(key).as_bytes().to_vec()),
                 (SIP, vec![2, 1, 0]),
                 (SECURE_BOOT, b"Full Security".to_vec()),
             ],

@@ -153,10 +153,16 @@ impl InProcess {
     /// The same server over connections of their own, with a certificate for this machine's key.
     #[must_use]
     pub fn presenting(&self, chain_pem: &str, machine: &Machine, connections: Connections) -> Presenting<'_> {
+        self.presenting_key(chain_pem, &machine.private_key_pem(), connections)
+    }
+
+    /// The same with a certificate for any key.
+    #[must_use]
+    pub fn presenting_key(&self, chain_pem: &str, key_pem: &str, connections: Connections) -> Presenting<'_> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
             .map(Result::unwrap)
             .collect();
-        let key = PrivateKeyDer::from_pem_slice(machine.private_key_pem().as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap();
         let versions: &[_] = match connections {
             Connections::Kept | Connections::Resumed => &[&TLS13, &TLS12],
             Connections::KeptTls12 | Connections::ResumedTls12 => &[&TLS12],

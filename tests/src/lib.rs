@@ -11,6 +11,7 @@
     reason = "a test that cannot go on has failed, and says where"
 )]
 
+pub mod acme;
 pub mod administrator;
 pub mod answer;
 pub mod api;

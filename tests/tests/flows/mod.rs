@@ -1,5 +1,6 @@
 //! What a machine, an administrator and an operator go through, with real processes.
 
+mod acme;
 mod agent;
 mod apple_attestation;
 mod approval;
