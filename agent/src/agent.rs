@@ -6,25 +6,24 @@ use std::{
 };
 
 use assay_protocol::{
-    PublicKey, Purpose, Retry,
-    agent_api::{CheckedIn, Renewed},
+    KeyThumbprint, PublicKey, Purpose, Retry,
+    agent_api::{CheckedIn, IssuedCertificate, Renewed},
 };
 use serde::Serialize;
 use uuid::Uuid;
 
-pub use crate::failure::Failure;
+pub use crate::{agent_error::AgentError, failure::Failure};
 use crate::{
     check_in,
     client::{Answer, Client, ClientError, Refusal},
     client_certificate::{self, ClientCertificate, Identity},
     clock::Clock,
-    config::ConfigurationError,
+    credential::Credential,
     enrollment::{self, EnrollOptions, EnrollOutcome},
-    evidence::{ProofError, Statement, prove},
-    facts::{Facts, FactsError, MachineFacts},
-    key_store::{self, KeyFault, KeyStore, KeyStoreError, KeyTrouble, MachineKey},
-    renewal,
-    server_url::ServerUrl,
+    evidence::{Keys, ProofError, Statement, prove},
+    facts::{Facts, MachineFacts},
+    key_store::{self, KeyStore, MachineKey},
+    renewal, rotation,
     state::{FailureOnRecord, Record, ServerOnRecord, StateDirectory, StateError, StateLock},
 };
 
@@ -55,46 +54,6 @@ pub struct Agent {
     facts: Arc<dyn Facts>,
     /// Kept between exchanges for its connections and its nonce.
     client: Mutex<Option<Arc<Client>>>,
-}
-
-/// Why an exchange failed.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// There is no identity to use.
-    #[error("this machine is not enrolled: `assay-agent enroll --server URL` does that")]
-    NotEnrolled,
-    /// The machine belongs to another server.
-    #[error("this machine belongs to {on_record}, not to {asked_for}: `assay-agent reset` gives that identity up")]
-    OtherServer {
-        /// Whose it is.
-        on_record: ServerUrl,
-        /// Whose it was to become.
-        asked_for: ServerUrl,
-    },
-    /// The key that the server knows is gone.
-    #[error("the key of this machine is gone from {}: `assay-agent reset`, then enroll again", .0.display())]
-    KeyLost(PathBuf),
-    /// There is a key, and it is not the one that the server knows.
-    #[error("the key in {} is not the one that this machine enrolled with", .0.display())]
-    KeyReplaced(PathBuf),
-    /// The configuration does not say what it takes.
-    #[error(transparent)]
-    Configuration(#[from] ConfigurationError),
-    /// The state directory did not serve.
-    #[error("the agent's state cannot be kept")]
-    State(#[from] StateError),
-    /// The facts could not be read.
-    #[error("the facts about this machine cannot be read")]
-    Facts(#[from] FactsError),
-    /// Nothing could be signed.
-    #[error("nothing can be proved to the server")]
-    Proof(#[from] ProofError),
-    /// The server did not answer, or said no.
-    #[error(transparent)]
-    Server(#[from] ClientError),
-    /// The process is ending.
-    #[error("the agent is being stopped")]
-    Interrupted,
 }
 
 impl Agent {
@@ -131,6 +90,14 @@ impl Agent {
         self.remember_failure(&lock, "renew", result).await
     }
 
+    /// Makes the machine's next key, or takes the one of an unfinished rotation, and has it certified. The next check-in
+    /// is the new key's, and lets the old one go. Safe to repeat.
+    pub async fn rotate_key(&self) -> Result<IssuedCertificate, AgentError> {
+        let lock = self.lock().await?;
+        let result = rotation::begin(self, &lock).await;
+        self.remember_failure(&lock, "rotate-key", result).await
+    }
+
     /// What the machine remembers.
     pub async fn record(&self) -> Result<Record, AgentError> {
         let directory = self.directory.clone();
@@ -139,10 +106,19 @@ impl Agent {
 
     /// The public key that the server knows this machine by; an error when there is none, or another.
     pub(crate) async fn key_on_record(&self, record: &Record) -> Result<PublicKey, AgentError> {
-        let public_key = self.key.public_key().await.map_err(ProofError::Key)?;
-        let public_key = public_key.ok_or_else(|| AgentError::KeyLost(self.key.file()))?;
-        match record.key {
-            Some(thumbprint) if thumbprint != public_key.thumbprint() => Err(AgentError::KeyReplaced(self.key.file())),
+        self.expect_key(&self.key.at(record.key_place), record.key).await
+    }
+
+    /// The public half of a key, which has to be this one.
+    pub(crate) async fn expect_key(
+        &self,
+        key: &MachineKey,
+        expected: Option<KeyThumbprint>,
+    ) -> Result<PublicKey, AgentError> {
+        let public_key = key.public_key().await.map_err(ProofError::Key)?;
+        let public_key = public_key.ok_or_else(|| AgentError::KeyLost(key.file()))?;
+        match expected {
+            Some(thumbprint) if thumbprint != public_key.thumbprint() => Err(AgentError::KeyReplaced(key.file())),
             _ => Ok(public_key),
         }
     }
@@ -156,18 +132,22 @@ impl Agent {
         }
     }
 
-    /// The way to the machine's server with the machine's certificate: the one that is open, unless it leads elsewhere
-    /// or presents another certificate than the one to present now.
-    pub(crate) async fn client(&self, server: &ServerOnRecord, record: &Record) -> Result<Arc<Client>, AgentError> {
+    /// The way to the machine's server with a certificate of the machine's: the one that is open, unless it leads
+    /// elsewhere or presents another certificate than the one to present now.
+    pub(crate) async fn client(
+        &self,
+        server: &ServerOnRecord,
+        credential: &Credential,
+    ) -> Result<Arc<Client>, AgentError> {
         if !server.url.is_https() {
             return self.anonymous_client(server);
         }
-        let presentable = client_certificate::presentable(record, self.clock.now());
+        let presentable = client_certificate::presentable(&credential.certificate, self.clock.now());
         let open = self.open_client().filter(|client| client.server() == server);
         if let Some(client) = open.filter(|client| client.identity().is_presenting(presentable)) {
             return Ok(client);
         }
-        let identity = match ClientCertificate::load(&self.key, record, Arc::clone(&self.clock)).await {
+        let identity = match ClientCertificate::load(credential, Arc::clone(&self.clock)).await {
             Ok(Some(certificate)) => Identity::Certificate(Arc::new(certificate)),
             Ok(None) => Identity::Withheld,
             // The evidence will not be signed either, and says why.
@@ -193,7 +173,7 @@ impl Agent {
     pub(crate) async fn exchange<R: Serialize>(
         &self,
         client: &Client,
-        path: &str,
+        keys: &Keys,
         (purpose, subject): (Purpose, Option<Uuid>),
         request: impl Fn(Proof) -> R,
     ) -> Result<Answer, AgentError> {
@@ -208,8 +188,8 @@ impl Agent {
                 nonce: client.nonce().await?,
                 issued_at: self.clock.now(),
             };
-            let proof = prove(&self.key, statement).await?;
-            match client.post(path, &request(proof)).await {
+            let proof = prove(keys, statement).await?;
+            match client.post(path(purpose), &request(proof)).await {
                 Err(ClientError::Refused(refusal))
                     if tries < MOST_NONCES
                         && (is_repeated_at_once(&refusal, client) || client.turns_down_certificate(&refusal)) =>
@@ -231,7 +211,12 @@ impl Agent {
 
     async fn lock(&self) -> Result<Arc<StateLock>, AgentError> {
         let directory = self.directory.clone();
-        off_the_network(move || Ok(Arc::new(directory.lock()?))).await
+        off_the_network(move || {
+            let lock = directory.lock()?;
+            lock.remove_key_left_over()?;
+            Ok(Arc::new(lock))
+        })
+        .await
     }
 
     /// Writes down what an exchange failed with. What it failed with counts more than that it could not be written down.
@@ -272,53 +257,6 @@ impl Agent {
             tracing::warn!(error = %with_causes(&error), "a failure could not be written down");
         }
         Err(error)
-    }
-}
-
-impl AgentError {
-    /// What the server said, if it was the server that said no.
-    #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
-        match self {
-            Self::Server(ClientError::Refused(refusal) | ClientError::NoCertificate(refusal)) => Some(refusal),
-            _ => None,
-        }
-    }
-
-    /// What is the matter with the key, if it is that.
-    #[must_use]
-    pub fn key_trouble(&self) -> Option<KeyTrouble> {
-        match self {
-            Self::Proof(ProofError::Key(fault)) => Some(KeyTrouble::of(fault)),
-            Self::KeyLost(_) => Some(KeyTrouble::Missing),
-            Self::KeyReplaced(_) => Some(KeyTrouble::Changed),
-            _ => None,
-        }
-    }
-
-    /// What kind of failure it is.
-    #[must_use]
-    pub fn failure(&self) -> Failure {
-        match self {
-            Self::Server(ClientError::Refused(refusal)) => Failure::of(refusal),
-            Self::Server(ClientError::NoCertificate(_)) => Failure::Unknown,
-            Self::Server(ClientError::Unreachable { .. } | ClientError::NotAnAnswer { .. }) => {
-                Failure::Unreachable { retry_after: None }
-            }
-            Self::Proof(ProofError::Key(fault)) | Self::Server(ClientError::Key { fault, .. }) => match fault {
-                KeyFault::Store(KeyStoreError::Locked) => Failure::KeyLocked,
-                KeyFault::Store(KeyStoreError::Foreign { .. }) => Failure::KeyRefused,
-                _ => Failure::KeyStore,
-            },
-            Self::Proof(_) | Self::KeyLost(_) | Self::KeyReplaced(_) => Failure::KeyStore,
-            Self::Server(ClientError::Trust(_) | ClientError::SetUp(_) | ClientError::Encode(_))
-            | Self::NotEnrolled
-            | Self::Configuration(_)
-            | Self::OtherServer { .. }
-            | Self::State(_)
-            | Self::Facts(_)
-            | Self::Interrupted => Failure::Local,
-        }
     }
 }
 
@@ -368,6 +306,15 @@ pub(crate) async fn off_the_network<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or(Err(AgentError::Interrupted))
+}
+
+/// Where a purpose is served.
+fn path(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Enroll => "/v1/enroll",
+        Purpose::CheckIn => "/v1/check-in",
+        Purpose::Renew => "/v1/renew",
+    }
 }
 
 fn is_repeated_at_once(refusal: &Refusal, client: &Client) -> bool {

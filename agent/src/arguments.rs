@@ -96,6 +96,8 @@ pub(crate) enum Command {
     },
     /// Renew the certificate now
     Renew,
+    /// Replace this machine's key now: the old one serves until the server has taken the new one
+    RotateKey,
     /// Lead programs of this machine to a service, with the machine's certificate and grant
     Proxy(ProxyArguments),
     /// Give this machine's identity up: delete its key and everything it remembers

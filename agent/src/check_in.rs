@@ -9,8 +9,11 @@ use assay_protocol::{
 use time::OffsetDateTime;
 
 use crate::{
-    agent::{Agent, AgentError, update_record},
-    state::{CheckInOnRecord, StateLock},
+    agent::{Agent, AgentError, Proof, update_record},
+    credential::Credential,
+    evidence::Keys,
+    rotation,
+    state::{CheckInOnRecord, Record, StateLock},
     trust_bundle,
 };
 
@@ -18,27 +21,59 @@ use crate::{
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_hours(24);
 
+/// Checks in with the key that is to replace the current one, where there is one that is certified.
 pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<CheckedIn, AgentError> {
     let record = agent.record().await?;
+    match Credential::next(&agent.key, &record) {
+        Some(next) => rotation::complete(agent, lock, &record, next).await,
+        None => with_current_key(agent, lock, &record).await,
+    }
+}
+
+/// Checks in with the key that the server knew this machine by until now.
+pub(crate) async fn with_current_key(
+    agent: &Agent,
+    lock: &Arc<StateLock>,
+    record: &Record,
+) -> Result<CheckedIn, AgentError> {
+    let current = Credential::current(&agent.key, record).ok_or(AgentError::NotEnrolled)?;
+    agent.key_on_record(record).await?;
+    let checked_in = call(agent, record, &current).await?;
+    remember(agent, lock, &checked_in, |_| ()).await?;
+    Ok(checked_in)
+}
+
+/// The exchange, signed by this key.
+pub(crate) async fn call(agent: &Agent, record: &Record, credential: &Credential) -> Result<CheckedIn, AgentError> {
     let (Some(server), Some(machine)) = (&record.server, &record.machine) else {
         return Err(AgentError::NotEnrolled);
     };
-    agent.key_on_record(&record).await?;
-    let client = agent.client(server, &record).await?;
-    let subject = Some(machine.machine_id);
-    let request = |proof: crate::agent::Proof| CheckInRequest {
+    let client = agent.client(server, credential).await?;
+    let request = |proof: Proof| CheckInRequest {
         evidence: proof.evidence,
         trust_bundle_sha256: Some(trust_bundle::digest(&machine.trust_bundle)),
     };
-    let answer = agent
-        .exchange(&client, "/v1/check-in", (Purpose::CheckIn, subject), request)
-        .await?;
+    let (keys, what) = (
+        Keys::one(credential.key.clone()),
+        (Purpose::CheckIn, Some(machine.machine_id)),
+    );
+    let answer = agent.exchange(&client, &keys, what, request).await?;
     let checked_in: CheckedIn = client.read(&answer)?;
     if checked_in.machine_id != machine.machine_id {
         return Err(client
             .not_an_answer(answer.status, "it is about another machine".to_owned())
             .into());
     }
+    Ok(checked_in)
+}
+
+/// Writes the answer down, together with what else follows from it.
+pub(crate) async fn remember(
+    agent: &Agent,
+    lock: &Arc<StateLock>,
+    checked_in: &CheckedIn,
+    follows: impl FnOnce(&mut Record) + Send + 'static,
+) -> Result<(), AgentError> {
     let now = agent.clock.now();
     let next = next_check_in(now, checked_in.next_check_in_seconds);
     let (assurance, roots) = (checked_in.assurance, checked_in.trust_bundle.clone());
@@ -49,6 +84,7 @@ pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<Che
         denied: checked_in.denied.clone(),
     };
     update_record(lock, move |record| {
+        follows(record);
         if let Some(machine) = record.machine.as_mut() {
             machine.assurance = assurance;
         }
@@ -59,8 +95,7 @@ pub(crate) async fn check_in(agent: &Agent, lock: &Arc<StateLock>) -> Result<Che
         record.next_check_in_at = Some(next);
         record.last_failure = None;
     })
-    .await?;
-    Ok(checked_in)
+    .await
 }
 
 /// When the next check-in is due, up to jitter.

@@ -53,6 +53,8 @@ enum CommandError {
     Proxy(#[from] ProxyError),
     #[error("{0}")]
     Usage(&'static str),
+    #[error("the new key does not serve yet; the old one does, and the rotation goes on with the next check-in")]
+    NotRotated,
     #[error("nothing was removed")]
     NotConfirmed,
     #[error("the answer cannot be written")]
@@ -116,6 +118,10 @@ fn execute(command_line: CommandLine) -> Result<Ended, CommandError> {
         Command::Renew => {
             let agent = open(&settings)?;
             block_on(renew(&agent))
+        }
+        Command::RotateKey => {
+            let agent = open(&settings)?;
+            block_on(rotate_key(&agent))
         }
         Command::Proxy(arguments) => {
             let options = arguments.options(&settings)?;
@@ -194,6 +200,24 @@ async fn renew(agent: &Agent) -> Result<Ended, CommandError> {
     writeln!(
         io::stdout(),
         "Renewed: certificate {} until {}",
+        printable(&certificate.serial_number),
+        rfc3339(certificate.not_after)
+    )?;
+    Ok(Ended::Done)
+}
+
+/// Ends well once the server has gone over to the new key. Before, the daemon or another call goes on where it stopped.
+async fn rotate_key(agent: &Agent) -> Result<Ended, CommandError> {
+    let certificate = agent.rotate_key().await?;
+    agent.check_in().await?;
+    let record = agent.record().await?;
+    if record.rotation.is_some() {
+        return Err(CommandError::NotRotated);
+    }
+    let key = record.key.map(|thumbprint| thumbprint.to_string()).unwrap_or_default();
+    writeln!(
+        io::stdout(),
+        "Replaced: key {key}, certificate {} until {}",
         printable(&certificate.serial_number),
         rfc3339(certificate.not_after)
     )?;
@@ -356,7 +380,12 @@ impl CommandError {
             Self::Agent(error) => agent_failed(error),
             Self::Configuration(_) | Self::Usage(_) => Ended::WrongUsage,
             Self::KeyStore(_) => Ended::KeyStoreUnavailable,
-            Self::State(_) | Self::Grant(_) | Self::Proxy(_) | Self::NotConfirmed | Self::Output(_) => Ended::Failed,
+            Self::State(_)
+            | Self::Grant(_)
+            | Self::Proxy(_)
+            | Self::NotRotated
+            | Self::NotConfirmed
+            | Self::Output(_) => Ended::Failed,
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use assay_protocol::agent_api::IssuedCertificate;
 use rustls::{
     Error, OtherError, SignatureAlgorithm, SignatureScheme,
     client::ResolvesClientCert,
@@ -23,8 +24,8 @@ use time::OffsetDateTime;
 use crate::{
     certificate::leaf_key,
     clock::Clock,
+    credential::Credential,
     key_store::{KeyFault, MachineKey, SealedKey},
-    state::Record,
 };
 
 /// What is presented to servers that ask for it, until it expires.
@@ -63,25 +64,18 @@ struct Calls {
     fault: Mutex<Option<KeyFault>>,
 }
 
-/// The serial number of the certificate to present now; `None` where there is none, or it has expired.
+/// The serial number of the certificate, if it is to be presented now: it has not expired.
 ///
 /// One that is not valid yet by this machine's clock is presented: the clock is behind, and the server's counts.
-pub(crate) fn presentable(record: &Record, now: OffsetDateTime) -> Option<&str> {
-    let certificate = &record.machine.as_ref()?.certificate;
+pub(crate) fn presentable(certificate: &IssuedCertificate, now: OffsetDateTime) -> Option<&str> {
     (now < certificate.not_after).then_some(certificate.serial_number.as_str())
 }
 
 impl ClientCertificate {
-    /// Takes the certificate on record and the key that it is for; `None` where there is none to present now.
-    pub(crate) async fn load(
-        key: &MachineKey,
-        record: &Record,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Option<Self>, KeyFault> {
-        let Some(serial_number) = presentable(record, clock.now()).map(ToOwned::to_owned) else {
-            return Ok(None);
-        };
-        let Some(certificate) = record.machine.as_ref().map(|machine| machine.certificate.clone()) else {
+    /// Takes a certificate and the key that it is for; `None` where it is not to be presented now.
+    pub(crate) async fn load(credential: &Credential, clock: Arc<dyn Clock>) -> Result<Option<Self>, KeyFault> {
+        let Credential { key, certificate } = credential;
+        let Some(serial_number) = presentable(certificate, clock.now()).map(ToOwned::to_owned) else {
             return Ok(None);
         };
         let (sealed, public_key) = key.load().await?;

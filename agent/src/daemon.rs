@@ -24,6 +24,7 @@ pub(crate) enum Exchange {
     Enroll,
     CheckIn,
     Renew,
+    RotateKey,
 }
 
 /// Where the daemon stands.
@@ -45,7 +46,20 @@ pub(crate) enum Plan {
     /// The machine has no identity yet, or the server does not know it any more.
     Enroll(Attempt),
     /// The machine is enrolled.
-    Serve { check_in: Attempt, renewal: Attempt },
+    Serve {
+        check_in: Attempt,
+        renewal: Attempt,
+        rotation: Rotation,
+    },
+}
+
+/// When the machine begins to replace its key, if it is to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Rotation {
+    due: Option<OffsetDateTime>,
+    /// How often in a row it was begun, or failed to begin, and no check-in has ended it: of a server that certifies a
+    /// next key and does not take it, the machine must not make keys in a tight circle.
+    begun: u32,
 }
 
 /// When something is tried, and how often it has failed in a row.
@@ -73,9 +87,15 @@ pub(crate) enum Happening {
     /// The exchange ended: an administrator has to approve it.
     Pending { retry_after: Duration },
     /// The exchange ended: the machine has checked in.
-    CheckedIn { interval: Duration, must_renew: bool },
+    CheckedIn {
+        interval: Duration,
+        must_renew: bool,
+        must_rotate: bool,
+    },
     /// The exchange ended: the certificate is new.
     Renewed { validity: Validity },
+    /// The exchange ended: the next key is certified, and the next check-in is its.
+    NextKeyCertified { validity: Validity },
     /// The exchange ended in a failure.
     Failed(Failure),
     /// The configuration has changed.
@@ -112,8 +132,10 @@ pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
     let Some(machine) = record.machine.as_ref().filter(|_| !record.must_enroll()) else {
         return Plan::Enroll(at_once);
     };
+    let rotation = record.rotation.as_ref();
+    let completes_rotation = rotation.is_some_and(|rotation| rotation.certificate.is_some());
     let due = match (&record.last_check_in, record.next_check_in_at) {
-        (Some(_), Some(due)) => due.min(now + LONGEST_WAIT),
+        (Some(_), Some(due)) if !completes_rotation => due.min(now + LONGEST_WAIT),
         _ => now,
     };
     Plan::Serve {
@@ -121,6 +143,10 @@ pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
         renewal: Attempt {
             due: Validity::of(&machine.certificate).renewal_due(now),
             failures: 0,
+        },
+        rotation: Rotation {
+            due: (rotation.is_some() && !completes_rotation).then_some(now),
+            begun: 0,
         },
     }
 }
@@ -171,8 +197,18 @@ impl Plan {
     fn next(&self) -> (Exchange, OffsetDateTime) {
         match self {
             Self::Enroll(attempt) => (Exchange::Enroll, attempt.due),
-            Self::Serve { check_in, renewal } if renewal.due < check_in.due => (Exchange::Renew, renewal.due),
-            Self::Serve { check_in, .. } => (Exchange::CheckIn, check_in.due),
+            Self::Serve {
+                check_in,
+                renewal,
+                rotation,
+            } => {
+                let rotation = rotation.due.map(|due| (Exchange::RotateKey, due));
+                let others = [(Exchange::Renew, renewal.due)].into_iter().chain(rotation);
+                others
+                    .filter(|(_, due)| *due < check_in.due)
+                    .min_by_key(|(_, due)| *due)
+                    .unwrap_or((Exchange::CheckIn, check_in.due))
+            }
         }
     }
 
@@ -190,12 +226,20 @@ impl Plan {
                     due: validity.renewal_due(now),
                     failures: 0,
                 },
+                rotation: Rotation::default(),
             },
             (Self::Enroll(_), Happening::Pending { retry_after }) => Self::Enroll(Attempt {
                 due: now + after(retry_after, jitter),
                 failures: 0,
             }),
-            (Self::Serve { renewal, .. }, Happening::CheckedIn { interval, must_renew }) => Self::Serve {
+            (
+                Self::Serve { renewal, rotation, .. },
+                Happening::CheckedIn {
+                    interval,
+                    must_renew,
+                    must_rotate,
+                },
+            ) => Self::Serve {
                 check_in: Attempt {
                     due: now + until_next_check_in(interval, jitter),
                     failures: 0,
@@ -205,14 +249,27 @@ impl Plan {
                     true => Attempt { due: now, failures: 0 },
                     false => renewal,
                 },
+                rotation: match must_rotate {
+                    true => rotation.asked_for(now, jitter),
+                    false => Rotation::default(),
+                },
             },
-            (Self::Serve { check_in, .. }, Happening::Renewed { validity }) => Self::Serve {
+            (Self::Serve { check_in, rotation, .. }, Happening::NextKeyCertified { validity }) => Self::Serve {
+                check_in: check_in.at_once(now),
+                renewal: Attempt {
+                    due: validity.renewal_due_after_renewal(now),
+                    failures: 0,
+                },
+                rotation: Rotation {
+                    due: None,
+                    begun: rotation.begun.saturating_add(1),
+                },
+            },
+            (Self::Serve { check_in, rotation, .. }, Happening::Renewed { validity }) => Self::Serve {
                 // Grant tokens name the certificate: those at hand belong to the old one, and where that was revoked
                 // there are none.
-                check_in: match check_in.failures {
-                    0 => Attempt { due: now, failures: 0 },
-                    _ => check_in,
-                },
+                check_in: check_in.at_once(now),
+                rotation,
                 renewal: Attempt {
                     due: validity.renewal_due_after_renewal(now),
                     failures: 0,
@@ -242,13 +299,29 @@ impl Plan {
                 Self::Enroll(again(check_in))
             }
             (Self::Serve { renewal, .. }, _) if failure.asks_for_enrollment() => Self::Enroll(again(renewal)),
-            (Self::Serve { check_in, renewal }, Exchange::Renew) => Self::Serve {
-                check_in,
-                renewal: again(renewal),
-            },
-            (Self::Serve { check_in, renewal }, _) => Self::Serve {
-                check_in: again(check_in),
-                renewal,
+            (
+                Self::Serve {
+                    check_in,
+                    renewal,
+                    rotation,
+                },
+                exchange,
+            ) => match exchange {
+                Exchange::Renew => Self::Serve {
+                    check_in,
+                    renewal: again(renewal),
+                    rotation,
+                },
+                Exchange::RotateKey => Self::Serve {
+                    check_in,
+                    renewal,
+                    rotation: rotation.failed(now, failure, jitter),
+                },
+                Exchange::CheckIn | Exchange::Enroll => Self::Serve {
+                    check_in: again(check_in),
+                    renewal,
+                    rotation,
+                },
             },
         }
     }
@@ -261,9 +334,17 @@ impl Plan {
         };
         match self {
             Self::Enroll(attempt) => Self::Enroll(later(attempt)),
-            Self::Serve { check_in, renewal } => Self::Serve {
+            Self::Serve {
+                check_in,
+                renewal,
+                rotation,
+            } => Self::Serve {
                 check_in: later(check_in),
                 renewal: later(renewal),
+                rotation: Rotation {
+                    due: rotation.due.max(rotation.due.and(until)),
+                    ..rotation
+                },
             },
         }
     }
@@ -272,6 +353,36 @@ impl Plan {
         match self {
             Self::Enroll(attempt) => attempt.failures,
             Self::Serve { check_in, .. } => check_in.failures,
+        }
+    }
+}
+
+impl Attempt {
+    /// Now, unless it is put off as it has failed.
+    fn at_once(self, now: OffsetDateTime) -> Self {
+        match self.failures {
+            0 => Self { due: now, failures: 0 },
+            _ => self,
+        }
+    }
+}
+
+impl Rotation {
+    /// At once, unless it was begun before and has come to nothing: then after a back-off, which goes on if it runs.
+    fn asked_for(self, now: OffsetDateTime, jitter: Jitter) -> Self {
+        let due = match (self.due, self.begun) {
+            (Some(due), _) => due,
+            (None, 0) => now,
+            (None, begun) => now + after_failure(Failure::Refused, begun, jitter),
+        };
+        Self { due: Some(due), ..self }
+    }
+
+    fn failed(self, now: OffsetDateTime, failure: Failure, jitter: Jitter) -> Self {
+        let begun = self.begun.saturating_add(1);
+        Self {
+            due: Some(now + after_failure(failure, begun, jitter)),
+            begun,
         }
     }
 }
@@ -339,18 +450,20 @@ mod tests {
                 due: validity(6).renewal_due(NOW),
                 failures: 0,
             },
+            rotation: Rotation::default(),
         }
     }
 
     /// The next check-in is an interval away.
     fn serving_later() -> Plan {
-        let Plan::Serve { renewal, .. } = serving() else {
+        let Plan::Serve { renewal, rotation, .. } = serving() else {
             panic!("an enrolled machine serves")
         };
         let due = NOW + INTERVAL;
         Plan::Serve {
             check_in: Attempt { due, failures: 0 },
             renewal,
+            rotation,
         }
     }
 
@@ -378,8 +491,17 @@ mod tests {
         Exchange::Enroll,
         30.0
     )]
-    #[case::checked_in(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false }, Exchange::CheckIn, 270.0)]
-    #[case::asked_to_renew(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: true }, Exchange::Renew, 0.0)]
+    #[case::checked_in(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: false }, Exchange::CheckIn, 270.0)]
+    #[case::asked_to_renew(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: true, must_rotate: false }, Exchange::Renew, 0.0)]
+    #[case::asked_to_rotate(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: true }, Exchange::RotateKey, 0.0)]
+    #[case::next_key_certified(serving_later(), Exchange::RotateKey, Happening::NextKeyCertified { validity: validity(6) }, Exchange::CheckIn, 0.0)]
+    #[case::rotation_failed(
+        serving_later(),
+        Exchange::RotateKey,
+        Happening::Failed(UNREACHABLE),
+        Exchange::RotateKey,
+        1.0
+    )]
     #[case::renewed(serving_later(), Exchange::Renew, Happening::Renewed { validity: validity(6) }, Exchange::CheckIn, 0.0)]
     #[case::check_in_failed(serving(), Exchange::CheckIn, Happening::Failed(UNREACHABLE), Exchange::CheckIn, 1.0)]
     #[case::put_off(serving(), Exchange::CheckIn, Happening::Failed(Failure::Unreachable { retry_after: Some(Duration::from_secs(90)) }), Exchange::CheckIn, 90.0)]
@@ -437,6 +559,7 @@ mod tests {
         let ended = Happening::CheckedIn {
             interval: Duration::from_hours(24),
             must_renew: false,
+            must_rotate: false,
         };
         let day_4 = NOW + time::Duration::days(4);
         let evening_before = day_4 - time::Duration::hours(1);
@@ -483,6 +606,10 @@ mod tests {
         let due_at_once = Plan::Serve {
             check_in: Attempt { due: NOW, failures: 0 },
             renewal: Attempt { due: NOW, failures: 0 },
+            rotation: Rotation {
+                due: Some(NOW),
+                begun: 0,
+            },
         };
         let retry_after = Some(Duration::from_secs(90));
         let put_off = Happening::Failed(Failure::Unreachable { retry_after });
@@ -503,6 +630,7 @@ mod tests {
         let asked = Happening::CheckedIn {
             interval: INTERVAL,
             must_renew: true,
+            must_rotate: false,
         };
         let (state, _) = step(State::Exchanging(plan, Exchange::CheckIn), at(NOW, asked));
         assert_eq!(next(state), (Exchange::Renew, 30.0));
@@ -524,6 +652,38 @@ mod tests {
             (state, _) = step(state, at(NOW, Happening::Due));
         }
         assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 16.0]);
+    }
+
+    #[test]
+    fn a_next_key_that_is_never_taken_is_not_made_in_a_tight_circle() {
+        let asked = Happening::CheckedIn {
+            interval: INTERVAL,
+            must_renew: false,
+            must_rotate: true,
+        };
+        let mut plan = serving();
+        let mut waits = Vec::new();
+        for _ in 0..3 {
+            plan = plan.after(Exchange::CheckIn, at(NOW, asked));
+            let Plan::Serve { rotation, .. } = plan else {
+                panic!("{plan:?}")
+            };
+            waits.push((rotation.due.unwrap() - NOW).whole_seconds());
+            let certified = Happening::NextKeyCertified { validity: validity(6) };
+            plan = plan.after(Exchange::RotateKey, at(NOW, certified));
+        }
+        assert_eq!(waits, [0, 30, 60]);
+        // Once the server is content, the next time is a first time.
+        let content = Happening::CheckedIn {
+            interval: INTERVAL,
+            must_renew: false,
+            must_rotate: false,
+        };
+        let plan = plan.after(Exchange::CheckIn, at(NOW, content));
+        assert_eq!(
+            next(State::Waiting(plan.after(Exchange::CheckIn, at(NOW, asked)))),
+            (Exchange::RotateKey, 0.0)
+        );
     }
 
     #[test]
@@ -565,11 +725,13 @@ mod tests {
                 validity
             }),
             1 => seconds().prop_map(|retry_after| Happening::Pending { retry_after }),
-            2 => (seconds(), any::<bool>()).prop_map(|(interval, must_renew)| Happening::CheckedIn {
+            2 => (seconds(), any::<bool>(), any::<bool>()).prop_map(|(interval, must_renew, must_rotate)| Happening::CheckedIn {
                 interval: interval.max(Duration::from_secs(1)),
-                must_renew
+                must_renew,
+                must_rotate
             }),
             1 => validity().prop_map(|validity| Happening::Renewed { validity }),
+            1 => validity().prop_map(|validity| Happening::NextKeyCertified { validity }),
             4 => failure.prop_map(Happening::Failed),
             1 => Just(Happening::Terminate),
             1 => Just(Happening::GraceOver),

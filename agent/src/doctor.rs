@@ -13,7 +13,7 @@ use crate::{
     facts::Facts,
     key_store::{self, KeyFault, KeyStore, KeyTrouble, MachineKey},
     state::{Record, StateDirectory},
-    status::printable,
+    status::{RotationStatus, printable},
 };
 
 const MESSAGE: &[u8] = b"assay-agent doctor";
@@ -50,9 +50,20 @@ pub(crate) async fn examine(settings: &Settings, facts: Option<&dyn Facts>) -> E
     let record = record.unwrap_or_default();
     findings.push(server(&record, settings));
     findings.push(match key_store::open(settings.key_store(), settings.accessibility()) {
-        Ok(store) => key(MachineKey::new(store, directory), &record, settings.accessibility()).await,
+        Ok(store) => {
+            key(
+                MachineKey::new(store, directory).at(record.key_place),
+                &record,
+                settings.accessibility(),
+            )
+            .await
+        }
         Err(error) => Finding::of_key(&KeyFault::Store(error)),
     });
+    findings.extend(record.rotation.as_ref().map(|rotation| Finding {
+        advice: Some("nothing: the daemon goes on with it at its next check-in".to_owned()),
+        ..Finding::well("key rotation", RotationStatus::of(rotation).to_string())
+    }));
     findings.extend(facts.map(unreadable_facts));
     findings.push(last_exchange(&record));
     Examination { findings }

@@ -18,8 +18,8 @@ use crate::{
     certificate,
     check_in::next_check_in,
     client::{Client, fetch_root},
-    evidence::ProofError,
-    key_store::{KeyFault, KeyStoreError},
+    evidence::{Keys, ProofError},
+    key_store::{KeyFault, KeyStoreError, MachineKey},
     server_url::ServerUrl,
     state::{EnrolledMachine, PendingEnrollment, Record, ServerOnRecord, StateLock},
     trust::{Trust, TrustAnchor},
@@ -68,6 +68,7 @@ pub(crate) async fn enroll(
         enrollment_id: unfinished.and_then(|pending| pending.enrollment_id),
     };
     let (thumbprint, on_record) = (public_key.thumbprint(), server.clone());
+    let keys = Keys::one(agent.key.at(record.key_place));
     update_record(lock, move |record| {
         record.server = Some(on_record);
         record.key = Some(thumbprint);
@@ -75,7 +76,7 @@ pub(crate) async fn enroll(
     })
     .await?;
     let client = agent.anonymous_client(&server)?;
-    let result = call(agent, &client, token.as_ref(), &public_key).await;
+    let result = call(agent, &client, &keys, token.as_ref(), &public_key).await;
     remember(agent, lock, &result).await?;
     result.map(|outcome| with_history(outcome, &record))
 }
@@ -83,6 +84,7 @@ pub(crate) async fn enroll(
 async fn call(
     agent: &Agent,
     client: &Client,
+    keys: &Keys,
     token: Option<&SecretString>,
     public_key: &PublicKey,
 ) -> Result<EnrollOutcome, AgentError> {
@@ -91,9 +93,7 @@ async fn call(
         csr: proof.csr,
         evidence: proof.evidence,
     };
-    let answer = agent
-        .exchange(client, "/v1/enroll", (Purpose::Enroll, None), request)
-        .await?;
+    let answer = agent.exchange(client, keys, (Purpose::Enroll, None), request).await?;
     if answer.status == StatusCode::ACCEPTED {
         return Ok(EnrollOutcome::Pending(client.read(&answer)?));
     }
@@ -135,15 +135,16 @@ async fn server(record: &Record, options: &EnrollOptions) -> Result<ServerOnReco
 /// The machine's key: the one that there is, and a new one only where none was ever shown to a server, or where the
 /// hardware says that it will never use the old one again.
 async fn key(agent: &Agent, lock: &Arc<StateLock>, record: &Record) -> Result<PublicKey, AgentError> {
-    match agent.key.public_key().await {
+    let key = agent.key.at(record.key_place);
+    match key.public_key().await {
         Ok(None) if record.key.is_none() => {
-            let new = agent.key.make().await.map_err(ProofError::Key)?;
-            let kept = agent.key.keep(Arc::clone(lock), new).await;
+            let new = key.make().await.map_err(ProofError::Key)?;
+            let kept = key.keep(Arc::clone(lock), new).await;
             Ok(kept.map_err(ProofError::Key)?)
         }
         Err(KeyFault::Store(error @ KeyStoreError::Foreign { .. })) => {
             tracing::warn!(error = %with_causes(&error), "the old key is set aside, and a new one made");
-            replace_key(agent, lock).await
+            replace_key(&key, lock).await
         }
         Err(fault) => Err(ProofError::Key(fault).into()),
         Ok(_) => agent.key_on_record(record).await,
@@ -152,19 +153,21 @@ async fn key(agent: &Agent, lock: &Arc<StateLock>, record: &Record) -> Result<Pu
 
 /// The record comes first: a crash in between leaves a key that the hardware refuses, and all of this is done again.
 /// In the other order it would leave a key that nobody knows why to trust.
-async fn replace_key(agent: &Agent, lock: &Arc<StateLock>) -> Result<PublicKey, AgentError> {
-    let new = agent.key.make().await.map_err(ProofError::Key)?;
+async fn replace_key(key: &MachineKey, lock: &Arc<StateLock>) -> Result<PublicKey, AgentError> {
+    let new = key.make().await.map_err(ProofError::Key)?;
     let thumbprint = new.public_key.thumbprint();
     update_record(lock, move |record| {
         record.key = Some(thumbprint);
         record.key_is_unknown = true;
+        // The key that was to follow the old one goes with it: only that could have let it in.
+        record.rotation = None;
         // Its tokens are bound to the old key.
         if let Some(last) = record.last_check_in.as_mut() {
             last.grants.clear();
         }
     })
     .await?;
-    let kept = agent.key.keep_in_place_of_refused(Arc::clone(lock), new).await;
+    let kept = key.keep_in_place_of_refused(Arc::clone(lock), new).await;
     Ok(kept.map_err(ProofError::Key)?)
 }
 
@@ -198,6 +201,7 @@ fn admit(record: &mut Record, enrolled: Enrolled, now: OffsetDateTime) {
     let same = before.filter(|machine| machine.machine_id == enrolled.machine_id);
     if same.is_none() {
         record.last_check_in = None;
+        record.rotation = None;
     }
     record.machine = Some(EnrolledMachine {
         machine_id: enrolled.machine_id,

@@ -1,7 +1,7 @@
 //! Evidence and certificate requests of this machine: what it says, signed with its key.
 
 use assay_protocol::{
-    Csr, EvidenceClaims, PublicKey, Purpose, UnverifiedCsr,
+    Csr, EvidenceClaims, Purpose, UnverifiedCsr,
     csr::{BuildCsrError, CsrError},
     evidence::PROFILE,
     machine::KeyClaim,
@@ -27,6 +27,25 @@ pub(crate) struct Statement {
     pub(crate) facts: MachineFacts,
     pub(crate) nonce: String,
     pub(crate) issued_at: OffsetDateTime,
+}
+
+/// The keys that a proof takes.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    /// Signs the evidence.
+    pub(crate) signing: MachineKey,
+    /// Gets the certificate that is asked for: another one where the machine replaces its key.
+    pub(crate) certified: MachineKey,
+}
+
+impl Keys {
+    /// One key for both.
+    pub(crate) fn one(key: MachineKey) -> Self {
+        Self {
+            certified: key.clone(),
+            signing: key,
+        }
+    }
 }
 
 /// What is sent to prove it.
@@ -57,14 +76,14 @@ pub enum ProofError {
     Signature(#[source] p256::ecdsa::Error),
 }
 
-/// Signs a statement, and a certificate request where its purpose takes one.
-pub(crate) async fn prove(key: &MachineKey, statement: Statement) -> Result<Proof, ProofError> {
-    key.use_key(move |store, sealed| {
+/// Signs a statement, and lets the key to be certified sign a request where the purpose takes one.
+pub(crate) async fn prove(keys: &Keys, statement: Statement) -> Result<Proof, ProofError> {
+    let csr = match statement.purpose {
+        Purpose::Enroll | Purpose::Renew => keys.certified.use_key(build_csr).await?,
+        Purpose::CheckIn => String::new(),
+    };
+    let sign = move |store: &dyn KeyStore, sealed: &SealedKey| {
         let public_key = store.public_key(sealed).map_err(KeyFault::Store)?;
-        let csr = match statement.purpose {
-            Purpose::Enroll | Purpose::Renew => build_csr(store, sealed, &public_key)?,
-            Purpose::CheckIn => String::new(),
-        };
         let claims = EvidenceClaims {
             eat_profile: PROFILE.to_owned(),
             eat_nonce: statement.nonce,
@@ -85,12 +104,13 @@ pub(crate) async fn prove(key: &MachineKey, statement: Statement) -> Result<Proo
         };
         let evidence = claims.sign(public_key.thumbprint(), |message| sign_fixed(store, sealed, message))?;
         Ok(Proof { csr, evidence })
-    })
-    .await
+    };
+    keys.signing.use_key(sign).await
 }
 
-fn build_csr(store: &dyn KeyStore, sealed: &SealedKey, public_key: &PublicKey) -> Result<String, ProofError> {
-    Csr::build(public_key, |message| store.sign(sealed, message)).map_err(|error| match error {
+fn build_csr(store: &dyn KeyStore, sealed: &SealedKey) -> Result<String, ProofError> {
+    let public_key = store.public_key(sealed).map_err(KeyFault::Store)?;
+    Csr::build(&public_key, |message| store.sign(sealed, message)).map_err(|error| match error {
         // A locked key must be told from a request that cannot be made: the one passes, the other does not.
         BuildCsrError::Sign(error) => ProofError::Key(KeyFault::Store(error)),
         error @ BuildCsrError::Encode(_) => ProofError::Csr(error),
@@ -137,7 +157,7 @@ mod tests {
             nonce: "nonce".into(),
             issued_at: OffsetDateTime::UNIX_EPOCH,
         };
-        let proof = prove(&key, statement).await.unwrap();
+        let proof = prove(&Keys::one(key), statement).await.unwrap();
         let expected = Expectation {
             audience: "https://assay.example.com",
             purpose,

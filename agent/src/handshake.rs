@@ -196,6 +196,7 @@ mod tests {
         client::{Client, ClientError},
         client_certificate::Identity,
         clock::{Clock, SystemClock},
+        credential::Credential,
         key_store::{KeyFault, KeyStore, KeyStoreError, MachineKey, SealedKey, SoftwareKeyStore},
         state::{EnrolledMachine, Record, ServerOnRecord, StateDirectory},
         trust::Trust,
@@ -314,7 +315,8 @@ mod tests {
 
         async fn certificate(&self) -> Arc<ClientCertificate> {
             let record = self.record(tomorrow(), None).await;
-            let loaded = ClientCertificate::load(&self.key, &record, Arc::new(SystemClock)).await;
+            let credential = Credential::current(&self.key, &record).unwrap();
+            let loaded = ClientCertificate::load(&credential, Arc::new(SystemClock)).await;
             Arc::new(loaded.unwrap().unwrap())
         }
 
@@ -365,7 +367,10 @@ mod tests {
     async fn a_certificate_that_expired_or_is_for_another_key_is_not_presented() {
         let ground = ground(Arc::new(SoftwareKeyStore), &TLS13).await;
         let load = async |record: Record| {
-            let loaded = ClientCertificate::load(&ground.key, &record, Arc::new(SystemClock)).await;
+            let Some(credential) = Credential::current(&ground.key, &record) else {
+                return false;
+            };
+            let loaded = ClientCertificate::load(&credential, Arc::new(SystemClock)).await;
             loaded.unwrap().is_some()
         };
         assert!(load(ground.record(tomorrow(), None).await).await);

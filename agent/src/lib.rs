@@ -6,6 +6,7 @@
 compile_error!("enclave-stand-in pretends a Secure Enclave, for tests: it has no place in a release");
 
 mod agent;
+mod agent_error;
 mod arguments;
 mod certificate;
 mod check_in;
@@ -14,6 +15,7 @@ mod client;
 mod client_certificate;
 pub mod clock;
 pub mod config;
+mod credential;
 mod daemon;
 mod delay;
 mod doctor;
@@ -30,6 +32,7 @@ mod managed;
 mod nonce;
 mod proxy;
 mod renewal;
+mod rotation;
 #[cfg(test)]
 mod scripted_server;
 mod selftest;
@@ -42,6 +45,7 @@ mod service;
 )]
 mod shim;
 pub mod state;
+mod state_error;
 mod status;
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
 mod system_log;

@@ -3,34 +3,25 @@
 use std::sync::Arc;
 
 use assay_protocol::{
-    Purpose,
+    PublicKey, Purpose,
     agent_api::{RenewRequest, Renewed},
 };
 
 use crate::{
-    agent::{Agent, AgentError, update_record},
+    agent::{Agent, AgentError, Proof, update_record},
     certificate,
-    state::StateLock,
+    credential::Credential,
+    evidence::Keys,
+    key_store::MachineKey,
+    state::{Record, StateLock},
     trust_bundle,
 };
 
 pub(crate) async fn renew(agent: &Agent, lock: &Arc<StateLock>) -> Result<Renewed, AgentError> {
     let record = agent.record().await?;
-    let (Some(server), Some(machine)) = (&record.server, &record.machine) else {
-        return Err(AgentError::NotEnrolled);
-    };
+    let current = Credential::current(&agent.key, &record).ok_or(AgentError::NotEnrolled)?;
     let public_key = agent.key_on_record(&record).await?;
-    let client = agent.client(server, &record).await?;
-    let subject = Some(machine.machine_id);
-    let request = |proof: crate::agent::Proof| RenewRequest {
-        csr: proof.csr,
-        evidence: proof.evidence,
-    };
-    let answer = agent
-        .exchange(&client, "/v1/renew", (Purpose::Renew, subject), request)
-        .await?;
-    let renewed: Renewed = client.read(&answer)?;
-    certificate::check(&client, &answer, &renewed.certificate, &public_key)?;
+    let renewed = request(agent, &record, &current, (&current.key, &public_key)).await?;
     let (certificate, roots) = (renewed.certificate.clone(), renewed.trust_bundle.clone());
     update_record(lock, move |record| {
         if let Some(machine) = record.machine.as_mut() {
@@ -40,5 +31,31 @@ pub(crate) async fn renew(agent: &Agent, lock: &Arc<StateLock>) -> Result<Renewe
         record.last_failure = None;
     })
     .await?;
+    Ok(renewed)
+}
+
+/// Has a key certified, for which the current one speaks: itself, or the one that is to replace it.
+pub(crate) async fn request(
+    agent: &Agent,
+    record: &Record,
+    current: &Credential,
+    (certified, public_key): (&MachineKey, &PublicKey),
+) -> Result<Renewed, AgentError> {
+    let (Some(server), Some(machine)) = (&record.server, &record.machine) else {
+        return Err(AgentError::NotEnrolled);
+    };
+    let client = agent.client(server, current).await?;
+    let keys = Keys {
+        signing: current.key.clone(),
+        certified: certified.clone(),
+    };
+    let request = |proof: Proof| RenewRequest {
+        csr: proof.csr,
+        evidence: proof.evidence,
+    };
+    let what = (Purpose::Renew, Some(machine.machine_id));
+    let answer = agent.exchange(&client, &keys, what, request).await?;
+    let renewed: Renewed = client.read(&answer)?;
+    certificate::check(&client, &answer, &renewed.certificate, public_key)?;
     Ok(renewed)
 }

@@ -112,7 +112,12 @@ pub async fn run_once(agent: &Agent, settings: ReadSettings<'_>) -> Result<Optio
         }
         result => result?,
     };
-    let machine = agent.record().await?.machine;
+    let record = agent.record().await?;
+    if must_rotate(&checked_in, &record) {
+        agent.rotate_key().await?;
+        return Ok(Some(agent.check_in().await?));
+    }
+    let machine = record.machine;
     let now = agent.clock.now();
     let is_due = machine.is_some_and(|machine| Validity::of(&machine.certificate).renewal_due(now) <= now);
     if is_due || checked_in.actions.contains(&Requested::RenewCertificate) {
@@ -145,11 +150,17 @@ async fn first(running: &mut Option<Running<'_>>) -> Happening {
 async fn perform(agent: &Agent, settings: ReadSettings<'_>, exchange: Exchange) -> Happening {
     let result = match exchange {
         Exchange::Enroll => enroll(agent, settings).await.map(|outcome| enrolled(&outcome)),
-        Exchange::CheckIn => agent.check_in().await.map(|answer| checked_in(&answer)),
+        Exchange::CheckIn => check_in(agent).await,
         Exchange::Renew => agent.renew().await.map(|answer| {
             tracing::info!(not_after = %answer.certificate.not_after, "the certificate is renewed");
             Happening::Renewed {
                 validity: Validity::of(&answer.certificate),
+            }
+        }),
+        Exchange::RotateKey => agent.rotate_key().await.map(|certificate| {
+            tracing::info!("the next key is certified");
+            Happening::NextKeyCertified {
+                validity: Validity::of(&certificate),
             }
         }),
     };
@@ -244,12 +255,24 @@ fn enrolled(outcome: &EnrollOutcome) -> Happening {
     }
 }
 
-fn checked_in(answer: &CheckedIn) -> Happening {
+async fn check_in(agent: &Agent) -> Result<Happening, AgentError> {
+    let answer = agent.check_in().await?;
+    let record = agent.record().await?;
     let (grants, denied) = (answer.grants.len(), answer.denied.len());
     tracing::info!(machine = %answer.machine_id, grants, denied, "checked in");
-    Happening::CheckedIn {
+    Ok(Happening::CheckedIn {
         interval: interval(answer.next_check_in_seconds),
         must_renew: answer.actions.contains(&Requested::RenewCertificate),
+        must_rotate: must_rotate(&answer, &record),
+    })
+}
+
+/// Whether the machine is to begin to replace its key, or to go on with what it has begun. What is certified ends with a
+/// check-in, not here.
+fn must_rotate(answer: &CheckedIn, record: &Record) -> bool {
+    match &record.rotation {
+        Some(rotation) => rotation.certificate.is_none(),
+        None => answer.actions.contains(&Requested::RotateKey),
     }
 }
 

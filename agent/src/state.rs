@@ -21,7 +21,12 @@ use serde::{Deserialize, Serialize, Serializer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{key_store::KeyTrouble, server_url::ServerUrl, trust::Trust};
+pub use crate::state_error::StateError;
+use crate::{
+    key_store::{KeyPlace, KeyTrouble, files_at},
+    server_url::ServerUrl,
+    trust::Trust,
+};
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
@@ -30,7 +35,9 @@ const RUN: &str = "run";
 /// What a write in progress is called; a crash may leave one behind.
 const TEMPORARY: &str = ".writing-";
 /// The version of the record that this build writes, and the newest that it reads.
-const VERSION: u32 = 1;
+///
+/// Before version 2 a machine's key was in one place.
+const VERSION: u32 = 2;
 
 /// What the agent remembers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +47,12 @@ pub struct Record {
     pub server: Option<ServerOnRecord>,
     /// The thumbprint of the machine's key, once it has been shown to a server.
     pub key: Option<KeyThumbprint>,
+    /// Where that key is.
+    #[serde(default)]
+    pub key_place: KeyPlace,
+    /// The replacement of that key, while it is under way. The next key is in the other place.
+    #[serde(default)]
+    pub rotation: Option<KeyRotation>,
     /// Whether that key took the place of one that the hardware refused, and no server has taken it yet.
     #[serde(default)]
     pub key_is_unknown: bool,
@@ -73,6 +86,18 @@ pub struct PendingEnrollment {
     pub token: Option<SecretString>,
     /// What the administrator decides on; none until the server has answered.
     pub enrollment_id: Option<Uuid>,
+}
+
+/// A key that is to replace the current one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRotation {
+    /// The thumbprint of the next key.
+    pub key: KeyThumbprint,
+    /// When that key was made, by this machine's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub begun_at: OffsetDateTime,
+    /// Its certificate, once the server has answered: from then on the next key checks in.
+    pub certificate: Option<IssuedCertificate>,
 }
 
 /// A machine that has its certificate.
@@ -137,48 +162,14 @@ pub(crate) struct StateLock {
     _file: File,
 }
 
-/// Why the state directory did not serve.
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// The system refused.
-    #[error("{} cannot be {attempt}", path.display())]
-    Io {
-        /// Which file or folder.
-        path: PathBuf,
-        /// What was tried: `read`, `written`, …
-        attempt: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The record is damaged.
-    #[error("{} is damaged; `assay-agent reset` gives this machine's identity up", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// Where and why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The record was written by a newer agent.
-    #[error("{} was written by a newer agent (version {version} of the record)", path.display())]
-    Newer {
-        /// Which file.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// Others may look into the directory, and it holds something else.
-    #[error("{} is open to others and holds files that are not the agent's: give it mode 0700, or name another state directory", .0.display())]
-    Shared(PathBuf),
-}
-
 impl Default for Record {
     fn default() -> Self {
         Self {
             version: VERSION,
             server: None,
             key: None,
+            key_place: KeyPlace::First,
+            rotation: None,
             key_is_unknown: false,
             pending: None,
             machine: None,
@@ -264,7 +255,10 @@ impl StateDirectory {
         })?;
         match record.version {
             version if version > VERSION => Err(StateError::Newer { path, version }),
-            _ => Ok(record),
+            _ => Ok(Record {
+                version: VERSION,
+                ..record
+            }),
         }
     }
 
@@ -330,6 +324,24 @@ impl StateLock {
             .persist(path)
             .map_err(|error| failed(path, "replaced")(error.error))?;
         flush_directory(&self.directory.path)
+    }
+
+    /// Removes the key that is neither the machine's nor to become it: one that was replaced, or that was made and never
+    /// shown to anybody. Only where the record names the machine's key, and that key's file is there.
+    pub(crate) fn remove_key_left_over(&self) -> Result<(), StateError> {
+        let record = self.record()?;
+        let kept = files_at(&self.directory, record.key_place);
+        if record.key.is_none() || record.rotation.is_some() || !kept.iter().any(|path| path.exists()) {
+            return Ok(());
+        }
+        for path in files_at(&self.directory, record.key_place.other()) {
+            match fs::remove_file(&path) {
+                Ok(()) => flush_directory(&self.directory.path)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(&path, "removed")(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Removes the record and the given files, and names what was there. The lock stays: removing it would let two in.
@@ -472,8 +484,8 @@ mod tests {
         let (_folder, directory) = directory();
         fs::write(directory.path().join(RECORD), "{").unwrap();
         assert!(matches!(directory.record(), Err(StateError::Damaged { .. })));
-        fs::write(directory.path().join(RECORD), r#"{"version": 2}"#).unwrap();
-        assert!(matches!(directory.record(), Err(StateError::Newer { version: 2, .. })));
+        fs::write(directory.path().join(RECORD), r#"{"version": 3}"#).unwrap();
+        assert!(matches!(directory.record(), Err(StateError::Newer { version: 3, .. })));
     }
 
     #[test]

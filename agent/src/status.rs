@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     key_store::KeyTrouble,
     server_url::ServerUrl,
-    state::{FailureOnRecord, Record},
+    state::{FailureOnRecord, KeyRotation, Record},
 };
 
 /// How this machine stands, by what it remembers.
@@ -28,6 +28,7 @@ pub(crate) struct Status {
     assurance: Option<Assurance>,
     status: Option<MachineStatus>,
     key_thumbprint: Option<String>,
+    key_rotation: Option<RotationStatus>,
     certificate: Option<CertificateStatus>,
     #[serde(with = "time::serde::rfc3339::option")]
     last_check_in_at: Option<OffsetDateTime>,
@@ -37,6 +38,23 @@ pub(crate) struct Status {
     denied: Vec<Denial>,
     last_failure: Option<FailureOnRecord>,
     key_trouble: Option<KeyTroubleStatus>,
+}
+
+/// A replacement of the key that is under way.
+#[derive(Debug, Serialize)]
+pub(crate) struct RotationStatus {
+    next_key_thumbprint: String,
+    #[serde(with = "time::serde::rfc3339")]
+    begun_at: OffsetDateTime,
+    waits_for: WaitsFor,
+}
+
+/// What is missing of it.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum WaitsFor {
+    Certificate,
+    CheckIn,
 }
 
 /// What is the matter with the key, in words.
@@ -147,6 +165,7 @@ impl Status {
             assurance: machine.map(|machine| machine.assurance),
             status: last.map(|last| last.status),
             key_thumbprint: record.key.map(|thumbprint| thumbprint.to_string()),
+            key_rotation: record.rotation.as_ref().map(RotationStatus::of),
             certificate: machine.map(|machine| CertificateStatus {
                 serial_number: machine.certificate.serial_number.clone(),
                 not_before: machine.certificate.not_before,
@@ -171,6 +190,40 @@ impl Status {
                 matter: kind.matter(),
                 advice: kind.advice(),
             }),
+        }
+    }
+}
+
+impl RotationStatus {
+    pub(crate) fn of(rotation: &KeyRotation) -> Self {
+        Self {
+            next_key_thumbprint: rotation.key.to_string(),
+            begun_at: rotation.begun_at,
+            waits_for: match rotation.certificate {
+                None => WaitsFor::Certificate,
+                Some(_) => WaitsFor::CheckIn,
+            },
+        }
+    }
+}
+
+impl fmt::Display for RotationStatus {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            next_key_thumbprint: key,
+            begun_at,
+            waits_for,
+        } = self;
+        let begun_at = rfc3339(*begun_at);
+        match waits_for {
+            WaitsFor::Certificate => write!(
+                formatter,
+                "to {key}, begun at {begun_at}: waits for its certificate, and the old key serves"
+            ),
+            WaitsFor::CheckIn => write!(
+                formatter,
+                "to {key}, begun at {begun_at}: waits for its first check-in, after which the old key is let go"
+            ),
         }
     }
 }
@@ -216,6 +269,7 @@ impl fmt::Display for Status {
             ("status", self.status.map(word)),
             ("assurance", self.assurance.map(word)),
             ("key", self.key_thumbprint.clone()),
+            ("key rotation", self.key_rotation.as_ref().map(ToString::to_string)),
             ("last check-in", self.last_check_in_at.map(rfc3339)),
             ("next check-in", self.next_check_in_at.map(rfc3339)),
         ] {

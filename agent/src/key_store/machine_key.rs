@@ -1,23 +1,38 @@
-//! The one key of a machine: its sealed bytes in the state directory, and the store that they belong to.
+//! A key of a machine: its sealed bytes in the state directory, and the store that they belong to.
 //!
-//! A key is made only where there is no file, or where the hardware refuses the one in it for good. A file that cannot
+//! There is one, and a second beside it while the machine replaces the first: each in a file of its own, so that the two
+//! change places by one write of the record. A key is made only where there is no file, or where the hardware refuses the one in it for good. A file that cannot
 //! be read or a key that does not work now is an error: a second key beside a first one that was only locked would look
 //! like a copied machine.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use assay_protocol::{PublicKey, machine::KeyStoreKind};
+use serde::{Deserialize, Serialize};
 
 use super::{Calls, KeyStore, KeyStoreError, SealedKey, calls::unavailable, name};
 use crate::state::{StateDirectory, StateError, StateLock};
 
 const KINDS: &[KeyStoreKind] = &[KeyStoreKind::SecureEnclave, KeyStoreKind::Software];
+const PLACES: &[KeyPlace] = &[KeyPlace::First, KeyPlace::Second];
 
-/// The machine's key.
+/// Which of its two files a key is in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyPlace {
+    /// Where the machine's first key is made.
+    #[default]
+    First,
+    /// Where the key is made that replaces one in the first.
+    Second,
+}
+
+/// The machine's key in one of the two places.
 #[derive(Debug, Clone)]
 pub(crate) struct MachineKey {
     store: Arc<dyn KeyStore>,
     directory: StateDirectory,
+    place: KeyPlace,
     calls: Calls,
 }
 
@@ -58,13 +73,19 @@ impl MachineKey {
         Self {
             store,
             directory,
+            place: KeyPlace::First,
             calls: Calls::default(),
         }
     }
 
+    /// The key in this place.
+    pub(crate) fn at(&self, place: KeyPlace) -> Self {
+        Self { place, ..self.clone() }
+    }
+
     /// Where its sealed bytes are.
     pub(crate) fn file(&self) -> PathBuf {
-        file(&self.directory, self.store.kind())
+        file(&self.directory, self.store.kind(), self.place)
     }
 
     /// The public half, or `None` where no key was ever made.
@@ -89,7 +110,7 @@ impl MachineKey {
             .await
     }
 
-    /// Keeps the machine's first key. The lock, and a write that never replaces a file, keep two from being kept.
+    /// Keeps a key where there is none. The lock, and a write that never replaces a file, keep two from being kept.
     pub(crate) async fn keep(&self, lock: Arc<StateLock>, new: NewKey) -> Result<PublicKey, KeyFault> {
         let file = self.file();
         on_the_disk(move || {
@@ -106,7 +127,7 @@ impl MachineKey {
         lock: Arc<StateLock>,
         new: NewKey,
     ) -> Result<PublicKey, KeyFault> {
-        let (file, aside) = (self.file(), refused(&self.directory, self.store.kind()));
+        let (file, aside) = (self.file(), refused(&self.directory, self.store.kind(), self.place));
         on_the_disk(move || {
             lock.replace_file(&file, new.sealed.expose(), &aside)?;
             Ok(new.public_key)
@@ -116,10 +137,10 @@ impl MachineKey {
 
     /// The key itself, sealed, and its public half.
     pub(crate) async fn load(&self) -> Result<(SealedKey, PublicKey), KeyFault> {
-        let (store, directory) = (Arc::clone(&self.store), self.directory.clone());
+        let (store, directory, place) = (Arc::clone(&self.store), self.directory.clone(), self.place);
         self.calls
             .call(move || {
-                let key = load(&directory, store.kind())?;
+                let key = load(&directory, store.kind(), place)?;
                 let public_key = store.public_key(&key)?;
                 Ok((key, public_key))
             })
@@ -139,29 +160,52 @@ impl MachineKey {
         E: From<KeyFault> + Send + 'static,
         F: FnOnce(&dyn KeyStore, &SealedKey) -> Result<T, E> + Send + 'static,
     {
-        let (store, directory) = (Arc::clone(&self.store), self.directory.clone());
+        let (store, directory, place) = (Arc::clone(&self.store), self.directory.clone(), self.place);
         self.calls
             .call(move || {
-                let key = load(&directory, store.kind())?;
+                let key = load(&directory, store.kind(), place)?;
                 work(store.as_ref(), &key)
             })
             .await
     }
 }
 
-/// The files that hold keys, of whatever store: what a reset removes.
-pub(crate) fn files(directory: &StateDirectory) -> Vec<PathBuf> {
-    let kept = KINDS.iter().map(|kind| file(directory, *kind));
-    kept.chain(KINDS.iter().map(|kind| refused(directory, *kind))).collect()
+impl KeyPlace {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
 }
 
-fn file(directory: &StateDirectory, kind: KeyStoreKind) -> PathBuf {
-    directory.path().join(format!("{}.key", name(kind)))
+/// The files that hold keys, of whatever store: what a reset removes.
+pub(crate) fn files(directory: &StateDirectory) -> Vec<PathBuf> {
+    let files = PLACES.iter().flat_map(|place| {
+        let kept = KINDS.iter().map(|kind| file(directory, *kind, *place));
+        kept.chain(KINDS.iter().map(|kind| refused(directory, *kind, *place)))
+    });
+    files.collect()
+}
+
+/// The files that hold a key in this place, of whatever store.
+pub(crate) fn files_at(directory: &StateDirectory, place: KeyPlace) -> Vec<PathBuf> {
+    KINDS.iter().map(|kind| file(directory, *kind, place)).collect()
+}
+
+fn file(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> PathBuf {
+    let suffix = match place {
+        KeyPlace::First => "",
+        KeyPlace::Second => "-2",
+    };
+    directory.path().join(format!("{}{suffix}.key", name(kind)))
 }
 
 /// Where a key's bytes are set aside when the store has refused them.
-fn refused(directory: &StateDirectory, kind: KeyStoreKind) -> PathBuf {
-    directory.path().join(format!("{}.key.refused", name(kind)))
+fn refused(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> PathBuf {
+    file(directory, kind, place).with_extension("key.refused")
 }
 
 async fn on_the_disk<T: Send + 'static>(
@@ -172,17 +216,14 @@ async fn on_the_disk<T: Send + 'static>(
         .map_err(KeyFault::File)
 }
 
-fn load(directory: &StateDirectory, kind: KeyStoreKind) -> Result<SealedKey, KeyFault> {
-    let path = file(directory, kind);
+fn load(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> Result<SealedKey, KeyFault> {
+    let path = file(directory, kind, place);
     if let Some(bytes) = directory.read_file(&path).map_err(KeyFault::File)? {
         return Ok(SealedKey::new(bytes));
     }
     for other in KINDS.iter().filter(|other| **other != kind) {
-        if directory
-            .read_file(&file(directory, *other))
-            .map_err(KeyFault::File)?
-            .is_some()
-        {
+        let elsewhere = file(directory, *other, place);
+        if directory.read_file(&elsewhere).map_err(KeyFault::File)?.is_some() {
             return Err(KeyFault::OtherStore {
                 found: name(*other),
                 asked_for: name(kind),
@@ -235,7 +276,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_in_another_store_is_not_passed_over() {
         let (_folder, directory, key) = machine_key();
-        fs::write(file(&directory, KeyStoreKind::SecureEnclave), "sealed").unwrap();
+        fs::write(file(&directory, KeyStoreKind::SecureEnclave, KeyPlace::First), "sealed").unwrap();
         let fault = key.public_key().await.unwrap_err();
         assert!(matches!(fault, KeyFault::OtherStore { .. }), "{fault}");
     }

@@ -20,8 +20,8 @@ use assay_protocol::{
 use secrecy::{ExposeSecret, SecretSlice};
 
 pub(crate) use calls::Calls;
-pub use machine_key::KeyFault;
-pub(crate) use machine_key::{MachineKey, files};
+pub use machine_key::{KeyFault, KeyPlace};
+pub(crate) use machine_key::{MachineKey, files, files_at};
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
 pub use secure_enclave::SecureEnclave;
 pub use software::SoftwareKeyStore;

@@ -10,6 +10,7 @@ use hyper::{Response, body::Incoming, http::request};
 use crate::{
     agent::Agent,
     client_certificate::{self, ClientCertificate},
+    credential::Credential,
     handshake::connecting,
     key_store::KeyFault,
     server_url::ServerUrl,
@@ -77,7 +78,14 @@ impl Upstream {
         target: &str,
         body: Incoming,
     ) -> Result<Response<reqwest::Body>, Unreachable> {
-        let open = self.connections(agent, record).await?;
+        let open = match self.connections(agent, record).await {
+            // Replaced and let go since the record was read.
+            Err(Unreachable::Key(KeyFault::Missing(_))) => {
+                let record = agent.record().await.map_err(|_| Unreachable::NoCertificate)?;
+                self.connections(agent, &record).await
+            }
+            open => open,
+        }?;
         let request = open.http.request(head.method, self.url.endpoint(target));
         let request = request.headers(head.headers).body(reqwest::Body::wrap(body));
         match request.send().await {
@@ -91,13 +99,14 @@ impl Upstream {
 
     /// The connections with the certificate of now: those that are open, unless it is another one by now.
     async fn connections(&self, agent: &Agent, record: &Record) -> Result<Arc<Open>, Unreachable> {
-        let now = agent.clock.now();
-        let serial_number = client_certificate::presentable(record, now).ok_or(Unreachable::NoCertificate)?;
+        let credential = Credential::current(&agent.key, record).ok_or(Unreachable::NoCertificate)?;
+        let serial_number = client_certificate::presentable(&credential.certificate, agent.clock.now());
+        let serial_number = serial_number.ok_or(Unreachable::NoCertificate)?;
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(open) = open.filter(|open| open.certificate.serial_number() == serial_number) {
             return Ok(open);
         }
-        let certificate = ClientCertificate::load(&agent.key, record, Arc::clone(&agent.clock)).await;
+        let certificate = ClientCertificate::load(&credential, Arc::clone(&agent.clock)).await;
         let certificate = Arc::new(
             certificate
                 .map_err(Unreachable::Key)?
