@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::{
     agent::Failure,
+    attempt::{Attempt, Rotation},
     delay::{Jitter, after, after_failure, until_next_check_in},
     state::Record,
 };
@@ -51,22 +52,6 @@ pub(crate) enum Plan {
         renewal: Attempt,
         rotation: Rotation,
     },
-}
-
-/// When the machine begins to replace its key, if it is to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Rotation {
-    due: Option<OffsetDateTime>,
-    /// How often in a row it was begun, or failed to begin, and no check-in has ended it: of a server that certifies a
-    /// next key and does not take it, the machine must not make keys in a tight circle.
-    begun: u32,
-}
-
-/// When something is tried, and how often it has failed in a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Attempt {
-    pub(crate) due: OffsetDateTime,
-    pub(crate) failures: u32,
 }
 
 /// Something happened.
@@ -186,6 +171,16 @@ pub(crate) fn wait(plan: Plan) -> (State, Vec<Action>) {
     (State::Waiting(plan), vec![Action::Wait { until }])
 }
 
+impl State {
+    /// Whether the machine still has to get its identity.
+    pub(crate) fn is_enrolling(self) -> bool {
+        matches!(
+            self,
+            Self::Waiting(Plan::Enroll(_)) | Self::Exchanging(Plan::Enroll(_), _)
+        )
+    }
+}
+
 impl Happening {
     fn ends_exchange(self) -> bool {
         !matches!(self, Self::Due | Self::Reconfigured | Self::Terminate | Self::GraceOver)
@@ -254,27 +249,12 @@ impl Plan {
                     false => Rotation::default(),
                 },
             },
-            (Self::Serve { check_in, rotation, .. }, Happening::NextKeyCertified { validity }) => Self::Serve {
-                check_in: check_in.at_once(now),
-                renewal: Attempt {
-                    due: validity.renewal_due_after_renewal(now),
-                    failures: 0,
-                },
-                rotation: Rotation {
-                    due: None,
-                    begun: rotation.begun.saturating_add(1),
-                },
-            },
-            (Self::Serve { check_in, rotation, .. }, Happening::Renewed { validity }) => Self::Serve {
-                // Grant tokens name the certificate: those at hand belong to the old one, and where that was revoked
-                // there are none.
-                check_in: check_in.at_once(now),
-                rotation,
-                renewal: Attempt {
-                    due: validity.renewal_due_after_renewal(now),
-                    failures: 0,
-                },
-            },
+            (Self::Serve { check_in, rotation, .. }, Happening::Renewed { validity }) => {
+                Self::with_new_certificate(check_in, rotation, validity, now)
+            }
+            (Self::Serve { check_in, rotation, .. }, Happening::NextKeyCertified { validity }) => {
+                Self::with_new_certificate(check_in, rotation.certified(), validity, now)
+            }
             (plan, Happening::Failed(failure)) => {
                 let put_off = failure
                     .retry_after()
@@ -282,6 +262,18 @@ impl Plan {
                 plan.after_failure(exchange, failure, now, jitter).put_off(put_off)
             }
             (plan, _) => plan,
+        }
+    }
+
+    /// Grant tokens name the certificate: those at hand belong to the old one, and where that was revoked there are none.
+    fn with_new_certificate(check_in: Attempt, rotation: Rotation, validity: Validity, now: OffsetDateTime) -> Self {
+        Self::Serve {
+            check_in: check_in.at_once(now),
+            renewal: Attempt {
+                due: validity.renewal_due_after_renewal(now),
+                failures: 0,
+            },
+            rotation,
         }
     }
 
@@ -341,10 +333,7 @@ impl Plan {
             } => Self::Serve {
                 check_in: later(check_in),
                 renewal: later(renewal),
-                rotation: Rotation {
-                    due: rotation.due.max(rotation.due.and(until)),
-                    ..rotation
-                },
+                rotation: rotation.put_off(until),
             },
         }
     }
@@ -353,36 +342,6 @@ impl Plan {
         match self {
             Self::Enroll(attempt) => attempt.failures,
             Self::Serve { check_in, .. } => check_in.failures,
-        }
-    }
-}
-
-impl Attempt {
-    /// Now, unless it is put off as it has failed.
-    fn at_once(self, now: OffsetDateTime) -> Self {
-        match self.failures {
-            0 => Self { due: now, failures: 0 },
-            _ => self,
-        }
-    }
-}
-
-impl Rotation {
-    /// At once, unless it was begun before and has come to nothing: then after a back-off, which goes on if it runs.
-    fn asked_for(self, now: OffsetDateTime, jitter: Jitter) -> Self {
-        let due = match (self.due, self.begun) {
-            (Some(due), _) => due,
-            (None, 0) => now,
-            (None, begun) => now + after_failure(Failure::Refused, begun, jitter),
-        };
-        Self { due: Some(due), ..self }
-    }
-
-    fn failed(self, now: OffsetDateTime, failure: Failure, jitter: Jitter) -> Self {
-        let begun = self.begun.saturating_add(1);
-        Self {
-            due: Some(now + after_failure(failure, begun, jitter)),
-            begun,
         }
     }
 }

@@ -8,6 +8,7 @@ compile_error!("enclave-stand-in pretends a Secure Enclave, for tests: it has no
 mod agent;
 mod agent_error;
 mod arguments;
+mod attempt;
 mod certificate;
 mod check_in;
 pub mod cli;
@@ -51,6 +52,7 @@ mod status;
 mod system_log;
 mod trust;
 mod trust_bundle;
+mod wake;
 
 pub use agent::{Agent, AgentError, AgentOptions, Failure, reset, with_causes};
 pub use client::{ClientError, Refusal};

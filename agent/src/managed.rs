@@ -9,10 +9,11 @@ use crate::config::ConfigurationError;
 
 /// The domain of the settings, which is the profile's payload type, too.
 pub(crate) const DOMAIN: &str = "dev.assay.agent";
-/// How often a running daemon looks for changes, at the moments at which it looks at the clock anyway.
+/// How often a daemon looks for changes whose machine is not enrolled. One that is enrolled looks when it wakes up
+/// anyway.
 pub(crate) const LOOK: Duration = match cfg!(feature = "enclave-stand-in") {
     true => Duration::from_millis(100),
-    false => crate::service::LOOK,
+    false => Duration::from_mins(1),
 };
 
 /// What is forced now, of these keys.

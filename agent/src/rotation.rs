@@ -13,6 +13,9 @@ use assay_protocol::{
     agent_api::{CheckedIn, IssuedCertificate},
 };
 
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
 use crate::{
     agent::{Agent, AgentError, off_the_network, update_record, with_causes},
     check_in,
@@ -21,8 +24,20 @@ use crate::{
     evidence::ProofError,
     key_store::{KeyFault, KeyStoreError},
     renewal,
-    state::{KeyRotation, Record, StateLock},
+    state::{Record, StateLock},
 };
+
+/// A key that is to replace the current one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRotation {
+    /// The thumbprint of the next key.
+    pub key: KeyThumbprint,
+    /// When that key was made, by this machine's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub begun_at: OffsetDateTime,
+    /// Its certificate, once the server has answered: from then on the next key checks in.
+    pub certificate: Option<IssuedCertificate>,
+}
 
 /// Makes the next key and has it certified; what is done already is not done again.
 pub(crate) async fn begin(agent: &Agent, lock: &Arc<StateLock>) -> Result<IssuedCertificate, AgentError> {

@@ -4,8 +4,8 @@ use std::{future::Future, io, pin::Pin, time::Duration};
 
 use assay_protocol::agent_api::{Action as Requested, CheckedIn};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,10 +18,8 @@ use crate::{
     enrollment::{EnrollOptions, EnrollOutcome},
     grant_socket, managed,
     state::Record,
+    wake,
 };
-
-/// How often a wait looks at the wall clock: a laptop that wakes up must not sleep its wait out.
-pub(crate) const LOOK: Duration = Duration::from_secs(15);
 
 type Running<'a> = Pin<Box<dyn Future<Output = Happening> + Send + 'a>>;
 
@@ -31,8 +29,12 @@ struct Pending<'a> {
     exchange: Option<Running<'a>>,
     due: Option<Running<'a>>,
     grace: Option<Running<'a>>,
-    reconfigured: Option<Running<'a>>,
+    /// The next look at the managed settings.
+    look: Option<Running<'a>>,
 }
+
+/// The managed settings as they were when they were last looked at; none where a system has none.
+struct SettingsSeen(Option<Result<Map<String, Value>, ConfigurationError>>);
 
 /// Serves until it is told to stop: enrolls where that is needed, checks in, renews, and hands grants out on its socket.
 ///
@@ -51,10 +53,7 @@ pub async fn run(agent: &Agent, settings: ReadSettings<'_>, stop: CancellationTo
 
 async fn keep_exchanging(agent: &Agent, settings: ReadSettings<'_>, stop: CancellationToken) -> Result<(), AgentError> {
     let record = agent.record().await?;
-    let mut pending = Pending {
-        reconfigured: reconfigured(),
-        ..Pending::default()
-    };
+    let (mut pending, mut seen) = (Pending::default(), SettingsSeen::now());
     match check_server(&record, &settings()?) {
         // The profile that names it may come later than the program.
         Err(AgentError::NotEnrolled) if managed::can_come() => tracing::warn!("waiting for a server to be configured"),
@@ -71,24 +70,29 @@ async fn keep_exchanging(agent: &Agent, settings: ReadSettings<'_>, stop: Cancel
                 Action::Stop => return Ok(()),
             }
         }
+        pending.look_while(state.is_enrolling());
         let what = tokio::select! {
             () = stop.cancelled(), if !was_told => Happening::Terminate,
             what = pending.next() => what,
         };
-        if what == Happening::Reconfigured {
-            pending.reconfigured = reconfigured();
+        let event = |what| Event {
+            now: agent.clock.now(),
+            jitter: jitter(),
+            what,
+        };
+        if seen.have_changed() {
             tell_reconfigured(agent, settings).await;
+            // What follows from it follows from what woke the daemon, too.
+            (state, _) = step(state, event(Happening::Reconfigured));
+        } else if what == Happening::Reconfigured {
+            actions = Vec::new();
+            continue;
         }
         if what == Happening::Terminate {
             tracing::info!("told to end");
             was_told = true;
         }
-        let event = Event {
-            now: agent.clock.now(),
-            jitter: jitter(),
-            what,
-        };
-        (state, actions) = step(state, event);
+        (state, actions) = step(state, event(what));
         tracing::debug!(?what, ?state, "next");
     }
 }
@@ -133,7 +137,39 @@ impl Pending<'_> {
             what = first(&mut self.exchange) => what,
             what = first(&mut self.due) => what,
             what = first(&mut self.grace) => what,
-            what = first(&mut self.reconfigured) => what,
+            what = first(&mut self.look) => what,
+        }
+    }
+
+    /// Looks at the managed settings from time to time as long as the machine waits for what they may bring.
+    fn look_while(&mut self, is_enrolling: bool) {
+        match is_enrolling && managed::can_come() {
+            true if self.look.is_none() => {
+                self.look = Some(Box::pin(async {
+                    wake::after(managed::LOOK).await;
+                    Happening::Reconfigured
+                }));
+            }
+            true => {}
+            false => self.look = None,
+        }
+    }
+}
+
+impl SettingsSeen {
+    fn now() -> Self {
+        Self(managed::can_come().then(config::managed))
+    }
+
+    /// Whether they are others than before. What cannot be read now is no change: it is said when it is used.
+    fn have_changed(&mut self) -> bool {
+        match (&self.0, Self::now().0) {
+            (Some(Ok(before)), Some(Ok(now))) if *before == now => false,
+            (_, now @ Some(Ok(_))) => {
+                self.0 = now;
+                true
+            }
+            (_, None | Some(Err(_))) => false,
         }
     }
 }
@@ -191,22 +227,6 @@ async fn enroll(agent: &Agent, settings: ReadSettings<'_>) -> Result<EnrollOutco
         trust: None,
     });
     agent.enroll(configured.or(begun).ok_or(AgentError::NotEnrolled)?).await
-}
-
-/// Waits for a change of the managed settings from what they are now, where there are any.
-fn reconfigured<'a>() -> Option<Running<'a>> {
-    let before = managed::can_come().then(config::managed)?;
-    Some(Box::pin(async move {
-        loop {
-            tokio::time::sleep(managed::LOOK).await;
-            match (&before, config::managed()) {
-                (Ok(before), Ok(now)) if *before == now => {}
-                (_, Ok(_)) => return Happening::Reconfigured,
-                // What cannot be read now is no change: it is said when it is used.
-                (_, Err(_)) => {}
-            }
-        }
-    }))
 }
 
 /// Says what a change means for a machine that has its server already; the rest is read when it is used.
@@ -282,20 +302,9 @@ async fn wait_for(time: Duration) -> Happening {
 }
 
 async fn wait_until(clock: &dyn Clock, until: OffsetDateTime) -> Happening {
-    let begin = Instant::now();
-    let planned = until - clock.now();
-    while let Some(left) = left(planned, until - clock.now(), begin.elapsed()) {
-        tokio::time::sleep(left.min(LOOK)).await;
-    }
+    // What is over by now is due at once.
+    wake::after((until - clock.now()).try_into().unwrap_or_default()).await;
     Happening::Due
-}
-
-/// What is left of a wait: by the wall clock, which goes on while a laptop sleeps, and no more than is left by the
-/// monotonic one, which nobody sets back.
-fn left(planned: time::Duration, by_wall_clock: time::Duration, elapsed: Duration) -> Option<Duration> {
-    let by_monotonic_clock = planned.saturating_sub(elapsed.try_into().unwrap_or(time::Duration::MAX));
-    let left = Duration::try_from(by_wall_clock.min(by_monotonic_clock)).ok()?;
-    (!left.is_zero()).then_some(left)
 }
 
 /// The one place where the daemon takes randomness. Without any (it never is) there is still the fleet's own scatter.
@@ -305,31 +314,4 @@ fn jitter() -> Jitter {
         tracing::error!("the system gives no randomness");
     }
     Jitter::from_bits(u32::from_ne_bytes(bits))
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case::begun(300, 300, 0, Some(300))]
-    #[case::half_way(300, 150, 150, Some(150))]
-    #[case::over(300, 0, 300, None)]
-    #[case::slept_through(300, -3600, 20, None)]
-    #[case::slept_a_while(300, 100, 20, Some(100))]
-    #[case::clock_set_back(300, 90_000, 200, Some(100))]
-    #[case::clock_set_back_and_over(300, 90_000, 300, None)]
-    #[case::due_before_it_began(-5, -5, 0, None)]
-    fn a_wait_ends_by_either_clock(
-        #[case] planned: i64,
-        #[case] by_wall_clock: i64,
-        #[case] elapsed: u64,
-        #[case] seconds: Option<u64>,
-    ) {
-        let (planned, by_wall_clock) = (time::Duration::seconds(planned), time::Duration::seconds(by_wall_clock));
-        let left = left(planned, by_wall_clock, Duration::from_secs(elapsed));
-        assert_eq!(left, seconds.map(Duration::from_secs));
-    }
 }

@@ -21,12 +21,12 @@ use serde::{Deserialize, Serialize, Serializer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub use crate::state_error::StateError;
 use crate::{
     key_store::{KeyPlace, KeyTrouble, files_at},
     server_url::ServerUrl,
     trust::Trust,
 };
+pub use crate::{rotation::KeyRotation, state_error::StateError};
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
@@ -86,18 +86,6 @@ pub struct PendingEnrollment {
     pub token: Option<SecretString>,
     /// What the administrator decides on; none until the server has answered.
     pub enrollment_id: Option<Uuid>,
-}
-
-/// A key that is to replace the current one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyRotation {
-    /// The thumbprint of the next key.
-    pub key: KeyThumbprint,
-    /// When that key was made, by this machine's clock.
-    #[serde(with = "time::serde::rfc3339")]
-    pub begun_at: OffsetDateTime,
-    /// Its certificate, once the server has answered: from then on the next key checks in.
-    pub certificate: Option<IssuedCertificate>,
 }
 
 /// A machine that has its certificate.
@@ -316,10 +304,8 @@ impl StateLock {
     /// Replaces a file, whose content is set aside under another name. At any line of it there is one of the two.
     pub(crate) fn replace_file(&self, path: &Path, bytes: &[u8], aside: &Path) -> Result<(), StateError> {
         let temporary = self.temporary_file(bytes)?;
-        match fs::remove_file(aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(aside, "removed")(error)),
-            _ => fs::hard_link(path, aside).map_err(failed(aside, "made"))?,
-        }
+        remove_file(aside)?;
+        fs::hard_link(path, aside).map_err(failed(aside, "made"))?;
         temporary
             .persist(path)
             .map_err(|error| failed(path, "replaced")(error.error))?;
@@ -335,10 +321,8 @@ impl StateLock {
             return Ok(());
         }
         for path in files_at(&self.directory, record.key_place.other()) {
-            match fs::remove_file(&path) {
-                Ok(()) => flush_directory(&self.directory.path)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(&path, "removed")(error)),
+            if remove_file(&path)? {
+                flush_directory(&self.directory.path)?;
             }
         }
         Ok(())
@@ -349,10 +333,8 @@ impl StateLock {
         let mut removed = Vec::new();
         // The record last: with the key gone and the record there, an interrupted reset is still seen for what it is.
         for path in files.into_iter().chain([self.directory.path.join(RECORD)]) {
-            match fs::remove_file(&path) {
-                Ok(()) => removed.push(path),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(&path, "removed")(error)),
+            if remove_file(&path)? {
+                removed.push(path);
             }
         }
         flush_directory(&self.directory.path)?;
@@ -393,6 +375,15 @@ fn close_to_others(path: &Path) -> Result<(), StateError> {
         return Err(StateError::Shared(path.to_owned()));
     }
     fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed(path, "closed to others"))
+}
+
+/// Tells whether there was one.
+fn remove_file(path: &Path) -> Result<bool, StateError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed(path, "removed")(error)),
+    }
 }
 
 /// Makes a rename last: the name is the directory's content, not the file's.

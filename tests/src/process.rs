@@ -1,7 +1,9 @@
 //! A process that ends with the test process at the latest.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
@@ -94,6 +96,39 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id.as_raw_nonzero())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// How often each of its threads has woken up so far, by its number.
+    ///
+    /// # Panics
+    /// Where there is no such process, or no `/proc`.
+    #[must_use]
+    pub fn wakes(&self) -> BTreeMap<String, u64> {
+        let threads = self.proc("task").into_iter().filter_map(|thread| {
+            let status = std::fs::read_to_string(thread.join("status")).ok()?;
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            Some((thread.file_name()?.to_str()?.to_owned(), line.trim().parse().ok()?))
+        });
+        threads.collect()
+    }
+
+    /// What is left of the timers that the system keeps for it, in seconds.
+    #[must_use]
+    pub fn timers(&self) -> Vec<u64> {
+        let files = self.proc("fdinfo").into_iter().filter_map(|file| {
+            let file = std::fs::read_to_string(file).ok()?;
+            let left = file.lines().find_map(|line| line.strip_prefix("it_value: ("))?;
+            left.split(',').next()?.parse().ok()
+        });
+        files.collect()
+    }
+
+    fn proc(&self, folder: &str) -> Vec<PathBuf> {
+        let folder = format!("/proc/{}/{folder}", self.id.as_raw_nonzero());
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
     }
 
     /// What it has written, to both of its streams.

@@ -53,6 +53,35 @@ async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is
     assert_eq!(administrator.uses(&token).await, 1);
 }
 
+/// The second machine's check-ins are what time passes by.
+#[tokio::test]
+async fn a_daemon_that_waits_does_not_wake() {
+    let (attentive, _proxy, _database) = attentive().await;
+    let patient = Installation::shared().await;
+    let start = async |installation: &Installation| {
+        let mac = Mac::new(installation);
+        let daemon = mac.start_daemon(&installation.administrator().token(json!({})).await.secret);
+        let read = daemon.writes(0, "checked in").await;
+        (mac, daemon, read)
+    };
+    let (_waiting_mac, waiting, _) = start(patient).await;
+    let (_busy_mac, busy, read) = start(&attentive).await;
+    // Whatever follows a check-in has followed by then.
+    let mut read = busy.writes(read, "checked in").await;
+    let before = waiting.wakes();
+    for _ in 0..3 {
+        read = busy.writes(read, "checked in").await;
+    }
+    let after = waiting.wakes();
+    assert!(!after.is_empty());
+    for (thread, wakes) in &after {
+        assert_eq!(before.get(thread), Some(wakes), "{before:?} {after:?}");
+    }
+    // Nor will it, until the next check-in is due.
+    let timers = waiting.timers();
+    assert!(timers.len() == 1 && timers[0] > 200, "{timers:?}");
+}
+
 #[tokio::test]
 async fn a_daemon_takes_little_memory() {
     let (installation, _proxy, _database) = attentive().await;

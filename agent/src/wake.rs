@@ -1,0 +1,85 @@
+//! Waits that the system times, so that the daemon sleeps until something is due and not a moment less: by a clock that
+//! goes on while a laptop sleeps, and that nobody sets back.
+
+use std::{io, os::fd::OwnedFd, time::Duration};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Waits for so long. What passes while the machine is suspended counts.
+pub(crate) async fn after(time: Duration) {
+    if time.is_zero() {
+        return;
+    }
+    #[allow(
+        deprecated,
+        reason = "its replacement is unsafe, for types that name another descriptor at each call, which OwnedFd does not"
+    )]
+    let armed = timer(time).and_then(|timer| AsyncFd::with_interest(timer, Interest::READABLE));
+    let ended = match &armed {
+        Ok(timer) => timer.readable().await.map(drop),
+        Err(error) => Err(io::Error::from(error.kind())),
+    };
+    if let Err(error) = ended {
+        tracing::warn!(%error, "no timer that counts while the machine sleeps");
+        tokio::time::sleep(time).await;
+    }
+}
+
+/// A timer that becomes readable when it is over: Linux counts the time that it was suspended itself.
+#[cfg(not(target_os = "macos"))]
+fn timer(time: Duration) -> io::Result<OwnedFd> {
+    use rustix::time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    };
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
+    let once = Itimerspec {
+        it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+        it_value: Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        },
+    };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+    Ok(timer)
+}
+
+/// Two timers, of which the first to be over counts: one by the wall clock, which goes on while the Mac sleeps, and one
+/// that counts what it is awake, for a wall clock that is set back.
+#[cfg(target_os = "macos")]
+fn timer(time: Duration) -> io::Result<OwnedFd> {
+    use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
+
+    use crate::clock::{Clock, SystemClock};
+
+    let milliseconds = |time: i128| isize::try_from(time).unwrap_or(isize::MAX);
+    let left = milliseconds(time.as_millis().try_into().unwrap_or(i128::MAX));
+    let now = SystemClock.now().unix_timestamp_nanos() / 1_000_000;
+    let timer = |identifier, flags, due| {
+        let once = EvFlags::EV_ADD | EvFlags::EV_ONESHOT;
+        KEvent::new(identifier, EventFilter::EVFILT_TIMER, once, flags, due, 0)
+    };
+    let timers = [
+        timer(1, FilterFlag::NOTE_ABSOLUTE, milliseconds(now).saturating_add(left)),
+        timer(2, FilterFlag::empty(), left),
+    ];
+    let queue = Kqueue::new()?;
+    queue.kevent(&timers, &mut [], None)?;
+    Ok(queue.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wait_is_as_long_as_it_is_said_to_be() {
+        for milliseconds in [0, 1, 50] {
+            let (time, begin) = (Duration::from_millis(milliseconds), Instant::now());
+            after(time).await;
+            assert!(begin.elapsed() >= time, "{:?}", begin.elapsed());
+        }
+    }
+}
