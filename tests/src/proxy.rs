@@ -21,7 +21,7 @@ pub type Condition = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 pub struct Proxy {
     address: SocketAddr,
     rule: watch::Sender<Rule>,
-    held: watch::Receiver<u32>,
+    held: Arc<watch::Sender<u32>>,
     accepting: JoinHandle<()>,
 }
 
@@ -49,13 +49,13 @@ impl Proxy {
             condition: None,
             cuts: 0,
         });
-        let (held_sender, held) = watch::channel(0);
-        let held_sender = Arc::new(held_sender);
+        let held = Arc::new(watch::Sender::new(0));
+        let counting = Arc::clone(&held);
         let rules = rule.subscribe();
         let accepting = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                tokio::spawn(forward(client, rules.clone(), Arc::clone(&held_sender)));
+                tokio::spawn(forward(client, rules.clone(), Arc::clone(&counting)));
             }
         });
         Self {
@@ -82,6 +82,7 @@ impl Proxy {
 
     /// Keeps every answer from the moment on in which `condition` is true.
     pub fn hold_back_once(&self, condition: Condition) {
+        self.held.send_replace(0);
         self.rule.send_modify(|rule| rule.condition = Some(condition));
     }
 
@@ -92,7 +93,7 @@ impl Proxy {
 
     /// Waits until an answer is held back: the server has done what it was asked, and nobody knows.
     pub async fn holds_an_answer_back(&self) {
-        let mut held = self.held.clone();
+        let mut held = self.held.subscribe();
         let waiting = tokio::time::timeout(HELD_WITHIN, held.wait_for(|held| *held > 0));
         waiting.await.expect("no answer came to be held back").unwrap();
     }

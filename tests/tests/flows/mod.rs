@@ -2,6 +2,7 @@
 
 mod acme;
 mod agent;
+mod agent_rotation;
 mod apple_attestation;
 mod approval;
 mod attested_machines;
