@@ -12,7 +12,6 @@ use assay_protocol::{
     KeyThumbprint, ProblemKind, PublicKey,
     agent_api::{CheckedIn, IssuedCertificate},
 };
-
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -25,6 +24,7 @@ use crate::{
     key_store::{KeyFault, KeyStoreError},
     renewal,
     state::{Record, StateLock},
+    trust_bundle,
 };
 
 /// A key that is to replace the current one.

@@ -1,4 +1,4 @@
-//! Python, with the libraries that relying parties use.
+//! Python, for clients and services in another language.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -9,15 +9,21 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::seed::target_directory;
 
-/// A virtual environment with the pinned libraries, kept under `target`: it is made when they change.
-pub async fn with_the_libraries() -> PathBuf {
-    tokio::task::spawn_blocking(environment).await.unwrap()
+/// Python in a virtual environment with the pinned packages of `tests/{folder}/requirements.txt`, kept under `target`: it
+/// is made when they change.
+///
+/// # Panics
+/// With one sentence on what is missing here.
+pub async fn python_with(folder: &'static str) -> PathBuf {
+    tokio::task::spawn_blocking(move || environment(folder)).await.unwrap()
 }
 
-fn environment() -> PathBuf {
-    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("independent_client/requirements.txt");
+fn environment(folder: &str) -> PathBuf {
+    let requirements = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(folder)
+        .join("requirements.txt");
     let hash = digest(&SHA256, &fs::read(&requirements).unwrap());
-    let directory = target_directory().join("independent-client");
+    let directory = target_directory().join(folder.replace('_', "-"));
     fs::create_dir_all(&directory).unwrap();
     // Other runs of the suite wait for the one that makes it.
     let lock = File::create(directory.join("lock")).unwrap();
@@ -27,7 +33,7 @@ fn environment() -> PathBuf {
     let python = environment.join("bin/python");
     let complete = environment.join("complete");
     if !complete.exists() {
-        let missing = "the independent client needs Python 3.11 or later with venv and pip: apt-get install \
+        let missing = "the tests need Python 3.11 or later with venv and pip: apt-get install \
                        python3-venv, dnf install python3 or brew install python";
         run(
             Command::new("python3").args(["-c", "import sys; assert sys.version_info >= (3, 11), sys.version"]),
@@ -50,8 +56,9 @@ fn environment() -> PathBuf {
                     "--requirement",
                 ])
                 .arg(&requirements),
-            "the independent client needs the packages of tests/independent_client/requirements.txt, and pip cannot \
-             install them here",
+            &format!(
+                "the tests need the packages of tests/{folder}/requirements.txt, and pip cannot install them here"
+            ),
         );
         File::create(complete).unwrap();
     }

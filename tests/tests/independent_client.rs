@@ -6,14 +6,14 @@ use std::time::Duration;
 use assay_tests::cluster::Database;
 use assay_tests::process::Process;
 use assay_tests::processes::ServerConfiguration;
-use assay_tests::python;
+use assay_tests::python::python_with;
 
 /// With room for a machine that builds at the same time: it takes half a minute on two cores.
 const ENDS_WITHIN: Duration = Duration::from_secs(300);
 
 #[tokio::test]
 async fn an_independent_client_gets_through_everything() {
-    let python = python::with_the_libraries().await;
+    let python = python_with("independent_client").await;
     let database = Database::create().await;
     let first = ServerConfiguration::new(&database)
         .set("rate_limit.machine_per_minute", "0")

@@ -31,6 +31,7 @@ mod nonces;
 mod outages;
 mod proxy;
 mod reenrollment;
+mod relying_parties;
 pub(crate) mod revocation;
 mod rotation;
 mod spiffe;

@@ -9,7 +9,7 @@ use assay_protocol::admin_api::api_keys::Role;
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
-use assay_tests::python;
+use assay_tests::python::python_with;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -40,7 +40,7 @@ async fn read(python: &Path, given: &Value) -> [u64; 3] {
 
 #[tokio::test]
 async fn a_spiffe_library_reads_the_bundle_and_accepts_a_machine_and_its_grant() {
-    let python: PathBuf = python::with_the_libraries().await;
+    let python: PathBuf = python_with("independent_client").await;
     let server = InProcess::start().await;
     let administrator = Administrator::new(server.reached().clone(), server.api_key(Role::Admin));
     let machine = Machine::with_serial_number("SPIFFE");
