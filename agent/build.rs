@@ -50,10 +50,17 @@ fn compile_shim() -> Result<(), Box<dyn Error>> {
     let (sdk, compiler) = (asked(&["--show-sdk-path"])?, asked(&["--find", "swiftc"])?);
     // The Swift runtime is part of macOS, and what to link against is in the SDK; what older systems lack of it comes
     // with the compiler.
-    let toolchain = PathBuf::from(compiler.trim()).join("../../lib/swift/macosx");
+    let toolchain = PathBuf::from(compiler.trim());
+    let usr = toolchain
+        .ancestors()
+        .nth(2)
+        .ok_or("swiftc is not in a folder usr/bin")?;
+    let toolchain = usr.join("lib/swift/macosx");
     for place in [out, PathBuf::from(sdk.trim()).join("usr/lib/swift"), toolchain] {
         println!("cargo::rustc-link-search=native={}", place.display());
     }
+    // Where the oldest system that Rust links for is older than the runtime in it (Intel), the runtime is named by @rpath.
+    println!("cargo::rustc-link-arg-bins=-Wl,-rpath,/usr/lib/swift");
     println!("cargo::rustc-link-lib=static=assay_shim");
     for framework in ["CryptoKit", "Foundation", "CoreFoundation", "Security"] {
         println!("cargo::rustc-link-lib=framework={framework}");

@@ -91,7 +91,7 @@ pub(crate) enum Command {
     /// Make keys in this machine's key store, sign, verify and let them go; touches nothing of the machine's
     Selftest {
         /// How often
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         iterations: u32,
     },
     /// Renew the certificate now

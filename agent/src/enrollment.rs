@@ -136,7 +136,7 @@ async fn server(record: &Record, options: &EnrollOptions) -> Result<ServerOnReco
 /// hardware says that it will never use the old one again.
 async fn key(agent: &Agent, lock: &Arc<StateLock>, record: &Record) -> Result<PublicKey, AgentError> {
     let key = agent.key.at(record.key_place);
-    match key.public_key().await {
+    match key.signing().await {
         Ok(None) if record.key.is_none() => {
             let new = key.make().await.map_err(ProofError::Key)?;
             let kept = key.keep(Arc::clone(lock), new).await;

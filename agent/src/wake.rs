@@ -44,27 +44,21 @@ fn timer(time: Duration) -> io::Result<OwnedFd> {
     Ok(timer)
 }
 
-/// Two timers, of which the first to be over counts: one by the wall clock, which goes on while the Mac sleeps, and one
-/// that counts what it is awake, for a wall clock that is set back.
+/// A timer that becomes readable when it is over. Both of a Mac's usual clocks stand still while it sleeps, an absolute
+/// deadline by the wall clock included, as the kernel converts that once; the continuous one goes on.
 #[cfg(target_os = "macos")]
 fn timer(time: Duration) -> io::Result<OwnedFd> {
-    use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
-
-    use crate::clock::{Clock, SystemClock};
-
-    let milliseconds = |time: i128| isize::try_from(time).unwrap_or(isize::MAX);
-    let left = milliseconds(time.as_millis().try_into().unwrap_or(i128::MAX));
-    let now = SystemClock.now().unix_timestamp_nanos() / 1_000_000;
-    let timer = |identifier, flags, due| {
-        let once = EvFlags::EV_ADD | EvFlags::EV_ONESHOT;
-        KEvent::new(identifier, EventFilter::EVFILT_TIMER, once, flags, due, 0)
+    use nix::{
+        libc::NOTE_MACH_CONTINUOUS_TIME,
+        sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue},
     };
-    let timers = [
-        timer(1, FilterFlag::NOTE_ABSOLUTE, milliseconds(now).saturating_add(left)),
-        timer(2, FilterFlag::empty(), left),
-    ];
+
+    let once = EvFlags::EV_ADD | EvFlags::EV_ONESHOT;
+    let continuous = FilterFlag::from_bits_retain(NOTE_MACH_CONTINUOUS_TIME);
+    let milliseconds = isize::try_from(time.as_millis()).unwrap_or(isize::MAX);
+    let timer = KEvent::new(1, EventFilter::EVFILT_TIMER, once, continuous, milliseconds, 0);
     let queue = Kqueue::new()?;
-    queue.kevent(&timers, &mut [], None)?;
+    queue.kevent(&[timer], &mut [], None)?;
     Ok(queue.into())
 }
 

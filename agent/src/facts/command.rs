@@ -34,10 +34,8 @@ pub(super) fn ask(program: &str, arguments: &[&str], timeout: Duration) -> Optio
         let _ = said.send(streams.read_to_end(&mut text).ok().map(|_| text));
     });
     let text = read.recv_timeout(timeout);
-    if text.is_err() {
-        // It may have ended meanwhile; then there is nothing to end.
-        let _ = child.kill();
-    }
+    // It may have ended by itself; then there is nothing to end. One that closed its streams and goes on must not be waited for.
+    let _ = child.kill();
     let _ = child.wait();
     Some(String::from_utf8_lossy(&text.ok()??).into_owned())
 }

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::{Calls, KeyStore, KeyStoreError, SealedKey, calls::unavailable, name};
 use crate::state::{StateDirectory, StateError, StateLock};
 
+/// What a key signs to show that it does. It is no JWS, no CSR and no handshake: whoever has the signature has nothing.
+const PROBE: &[u8] = b"assay-agent probe";
 const KINDS: &[KeyStoreKind] = &[KeyStoreKind::SecureEnclave, KeyStoreKind::Software];
 const PLACES: &[KeyPlace] = &[KeyPlace::First, KeyPlace::Second];
 
@@ -92,6 +94,20 @@ impl MachineKey {
     pub(crate) async fn public_key(&self) -> Result<Option<PublicKey>, KeyFault> {
         let read = self.use_key(|store, key| store.public_key(key).map_err(KeyFault::Store));
         match read.await {
+            Ok(public_key) => Ok(Some(public_key)),
+            Err(KeyFault::Missing(_)) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// The public half of a key that signs, or `None` where no key was ever made. A damaged key may load all the same.
+    pub(crate) async fn signing(&self) -> Result<Option<PublicKey>, KeyFault> {
+        let signed = self.use_key(|store, key| {
+            let public_key = store.public_key(key).map_err(KeyFault::Store)?;
+            let _signature = store.sign(key, PROBE).map_err(KeyFault::Store)?;
+            Ok(public_key)
+        });
+        match signed.await {
             Ok(public_key) => Ok(Some(public_key)),
             Err(KeyFault::Missing(_)) => Ok(None),
             Err(fault) => Err(fault),

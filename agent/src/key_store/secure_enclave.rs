@@ -129,7 +129,7 @@ fn tried<T>(call: impl Fn() -> Result<T, Report>) -> Result<T, KeyStoreError> {
     let mut tries = 1;
     loop {
         match call() {
-            Err(report) if Meaning::of(&report) == Meaning::Passing && tries < MOST_TRIES => tries += 1,
+            Err(report) if Meaning::of(&report).may_pass_at_once() && tries < MOST_TRIES => tries += 1,
             result => return result.map_err(refused),
         }
     }
@@ -147,13 +147,19 @@ fn refused(report: Report) -> KeyStoreError {
 }
 
 impl Meaning {
-    /// The outermost error that is known decides; CryptoKit wraps what the system said in errors of its own.
+    /// CryptoKit wraps what the system said in errors of its own, of which the outermost that is known decides. But one that
+    /// passes counts wherever it is: a key that is given up for what would have passed is gone.
     fn of(report: &Report) -> Self {
-        let meanings = report.0.iter().map(Self::of_error);
-        meanings
-            .into_iter()
-            .find(|meaning| *meaning != Self::Unknown)
-            .unwrap_or(Self::Unknown)
+        let meanings: Vec<Self> = report.0.iter().map(Self::of_error).collect();
+        let passes = [Self::Locked, Self::Exhausted, Self::Passing];
+        let passing = passes.into_iter().find(|meaning| meanings.contains(meaning));
+        let known = meanings.iter().copied().find(|meaning| *meaning != Self::Unknown);
+        passing.or(known).unwrap_or(Self::Unknown)
+    }
+
+    /// That a key is foreign ends it, and CryptoTokenKit is known to say so of failures of the moment: once is not enough.
+    fn may_pass_at_once(self) -> bool {
+        matches!(self, Self::Passing | Self::Foreign)
     }
 
     /// CryptoTokenKit's codes are those of TKError, the others of SecBase.h.
@@ -210,6 +216,9 @@ mod tests {
     #[case(&[("NSOSStatusErrorDomain", -50)], Meaning::Misused)]
     #[case::of_another_domain(&[("NSOSStatusErrorDomain", -3)], Meaning::Unknown)]
     #[case::outermost_first(&[("CryptoTokenKit", -3), ("NSOSStatusErrorDomain", -50)], Meaning::Foreign)]
+    #[case::locked_within(&[("CryptoTokenKit", -3), ("NSOSStatusErrorDomain", -25308)], Meaning::Locked)]
+    #[case::exhausted_within(&[("CryptoTokenKit", -3), ("NSOSStatusErrorDomain", -26276)], Meaning::Exhausted)]
+    #[case::passing_within(&[("CryptoTokenKit", -3), ("CryptoTokenKit", -2)], Meaning::Passing)]
     #[case(&[("NSCocoaErrorDomain", 4)], Meaning::Unknown)]
     fn an_error_of_the_system_has_one_meaning(#[case] errors: &[(&str, i64)], #[case] meaning: Meaning) {
         assert_eq!(Meaning::of(&report(errors)), meaning);
@@ -217,7 +226,7 @@ mod tests {
 
     #[rstest]
     #[case::passing(("CryptoTokenKit", -7), MOST_TRIES)]
-    #[case::foreign(("CryptoTokenKit", -3), 1)]
+    #[case::foreign(("CryptoTokenKit", -3), MOST_TRIES)]
     #[case::exhausted(("NSOSStatusErrorDomain", -26276), 1)]
     fn only_what_may_pass_at_once_is_tried_at_once(#[case] error: (&str, i64), #[case] tries: u32) {
         let calls = Cell::new(0);

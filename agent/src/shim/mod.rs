@@ -202,8 +202,8 @@ pub(crate) fn managed_settings(domain: &str, keys: &[&str]) -> Result<Vec<u8>, R
 pub(crate) fn log(level: tracing::Level, message: &str) {
     let level = match level {
         tracing::Level::ERROR => 0,
-        tracing::Level::WARN => 1,
-        tracing::Level::INFO => 2,
+        // What unified logging calls info is kept in memory alone, and is not shown when somebody looks a day later.
+        tracing::Level::WARN | tracing::Level::INFO => 1,
         _ => 3,
     };
     // SAFETY: the message is only read, while the call lasts.

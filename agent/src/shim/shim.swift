@@ -143,7 +143,7 @@ public func assayManagedSettings(
 
 private let unifiedLog = OSLog(subsystem: "dev.assay.agent", category: "agent")
 
-// level: 0 error, 1 default, 2 info, 3 debug. The agent logs no secrets, so that the text may be shown.
+// level: 0 error, 1 default, others debug. The agent logs no secrets, so that the text may be shown.
 @_cdecl("assay_log")
 public func assayLog(_ level: Int32, _ message: UnsafePointer<UInt8>, _ messageLength: Int) {
     autoreleasepool {
@@ -151,7 +151,6 @@ public func assayLog(_ level: Int32, _ message: UnsafePointer<UInt8>, _ messageL
         switch level {
         case 0: type = .error
         case 1: type = .default
-        case 2: type = .info
         default: type = .debug
         }
         os_log("%{public}@", log: unifiedLog, type: type, text(message, messageLength) as NSString)
@@ -164,19 +163,27 @@ private func reporting(to report: UnsafeMutablePointer<UInt8>, _ capacity: Int, 
             try work()
             return 0
         } catch {
-            write(error as NSError, to: report, capacity)
+            write(error, to: report, capacity)
             return 1
         }
     }
 }
 
-private func write(_ error: NSError, to report: UnsafeMutablePointer<UInt8>, _ capacity: Int) {
+private func write(_ thrown: Error, to report: UnsafeMutablePointer<UInt8>, _ capacity: Int) {
     var lines = ""
-    var next: NSError? = error
+    var next: NSError? = thrown as NSError
+    // A Swift error that carries another one's code loses it as an NSError.
+    var further = " (" + String(describing: thrown) + ")"
     // Four deep is further than CryptoKit nests, and ends a chain that leads to itself.
     for _ in 0..<4 {
         guard let error = next else { break }
-        let words = error.localizedDescription.components(separatedBy: .controlCharacters).joined(separator: " ")
+        // What the enclave's own driver said; CryptoTokenKit calls most of it corrupted data.
+        if let cause = error.userInfo["AKSError"] as? NSNumber {
+            further += " (AKSError \(cause))"
+        }
+        let words = (error.localizedDescription + further)
+            .components(separatedBy: .controlCharacters).joined(separator: " ")
+        further = ""
         lines += "\(error.domain)\t\(error.code)\t\(words)\n"
         next = error.userInfo[NSUnderlyingErrorKey] as? NSError
     }

@@ -8,7 +8,8 @@
 //! - `locked`: nobody has logged in since the boot;
 //! - `hang COUNT`: so many calls never return;
 //! - `fail DOMAIN CODE [COUNT]`: calls fail like this, all of them without a count;
-//! - `swap`: keys load as others than they are.
+//! - `swap`: keys load as others than they are;
+//! - `spoiled BLOB`: this key, in base64, loads and does not sign.
 
 use std::{
     fs::{self, OpenOptions},
@@ -25,6 +26,7 @@ use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey},
     rand,
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use p256::{
     SecretKey,
     ecdsa::{DerSignature, SigningKey, signature::Signer},
@@ -115,7 +117,9 @@ extern "C" fn assay_se_sign(
     report_capacity: usize,
 ) -> i32 {
     reporting(report, report_capacity, || {
-        let loaded = Machine::call("sign")?.load(taken(blob, blob_length))?;
+        let machine = Machine::call("sign")?;
+        let loaded = machine.load(taken(blob, blob_length))?;
+        machine.refuse_spoiled(taken(blob, blob_length))?;
         let signature: DerSignature = loaded.0.sign(taken(message, message_length));
         give(&loaded.public_key(), public_key, 65, &mut 0)?;
         give(signature.as_bytes(), der, der_capacity, der_length)
@@ -176,6 +180,7 @@ struct Machine {
     secret: [u8; 32],
     is_locked: bool,
     is_swapped: bool,
+    spoiled: String,
 }
 
 impl Machine {
@@ -190,6 +195,7 @@ impl Machine {
                 secret: secret(&folder)?,
                 is_locked: has_fault(&folder, "locked"),
                 is_swapped: has_fault(&folder, "swap"),
+                spoiled: fault_of(&folder, "spoiled "),
             };
             (machine, fault)
         };
@@ -232,6 +238,13 @@ impl Machine {
         }
     }
 
+    fn refuse_spoiled(&self, blob: &[u8]) -> Result<(), Fault> {
+        match self.spoiled == STANDARD.encode(blob) {
+            true => Err(("CryptoTokenKit".to_owned(), -3)),
+            false => Ok(()),
+        }
+    }
+
     fn key(&self) -> Result<RandomizedNonceKey, Fault> {
         RandomizedNonceKey::new(&AES_256_GCM, &self.secret).map_err(|_| status(-26276))
     }
@@ -270,6 +283,13 @@ fn secret(folder: &Path) -> Result<[u8; 32], Fault> {
 fn has_fault(folder: &Path, fault: &str) -> bool {
     let faults = fs::read_to_string(folder.join("faults")).unwrap_or_default();
     faults.lines().any(|line| line == fault)
+}
+
+/// What follows this on a line of its own, or nothing.
+fn fault_of(folder: &Path, prefix: &str) -> String {
+    let faults = fs::read_to_string(folder.join("faults")).unwrap_or_default();
+    let found = faults.lines().find_map(|line| line.strip_prefix(prefix));
+    found.unwrap_or_default().to_owned()
 }
 
 /// The first fault that has calls left, with one less of them.
