@@ -3,10 +3,14 @@
 //! A key `database.url` is the variable `ASSAY_DATABASE__URL`. A server with a key that is unknown or a value that is
 //! bad does not start: a setting that is misspelled and ignored would be a hole that nobody sees.
 
+mod database;
+mod enrollment;
 mod environment;
 mod error;
+mod lifetimes;
 mod mdm;
 mod public_url;
+mod retention;
 mod settings;
 mod tls;
 mod trust_domain;
@@ -17,19 +21,18 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
-use url::Url;
-use zeroize::Zeroizing;
 
 use settings::Settings;
 
+pub use database::{Database, MasterKey};
+pub use enrollment::{Enrollment, Reenrollment, WithoutToken};
 pub use environment::{process_environment, search_path};
 pub use error::{ConfigError, KeyError};
+pub use lifetimes::{Certificates, Grants};
 pub use mdm::{ApiKey, NanoMdm};
 pub use public_url::{PublicUrl, PublicUrlError};
+pub use retention::Retention;
 pub use tls::{ClientCertificates, Tls};
 pub use trust_domain::{TrustDomain, TrustDomainError};
 
@@ -40,9 +43,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
-
-/// Bytes of a master key.
-const MASTER_KEY_LENGTH: usize = 32;
 
 /// Everything that is configured, validated.
 #[derive(Clone, Debug)]
@@ -94,107 +94,11 @@ pub struct Telemetry {
     pub listen: SocketAddr,
 }
 
-/// The database.
-#[derive(Clone, Debug)]
-pub struct Database {
-    /// None: a private Postgres under `data_dir`.
-    pub url: Option<SecretString>,
-    /// The same database as its owner: who migrates, where that is another than the role of `url`.
-    pub migration_url: Option<SecretString>,
-    /// The connections of one server.
-    pub max_connections: u32,
-    /// Whether `serve` brings the schema up to date.
-    pub migrate: bool,
-}
-
-/// Where the 32 bytes that seal the private keys come from.
-#[derive(Clone, Debug)]
-pub enum MasterKey {
-    /// A file that holds them in base64url, made at the first start when it is missing.
-    File(PathBuf),
-    /// The bytes in base64url.
-    Value(SecretString),
-}
-
-/// The machines' certificates.
-#[derive(Clone, Debug)]
-pub struct Certificates {
-    /// How long one is valid.
-    pub ttl: Duration,
-    /// How long after its end it can still be renewed.
-    pub renewal_grace: Duration,
-    /// How old a machine's key becomes before the machine is told to replace it; none for any age.
-    pub rotate_key_after: Option<Duration>,
-    /// How long an issuing CA is published before it signs.
-    pub ca_overlap: Duration,
-    /// How long a root is published before anything is issued under it.
-    pub root_overlap: Duration,
-}
-
 /// Check-ins.
 #[derive(Clone, Debug)]
 pub struct CheckIn {
     /// How often a machine checks in.
     pub interval: Duration,
-}
-
-/// Grant tokens.
-#[derive(Clone, Debug)]
-pub struct Grants {
-    /// How long one is valid.
-    pub ttl: Duration,
-    /// How long a key signs them.
-    pub rotate_key_after: Duration,
-    /// How long a key is published before it signs.
-    pub key_overlap: Duration,
-}
-
-/// Who becomes a machine.
-#[derive(Clone, Debug)]
-pub struct Enrollment {
-    /// What happens to a machine that brings no token.
-    pub without_token: WithoutToken,
-    /// How many machines without a token may wait at once.
-    pub without_token_limit: u32,
-    /// How long a request waits for an administrator.
-    pub pending_ttl: Duration,
-    /// What happens to a new key for a known serial number when no token allows it.
-    pub reenrollment: Reenrollment,
-}
-
-/// The answer to a machine that brings no token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WithoutToken {
-    /// `enrollment-token-invalid`.
-    Refuse,
-    /// An administrator decides.
-    Pending,
-}
-
-/// The answer to a new key for a known serial number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reenrollment {
-    /// An administrator decides.
-    Pending,
-    /// `machine-exists`.
-    Refuse,
-}
-
-/// How long rows are kept after they have ended.
-#[derive(Clone, Debug)]
-pub struct Retention {
-    /// Events, after they happened.
-    pub events: Duration,
-    /// Certificates, after they expired; revoked ones too.
-    pub certificates: Duration,
-    /// Enrollments, after they were decided.
-    pub enrollments: Duration,
-    /// Enrollment tokens, after they expired or were revoked.
-    pub enrollment_tokens: Duration,
-    /// API keys, after they expired or were revoked.
-    pub api_keys: Duration,
-    /// Deliveries to webhooks, after they were delivered or given up.
-    pub webhook_deliveries: Duration,
 }
 
 /// Apple's attestations of machines.
@@ -324,44 +228,6 @@ impl Config {
     }
 }
 
-impl Certificates {
-    fn read(settings: &mut Settings) -> Self {
-        Self {
-            // The shortest that leaves a machine time to renew it at two thirds of its life; a year is what revocation
-            // lists, which name every revoked certificate until it ends, are meant to carry.
-            ttl: settings
-                .duration("certificates.ttl", MINUTE..=366 * DAY)
-                .unwrap_or(7 * DAY),
-            renewal_grace: settings
-                .duration("certificates.renewal_grace", Duration::ZERO..=3660 * DAY)
-                .unwrap_or(90 * DAY),
-            rotate_key_after: settings.duration("certificates.rotate_key_after", HOUR..=3660 * DAY),
-            // An issuing CA lives for two years: with a certificate's year, and these, there is still time between two.
-            ca_overlap: settings
-                .duration("certificates.ca_overlap", SECOND..=90 * DAY)
-                .unwrap_or(DAY),
-            root_overlap: settings
-                .duration("certificates.root_overlap", SECOND..=180 * DAY)
-                .unwrap_or(30 * DAY),
-        }
-    }
-}
-
-impl Grants {
-    fn read(settings: &mut Settings) -> Self {
-        Self {
-            // Relying parties verify a grant offline: it stays good this long after it was taken back.
-            ttl: settings
-                .duration("grants.ttl", SECOND..=24 * HOUR)
-                .unwrap_or(10 * MINUTE),
-            rotate_key_after: settings
-                .duration("grants.rotate_key_after", HOUR..=3660 * DAY)
-                .unwrap_or(90 * DAY),
-            key_overlap: settings.duration("grants.key_overlap", SECOND..=DAY).unwrap_or(HOUR),
-        }
-    }
-}
-
 impl Apple {
     fn read(settings: &mut Settings) -> Self {
         Self {
@@ -381,79 +247,6 @@ impl Acme {
             certificate_ttl: settings
                 .duration("acme.certificate_ttl", HOUR..=366 * DAY)
                 .unwrap_or(90 * DAY),
-        }
-    }
-}
-
-impl Database {
-    fn read(settings: &mut Settings) -> Self {
-        let check = |text: &str| match text.parse::<Url>() {
-            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(()),
-            _ => Err("must be a Postgres URL, as in postgres://user:password@host:5432/database"),
-        };
-        if !settings.is_given("database.url") {
-            settings.refuse_given("database.migration_url", "has a meaning only beside database.url");
-        }
-        Self {
-            url: settings.secret("database.url", check),
-            migration_url: settings.secret("database.migration_url", check),
-            // One connection is held by the replica that has the leader's tasks.
-            max_connections: settings.number("database.max_connections", 2..=10_000).unwrap_or(16),
-            migrate: settings.boolean("database.migrate").unwrap_or(true),
-        }
-    }
-}
-
-impl MasterKey {
-    fn read(settings: &mut Settings, data_dir: &Path) -> Self {
-        let check = |text: &str| match URL_SAFE_NO_PAD.decode(text).map(Zeroizing::new) {
-            Ok(bytes) if bytes.len() == MASTER_KEY_LENGTH => Ok(()),
-            _ => Err("must be 32 bytes in base64url without padding (43 characters)"),
-        };
-        if settings.is_given("master_key") {
-            settings.refuse_given("master_key_file", "cannot be given together with master_key");
-        }
-        let file = settings.path("master_key_file");
-        match settings.secret("master_key", check) {
-            Some(value) => Self::Value(value),
-            None => Self::File(file.unwrap_or_else(|| data_dir.join("master.key"))),
-        }
-    }
-}
-
-impl Enrollment {
-    fn read(settings: &mut Settings) -> Self {
-        let without_token = [("refuse", WithoutToken::Refuse), ("pending", WithoutToken::Pending)];
-        let words = [("pending", Reenrollment::Pending), ("refuse", Reenrollment::Refuse)];
-        Self {
-            without_token: settings
-                .word("enrollment.without_token", &without_token)
-                .unwrap_or(WithoutToken::Refuse),
-            without_token_limit: settings
-                .number("enrollment.without_token_limit", 1..=1_000_000)
-                .unwrap_or(1000),
-            pending_ttl: settings
-                .duration("enrollment.pending_ttl", MINUTE..=366 * DAY)
-                .unwrap_or(7 * DAY),
-            reenrollment: settings
-                .word("enrollment.reenrollment", &words)
-                .unwrap_or(Reenrollment::Pending),
-        }
-    }
-}
-
-impl Retention {
-    fn read(settings: &mut Settings) -> Self {
-        let mut kept = |key, shortest, default| settings.duration(key, shortest..=36_600 * DAY).unwrap_or(default);
-        Self {
-            // A webhook is told of an event for four days, while its receiver fails.
-            events: kept("retention.events", 7 * DAY, 400 * DAY),
-            // A revoked certificate has to be on one more revocation list after its end (RFC 5280, section 3.3).
-            certificates: kept("retention.certificates", DAY, 90 * DAY),
-            enrollments: kept("retention.enrollments", DAY, 400 * DAY),
-            enrollment_tokens: kept("retention.enrollment_tokens", DAY, 90 * DAY),
-            api_keys: kept("retention.api_keys", DAY, 400 * DAY),
-            webhook_deliveries: kept("retention.webhook_deliveries", DAY, 30 * DAY),
         }
     }
 }

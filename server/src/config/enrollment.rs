@@ -1,0 +1,57 @@
+//! Who becomes a machine.
+
+use std::time::Duration;
+
+use super::{DAY, MINUTE, settings::Settings};
+
+/// Who becomes a machine.
+#[derive(Clone, Debug)]
+pub struct Enrollment {
+    /// What happens to a machine that brings no token.
+    pub without_token: WithoutToken,
+    /// How many machines without a token may wait at once.
+    pub without_token_limit: u32,
+    /// How long a request waits for an administrator.
+    pub pending_ttl: Duration,
+    /// What happens to a new key for a known serial number when no token allows it.
+    pub reenrollment: Reenrollment,
+}
+
+/// The answer to a machine that brings no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithoutToken {
+    /// `enrollment-token-invalid`.
+    Refuse,
+    /// An administrator decides.
+    Pending,
+}
+
+/// The answer to a new key for a known serial number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reenrollment {
+    /// An administrator decides.
+    Pending,
+    /// `machine-exists`.
+    Refuse,
+}
+
+impl Enrollment {
+    pub(super) fn read(settings: &mut Settings) -> Self {
+        let without_token = [("refuse", WithoutToken::Refuse), ("pending", WithoutToken::Pending)];
+        let words = [("pending", Reenrollment::Pending), ("refuse", Reenrollment::Refuse)];
+        Self {
+            without_token: settings
+                .word("enrollment.without_token", &without_token)
+                .unwrap_or(WithoutToken::Refuse),
+            without_token_limit: settings
+                .number("enrollment.without_token_limit", 1..=1_000_000)
+                .unwrap_or(1000),
+            pending_ttl: settings
+                .duration("enrollment.pending_ttl", MINUTE..=366 * DAY)
+                .unwrap_or(7 * DAY),
+            reenrollment: settings
+                .word("enrollment.reenrollment", &words)
+                .unwrap_or(Reenrollment::Pending),
+        }
+    }
+}
