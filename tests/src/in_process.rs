@@ -45,7 +45,7 @@ pub struct InProcess {
     clock: MockClock,
     api: Api,
     tls: Arc<ClientConfig>,
-    keys: [String; ROLES.len()],
+    keys: [String; Role::ALL.len()],
     variables: Vec<(String, String)>,
     database: Option<Database<'static>>,
     _data_dir: TempDir,
@@ -83,8 +83,8 @@ impl InProcess {
         let server = RunningServer::start(&config, Arc::new(clock.clone())).await.unwrap();
         let tls = Arc::new(client_config(&server.roots_pem(), &clock));
         let client = client_builder(&tls, server.address(), &[b"h2", b"http/1.1"]);
-        let mut keys = [const { String::new() }; ROLES.len()];
-        for (key, role) in keys.iter_mut().zip(ROLES) {
+        let mut keys = [const { String::new() }; Role::ALL.len()];
+        for (key, role) in keys.iter_mut().zip(Role::ALL) {
             let secret = server.create_api_key(&format!("{role:?}"), role).await.unwrap();
             secret.expose_secret().clone_into(key);
         }
@@ -187,7 +187,7 @@ impl InProcess {
     /// The key of this role, made when the server was started.
     #[must_use]
     pub fn api_key(&self, role: Role) -> &str {
-        let position = ROLES.iter().position(|other| *other == role).unwrap();
+        let position = Role::ALL.iter().position(|other| *other == role).unwrap();
         &self.keys[position]
     }
 
@@ -311,8 +311,6 @@ impl Called for Presenting<'_> {
         self.server.nonce().await
     }
 }
-
-const ROLES: [Role; 5] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty, Role::Mdm];
 
 fn variables(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Vec<(String, String)> {
     let data_dir = data_dir.path().display().to_string();

@@ -117,6 +117,7 @@ enum RoleArgument {
     Operator,
     Admin,
     RelyingParty,
+    Mdm,
 }
 
 impl From<RoleArgument> for Role {
@@ -126,6 +127,7 @@ impl From<RoleArgument> for Role {
             RoleArgument::Operator => Self::Operator,
             RoleArgument::Admin => Self::Admin,
             RoleArgument::RelyingParty => Self::RelyingParty,
+            RoleArgument::Mdm => Self::Mdm,
         }
     }
 }
@@ -219,4 +221,18 @@ async fn migrate(config: &Config) -> Result<(), CommandError> {
     let migrated = database.migrate().await;
     database.close().await?;
     Ok(migrated?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_every_role_can_be_made_at_the_command_line() {
+        for role in Role::ALL {
+            let name = serde_json::to_value(role).unwrap();
+            let parsed = RoleArgument::from_str(name.as_str().unwrap(), false).map(Role::from);
+            assert_eq!(parsed, Ok(role));
+        }
+    }
 }

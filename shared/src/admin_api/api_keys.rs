@@ -21,6 +21,11 @@ pub enum Role {
     Mdm,
 }
 
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Viewer, Self::Operator, Self::Admin, Self::RelyingParty, Self::Mdm];
+}
+
 /// `POST /v1/admin/api-keys`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -73,7 +73,7 @@ pub enum AttestationError {
     #[error("no valid path leads from the first certificate to a trusted attestation root")]
     Path(#[source] webpki::Error),
     /// Apple says it for machines that it knows, and not for all.
-    #[error("the attestation names no serial number; without one it stands for no machine")]
+    #[error("the attestation names no serial number, or none that can be read; without one it stands for no machine")]
     NoSerialNumber,
     /// Nothing to compare with.
     #[error("the machine has no serial number on record, so that no attestation can be bound to it")]
@@ -162,7 +162,7 @@ impl AttestationError {
 
 fn described(code: Option<&FreshnessCode>) -> String {
     code.map_or_else(
-        || "no freshness code".to_owned(),
+        || "no freshness code of 32 bytes".to_owned(),
         |code| format!("the freshness code {code}"),
     )
 }
