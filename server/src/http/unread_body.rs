@@ -1,6 +1,7 @@
 //! Bodies that a refusal left unread. HTTP/1.1 has the next request behind them on the same connection: they are read
 //! to their end, or the caller is told that the connection closes (RFC 9112, section 9.6). Without either, its next
-//! request would fail for no reason that it can see.
+//! request would fail for no reason that it can see. In HTTP/2 the stream of an unread body is reset, and the reset
+//! can overtake the answer.
 
 use std::{
     pin::Pin,
@@ -25,15 +26,17 @@ const LONGEST: Duration = Duration::from_secs(2);
 
 /// Leaves the connection as the next request needs it.
 pub(super) async fn drain(request: Request, next: Next) -> Response {
-    if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
+    if request.body().is_end_stream() {
         return next.run(request).await;
     }
+    let has_further_requests = request.version() < Version::HTTP_2;
     let (head, body) = request.into_parts();
     let body = SharedBody(Arc::new(Mutex::new(body)));
     let mut response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
     if !body.is_end_stream() {
         let rest = Limited::new(body, MOST);
-        if !matches!(timeout(LONGEST, rest.collect()).await, Ok(Ok(_))) {
+        let is_read = matches!(timeout(LONGEST, rest.collect()).await, Ok(Ok(_)));
+        if !is_read && has_further_requests {
             let headers = response.headers_mut();
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::Arc;
 
 use assay_protocol::ProblemKind;
@@ -225,6 +226,28 @@ async fn a_refusal_leaves_the_connection_as_the_next_request_needs_it() {
             let next = server.send(client.get(url("/readyz"))).await;
             assert_eq!(next.status, 200, "{length} bytes to {path}: {next}");
         }
+    }
+    server.stop().await;
+}
+
+/// In HTTP/2, curl would see the reset of an unread body before the answer, more often than not.
+#[tokio::test]
+async fn a_refusal_that_left_a_body_unread_arrives_over_http_2() {
+    let server = InProcess::start().await;
+    let address = server.address();
+    let url = format!("{}/v1/introspect", assay_tests::in_process::PUBLIC_URL);
+    let calls = tokio::task::spawn_blocking(move || {
+        let call = || {
+            let mut curl = Command::new("curl");
+            curl.args(["--silent", "--insecure", "--http2", "--output", "/dev/null"])
+                .args(["--connect-to", &format!("::{address}")])
+                .args(["--write-out", "%{http_version} %{http_code}", "--data", "token=x", &url]);
+            String::from_utf8(curl.output().unwrap().stdout).unwrap()
+        };
+        (0..20).map(|_| call()).collect::<Vec<_>>()
+    });
+    for call in calls.await.unwrap() {
+        assert_eq!(call, "2 401");
     }
     server.stop().await;
 }
