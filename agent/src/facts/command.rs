@@ -60,6 +60,14 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_closes_its_streams_and_goes_on_is_not_waited_for() {
+        let begin = Instant::now();
+        let script = "echo out; exec sleep 600 > /dev/null 2>&1";
+        assert_eq!(ask("/bin/sh", &["-c", script], LONG).unwrap(), "out\n");
+        assert!(begin.elapsed() < LONG);
+    }
+
+    #[test]
     fn a_program_that_does_not_end_is_ended() {
         let begin = Instant::now();
         assert_eq!(

@@ -1,11 +1,13 @@
 //! ACME with `device-attest-01`: a Mac's own system gets a certificate for the key that Apple attests, and nobody else does.
 
 use std::fs;
+use std::time::Instant;
 
 use assay_tests::acme::{
     AcmeAnswer, JwsKey, Mac, RawClient, Transport, attestation_object, external_account_binding, freshness_of, url_of,
 };
 use assay_tests::answer::Answer;
+use assay_tests::api::Called;
 use assay_tests::apple::{Apple, Attested, FRESHNESS_CODE, SERIAL_NUMBER};
 use assay_tests::cluster::Database;
 use assay_tests::in_process::{Connections, InProcess, PUBLIC_URL};
@@ -20,6 +22,8 @@ use pem::Pem;
 use rstest::rstest;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
+
+use super::commands::run;
 
 const SERIAL: &str = "C02ACMEMAC01";
 /// Looks at the audit, at most: far more than anybody needs to remove some rows.
@@ -651,6 +655,29 @@ async fn administrators_revoke_a_devices_certificate_and_the_machine_stays() {
     let payload = json!({"certificate": URL_SAFE_NO_PAD.encode(leaf_of(&chain))});
     let again = client.post(&url_of("/acme/revoke-cert"), &payload).await;
     let _ = again.expect_error(400, "alreadyRevoked");
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_earlier_ca_is_fetched_with_the_chain_of_that_ca() {
+    let fleet = Fleet::with(&[("certificates.ca_overlap", "1s")]).await;
+    fleet.list(&[SERIAL]).await;
+    let client = RawClient::with_account(&fleet.server).await;
+    let (order, chain) = client
+        .obtain_with_order(&Mac::new(SERIAL), &fleet.apple, fleet.now())
+        .await;
+    let issuer = async || fleet.server.api().get("/v1/ca/issuer.cer").await.expect(200).body;
+    let before = issuer().await;
+    let rotated = run(fleet.server.command(&["ca", "rotate"])).await;
+    assert_eq!(rotated.code, Some(0), "{}", rotated.stderr);
+    let begun = Instant::now();
+    while issuer().await == before {
+        assert!(begun.elapsed().as_secs() < 60, "the next CA does not issue");
+        fleet.server.clock().advance(Duration::seconds(1));
+    }
+    let certificate = order.body["certificate"].as_str().unwrap();
+    let _may_be_of_a_nonce_that_is_over = client.read(certificate).await;
+    assert_eq!(client.read(certificate).await.expect(200).body, chain.as_str());
+    fleet.expect_openssl_to_verify(&chain).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use assay_tests::administrator::text;
 use assay_tests::installation::Installation;
-use assay_tests::mac::{DONE, FAILED, KEY_STORE_UNAVAILABLE, Mac, REFUSED, WAITING_FOR_APPROVAL};
+use assay_tests::mac::{DONE, FAILED, KEY_STORE_UNAVAILABLE, Mac, REFUSED, WAITING_FOR_APPROVAL, WRONG_USAGE};
 use assay_tests::process::Process;
 use rstest::rstest;
 use rustix::process::Signal;
@@ -310,6 +310,7 @@ async fn a_selftest_releases_every_key_at_once() {
         assert_eq!(mac.enclave_calls(call), count, "{call}");
     }
     assert!(!mac.state().exists(), "it keeps no key");
+    let _nothing_tried = mac.run(&["selftest", "--iterations", "0"], WRONG_USAGE).await;
     mac.enclave_fails("fail NSOSStatusErrorDomain -26276 3");
     let said = mac.run(&["selftest", "--iterations", "5"], KEY_STORE_UNAVAILABLE).await;
     assert!(
