@@ -21,6 +21,7 @@ pub mod event_stream;
 pub mod fleet;
 pub mod in_process;
 pub mod installation;
+pub mod load;
 pub mod mac;
 pub mod machine;
 pub mod nginx;

@@ -24,6 +24,7 @@ mod held_rows;
 mod introspection;
 mod inventory;
 mod liveness;
+mod load;
 mod lost_answers;
 mod mdm;
 mod mutual_tls;

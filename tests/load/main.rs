@@ -1,0 +1,50 @@
+//! `assay-load`: see `assay-load --help`, and `docs/performance.md`.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "figures are what it is for")]
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use assay_tests::load::options::Options;
+use assay_tests::load::{self, LoadError, Report};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok(report) => print(&options, &report),
+        Err(error) => {
+            let mut line = error.to_string();
+            let mut source = error.source();
+            while let Some(cause) = source {
+                line = format!("{line}: {cause}");
+                source = cause.source();
+            }
+            eprintln!("{line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<Report, LoadError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(options.threads.get())
+        .enable_all()
+        .build()
+        .map_err(LoadError::Runtime)?;
+    runtime.block_on(load::run(options))
+}
+
+fn print(options: &Options, report: &Report) -> ExitCode {
+    if !options.json {
+        print!("{report}");
+    }
+    match serde_json::to_string(report) {
+        Ok(line) => println!("{line}"),
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,119 @@
+//! What the load generator is told.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Calls a server as a fleet of machines would, and says how it bore that.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "assay-load", version)]
+pub struct Options {
+    /// What the machines do.
+    pub exchange: Exchange,
+    /// The server, as `https://host:port` (or `http://`, where it serves a proxy). Several share the machines: replicas.
+    #[arg(long = "server", required = true, value_name = "URL")]
+    pub servers: Vec<String>,
+    /// The roots that the server's certificate has to lead to, PEM.
+    #[arg(long, value_name = "FILE", required_unless_present = "ca_fingerprint")]
+    pub ca_file: Option<PathBuf>,
+    /// SHA-256 of the root's DER, in hex: the roots are then fetched from the first server.
+    #[arg(long, value_name = "HEX")]
+    pub ca_fingerprint: Option<String>,
+    /// An enrollment token with a use for each machine. Several are taken in turns.
+    #[arg(long = "token", value_name = "TOKEN")]
+    pub tokens: Vec<String>,
+    /// How many machines there are.
+    #[arg(long, default_value = "1000")]
+    pub machines: NonZeroUsize,
+    /// What the machines' keys and serial numbers are made of: the same text makes the same fleet. New at each run,
+    /// where it is not given.
+    #[arg(long, value_name = "TEXT")]
+    pub seed: Option<String>,
+    /// The machines are on record already, under the ids that follow from the seed.
+    #[arg(long, requires = "seed")]
+    pub on_record: bool,
+    /// How many calls may be under way at once.
+    #[arg(long, default_value = "64")]
+    pub connections: NonZeroUsize,
+    /// How connections are used.
+    #[arg(long, value_enum, default_value = "keep-alive")]
+    pub connection: ConnectionUse,
+    /// Present each machine's certificate in the handshake. Then no two machines share a connection.
+    #[arg(long)]
+    pub client_certificates: bool,
+    /// Calls a second, whether the earlier ones are answered or not; a latency counts from when its call was due. Without
+    /// it, the next call follows the answer to the last.
+    #[arg(long, value_name = "CALLS")]
+    pub rate: Option<NonZeroU32>,
+    /// For how long is measured. Enrolling ends when all machines are enrolled, at the latest.
+    #[arg(long, default_value = "10", value_name = "SECONDS")]
+    pub seconds: NonZeroU32,
+    /// For how long the same is done before, unmeasured.
+    #[arg(long, default_value = "1", value_name = "SECONDS")]
+    pub warm_up: u32,
+    /// The load generator's own threads.
+    #[arg(long, default_value = "1")]
+    pub threads: NonZeroUsize,
+    /// A process whose CPU time counts as the server's. Found by its port, where it runs here.
+    #[arg(long = "server-process", value_name = "PID")]
+    pub server_processes: Vec<u32>,
+    /// The first process of Postgres. Found among the server's children, where it is a private one.
+    #[arg(long, value_name = "PID")]
+    pub postgres_process: Option<u32>,
+    /// Latencies over time, a line a second.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Latencies over time, drawn.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Print the line of JSON alone.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Exchange {
+    /// Each machine enrolls once.
+    Enroll,
+    /// The machines check in, one after the other, again and again. Those that are not on record enroll before.
+    CheckIn,
+    /// The same with renewals.
+    Renew,
+}
+
+/// How a call comes to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConnectionUse {
+    /// Connections stay open.
+    KeepAlive,
+    /// A new connection for each call, with a TLS session that is resumed.
+    Resumed,
+    /// A new connection for each call, with a full handshake.
+    Full,
+}
+
+impl Exchange {
+    /// As the report has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enroll => "enroll",
+            Self::CheckIn => "check-in",
+            Self::Renew => "renew",
+        }
+    }
+}
+
+impl ConnectionUse {
+    /// As the report has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KeepAlive => "keep-alive",
+            Self::Resumed => "resumed",
+            Self::Full => "full",
+        }
+    }
+}

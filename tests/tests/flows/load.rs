@@ -1,0 +1,146 @@
+//! The load generator, against a real server: what it reports is what has happened.
+
+use std::path::Path;
+use std::process::Command;
+
+use assay_tests::administrator::Administrator;
+use assay_tests::installation::Installation;
+use assay_tests::load::Report;
+use assay_tests::processes::program;
+use serde_json::json;
+
+struct Load {
+    command: Command,
+    directory: tempfile::TempDir,
+}
+
+impl Load {
+    async fn new(exchange: &str, seed: &str) -> Self {
+        let installation = Installation::shared().await;
+        let directory = tempfile::tempdir().unwrap();
+        let roots = directory.path().join("roots.pem");
+        std::fs::write(&roots, &installation.roots).unwrap();
+        let mut command = Command::new(program("assay-load"));
+        command.args([exchange, "--json", "--warm-up", "0", "--seconds", "1", "--seed", seed]);
+        command.args(["--server", &format!("https://{}", installation.servers[0].address())]);
+        command.arg("--ca-file").arg(roots);
+        Self { command, directory }
+    }
+
+    async fn token(mut self, administrator: &Administrator, uses: u32) -> Self {
+        let token = administrator.token(json!({"max_uses": uses})).await;
+        self.command.args(["--token", &token.secret]);
+        self
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    async fn run(mut self, arguments: &[&str]) -> Report {
+        self.command.args(arguments);
+        let run = move || (self.command.output().unwrap(), self.directory);
+        let (output, _directory) = tokio::task::spawn_blocking(run).await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let line = std::str::from_utf8(&output.stdout).unwrap().trim_end();
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    }
+}
+
+#[tokio::test]
+async fn a_fleet_checks_in_at_a_rate_and_every_call_counts() {
+    let administrator = Installation::shared().await.administrator();
+    let load = Load::new("check-in", "at a rate").await.token(&administrator, 12).await;
+    let kept = tempfile::tempdir().unwrap();
+    let at = |name: &str| kept.path().join(name);
+    let (csv, svg) = (at("latency.csv"), at("latency.svg"));
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let report = load
+        .run(&[
+            "--machines",
+            "12",
+            "--connections",
+            "4",
+            "--rate",
+            "40",
+            "--csv",
+            &text(&csv),
+            "--svg",
+            &text(&svg),
+        ])
+        .await;
+    // Those that are answered after the end are not among the completed, and still among the latencies.
+    assert!((1..=40).contains(&report.completed), "{report:?}");
+    assert_eq!((report.failed(), report.unsent), (0, 0), "{report:?}");
+    assert!(
+        report.latency_ms.max >= report.latency_ms.p50 && report.latency_ms.p50 > 0.0,
+        "{report:?}"
+    );
+    assert!(
+        report.bytes.sent > 500 * report.completed && report.bytes.received > 200 * report.completed,
+        "{report:?}"
+    );
+    assert!(report.server_memory.unwrap() > 1_000_000, "{report:?}");
+    assert!(report.cpu.server_seconds.unwrap() > 0.0, "{report:?}");
+    let csv = std::fs::read_to_string(csv).unwrap();
+    let (_, first) = csv.split_once('\n').unwrap();
+    assert!(first.starts_with("0,40,0,"), "{csv}");
+    assert!(std::fs::read_to_string(svg).unwrap().contains("<polyline"));
+    let live = administrator.get("machines?q=mac-11.example.com&liveness=live").await;
+    assert_eq!(live["items"].as_array().unwrap().len(), 1, "{live}");
+}
+
+#[tokio::test]
+async fn each_machine_resumes_its_own_session_with_its_certificate() {
+    let administrator = Installation::shared().await.administrator();
+    let load = Load::new("renew", "mutual").await.token(&administrator, 4).await;
+    let report = load
+        .run(&[
+            "--machines",
+            "4",
+            "--connections",
+            "2",
+            "--connection",
+            "resumed",
+            "--client-certificates",
+        ])
+        .await;
+    assert_eq!(report.failed(), 0, "{report:?}");
+    assert!(
+        report.handshakes.resumed > 0 && report.handshakes.full <= 4,
+        "{report:?}"
+    );
+    // Connections are made anew for each call.
+    assert!(
+        report.handshakes.resumed + report.handshakes.full >= report.completed,
+        "{report:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_is_refused_is_counted_by_its_problem() {
+    let administrator = Installation::shared().await.administrator();
+    let load = Load::new("enroll", "one too many").await.token(&administrator, 5).await;
+    let report = load.run(&["--machines", "8", "--connections", "2"]).await;
+    assert_eq!(report.completed, 5, "{report:?}");
+    assert_eq!(report.errors.get("enrollment-token-invalid"), Some(&3), "{report:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_server_is_named() {
+    let mut load = Load::new("check-in", "nobody").await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let mut alone = Command::new(load.command.get_program());
+    alone.args(["check-in", "--ca-file"]).arg(load.path("roots.pem"));
+    alone.args(["--server", &format!("https://{nobody}")]);
+    load.command = alone;
+    let output = tokio::task::spawn_blocking(move || load.command.output().unwrap())
+        .await
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains(&nobody.to_string()), "{error}");
+}
