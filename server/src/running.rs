@@ -313,10 +313,13 @@ fn assemble(
     feed: Arc<Feed>,
     attestation_roots: AttestationRoots,
 ) -> Result<Arc<Services>, RunError> {
+    let committer = Committer::start(store.clone(), Arc::clone(&metrics));
+    #[cfg(feature = "measuring")]
+    let committer = crate::check_in::Committer::new(committer, config.recording, store.clone());
     Ok(Arc::new(Services {
         policy: Policy::of(config),
         clock,
-        committer: Committer::start(store.clone(), Arc::clone(&metrics)),
+        committer,
         store,
         authority: Arc::new(ArcSwap::from_pointee(founded.authority)),
         rotation: founded.rotation,

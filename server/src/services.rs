@@ -9,7 +9,7 @@ use crate::{
     administration::stats::LastCount,
     attestation::apple::AttestationRoots,
     authority::{AcmeSecrets, Authority, WebhookSecrets},
-    check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
+    check_in::{Committer, EvaluationCache, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{ClientCertificates, Config, Reenrollment, WithoutToken},
     events::feed::Feed,

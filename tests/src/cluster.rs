@@ -34,14 +34,13 @@ const DATABASES_KEPT: usize = 24;
 const KEEPER: &str = r#"
 start() {
     "$1/postgres" -D "$2/cluster" -k "$2" -c listen_addresses= -c max_connections=300 -c unix_socket_permissions=0777 \
-        -c fsync=off -c full_page_writes=off -c wal_level=minimal -c max_wal_senders=0 -c max_wal_size=128MB \
-        -c min_wal_size=32MB -c autovacuum=off -c dynamic_shared_memory_type=mmap -c log_min_messages=log -c log_checkpoints=off 2>&1 < /dev/null &
+        -c log_min_messages=log -c log_checkpoints=off $3 2>&1 < /dev/null &
     postgres=$!
 }
-start "$1" "$2"
+start "$1" "$2" "$3"
 while read -r order; do
     case $order in
-        start) start "$1" "$2" ;;
+        start) start "$1" "$2" "$3" ;;
         stop) kill -INT "$postgres"; wait "$postgres"; echo "the keeper has stopped it" ;;
         crash) kill -QUIT "$postgres"; wait "$postgres"; echo "the keeper has stopped it" ;;
         pause) kill -STOP "$postgres"; kill -STOP $(pgrep -P "$postgres"); echo "the keeper has paused it" ;;
@@ -53,6 +52,14 @@ kill -CONT $(pgrep -P "$postgres") "$postgres" 2> /dev/null
 wait "$postgres"
 rm -rf "$2"
 "#;
+
+/// For tests: nothing has to survive them.
+pub(crate) const IN_MEMORY: &str = "-c fsync=off -c full_page_writes=off -c wal_level=minimal -c max_wal_senders=0 \
+    -c max_wal_size=128MB -c min_wal_size=32MB -c autovacuum=off -c dynamic_shared_memory_type=mmap";
+
+/// For measurements: what `server/src/database/private_postgres/cluster.rs` sets, so that all is on disk that it says is.
+const DURABLE: &str =
+    "-c shared_buffers=256MB -c max_wal_size=2GB -c synchronous_commit=on -c fsync=on -c full_page_writes=on";
 
 /// A running Postgres. Dropped, or when the test process ends, it stops and leaves nothing.
 #[derive(Debug)]
@@ -77,18 +84,29 @@ impl Cluster {
         let seed = seed::seed().await;
         let directory = seed::memory_directory();
         seed::copy(&seed.cluster, &directory.join("cluster"));
-        Self::run(&seed.binaries, directory).await
+        Self::run(&seed.binaries, directory, IN_MEMORY).await
+    }
+
+    /// One on disk that keeps what it has committed, as the server's own does: to be measured. There is no database with
+    /// the schema: see [`create_empty_database`](Self::create_empty_database).
+    pub async fn durable() -> Self {
+        let installation = seed::installation();
+        let directory = seed::directory_in(&std::env::temp_dir());
+        seed::initialize(&installation, &directory.join("cluster"), &["--data-checksums"]);
+        let binaries = installation.program("postgres").parent().unwrap().to_owned();
+        Self::run(&binaries, directory, DURABLE).await
     }
 
     /// Starts the cluster that is in `directory`, which then belongs to it.
-    pub(crate) async fn run(binaries: &Path, directory: PathBuf) -> Self {
+    pub(crate) async fn run(binaries: &Path, directory: PathBuf, settings: &str) -> Self {
         let mut command = Command::new("/bin/sh");
         command
             .arg("-c")
             .arg(KEEPER)
             .arg("keeper")
             .arg(binaries)
-            .arg(&directory);
+            .arg(&directory)
+            .arg(settings);
         // Ctrl-C would end the keeper, and the order to clean up with it.
         command
             .stdin(Stdio::piped())
@@ -112,6 +130,23 @@ impl Cluster {
             .wait_for(0, "database system is ready to accept connections")
             .await;
         cluster
+    }
+
+    /// Makes a database without the schema, and the role that servers work as.
+    pub async fn create_empty_database(&self) -> Database<'_> {
+        let name = format!("assay_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
+        let mut connection = self.administer().await;
+        execute(&mut connection, format!("CREATE DATABASE {name}")).await;
+        execute(&mut connection, format!("CREATE ROLE {SERVER_ROLE} LOGIN")).await;
+        connection.close().await.unwrap();
+        Database { name, cluster: self }
+    }
+
+    /// The first of its processes.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        let file = std::fs::read_to_string(self.directory.join("cluster/postmaster.pid")).unwrap();
+        file.lines().next().unwrap().trim().parse().unwrap()
     }
 
     /// Makes an empty database with the schema.
@@ -308,7 +343,7 @@ pub(crate) async fn execute(connection: &mut PgConnection, statement: String) {
 }
 
 /// Postgres does not run as root, and the tests may.
-pub(crate) fn as_account(command: &mut Command) {
+pub fn as_account(command: &mut Command) {
     if let Some(account) = Account::unprivileged().unwrap() {
         command.uid(account.uid).gid(account.gid);
     }

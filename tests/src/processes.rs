@@ -115,6 +115,8 @@ pub struct ServerConfiguration {
     /// Other variables of the environment.
     variables: BTreeMap<String, String>,
     data_dir: Arc<DataDirectory>,
+    /// What is run, where it is not the one of this workspace's profile.
+    program: Option<PathBuf>,
     ports: Option<Ports>,
 }
 
@@ -138,6 +140,7 @@ impl ServerConfiguration {
             settings: BTreeMap::new(),
             variables: BTreeMap::new(),
             data_dir: DataDirectory::new(),
+            program: None,
             ports: None,
         };
         configuration
@@ -156,6 +159,13 @@ impl ServerConfiguration {
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Runs another build of the server.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
         self
     }
 
@@ -234,7 +244,8 @@ impl ServerConfiguration {
     }
 
     fn command_on(&self, ports: Ports, arguments: &[&str]) -> Command {
-        let mut command = clean_command(&program("assay-server"));
+        let program = self.program.clone().unwrap_or_else(|| program("assay-server"));
+        let mut command = clean_command(&program);
         command
             .args(arguments)
             .envs(&self.variables)

@@ -13,7 +13,7 @@ use assay_server::database::privileges;
 use sqlx::migrate::Migrator;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::cluster::{Cluster, SERVER_ROLE, TEMPLATE, as_account, execute};
+use crate::cluster::{Cluster, IN_MEMORY, SERVER_ROLE, TEMPLATE, as_account, execute};
 
 /// What a run of the suite takes at most, in bytes; with less room in memory, the disk has to do.
 const MEMORY_NEEDED: u64 = 1 << 30;
@@ -26,10 +26,7 @@ pub(crate) struct Seed {
 
 /// The seed for the newest installed Postgres and the present migrations; made when it is missing.
 pub(crate) async fn seed() -> Seed {
-    let installation = installed(&binary_places(&search_path()))
-        .into_iter()
-        .find(|installation| installation.version().major >= OLDEST_MAJOR)
-        .expect("the tests need Postgres 15 or later: apt-get install postgresql, or as your system has it");
+    let installation = installation();
     let binaries = installation.program("postgres").parent().unwrap().to_owned();
     let uid = Account::unprivileged()
         .unwrap()
@@ -64,6 +61,14 @@ pub(crate) async fn seed() -> Seed {
     Seed { cluster, binaries }
 }
 
+/// The newest installed Postgres.
+pub(crate) fn installation() -> Installation {
+    installed(&binary_places(&search_path()))
+        .into_iter()
+        .find(|installation| installation.version().major >= OLDEST_MAJOR)
+        .expect("the tests need Postgres 15 or later: apt-get install postgresql, or as your system has it")
+}
+
 /// A directory in memory that Postgres' account owns, or a temporary one where there is too little memory for files.
 pub(crate) fn memory_directory() -> PathBuf {
     let memory = Path::new("/dev/shm");
@@ -73,6 +78,11 @@ pub(crate) fn memory_directory() -> PathBuf {
     } else {
         std::env::temp_dir()
     };
+    directory_in(&parent)
+}
+
+/// A directory there that Postgres' account owns.
+pub(crate) fn directory_in(parent: &Path) -> PathBuf {
     let directory = tempfile::Builder::new()
         .prefix("assay-")
         .tempdir_in(parent)
@@ -101,21 +111,9 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 async fn make(installation: &Installation, binaries: &Path, to: &Path) {
     let directory = memory_directory();
     let cluster = directory.join("cluster");
-    let mut initdb = Command::new(installation.program("initdb"));
-    initdb
-        .arg("-D")
-        .arg(&cluster)
-        .args(["--username=assay", "--auth=trust", "--encoding=UTF8", "--no-sync"]);
     // Segments of 1 MB in place of 16: all of this is copied at every start.
-    initdb
-        .arg("--wal-segsize=1")
-        .args(installation.locale_arguments())
-        .current_dir("/");
-    as_account(&mut initdb);
-    let output = initdb.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-
-    let mut running = Cluster::run(binaries, directory).await;
+    initialize(installation, &cluster, &["--wal-segsize=1"]);
+    let mut running = Cluster::run(binaries, directory, IN_MEMORY).await;
     let mut connection = running.administer().await;
     execute(&mut connection, format!("CREATE DATABASE {TEMPLATE}")).await;
     let mut template = running.connect_options(TEMPLATE).connect().await.unwrap();
@@ -135,6 +133,21 @@ async fn make(installation: &Installation, binaries: &Path, to: &Path) {
     connection.close().await.unwrap();
     running.stop().await;
     copy(&cluster, to);
+}
+
+/// Makes a cluster.
+pub(crate) fn initialize(installation: &Installation, cluster: &Path, arguments: &[&str]) {
+    let mut initdb = Command::new(installation.program("initdb"));
+    initdb
+        .arg("-D")
+        .arg(cluster)
+        .args(["--username=assay", "--auth=trust", "--encoding=UTF8", "--no-sync"])
+        .args(arguments)
+        .args(installation.locale_arguments())
+        .current_dir("/");
+    as_account(&mut initdb);
+    let output = initdb.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 fn migrations() -> PathBuf {

@@ -40,7 +40,7 @@ pub(crate) enum CommitError {
     Overloaded,
 }
 
-type Outcome = Result<Option<Recorded>, CommitError>;
+pub(super) type Outcome = Result<Option<Recorded>, CommitError>;
 
 #[derive(Debug)]
 struct Waiting {

@@ -3,6 +3,8 @@
 pub(crate) mod committer;
 mod evaluation;
 pub(crate) mod keys;
+#[cfg(feature = "measuring")]
+mod measuring;
 mod news;
 pub(crate) mod nonce;
 
@@ -15,7 +17,11 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+#[cfg(not(feature = "measuring"))]
+pub(crate) use self::committer::Committer;
 pub(crate) use self::evaluation::EvaluationCache;
+#[cfg(feature = "measuring")]
+pub(crate) use self::measuring::MeasuredCommitter as Committer;
 use self::{committer::CommitError, keys::KeyLookup, nonce::NonceError};
 use crate::{
     audit::Origin,

@@ -9,6 +9,8 @@ mod environment;
 mod error;
 mod lifetimes;
 mod mdm;
+#[cfg(feature = "measuring")]
+mod measuring;
 mod public_url;
 mod retention;
 mod settings;
@@ -31,6 +33,8 @@ pub use environment::{process_environment, search_path};
 pub use error::{ConfigError, KeyError};
 pub use lifetimes::{Certificates, Grants};
 pub use mdm::{ApiKey, NanoMdm};
+#[cfg(feature = "measuring")]
+pub use measuring::Recording;
 pub use public_url::{PublicUrl, PublicUrlError};
 pub use retention::Retention;
 pub use tls::{ClientCertificates, Tls};
@@ -85,6 +89,9 @@ pub struct Config {
     pub rate_limit: RateLimit,
     /// Logs.
     pub log: Log,
+    /// How check-ins are recorded.
+    #[cfg(feature = "measuring")]
+    pub recording: Recording,
 }
 
 /// Metrics for Prometheus.
@@ -202,6 +209,8 @@ impl Config {
         let acme = Acme::read(settings);
         let rate_limit = RateLimit::read(settings);
         let log = Log::read(settings);
+        #[cfg(feature = "measuring")]
+        let recording = Recording::read(settings);
         Some(Self {
             public_url: public_url?,
             trust_domain: trust_domain?,
@@ -224,6 +233,8 @@ impl Config {
             acme,
             rate_limit,
             log,
+            #[cfg(feature = "measuring")]
+            recording,
         })
     }
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 const KEY_START: &[u8] = &[0x30, 0x31, 0x02, 0x01, 0x01, 0x04, 0x20];
 const KEY_CURVE: &[u8] = &[0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 /// 2026-01-01 in milliseconds: from when on ids of fleets that are put on record are made.
-const FIRST_ID: u64 = 1_767_225_600_000;
+pub const FIRST_ID: u64 = 1_767_225_600_000;
 
 /// One machine of a fleet.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub struct SimulatedMachine {
     /// Its certificate with the chain, PEM, where it is to be presented.
     pub chain: Option<String>,
     seed: [u8; 32],
+    id_on_record: Uuid,
     pair: EcdsaKeyPair,
     thumbprint: KeyThumbprint,
 }
@@ -37,6 +38,7 @@ impl SimulatedMachine {
     /// The machine with this number in the fleet of this seed.
     #[must_use]
     pub fn new(seed: &str, number: u64) -> Self {
+        let id_on_record = id_on_record(seed, number);
         let seed = derive(&[seed.as_bytes(), &number.to_be_bytes()]);
         let pair = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, &private_key(&seed)).unwrap();
         let thumbprint = public_key(&pair).thumbprint();
@@ -45,6 +47,7 @@ impl SimulatedMachine {
             id: None,
             chain: None,
             seed,
+            id_on_record,
             pair,
             thumbprint,
         }
@@ -53,12 +56,7 @@ impl SimulatedMachine {
     /// The id that it has in a fleet that was put on record.
     #[must_use]
     pub fn id_on_record(&self) -> Uuid {
-        let mut bytes = derive(&[b"id", &self.seed]);
-        bytes[..6].copy_from_slice(&(FIRST_ID + self.number).to_be_bytes()[2..]);
-        let mut id = uuid::Builder::from_slice(&bytes[..16]).unwrap();
-        id.set_version(uuid::Version::SortRand)
-            .set_variant(uuid::Variant::RFC4122);
-        id.into_uuid()
+        self.id_on_record
     }
 
     /// Its public key.
@@ -166,6 +164,16 @@ impl SimulatedMachine {
         };
         Csr::build(&self.public_key(), sign).unwrap()
     }
+}
+
+/// A UUIDv7 whose time is the number, and whose rest the whole fleet has in common: whoever knows one can compute all.
+fn id_on_record(seed: &str, number: u64) -> Uuid {
+    let mut bytes = derive(&[b"id", seed.as_bytes()]);
+    bytes[..6].copy_from_slice(&(FIRST_ID + number).to_be_bytes()[2..]);
+    let mut id = uuid::Builder::from_slice(&bytes[..16]).unwrap();
+    id.set_version(uuid::Version::SortRand)
+        .set_variant(uuid::Variant::RFC4122);
+    id.into_uuid()
 }
 
 fn private_key(seed: &[u8; 32]) -> Vec<u8> {

@@ -11,6 +11,7 @@ pub mod options;
 mod plot;
 pub mod processes;
 mod progress;
+pub mod record;
 mod report;
 pub mod target;
 
@@ -40,7 +41,9 @@ pub enum LoadError {
     #[error(transparent)]
     Target(#[from] TargetError),
     /// A lane without a machine.
-    #[error("--connections is more than --machines: two calls of one machine would take each other's nonce")]
+    #[error(
+        "--connections is more than the machines that call: two calls of one machine would take each other's nonce"
+    )]
     TooFewMachines,
     /// The machines are not on record and do not get there.
     #[error("machines cannot enroll: {0}")]
@@ -73,7 +76,7 @@ struct Schedule {
 
 /// Measures.
 pub async fn run(options: &Options) -> Result<Report, LoadError> {
-    if options.connections > options.machines {
+    if options.connections.get() > options.active().len() {
         return Err(LoadError::TooFewMachines);
     }
     let target = Arc::new(Target::find(options).await?);
@@ -93,15 +96,15 @@ pub async fn run(options: &Options) -> Result<Report, LoadError> {
 /// Keys take a while to make: each lane's on a thread of its own.
 async fn make_lanes(options: &Options, target: &Arc<Target>) -> Result<Vec<Lane>, LoadError> {
     let seed = options.seed.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let (lanes, machines) = (options.connections.get(), options.machines.get());
-    let progress = Progress::new(options, "making keys", machines);
+    let (lanes, active) = (options.connections.get(), Arc::new(options.active()));
+    let progress = Progress::new(options, "making keys", active.len());
     let mut made = JoinSet::new();
     for number in 0..lanes {
         let (options, target, seed, progress) = (options.clone(), Arc::clone(target), seed.clone(), progress.clone());
+        let active = Arc::clone(&active);
         made.spawn_blocking(move || {
-            let numbers = (number..machines).step_by(lanes);
-            let own = numbers.map(|number| {
-                let mut machine = SimulatedMachine::new(&seed, number.try_into().unwrap());
+            let own = active.iter().skip(number).step_by(lanes).map(|number| {
+                let mut machine = SimulatedMachine::new(&seed, *number);
                 machine.id = options.on_record.then(|| machine.id_on_record());
                 progress.one_more();
                 machine
@@ -116,7 +119,7 @@ async fn make_lanes(options: &Options, target: &Arc<Target>) -> Result<Vec<Lane>
 }
 
 async fn enroll(options: &Options, lanes: Vec<Lane>) -> Result<Vec<Lane>, LoadError> {
-    let progress = Progress::new(options, "enrolling", options.machines.get());
+    let progress = Progress::new(options, "enrolling", options.active().len());
     let mut enrolling = JoinSet::new();
     for mut lane in lanes {
         let progress = progress.clone();

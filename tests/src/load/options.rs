@@ -26,6 +26,9 @@ pub struct Options {
     /// How many machines there are.
     #[arg(long, default_value = "1000")]
     pub machines: NonZeroUsize,
+    /// How many of them call, spread evenly over the fleet; all, where it is not given.
+    #[arg(long, value_name = "MACHINES")]
+    pub active: Option<NonZeroUsize>,
     /// What the machines' keys and serial numbers are made of: the same text makes the same fleet. New at each run,
     /// where it is not given.
     #[arg(long, value_name = "TEXT")]
@@ -92,6 +95,18 @@ pub enum ConnectionUse {
     Resumed,
     /// A new connection for each call, with a full handshake.
     Full,
+}
+
+impl Options {
+    /// The numbers of the machines that call.
+    #[must_use]
+    pub fn active(&self) -> Vec<u64> {
+        let all = u64::try_from(self.machines.get()).unwrap();
+        let active = self
+            .active
+            .map_or(all, |active| u64::try_from(active.get()).unwrap().min(all));
+        (0..active).map(|place| place * all / active).collect()
+    }
 }
 
 impl Exchange {

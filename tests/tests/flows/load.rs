@@ -4,9 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use assay_tests::administrator::Administrator;
-use assay_tests::installation::Installation;
+use assay_tests::cluster::Database;
+use assay_tests::installation::{Installation, unlimited};
 use assay_tests::load::Report;
-use assay_tests::processes::program;
+use assay_tests::load::record::put_on_record;
+use assay_tests::processes::{ServerConfiguration, program};
 use serde_json::json;
 
 struct Load {
@@ -16,7 +18,10 @@ struct Load {
 
 impl Load {
     async fn new(exchange: &str, seed: &str) -> Self {
-        let installation = Installation::shared().await;
+        Self::at(Installation::shared().await, exchange, seed)
+    }
+
+    fn at(installation: &Installation, exchange: &str, seed: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let roots = directory.path().join("roots.pem");
         std::fs::write(&roots, &installation.roots).unwrap();
@@ -143,4 +148,41 @@ async fn what_is_no_server_is_named() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(error.contains(&nobody.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn machines_that_are_put_on_record_check_in_with_nothing_new() {
+    let database = Database::create().await;
+    put_on_record(&database.connect_options(), "on record", 40).await;
+    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let mut load = Load::at(&installation, "check-in", "on record");
+    load.command.args(["--on-record", "--machines", "40", "--active", "10"]);
+    let report = load.run(&["--connections", "2"]).await;
+    assert!(report.completed > 0 && report.failed() == 0, "{report:?}");
+    let administrator = installation.administrator();
+    let all = administrator.get("machines?q=mac-&limit=100").await;
+    let machines = all["items"].as_array().unwrap();
+    assert_eq!(machines.len(), 40);
+    for machine in machines {
+        let events = administrator
+            .get(&format!("machines/{}/events", machine["id"].as_str().unwrap()))
+            .await;
+        assert_eq!(events["items"], json!([]), "{machine}");
+        assert_eq!(machine["last_verdict"]["result"], "pass", "{machine}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_shipped_records_every_check_in() {
+    let configuration = ServerConfiguration::with_private_postgres().set("measuring.recording", "none");
+    let mut serve = configuration.command(&["serve"]);
+    let output = tokio::task::spawn_blocking(move || serve.output().unwrap())
+        .await
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(
+        error.contains("measuring.recording") || error.contains("ASSAY_MEASURING__RECORDING"),
+        "{error}"
+    );
 }

@@ -1,0 +1,117 @@
+//! What the server can bear, and what that costs: see `tests/bench/run`. All that is compared is measured in one run, in
+//! turns, so that ratios hold on a computer that does other things meanwhile.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a measurement that cannot go on has failed and says where, and figures are what it is for"
+)]
+
+mod computer;
+mod figures;
+mod pgbench;
+mod setting;
+mod table;
+
+use clap::Parser;
+
+use figures::Figures;
+use setting::{Build, Setting};
+
+/// Measures the server on a Postgres of its own.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "tests/bench/run")]
+pub(crate) struct Arguments {
+    /// Which parts, as `a,b,c`:
+    /// a nothing is recorded, b a transaction for each check-in, c as shipped, d pgbench with the statement of b,
+    /// e new connections, f enrollments, h start and memory.
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f,h")]
+    pub(crate) only: Vec<char>,
+    /// The fleet on record.
+    #[arg(long, default_value = "10000")]
+    pub(crate) machines: u64,
+    /// How many of them check in, spread over the fleet.
+    #[arg(long, default_value = "2000")]
+    pub(crate) active: u64,
+    /// How many calls may be under way at once, and how many clients pgbench has.
+    #[arg(long, default_value = "64")]
+    pub(crate) connections: u32,
+    /// For how long each part is measured, each time.
+    #[arg(long, default_value = "5")]
+    pub(crate) seconds: u32,
+    /// How often everything is measured.
+    #[arg(long, default_value = "3")]
+    pub(crate) rounds: usize,
+    /// How many servers share the load of c.
+    #[arg(long, default_value = "1")]
+    pub(crate) replicas: usize,
+    /// Writes the table into this document, between its marks.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write: Option<std::path::PathBuf>,
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments = Arguments::parse();
+    let cluster = assay_tests::cluster::Cluster::durable().await;
+    let database = cluster.create_empty_database().await;
+    let setting = Setting::make(&arguments, &cluster, &database).await;
+    let mut figures = Figures::default();
+    for round in 1..=arguments.rounds {
+        eprintln!("round {round} of {}", arguments.rounds);
+        measure(&setting, &mut figures).await;
+    }
+    let text = table::render(&arguments, &figures);
+    println!("{text}");
+    if let Some(path) = &arguments.write {
+        table::write(path, &text);
+    }
+}
+
+async fn measure(setting: &Setting<'_>, figures: &mut Figures) {
+    let asked_for = |part: char| setting.arguments.only.contains(&part);
+    let seconds = setting.arguments.seconds.to_string();
+    let check_in = ["check-in", "--seconds", &seconds, "--warm-up", "2"];
+    for (part, name, build) in [
+        ('a', "a: nothing is recorded", Build::Measuring("none")),
+        ('b', "b: a transaction each", Build::Measuring("single")),
+    ] {
+        if asked_for(part) {
+            let running = setting.start(build, 1).await;
+            figures.add(name, running.load(&check_in, true).await);
+            running.stop().await;
+        }
+    }
+    if asked_for('c') || asked_for('e') || asked_for('f') {
+        let running = setting.start(Build::Shipped, setting.arguments.replicas).await;
+        if asked_for('c') {
+            let before = setting.counters().await;
+            let report = running.load(&check_in, true).await;
+            figures.recorded(&before, &setting.counters().await);
+            let half = format!("{:.0}", report.rate / 2.0);
+            figures.add("c: as shipped", report);
+            let half = [check_in.as_slice(), &["--rate", &half]].concat();
+            figures.add("c at half its rate", running.load(&half, true).await);
+        }
+        if asked_for('e') {
+            for (name, connection) in [("e: full handshakes", "full"), ("e: resumed sessions", "resumed")] {
+                let arguments = [check_in.as_slice(), &["--connection", connection]].concat();
+                figures.add(name, running.load(&arguments, true).await);
+            }
+        }
+        if asked_for('f') {
+            let arguments = ["enroll", "--seconds", &seconds, "--warm-up", "1", "--machines", "50000"];
+            figures.add("f: enrollments", running.load(&arguments, false).await);
+        }
+        running.stop().await;
+    }
+    if asked_for('d') {
+        figures.add_pgbench("d: pgbench", pgbench::run(setting).await);
+    }
+    if asked_for('h') {
+        figures.add_start(setting.time_start().await);
+    }
+}

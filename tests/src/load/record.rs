@@ -1,0 +1,82 @@
+//! A fleet of simulated machines, put on record at once: as if each had enrolled and checked in a while ago.
+
+use assay_protocol::machine::{KeyClaim, MachineIdentity, Posture};
+use aws_lc_rs::digest;
+use serde::Serialize;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor};
+use tokio::sync::mpsc;
+
+use super::machines::SimulatedMachine;
+
+/// How many machines are sent at once.
+const BATCH: usize = 2_000;
+
+/// The claims as the server digests them. Where that has changed, every machine's first check-in takes the slower path.
+#[derive(Serialize)]
+struct Claims {
+    machine: MachineIdentity,
+    posture: Posture,
+    key: KeyClaim,
+}
+
+/// Fills a database that has the schema and none of these machines.
+pub async fn put_on_record(options: &PgConnectOptions, seed: &str, machines: u64) {
+    let mut connection = options.connect().await.unwrap();
+    let table = "CREATE TEMP TABLE simulated (number bigint, id uuid, key bytea, spki bytea, serial_number text,
+                                              hardware_uuid text, hostname text, claims_digest bytea)";
+    connection.execute(sqlx::raw_sql(table)).await.unwrap();
+    let mut copy = connection.copy_in_raw("COPY simulated FROM STDIN").await.unwrap();
+    let mut lines = made(seed, machines);
+    while let Some(lines) = lines.recv().await {
+        copy.send(lines.into_bytes()).await.unwrap();
+    }
+    copy.finish().await.unwrap();
+    for statement in [include_str!("record.sql"), "VACUUM (ANALYZE)"] {
+        connection.execute(sqlx::raw_sql(statement)).await.unwrap();
+    }
+    connection.close().await.unwrap();
+}
+
+/// Keys take longer to make than to send: a thread for each core makes them.
+fn made(seed: &str, machines: u64) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel(4);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    for thread in 0..threads {
+        let (sender, seed) = (sender.clone(), seed.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let numbers: Vec<u64> = (0..machines).skip(thread).step_by(threads).collect();
+            for batch in numbers.chunks(BATCH) {
+                let lines = batch.iter().map(|number| line(&SimulatedMachine::new(&seed, *number)));
+                if sender.blocking_send(lines.collect()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    receiver
+}
+
+/// As `COPY` reads it.
+fn line(machine: &SimulatedMachine) -> String {
+    let identity = machine.identity();
+    let key = machine.public_key();
+    let claims = Claims {
+        machine: identity.clone(),
+        posture: SimulatedMachine::posture(),
+        key: SimulatedMachine::key_claim(),
+    };
+    let digest = digest::digest(&digest::SHA256, &serde_json::to_vec(&claims).unwrap());
+    let bytea = |bytes: &[u8]| format!(r"\\x{}", hex::encode(bytes));
+    let columns = [
+        machine.number.to_string(),
+        machine.id_on_record().to_string(),
+        bytea(key.thumbprint().as_bytes()),
+        bytea(key.spki_der()),
+        identity.serial_number.unwrap_or_default(),
+        identity.hardware_uuid.unwrap_or_default(),
+        identity.hostname.unwrap_or_default(),
+        bytea(digest.as_ref()),
+    ];
+    format!("{}\n", columns.join("\t"))
+}
