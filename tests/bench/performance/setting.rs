@@ -70,7 +70,7 @@ impl<'a> Setting<'a> {
         let configuration = unlimited(ServerConfiguration::with_private_postgres())
             .set("database.url", &database.url())
             .set("database.migration_url", &database.url_of("assay"))
-            .set("public_url", "https://assay.example.com");
+            .set("public_url", "https://127.0.0.1:8443");
         let installation = Installation::start(&configuration).await;
         let administrator = installation.administrator();
         grant_to_all(&administrator).await;
