@@ -12,6 +12,7 @@
 
 mod computer;
 mod figures;
+mod growth;
 mod pgbench;
 mod setting;
 mod table;
@@ -27,12 +28,15 @@ use setting::{Build, Setting};
 pub(crate) struct Arguments {
     /// Which parts, as `a,b,c`:
     /// a nothing is recorded, b a transaction for each check-in, c as shipped, d pgbench with the statement of b,
-    /// e new connections, f enrollments, h start and memory.
+    /// e new connections, f enrollments, h start and memory; i, alone, the growth of fleet and servers.
     #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f,h")]
     pub(crate) only: Vec<char>,
     /// The fleet on record.
     #[arg(long, default_value = "10000")]
     pub(crate) machines: u64,
+    /// The fleets of i.
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000,1000000")]
+    pub(crate) sizes: Vec<u64>,
     /// How many of them check in, spread over the fleet.
     #[arg(long, default_value = "2000")]
     pub(crate) active: u64,
@@ -57,6 +61,9 @@ pub(crate) struct Arguments {
 async fn main() {
     let arguments = Arguments::parse();
     let cluster = assay_tests::cluster::Cluster::durable().await;
+    if arguments.only == ['i'] {
+        return conclude(&arguments, &growth::measure(&arguments, &cluster).await);
+    }
     let database = cluster.create_empty_database().await;
     let setting = Setting::make(&arguments, &cluster, &database).await;
     let mut figures = Figures::default();
@@ -64,10 +71,13 @@ async fn main() {
         eprintln!("round {round} of {}", arguments.rounds);
         measure(&setting, &mut figures).await;
     }
-    let text = table::render(&arguments, &figures);
+    conclude(&arguments, &table::render(&arguments, &figures));
+}
+
+fn conclude(arguments: &Arguments, text: &str) {
     println!("{text}");
     if let Some(path) = &arguments.write {
-        table::write(path, &text);
+        table::write(path, text);
     }
 }
 

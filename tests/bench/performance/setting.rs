@@ -150,8 +150,18 @@ impl<'a> Setting<'a> {
 }
 
 impl Running<'_> {
-    /// Runs the load generator with these arguments.
+    /// Has as many machines call as the arguments of the whole say.
     pub(crate) async fn load(&self, arguments: &[&str], on_record: bool) -> Report {
+        let active = on_record.then_some(self.setting.arguments.active);
+        self.run_load_generator(arguments, active).await
+    }
+
+    /// Has this many of the fleet call.
+    pub(crate) async fn load_by(&self, arguments: &[&str], active: u64) -> Report {
+        self.run_load_generator(arguments, Some(active)).await
+    }
+
+    async fn run_load_generator(&self, arguments: &[&str], active_on_record: Option<u64>) -> Report {
         let Setting {
             arguments: all,
             token,
@@ -167,9 +177,9 @@ impl Running<'_> {
         command.arg("--ca-file").arg(directory.path().join("roots.pem"));
         command.args(["--connections", &all.connections.to_string()]);
         command.args(["--postgres-process", &cluster.process().to_string()]);
-        if on_record {
+        if let Some(active) = active_on_record {
             command.args(["--on-record", "--seed", SEED, "--machines", &all.machines.to_string()]);
-            command.args(["--active", &all.active.to_string()]);
+            command.args(["--active", &active.to_string()]);
         } else {
             command.args(["--token", token]);
         }

@@ -138,16 +138,16 @@ fn at_start_and_on_disk(figures: &Figures) -> [Line; 4] {
     ]
 }
 
-fn server_cpu(report: &Report) -> f64 {
+pub(crate) fn server_cpu(report: &Report) -> f64 {
     report.cpu.server_us_each.unwrap_or(f64::NAN)
 }
 
-fn postgres_cpu(report: &Report) -> f64 {
+pub(crate) fn postgres_cpu(report: &Report) -> f64 {
     report.cpu.postgres_us_each.unwrap_or(f64::NAN)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "no figure here has more than 53 bits")]
-fn client_cpu(report: &Report) -> f64 {
+pub(crate) fn client_cpu(report: &Report) -> f64 {
     report.cpu.client_seconds.unwrap_or(f64::NAN) * 1e6 / report.completed as f64
 }
 
@@ -157,6 +157,6 @@ fn quotient(one: i64, other: i64) -> f64 {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "no figure here has more than 53 bits")]
-fn megabytes(bytes: u64) -> f64 {
+pub(crate) fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
