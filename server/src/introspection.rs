@@ -4,7 +4,7 @@ use crate::{
     authority::{GrantClaims, verify_grant_token},
     grants::evaluation::evaluate,
     services::Services,
-    store::{self, StoreError, machine_records::Evaluable},
+    store::{self, StoreError, evaluable::Evaluable},
 };
 use assay_protocol::machine::MachineStatus;
 
@@ -18,7 +18,7 @@ pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Optio
         return Ok(None);
     };
     let mut connection = services.store.connection().await?;
-    let machine = store::machine_records::find_evaluable(&mut connection, claims.machine_id).await?;
+    let machine = store::evaluable::find(&mut connection, claims.machine_id).await?;
     let Some(machine) = machine.filter(|machine| serves(machine, &claims)) else {
         return Ok(None);
     };

@@ -105,7 +105,7 @@ pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Re
 pub(crate) async fn evaluate_for(services: &Services, machine_id: Uuid) -> Result<EvaluatedGrants, GrantError> {
     let now = services.clock.now();
     let mut connection = services.store.connection().await?;
-    let machine = store::machine_records::find_evaluable(&mut connection, machine_id)
+    let machine = store::evaluable::find(&mut connection, machine_id)
         .await?
         .ok_or(GrantError::UnknownMachine)?;
     let catalog = store::grants::load_catalog(&mut connection).await?;

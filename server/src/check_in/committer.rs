@@ -5,13 +5,15 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
+    select,
     sync::{mpsc, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
     store::{
-        Store, StoreError,
+        PooledConnection, Store, StoreError,
+        groups::{GroupError, STATEMENT_TIMEOUT},
         machine_presence::{self, CheckIn, Recorded},
     },
     telemetry::Metrics,
@@ -21,9 +23,9 @@ use crate::{
 const LARGEST_BATCH: usize = 512;
 /// How many may wait before more are told to come back: beyond it, they would be answered too late to matter.
 const LONGEST_QUEUE: usize = 16_384;
-/// How long one statement may take. A database that does not answer is as good as down, and the caller is owed a 503
-/// within 5 s.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the connection is kept without a check-in. Taking one from the pool for each batch would cost a round trip,
+/// in which the pool sees whether it still serves; one that was used a moment ago needs no such look.
+const KEPT_IDLE: Duration = Duration::from_secs(1);
 
 /// Takes check-ins and answers each when it is durable.
 #[derive(Debug, Clone)]
@@ -31,16 +33,7 @@ pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
 }
 
-/// Why a check-in was not recorded. Shared by all that were in the batch.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum CommitError {
-    #[error("the check-ins could not be recorded")]
-    Store(#[source] Arc<StoreError>),
-    #[error("too many check-ins wait to be recorded, or the database does not answer")]
-    Overloaded,
-}
-
-pub(super) type Outcome = Result<Option<Recorded>, CommitError>;
+pub(super) type Outcome = Result<Option<Recorded>, GroupError>;
 
 #[derive(Debug)]
 struct Waiting {
@@ -61,24 +54,45 @@ impl Committer {
         let (answer, outcome) = oneshot::channel();
         self.queue
             .try_send(Waiting { check_in, answer })
-            .map_err(|_| CommitError::Overloaded)?;
-        outcome.await.map_err(|_| CommitError::Overloaded)?
+            .map_err(|_| GroupError::Overloaded)?;
+        outcome.await.map_err(|_| GroupError::Overloaded)?
     }
 }
 
 async fn run(store: Store, metrics: Arc<Metrics>, mut queue: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(LARGEST_BATCH);
-    while queue.recv_many(&mut batch, LARGEST_BATCH).await > 0 {
+    let mut kept = None;
+    while next_batch(&store, &mut queue, &mut batch, &mut kept).await > 0 {
         metrics.committer.queued(queue.len());
         let started = Instant::now();
         let (check_ins, answers) = one_for_each_machine(&mut batch);
-        let outcome = write(&store, &check_ins).await;
+        let outcome = write(&store, &mut kept, &check_ins).await;
         metrics
             .committer
             .committed(check_ins.len(), started.elapsed(), outcome.is_ok());
         count(&metrics, &outcome, check_ins.len());
         deliver(outcome, answers);
     }
+}
+
+/// Waits for check-ins, and meanwhile gives the connection back: after a while, or when the pool closes.
+async fn next_batch(
+    store: &Store,
+    queue: &mut mpsc::Receiver<Waiting>,
+    batch: &mut Vec<Waiting>,
+    kept: &mut Option<PooledConnection>,
+) -> usize {
+    if kept.is_some() {
+        let closing = store.pool().close_event();
+        select! {
+            biased;
+            taken = queue.recv_many(batch, LARGEST_BATCH) => return taken,
+            () = sleep(KEPT_IDLE) => {}
+            () = closing => {}
+        }
+        *kept = None;
+    }
+    queue.recv_many(batch, LARGEST_BATCH).await
 }
 
 /// Takes the latest check-in of each machine. The others are answered at once: a later nonce of the same machine is being
@@ -102,27 +116,47 @@ fn one_for_each_machine(batch: &mut Vec<Waiting>) -> (Vec<CheckIn>, Vec<oneshot:
     (check_ins, answers)
 }
 
-async fn write(store: &Store, check_ins: &[CheckIn]) -> Result<Vec<Option<Recorded>>, CommitError> {
-    let mut connection = store
-        .connection()
-        .await
-        .map_err(|error| CommitError::Store(Arc::new(error)))?;
-    match timeout(
-        STATEMENT_TIMEOUT,
-        machine_presence::record_unchanged(&mut connection, check_ins),
-    )
-    .await
-    {
-        Ok(recorded) => recorded.map_err(|error| CommitError::Store(Arc::new(error))),
+/// A connection that was kept may have broken since: then the batch is tried once more on one that was looked at. What the
+/// first try recorded, if its answer alone was lost, is no longer unchanged, and finds out in a transaction of its own.
+async fn write(
+    store: &Store,
+    kept: &mut Option<PooledConnection>,
+    check_ins: &[CheckIn],
+) -> Result<Vec<Option<Recorded>>, GroupError> {
+    if let Some(connection) = kept.take() {
+        match write_on(connection, kept, check_ins).await {
+            Err(GroupError::Store(error)) if matches!(*error, StoreError::Unavailable(_)) => {}
+            outcome => return outcome,
+        }
+    }
+    match store.connection().await {
+        Ok(connection) => write_on(connection, kept, check_ins).await,
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Keeps the connection where the statement ended well on it.
+async fn write_on(
+    mut connection: PooledConnection,
+    kept: &mut Option<PooledConnection>,
+    check_ins: &[CheckIn],
+) -> Result<Vec<Option<Recorded>>, GroupError> {
+    let statement = machine_presence::record_unchanged(&mut connection, check_ins);
+    match timeout(STATEMENT_TIMEOUT, statement).await {
+        Ok(Ok(recorded)) => {
+            *kept = Some(connection);
+            Ok(recorded)
+        }
+        Ok(Err(error)) => Err(error.into()),
         Err(_) => {
             // The statement may still be under way on it: nobody else may get this connection.
             drop(connection.detach());
-            Err(CommitError::Overloaded)
+            Err(GroupError::Overloaded)
         }
     }
 }
 
-fn count(metrics: &Metrics, outcome: &Result<Vec<Option<Recorded>>, CommitError>, size: usize) {
+fn count(metrics: &Metrics, outcome: &Result<Vec<Option<Recorded>>, GroupError>, size: usize) {
     for place in 0..size {
         metrics.committer.check_in_ended(match outcome {
             Ok(recorded) if recorded.get(place).is_some_and(Option::is_some) => "recorded",
@@ -132,7 +166,7 @@ fn count(metrics: &Metrics, outcome: &Result<Vec<Option<Recorded>>, CommitError>
     }
 }
 
-fn deliver(outcome: Result<Vec<Option<Recorded>>, CommitError>, answers: Vec<oneshot::Sender<Outcome>>) {
+fn deliver(outcome: Result<Vec<Option<Recorded>>, GroupError>, answers: Vec<oneshot::Sender<Outcome>>) {
     match outcome {
         Ok(recorded) => {
             for (answer, recorded) in answers.into_iter().zip(recorded) {

@@ -24,9 +24,12 @@ use crate::{
     machines::{admission::Refusal, client_certificate::ClientCertificate},
     services::{Policy, Services},
     store::{
-        self, Store, StoreError, Transaction, events,
+        self, Store, StoreError, Transaction,
+        evaluable::{self, Evaluable},
+        events,
+        groups::GroupReader,
         machine_presence::{self, Recorded},
-        machine_records::{self, Evaluable},
+        machine_records,
     },
 };
 
@@ -36,6 +39,7 @@ const CAPACITY: u64 = 20_000;
 /// Evaluations that still hold, and the grants that they were made of.
 pub(crate) struct EvaluationCache {
     evaluated: Cache<Uuid, Arc<Evaluated>>,
+    on_record: GroupReader<Uuid, Evaluable>,
     catalog: ArcSwapOption<Catalog>,
 }
 
@@ -52,9 +56,11 @@ pub(crate) struct Evaluated {
 }
 
 impl EvaluationCache {
-    pub(crate) fn new() -> Self {
+    /// Starts the task that reads what is not kept.
+    pub(crate) fn start(store: Store) -> Self {
         Self {
             evaluated: Cache::new(CAPACITY),
+            on_record: GroupReader::start(store, |connection, ids| Box::pin(evaluable::find_all(connection, ids))),
             catalog: ArcSwapOption::empty(),
         }
     }
@@ -84,9 +90,11 @@ pub(super) async fn evaluate(
         return Ok(evaluated);
     }
     let catalog = cache.catalog(&services.store, recorded.grants_version).await?;
-    let machine =
-        machine_records::find_evaluable(&mut *services.store.connection().await?, verified.machine_id).await?;
-    let machine = machine.ok_or(Refusal::Unknown)?;
+    let machine = cache
+        .on_record
+        .find(verified.machine_id)
+        .await?
+        .ok_or(Refusal::Unknown)?;
     // Between the commit and this read the machine may have been held back or got another key: then nothing is granted.
     refuse_unless_active(&machine, verified)?;
     let evaluated = Arc::new(Evaluated::new(&services.policy, &catalog, machine, now));

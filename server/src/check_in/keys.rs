@@ -7,7 +7,11 @@ use assay_protocol::{KeyThumbprint, PublicKey};
 use moka::sync::Cache;
 use uuid::Uuid;
 
-use crate::store::{Store, StoreError, machine_keys};
+use crate::store::{
+    Store,
+    groups::{GroupError, GroupReader},
+    machine_keys::{self, OwnedKey},
+};
 
 /// The most keys that are kept: about 300 bytes each.
 const CAPACITY: u64 = 100_000;
@@ -22,22 +26,26 @@ pub(crate) struct KeyLookup {
 /// The keys that were asked for lately.
 pub(crate) struct KeyCache {
     keys: Cache<KeyThumbprint, KeyLookup>,
+    on_record: GroupReader<KeyThumbprint, OwnedKey>,
 }
 
 impl KeyCache {
-    pub(crate) fn new() -> Self {
+    /// Starts the task that reads those that are not kept.
+    pub(crate) fn start(store: Store) -> Self {
         Self {
             keys: Cache::new(CAPACITY),
+            on_record: GroupReader::start(store, |connection, keys| {
+                Box::pin(machine_keys::find_public_keys(connection, keys))
+            }),
         }
     }
 
     /// Finds a key. One that is not on record is not remembered: it may be enrolled in the next moment.
-    pub(crate) async fn find(&self, store: &Store, key: KeyThumbprint) -> Result<Option<KeyLookup>, StoreError> {
+    pub(crate) async fn find(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, GroupError> {
         if let Some(found) = self.keys.get(&key) {
             return Ok(Some(found));
         }
-        let mut connection = store.connection().await?;
-        let Some(owned) = machine_keys::find_public_key(&mut connection, key).await? else {
+        let Some(owned) = self.on_record.find(key).await? else {
             return Ok(None);
         };
         let found = KeyLookup {

@@ -8,11 +8,12 @@ use std::{
 
 use uuid::Uuid;
 
-use super::committer::{CommitError, Committer, Outcome};
+use super::committer::{Committer, Outcome};
 use crate::{
     config::Recording,
     store::{
         Store, StoreError,
+        groups::GroupError,
         machine_presence::{self, CheckIn, Recorded},
     },
 };
@@ -41,7 +42,7 @@ impl MeasuredCommitter {
             Recording::Group => self.committer.record(check_in).await,
             Recording::Single => {
                 let recorded = self.record_alone(check_in).await;
-                recorded.map_err(|error| CommitError::Store(Arc::new(error)))
+                recorded.map_err(GroupError::from)
             }
             Recording::None => self.remember(check_in).await,
         }

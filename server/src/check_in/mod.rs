@@ -22,7 +22,7 @@ pub(crate) use self::committer::Committer;
 pub(crate) use self::evaluation::EvaluationCache;
 #[cfg(feature = "measuring")]
 pub(crate) use self::measuring::MeasuredCommitter as Committer;
-use self::{committer::CommitError, keys::KeyLookup, nonce::NonceError};
+use self::{keys::KeyLookup, nonce::NonceError};
 use crate::{
     audit::Origin,
     authority::GrantTokenError,
@@ -36,6 +36,7 @@ use crate::{
     services::Services,
     store::{
         StoreError, certificates,
+        groups::GroupError,
         machine_presence::{self, CheckIn, Recorded},
     },
 };
@@ -57,8 +58,8 @@ pub(crate) enum CheckInError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     RateLimited(#[from] Exceeded),
-    #[error("the check-in could not be recorded")]
-    Commit(#[from] CommitError),
+    #[error("what serves many check-ins at once failed")]
+    Group(#[from] GroupError),
     #[error("the machine's claims cannot be kept")]
     Claims(#[from] serde_json::Error),
     #[error("a grant token cannot be signed")]
@@ -134,7 +135,7 @@ pub(crate) async fn verify(
     let unverified = UnverifiedEvidence::parse(jws)?;
     let nonce = services.nonces.recognize(unverified.unverified_nonce(), now)?;
     let subject = unverified.unverified_subject();
-    let found = services.keys.find(&services.store, unverified.unverified_key()).await?;
+    let found = services.keys.find(unverified.unverified_key()).await?;
     let Some(KeyLookup { machine_id, public_key }) = found else {
         return Err(unknown_or_foreign(services, subject).await?);
     };

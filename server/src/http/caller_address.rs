@@ -3,10 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::{
-    extract::{ConnectInfo, Request, State},
+    extract::{ConnectInfo, Request},
     http::HeaderMap,
-    middleware::Next,
-    response::Response,
 };
 
 use super::rate_limit::CallerAddress;
@@ -21,7 +19,7 @@ pub(crate) enum Peers {
 }
 
 /// Finds out and notes it on the request.
-pub(crate) async fn determine(State(peers): State<Peers>, mut request: Request, next: Next) -> Response {
+pub(super) fn determine(peers: Peers, request: &mut Request) {
     let peer = request
         .extensions()
         .get::<ConnectInfo<SocketAddr>>()
@@ -32,7 +30,6 @@ pub(crate) async fn determine(State(peers): State<Peers>, mut request: Request, 
     if let Some(address) = forwarded.or(peer) {
         request.extensions_mut().insert(CallerAddress(address.to_canonical()));
     }
-    next.run(request).await
 }
 
 /// The last entry of the last header: the one that the proxy itself wrote. Those before it are the caller's own words.

@@ -1,10 +1,9 @@
 //! What surrounds every handler: a time limit, a net under panics, and the metrics.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::panic::AssertUnwindSafe;
 
 use axum::{
-    extract::{MatchedPath, Request, State},
-    middleware::Next,
+    extract::{MatchedPath, Request},
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
@@ -14,14 +13,14 @@ use super::{
     deadline::Deadline,
     problem::{self, ApiProblem},
 };
-use crate::{services::Services, telemetry::metrics::UNMATCHED};
+use crate::telemetry::{Metrics, metrics::UNMATCHED};
 
 /// Ends a request that takes too long, and survives one that panics.
-pub(super) async fn time_limit(mut request: Request, next: Next) -> Response {
+pub(super) async fn time_limit(mut request: Request, next: impl AsyncFnOnce(Request) -> Response) -> Response {
     let deadline = Deadline::new();
     request.extensions_mut().insert(deadline.clone());
     tokio::select! {
-        answered = AssertUnwindSafe(next.run(request)).catch_unwind() => match answered {
+        answered = AssertUnwindSafe(next(request)).catch_unwind() => match answered {
             Ok(response) => response,
             Err(_panic) => ApiProblem::internal(&Panicked).into_response(),
         },
@@ -30,19 +29,21 @@ pub(super) async fn time_limit(mut request: Request, next: Next) -> Response {
 }
 
 /// Counts and logs every answer.
-pub(super) async fn observe(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+pub(super) async fn observe(
+    metrics: &Metrics,
+    request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
     let endpoint = request.extensions().get::<MatchedPath>().cloned();
-    let response = next.run(request).await;
+    let response = next(request).await;
     let status = response.status();
     let endpoint = endpoint.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-    services
-        .metrics
-        .request_answered(endpoint, &method, status.as_u16(), started.elapsed());
+    metrics.request_answered(endpoint, &method, status.as_u16(), started.elapsed());
     let problem = problem::kind_of(&response);
     if let Some(kind) = problem {
-        services.metrics.problem_answered(kind);
+        metrics.problem_answered(kind);
     }
     let milliseconds = started.elapsed().as_millis();
     let problem = problem.map(assay_protocol::ProblemKind::slug);

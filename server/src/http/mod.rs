@@ -15,6 +15,7 @@ mod problem;
 mod rate_limit;
 mod relying_party_api;
 mod request_id;
+mod surround;
 mod unread_body;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use utoipa_axum::router::OpenApiRouter;
 pub(crate) use self::caller_address::Peers;
 use self::operation::{ANYBODY, MACHINE, describe_others};
 use self::relying_party_api::Published;
+use self::surround::Surroundings;
 use crate::services::Services;
 
 #[derive(OpenApi)]
@@ -57,27 +59,27 @@ impl Modify for ApiKeys {
 /// Everything that is served. `peers` says whom the peer's address stands for.
 pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
     let document = Published(serde_json::to_string(&document()).unwrap_or_default().into());
-    let with_nonces = middleware::from_fn_with_state(Arc::clone(&services), agent_api::add_nonce);
-    let for_anybody = middleware::from_fn_with_state(Arc::clone(&services), rate_limit::charge_every);
-    let nonces = guarded(&services, agent_api::nonces()).layer(for_anybody.clone());
+    let agents = middleware::from_fn_with_state(Arc::clone(&services), surround::agents);
+    let nonces = middleware::from_fn_with_state(Arc::clone(&services), surround::nonces);
+    let anybody = middleware::from_fn_with_state(Arc::clone(&services), surround::anybody);
+    let surroundings = Surroundings {
+        services: Arc::clone(&services),
+        peers,
+    };
     let router = guarded(&services, admin_routes())
         .merge(guarded(&services, mdm_routes()))
         .merge(guarded(&services, relying_party_api::introspection()))
         .merge(guarded(&services, relying_party_api::health()))
-        .merge(guarded(&services, relying_party_api::router()).layer(for_anybody))
-        // Outside of the guard: an agent gets its nonce also when its call took too long or its method was wrong.
-        .merge(guarded(&services, agent_api::router()).merge(nonces).layer(with_nonces));
+        .merge(
+            guarded(&services, relying_party_api::router())
+                .layer(anybody)
+                .layer(Extension(document)),
+        )
+        .merge(routes(agent_api::router()).layer(agents))
+        .merge(guarded(&services, agent_api::nonces()).layer(nonces));
     with_acme(router, &services)
         .fallback(problem::no_such_path)
-        .layer(Extension(document))
-        .layer(middleware::from_fn_with_state(Arc::clone(&services), guard::observe))
-        .layer(middleware::from_fn(problem::write_bodies))
-        .layer(middleware::from_fn(unread_body::drain))
-        .layer(middleware::from_fn_with_state(
-            Arc::clone(&services),
-            request_id::assign,
-        ))
-        .layer(middleware::from_fn_with_state(peers, caller_address::determine))
+        .layer(middleware::from_fn_with_state(surroundings, surround::everything))
         .with_state(services)
 }
 
@@ -113,13 +115,9 @@ fn with_acme(router: Router<Arc<Services>>, services: &Arc<Services>) -> Router<
     if !services.policy.acme_enabled {
         return router;
     }
-    let for_anybody = middleware::from_fn_with_state(Arc::clone(services), rate_limit::charge_every);
+    let anybody = middleware::from_fn_with_state(Arc::clone(services), surround::anybody);
     let finish = middleware::from_fn_with_state(Arc::clone(services), acme_api::finish);
-    router.merge(
-        guard_routes(services, acme_api::router())
-            .layer(for_anybody)
-            .layer(finish),
-    )
+    router.merge(guard_routes(services, acme_api::router()).layer(anybody).layer(finish))
 }
 
 fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {
@@ -128,11 +126,14 @@ fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Ro
 }
 
 fn guard_routes(services: &Arc<Services>, router: Router<Arc<Services>>) -> Router<Arc<Services>> {
-    router
-        .method_not_allowed_fallback(problem::no_such_method)
-        .layer(middleware::from_fn(guard::time_limit))
-        .layer(middleware::from_fn_with_state(
-            Arc::clone(services),
-            rate_limit::charge_unproven,
-        ))
+    known_methods(router).layer(middleware::from_fn_with_state(Arc::clone(services), surround::guarded))
+}
+
+fn routes(routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {
+    let (router, _document) = routes.split_for_parts();
+    known_methods(router)
+}
+
+fn known_methods(router: Router<Arc<Services>>) -> Router<Arc<Services>> {
+    router.method_not_allowed_fallback(problem::no_such_method)
 }

@@ -10,7 +10,6 @@ use axum::{
     body::Body,
     extract::Request,
     http::{HeaderName, HeaderValue, StatusCode, header},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use time::OffsetDateTime;
@@ -152,8 +151,12 @@ pub(crate) fn kind_of(response: &Response) -> Option<ProblemKind> {
 }
 
 /// Writes the body of every problem.
-pub(crate) async fn write_bodies(request_id: RequestId, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+pub(super) async fn write_bodies(
+    request_id: RequestId,
+    request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
+    let mut response = next(request).await;
     let Some(problem) = response.extensions().get::<ApiProblem>() else {
         return response;
     };

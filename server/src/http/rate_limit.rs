@@ -5,8 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use assay_protocol::ProblemKind;
 use axum::{
-    extract::{Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use uuid::Uuid;
@@ -29,21 +28,29 @@ pub(crate) fn charge_api_key(services: &Arc<Services>, api_key: Uuid) -> Result<
 }
 
 /// Charges the address for every call: for what is answered to anybody.
-pub(super) async fn charge_every(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
-    match charge(&services, address(&request)) {
-        Ok(()) => next.run(request).await,
+pub(super) async fn charge_every(
+    services: &Services,
+    request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
+    match charge(services, address(&request)) {
+        Ok(()) => next(request).await,
         Err(exceeded) => ApiProblem::from(exceeded).into_response(),
     }
 }
 
 /// Charges the address for a call whose refusal says that it proved nothing of who sends it.
-pub(super) async fn charge_unproven(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+pub(super) async fn charge_unproven(
+    services: &Services,
+    request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
     let address = address(&request);
-    let response = next.run(request).await;
+    let response = next(request).await;
     if !problem::kind_of(&response).is_some_and(proves_nothing) {
         return response;
     }
-    match charge(&services, address) {
+    match charge(services, address) {
         Ok(()) => response,
         Err(exceeded) => ApiProblem::from(exceeded).into_response(),
     }

@@ -1,11 +1,10 @@
 //! The id of a request: in every answer, every log line of the request, and every audit entry that it causes.
 
-use std::{convert::Infallible, fmt, sync::Arc};
+use std::{convert::Infallible, fmt};
 
 use axum::{
-    extract::{FromRequestParts, MatchedPath, Request, State},
+    extract::{FromRequestParts, MatchedPath, Request},
     http::{HeaderValue, request::Parts},
-    middleware::Next,
     response::Response,
 };
 use tracing::Instrument;
@@ -13,8 +12,7 @@ use uuid::Uuid;
 
 use super::problem::X_REQUEST_ID;
 use crate::{
-    clock,
-    services::Services,
+    clock::{self, Clock},
     telemetry::{logging, metrics::UNMATCHED},
 };
 
@@ -37,15 +35,19 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
 }
 
 /// Gives each request its id and a log span that carries it.
-pub(crate) async fn assign(State(services): State<Arc<Services>>, mut request: Request, next: Next) -> Response {
-    let request_id = RequestId(clock::new_id(services.clock.as_ref()));
+pub(super) async fn assign(
+    clock: &dyn Clock,
+    mut request: Request,
+    next: impl AsyncFnOnce(Request, RequestId) -> Response,
+) -> Response {
+    let request_id = RequestId(clock::new_id(clock));
     request.extensions_mut().insert(request_id);
     let endpoint = request
         .extensions()
         .get::<MatchedPath>()
         .map_or(UNMATCHED, MatchedPath::as_str);
     let span = logging::request_span(request_id.0, request.method(), endpoint);
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = next(request, request_id).instrument(span).await;
     if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
         response.headers_mut().insert(X_REQUEST_ID, value);
     }

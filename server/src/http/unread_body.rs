@@ -14,7 +14,6 @@ use axum::{
     body::{Body, Bytes, HttpBody},
     extract::Request,
     http::{HeaderValue, Version, header},
-    middleware::Next,
     response::Response,
 };
 use http_body_util::{BodyExt, Limited};
@@ -25,14 +24,14 @@ const MOST: usize = 2 * 1024 * 1024;
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// Leaves the connection as the next request needs it.
-pub(super) async fn drain(request: Request, next: Next) -> Response {
+pub(super) async fn drain(request: Request, next: impl AsyncFnOnce(Request) -> Response) -> Response {
     if request.body().is_end_stream() {
-        return next.run(request).await;
+        return next(request).await;
     }
     let has_further_requests = request.version() < Version::HTTP_2;
     let (head, body) = request.into_parts();
     let body = SharedBody(Arc::new(Mutex::new(body)));
-    let mut response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
+    let mut response = next(Request::from_parts(head, Body::new(body.clone()))).await;
     if !body.is_end_stream() {
         let rest = Limited::new(body, MOST);
         let is_read = matches!(timeout(LONGEST, rest.collect()).await, Ok(Ok(_)));

@@ -1,11 +1,13 @@
 //! `machine_keys`: every key that ever asked.
 
+use std::collections::HashMap;
+
 use assay_protocol::{KeyThumbprint, PublicKey};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text, text};
+use super::{Connection, StoreError, parse_text, text, thumbprint};
 
 /// The constraint that a second row of one key violates.
 pub(crate) const PRIMARY_KEY: &str = "machine_keys_pkey";
@@ -37,6 +39,7 @@ pub(crate) struct KeyRecord {
 }
 
 /// A public key and the machine that it belongs to.
+#[derive(Debug, Clone)]
 pub(crate) struct OwnedKey {
     pub(crate) machine_id: Uuid,
     pub(crate) public_key: PublicKey,
@@ -49,21 +52,34 @@ pub(crate) async fn find_public_key(
     connection: &mut Connection,
     key: KeyThumbprint,
 ) -> Result<Option<OwnedKey>, StoreError> {
-    let row = sqlx::query!(
-        "SELECT machine_id, spki, status FROM machine_keys WHERE thumbprint = $1",
-        key.as_bytes()
+    Ok(find_public_keys(connection, &[key]).await?.remove(&key))
+}
+
+/// Those of these keys that are on record.
+pub(crate) async fn find_public_keys(
+    connection: &mut Connection,
+    keys: &[KeyThumbprint],
+) -> Result<HashMap<KeyThumbprint, OwnedKey>, StoreError> {
+    let thumbprints: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes().as_slice()).collect();
+    let rows = sqlx::query!(
+        "SELECT thumbprint, machine_id, spki, status FROM machine_keys WHERE thumbprint = ANY ($1)",
+        &thumbprints as &[&[u8]]
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?;
-    row.map(|row| match PublicKey::from_spki_der(&row.spki) {
-        Ok(public_key) => Ok(OwnedKey {
-            machine_id: row.machine_id,
-            public_key,
-            may_change: parse_text::<KeyStatus>(&row.status)? == KeyStatus::Pending,
-        }),
-        Err(_) => Err(StoreError::Corrupt(format!("the public key {key} is not readable"))),
-    })
-    .transpose()
+    rows.into_iter()
+        .map(|row| {
+            let key = thumbprint(&row.thumbprint)?;
+            let public_key = PublicKey::from_spki_der(&row.spki)
+                .map_err(|_| StoreError::Corrupt(format!("the public key {key} is not readable")))?;
+            let owned = OwnedKey {
+                machine_id: row.machine_id,
+                public_key,
+                may_change: parse_text::<KeyStatus>(&row.status)? == KeyStatus::Pending,
+            };
+            Ok((key, owned))
+        })
+        .collect()
 }
 
 /// What is on record of a key.
@@ -144,7 +160,7 @@ pub(crate) async fn supersede_next(
     )
     .fetch_optional(connection)
     .await?;
-    key.as_deref().map(super::thumbprint).transpose()
+    key.as_deref().map(thumbprint).transpose()
 }
 
 /// Makes a machine's next key its current one, and the current one superseded.

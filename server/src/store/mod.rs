@@ -12,8 +12,10 @@ pub(crate) mod device_certificates;
 pub(crate) mod duties;
 pub(crate) mod enrollment_tokens;
 pub(crate) mod enrollments;
+pub(crate) mod evaluable;
 pub(crate) mod events;
 pub(crate) mod grants;
+pub(crate) mod groups;
 pub(crate) mod inventory;
 pub(crate) mod machine_grounds;
 pub(crate) mod machine_keys;
@@ -162,6 +164,9 @@ fn is_unavailable_state(code: &str) -> bool {
 
 /// A connection, borrowed for one statement after the other.
 pub(crate) type Connection = PgConnection;
+
+/// A connection that goes back to the pool when it is dropped.
+pub(crate) type PooledConnection = PoolConnection<Postgres>;
 
 /// See [`Store::snapshot`].
 pub type Snapshot = sqlx::Transaction<'static, Postgres>;

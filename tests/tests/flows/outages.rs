@@ -116,6 +116,33 @@ async fn without_postgres_callers_are_told_within_5_s_when_to_come_again_and_the
     }
 }
 
+#[tokio::test]
+async fn a_connection_that_breaks_between_two_check_ins_costs_nobody_an_answer() {
+    let cluster = Cluster::start().await;
+    let database = cluster.create_database().await;
+    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let api = installation.api(0);
+    let machine = installation.administrator().enrolled(&api).await;
+    let pool = database.pool().await;
+    let mut ended = 0;
+    // The committer keeps its connection for a second, and what is ended here is mostly that.
+    for _ in 0..5 {
+        let _checked_in = machine.check_in(&api).await.expect(200);
+        let number: i64 = sqlx::query_scalar(
+            "WITH other AS MATERIALIZED (
+                 SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+             )
+             SELECT count(*) FROM other WHERE pg_terminate_backend(pid, 5000)",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        ended += number;
+    }
+    assert!(ended >= 5, "{ended}");
+    let _checked_in = machine.check_in(&api).await.expect(200);
+}
+
 /// The process id of the private Postgres under a data directory.
 fn private_postgres(data_dir: &Path) -> Option<Pid> {
     let content = fs::read_to_string(data_dir.join("postgres/cluster/postmaster.pid")).ok()?;

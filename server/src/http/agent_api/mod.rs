@@ -11,22 +11,18 @@ use std::sync::Arc;
 use assay_protocol::{ProblemKind, agent_api::REPLAY_NONCE};
 use axum::{
     Extension,
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderName, HeaderValue, header},
-    middleware::Next,
     response::Response,
 };
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{
-    extract,
-    problem::{ApiProblem, NonceAfter},
-};
+use super::problem::{ApiProblem, NonceAfter};
 use crate::{
-    check_in::{CheckInError, committer::CommitError},
+    check_in::CheckInError,
     machines::{admission::Refusal, client_certificate::ClientCertificate},
     services::Services,
-    store::StoreError,
+    store::{StoreError, groups::GroupError},
 };
 
 pub(super) use nonce::router as nonces;
@@ -36,12 +32,15 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(enroll::router())
         .merge(check_in::router())
         .merge(renew::router())
-        .layer(Extension(extract::AGENT_BODY_LIMIT))
 }
 
 /// Adds what every answer of an agent endpoint carries.
-pub(super) async fn add_nonce(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+pub(super) async fn add_nonce(
+    services: &Services,
+    request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
+    let mut response = next(request).await;
     let last_used = response.extensions().get::<NonceAfter>().map(|NonceAfter(last)| *last);
     let nonce = services.nonces.issue(services.clock.now(), last_used);
     if let Ok(nonce) = HeaderValue::from_str(&nonce) {
@@ -90,8 +89,8 @@ impl From<CheckInError> for ApiProblem {
             CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
             CheckInError::Refused(refusal) => refusal.into(),
             CheckInError::RateLimited(exceeded) => exceeded.into(),
-            CheckInError::Commit(CommitError::Overloaded) => Self::unavailable(),
-            CheckInError::Commit(CommitError::Store(cause)) => match &*cause {
+            CheckInError::Group(GroupError::Overloaded) => Self::unavailable(),
+            CheckInError::Group(GroupError::Store(cause)) => match &*cause {
                 StoreError::Unavailable(_) => Self::unavailable(),
                 StoreError::Refused(_) | StoreError::Corrupt(_) => Self::internal(&*cause),
             },
