@@ -87,14 +87,18 @@ impl Cluster {
         Self::run(&seed.binaries, directory, IN_MEMORY).await
     }
 
-    /// One on disk that keeps what it has committed, as the server's own does: to be measured. There is no database with
-    /// the schema: see [`create_empty_database`](Self::create_empty_database).
+    /// One on disk that keeps what it has committed, as the server's own does: to be measured. It has the role that servers
+    /// work as, and no database with the schema: see [`create_empty_database`](Self::create_empty_database).
     pub async fn durable() -> Self {
         let installation = seed::installation();
         let directory = seed::directory_in(&std::env::temp_dir());
         seed::initialize(&installation, &directory.join("cluster"), &["--data-checksums"]);
         let binaries = installation.program("postgres").parent().unwrap().to_owned();
-        Self::run(&binaries, directory, DURABLE).await
+        let cluster = Self::run(&binaries, directory, DURABLE).await;
+        let mut connection = cluster.administer().await;
+        execute(&mut connection, format!("CREATE ROLE {SERVER_ROLE} LOGIN")).await;
+        connection.close().await.unwrap();
+        cluster
     }
 
     /// Starts the cluster that is in `directory`, which then belongs to it.
@@ -132,12 +136,11 @@ impl Cluster {
         cluster
     }
 
-    /// Makes a database without the schema, and the role that servers work as.
+    /// Makes a database without the schema.
     pub async fn create_empty_database(&self) -> Database<'_> {
         let name = format!("assay_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
         let mut connection = self.administer().await;
         execute(&mut connection, format!("CREATE DATABASE {name}")).await;
-        execute(&mut connection, format!("CREATE ROLE {SERVER_ROLE} LOGIN")).await;
         connection.close().await.unwrap();
         Database { name, cluster: self }
     }

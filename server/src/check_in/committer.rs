@@ -2,18 +2,18 @@
 //! at a time; what arrives meanwhile is the next batch, so a busy server writes large batches and an idle one waits for
 //! nothing. Each caller is answered after the commit.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tokio::{
-    select,
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::Instant,
 };
 
 use crate::{
     store::{
-        PooledConnection, Store, StoreError,
-        groups::{GroupError, STATEMENT_TIMEOUT},
+        Connection, Store, StoreError,
+        groups::{GroupError, KeptConnection},
         machine_presence::{self, CheckIn, Recorded},
     },
     telemetry::Metrics,
@@ -23,9 +23,6 @@ use crate::{
 const LARGEST_BATCH: usize = 512;
 /// How many may wait before more are told to come back: beyond it, they would be answered too late to matter.
 const LONGEST_QUEUE: usize = 16_384;
-/// How long the connection is kept without a check-in. Taking one from the pool for each batch would cost a round trip,
-/// in which the pool sees whether it still serves; one that was used a moment ago needs no such look.
-const KEPT_IDLE: Duration = Duration::from_secs(1);
 
 /// Takes check-ins and answers each when it is durable.
 #[derive(Debug, Clone)]
@@ -59,14 +56,16 @@ impl Committer {
     }
 }
 
+/// A batch that is tried again may have been recorded the first time, if its answer alone was lost: it is no longer
+/// unchanged then, and each of it finds out in a transaction of its own.
 async fn run(store: Store, metrics: Arc<Metrics>, mut queue: mpsc::Receiver<Waiting>) {
+    let mut connection = KeptConnection::of(store);
     let mut batch = Vec::with_capacity(LARGEST_BATCH);
-    let mut kept = None;
-    while next_batch(&store, &mut queue, &mut batch, &mut kept).await > 0 {
+    while connection.receive(&mut queue, &mut batch, LARGEST_BATCH).await > 0 {
         metrics.committer.queued(queue.len());
         let started = Instant::now();
         let (check_ins, answers) = one_for_each_machine(&mut batch);
-        let outcome = write(&store, &mut kept, &check_ins).await;
+        let outcome = connection.run(check_ins.as_slice(), &record).await;
         metrics
             .committer
             .committed(check_ins.len(), started.elapsed(), outcome.is_ok());
@@ -75,24 +74,11 @@ async fn run(store: Store, metrics: Arc<Metrics>, mut queue: mpsc::Receiver<Wait
     }
 }
 
-/// Waits for check-ins, and meanwhile gives the connection back: after a while, or when the pool closes.
-async fn next_batch(
-    store: &Store,
-    queue: &mut mpsc::Receiver<Waiting>,
-    batch: &mut Vec<Waiting>,
-    kept: &mut Option<PooledConnection>,
-) -> usize {
-    if kept.is_some() {
-        let closing = store.pool().close_event();
-        select! {
-            biased;
-            taken = queue.recv_many(batch, LARGEST_BATCH) => return taken,
-            () = sleep(KEPT_IDLE) => {}
-            () = closing => {}
-        }
-        *kept = None;
-    }
-    queue.recv_many(batch, LARGEST_BATCH).await
+fn record<'c>(
+    connection: &'c mut Connection,
+    check_ins: &'c [CheckIn],
+) -> BoxFuture<'c, Result<Vec<Option<Recorded>>, StoreError>> {
+    Box::pin(machine_presence::record_unchanged(connection, check_ins))
 }
 
 /// Takes the latest check-in of each machine. The others are answered at once: a later nonce of the same machine is being
@@ -114,46 +100,6 @@ fn one_for_each_machine(batch: &mut Vec<Waiting>) -> (Vec<CheckIn>, Vec<oneshot:
         }
     }
     (check_ins, answers)
-}
-
-/// A connection that was kept may have broken since: then the batch is tried once more on one that was looked at. What the
-/// first try recorded, if its answer alone was lost, is no longer unchanged, and finds out in a transaction of its own.
-async fn write(
-    store: &Store,
-    kept: &mut Option<PooledConnection>,
-    check_ins: &[CheckIn],
-) -> Result<Vec<Option<Recorded>>, GroupError> {
-    if let Some(connection) = kept.take() {
-        match write_on(connection, kept, check_ins).await {
-            Err(GroupError::Store(error)) if matches!(*error, StoreError::Unavailable(_)) => {}
-            outcome => return outcome,
-        }
-    }
-    match store.connection().await {
-        Ok(connection) => write_on(connection, kept, check_ins).await,
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Keeps the connection where the statement ended well on it.
-async fn write_on(
-    mut connection: PooledConnection,
-    kept: &mut Option<PooledConnection>,
-    check_ins: &[CheckIn],
-) -> Result<Vec<Option<Recorded>>, GroupError> {
-    let statement = machine_presence::record_unchanged(&mut connection, check_ins);
-    match timeout(STATEMENT_TIMEOUT, statement).await {
-        Ok(Ok(recorded)) => {
-            *kept = Some(connection);
-            Ok(recorded)
-        }
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => {
-            // The statement may still be under way on it: nobody else may get this connection.
-            drop(connection.detach());
-            Err(GroupError::Overloaded)
-        }
-    }
 }
 
 fn count(metrics: &Metrics, outcome: &Result<Vec<Option<Recorded>>, GroupError>, size: usize) {

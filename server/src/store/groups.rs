@@ -5,15 +5,18 @@ use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::{
+    select,
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
-use super::{Connection, Store, StoreError};
+use super::{Connection, PooledConnection, Store, StoreError};
 
 /// How long one statement may take. A database that does not answer is as good as down, and the caller is owed a 503
 /// within 5 s.
-pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection is kept without a statement.
+const KEPT_IDLE: Duration = Duration::from_secs(1);
 /// The most keys that one statement reads.
 const LARGEST_GROUP: usize = 512;
 /// How many may wait before more are told to come back.
@@ -59,9 +62,12 @@ where
     ) -> Self {
         let (queue, mut waiting) = mpsc::channel(LONGEST_QUEUE);
         tokio::spawn(async move {
-            let mut group = Vec::with_capacity(LARGEST_GROUP);
-            while waiting.recv_many(&mut group, LARGEST_GROUP).await > 0 {
-                answer(&store, &read, &mut group).await;
+            let mut connection = KeptConnection::of(store);
+            let mut group: Vec<Waiting<K, V>> = Vec::with_capacity(LARGEST_GROUP);
+            while connection.receive(&mut waiting, &mut group, LARGEST_GROUP).await > 0 {
+                let keys: Vec<K> = group.iter().map(|waiting| waiting.key).collect();
+                let found = connection.run(keys.as_slice(), &read).await;
+                answer(&mut group, &found);
             }
         });
         Self { queue }
@@ -77,37 +83,79 @@ where
     }
 }
 
-async fn answer<K, V>(
-    store: &Store,
-    read: &impl for<'c> Fn(&'c mut Connection, &'c [K]) -> BoxFuture<'c, Result<HashMap<K, V>, StoreError>>,
-    group: &mut Vec<Waiting<K, V>>,
-) where
-    K: Copy + Eq + Hash,
-    V: Clone,
-{
-    let keys: Vec<K> = group.iter().map(|waiting| waiting.key).collect();
-    let found = find_all(store, read, &keys).await;
+fn answer<K: Eq + Hash, V: Clone>(group: &mut Vec<Waiting<K, V>>, found: &Result<HashMap<K, V>, GroupError>) {
     for Waiting { key, answer } in group.drain(..) {
         // A caller that has hung up meanwhile needs no answer.
-        let _ = answer.send(match &found {
+        let _ = answer.send(match found {
             Ok(found) => Ok(found.get(&key).cloned()),
             Err(error) => Err(error.clone()),
         });
     }
 }
 
-async fn find_all<K, V>(
-    store: &Store,
-    read: &impl for<'c> Fn(&'c mut Connection, &'c [K]) -> BoxFuture<'c, Result<HashMap<K, V>, StoreError>>,
-    keys: &[K],
-) -> Result<HashMap<K, V>, GroupError> {
-    let mut connection = store.connection().await?;
-    match timeout(STATEMENT_TIMEOUT, read(&mut connection, keys)).await {
-        Ok(found) => Ok(found?),
-        Err(_) => {
-            // The statement may still be under way on it: nobody else may get this connection.
-            drop(connection.detach());
-            Err(GroupError::Overloaded)
+/// A connection that is kept from one group's statement to the next while they follow each other. Taking one from the pool
+/// for each would cost a round trip, in which the pool sees whether it still serves; one that was used a moment ago needs no
+/// such look.
+pub(crate) struct KeptConnection {
+    store: Store,
+    kept: Option<PooledConnection>,
+}
+
+impl KeptConnection {
+    pub(crate) fn of(store: Store) -> Self {
+        Self { store, kept: None }
+    }
+
+    /// Waits for the next group, and meanwhile gives the connection back: after a while, or when the pool closes.
+    pub(crate) async fn receive<T>(&mut self, queue: &mut mpsc::Receiver<T>, group: &mut Vec<T>, most: usize) -> usize {
+        if self.kept.is_some() {
+            let closing = self.store.pool().close_event();
+            select! {
+                biased;
+                received = queue.recv_many(group, most) => return received,
+                () = sleep(KEPT_IDLE) => {}
+                () = closing => {}
+            }
+            self.kept = None;
+        }
+        queue.recv_many(group, most).await
+    }
+
+    /// Runs a group's one statement, which may be run twice: the connection may have broken since it was last used, and then
+    /// it is tried once more on one that the pool has looked at.
+    pub(crate) async fn run<I: ?Sized, T>(
+        &mut self,
+        group: &I,
+        statement: &impl for<'c> Fn(&'c mut Connection, &'c I) -> BoxFuture<'c, Result<T, StoreError>>,
+    ) -> Result<T, GroupError> {
+        if let Some(connection) = self.kept.take() {
+            match self.run_on(connection, group, statement).await {
+                Err(GroupError::Store(error)) if matches!(*error, StoreError::Unavailable(_)) => {}
+                outcome => return outcome,
+            }
+        }
+        let connection = self.store.connection().await?;
+        self.run_on(connection, group, statement).await
+    }
+
+    /// Keeps the connection where the statement ended well on it.
+    async fn run_on<I: ?Sized, T>(
+        &mut self,
+        mut connection: PooledConnection,
+        group: &I,
+        statement: &impl for<'c> Fn(&'c mut Connection, &'c I) -> BoxFuture<'c, Result<T, StoreError>>,
+    ) -> Result<T, GroupError> {
+        match timeout(STATEMENT_TIMEOUT, statement(&mut connection, group)).await {
+            Ok(Ok(done)) => {
+                self.kept = Some(connection);
+                Ok(done)
+            }
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => {
+                // The statement may still be under way on it: nobody else may get this connection.
+                drop(connection.detach());
+                Err(GroupError::Overloaded)
+            }
         }
     }
 }

@@ -50,6 +50,9 @@ pub(crate) struct Presence {
 /// At most one check-in a machine: Postgres would record an arbitrary one of several. A row that somebody holds is left
 /// to a transaction of its own, which waits for it alone: waiting here, two replicas whose batches hold the same
 /// machines would deadlock, and one row that is held for long would keep every other machine waiting.
+///
+/// `IS TRUE` has Postgres look the held rows up in a hash table: as a join, which it would make of the rest, it compares
+/// each of a batch with each.
 pub(crate) async fn record_unchanged(
     connection: &mut Connection,
     check_ins: &[CheckIn],
@@ -65,8 +68,8 @@ pub(crate) async fn record_unchanged(
            FROM unnest($1::bigint[], $2::uuid[], $3::bytea[], $4::timestamptz[], $5::bytea[], $6::timestamptz[],
                        $7::bigint[], $8::timestamptz[])
                 AS seen (place, machine_id, key, nonce, claims_digest, at, skew, live_since)
-                JOIN held USING (machine_id)
            WHERE presence.machine_id = seen.machine_id
+             AND (seen.machine_id IN (SELECT machine_id FROM held)) IS TRUE
              AND presence.admitted
              AND presence.current_key = seen.key
              AND presence.claims_digest = seen.claims_digest

@@ -13,14 +13,14 @@ use super::table::{client_cpu, megabytes, postgres_cpu, server_cpu};
 /// How many machines call in a fleet, at most: of a larger fleet none of them twice within a measurement.
 const CALLING: u64 = 100_000;
 /// How many servers share one Postgres.
-const REPLICAS: [usize; 2] = [2, 4];
+const REPLICAS: [u32; 2] = [2, 4];
 /// What a check-in costs may grow by this much.
 const MOST_GROWTH: f64 = 1.15;
 
 /// All that was measured of one fleet or one number of servers, one report a round.
 struct Row {
     machines: u64,
-    replicas: usize,
+    replicas: u32,
     /// The same few machines again and again: they are in the caches.
     again: Vec<Report>,
     /// Machine after machine.
@@ -61,7 +61,7 @@ fn of_size(arguments: &Arguments, machines: u64) -> Arguments {
 }
 
 impl Row {
-    fn new(machines: u64, replicas: usize) -> Self {
+    fn new(machines: u64, replicas: u32) -> Self {
         Self {
             machines,
             replicas,
@@ -77,9 +77,11 @@ impl Row {
         let running = setting.start(Build::Shipped, self.replicas).await;
         self.ready_after.push(begun.elapsed().as_secs_f64());
         let seconds = arguments.seconds.to_string();
+        // A fleet that needs more servers has more machines that call: each server gets as many.
+        let connections = arguments.connections * self.replicas;
         let check_in = ["check-in", "--seconds", &seconds, "--warm-up", "1"];
-        let again = running.load_by(&check_in, arguments.active).await;
-        let in_turn = running.load_by(&check_in, CALLING).await;
+        let again = running.load_by(&check_in, arguments.active, connections).await;
+        let in_turn = running.load_by(&check_in, CALLING, connections).await;
         eprintln!(
             "{} machines, {} servers: {:.0} a second again, {:.0} in turn",
             self.machines, self.replicas, again.rate, in_turn.rate

@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     pub(crate) rounds: usize,
     /// How many servers share the load of c.
     #[arg(long, default_value = "1")]
-    pub(crate) replicas: usize,
+    pub(crate) replicas: u32,
     /// Writes the table into this document, between its marks.
     #[arg(long, value_name = "FILE")]
     pub(crate) write: Option<std::path::PathBuf>,

@@ -23,8 +23,8 @@ WITH held AS MATERIALIZED (
 UPDATE machine_presence AS presence
 SET last_nonce_at = seen.nonce, last_check_in_at = seen.at, clock_skew_seconds = seen.skew
 FROM unnest(ARRAY[0::bigint], ARRAY[:id], ARRAY[clock_timestamp()], ARRAY[now()], ARRAY[0::bigint], ARRAY[now() - interval '10 minutes'])
-     AS seen (place, machine_id, nonce, at, skew, live_since) JOIN held USING (machine_id)
-WHERE presence.machine_id = seen.machine_id AND presence.admitted AND presence.current_key = presence.current_key
+     AS seen (place, machine_id, nonce, at, skew, live_since)
+WHERE presence.machine_id = seen.machine_id AND (seen.machine_id IN (SELECT machine_id FROM held)) IS TRUE AND presence.admitted AND presence.current_key = presence.current_key
   AND presence.claims_digest = presence.claims_digest AND presence.last_nonce_at < seen.nonce
   AND presence.last_check_in_at >= seen.live_since AND presence.noted_liveness = 'live'
 RETURNING seen.place, presence.record_version, presence.verdict_digest, (SELECT grants_version FROM settings);

@@ -95,7 +95,7 @@ impl<'a> Setting<'a> {
     }
 
     /// Starts replicas of one build.
-    pub(crate) async fn start(&'a self, build: Build, replicas: usize) -> Running<'a> {
+    pub(crate) async fn start(&'a self, build: Build, replicas: u32) -> Running<'a> {
         let configuration = match build {
             Build::Shipped => self.configuration.clone(),
             Build::Measuring(recording) => self
@@ -153,15 +153,16 @@ impl Running<'_> {
     /// Has as many machines call as the arguments of the whole say.
     pub(crate) async fn load(&self, arguments: &[&str], on_record: bool) -> Report {
         let active = on_record.then_some(self.setting.arguments.active);
-        self.run_load_generator(arguments, active).await
+        let connections = self.setting.arguments.connections;
+        self.run_load_generator(arguments, active, connections).await
     }
 
-    /// Has this many of the fleet call.
-    pub(crate) async fn load_by(&self, arguments: &[&str], active: u64) -> Report {
-        self.run_load_generator(arguments, Some(active)).await
+    /// Has this many of the fleet call, on this many connections.
+    pub(crate) async fn load_by(&self, arguments: &[&str], active: u64, connections: u32) -> Report {
+        self.run_load_generator(arguments, Some(active), connections).await
     }
 
-    async fn run_load_generator(&self, arguments: &[&str], active_on_record: Option<u64>) -> Report {
+    async fn run_load_generator(&self, arguments: &[&str], active_on_record: Option<u64>, connections: u32) -> Report {
         let Setting {
             arguments: all,
             token,
@@ -170,12 +171,12 @@ impl Running<'_> {
             ..
         } = self.setting;
         let mut command = Command::new(program("assay-load"));
+        command.args(["--connections", &connections.to_string()]);
         command.args(arguments).arg("--json");
         for server in &self.installation.servers {
             command.args(["--server", &format!("https://{}", server.address())]);
         }
         command.arg("--ca-file").arg(directory.path().join("roots.pem"));
-        command.args(["--connections", &all.connections.to_string()]);
         command.args(["--postgres-process", &cluster.process().to_string()]);
         if let Some(active) = active_on_record {
             command.args(["--on-record", "--seed", SEED, "--machines", &all.machines.to_string()]);

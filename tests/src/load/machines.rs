@@ -74,7 +74,7 @@ impl SimulatedMachine {
     /// Which machine it says it is.
     #[must_use]
     pub fn identity(&self) -> MachineIdentity {
-        let name = hex::encode_upper(&self.seed[..5]);
+        let name = hex::encode_upper(&self.seed[..7]);
         MachineIdentity {
             hardware_uuid: Some(format!("{:X}", Uuid::from_slice(&self.seed[16..]).unwrap())),
             model_identifier: Some("Mac16,1".to_owned()),
