@@ -21,6 +21,9 @@ mod introspection;
 pub mod lifecycle;
 mod machines;
 mod mdm;
+#[cfg(feature = "measuring")]
+#[doc(hidden)]
+pub mod measuring;
 mod outgoing;
 mod random;
 mod rate_limits;

@@ -179,22 +179,8 @@ impl RunningServer {
         database: &Database,
         attestation_roots: AttestationRoots,
     ) -> Result<Started, RunError> {
-        if config.database.migrate {
-            database.migrate().await?;
-        }
-        database.check_schema().await?;
-        if database.could_alter_audit().await? {
-            tracing::warn!(
-                "this server's database role could alter the audit: let the owner of the schema be another \
-                 (database.migration_url)"
-            );
-        }
-        let metrics = Arc::new(Metrics::new());
-        let store = Store::new(database.pool().clone(), Arc::clone(&metrics));
-        let founded = founding::found(&store, config, &clock).await?;
         let shutdown = CancellationToken::new();
-        let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
-        let services = assemble(config, clock, store, metrics, founded, feed, attestation_roots)?;
+        let services = prepare(config, clock, database, attestation_roots, &shutdown).await?;
         lists::publish_first(&services).await;
         let listener = listen("listen", config.listen).await?;
         let telemetry = listen("telemetry.listen", config.telemetry.listen).await?;
@@ -302,6 +288,31 @@ fn spawn_upkeep(background: &TaskTracker, services: &Arc<Services>, shutdown: &C
     run(|services, shutdown| rotation::run_follower(services, shutdown).boxed());
     run(|services, shutdown| lists::keep_published(services, shutdown).boxed());
     run(|services, shutdown| retention::run_retention(services, shutdown).boxed());
+}
+
+/// What every request shares, on a database whose schema is brought up to date first.
+pub(crate) async fn prepare(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    database: &Database,
+    attestation_roots: AttestationRoots,
+    shutdown: &CancellationToken,
+) -> Result<Arc<Services>, RunError> {
+    if config.database.migrate {
+        database.migrate().await?;
+    }
+    database.check_schema().await?;
+    if database.could_alter_audit().await? {
+        tracing::warn!(
+            "this server's database role could alter the audit: let the owner of the schema be another \
+             (database.migration_url)"
+        );
+    }
+    let metrics = Arc::new(Metrics::new());
+    let store = Store::new(database.pool().clone(), Arc::clone(&metrics));
+    let founded = founding::found(&store, config, &clock).await?;
+    let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
+    assemble(config, clock, store, metrics, founded, feed, attestation_roots)
 }
 
 fn assemble(

@@ -1,0 +1,145 @@
+//! What measurements of the server's insides need (the feature `measuring`). None of it is part of a server that is shipped.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement that cannot be set up has failed, and says where"
+)]
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    admin_api::{
+        api_keys::{CreateApiKey, Role},
+        grants::{Conditions, Selector},
+    },
+    machine::{Assurance, KeyStoreKind, MachineStatus, Posture, SecureBoot},
+};
+use axum::Router;
+use secrecy::SecretString;
+use serde_json::{from_value, json};
+use time::{OffsetDateTime, macros::datetime};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    administration::api_keys,
+    attestation::apple::AttestationRoots,
+    audit::Origin,
+    check_in::nonce::Nonces,
+    clock::Clock,
+    config::Config,
+    database::Database,
+    grants::{
+        catalog::{Catalog, CatalogGrant},
+        evaluation::{self, Subject},
+    },
+    http::{self, Peers},
+    running,
+    telemetry::Metrics,
+};
+
+/// What the server's program allocates with, for the programs that stand in for it.
+pub use mimalloc::MiMalloc as Allocator;
+
+const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
+const MACHINE: Uuid = Uuid::from_u128(0x0191_0000_0000_7000_8000_0000_0000_0001);
+
+/// A server that does nothing by itself: no upkeep, no listener. What it does, somebody has asked for.
+pub struct QuietServer {
+    /// Answers the requests.
+    pub router: Router,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// An administrator's.
+    pub api_key: SecretString,
+    _database: Database,
+}
+
+impl QuietServer {
+    /// Makes one on the configured database.
+    pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Self {
+        let roots = AttestationRoots::from_file(config.apple.attestation_roots.as_deref()).unwrap();
+        let database = Database::open(config).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let prepared = running::prepare(config, clock, &database, roots, &shutdown).await;
+        let services = prepared.unwrap();
+        let request = CreateApiKey {
+            name: "measuring".to_owned(),
+            role: Role::Admin,
+            expires_in_seconds: None,
+        };
+        let (clock, origin) = (services.clock.as_ref(), Origin::command_line());
+        let created = api_keys::create(&services.store, clock, &origin, &request).await;
+        Self {
+            metrics: Arc::clone(&services.metrics),
+            router: http::router(services, Peers::Callers),
+            api_key: created.unwrap().1,
+            _database: database,
+        }
+    }
+}
+
+/// Recognizes a nonce, the same at every call.
+pub fn recognize_nonce() -> impl Fn() -> OffsetDateTime {
+    let nonces = Nonces::new(&[7; 32]);
+    let nonce = nonces.issue(NOW, None);
+    move || nonces.recognize(&nonce, NOW).unwrap().order()
+}
+
+/// Evaluates 30 grants for a machine that 25 of them are for, and returns how many audiences it is granted something at.
+pub fn evaluate_grants() -> impl Fn() -> usize {
+    let catalog = Catalog::new(1, grants());
+    let labels = from_value(json!({"team": "build", "site": "berlin", "managed": "yes"})).unwrap();
+    let posture = Posture {
+        os_version: Some("26.1".to_owned()),
+        sip_enabled: Some(true),
+        filevault_enabled: Some(true),
+        secure_boot: Some(SecureBoot::Full),
+        ..Posture::default()
+    };
+    move || {
+        let subject = Subject {
+            machine_id: MACHINE,
+            status: MachineStatus::Active,
+            assurance: Assurance::Verified,
+            labels: &labels,
+            claimed_key_store: KeyStoreKind::Software,
+            claimed_posture: &posture,
+            attestation: None,
+        };
+        evaluation::evaluate(&catalog, &subject, NOW).granted.len()
+    }
+}
+
+/// Every kind of selector with every kind of condition: one that holds for the machine, and of each one that does not.
+fn grants() -> Vec<CatalogGrant> {
+    let selectors = [
+        json!({"all": true}),
+        json!({"labels": {"team": "build"}}),
+        json!({"labels": {"site": "berlin"}}),
+        json!({"labels": {"site": "berlin", "team": "build"}}),
+        json!({"machine_ids": [MACHINE, Uuid::from_u128(2)]}),
+        json!({"labels": {"team": "sales"}}),
+    ];
+    let conditions = [
+        json!({}),
+        json!({"sip_enabled": true, "filevault_enabled": true}),
+        json!({"min_assurance": "verified"}),
+        json!({"min_os_version": "26.0", "secure_boot": "full"}),
+        json!({"max_attestation_age_days": 30}),
+    ];
+    let mut grants = Vec::new();
+    for (place, selector) in selectors.iter().enumerate() {
+        for (number, conditions) in conditions.iter().enumerate() {
+            grants.push(CatalogGrant {
+                id: Uuid::from_u128(u128::try_from(grants.len()).unwrap()),
+                audience: format!("https://audience-{number}.example.com"),
+                permission: format!("permission-{place}"),
+                selector: from_value::<Selector>(selector.clone()).unwrap(),
+                conditions: from_value::<Conditions>(conditions.clone()).unwrap(),
+                expires_at: None,
+            });
+        }
+    }
+    grants
+}
