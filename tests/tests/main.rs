@@ -13,3 +13,4 @@ mod api;
 mod flows;
 mod ground;
 mod independent_client;
+mod instruction_count;
