@@ -1,21 +1,78 @@
 //! Issuing to a machine: the certificate is a row before it leaves the server.
 
-use assay_protocol::{PublicKey, agent_api::IssuedCertificate, machine::Assurance};
+use assay_protocol::{KeyThumbprint, PublicKey, agent_api::IssuedCertificate, machine::Assurance};
 use serde_json::json;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::EnrollError;
 use crate::{
     audit::{Change, Origin},
-    authority::{AuthorityError, MachineCertificateRequest},
+    authority::{AuthorityError, IssuedClientCertificate, MachineCertificateRequest},
     machines::record,
     services::Services,
     store::{
         Transaction, audit_entries,
         certificates::{self, CertificateRecord},
-        events, machine_records,
+        events::{self, NewEvent},
+        machine_records,
     },
 };
+
+/// A certificate that is signed and not on record yet: it may not leave the server.
+pub(super) struct Signed {
+    pub(super) certificate: IssuedClientCertificate,
+    pub(super) issuer_id: Uuid,
+    pub(super) at: OffsetDateTime,
+}
+
+impl Signed {
+    /// As it is shown to its machine, once it is on record.
+    pub(super) fn issued(self) -> IssuedCertificate {
+        IssuedCertificate {
+            serial_number: self.certificate.serial_number,
+            not_before: self.certificate.not_before,
+            not_after: self.certificate.not_after,
+            chain: self.certificate.chain_pem,
+        }
+    }
+
+    /// What is told of it, in an event and in the audit.
+    pub(super) fn trace(&self, machine_id: Uuid, key: KeyThumbprint) -> (NewEvent, Change) {
+        let serial_number = &self.certificate.serial_number;
+        let event = NewEvent {
+            machine_id,
+            kind: "certificate.issued",
+            detail: json!({"serial_number": serial_number, "key": key}),
+        };
+        let change = Change::new("certificate.issue", "certificate", serial_number)
+            .after(json!({"machine_id": machine_id, "key": key}));
+        (event, change)
+    }
+}
+
+/// Signs a certificate for a key of a machine.
+pub(super) fn sign(
+    services: &Services,
+    machine_id: Uuid,
+    public_key: &PublicKey,
+    attested_serial_number: Option<&str>,
+) -> Result<Signed, AuthorityError> {
+    let now = services.clock.now();
+    let authority = services.authority.load();
+    let request = MachineCertificateRequest {
+        machine_id,
+        public_key,
+        now,
+        ttl: services.policy.certificate_ttl,
+        attested_serial_number,
+    };
+    Ok(Signed {
+        certificate: authority.issuing().issue_machine_certificate(&request)?,
+        issuer_id: authority.issuing().id(),
+        at: now,
+    })
+}
 
 /// Issues a certificate for a key of the machine, records it and says so in the audit.
 pub(super) async fn issue(
@@ -25,37 +82,14 @@ pub(super) async fn issue(
     machine_id: Uuid,
     public_key: &PublicKey,
 ) -> Result<IssuedCertificate, EnrollError> {
-    let now = services.clock.now();
     let attested_serial_number = attested_serial_number(tx, services, machine_id, public_key).await?;
-    let authority = services.authority.load();
-    let request = MachineCertificateRequest {
-        machine_id,
-        public_key,
-        now,
-        ttl: services.policy.certificate_ttl,
-        attested_serial_number: attested_serial_number.as_deref(),
-    };
-    let issued = authority.issuing().issue_machine_certificate(&request)?;
+    let signed = sign(services, machine_id, public_key, attested_serial_number.as_deref())?;
     let key = public_key.thumbprint();
-    certificates::insert(tx, machine_id, key, authority.issuing().id(), &issued, now).await?;
-    let detail = json!({"serial_number": issued.serial_number, "key": key});
-    events::insert(
-        tx,
-        services.clock.as_ref(),
-        machine_id,
-        "certificate.issued",
-        detail.clone(),
-    )
-    .await?;
-    let change = Change::new("certificate.issue", "certificate", &issued.serial_number)
-        .after(json!({"machine_id": machine_id, "key": key}));
+    certificates::insert(tx, machine_id, key, signed.issuer_id, &signed.certificate, signed.at).await?;
+    let (event, change) = signed.trace(machine_id, key);
+    events::insert_all(tx, services.clock.as_ref(), &[event]).await?;
     audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
-    Ok(IssuedCertificate {
-        serial_number: issued.serial_number,
-        not_before: issued.not_before,
-        not_after: issued.not_after,
-        chain: issued.chain_pem,
-    })
+    Ok(signed.issued())
 }
 
 /// The serial number on record, if the machine is attested now and this is the key that the attestation is of.

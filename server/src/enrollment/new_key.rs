@@ -19,16 +19,20 @@ use crate::{
     machines::{assurance::Grounds, labels::Labels},
     services::Services,
     store::{
-        self, Transaction, audit_entries,
+        self, StoreError, Transaction, audit_entries,
         certificates::{self, Revoked},
         duties::{self, Duty},
         enrollments::{self, NewEnrollment},
-        events, inventory,
+        events::{self, NewEvent},
+        inventory,
         machine_keys::{self, KeyStatus},
         machine_presence,
         machine_records::{self, Identity, NewMachine},
     },
 };
+
+/// What a new machine is called in the audit, and as an event.
+pub(super) const ENROLLED: (&str, &str) = ("machine.enroll", "machine.enrolled");
 
 /// What speaks for a key that asks.
 struct Backing {
@@ -104,10 +108,21 @@ async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applican
         Some(serial_number) => inventory::hold(tx, serial_number).await?,
         None => None,
     };
-    let grounds = Grounds::of(token.as_ref(), serial_number, listed.is_some());
-    let mut labels = listed.unwrap_or_default();
-    labels.extend(token.iter().flat_map(|token| token.labels.clone()));
+    let (grounds, labels) = grounds_and_labels(token.as_ref(), serial_number, listed);
     Ok(Backing { token, grounds, labels })
+}
+
+/// What stands behind a key, and the labels that its machine gets if it is new: those of its row in the inventory, if that is
+/// there, but where the token has others.
+pub(super) fn grounds_and_labels(
+    token: Option<&EnrollmentToken>,
+    serial_number: Option<&str>,
+    listed: Option<Labels>,
+) -> (Grounds, Labels) {
+    let grounds = Grounds::of(token, serial_number, listed.is_some());
+    let mut labels = listed.unwrap_or_default();
+    labels.extend(token.into_iter().flat_map(|token| token.labels.clone()));
+    (grounds, labels)
 }
 
 /// Strangers can make rows that somebody has to look at: so many at once, and no more.
@@ -163,9 +178,8 @@ async fn new_machine(
     let digest = applicant.claims.digest()?;
     machine_presence::insert(tx, machine_id, !waits, applicant.key(), digest, applicant.nonce).await?;
     let enrollment_id = record(tx, services, applicant, backing, machine_id, None, waits).await?;
-    let what = ("machine.enroll", "machine.enrolled");
     let labels = ("labels", json!(backing.labels));
-    announce(tx, services, applicant, machine_id, what, Value::Null, labels).await?;
+    announce(tx, services, applicant, machine_id, ENROLLED, Value::Null, labels).await?;
     if waits {
         return Ok(Decided::Pending {
             enrollment_id,
@@ -274,20 +288,36 @@ async fn announce(
     services: &Services,
     applicant: &Applicant,
     machine_id: Uuid,
-    (action, event): (&'static str, &str),
+    what: (&'static str, &'static str),
+    before: Value,
+    value: (&str, Value),
+) -> Result<(), EnrollError> {
+    let (event, change) = trace(applicant, machine_id, what, before, value)?;
+    events::insert_all(tx, services.clock.as_ref(), &[event]).await?;
+    audit_entries::insert(tx, services.clock.as_ref(), &applicant.origin(machine_id), change).await?;
+    Ok(())
+}
+
+/// What is told of a key that got in, in an event and in the audit.
+pub(super) fn trace(
+    applicant: &Applicant,
+    machine_id: Uuid,
+    (action, kind): (&'static str, &'static str),
     before: Value,
     (member, value): (&str, Value),
-) -> Result<(), EnrollError> {
+) -> Result<(NewEvent, Change), StoreError> {
     let machine = store::json(&applicant.claims.machine)?;
     let after = json!({"key": applicant.key(), "machine": machine, member: value});
-    let detail = json!({"before": before, "after": after});
-    events::insert(tx, services.clock.as_ref(), machine_id, event, detail).await?;
+    let event = NewEvent {
+        machine_id,
+        kind,
+        detail: json!({"before": before, "after": after}),
+    };
     let mut change = Change::new(action, "machine", machine_id).after(after);
     if !before.is_null() {
         change = change.before(before);
     }
-    audit_entries::insert(tx, services.clock.as_ref(), &applicant.origin(machine_id), change).await?;
-    Ok(())
+    Ok((event, change))
 }
 
 async fn issue(

@@ -87,6 +87,15 @@ impl TryFrom<Row> for AuditEntry {
     }
 }
 
+/// An entry to be, with its id and its time.
+#[derive(Debug)]
+pub(crate) struct TimedEntry<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) at: OffsetDateTime,
+    pub(crate) origin: &'a Origin,
+    pub(crate) change: &'a Change,
+}
+
 /// Writes one entry, to be sealed later.
 pub(crate) async fn insert(
     connection: &mut Connection,
@@ -104,23 +113,34 @@ pub(crate) async fn insert_all(
     origin: &Origin,
     changes: &[Change],
 ) -> Result<(), StoreError> {
-    let columns = Columns::of(clock, changes);
+    let at = clock.now();
+    let entries = changes.iter().map(|change| TimedEntry {
+        id: clock::new_id(clock),
+        at,
+        origin,
+        change,
+    });
+    insert_timed(connection, &entries.collect::<Vec<_>>()).await
+}
+
+/// Writes entries, each of its moment and its origin, to be sealed later.
+pub(crate) async fn insert_timed(connection: &mut Connection, entries: &[TimedEntry<'_>]) -> Result<(), StoreError> {
+    let columns = Columns::of(entries)?;
     sqlx::query!(
         "WITH entry AS (
              INSERT INTO audit_entries (id, at, actor_kind, actor_id, actor_name, request_id, action, resource_kind,
                                         resource_id, reason, before, after)
-             SELECT id, $1, $2, $3, $4, $5, action, resource_kind, resource_id, reason, before, after
-             FROM unnest($6::uuid[], $7::text[], $8::text[], $9::text[], $10::text[], $11::jsonb[], $12::jsonb[])
-                  AS given (id, action, resource_kind, resource_id, reason, before, after)
+             SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[],
+                                  $7::text[], $8::text[], $9::text[], $10::text[], $11::jsonb[], $12::jsonb[])
              RETURNING id
          )
          INSERT INTO audit_waiting (entry_id) SELECT id FROM entry",
-        clock.now(),
-        text(&origin.actor.kind)?,
-        origin.actor.id,
-        origin.actor.name,
-        origin.request_id,
         &columns.ids,
+        &columns.times,
+        &columns.actor_kinds,
+        &columns.actor_ids as &[Option<&str>],
+        &columns.actor_names as &[Option<&str>],
+        &columns.request_ids as &[Option<&str>],
         &columns.actions as &[&str],
         &columns.resource_kinds as &[&str],
         &columns.resource_ids as &[&str],
@@ -252,10 +272,15 @@ pub(crate) async fn first_left_out(connection: &mut Connection) -> Result<Option
     .await?)
 }
 
-/// Changes as `unnest` takes them, a column each.
+/// Entries as `unnest` takes them, a column each.
 #[derive(Default)]
 struct Columns<'a> {
     ids: Vec<Uuid>,
+    times: Vec<OffsetDateTime>,
+    actor_kinds: Vec<String>,
+    actor_ids: Vec<Option<&'a str>>,
+    actor_names: Vec<Option<&'a str>>,
+    request_ids: Vec<Option<&'a str>>,
     actions: Vec<&'a str>,
     resource_kinds: Vec<&'a str>,
     resource_ids: Vec<&'a str>,
@@ -265,10 +290,15 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(clock: &dyn Clock, changes: &'a [Change]) -> Self {
+    fn of(entries: &[TimedEntry<'a>]) -> Result<Self, StoreError> {
         let mut columns = Self::default();
-        for change in changes {
-            columns.ids.push(clock::new_id(clock));
+        for TimedEntry { id, at, origin, change } in entries {
+            columns.ids.push(*id);
+            columns.times.push(*at);
+            columns.actor_kinds.push(text(&origin.actor.kind)?);
+            columns.actor_ids.push(origin.actor.id.as_deref());
+            columns.actor_names.push(origin.actor.name.as_deref());
+            columns.request_ids.push(origin.request_id.as_deref());
             columns.actions.push(change.action);
             columns.resource_kinds.push(&change.resource.kind);
             columns.resource_ids.push(&change.resource.id);
@@ -276,6 +306,6 @@ impl<'a> Columns<'a> {
             columns.before.push(change.before.as_ref());
             columns.after.push(change.after.as_ref());
         }
-        columns
+        Ok(columns)
     }
 }

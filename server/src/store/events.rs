@@ -28,26 +28,45 @@ pub(crate) struct NewEvent {
     pub(crate) detail: Value,
 }
 
+/// An event with the id and the time that it is to have.
+#[derive(Debug)]
+pub(crate) struct TimedEvent<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) at: OffsetDateTime,
+    pub(crate) event: &'a NewEvent,
+}
+
 /// Writes events of one moment.
 pub(crate) async fn insert_all(
     connection: &mut Connection,
     clock: &dyn Clock,
     events: &[NewEvent],
 ) -> Result<(), StoreError> {
-    debug_assert!(events.iter().all(|event| is_kind(event.kind)), "{events:?}");
-    let ids: Vec<Uuid> = events.iter().map(|_| clock::new_id(clock)).collect();
-    let machine_ids: Vec<Uuid> = events.iter().map(|event| event.machine_id).collect();
-    let kinds: Vec<&str> = events.iter().map(|event| event.kind).collect();
-    let details: Vec<Value> = events.iter().map(|event| event.detail.clone()).collect();
+    let at = clock.now();
+    let timed = events.iter().map(|event| TimedEvent {
+        id: clock::new_id(clock),
+        at,
+        event,
+    });
+    insert_timed(connection, &timed.collect::<Vec<_>>()).await
+}
+
+/// Writes events, each of its moment, to be announced later.
+pub(crate) async fn insert_timed(connection: &mut Connection, events: &[TimedEvent<'_>]) -> Result<(), StoreError> {
+    debug_assert!(events.iter().all(|timed| is_kind(timed.event.kind)), "{events:?}");
+    let ids: Vec<Uuid> = events.iter().map(|timed| timed.id).collect();
+    let times: Vec<OffsetDateTime> = events.iter().map(|timed| timed.at).collect();
+    let machine_ids: Vec<Uuid> = events.iter().map(|timed| timed.event.machine_id).collect();
+    let kinds: Vec<&str> = events.iter().map(|timed| timed.event.kind).collect();
+    let details: Vec<Option<&Value>> = events.iter().map(|timed| Some(&timed.event.detail)).collect();
     sqlx::query!(
         "INSERT INTO events (id, at, machine_id, kind, detail)
-         SELECT id, $2, machine_id, kind, detail
-         FROM unnest($1::uuid[], $3::uuid[], $4::text[], $5::jsonb[]) AS new (id, machine_id, kind, detail)",
+         SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::text[], $5::jsonb[])",
         &ids,
-        clock.now(),
+        &times,
         &machine_ids,
         &kinds as &[&str],
-        &details,
+        &details as &[Option<&Value>],
     )
     .execute(connection)
     .await?;
