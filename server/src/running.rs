@@ -23,7 +23,7 @@ use crate::{
     clock::Clock,
     config::{self, ClientCertificates, Config, Tls},
     database::{Database, DatabaseError},
-    enrollment::expiry,
+    enrollment::{self, expiry},
     events::{
         announcing,
         feed::{self, Feed},
@@ -324,6 +324,9 @@ fn assemble(
     feed: Arc<Feed>,
     attestation_roots: AttestationRoots,
 ) -> Result<Arc<Services>, RunError> {
+    let rate_limits = Arc::new(RateLimits::new(&config.rate_limit));
+    let enrollments =
+        enrollment::committer::Committer::start(store.clone(), Arc::clone(&rate_limits), Arc::clone(&metrics));
     let committer = Committer::start(store.clone(), Arc::clone(&metrics));
     #[cfg(feature = "measuring")]
     let committer = crate::check_in::Committer::new(committer, config.recording, store.clone());
@@ -331,6 +334,7 @@ fn assemble(
         policy: Policy::of(config),
         clock,
         committer,
+        enrollments,
         keys: KeyCache::start(store.clone()),
         evaluations: EvaluationCache::start(store.clone()),
         store,
@@ -343,7 +347,7 @@ fn assemble(
         },
         large_fleet: LargeFleet::default(),
         last_count: LastCount::default(),
-        rate_limits: RateLimits::new(&config.rate_limit),
+        rate_limits,
         feed,
         webhook_secrets: founded.webhook_secrets,
         webhook_client: webhooks::Client::new()?,

@@ -15,7 +15,7 @@ pub(crate) const ENROLLMENT_TOKEN_PREFIX: &str = "assay_enroll_";
 
 /// SHA-256 of a secret. A secret has 256 random bits: nobody finds it from its digest, and a look-up by the digest
 /// tells by its time nothing of the secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SecretHash([u8; 32]);
 
 impl SecretHash {
@@ -23,6 +23,11 @@ impl SecretHash {
         let mut hash = [0; 32];
         hash.copy_from_slice(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref());
         Self(hash)
+    }
+
+    /// One that was stored; `None` when it has not 32 bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {

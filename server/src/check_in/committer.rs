@@ -104,7 +104,7 @@ fn one_for_each_machine(batch: &mut Vec<Waiting>) -> (Vec<CheckIn>, Vec<oneshot:
 
 fn count(metrics: &Metrics, outcome: &Result<Vec<Option<Recorded>>, GroupError>, size: usize) {
     for place in 0..size {
-        metrics.committer.check_in_ended(match outcome {
+        metrics.committer.ended(match outcome {
             Ok(recorded) if recorded.get(place).is_some_and(Option::is_some) => "recorded",
             Ok(_) => "news",
             Err(_) => "failed",

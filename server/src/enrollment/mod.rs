@@ -2,10 +2,12 @@
 
 pub(crate) mod approval;
 mod certificate;
+pub(crate) mod committer;
 mod effects;
 pub(crate) mod expiry;
 mod known_key;
 mod new_key;
+mod newcomers;
 pub(crate) mod renewal;
 mod token;
 
@@ -22,6 +24,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub(crate) use self::token::{TokenRefusal, demand_service};
+use self::{committer::CommitError, newcomers::Newcomer};
 use crate::{
     audit::Origin,
     authority::{AuthorityError, spiffe_id},
@@ -83,6 +86,8 @@ pub(crate) enum EnrollError {
     Claims(#[from] serde_json::Error),
     #[error("the certificate cannot be issued")]
     Issue(#[from] AuthorityError),
+    #[error("the enrollment could not be recorded")]
+    Commit(#[from] CommitError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -171,28 +176,40 @@ pub(crate) async fn enroll(
     caller: Caller,
     request: &EnrollRequest,
 ) -> Result<Answer, EnrollError> {
-    let applicant = verify(services, caller, request)?;
-    let decided = services
-        .store
-        .tx("enroll", &(services, &applicant), |tx, &(services, applicant)| {
-            Box::pin(decide(tx, services, applicant))
-        })
-        .await;
-    // A machine that took the serial number in the same moment is found by the next try.
+    let applicant = Arc::new(verify(services, caller, request)?);
+    let decided = match Newcomer::prepare(services, &applicant) {
+        Some(newcomer) => services.enrollments.admit(newcomer).await?,
+        None => None,
+    };
     let decided = match decided {
-        Err(EnrollError::Store(error)) if lost_a_race(&error) => {
-            let context = (services, &applicant);
-            let again = services.store.tx("enroll", &context, |tx, &(services, applicant)| {
-                Box::pin(decide(tx, services, applicant))
-            });
-            again.await??
-        }
-        other => other??,
+        Some(decided) => decided,
+        None => decide_alone(services, &applicant).await?,
     };
     Ok(Answer {
         outcome: answer(services, decided),
         nonce_used: applicant.nonce,
     })
+}
+
+/// Decides in a transaction of its own, which knows every special case.
+async fn decide_alone(services: &Services, applicant: &Applicant) -> Result<Decided, EnrollError> {
+    let decided = services
+        .store
+        .tx("enroll", &(services, applicant), |tx, &(services, applicant)| {
+            Box::pin(decide(tx, services, applicant))
+        })
+        .await;
+    // A machine that took the serial number in the same moment is found by the next try.
+    match decided {
+        Err(EnrollError::Store(error)) if lost_a_race(&error) => {
+            let context = (services, applicant);
+            let again = services.store.tx("enroll", &context, |tx, &(services, applicant)| {
+                Box::pin(decide(tx, services, applicant))
+            });
+            Ok(again.await??)
+        }
+        other => Ok(other??),
+    }
 }
 
 fn verify(services: &Services, caller: Caller, request: &EnrollRequest) -> Result<Applicant, EnrollError> {

@@ -56,7 +56,12 @@ pub(crate) fn demand_service(token: &EnrollmentToken, now: OffsetDateTime) -> Re
     Ok(())
 }
 
-fn check(token: &EnrollmentToken, serial_number: Option<&str>, now: OffsetDateTime) -> Result<(), TokenRefusal> {
+/// Demands that a token lets this serial number in now.
+pub(super) fn check(
+    token: &EnrollmentToken,
+    serial_number: Option<&str>,
+    now: OffsetDateTime,
+) -> Result<(), TokenRefusal> {
     demand_service(token, now)?;
     if token.serial_numbers.is_some() && !names(token, serial_number) {
         return Err(TokenRefusal::OtherSerialNumber);

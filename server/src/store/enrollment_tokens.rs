@@ -153,6 +153,63 @@ pub(crate) async fn lock_by_secret(
     .transpose()
 }
 
+/// The same for many tokens, each with its secret: in the order of the digests, so that two that hold several never wait for
+/// each other.
+pub(crate) async fn lock_by_secrets(
+    connection: &mut Connection,
+    secrets: &[SecretHash],
+) -> Result<Vec<(SecretHash, EnrollmentToken)>, StoreError> {
+    let mut secrets: Vec<&[u8]> = secrets.iter().map(|secret| secret.as_bytes().as_slice()).collect();
+    secrets.sort_unstable();
+    let rows = sqlx::query!(
+        "SELECT token.*
+         FROM unnest($1::bytea[]) AS asked (secret)
+              CROSS JOIN LATERAL (
+                  SELECT secret_hash, id, description, created_at, expires_at, max_uses, uses, serial_numbers, labels, approval,
+                         allow_reenrollment, revoked_at
+                  FROM enrollment_tokens WHERE secret_hash = asked.secret LIMIT 1 FOR UPDATE
+              ) AS token",
+        &secrets as &[&[u8]]
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let secret = SecretHash::from_bytes(&row.secret_hash)
+                .ok_or_else(|| StoreError::Corrupt("a secret's digest has not 32 bytes".to_owned()))?;
+            let row = Row {
+                id: row.id,
+                description: row.description,
+                created_at: row.created_at,
+                expires_at: row.expires_at,
+                max_uses: row.max_uses,
+                uses: row.uses,
+                serial_numbers: row.serial_numbers,
+                labels: row.labels,
+                approval: row.approval,
+                allow_reenrollment: row.allow_reenrollment,
+                revoked_at: row.revoked_at,
+            };
+            Ok((secret, row.try_into()?))
+        })
+        .collect()
+}
+
+/// Counts uses of tokens that are locked, to as many as each has now.
+pub(crate) async fn set_uses(connection: &mut Connection, tokens: &[&EnrollmentToken]) -> Result<(), StoreError> {
+    let ids: Vec<Uuid> = tokens.iter().map(|token| token.id).collect();
+    let uses: Vec<i64> = tokens.iter().map(|token| token.uses.into()).collect();
+    sqlx::query!(
+        "UPDATE enrollment_tokens SET uses = counted.uses
+         FROM unnest($1::uuid[], $2::bigint[]) AS counted (id, uses) WHERE enrollment_tokens.id = counted.id",
+        &ids,
+        &uses
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Counts a use of a token that is locked.
 pub(crate) async fn count_use(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!("UPDATE enrollment_tokens SET uses = uses + 1 WHERE id = $1", id)

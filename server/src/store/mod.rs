@@ -24,6 +24,7 @@ pub(crate) mod machine_records;
 pub(crate) mod machine_search;
 pub(crate) mod machines;
 pub(crate) mod mdm_devices;
+pub(crate) mod newcomers;
 pub(crate) mod noted_liveness;
 pub(crate) mod permissions;
 pub(crate) mod revocation_lists;
@@ -41,7 +42,7 @@ use assay_protocol::KeyThumbprint;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sqlx::{
-    PgPool,
+    Connection as _, PgPool,
     pool::PoolConnection,
     postgres::{PgConnection, Postgres},
 };
@@ -54,6 +55,12 @@ pub use transaction::{AsStoreError, Transaction};
 /// machine and half a fleet, so it is planned for the values that it is called with.
 const BEGIN_SNAPSHOT: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan";
+
+/// A transaction that works for many callers at once. What one of them waits for, all do: it waits for no lock that is held
+/// for long. Its statements are planned once, and for tables that grow under them: a plan that reads all of a table is good
+/// as long as that is empty, and is kept.
+const BEGIN_GROUP: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL enable_seqscan = off; \
+                           SET LOCAL plan_cache_mode = force_generic_plan";
 
 /// The one way to the database.
 #[derive(Clone)]
@@ -174,6 +181,19 @@ pub type Snapshot = sqlx::Transaction<'static, Postgres>;
 /// Ends a snapshot. One that is dropped ends later, with the next use of its connection.
 pub(crate) async fn end(snapshot: Snapshot) -> Result<(), StoreError> {
     Ok(snapshot.commit().await?)
+}
+
+/// A transaction on a borrowed connection, which its owner can give up when the database does not answer.
+pub(crate) type Group<'c> = sqlx::Transaction<'c, Postgres>;
+
+/// Begins a transaction that works for many callers. Rolled back when it is dropped.
+pub(crate) async fn begin_group(connection: &mut Connection) -> Result<Group<'_>, StoreError> {
+    Ok(connection.begin_with(BEGIN_GROUP).await?)
+}
+
+/// Commits what was done for many.
+pub(crate) async fn commit_group(group: Group<'_>) -> Result<(), StoreError> {
+    Ok(group.commit().await?)
 }
 
 /// The text of a vocabulary value (`quarantined`, `api-key`), the same in the database as on the wire.

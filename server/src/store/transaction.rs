@@ -84,6 +84,11 @@ impl AsStoreError for StoreError {
 }
 
 impl StoreError {
+    /// Whether the database cannot be reached or cannot work, whatever it is asked.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self, Self::Unavailable(_)) && !self.is_collision()
+    }
+
     /// Whether the same transaction may succeed when it is run again: serialization failure or deadlock.
     fn is_collision(&self) -> bool {
         let (Self::Unavailable(sqlx::Error::Database(error)) | Self::Refused(sqlx::Error::Database(error))) = self

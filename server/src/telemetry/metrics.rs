@@ -31,8 +31,10 @@ pub struct Metrics {
     handshakes: Family<ResultLabels, Counter>,
     /// Connections that are open now.
     pub connections: Gauge,
-    /// The group committer.
+    /// The group committer of check-ins.
     pub committer: CommitterMetrics,
+    /// The group committer of enrollments.
+    pub enrollment_committer: CommitterMetrics,
     /// The database pool.
     pub pool: PoolMetrics,
     /// Events on their way out.
@@ -49,12 +51,12 @@ pub struct RevocationMetrics {
     ocsp: Family<StatusLabels, Counter>,
 }
 
-/// Metrics of the group committer.
+/// Metrics of a group committer.
 pub struct CommitterMetrics {
     batch_size: Histogram,
     commit_seconds: Histogram,
     commits: Family<ResultLabels, Counter>,
-    check_ins: Family<ResultLabels, Counter>,
+    calls: Family<ResultLabels, Counter>,
     queue_depth: Gauge,
 }
 
@@ -145,7 +147,8 @@ impl Metrics {
             certificates: counted(to, "certificates_issued", "Certificates issued"),
             handshakes: counted(to, "tls_handshakes", "TLS handshakes, by how they ended"),
             connections: counted(to, "connections", "Open connections"),
-            committer: CommitterMetrics::register(to),
+            committer: CommitterMetrics::register(to, "committer", "check_ins"),
+            enrollment_committer: CommitterMetrics::register(to, "enrollment_committer", "enrollments"),
             pool: PoolMetrics::register(to),
             events: EventMetrics::register(to),
             revocation: RevocationMetrics::register(to),
@@ -263,7 +266,7 @@ impl CommitterMetrics {
         self.queue_depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
-    /// A batch of `size` check-ins was committed in `elapsed`, or failed to be.
+    /// A batch of `size` calls was committed in `elapsed`, or failed to be.
     pub fn committed(&self, size: usize, elapsed: Duration, succeeded: bool) {
         self.batch_size
             .observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)));
@@ -272,25 +275,26 @@ impl CommitterMetrics {
         self.commits.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// A check-in ended with `result`, such as `recorded` or `nonce_used`.
-    pub fn check_in_ended(&self, result: &'static str) {
-        self.check_ins.get_or_create(&ResultLabels { result }).inc();
+    /// A call ended with `result`, such as `recorded` or `news`.
+    pub fn ended(&self, result: &'static str) {
+        self.calls.get_or_create(&ResultLabels { result }).inc();
     }
 
-    fn register(to: &mut Registry) -> Self {
+    fn register(to: &mut Registry, name: &str, calls: &str) -> Self {
+        let named = |metric: &str| format!("{name}_{metric}");
         let batch_size = Histogram::new(exponential_buckets(1.0, 2.0, 10));
-        to.register("committer_batch_size", "Check-ins in one commit", batch_size.clone());
+        to.register(named("batch_size"), "Calls in one commit", batch_size.clone());
         Self {
             batch_size,
             commit_seconds: timed(
                 to,
-                "committer_commit_duration",
-                "The statement and its commit",
+                &named("commit_duration"),
+                "What is written, and its commit",
                 seconds(),
             ),
-            commits: counted(to, "committer_commits", "Batches, by how their commit ended"),
-            check_ins: counted(to, "committer_check_ins", "Check-ins, by how they ended"),
-            queue_depth: counted(to, "committer_queue_depth", "Check-ins that wait for the next commit"),
+            commits: counted(to, &named("commits"), "Batches, by how their commit ended"),
+            calls: counted(to, &named(calls), "Calls, by how they ended"),
+            queue_depth: counted(to, &named("queue_depth"), "Calls that wait for the next commit"),
         }
     }
 }
@@ -404,7 +408,7 @@ mod tests {
         metrics.connections.inc();
         metrics.committer.committed(512, elapsed, true);
         metrics.committer.committed(1, elapsed, false);
-        metrics.committer.check_in_ended("recorded");
+        metrics.committer.ended("recorded");
         metrics.committer.queued(7);
         metrics.pool.acquired(elapsed);
         metrics.pool.acquire_timed_out();

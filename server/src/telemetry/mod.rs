@@ -4,4 +4,4 @@ pub mod listener;
 pub mod logging;
 pub mod metrics;
 
-pub use metrics::Metrics;
+pub use metrics::{CommitterMetrics, Metrics};

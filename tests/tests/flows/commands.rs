@@ -207,9 +207,9 @@ async fn a_server_that_is_told_to_stop_answers_what_it_has_begun() {
 }
 
 /// Asks Postgres itself, which knows when.
-async fn until_somebody_waits_for_a_lock(database: &Database<'_>) {
+pub(super) async fn until_somebody_waits_for_a_lock(database: &Database<'_>) {
     let waiting = "DO $$ BEGIN WHILE NOT EXISTS (
-                       SELECT FROM pg_locks WHERE NOT granted
+                       SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
                    ) LOOP PERFORM pg_sleep(0.001); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$";
     sqlx::query(waiting).execute(&database.pool().await).await.unwrap();
 }

@@ -15,6 +15,7 @@ mod contended_records;
 mod daemon;
 mod enclave;
 mod enrollment;
+mod enrollments_in_groups;
 mod events;
 mod external_root;
 mod founding;

@@ -1,0 +1,149 @@
+//! The group committer of enrollments: gathers the keys that ask and lets in, in one transaction, those who are ordinary.
+//! One transaction is under way at a time; what arrives meanwhile is the next batch. Each caller is answered after the
+//! commit, or told to take a transaction of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+
+use super::{
+    Decided,
+    newcomers::{self, Newcomer},
+};
+use crate::{
+    machines::assurance::Grounds,
+    rate_limits::RateLimits,
+    store::{Store, StoreError},
+    telemetry::{CommitterMetrics, Metrics},
+};
+
+/// The most keys that one transaction lets in: it holds their tokens until it commits.
+const LARGEST_BATCH: usize = 128;
+/// How many may wait before more are told to come back: beyond it, they would be answered too late to matter.
+const LONGEST_QUEUE: usize = 4096;
+/// How long one transaction may take. A database that does not answer is as good as down, and the caller is owed a 503
+/// within 5 s.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Takes keys that ask, and answers each when what was decided is durable.
+#[derive(Debug, Clone)]
+pub(crate) struct Committer {
+    queue: mpsc::Sender<Waiting>,
+}
+
+/// Why nothing was decided. Shared by all that were in the batch. Whether they were let in is then unknown: a repeated call
+/// tells.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CommitError {
+    #[error("the enrollments could not be recorded")]
+    Store(#[source] Arc<StoreError>),
+    #[error("too many enrollments wait to be recorded, or the database does not answer")]
+    Overloaded,
+}
+
+type Outcome = Result<Option<Decided>, CommitError>;
+
+struct Waiting {
+    newcomer: Newcomer,
+    answer: oneshot::Sender<Outcome>,
+}
+
+impl Committer {
+    /// Starts the task that writes. It ends when the last handle is dropped, after what waits is written.
+    pub(crate) fn start(store: Store, rate_limits: Arc<RateLimits>, metrics: Arc<Metrics>) -> Self {
+        let (queue, waiting) = mpsc::channel(LONGEST_QUEUE);
+        tokio::spawn(run(store, rate_limits, metrics, waiting));
+        Self { queue }
+    }
+
+    /// Lets a newcomer in. `None` when it takes a transaction of its own to tell what becomes of it.
+    pub(super) async fn admit(&self, newcomer: Newcomer) -> Outcome {
+        let (answer, outcome) = oneshot::channel();
+        self.queue
+            .try_send(Waiting { newcomer, answer })
+            .map_err(|_| CommitError::Overloaded)?;
+        outcome.await.map_err(|_| CommitError::Overloaded)?
+    }
+}
+
+async fn run(store: Store, rate_limits: Arc<RateLimits>, metrics: Arc<Metrics>, mut queue: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::with_capacity(LARGEST_BATCH);
+    while queue.recv_many(&mut batch, LARGEST_BATCH).await > 0 {
+        metrics.enrollment_committer.queued(queue.len());
+        // Whoever has hung up repeats the call, and that is when it counts.
+        batch.retain(|waiting: &Waiting| !waiting.answer.is_closed());
+        if batch.is_empty() {
+            continue;
+        }
+        let started = Instant::now();
+        let (asking, answers): (Vec<_>, Vec<_>) = batch
+            .drain(..)
+            .map(|waiting| (waiting.newcomer, waiting.answer))
+            .unzip();
+        let outcome = write(&store, &rate_limits, &asking).await;
+        metrics
+            .enrollment_committer
+            .committed(asking.len(), started.elapsed(), outcome.is_ok());
+        deliver(&metrics.enrollment_committer, outcome, asking, answers);
+    }
+}
+
+async fn write(
+    store: &Store,
+    rate_limits: &RateLimits,
+    asking: &[Newcomer],
+) -> Result<Vec<Option<Grounds>>, CommitError> {
+    let mut connection = store
+        .connection()
+        .await
+        .map_err(|error| CommitError::Store(Arc::new(error)))?;
+    match timeout(
+        TRANSACTION_TIMEOUT,
+        newcomers::admit(&mut connection, rate_limits, asking),
+    )
+    .await
+    {
+        Ok(Ok(admitted)) => Ok(admitted),
+        Ok(Err(error)) if error.is_outage() => Err(CommitError::Store(Arc::new(error))),
+        // One of them is at fault, or somebody was in the way: each alone finds out.
+        Ok(Err(error)) => {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                size = asking.len(),
+                "a batch was undone"
+            );
+            Ok(asking.iter().map(|_| None).collect())
+        }
+        Err(_) => {
+            // The statement may still be under way on it: nobody else may get this connection.
+            drop(connection.detach());
+            Err(CommitError::Overloaded)
+        }
+    }
+}
+
+fn deliver(
+    metrics: &CommitterMetrics,
+    outcome: Result<Vec<Option<Grounds>>, CommitError>,
+    asking: Vec<Newcomer>,
+    answers: Vec<oneshot::Sender<Outcome>>,
+) {
+    match outcome {
+        Ok(admitted) => {
+            for ((newcomer, answer), grounds) in asking.into_iter().zip(answers).zip(admitted) {
+                metrics.ended(if grounds.is_some() { "recorded" } else { "special" });
+                // A caller that has hung up meanwhile needs no answer.
+                let _ = answer.send(Ok(grounds.map(|grounds| newcomer.decided(grounds))));
+            }
+        }
+        Err(error) => {
+            for answer in answers {
+                metrics.ended("failed");
+                let _ = answer.send(Err(error.clone()));
+            }
+        }
+    }
+}
