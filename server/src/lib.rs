@@ -2,6 +2,7 @@
 
 mod acme;
 mod administration;
+mod assembly;
 pub mod attestation;
 mod audit;
 pub mod authority;

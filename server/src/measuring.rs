@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::{
     administration::api_keys,
+    assembly,
     attestation::apple::AttestationRoots,
     audit::Origin,
     check_in::nonce::Nonces,
@@ -34,7 +35,6 @@ use crate::{
         evaluation::{self, Subject},
     },
     http::{self, Peers},
-    running,
     telemetry::Metrics,
 };
 
@@ -61,7 +61,7 @@ impl QuietServer {
         let roots = AttestationRoots::from_file(config.apple.attestation_roots.as_deref()).unwrap();
         let database = Database::open(config).await.unwrap();
         let shutdown = CancellationToken::new();
-        let prepared = running::prepare(config, clock, &database, roots, &shutdown).await;
+        let prepared = assembly::prepare(config, clock, &database, roots, &shutdown).await;
         let services = prepared.unwrap();
         let request = CreateApiKey {
             name: "measuring".to_owned(),

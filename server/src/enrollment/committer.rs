@@ -16,7 +16,7 @@ use super::{
 use crate::{
     machines::assurance::Grounds,
     rate_limits::RateLimits,
-    store::{Store, StoreError},
+    store::{Store, groups::GroupError},
     telemetry::{CommitterMetrics, Metrics},
 };
 
@@ -34,17 +34,8 @@ pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
 }
 
-/// Why nothing was decided. Shared by all that were in the batch. Whether they were let in is then unknown: a repeated call
-/// tells.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum CommitError {
-    #[error("the enrollments could not be recorded")]
-    Store(#[source] Arc<StoreError>),
-    #[error("too many enrollments wait to be recorded, or the database does not answer")]
-    Overloaded,
-}
-
-type Outcome = Result<Option<Decided>, CommitError>;
+/// After an error it is unknown whether they were let in: a repeated call tells.
+type Outcome = Result<Option<Decided>, GroupError>;
 
 struct Waiting {
     newcomer: Newcomer,
@@ -64,8 +55,8 @@ impl Committer {
         let (answer, outcome) = oneshot::channel();
         self.queue
             .try_send(Waiting { newcomer, answer })
-            .map_err(|_| CommitError::Overloaded)?;
-        outcome.await.map_err(|_| CommitError::Overloaded)?
+            .map_err(|_| GroupError::Overloaded)?;
+        outcome.await.map_err(|_| GroupError::Overloaded)?
     }
 }
 
@@ -95,11 +86,8 @@ async fn write(
     store: &Store,
     rate_limits: &RateLimits,
     asking: &[Newcomer],
-) -> Result<Vec<Option<Grounds>>, CommitError> {
-    let mut connection = store
-        .connection()
-        .await
-        .map_err(|error| CommitError::Store(Arc::new(error)))?;
+) -> Result<Vec<Option<Grounds>>, GroupError> {
+    let mut connection = store.connection().await?;
     match timeout(
         TRANSACTION_TIMEOUT,
         newcomers::admit(&mut connection, rate_limits, asking),
@@ -107,7 +95,7 @@ async fn write(
     .await
     {
         Ok(Ok(admitted)) => Ok(admitted),
-        Ok(Err(error)) if error.is_outage() => Err(CommitError::Store(Arc::new(error))),
+        Ok(Err(error)) if error.is_outage() => Err(GroupError::from(error)),
         // One of them is at fault, or somebody was in the way: each alone finds out.
         Ok(Err(error)) => {
             tracing::debug!(
@@ -120,14 +108,14 @@ async fn write(
         Err(_) => {
             // The statement may still be under way on it: nobody else may get this connection.
             drop(connection.detach());
-            Err(CommitError::Overloaded)
+            Err(GroupError::Overloaded)
         }
     }
 }
 
 fn deliver(
     metrics: &CommitterMetrics,
-    outcome: Result<Vec<Option<Grounds>>, CommitError>,
+    outcome: Result<Vec<Option<Grounds>>, GroupError>,
     asking: Vec<Newcomer>,
     answers: Vec<oneshot::Sender<Outcome>>,
 ) {

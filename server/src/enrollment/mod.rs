@@ -23,8 +23,8 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use self::newcomers::Newcomer;
 pub(crate) use self::token::{TokenRefusal, demand_service};
-use self::{committer::CommitError, newcomers::Newcomer};
 use crate::{
     audit::Origin,
     authority::{AuthorityError, spiffe_id},
@@ -37,7 +37,7 @@ use crate::{
     rate_limits::Exceeded,
     secrets::SecretHash,
     services::Services,
-    store::{AsStoreError, StoreError, Transaction, certificates, enrollments, machine_keys},
+    store::{AsStoreError, StoreError, Transaction, certificates, enrollments, groups::GroupError, machine_keys},
 };
 
 /// A machine that was just enrolled has no grants yet, and so no reason to wait for the first.
@@ -87,7 +87,7 @@ pub(crate) enum EnrollError {
     #[error("the certificate cannot be issued")]
     Issue(#[from] AuthorityError),
     #[error("the enrollment could not be recorded")]
-    Commit(#[from] CommitError),
+    Group(#[from] GroupError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

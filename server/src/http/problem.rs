@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use super::request_id::RequestId;
 pub(crate) use crate::error_chain::Chain;
-use crate::store::StoreError;
+use crate::store::{StoreError, groups::GroupError};
 
 /// How long a caller waits before it repeats what the server could not do.
 const UNAVAILABLE_RETRY_SECONDS: u64 = 5;
@@ -119,6 +119,21 @@ impl From<StoreError> for ApiProblem {
                 Self::unavailable()
             }
             StoreError::Refused(_) | StoreError::Corrupt(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<GroupError> for ApiProblem {
+    fn from(error: GroupError) -> Self {
+        match &error {
+            GroupError::Overloaded => Self::unavailable(),
+            GroupError::Store(cause) => match **cause {
+                StoreError::Unavailable(_) => {
+                    tracing::warn!(error = %Chain(&error), "the database is not available");
+                    Self::unavailable()
+                }
+                StoreError::Refused(_) | StoreError::Corrupt(_) => Self::internal(&error),
+            },
         }
     }
 }

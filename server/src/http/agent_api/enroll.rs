@@ -16,7 +16,7 @@ use axum::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    enrollment::{self, Caller, EnrollError, NO_ROOM_RETRY_SECONDS, Outcome, committer::CommitError},
+    enrollment::{self, Caller, EnrollError, NO_ROOM_RETRY_SECONDS, Outcome},
     http::{
         extract,
         problem::{ApiProblem, ApiResult, Chain, NonceAfter},
@@ -54,11 +54,7 @@ impl From<EnrollError> for ApiProblem {
             EnrollError::Exists { .. } => Self::new(ProblemKind::MachineExists, error.to_string()),
             EnrollError::RateLimited(exceeded) => exceeded.into(),
             EnrollError::Claims(_) | EnrollError::Issue(_) => Self::internal(&error),
-            EnrollError::Commit(CommitError::Overloaded) => Self::unavailable(),
-            EnrollError::Commit(CommitError::Store(_)) => {
-                tracing::warn!(error = %Chain(&error), "the database is not available");
-                Self::unavailable()
-            }
+            EnrollError::Group(error) => error.into(),
             EnrollError::Store(error) => error.into(),
         }
     }

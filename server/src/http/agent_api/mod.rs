@@ -22,7 +22,6 @@ use crate::{
     check_in::CheckInError,
     machines::{admission::Refusal, client_certificate::ClientCertificate},
     services::Services,
-    store::{StoreError, groups::GroupError},
 };
 
 pub(super) use nonce::router as nonces;
@@ -89,11 +88,7 @@ impl From<CheckInError> for ApiProblem {
             CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
             CheckInError::Refused(refusal) => refusal.into(),
             CheckInError::RateLimited(exceeded) => exceeded.into(),
-            CheckInError::Group(GroupError::Overloaded) => Self::unavailable(),
-            CheckInError::Group(GroupError::Store(cause)) => match &*cause {
-                StoreError::Unavailable(_) => Self::unavailable(),
-                StoreError::Refused(_) | StoreError::Corrupt(_) => Self::internal(&*cause),
-            },
+            CheckInError::Group(error) => error.into(),
             CheckInError::Claims(_) | CheckInError::Token(_) => Self::internal(&error),
             CheckInError::Store(error) => error.into(),
         }
