@@ -24,9 +24,9 @@ use crate::{
 const LARGEST_BATCH: usize = 128;
 /// How many may wait before more are told to come back: beyond it, they would be answered too late to matter.
 const LONGEST_QUEUE: usize = 4096;
-/// How long one transaction may take. A database that does not answer is as good as down, and the caller is owed a 503
-/// within 5 s.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one transaction may take, and how long a caller waits, for the one before as well. A database that does not
+/// answer is as good as down, and the caller is owed a 503 within 5 s.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Takes keys that ask, and answers each when what was decided is durable.
 #[derive(Debug, Clone)]
@@ -56,7 +56,10 @@ impl Committer {
         self.queue
             .try_send(Waiting { newcomer, answer })
             .map_err(|_| GroupError::Overloaded)?;
-        outcome.await.map_err(|_| GroupError::Overloaded)?
+        match timeout(PATIENCE, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(GroupError::Overloaded),
+        }
     }
 }
 
@@ -88,12 +91,7 @@ async fn write(
     asking: &[Newcomer],
 ) -> Result<Vec<Option<Grounds>>, GroupError> {
     let mut connection = store.connection().await?;
-    match timeout(
-        TRANSACTION_TIMEOUT,
-        newcomers::admit(&mut connection, rate_limits, asking),
-    )
-    .await
-    {
+    match timeout(PATIENCE, newcomers::admit(&mut connection, rate_limits, asking)).await {
         Ok(Ok(admitted)) => Ok(admitted),
         Ok(Err(error)) if error.is_outage() => Err(GroupError::from(error)),
         // One of them is at fault, or somebody was in the way: each alone finds out.
