@@ -138,7 +138,7 @@ impl KeptConnection {
         self.run_on(connection, group, statement).await
     }
 
-    /// Keeps the connection where the statement ended well on it.
+    /// Keeps the connection where the statement ended well on it, and others are left.
     async fn run_on<I: ?Sized, T>(
         &mut self,
         mut connection: PooledConnection,
@@ -147,7 +147,8 @@ impl KeptConnection {
     ) -> Result<T, GroupError> {
         match timeout(STATEMENT_TIMEOUT, statement(&mut connection, group)).await {
             Ok(Ok(done)) => {
-                self.kept = Some(connection);
+                // Somebody may wait for it: what is kept is only what nobody else needs.
+                self.kept = self.store.has_spare_connections().then_some(connection);
                 Ok(done)
             }
             Ok(Err(error)) => Err(error.into()),

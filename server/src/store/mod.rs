@@ -104,6 +104,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether another caller would get a connection at once.
+    pub(crate) fn has_spare_connections(&self) -> bool {
+        self.pool.num_idle() > 0 || self.pool.size() < self.pool.options().get_max_connections()
+    }
+
     /// A connection for reading, each statement in a transaction of its own.
     pub async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         self.wait_for(self.pool.acquire()).await

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::token_of;
 use assay_tests::answer::Answer;
-use assay_tests::cluster::Cluster;
+use assay_tests::cluster::{Cluster, Database};
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::machine::Machine;
 use assay_tests::processes::ServerConfiguration;
@@ -141,6 +141,25 @@ async fn a_connection_that_breaks_between_two_check_ins_costs_nobody_an_answer()
     }
     assert!(ended >= 5, "{ended}");
     let _checked_in = machine.check_in(&api).await.expect(200);
+}
+
+#[tokio::test]
+async fn with_two_connections_nobody_waits_for_one_that_is_kept() {
+    let database = Database::create().await;
+    let configuration = unlimited(ServerConfiguration::new(&database)).set("database.max_connections", "2");
+    let installation = Installation::start(&configuration).await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let mut machines = Vec::new();
+    for _ in 0..20 {
+        machines.push(administrator.enrolled(&api).await);
+    }
+    // Each first check-in reads a key, is recorded, and reads a record: three that would keep a connection for a second.
+    let begun = Instant::now();
+    for machine in &machines {
+        let _checked_in = machine.check_in(&api).await.expect(200);
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
 /// The process id of the private Postgres under a data directory.
