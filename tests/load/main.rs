@@ -13,16 +13,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     match run(&options) {
         Ok(report) => print(&options, &report),
-        Err(error) => {
-            let mut line = error.to_string();
-            let mut source = error.source();
-            while let Some(cause) = source {
-                line = format!("{line}: {cause}");
-                source = cause.source();
-            }
-            eprintln!("{line}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
 }
 
@@ -46,5 +37,24 @@ fn print(options: &Options, report: &Report) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    // What was measured is told in any case: it is not there again.
+    if let Err(error) = report.write_files(options) {
+        return fail(&error);
+    }
+    if report.completed == 0 {
+        eprintln!("no call succeeded within the time that was measured");
+        return ExitCode::FAILURE;
+    }
     ExitCode::SUCCESS
+}
+
+fn fail(error: &dyn Error) -> ExitCode {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line = format!("{line}: {cause}");
+        source = cause.source();
+    }
+    eprintln!("{line}");
+    ExitCode::FAILURE
 }

@@ -14,7 +14,7 @@ use crate::store::{
 };
 
 /// The most keys that are kept: about 300 bytes each.
-const CAPACITY: u64 = 100_000;
+const CAPACITY: u64 = 50_000;
 
 /// A key and the machine that it belongs to.
 #[derive(Debug, Clone)]

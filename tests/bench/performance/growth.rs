@@ -84,7 +84,9 @@ impl Row {
         let connections = arguments.connections * self.replicas;
         let check_in = ["check-in", "--seconds", &seconds, "--warm-up", "1"];
         let again = running.load_by(&check_in, arguments.active, connections).await;
-        let in_turn = running.load_by(&check_in, CALLING, connections).await;
+        // So long that the caches are full when the memory is read.
+        let filling = ["check-in", "--seconds", &seconds, "--warm-up", "12"];
+        let in_turn = running.load_by(&filling, CALLING, connections).await;
         eprintln!(
             "{} machines, {} servers: {:.0} a second again, {:.0} in turn",
             self.machines, self.replicas, again.rate, in_turn.rate

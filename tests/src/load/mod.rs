@@ -134,7 +134,7 @@ async fn measure(options: &Options, target: &Arc<Target>, lanes: Vec<Lane>) -> R
     let sockets: Vec<_> = target.addresses.iter().map(|address| address.socket).collect();
     let measured = Measured::find(&options.server_processes, options.postgres_process, &sockets);
     let start = Instant::now();
-    let from = start + Duration::from_secs(options.warm_up.into());
+    let from = start + Duration::from_secs(options.warm_up().into());
     let window = Window {
         from,
         until: from + Duration::from_secs(options.seconds.get().into()),
@@ -175,15 +175,13 @@ async fn measure(options: &Options, target: &Arc<Target>, lanes: Vec<Lane>) -> R
     while running.join_next().await.transpose()?.is_some() {}
     progress.done();
     let measurement = Arc::into_inner(measurement).unwrap();
-    let report = Report::new(
+    Ok(Report::new(
         options,
         end.duration_since(from),
         used,
         traffic,
         measurement.into_findings(),
-    );
-    report.write_files(options)?;
-    Ok(report)
+    ))
 }
 
 async fn run_lane(

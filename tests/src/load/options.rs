@@ -34,7 +34,7 @@ pub struct Options {
     #[arg(long, value_name = "TEXT")]
     pub seed: Option<String>,
     /// The machines are on record already, under the ids that follow from the seed.
-    #[arg(long, requires = "seed")]
+    #[arg(long, requires = "seed", conflicts_with = "client_certificates")]
     pub on_record: bool,
     /// How many calls may be under way at once.
     #[arg(long, default_value = "64")]
@@ -47,14 +47,15 @@ pub struct Options {
     pub client_certificates: bool,
     /// Calls a second, whether the earlier ones are answered or not; a latency counts from when its call was due. Without
     /// it, the next call follows the answer to the last.
-    #[arg(long, value_name = "CALLS")]
+    #[arg(long, value_name = "CALLS", value_parser = parse_rate)]
     pub rate: Option<NonZeroU32>,
     /// For how long is measured. Enrolling ends when all machines are enrolled, at the latest.
     #[arg(long, default_value = "10", value_name = "SECONDS")]
     pub seconds: NonZeroU32,
     /// For how long the same is done before, unmeasured.
-    #[arg(long, default_value = "1", value_name = "SECONDS")]
-    pub warm_up: u32,
+    /// A second, where it is not given, and nothing of it when machines enroll, which each does once.
+    #[arg(long, value_name = "SECONDS")]
+    pub warm_up: Option<u32>,
     /// The load generator's own threads.
     #[arg(long, default_value = "1")]
     pub threads: NonZeroUsize,
@@ -98,6 +99,12 @@ pub enum ConnectionUse {
 }
 
 impl Options {
+    /// For how many seconds nothing is measured at first.
+    #[must_use]
+    pub fn warm_up(&self) -> u32 {
+        self.warm_up.unwrap_or(u32::from(self.exchange != Exchange::Enroll))
+    }
+
     /// The numbers of the machines that call.
     #[must_use]
     pub fn active(&self) -> Vec<u64> {
@@ -107,6 +114,12 @@ impl Options {
             .map_or(all, |active| u64::try_from(active.get()).unwrap().min(all));
         (0..active).map(|place| place * all / active).collect()
     }
+}
+
+/// More is not sent by any load generator, and what is not sent is counted.
+fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
+    let rate = text.parse().ok().filter(|rate: &NonZeroU32| rate.get() <= 1_000_000);
+    rate.ok_or_else(|| "it has to be a whole number from 1 to 1000000".to_owned())
 }
 
 impl Exchange {

@@ -120,7 +120,11 @@ impl Report {
             rate_asked: options.rate.map(std::num::NonZero::get),
             seconds,
             completed: findings.completed,
-            rate: float(findings.completed) / seconds,
+            rate: if seconds > 0.0 {
+                float(findings.completed) / seconds
+            } else {
+                0.0
+            },
             latency_ms: Latency {
                 p50: latency(0.5),
                 p95: latency(0.95),
@@ -150,7 +154,8 @@ impl Report {
         self.errors.values().sum()
     }
 
-    pub(super) fn write_files(&self, options: &Options) -> Result<(), LoadError> {
+    /// Writes latencies over time where the options say so.
+    pub fn write_files(&self, options: &Options) -> Result<(), LoadError> {
         let write = |path: &Path, text: String| {
             fs::write(path, text).map_err(|source| LoadError::Write {
                 path: path.to_owned(),

@@ -132,6 +132,23 @@ async fn a_call_that_is_refused_is_counted_by_its_problem() {
 }
 
 #[tokio::test]
+async fn a_run_in_which_nothing_succeeds_fails_and_says_by_what() {
+    let mut load = Load::new("enroll", "nobody").await;
+    load.command.args(["--token", "assay_enroll_of-nobody"]);
+    load.command.args(["--machines", "8", "--connections", "2"]);
+    let csv = load.path("no/such/folder.csv");
+    load.command.arg("--csv").arg(&csv);
+    let output = tokio::task::spawn_blocking(move || load.command.output().unwrap())
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: Report = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report.errors.get("enrollment-token-invalid"), Some(&8), "{report:?}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(csv.to_str().unwrap()), "{error}");
+}
+
+#[tokio::test]
 async fn what_is_no_server_is_named() {
     let mut load = Load::new("check-in", "nobody").await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")
