@@ -3,14 +3,13 @@
 use assay_tests::load::Report;
 
 use super::pgbench::Pgbench;
-use super::setting::{Counters, Started};
+use super::setting::Counters;
 
 /// What was measured, in the order in which it was first.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) loads: Vec<(&'static str, Vec<Report>)>,
     pub(crate) pgbench: Option<(&'static str, Vec<Pgbench>)>,
-    pub(crate) starts: Vec<Started>,
     /// Of each round's check-ins as shipped.
     pub(crate) written: Vec<Counters>,
 }
@@ -32,15 +31,6 @@ impl Figures {
     pub(crate) fn add_pgbench(&mut self, name: &'static str, run: Pgbench) {
         eprintln!("{name}: {:.0} a second", run.rate);
         self.pgbench.get_or_insert((name, Vec::new())).1.push(run);
-    }
-
-    pub(crate) fn add_start(&mut self, started: Started) {
-        eprintln!(
-            "ready within {:?}, then {} MB",
-            started.within,
-            started.memory / 1_000_000
-        );
-        self.starts.push(started);
     }
 
     pub(crate) fn recorded(&mut self, before: &Counters, after: &Counters) {

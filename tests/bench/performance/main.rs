@@ -28,8 +28,8 @@ use setting::{Build, Setting};
 pub(crate) struct Arguments {
     /// Which parts, as `a,b,c`:
     /// a nothing is recorded, b a transaction for each check-in, c as shipped, d pgbench with the statement of b,
-    /// e new connections, f enrollments, h start and memory; i, alone, the growth of fleet and servers.
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f,h")]
+    /// e new connections, f enrollments; i, alone, the growth of fleet and servers, with start and memory.
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f")]
     pub(crate) only: Vec<char>,
     /// The fleet on record.
     #[arg(long, default_value = "10000")]
@@ -60,6 +60,10 @@ pub(crate) struct Arguments {
 #[tokio::main]
 async fn main() {
     let arguments = Arguments::parse();
+    if arguments.only != ['i'] && !arguments.only.iter().all(|part| ('a'..='f').contains(part)) {
+        eprintln!("--only takes some of a,b,c,d,e,f, or i alone");
+        std::process::exit(2);
+    }
     let cluster = assay_tests::cluster::Cluster::durable().await;
     if arguments.only == ['i'] {
         return conclude(&arguments, &growth::measure(&arguments, &cluster).await);
@@ -120,8 +124,5 @@ async fn measure(setting: &Setting<'_>, figures: &mut Figures) {
     }
     if asked_for('d') {
         figures.add_pgbench("d: pgbench", pgbench::run(setting).await);
-    }
-    if asked_for('h') {
-        figures.add_start(setting.time_start().await);
     }
 }

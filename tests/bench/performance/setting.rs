@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use assay_tests::administrator::Administrator;
 use assay_tests::cluster::{Cluster, Database};
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::load::Report;
-use assay_tests::load::processes::Measured;
 use assay_tests::load::record::put_on_record;
 use assay_tests::processes::{ServerConfiguration, program};
 use serde_json::json;
@@ -52,13 +51,6 @@ pub(crate) struct Counters {
     pub(crate) updates: i64,
     pub(crate) hot_updates: i64,
     pub(crate) wal_bytes: i64,
-}
-
-/// How long a server takes to be ready, and what it then has in memory.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Started {
-    pub(crate) within: Duration,
-    pub(crate) memory: u64,
 }
 
 impl<'a> Setting<'a> {
@@ -133,19 +125,6 @@ impl<'a> Setting<'a> {
             hot_updates: row.get("hot_updates"),
             wal_bytes: row.get("wal_bytes"),
         }
-    }
-
-    pub(crate) async fn time_start(&'a self) -> Started {
-        let begun = Instant::now();
-        let running = self.start(Build::Shipped, 1).await;
-        let within = begun.elapsed();
-        let address = running.installation.servers[0].address();
-        let measured = Measured::find(&[], None, &[address]);
-        let check_in = ["check-in", "--seconds", "5", "--warm-up", "0"];
-        let _report = running.load(&check_in, true).await;
-        let memory = measured.usage().server_memory.unwrap();
-        running.stop().await;
-        Started { within, memory }
     }
 }
 

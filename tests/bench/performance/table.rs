@@ -71,7 +71,7 @@ fn bounds(figures: &Figures) -> String {
     let lines = ratios(figures)
         .into_iter()
         .chain(costs(figures))
-        .chain(at_start_and_on_disk(figures));
+        .chain(on_disk(figures));
     for (what, bound, found) in lines {
         let Some(found) = found else { continue };
         let (asked, is_met) = match bound {
@@ -119,10 +119,7 @@ fn costs(figures: &Figures) -> [Line; 5] {
     ]
 }
 
-fn at_start_and_on_disk(figures: &Figures) -> [Line; 4] {
-    let starts = figures.starts.iter();
-    let within = median(starts.clone().map(|start| start.within.as_secs_f64()));
-    let memory = median(starts.map(|start| megabytes(start.memory)));
+fn on_disk(figures: &Figures) -> [Line; 2] {
     let written = figures.written.iter();
     let hot = median(
         written
@@ -131,8 +128,6 @@ fn at_start_and_on_disk(figures: &Figures) -> [Line; 4] {
     );
     let wal = median(written.map(|written| quotient(written.wal_bytes, written.updates)));
     [
-        ("ready after, s", Bound::AtMost(1.0), within),
-        ("memory after check-ins, MB", Bound::AtMost(150.0), memory),
         ("updates that are HOT", Bound::AtLeast(0.99), hot),
         ("bytes of WAL a check-in", Bound::Free, wal),
     ]

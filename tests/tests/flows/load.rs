@@ -9,6 +9,7 @@ use assay_tests::installation::{Installation, unlimited};
 use assay_tests::load::Report;
 use assay_tests::load::record::put_on_record;
 use assay_tests::processes::{ServerConfiguration, program};
+use rstest::rstest;
 use serde_json::json;
 
 struct Load {
@@ -26,7 +27,10 @@ impl Load {
         let roots = directory.path().join("roots.pem");
         std::fs::write(&roots, &installation.roots).unwrap();
         let mut command = Command::new(program("assay-load"));
-        command.args([exchange, "--json", "--warm-up", "0", "--seconds", "1", "--seed", seed]);
+        command.args([exchange, "--json", "--seconds", "1", "--seed", seed]);
+        if exchange != "enroll" {
+            command.args(["--warm-up", "0"]);
+        }
         command.args(["--server", &format!("https://{}", installation.servers[0].address())]);
         command.arg("--ca-file").arg(roots);
         Self { command, directory }
@@ -146,6 +150,18 @@ async fn a_run_in_which_nothing_succeeds_fails_and_says_by_what() {
     assert_eq!(report.errors.get("enrollment-token-invalid"), Some(&8), "{report:?}");
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains(csv.to_str().unwrap()), "{error}");
+}
+
+#[rstest]
+#[case::more_than_anybody_sends(&["check-in", "--rate", "4000000000"], "1 to 1000000")]
+#[case::a_certificate_that_nobody_has(&["check-in", "--seed", "x", "--on-record", "--client-certificates"], "--client-certificates")]
+fn what_cannot_be_measured_is_refused_by_name(#[case] arguments: &[&str], #[case] named: &str) {
+    let mut load = Command::new(program("assay-load"));
+    load.args(arguments).args(["--server", "https://127.0.0.1:1"]);
+    let output = load.output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains(named), "{error}");
 }
 
 #[tokio::test]
