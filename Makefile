@@ -1,9 +1,10 @@
-# Two commands for a fresh machine with Rust. Each installs what is missing, says so, and then is plain cargo, which
-# works by itself, too. The development profile is meant: it builds in a fraction of the time of a release.
+# Two commands for a fresh machine with Rust. Each installs what is missing, says so, and then runs plain cargo, which also
+# works by itself. They use the development profile, because it builds in a fraction of the time of a release.
 
 .PHONY: demo test
 
-# A server, some machines and what they are granted: `make demo ARGS=--once` ends after every machine has checked in.
+# Starts a server and some machines, and prints what each is granted. `make demo ARGS=--once` exits after every machine has
+# checked in.
 demo:
 	@deploy/prerequisites postgres compiler
 	cargo run --bin assay-server -- demo $(ARGS)

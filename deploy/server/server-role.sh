@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the role that the server works as, when the database of compose.yaml is made. `assay-server migrate` gives it what
-# serving needs.
+# Creates the server's database role when the database of compose.yaml is created. `assay-server migrate` then grants
+# the role the privileges it needs.
 set -eu
 psql --no-psqlrc --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
     --set password="$ASSAY_SERVER_PASSWORD" <<'END'

@@ -1,4 +1,4 @@
-//! The agent's installer package, read back by the crates of apple-platform-rs, which did not write it.
+//! Reads the agent's installer package back with the crates of apple-platform-rs, which are independent of build-package.
 
 #[cfg(test)]
 mod tests {
@@ -15,7 +15,7 @@ mod tests {
     use cpio_archive::CpioReader;
 
     const AGENT: &[u8] = b"not really the agent";
-    /// Path, mode, owner, group, in the order of the archive.
+    /// Path and mode, in the order of the archive.
     const PAYLOAD: &[(&str, u32)] = &[
         (".", 0o040755),
         ("./Library", 0o040755),
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(content("./Library/Assay/assay-agent"), AGENT);
         let plist = fs::read(deploy().join("dev.assay.agent.plist")).unwrap();
         assert_eq!(content("./Library/LaunchDaemons/dev.assay.agent.plist"), &plist);
-        // An upgrade leaves the key alone: nothing in the package is where it is.
+        // An upgrade must not touch the key, so the package installs nothing into its folder.
         assert!(!payload.iter().any(|entry| entry.name.contains("/var/db")));
     }
 
