@@ -2,32 +2,33 @@
 
 mod acme;
 mod administration;
-mod assembly;
 pub mod attestation;
 mod audit;
 pub mod authority;
+mod changes;
 mod check_in;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod database;
 mod demo;
 mod enrollment;
 mod error_chain;
 mod events;
-mod founding;
 mod grants;
 mod http;
-mod introspection;
-pub mod lifecycle;
+mod keyring;
 mod machines;
 mod mdm;
 #[cfg(feature = "measuring")]
 #[doc(hidden)]
 pub mod measuring;
 mod outgoing;
+mod periodic;
 mod random;
 mod rate_limits;
+mod registry;
 mod retention;
 mod revocation;
 mod rotation;
@@ -38,5 +39,4 @@ pub mod store;
 pub mod telemetry;
 mod text;
 pub mod tls;
-mod upkeep;
 mod webhooks;

@@ -23,9 +23,8 @@ use uuid::Uuid;
 
 use crate::{
     administration::api_keys,
-    assembly,
     attestation::apple::AttestationRoots,
-    audit::Origin,
+    changes::Origin,
     check_in::nonce::Nonces,
     clock::Clock,
     config::Config,
@@ -35,6 +34,7 @@ use crate::{
         evaluation::{self, Subject},
     },
     http::{self, Peers},
+    running::assembly,
     telemetry::Metrics,
 };
 
@@ -44,7 +44,7 @@ pub use mimalloc::MiMalloc as Allocator;
 const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
 const MACHINE: Uuid = Uuid::from_u128(0x0191_0000_0000_7000_8000_0000_0000_0001);
 
-/// A server that does nothing by itself: no upkeep, no listener. What it does, somebody has asked for.
+/// A server that does nothing by itself: no recurring work, no listener. What it does, somebody has asked for.
 pub struct QuietServer {
     /// Answers the requests.
     pub router: Router,

@@ -11,15 +11,14 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     clock::Clock,
-    config,
+    config, periodic,
     services::Services,
     store::{
         self, StoreError, Transaction,
         duties::{self, Duty},
     },
-    upkeep,
 };
 
 const NAME: &str = "remove what is past its retention";
@@ -105,7 +104,7 @@ impl Noun {
 
 /// Removes whatever is past its time, again and again, until the server stops.
 pub(crate) async fn run_retention(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat(NAME, INTERVAL, &shutdown, || remove_due(&services, &shutdown)).await;
+    periodic::repeat(NAME, INTERVAL, &shutdown, || remove_due(&services, &shutdown)).await;
 }
 
 async fn remove_due(services: &Services, shutdown: &CancellationToken) -> Result<(), StoreError> {

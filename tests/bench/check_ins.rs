@@ -15,7 +15,7 @@ use std::thread;
 
 use assay_server::clock::SystemClock;
 use assay_server::config::Config;
-use assay_server::lifecycle::{self, ConnectionLimits, Server};
+use assay_server::connections::{self, ConnectionLimits, Server};
 use assay_server::measuring::{Allocator, QuietServer};
 use assay_server::telemetry::logging::{self, LogFormat};
 use assay_tests::administrator::Administrator;
@@ -96,7 +96,7 @@ async fn serve(database_url: &str) -> (SocketAddr, String) {
             limits: ConnectionLimits::default(),
             metrics: Arc::clone(&quiet.metrics),
         };
-        lifecycle::serve(listener, server, CancellationToken::new()).await
+        connections::serve(listener, server, CancellationToken::new()).await
     });
     (address, api_key)
 }

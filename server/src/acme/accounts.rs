@@ -14,8 +14,8 @@ use super::{
     urls::Urls,
 };
 use crate::{
-    audit::Change,
     authority::EcKey,
+    changes::Change,
     clock,
     services::Services,
     store::{

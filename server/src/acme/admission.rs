@@ -9,10 +9,7 @@ use crate::{
     enrollment::demand_service,
     machines::assurance::names,
     services::Services,
-    store::{
-        StoreError, Transaction, acme_accounts::Account, enrollment_tokens, inventory, machine_presence,
-        machine_records,
-    },
+    store::{StoreError, Transaction, acme_accounts::Account, enrollment_tokens, inventory, machines},
 };
 
 /// Why a serial number gets no certificate.
@@ -82,9 +79,9 @@ pub(super) async fn admit(
     serial_number: &str,
 ) -> Result<Result<Admitted, Inadmissible>, StoreError> {
     let listed = inventory::hold(tx, serial_number).await?.is_some();
-    if let Some(found) = machine_records::find_by_serial_number(tx, serial_number).await?
-        && machine_presence::hold(tx, found.id).await?
-        && let Some(machine) = machine_records::find_identity(tx, found.id).await?
+    if let Some(found) = machines::record::find_by_serial_number(tx, serial_number).await?
+        && machines::presence::hold(tx, found.id).await?
+        && let Some(machine) = machines::record::find_identity(tx, found.id).await?
     {
         let status = match machine.status {
             MachineStatus::Active => {

@@ -11,14 +11,14 @@ use super::{
     requests::AccountRequest,
 };
 use crate::{
-    audit::Change,
     authority::{DeviceCertificateRequest, EcKey},
+    changes::Change,
     services::Services,
     store::{
         Transaction,
         acme_accounts::Account,
         acme_orders::{self, Order, OrderStatus},
-        audit_entries, device_certificates, events, machine_records,
+        audit_entries, device_certificates, events, machines,
     },
 };
 
@@ -94,7 +94,7 @@ async fn finalize_once(
     }
     device_certificates::hold_device(tx, &order.serial_number).await?;
     // A machine that took the serial number in this moment may have been quarantined since: without it held, that is not seen.
-    let holder = machine_records::find_by_serial_number(tx, &order.serial_number).await?;
+    let holder = machines::record::find_by_serial_number(tx, &order.serial_number).await?;
     if holder.map(|holder| holder.id) != machine_id {
         return Err(AcmeError::Contended);
     }

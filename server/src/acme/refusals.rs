@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::requests::Caller;
 use crate::{
-    audit::Change,
+    changes::Change,
     services::Services,
     store::{StoreError, Transaction, acme_accounts::Account, audit_entries, events},
 };

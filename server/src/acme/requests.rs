@@ -12,8 +12,8 @@ use super::{
     urls::Urls,
 };
 use crate::{
-    audit::Origin,
     authority::EcKey,
+    changes::Origin,
     check_in::nonce::{GREATEST_REPLICA_SKEW, LIFETIME},
     services::Services,
     store::{

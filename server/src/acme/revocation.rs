@@ -11,9 +11,9 @@ use super::{
     requests::{Caller, EitherRequest, Payload},
 };
 use crate::{
-    administration::certificates::{CertificateError, revoke_device_certificate},
-    audit::Origin,
     authority::EcKey,
+    changes::Origin,
+    registry::certificate_revocation::{CertificateError, revoke_device_certificate},
     services::Services,
     store::{
         Connection,

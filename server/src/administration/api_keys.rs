@@ -6,7 +6,7 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     clock::{self, Clock},
     secrets::{self, API_KEY_PREFIX, SecretHash},
     store::{self, AsStoreError, Store, StoreError, Transaction},

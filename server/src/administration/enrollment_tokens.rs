@@ -9,7 +9,7 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     clock,
     machines::labels::{self, LabelError},
     secrets::{self, ENROLLMENT_TOKEN_PREFIX, SecretHash},

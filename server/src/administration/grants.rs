@@ -5,9 +5,10 @@ use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
+    check_in::evaluate_now,
     clock,
-    grants::{evaluation::evaluate, os_version::OsVersion},
+    grants::os_version::OsVersion,
     machines::labels::{self, LabelError},
     services::Services,
     store::{self, AsStoreError, StoreError, Transaction},
@@ -105,17 +106,16 @@ pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Re
 pub(crate) async fn evaluate_for(services: &Services, machine_id: Uuid) -> Result<EvaluatedGrants, GrantError> {
     let now = services.clock.now();
     let mut connection = services.store.connection().await?;
-    let machine = store::evaluable::find(&mut connection, machine_id)
+    let machine = store::machines::evaluable::find(&mut connection, machine_id)
         .await?
         .ok_or(GrantError::UnknownMachine)?;
     let catalog = store::grants::load_catalog(&mut connection).await?;
     drop(connection);
-    let subject = machine.subject(now, services.policy.attestation_max_age);
-    let evaluation = evaluate(&catalog, &subject, now);
+    let (assurance, evaluation) = evaluate_now(&services.policy, &catalog, &machine, now);
     Ok(EvaluatedGrants {
         machine_id,
         status: machine.status,
-        assurance: subject.assurance,
+        assurance,
         grants: evaluation.granted,
         denied: evaluation.denied,
         evaluations: evaluation.evaluations,

@@ -1,4 +1,4 @@
-//! Machines: searched, read, labelled, deleted. Where they stand is decided in [`super::standing`].
+//! Machines: searched, read, labelled, deleted. Their status changes in [`crate::registry::status_change`].
 
 use assay_protocol::{
     admin_api::{
@@ -11,16 +11,16 @@ use assay_protocol::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{reason::NoReason, standing};
 use crate::{
-    audit::{Change, Origin},
-    machines::{
-        labels::{self, LabelError, Labels},
-        noted_liveness,
+    changes::{Change, Origin},
+    machines::labels::{self, LabelError, Labels},
+    registry::{
+        liveness_sweep,
         record::{self, boundaries},
+        status_change,
     },
     services::Services,
-    store::{self, AsStoreError, StoreError, Transaction, machine_search::MachineFilter},
+    store::{self, AsStoreError, StoreError, Transaction, machines::search::MachineFilter},
     text::is_prose,
 };
 
@@ -35,23 +35,10 @@ pub(crate) enum MachineError {
     Labels(LabelError),
     #[error("note has to have {LONGEST_NOTE} characters at most, and no control character but line breaks and tabs")]
     Note,
-    #[error(transparent)]
-    Reason(#[from] NoReason),
     #[error("there is no such machine")]
     Unknown,
-    #[error("the machine is {0}")]
-    Standing(&'static str),
-    #[error("the machine is {state} already{}, and another reason does not replace that", because(.reason.as_deref()))]
-    DecidedBefore {
-        state: &'static str,
-        reason: Option<String>,
-    },
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-fn because(reason: Option<&str>) -> String {
-    reason.map_or_else(String::new, |reason| format!(", because: {reason}"))
 }
 
 impl AsStoreError for MachineError {
@@ -66,7 +53,7 @@ impl AsStoreError for MachineError {
 /// Machines of a page.
 pub(crate) struct FoundMachines {
     pub(crate) machines: Vec<Machine>,
-    /// See [`store::machine_search::FoundIds`].
+    /// See [`store::machines::search::FoundIds`].
     pub(crate) stopped_at: Option<Uuid>,
 }
 
@@ -78,11 +65,11 @@ pub(crate) async fn list(
     rows: i64,
 ) -> Result<FoundMachines, MachineError> {
     if filter.liveness.is_some() {
-        noted_liveness::bring_up_to_date(services).await?;
+        liveness_sweep::bring_up_to_date(services).await?;
     }
     let boundaries = boundaries(services);
     let mut snapshot = services.store.snapshot().await?;
-    let found = store::machine_search::find_ids(&mut snapshot, filter, &boundaries.liveness, after, rows).await?;
+    let found = store::machines::search::find_ids(&mut snapshot, filter, &boundaries.liveness, after, rows).await?;
     let machines = store::machines::find_all(&mut snapshot, &found.ids, &boundaries).await?;
     store::end(snapshot).await?;
     Ok(FoundMachines {
@@ -169,7 +156,7 @@ async fn patch_once(
     }
     store::machines::set_labels_and_note(tx, id, &labels, note.as_deref()).await?;
     if labels != before.labels {
-        store::machine_presence::bump_record_version(tx, id).await?;
+        store::machines::presence::bump_record_version(tx, id).await?;
         let detail = json!({ "before": before.labels, "after": labels });
         store::events::insert(tx, services.clock.as_ref(), id, "machine.labels-changed", detail).await?;
     }
@@ -180,9 +167,9 @@ async fn patch_once(
 async fn delete_once(tx: &mut Transaction, services: &Services, origin: &Origin, id: Uuid) -> Result<(), MachineError> {
     let before = record::hold(tx, services, id).await?.ok_or(MachineError::Unknown)?;
     if before.status != MachineStatus::Revoked {
-        standing::revoke_everything(tx, services, origin, id, DELETED).await?;
+        status_change::revoke_everything(tx, services, origin, id, DELETED).await?;
     }
-    standing::deny_what_waits(tx, services, origin, id, DELETED).await?;
+    status_change::deny_what_waits(tx, services, origin, id, DELETED).await?;
     store::machines::delete(tx, id).await?;
     store::events::insert(tx, services.clock.as_ref(), id, "machine.deleted", json!({})).await?;
     let change = Change::new("machine.delete", "machine", id).before(store::json(&before)?);

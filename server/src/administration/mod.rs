@@ -1,14 +1,11 @@
 //! What administrators keep and decide.
 
 pub(crate) mod api_keys;
-pub(crate) mod apple_attestations;
 pub(crate) mod certificates;
 pub(crate) mod enrollment_tokens;
 pub(crate) mod grants;
 pub(crate) mod inventory;
 pub(crate) mod machines;
 pub(crate) mod permissions;
-pub(crate) mod reason;
-pub(crate) mod standing;
 pub(crate) mod stats;
 pub(crate) mod webhooks;

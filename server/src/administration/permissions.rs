@@ -5,7 +5,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     clock,
     services::Services,
     store::{self, AsStoreError, StoreError, Transaction},

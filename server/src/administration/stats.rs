@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    machines::record::boundaries,
+    registry::record::boundaries,
     services::Services,
-    store::{self, StoreError, stats::Count},
+    store::{self, StoreError, machines::stats::Count},
 };
 
 /// This many machines are counted anew for whoever asks.
@@ -74,12 +74,14 @@ pub(crate) async fn read(services: &Services) -> Result<Stats, StoreError> {
 async fn count(services: &Services) -> Result<Stats, StoreError> {
     let now = services.clock.now();
     let mut snapshot = services.store.snapshot().await?;
-    store::stats::allow_time(&mut snapshot, LONGEST_COUNT).await?;
-    let statuses = store::stats::by_status(&mut snapshot).await?;
-    let assurances = store::stats::by_assurance(&mut snapshot).await?;
-    let versions = store::stats::by_os_version(&mut snapshot, UNKNOWN, MOST_VERSIONS).await?;
-    let presences = store::stats::by_last_check_in(&mut snapshot, &boundaries(services).liveness, now).await?;
-    let certificates = store::stats::certificates(&mut snapshot, now, now.saturating_add(EXPIRING_WITHIN)).await?;
+    store::machines::stats::allow_time(&mut snapshot, LONGEST_COUNT).await?;
+    let statuses = store::machines::stats::by_status(&mut snapshot).await?;
+    let assurances = store::machines::stats::by_assurance(&mut snapshot).await?;
+    let versions = store::machines::stats::by_os_version(&mut snapshot, UNKNOWN, MOST_VERSIONS).await?;
+    let presences =
+        store::machines::stats::by_last_check_in(&mut snapshot, &boundaries(services).liveness, now).await?;
+    let certificates =
+        store::machines::stats::certificates(&mut snapshot, now, now.saturating_add(EXPIRING_WITHIN)).await?;
     store::end(snapshot).await?;
     let total = statuses.iter().map(|count| natural(count.machines)).sum();
     Ok(Stats {

@@ -5,10 +5,12 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Change, Origin},
     authority::{SealingError, WebhookSecret},
+    changes::{
+        Change, Origin,
+        event_kinds::{KINDS, is_kind},
+    },
     clock,
-    events::kinds::{KINDS, is_kind},
     services::Services,
     store::{self, AsStoreError, StoreError, Transaction, webhook_deliveries::NewDelivery},
     text::is_prose,

@@ -5,15 +5,15 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::chain::EntryHash;
 use crate::{
+    changes::chain::EntryHash,
+    periodic,
     services::Services,
     store::{
         self, AsStoreError, Store, StoreError, Transaction,
         audit_seals::Seal,
         duties::{self, Duty},
     },
-    upkeep,
 };
 
 const NAME: &str = "seal the audit";
@@ -45,8 +45,8 @@ impl AsStoreError for SealingError {
 /// Seals whatever waits, again and again, until the server stops; then once more.
 pub(crate) async fn run_sealer(services: Arc<Services>, shutdown: CancellationToken) {
     let seal = || seal_pending(&services.store);
-    upkeep::repeat(NAME, INTERVAL, &shutdown, seal).await;
-    upkeep::attempt(NAME, seal()).await;
+    periodic::repeat(NAME, INTERVAL, &shutdown, seal).await;
+    periodic::attempt(NAME, seal()).await;
 }
 
 /// Seals whatever waits; nothing when another replica is sealing.

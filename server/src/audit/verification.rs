@@ -4,8 +4,10 @@
 use assay_protocol::admin_api::audit::{AuditEntry, AuditVerification};
 use uuid::Uuid;
 
-use super::chain::EntryHash;
-use crate::store::{self, Store, StoreError, audit_seals::Seal};
+use crate::{
+    changes::chain::EntryHash,
+    store::{self, Store, StoreError, audit_seals::Seal},
+};
 
 /// How many entries are read at once: the audit may be larger than memory.
 const BATCH: i64 = 1_000;
@@ -129,7 +131,8 @@ impl Follower {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::chain::tests::entry, *};
+    use super::*;
+    use crate::changes::chain::tests::entry;
 
     fn chain(length: u32) -> Vec<(Seal, Option<AuditEntry>)> {
         let mut hash = EntryHash::genesis();

@@ -14,7 +14,10 @@ use crate::{
     store::{
         Connection, Store, StoreError,
         groups::{GroupError, KeptConnection},
-        machine_presence::{self, CheckIn, Recorded},
+        machines::{
+            self,
+            presence::{CheckIn, Recorded},
+        },
     },
     telemetry::Metrics,
 };
@@ -78,7 +81,7 @@ fn record<'c>(
     connection: &'c mut Connection,
     check_ins: &'c [CheckIn],
 ) -> BoxFuture<'c, Result<Vec<Option<Recorded>>, StoreError>> {
-    Box::pin(machine_presence::record_unchanged(connection, check_ins))
+    Box::pin(machines::presence::record_unchanged(connection, check_ins))
 }
 
 /// Takes the latest check-in of each machine. The others are answered at once: a later nonce of the same machine is being

@@ -21,15 +21,13 @@ use crate::{
         catalog::Catalog,
         evaluation::{self, Evaluation},
     },
-    machines::{admission::Refusal, client_certificate::ClientCertificate},
+    machines::client_certificate::ClientCertificate,
+    registry::admission::Refusal,
     services::{Policy, Services},
     store::{
-        self, Store, StoreError, Transaction,
-        evaluable::{self, Evaluable},
-        events,
+        self, Store, StoreError, Transaction, events,
         groups::GroupReader,
-        machine_presence::{self, Recorded},
-        machine_records,
+        machines::{self, evaluable::Evaluable, presence::Recorded},
     },
 };
 
@@ -60,7 +58,9 @@ impl EvaluationCache {
     pub(crate) fn start(store: Store) -> Self {
         Self {
             evaluated: Cache::new(CAPACITY),
-            on_record: GroupReader::start(store, |connection, ids| Box::pin(evaluable::find_all(connection, ids))),
+            on_record: GroupReader::start(store, |connection, ids| {
+                Box::pin(machines::evaluable::find_all(connection, ids))
+            }),
             catalog: ArcSwapOption::empty(),
         }
     }
@@ -144,10 +144,20 @@ pub(super) fn sign(
         .collect()
 }
 
+/// Evaluates what is on record of a machine: its assurance and its grants at this time.
+pub(crate) fn evaluate_now(
+    policy: &Policy,
+    catalog: &Catalog,
+    machine: &Evaluable,
+    now: OffsetDateTime,
+) -> (Assurance, Evaluation) {
+    let subject = machine.subject(now, policy.attestation_max_age);
+    (subject.assurance, evaluation::evaluate(catalog, &subject, now))
+}
+
 impl Evaluated {
     fn new(policy: &Policy, catalog: &Catalog, machine: Evaluable, now: OffsetDateTime) -> Self {
-        let subject = machine.subject(now, policy.attestation_max_age);
-        let (assurance, evaluation) = (subject.assurance, evaluation::evaluate(catalog, &subject, now));
+        let (assurance, evaluation) = evaluate_now(policy, catalog, &machine, now);
         let verdict_digest = verdict_digest(&reasons(&evaluation));
         Self {
             machine,
@@ -253,11 +263,11 @@ async fn write_verdict(
     machine_id: Uuid,
     evaluated: &Evaluated,
 ) -> Result<(), StoreError> {
-    if !machine_presence::set_verdict(tx, machine_id, &evaluated.verdict_digest).await? {
+    if !machines::presence::set_verdict(tx, machine_id, &evaluated.verdict_digest).await? {
         return Ok(());
     }
     let reasons = reasons(&evaluated.evaluation);
-    machine_records::set_verdict(tx, machine_id, &reasons).await?;
+    machines::record::set_verdict(tx, machine_id, &reasons).await?;
     let result = if reasons.is_empty() { "pass" } else { "fail" };
     let detail = json!({"result": result, "reasons": reasons});
     events::insert(tx, services.clock.as_ref(), machine_id, "verdict.changed", detail).await

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::store::{
     Store,
     groups::{GroupError, GroupReader},
-    machine_keys::{self, OwnedKey},
+    machines::{self, keys::OwnedKey},
 };
 
 /// The most keys that are kept: about 300 bytes each.
@@ -35,7 +35,7 @@ impl KeyCache {
         Self {
             keys: Cache::new(CAPACITY),
             on_record: GroupReader::start(store, |connection, keys| {
-                Box::pin(machine_keys::find_public_keys(connection, keys))
+                Box::pin(machines::keys::find_public_keys(connection, keys))
             }),
         }
     }

@@ -14,7 +14,10 @@ use crate::{
     store::{
         Store, StoreError,
         groups::GroupError,
-        machine_presence::{self, CheckIn, Recorded},
+        machines::{
+            self,
+            presence::{CheckIn, Recorded},
+        },
     },
 };
 
@@ -50,7 +53,7 @@ impl MeasuredCommitter {
 
     async fn record_alone(&self, check_in: CheckIn) -> Result<Option<Recorded>, StoreError> {
         let mut connection = self.store.connection().await?;
-        let recorded = machine_presence::record_unchanged(&mut connection, &[check_in]).await?;
+        let recorded = machines::presence::record_unchanged(&mut connection, &[check_in]).await?;
         Ok(recorded.into_iter().next().flatten())
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod committer;
 mod evaluation;
+pub(crate) mod introspection;
 pub(crate) mod keys;
 #[cfg(feature = "measuring")]
 mod measuring;
@@ -19,25 +20,27 @@ use uuid::Uuid;
 
 #[cfg(not(feature = "measuring"))]
 pub(crate) use self::committer::Committer;
-pub(crate) use self::evaluation::EvaluationCache;
+pub(crate) use self::evaluation::{EvaluationCache, evaluate_now};
 #[cfg(feature = "measuring")]
 pub(crate) use self::measuring::MeasuredCommitter as Committer;
 use self::{keys::KeyLookup, nonce::NonceError};
 use crate::{
-    audit::Origin,
     authority::GrantTokenError,
-    machines::{
-        admission::{Attempt, Refusal},
-        claims::Claims,
-        client_certificate::{self, CertificateRefusal, ClientCertificate},
-        liveness::LivenessBoundaries,
-    },
+    changes::Origin,
+    machines::{claims::Claims, client_certificate::ClientCertificate, liveness::LivenessBoundaries},
     rate_limits::Exceeded,
+    registry::{
+        admission::{Attempt, Refusal},
+        client_certificate::{self, CertificateRefusal},
+    },
     services::Services,
     store::{
         StoreError, certificates,
         groups::GroupError,
-        machine_presence::{self, CheckIn, Recorded},
+        machines::{
+            self,
+            presence::{CheckIn, Recorded},
+        },
     },
 };
 
@@ -182,7 +185,7 @@ async fn unknown_or_foreign(services: &Services, subject: Option<Uuid>) -> Resul
         return Ok(CheckInError::NoSubject);
     };
     let mut connection = services.store.connection().await?;
-    let known = machine_presence::exists(&mut connection, subject).await?;
+    let known = machines::presence::exists(&mut connection, subject).await?;
     Ok(if known {
         CheckInError::ForeignKey
     } else {

@@ -5,19 +5,20 @@ use assay_protocol::machine::Liveness;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    audit::Origin,
-    machines::{
+    changes::Origin,
+    machines::{claims::Claims, liveness::LivenessBoundaries},
+    registry::{
         admission::{self, Attempt, Refusal},
-        claims::Claims,
-        liveness::LivenessBoundaries,
-        noted_liveness, rotation,
+        key_rotation, liveness_sweep,
     },
     services::Services,
     store::{
         self, StoreError, Transaction, events,
-        machine_keys::{self, KeyStatus},
-        machine_presence::{self, CheckIn, Presence, Recorded},
-        machine_records,
+        machines::{
+            self,
+            keys::KeyStatus,
+            presence::{CheckIn, Presence, Recorded},
+        },
     },
 };
 
@@ -30,7 +31,7 @@ pub(crate) async fn record(
     attempt: &Attempt<'_>,
 ) -> Result<Result<Recorded, Refusal>, StoreError> {
     let clock = services.clock.as_ref();
-    let Some(key) = machine_keys::find(tx, check_in.key).await? else {
+    let Some(key) = machines::keys::find(tx, check_in.key).await? else {
         return Ok(Err(Refusal::Unknown));
     };
     let admitted = match admission::admit(tx, clock, origin, &key, attempt).await? {
@@ -38,14 +39,14 @@ pub(crate) async fn record(
         Err(refusal) => return Ok(Err(refusal)),
     };
     if admitted.key == KeyStatus::Next {
-        rotation::complete(tx, clock, origin, &admitted.identity, check_in.key).await?;
+        key_rotation::complete(tx, clock, origin, &admitted.identity, check_in.key).await?;
     }
     let changed = admitted.presence.claims_digest != check_in.claims_digest.as_bytes();
     if changed {
         keep_claims(tx, services, check_in, attempt.claims).await?;
     }
     announce_return(tx, services, check_in, &admitted.presence).await?;
-    Ok(Ok(machine_presence::record(tx, check_in, changed).await?))
+    Ok(Ok(machines::presence::record(tx, check_in, changed).await?))
 }
 
 async fn keep_claims(
@@ -54,8 +55,8 @@ async fn keep_claims(
     check_in: &CheckIn,
     claims: &Claims,
 ) -> Result<(), StoreError> {
-    let before = machine_records::find_claims(tx, check_in.machine_id).await?;
-    machine_records::set_claims(tx, check_in.machine_id, claims).await?;
+    let before = machines::record::find_claims(tx, check_in.machine_id).await?;
+    machines::record::set_claims(tx, check_in.machine_id, claims).await?;
     let differences = differences(&store::json(&before)?, &store::json(claims)?);
     if differences.is_empty() {
         return Ok(());
@@ -78,11 +79,11 @@ async fn announce_return(
     presence: &Presence,
 ) -> Result<(), StoreError> {
     let boundaries = LivenessBoundaries::at(check_in.at, services.policy.check_in_interval);
-    let before = noted_liveness::before_check_in(&boundaries, presence.noted_liveness, presence.last_check_in_at);
+    let before = liveness_sweep::before_check_in(&boundaries, presence.noted_liveness, presence.last_check_in_at);
     if before == Liveness::Live {
         return Ok(());
     }
-    let event = noted_liveness::event(check_in.machine_id, before, Liveness::Live, presence.last_check_in_at);
+    let event = liveness_sweep::event(check_in.machine_id, before, Liveness::Live, presence.last_check_in_at);
     events::insert_all(tx, services.clock.as_ref(), &[event]).await
 }
 

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::{CommandError, print};
 use crate::{
-    administration::api_keys, audit::Origin, clock::Clock, config::Config, database::Database, store::Store,
+    administration::api_keys, changes::Origin, clock::Clock, config::Config, database::Database, store::Store,
     telemetry::Metrics,
 };
 

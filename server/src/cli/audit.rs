@@ -6,10 +6,7 @@ use assay_protocol::admin_api::audit::AuditVerification;
 
 use super::{CommandError, print};
 use crate::{
-    audit::{chain::EntryHash, verification},
-    config::Config,
-    database::Database,
-    store::Store,
+    audit::verification, changes::chain::EntryHash, config::Config, database::Database, store::Store,
     telemetry::Metrics,
 };
 

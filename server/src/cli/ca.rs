@@ -6,12 +6,12 @@ use clap::Subcommand;
 
 use super::{CommandError, print};
 use crate::{
-    audit::Origin,
+    changes::Origin,
     clock::{self, Clock},
     config::Config,
     database::Database,
-    founding,
-    rotation::{self, AuthorityStatus, KeyStatus, Keyring, Prepared, RotationError, RotationPolicy, Rotator, Wanted},
+    keyring::Keyring,
+    rotation::{self, AuthorityStatus, KeyStatus, Prepared, RotationError, RotationPolicy, Rotator, Wanted, bootstrap},
     store::{Store, text},
     telemetry::Metrics,
 };
@@ -68,10 +68,10 @@ async fn run_in(
 ) -> Result<String, CommandError> {
     database.check_schema().await?;
     let store = Store::new(database.pool().clone(), Arc::new(Metrics::new()));
-    if !founding::is_founded(&store).await? {
+    if !bootstrap::is_founded(&store).await? {
         return Err(RotationError::NotFounded.into());
     }
-    let (keyring, policy) = (founding::keyring(config)?, RotationPolicy::of(config));
+    let (keyring, policy) = (bootstrap::keyring(config)?, RotationPolicy::of(config));
     let rotator = Rotator {
         keyring: &keyring,
         policy: &policy,

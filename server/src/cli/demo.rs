@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{CommandError, DemoArguments, serve::ordered_to_stop};
+use super::{CommandError, DemoArguments};
 use crate::{
     clock::Clock,
     demo::{self, DemoOptions},
+    running::ordered_to_stop,
     telemetry::logging::{self, LogFormat},
 };
 

@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     attestation::apple::RootsError,
-    audit::chain::EntryHash,
+    changes::chain::EntryHash,
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     database::{Database, DatabaseError},
@@ -150,7 +150,7 @@ enum CommandError {
     #[error(transparent)]
     Audit(#[from] crate::audit::verification::VerificationError),
     #[error(transparent)]
-    Founding(#[from] crate::founding::FoundingError),
+    Bootstrap(#[from] crate::rotation::bootstrap::BootstrapError),
     #[error(transparent)]
     Rotation(#[from] crate::rotation::RotationError),
     #[error("the audit is broken")]
@@ -178,8 +178,6 @@ enum CommandError {
     #[error("cannot start")]
     Runtime(#[source] std::io::Error),
 }
-
-pub(crate) use serve::ordered_to_stop;
 
 /// Runs the command that the process was started with.
 #[must_use]

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use super::CommandError;
 use crate::{
     clock::Clock,
     config::{Config, LogFormat},
-    running::RunningServer,
+    running::{RunningServer, ordered_to_stop},
     telemetry::logging,
 };
 
@@ -20,19 +18,6 @@ pub(super) async fn serve(config: &Config, clock: Arc<dyn Clock>) -> Result<(), 
     let server = RunningServer::start(config, clock).await?;
     let _ = stop.await;
     Ok(server.stop().await?)
-}
-
-/// Waits until the process is told to end.
-pub(crate) async fn ordered_to_stop() {
-    // Without a handler the signal ends the process at once, which is what is left to do.
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }
 
 fn start_logging(config: &Config, clock: &Arc<dyn Clock>) -> Result<(), CommandError> {

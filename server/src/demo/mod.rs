@@ -20,7 +20,7 @@ use crate::{
     administration::api_keys::ApiKeyError,
     clock::Clock,
     config::{Config, ConfigError},
-    running::{RunError, RunningServer},
+    running::{RunError, RunningServer, ordered_to_stop},
 };
 
 /// What the demo is to do.
@@ -107,7 +107,7 @@ async fn play(
         return Ok(());
     }
     story.commands_to_try(&address, &root, administrator.api_key(), fleet.a_machine())?;
-    fleet.keep_checking_in(crate::cli::ordered_to_stop()).await;
+    fleet.keep_checking_in(ordered_to_stop()).await;
     Ok(())
 }
 

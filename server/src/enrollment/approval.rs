@@ -16,9 +16,11 @@ use super::{
     expiry,
 };
 use crate::{
-    administration::reason::{NoReason, Reason},
-    audit::{Change, Origin},
-    machines::record,
+    changes::{Change, Origin},
+    registry::{
+        reason::{NoReason, Reason},
+        record,
+    },
     services::Services,
     store::{self, AsStoreError, StoreError, Transaction},
 };

@@ -7,15 +7,15 @@ use uuid::Uuid;
 
 use super::EnrollError;
 use crate::{
-    audit::{Change, Origin},
     authority::{AuthorityError, IssuedClientCertificate, MachineCertificateRequest},
-    machines::record,
+    changes::{Change, Origin},
+    registry::record,
     services::Services,
     store::{
         Transaction, audit_entries,
         certificates::{self, CertificateRecord},
         events::{self, NewEvent},
-        machine_records,
+        machines,
     },
 };
 
@@ -100,7 +100,7 @@ async fn attested_serial_number(
     public_key: &PublicKey,
 ) -> Result<Option<String>, EnrollError> {
     let attested_since = record::boundaries(services).attested_since;
-    let identity = machine_records::find_identity(tx, machine_id).await?;
+    let identity = machines::record::find_identity(tx, machine_id).await?;
     let attested = identity.filter(|identity| {
         identity.assurance_at(attested_since) == Assurance::Attested && identity.current_key == public_key.thumbprint()
     });

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     Decided,
-    newcomers::{self, Newcomer},
+    new_machines::{self, NewMachine},
 };
 use crate::{
     machines::assurance::Grounds,
@@ -38,7 +38,7 @@ pub(crate) struct Committer {
 type Outcome = Result<Option<Decided>, GroupError>;
 
 struct Waiting {
-    newcomer: Newcomer,
+    new_machine: NewMachine,
     answer: oneshot::Sender<Outcome>,
 }
 
@@ -50,11 +50,11 @@ impl Committer {
         Self { queue }
     }
 
-    /// Lets a newcomer in. `None` when it takes a transaction of its own to tell what becomes of it.
-    pub(super) async fn admit(&self, newcomer: Newcomer) -> Outcome {
+    /// Lets a new machine in. `None` when it takes a transaction of its own to tell what becomes of it.
+    pub(super) async fn admit(&self, new_machine: NewMachine) -> Outcome {
         let (answer, outcome) = oneshot::channel();
         self.queue
-            .try_send(Waiting { newcomer, answer })
+            .try_send(Waiting { new_machine, answer })
             .map_err(|_| GroupError::Overloaded)?;
         match timeout(PATIENCE, outcome).await {
             Ok(Ok(outcome)) => outcome,
@@ -75,7 +75,7 @@ async fn run(store: Store, rate_limits: Arc<RateLimits>, metrics: Arc<Metrics>, 
         let started = Instant::now();
         let (asking, answers): (Vec<_>, Vec<_>) = batch
             .drain(..)
-            .map(|waiting| (waiting.newcomer, waiting.answer))
+            .map(|waiting| (waiting.new_machine, waiting.answer))
             .unzip();
         let outcome = write(&store, &rate_limits, &asking).await;
         metrics
@@ -88,10 +88,10 @@ async fn run(store: Store, rate_limits: Arc<RateLimits>, metrics: Arc<Metrics>, 
 async fn write(
     store: &Store,
     rate_limits: &RateLimits,
-    asking: &[Newcomer],
+    asking: &[NewMachine],
 ) -> Result<Vec<Option<Grounds>>, GroupError> {
     let mut connection = store.connection().await?;
-    match timeout(PATIENCE, newcomers::admit(&mut connection, rate_limits, asking)).await {
+    match timeout(PATIENCE, new_machines::admit(&mut connection, rate_limits, asking)).await {
         Ok(Ok(admitted)) => Ok(admitted),
         Ok(Err(error)) if error.is_outage() => Err(GroupError::from(error)),
         // One of them is at fault, or somebody was in the way: each alone finds out.
@@ -114,15 +114,15 @@ async fn write(
 fn deliver(
     metrics: &CommitterMetrics,
     outcome: Result<Vec<Option<Grounds>>, GroupError>,
-    asking: Vec<Newcomer>,
+    asking: Vec<NewMachine>,
     answers: Vec<oneshot::Sender<Outcome>>,
 ) {
     match outcome {
         Ok(admitted) => {
-            for ((newcomer, answer), grounds) in asking.into_iter().zip(answers).zip(admitted) {
+            for ((new_machine, answer), grounds) in asking.into_iter().zip(answers).zip(admitted) {
                 metrics.ended(if grounds.is_some() { "recorded" } else { "special" });
                 // A caller that has hung up meanwhile needs no answer.
-                let _ = answer.send(Ok(grounds.map(|grounds| newcomer.decided(grounds))));
+                let _ = answer.send(Ok(grounds.map(|grounds| new_machine.decided(grounds))));
             }
         }
         Err(error) => {

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::approval::{ApprovalError, Decision};
 use crate::{
-    administration::standing,
-    audit::Origin,
-    machines::{assurance::Grounds, labels::Labels, record},
+    changes::Origin,
+    machines::{assurance::Grounds, labels::Labels},
+    registry::{record, status_change},
     services::Services,
     store::{self, StoreError, Transaction, certificates::Revoked, enrollments::ClaimedEnrollment},
 };
@@ -29,7 +29,7 @@ pub(super) async fn hold(
     machine_id: Uuid,
 ) -> Result<Option<Held>, StoreError> {
     // The serial number of a record never changes.
-    let identity = store::machine_records::find_identity(tx, machine_id).await?;
+    let identity = store::machines::record::find_identity(tx, machine_id).await?;
     let listed = match identity.and_then(|identity| identity.serial_number) {
         Some(serial_number) => store::inventory::hold(tx, &serial_number).await?,
         None => None,
@@ -72,18 +72,20 @@ async fn admit(
         return Err(ApprovalError::NotPending);
     }
     demand_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
-    store::machine_records::let_in(tx, machine.id, reason, services.clock.now()).await?;
-    let before = store::machine_grounds::find(tx, machine.id).await?.unwrap_or_default();
+    store::machines::record::let_in(tx, machine.id, reason, services.clock.now()).await?;
+    let before = store::machines::grounds::find(tx, machine.id)
+        .await?
+        .unwrap_or_default();
     let grounds = before.approved(waiting.enrollment.id, listed.is_some());
-    store::machine_grounds::set(tx, machine.id, grounds).await?;
+    store::machines::grounds::set(tx, machine.id, grounds).await?;
     // The labels come with the match, and the match may have come while the machine waited.
     if let (None, Some(listed)) = (before.inventory, listed) {
         let mut labels = listed.clone();
         labels.extend(machine.labels.clone());
         store::machines::set_labels_and_note(tx, machine.id, &labels, machine.note.as_deref()).await?;
     }
-    store::machine_presence::set_admitted(tx, machine.id, true).await?;
-    store::machine_keys::make_current(tx, waiting.enrollment.key.thumbprint).await?;
+    store::machines::presence::set_admitted(tx, machine.id, true).await?;
+    store::machines::keys::make_current(tx, waiting.enrollment.key.thumbprint).await?;
     let detail = json!({ "enrollment_id": waiting.enrollment.id, "reason": reason });
     store::events::insert(tx, services.clock.as_ref(), machine.id, "machine.approved", detail).await?;
     Ok(())
@@ -115,14 +117,14 @@ async fn replace_key(
     };
     let listed = listed.is_some();
     let grounds = Grounds::of(token.as_ref(), serial_number, listed).approved(waiting.enrollment.id, listed);
-    let created_at = store::machine_keys::created_at(tx, key).await?.unwrap_or(now);
+    let created_at = store::machines::keys::created_at(tx, key).await?.unwrap_or(now);
     let digest = claims.digest().map_err(ApprovalError::Claims)?;
-    store::machine_presence::replace_key(tx, id, key, digest).await?;
-    store::machine_keys::supersede_all(tx, id, now).await?;
-    store::machine_keys::make_current(tx, key).await?;
+    store::machines::presence::replace_key(tx, id, key, digest).await?;
+    store::machines::keys::supersede_all(tx, id, now).await?;
+    store::machines::keys::make_current(tx, key).await?;
     store::certificates::revoke(tx, id, Revoked::All, RevocationReason::Superseded, now).await?;
-    store::machine_records::replace_key(tx, id, key, claims, grounds, created_at).await?;
-    store::machine_records::set_status(tx, id, MachineStatus::Active, reason).await?;
+    store::machines::record::replace_key(tx, id, key, claims, grounds, created_at).await?;
+    store::machines::record::set_status(tx, id, MachineStatus::Active, reason).await?;
     let detail = json!({
         "enrollment_id": waiting.enrollment.id,
         "before": { "key": machine.key.thumbprint, "status": machine.status, "assurance": machine.assurance },
@@ -142,11 +144,11 @@ async fn deny(
     reason: &str,
 ) -> Result<(), ApprovalError> {
     let key = waiting.enrollment.key.thumbprint;
-    store::machine_keys::deny(tx, key, reason, services.clock.now()).await?;
+    store::machines::keys::deny(tx, key, reason, services.clock.now()).await?;
     let detail = json!({ "enrollment_id": waiting.enrollment.id, "key": key, "reason": reason });
     store::events::insert(tx, services.clock.as_ref(), machine.id, "enrollment.denied", detail).await?;
     if waiting.enrollment.kind == EnrollmentKind::Enrollment && machine.status == MachineStatus::Pending {
-        standing::revoke_everything(tx, services, origin, machine.id, reason).await?;
+        status_change::revoke_everything(tx, services, origin, machine.id, reason).await?;
     }
     Ok(())
 }

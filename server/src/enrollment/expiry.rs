@@ -17,14 +17,14 @@ use uuid::Uuid;
 
 use super::Applicant;
 use crate::{
-    audit::{Change, Origin},
-    machines::record,
+    changes::{Change, Origin},
+    periodic,
+    registry::record,
     services::Services,
     store::{
         self, StoreError, Transaction,
         duties::{self, Duty},
     },
-    upkeep,
 };
 
 const NAME: &str = "expire enrollments";
@@ -35,7 +35,7 @@ const REASON: &str = "nobody decided in time";
 
 /// Ends what is over, again and again, until the server stops.
 pub(crate) async fn run(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat(NAME, INTERVAL, &shutdown, || expire_overdue(&services)).await;
+    periodic::repeat(NAME, INTERVAL, &shutdown, || expire_overdue(&services)).await;
 }
 
 /// Whether a request that waits can be decided no more.
@@ -100,7 +100,7 @@ async fn expire(tx: &mut Transaction, services: &Services, id: Uuid, machine_id:
     }
     let (expired, key) = (EnrollmentStatus::Expired, before.key.thumbprint);
     store::enrollments::decide(tx, id, expired, &origin.actor, Some(REASON), now).await?;
-    store::machine_keys::forget(tx, key).await?;
+    store::machines::keys::forget(tx, key).await?;
     let was_never_let_in = machine.is_some_and(|machine| machine.status == MachineStatus::Pending);
     if before.kind == EnrollmentKind::Enrollment && was_never_let_in {
         store::machines::delete(tx, machine_id).await?;

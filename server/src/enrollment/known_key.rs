@@ -7,15 +7,17 @@ use assay_protocol::{
 
 use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
-    machines::{
+    registry::{
         admission::{self, Attempt, Refusal},
         record::boundaries,
     },
     services::Services,
     store::{
         Transaction, certificates, enrollments,
-        machine_keys::{KeyRecord, KeyStatus},
-        machine_presence,
+        machines::{
+            self,
+            keys::{KeyRecord, KeyStatus},
+        },
     },
 };
 
@@ -43,7 +45,7 @@ pub(super) async fn decide(
         Ok(admitted) => {
             let assurance = admitted.identity.assurance_at(boundaries(services).attested_since);
             let (certificate, issued_now) = current_certificate(tx, services, applicant, record).await?;
-            machine_presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
+            machines::presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
             Ok(Ok(Decided::Active {
                 machine_id: record.machine_id,
                 assurance,
@@ -96,7 +98,7 @@ async fn still_pending(
     }
     let machine_id = match decision.kind {
         EnrollmentKind::Enrollment => {
-            machine_presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
+            machines::presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
             Some(record.machine_id)
         }
         // The old key keeps working meanwhile; its nonces are not this key's to use up.

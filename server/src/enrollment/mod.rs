@@ -7,7 +7,7 @@ mod effects;
 pub(crate) mod expiry;
 mod known_key;
 mod new_key;
-mod newcomers;
+mod new_machines;
 pub(crate) mod renewal;
 mod token;
 
@@ -23,21 +23,18 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use self::newcomers::Newcomer;
+use self::new_machines::NewMachine;
 pub(crate) use self::token::{TokenRefusal, demand_service};
 use crate::{
-    audit::Origin,
     authority::{AuthorityError, spiffe_id},
+    changes::Origin,
     check_in::nonce::NonceError,
-    machines::{
-        admission::Refusal,
-        claims::Claims,
-        client_certificate::{CertificateRefusal, ClientCertificate},
-    },
+    machines::{claims::Claims, client_certificate::ClientCertificate},
     rate_limits::Exceeded,
+    registry::{admission::Refusal, client_certificate::CertificateRefusal},
     secrets::SecretHash,
     services::Services,
-    store::{AsStoreError, StoreError, Transaction, certificates, enrollments, groups::GroupError, machine_keys},
+    store::{AsStoreError, StoreError, Transaction, certificates, enrollments, groups::GroupError, machines},
 };
 
 /// A machine that was just enrolled has no grants yet, and so no reason to wait for the first.
@@ -177,8 +174,8 @@ pub(crate) async fn enroll(
     request: &EnrollRequest,
 ) -> Result<Answer, EnrollError> {
     let applicant = Arc::new(verify(services, caller, request)?);
-    let decided = match Newcomer::prepare(services, &applicant) {
-        Some(newcomer) => services.enrollments.admit(newcomer).await?,
+    let decided = match NewMachine::prepare(services, &applicant) {
+        Some(new_machine) => services.enrollments.admit(new_machine).await?,
         None => None,
     };
     let decided = match decided {
@@ -240,7 +237,7 @@ fn verify(services: &Services, caller: Caller, request: &EnrollRequest) -> Resul
 
 /// Two transactions that make the same key or the same serial number's machine: one wins, the other looks again.
 fn lost_a_race(error: &StoreError) -> bool {
-    [machine_keys::PRIMARY_KEY, crate::store::machines::ONE_PER_SERIAL_NUMBER]
+    [machines::keys::PRIMARY_KEY, machines::ONE_PER_SERIAL_NUMBER]
         .iter()
         .any(|index| error.violates(index))
 }
@@ -257,12 +254,12 @@ async fn decide(
         return Err(presented.not_in_force().into());
     }
     expiry::forget_if_overdue(tx, services, applicant).await?;
-    if let Some(record) = machine_keys::find(tx, applicant.key()).await? {
+    if let Some(record) = machines::keys::find(tx, applicant.key()).await? {
         return known_key::decide(tx, services, applicant, &record).await;
     }
     match new_key::decide(tx, services, applicant).await {
         // Another call of this very key may have used the token up while this one waited for it.
-        Err(EnrollError::Token(refusal)) => match machine_keys::find(tx, applicant.key()).await? {
+        Err(EnrollError::Token(refusal)) => match machines::keys::find(tx, applicant.key()).await? {
             Some(record) => known_key::decide(tx, services, applicant, &record).await,
             None => Err(refused(tx, applicant, refusal).await?),
         },

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
-    audit::Change,
+    changes::Change,
     clock,
     config::{Reenrollment, WithoutToken},
     machines::{assurance::Grounds, labels::Labels},
@@ -25,9 +25,11 @@ use crate::{
         enrollments::{self, NewEnrollment},
         events::{self, NewEvent},
         inventory,
-        machine_keys::{self, KeyStatus},
-        machine_presence,
-        machine_records::{self, Identity, NewMachine},
+        machines::{
+            self,
+            keys::KeyStatus,
+            record::{Identity, NewMachine},
+        },
     },
 };
 
@@ -66,7 +68,7 @@ pub(super) async fn decide(
 ) -> Result<Decided, EnrollError> {
     let backing = backing(tx, services, applicant).await?;
     let known = match &applicant.claims.machine.serial_number {
-        Some(serial_number) => machine_records::find_by_serial_number(tx, serial_number).await?,
+        Some(serial_number) => machines::record::find_by_serial_number(tx, serial_number).await?,
         None => None,
     };
     // What is decided from here on holds until the commit: a revocation, a quarantine or a deletion that came first is
@@ -147,10 +149,10 @@ async fn demand_room(tx: &mut Transaction, services: &Services, applicant: &Appl
 /// Holds the machine that a serial number was found to belong to, and reads it again.
 async fn hold(tx: &mut Transaction, found: Option<Identity>) -> Result<Option<Identity>, EnrollError> {
     let Some(found) = found else { return Ok(None) };
-    if machine_presence::lock(tx, found.id).await?.is_none() {
+    if machines::presence::lock(tx, found.id).await?.is_none() {
         return Ok(None);
     }
-    Ok(machine_records::find_identity(tx, found.id).await?)
+    Ok(machines::record::find_identity(tx, found.id).await?)
 }
 
 async fn new_machine(
@@ -174,9 +176,9 @@ async fn new_machine(
         claims: &applicant.claims,
         now: applicant.now,
     };
-    machine_records::insert(tx, &new).await?;
+    machines::record::insert(tx, &new).await?;
     let digest = applicant.claims.digest()?;
-    machine_presence::insert(tx, machine_id, !waits, applicant.key(), digest, applicant.nonce).await?;
+    machines::presence::insert(tx, machine_id, !waits, applicant.key(), digest, applicant.nonce).await?;
     let enrollment_id = record(tx, services, applicant, backing, machine_id, None, waits).await?;
     let labels = ("labels", json!(backing.labels));
     announce(tx, services, applicant, machine_id, ENROLLED, Value::Null, labels).await?;
@@ -199,13 +201,13 @@ async fn take_over(
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
     let digest = applicant.claims.digest()?;
-    machine_keys::supersede_all(tx, known.id, applicant.now).await?;
+    machines::keys::supersede_all(tx, known.id, applicant.now).await?;
     certificates::revoke(tx, known.id, Revoked::All, RevocationReason::Superseded, applicant.now).await?;
     let (grounds, assurance) = (backing.grounds, backing.grounds.assurance());
     let (key, claims, now) = (applicant.key(), &applicant.claims, applicant.now);
-    machine_records::replace_key(tx, known.id, key, claims, grounds, now).await?;
-    machine_presence::replace_key(tx, known.id, applicant.key(), digest).await?;
-    machine_presence::use_nonce(tx, known.id, applicant.nonce).await?;
+    machines::record::replace_key(tx, known.id, key, claims, grounds, now).await?;
+    machines::presence::replace_key(tx, known.id, applicant.key(), digest).await?;
+    machines::presence::use_nonce(tx, known.id, applicant.nonce).await?;
     record(tx, services, applicant, backing, known.id, Some(known), false).await?;
     announce(
         tx,
@@ -257,7 +259,7 @@ async fn record(
     waits: bool,
 ) -> Result<Uuid, EnrollError> {
     let key_status = if waits { KeyStatus::Pending } else { KeyStatus::Current };
-    machine_keys::insert(tx, applicant.csr.public_key(), machine_id, key_status, applicant.now).await?;
+    machines::keys::insert(tx, applicant.csr.public_key(), machine_id, key_status, applicant.now).await?;
     let id = clock::new_id(services.clock.as_ref());
     let new = NewEnrollment {
         id,

@@ -14,15 +14,15 @@ use uuid::Uuid;
 
 use super::{EnrollError, certificate};
 use crate::{
-    audit::Origin,
+    changes::Origin,
     check_in::{self, CheckInError, Verified},
-    machines::{
+    machines::client_certificate::ClientCertificate,
+    registry::{
         admission::{self, Attempt, Refusal},
-        client_certificate::ClientCertificate,
-        rotation::{self, RotationRefusal},
+        key_rotation::{self, RotationRefusal},
     },
     services::Services,
-    store::{AsStoreError, StoreError, Transaction, certificates, machine_keys, machine_presence},
+    store::{AsStoreError, StoreError, Transaction, certificates, machines},
 };
 
 /// Why a renewal is refused.
@@ -49,7 +49,7 @@ pub(crate) enum RenewError {
 /// Of two machines that ask for one key in the same moment, the index lets one have it.
 impl From<StoreError> for RenewError {
     fn from(error: StoreError) -> Self {
-        if error.violates(machine_keys::PRIMARY_KEY) {
+        if error.violates(machines::keys::PRIMARY_KEY) {
             return RotationRefusal::OtherMachinesKey.into();
         }
         Self::Store(error)
@@ -118,7 +118,7 @@ async fn issue(
         nonce: verified.nonce,
         claims: &verified.claims,
     };
-    let Some(key) = machine_keys::find(tx, attempt.key).await? else {
+    let Some(key) = machines::keys::find(tx, attempt.key).await? else {
         return Ok(Err(Refusal::Unknown));
     };
     let clock = services.clock.as_ref();
@@ -132,11 +132,11 @@ async fn issue(
         return Err(CheckInError::from(presented.not_in_force()).into());
     }
     demand_within_grace(tx, services, machine_id, attempt.key).await?;
-    machine_presence::use_nonce(tx, machine_id, verified.nonce).await?;
+    machines::presence::use_nonce(tx, machine_id, verified.nonce).await?;
     let issued_before = if public_key.thumbprint() == attempt.key {
         None
     } else {
-        rotation::begin(tx, clock, &origin, &admitted, public_key).await??;
+        key_rotation::begin(tx, clock, &origin, &admitted, public_key).await??;
         certificates::find_last_of_key(tx, machine_id, public_key.thumbprint()).await?
     };
     let certificate = match issued_before.filter(|before| before.is_in_force(clock.now())) {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{self, Clock},
+    periodic,
     services::Services,
     store::{
         self, StoreError, Transaction,
@@ -18,7 +19,6 @@ use crate::{
         webhook_deliveries::NewDelivery,
         webhooks::Interest,
     },
-    upkeep,
 };
 
 const NAME: &str = "announce events";
@@ -29,7 +29,7 @@ const BATCH: i64 = 500;
 
 /// Announces whatever waits, again and again, until the server stops.
 pub(crate) async fn run_announcer(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat(NAME, INTERVAL, &shutdown, || announce_waiting(&services)).await;
+    periodic::repeat(NAME, INTERVAL, &shutdown, || announce_waiting(&services)).await;
 }
 
 /// Announces whatever waits; nothing while another replica does.

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    periodic,
     services::Services,
     store::{self, Store, StoreError},
     telemetry::Metrics,
-    upkeep,
 };
 
 /// How long an announced event waits at most until the streams of a replica have it.
@@ -167,7 +167,7 @@ impl Drop for Admission {
 
 /// Reads what is announced, for all streams of this replica, until the server stops.
 pub(crate) async fn run_reader(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat("read announced events", READ_INTERVAL, &shutdown, || {
+    periodic::repeat("read announced events", READ_INTERVAL, &shutdown, || {
         read_on(&services.store, &services.feed)
     })
     .await;
@@ -175,7 +175,7 @@ pub(crate) async fn run_reader(services: Arc<Services>, shutdown: CancellationTo
 
 /// Ends the streams of API keys that were revoked or have expired, until the server stops.
 pub(crate) async fn run_key_check(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat("look after the keys of streams", KEY_INTERVAL, &shutdown, || {
+    periodic::repeat("look after the keys of streams", KEY_INTERVAL, &shutdown, || {
         check_keys(&services)
     })
     .await;
@@ -183,7 +183,7 @@ pub(crate) async fn run_key_check(services: Arc<Services>, shutdown: Cancellatio
 
 /// Measures what waits, until the server stops.
 pub(crate) async fn run_depth_gauge(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat("measure the queues of events", DEPTH_INTERVAL, &shutdown, || {
+    periodic::repeat("measure the queues of events", DEPTH_INTERVAL, &shutdown, || {
         measure(&services)
     })
     .await;

@@ -2,7 +2,6 @@
 
 pub(crate) mod announcing;
 pub(crate) mod feed;
-pub(crate) mod kinds;
 pub(crate) mod subscription;
 
 use assay_protocol::admin_api::events::Event;

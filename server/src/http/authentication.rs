@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::{problem::ApiProblem, rate_limit, request_id::RequestId};
 use crate::{
-    audit::Origin,
+    changes::Origin,
     secrets::{self, SecretHash},
     services::Services,
     store::api_keys,

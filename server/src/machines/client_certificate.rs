@@ -1,15 +1,9 @@
-//! The certificate that a machine presents in TLS: what a call demands of it.
-//!
-//! The handshake has validated its path. That is not enough: a connection outlives an expiry and a revocation, a resumed
-//! session repeats what an earlier handshake saw, and a certificate of one machine says nothing for another. So every
-//! call looks again.
+//! The certificate that a machine presents in TLS, as far as calls look at it.
 
 use assay_protocol::{KeyThumbprint, PublicKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use time::OffsetDateTime;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
-
-use crate::{config::ClientCertificates, services::Policy};
 
 /// A certificate whose path was validated, and whose key has signed the handshake or that of a session that is resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,44 +11,9 @@ pub(crate) struct ClientCertificate {
     /// Lower-case hex, as on record.
     pub(crate) serial_number: String,
     pub(crate) sha256: [u8; 32],
-    key: KeyThumbprint,
-    not_before: OffsetDateTime,
-    not_after: OffsetDateTime,
-}
-
-/// Why a call does not count, by the certificate of its connection.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum CertificateRefusal {
-    #[error(
-        "this server takes check-ins and renewals only with the machine's certificate as TLS client certificate, and none was presented; a machine without one that is in force enrolls again"
-    )]
-    Missing,
-    #[error("the TLS client certificate is valid from {not_before} to {not_after}")]
-    NotValidNow {
-        not_before: OffsetDateTime,
-        not_after: OffsetDateTime,
-    },
-    #[error("the TLS client certificate holds another key than the one that signed the evidence")]
-    OtherKey,
-    #[error("the TLS client certificate {serial_number} is revoked, or not on record")]
-    NotInForce { serial_number: String },
-}
-
-/// Holds what was presented, if anything, against the call: its time, and the key that signed the evidence. Whether it is
-/// revoked is for whoever reads the record.
-pub(crate) fn appraise(
-    presented: Option<&ClientCertificate>,
-    policy: &Policy,
-    key: KeyThumbprint,
-    now: OffsetDateTime,
-) -> Result<(), CertificateRefusal> {
-    let Some(certificate) = presented else {
-        return match policy.client_certificates {
-            ClientCertificates::Required => Err(CertificateRefusal::Missing),
-            ClientCertificates::Off | ClientCertificates::Optional => Ok(()),
-        };
-    };
-    certificate.appraise(key, now)
+    pub(crate) key: KeyThumbprint,
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
 }
 
 impl ClientCertificate {
@@ -70,26 +29,5 @@ impl ClientCertificate {
             not_before: validity.not_before.to_datetime(),
             not_after: validity.not_after.to_datetime(),
         })
-    }
-
-    /// Whether it is for this time and this key.
-    pub(crate) fn appraise(&self, key: KeyThumbprint, now: OffsetDateTime) -> Result<(), CertificateRefusal> {
-        if now < self.not_before || now >= self.not_after {
-            return Err(CertificateRefusal::NotValidNow {
-                not_before: self.not_before,
-                not_after: self.not_after,
-            });
-        }
-        if self.key != key {
-            return Err(CertificateRefusal::OtherKey);
-        }
-        Ok(())
-    }
-
-    /// That it is revoked, or was never issued here.
-    pub(crate) fn not_in_force(&self) -> CertificateRefusal {
-        CertificateRefusal::NotInForce {
-            serial_number: self.serial_number.clone(),
-        }
     }
 }

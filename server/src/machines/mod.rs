@@ -1,13 +1,8 @@
-//! The registry: machines, what they claim, who may act for them, and whether they are alive.
+//! Machines as data: what they claim, how far that is assured, their labels, and whether they are alive. Pure.
 
-pub(crate) mod admission;
 pub(crate) mod assurance;
 pub(crate) mod boundaries;
 pub(crate) mod claims;
 pub(crate) mod client_certificate;
-pub(crate) mod devices;
 pub(crate) mod labels;
 pub(crate) mod liveness;
-pub(crate) mod noted_liveness;
-pub(crate) mod record;
-pub(crate) mod rotation;

@@ -15,16 +15,15 @@ use uuid::Uuid;
 
 use super::{NanoMdm, client::Outcome};
 use crate::{
-    administration::apple_attestations::{due, request},
-    audit::{Change, Origin},
-    clock,
+    changes::{Change, Origin},
+    clock, periodic,
+    registry::apple_attestations::{due, request},
     services::Services,
     store::{
         self, StoreError, Transaction,
         duties::{self, Duty},
         mdm_devices::{self, Turn, TurnMachine},
     },
-    upkeep,
 };
 
 const NAME: &str = "have machines asked for attestations";
@@ -60,7 +59,7 @@ pub(crate) async fn run(services: Arc<Services>, shutdown: CancellationToken) {
     let Some(mdm) = &services.nano_mdm else {
         return;
     };
-    upkeep::repeat(NAME, INTERVAL, &shutdown, || ask_due(&services, mdm, &shutdown)).await;
+    periodic::repeat(NAME, INTERVAL, &shutdown, || ask_due(&services, mdm, &shutdown)).await;
 }
 
 /// Asks some of them, one after the other, until the MDM fails.

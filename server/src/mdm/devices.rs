@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use super::Refusal;
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     services::Services,
     store::{
         self, StoreError, Transaction,
         duties::{self, Duty},
-        machine_records,
+        machines,
         mdm_devices::{self, Device, Refused},
     },
 };
@@ -43,7 +43,7 @@ pub(super) async fn learn(
         .map(str::to_owned);
     let has_one = known.as_ref().is_some_and(|device| device.serial_number.is_some());
     let serial_number = match said {
-        None if !has_one => machine_records::serial_number_by_hardware_uuid(&mut connection, enrollment_id).await?,
+        None if !has_one => machines::record::serial_number_by_hardware_uuid(&mut connection, enrollment_id).await?,
         said => said,
     };
     drop(connection);
@@ -98,7 +98,7 @@ async fn note_refused_once(
         ));
     };
     let machine_id = match (refusal.machine_id, &device.serial_number) {
-        (None, Some(serial_number)) => machine_records::find_by_serial_number(tx, serial_number)
+        (None, Some(serial_number)) => machines::record::find_by_serial_number(tx, serial_number)
             .await?
             .map(|machine| machine.id),
         (known, _) => known,

@@ -22,12 +22,12 @@ use self::{
     report::{Report, ReportError},
 };
 use crate::{
-    administration::apple_attestations::{self, AppleAttestationError},
     attestation::apple::{AttestationError, UnverifiedAttestation},
-    audit::Origin,
+    changes::Origin,
     error_chain::Chain,
+    registry::apple_attestations::{self, AppleAttestationError},
     services::Services,
-    store::{StoreError, machine_records, mdm_devices::Device},
+    store::{StoreError, machines, mdm_devices::Device},
 };
 
 pub(crate) use self::client::NanoMdm;
@@ -194,7 +194,7 @@ async fn attest(
     let serial_number = serial_number.ok_or(AttestationError::NoSerialNumber)?;
     devices::learn(services, origin, enrollment_id, Some(&serial_number)).await?;
     let mut connection = services.store.connection().await?;
-    let machine = machine_records::find_by_serial_number(&mut connection, &serial_number).await?;
+    let machine = machines::record::find_by_serial_number(&mut connection, &serial_number).await?;
     drop(connection);
     let Some(machine) = machine else {
         return Err(Unbound::Refused(Refusal {

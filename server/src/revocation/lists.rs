@@ -10,14 +10,14 @@ use uuid::Uuid;
 use super::PublishedList;
 use crate::{
     authority::{Authority, AuthorityError, RevocationList, key_identifier},
-    rotation::KeyringError,
+    keyring::KeyringError,
+    periodic,
     services::Services,
     store::{
         self, AsStoreError, StoreError, Transaction,
         duties::{self, Duty},
         revocation_lists::{ListState, StoredList},
     },
-    upkeep,
 };
 
 const NAME: &str = "publish revocations";
@@ -123,7 +123,7 @@ pub(crate) async fn publish_first(services: &Arc<Services>) {
 
 /// Publishes the lists of an authority that is about to be taken into use. Other replicas may be about to do the same.
 pub(crate) async fn publish_for(services: &Arc<Services>, authority: &Arc<Authority>) {
-    upkeep::attempt(NAME, publish(services, authority, OthersAtIt::Wait)).await;
+    periodic::attempt(NAME, publish(services, authority, OthersAtIt::Wait)).await;
 }
 
 /// Publishes again and again, until the server stops.
@@ -132,7 +132,7 @@ pub(crate) async fn keep_published(services: Arc<Services>, shutdown: Cancellati
         let authority = services.authority.load_full();
         publish(&services, &authority, OthersAtIt::Leave).await
     };
-    upkeep::repeat(NAME, INTERVAL, &shutdown, publish).await;
+    periodic::repeat(NAME, INTERVAL, &shutdown, publish).await;
 }
 
 /// The list of the present issuing CA.

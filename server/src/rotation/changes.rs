@@ -5,14 +5,14 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    RotationError, Rotator,
-    keyring::{self, KeyringError, certificate},
+    RotationError, Rotator, keys,
     steps::{GRANT_KEY_LINGERS, Keys, LINGERS, Step},
 };
 use crate::{
-    audit::Change,
     authority::{CertifiedKey, PrivateKey, issuing, key_identifier, validity},
+    changes::Change,
     clock,
+    keyring::{KeyringError, certificate},
     store::{
         StoreError, Transaction, audit_entries,
         duties::{self, Duty},
@@ -41,7 +41,7 @@ pub(super) async fn take_step(tx: &mut Transaction, rotator: &Rotator<'_>) -> Re
 /// Keeps everybody else from changing keys until the end of the transaction, and reads them.
 pub(super) async fn hold(tx: &mut Transaction) -> Result<Keys, RotationError> {
     duties::wait_for(tx, Duty::RotateKeys).await?;
-    let keys = keyring::read(tx).await?;
+    let keys = keys::read(tx).await?;
     match keys.keys.is_empty() {
         true => Err(RotationError::NotFounded),
         false => Ok(keys),

@@ -5,7 +5,6 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use super::{
     RotationError, Rotator,
     changes::{self, hold},
-    keyring::certificate,
     rotate::{Prepared, under_way},
     steps::Keys,
 };
@@ -16,6 +15,7 @@ use crate::{
         issuing, key_identifier,
     },
     clock,
+    keyring::certificate,
     store::{
         Store, Transaction,
         sealed_keys::{KeyPurpose, KeyState, SealedKey},

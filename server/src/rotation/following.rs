@@ -9,19 +9,16 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    RotationError, RotationPolicy, Rotator, advance,
-    keyring::{self, Keyring},
-    steps::Keys,
-};
+use super::{RotationError, RotationPolicy, Rotator, advance, keys, steps::Keys};
 use crate::{
-    audit::Origin,
     authority::Authority,
+    changes::Origin,
     clock::Clock,
+    keyring::Keyring,
+    periodic,
     revocation::lists,
     services::Services,
     store::{self, Store, settings},
-    upkeep,
 };
 
 const NAME: &str = "follow the authority's keys";
@@ -72,7 +69,7 @@ impl Rotation {
 
     async fn read(&self, store: &Store) -> Result<(Authority, Keys), RotationError> {
         let mut snapshot = store.snapshot().await?;
-        let (version, keys) = keyring::read_with_version(&mut snapshot).await?;
+        let (version, keys) = keys::read_with_version(&mut snapshot).await?;
         store::end(snapshot).await?;
         let policy = &self.policy;
         let authority = self
@@ -95,7 +92,7 @@ impl Rotation {
 
 /// Follows until the server stops.
 pub(crate) async fn run_follower(services: Arc<Services>, shutdown: CancellationToken) {
-    upkeep::repeat(NAME, INTERVAL, &shutdown, || follow(&services)).await;
+    periodic::repeat(NAME, INTERVAL, &shutdown, || follow(&services)).await;
 }
 
 async fn follow(services: &Arc<Services>) -> Result<(), RotationError> {

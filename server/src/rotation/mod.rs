@@ -4,10 +4,11 @@
 //! What is due when follows from what is stored ([`steps`]), so that any replica can go on where another stopped, and
 //! whoever comes too late finds that it is done. Every step is one transaction, with its audit entries.
 
+pub(crate) mod bootstrap;
 mod changes;
 mod external;
 mod following;
-mod keyring;
+mod keys;
 mod rotate;
 mod status;
 mod steps;
@@ -17,15 +18,15 @@ use time::{Duration, OffsetDateTime};
 pub(crate) use self::{
     external::{install, request},
     following::{Rotation, run_follower},
-    keyring::{Keyring, KeyringError},
     rotate::{Prepared, Wanted, rotate},
     status::{AuthorityStatus, KeyStatus, identifier, status},
 };
 use crate::{
-    audit::Origin,
     authority::{AuthorityError, ChainRefusal, KeyError},
+    changes::Origin,
     clock::{self, Clock},
     config::{Config, PublicUrl},
+    keyring::{Keyring, KeyringError},
     store::{AsStoreError, Store, StoreError},
 };
 

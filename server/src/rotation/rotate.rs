@@ -1,8 +1,9 @@
 //! Rotation by an administrator.
 
-use super::{RotationError, Rotator, changes, keyring::certificate};
+use super::{RotationError, Rotator, changes};
 use crate::{
     authority::key_identifier,
+    keyring::certificate,
     store::{
         Store, Transaction,
         sealed_keys::{KeyPurpose, KeyState, SealedKey},

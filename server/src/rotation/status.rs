@@ -4,13 +4,10 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{
-    RotationError,
-    keyring::{self, Keyring},
-    steps::Keys,
-};
+use super::{RotationError, keys, steps::Keys};
 use crate::{
     authority::{self, key_identifier, validity},
+    keyring::Keyring,
     store::{
         self, Store,
         sealed_keys::{self, KeyPurpose, KeyState, SealedKey},
@@ -57,7 +54,7 @@ pub(crate) async fn status(
     now: OffsetDateTime,
 ) -> Result<AuthorityStatus, RotationError> {
     let mut snapshot = store.snapshot().await?;
-    let keys = keyring::read(&mut snapshot).await?;
+    let keys = keys::read(&mut snapshot).await?;
     if keys.keys.is_empty() {
         return Err(RotationError::NotFounded);
     }

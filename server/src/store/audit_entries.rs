@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     clock::{self, Clock},
 };
 

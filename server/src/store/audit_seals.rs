@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, audit_entries};
-use crate::audit::chain::EntryHash;
+use crate::changes::chain::EntryHash;
 
 /// One link of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

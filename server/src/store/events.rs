@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError};
 use crate::{
+    changes::event_kinds::is_kind,
     clock::{self, Clock},
-    events::kinds::is_kind,
 };
 
 /// An event that has just been given its place.

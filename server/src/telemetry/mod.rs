@@ -1,6 +1,5 @@
 //! What the server tells of itself: metrics to Prometheus, structured lines to standard output. Neither ever holds a secret.
 
-pub mod listener;
 pub mod logging;
 pub mod metrics;
 

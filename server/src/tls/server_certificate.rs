@@ -196,7 +196,7 @@ mod tests {
     use crate::{
         authority::{CertifiedKey as CaKey, InitialSecrets, generate_initial, issuing},
         clock::MockClock,
-        lifecycle::{ConnectionLimits, Server, serve},
+        connections::{ConnectionLimits, Server, serve},
         telemetry::Metrics,
         tls::server_config,
     };

@@ -25,15 +25,15 @@ use super::{
     schedule,
 };
 use crate::{
-    audit::{Change, Origin},
     authority::WebhookSecret,
+    changes::{Change, Origin},
+    periodic,
     services::Services,
     store::{
         self, StoreError, Transaction,
         webhook_deliveries::{Claimed, FailedAttempt},
         webhooks::Receiver,
     },
-    upkeep,
 };
 
 /// How long a due delivery waits at most while its receiver is well.
@@ -60,7 +60,7 @@ pub(crate) async fn run_deliverer(services: Arc<Services>, shutdown: Cancellatio
         shutdown: shutdown.clone(),
         cut_off: CancellationToken::new(),
     });
-    upkeep::repeat("deliver to webhooks", INTERVAL, &shutdown, || deliverer.start_workers()).await;
+    periodic::repeat("deliver to webhooks", INTERVAL, &shutdown, || deliverer.start_workers()).await;
     deliverer.workers.close();
     if timeout(GRACE, deliverer.workers.wait()).await.is_err() {
         deliverer.cut_off.cancel();
@@ -88,7 +88,7 @@ impl Deliverer {
             self.in_hand().insert(receiver.id);
             let deliverer = Arc::clone(self);
             self.workers.spawn(async move {
-                upkeep::attempt("deliver to a webhook", deliverer.work(&receiver)).await;
+                periodic::attempt("deliver to a webhook", deliverer.work(&receiver)).await;
                 deliverer.in_hand().remove(&receiver.id);
             });
         }

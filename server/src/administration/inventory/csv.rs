@@ -3,7 +3,7 @@
 use assay_protocol::admin_api::inventory::ImportItem;
 use csv::{ByteRecord, ReaderBuilder};
 
-use super::import::{Lines, Rows};
+use super::rows::{Lines, Rows};
 use crate::machines::labels::Labels;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";

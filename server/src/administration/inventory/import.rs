@@ -1,20 +1,10 @@
 //! A file that is to become the inventory: every row checked before the first is written, and every wrong one named.
 
 use aws_lc_rs::digest;
-use serde_json::Value;
 
-use assay_protocol::{admin_api::inventory::ImportItem, text::hardware_id};
+use super::{InventoryError, csv, json, rows::Rows};
+use crate::store::inventory::Columns;
 
-use super::{InventoryError, csv, json};
-use crate::{machines::labels, store::inventory::Columns, text::is_line};
-
-/// The most rows of one file: what is kept of each while it is written is not much, but it adds up.
-const MOST_ROWS: usize = 1_000_000;
-/// How many wrong rows are told one by one.
-const MOST_ERRORS: usize = 100;
-/// A row may hold anything, and what is told of it has to fit in an answer.
-const LONGEST_DETAIL: usize = 300;
-const LONGEST_OWNER: usize = 256;
 /// How many rows one statement writes.
 const BATCH: usize = 5_000;
 
@@ -23,14 +13,6 @@ const BATCH: usize = 5_000;
 pub(crate) enum Format {
     Json,
     Csv,
-}
-
-/// A row that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RowError {
-    /// Where it begins, from 1.
-    pub(crate) line: u64,
-    pub(crate) detail: String,
 }
 
 /// A file whose every row is right, in the order of the serial numbers.
@@ -50,7 +32,19 @@ impl Import {
             Format::Csv => csv::read(body, &mut rows),
         }
         .map_err(InventoryError::Unreadable)?;
-        rows.finish(hex::encode(digest::digest(&digest::SHA256, body)))
+        let rows = rows.finish()?;
+        let mut import = Import {
+            serial_numbers: Vec::with_capacity(rows.len()),
+            labels: Vec::with_capacity(rows.len()),
+            owners: Vec::with_capacity(rows.len()),
+            sha256: hex::encode(digest::digest(&digest::SHA256, body)),
+        };
+        for row in rows {
+            import.serial_numbers.push(row.serial_number);
+            import.labels.push(row.labels);
+            import.owners.push(row.owner);
+        }
+        Ok(import)
     }
 
     pub(super) fn serial_numbers(&self) -> &[String] {
@@ -72,151 +66,6 @@ impl Import {
             owners,
         })
     }
-}
-
-/// The rows of a file, as they are read one after the other.
-#[derive(Default)]
-pub(super) struct Rows {
-    rows: Vec<Row>,
-    errors: Vec<RowError>,
-    wrong: usize,
-}
-
-struct Row {
-    serial_number: String,
-    line: u64,
-    labels: String,
-    owner: Option<String>,
-}
-
-impl Rows {
-    /// Takes a row, or what is wrong with it. `number` counts rows that may share a line. Fails where there are more than
-    /// anybody has machines.
-    pub(super) fn push(
-        &mut self,
-        line: u64,
-        number: Option<usize>,
-        item: Result<ImportItem, String>,
-    ) -> Result<(), String> {
-        if self.rows.len() + self.wrong >= MOST_ROWS {
-            return Err(format!("there are more than {MOST_ROWS} rows"));
-        }
-        match item.and_then(|item| check(line, item)) {
-            Ok(row) => self.rows.push(row),
-            Err(detail) => match number {
-                Some(number) => self.refuse(line, &format!("item {number}: {detail}")),
-                None => self.refuse(line, &detail),
-            },
-        }
-        Ok(())
-    }
-
-    fn refuse(&mut self, line: u64, detail: &str) {
-        self.wrong += 1;
-        if self.errors.len() < MOST_ERRORS {
-            let detail = detail.chars().take(LONGEST_DETAIL).collect();
-            self.errors.push(RowError { line, detail });
-        }
-    }
-
-    /// In a file that is one serial number over and over, only what is told is put into words.
-    fn refuse_repeated(&mut self) {
-        let mut repeated: Vec<(u64, u64, &str)> = Vec::new();
-        for pair in self.rows.windows(2) {
-            if let [first, second] = pair
-                && first.serial_number == second.serial_number
-            {
-                repeated.push((second.line, first.line, &second.serial_number));
-            }
-        }
-        repeated.sort_unstable();
-        let told = repeated
-            .iter()
-            .take(MOST_ERRORS)
-            .map(|(line, first, serial_number)| RowError {
-                line: *line,
-                detail: format!("serial_number {serial_number:?} is in line {first} already"),
-            });
-        self.errors.extend(told);
-        self.wrong += repeated.len();
-    }
-
-    /// Sorted: that brings equal serial numbers together, and what is written in one order neither deadlocks nor
-    /// scatters over the index.
-    fn finish(mut self, sha256: String) -> Result<Import, InventoryError> {
-        self.rows
-            .sort_unstable_by(|one, other| (&one.serial_number, one.line).cmp(&(&other.serial_number, other.line)));
-        self.refuse_repeated();
-        if self.wrong > 0 {
-            self.errors.sort_by_key(|error| error.line);
-            self.errors.truncate(MOST_ERRORS);
-            return Err(InventoryError::Rows {
-                total: self.wrong,
-                first: self.errors,
-            });
-        }
-        let mut import = Import {
-            serial_numbers: Vec::with_capacity(self.rows.len()),
-            labels: Vec::with_capacity(self.rows.len()),
-            owners: Vec::with_capacity(self.rows.len()),
-            sha256,
-        };
-        for row in self.rows {
-            import.serial_numbers.push(row.serial_number);
-            import.labels.push(row.labels);
-            import.owners.push(row.owner);
-        }
-        Ok(import)
-    }
-}
-
-/// Counts the lines of a file, from one place in it to the next.
-pub(super) struct Lines<'a> {
-    body: &'a [u8],
-    counted: usize,
-    line: u64,
-}
-
-impl<'a> Lines<'a> {
-    pub(super) fn of(body: &'a [u8]) -> Self {
-        Self {
-            body,
-            counted: 0,
-            line: 1,
-        }
-    }
-
-    /// The line of this place, which is not before the last one.
-    pub(super) fn at(&mut self, place: usize) -> u64 {
-        let between = self.body.get(self.counted..place).unwrap_or_default();
-        let breaks = between.iter().filter(|byte| **byte == b'\n').count();
-        self.line += u64::try_from(breaks).unwrap_or(0);
-        self.counted = place;
-        self.line
-    }
-}
-
-fn check(line: u64, item: ImportItem) -> Result<Row, String> {
-    let serial_number = match hardware_id(&item.serial_number) {
-        Ok(Some(serial_number)) => serial_number.to_owned(),
-        Ok(None) => return Err("serial_number is empty".to_owned()),
-        Err(error) => return Err(format!("serial_number: {error}")),
-    };
-    labels::check(&item.labels).map_err(|error| error.to_string())?;
-    let owner = item.owner.map(|owner| owner.trim().to_owned());
-    let owner = owner.filter(|owner| !owner.is_empty());
-    if owner.as_ref().is_some_and(|owner| !is_line(owner, 1..=LONGEST_OWNER)) {
-        return Err(format!(
-            "owner has to have {LONGEST_OWNER} characters at most, none of them a control character"
-        ));
-    }
-    let labels = item.labels.into_iter().map(|(key, value)| (key, Value::String(value)));
-    Ok(Row {
-        serial_number,
-        line,
-        labels: Value::Object(labels.collect()).to_string(),
-        owner,
-    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::import::{Lines, Rows};
+use super::rows::{Lines, Rows};
 
 /// Reads every item into `rows`. Fails where the whole is not readable.
 pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {

@@ -4,9 +4,9 @@
 use serde_json::json;
 
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     services::Services,
-    store::{self, StoreError, Transaction, events::NewEvent, machine_grounds::Standing},
+    store::{self, StoreError, Transaction, events::NewEvent, machines::grounds::Standing},
 };
 
 /// How many machines one statement changes.
@@ -25,9 +25,9 @@ pub(super) async fn lower(
         return Ok(0);
     }
     let mut lowered = 0;
-    let machines = store::machine_grounds::hold_on_inventory(tx, removed).await?;
+    let machines = store::machines::grounds::hold_on_inventory(tx, removed).await?;
     for ids in machines.chunks(BATCH) {
-        let standing = store::machine_grounds::lock_on_inventory(tx, ids).await?;
+        let standing = store::machines::grounds::lock_on_inventory(tx, ids).await?;
         lowered += lower_batch(tx, services, origin, &standing).await?;
     }
     Ok(lowered)
@@ -40,7 +40,7 @@ async fn lower_batch(
     standing: &[Standing],
 ) -> Result<u64, StoreError> {
     let after: Vec<Standing> = standing.iter().map(Standing::without_inventory).collect();
-    store::machine_grounds::set_all(tx, &after).await?;
+    store::machines::grounds::set_all(tx, &after).await?;
     let (mut ids, mut events, mut changes) = (Vec::new(), Vec::new(), Vec::new());
     for (before, after) in standing.iter().zip(&after) {
         let (from, to) = (before.grounds.assurance(), after.grounds.assurance());
@@ -66,7 +66,7 @@ async fn lower_batch(
         );
     }
     let clock = services.clock.as_ref();
-    store::machine_presence::bump_record_versions(tx, &ids).await?;
+    store::machines::presence::bump_record_versions(tx, &ids).await?;
     store::events::insert_all(tx, clock, &events).await?;
     store::audit_entries::insert_all(tx, clock, origin, &changes).await?;
     Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))

@@ -4,14 +4,15 @@ mod csv;
 mod import;
 mod json;
 mod lowering;
+mod rows;
 
 use assay_protocol::admin_api::inventory::{ImportMode, ImportedInventory, InventoryItem};
 use axum::body::Bytes;
 
 use self::import::Import;
-pub(crate) use self::import::{Format, RowError};
+pub(crate) use self::{import::Format, rows::RowError};
 use crate::{
-    audit::{Change, Origin},
+    changes::{Change, Origin},
     services::Services,
     store::{
         self, AsStoreError, StoreError, Transaction,

@@ -19,7 +19,6 @@ use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
 use crate::{
-    administration::apple_attestations::{self, AppleAttestationError, due},
     http::{
         authentication::{Authorized, Operator, Viewer},
         extract::{self, Id},
@@ -27,6 +26,7 @@ use crate::{
         page::{List, PageParameters, Place, Unfiltered},
         problem::{ApiProblem, ApiResult, Chain},
     },
+    registry::apple_attestations::{self, AppleAttestationError, due},
     services::Services,
     store::apple_attestations::DuePlace,
 };

@@ -15,11 +15,10 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     audit::{
-        RESOURCE_KINDS,
-        chain::EntryHash,
         entries,
         verification::{self, VerificationError},
     },
+    changes::{RESOURCE_KINDS, chain::EntryHash},
     http::{
         authentication::{Authorized, Viewer},
         deadline::Deadline,

@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
 use crate::{
-    administration::certificates::{self, CertificateError},
+    administration::certificates,
     http::{
         authentication::{Authorized, Operator, Viewer},
         extract::{self, SerialNumber, parse_time},
@@ -24,6 +24,7 @@ use crate::{
         page::{List, PageParameters, Place},
         problem::{ApiProblem, ApiResult},
     },
+    registry::certificate_revocation::{self, CertificateError},
     services::Services,
     store::certificates::{CertificateFilter, ExpiryPlace},
 };
@@ -146,6 +147,6 @@ async fn revoke(
     extract::Json(request): extract::Json<RevokeCertificate>,
 ) -> ApiResult<Json<CertificateWithPem>> {
     Ok(Json(
-        certificates::revoke(&services, &caller.origin, &serial_number, &request).await?,
+        certificate_revocation::revoke(&services, &caller.origin, &serial_number, &request).await?,
     ))
 }

@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
 use crate::{
-    events::kinds::{KINDS, is_kind},
+    changes::event_kinds::{KINDS, is_kind},
     events::{
         self, EventFilter,
         feed::TooManyStreams,

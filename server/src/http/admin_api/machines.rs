@@ -1,9 +1,9 @@
-//! `/v1/admin/machines`: search, read, label, delete. Where machines stand is decided in `standing`.
+//! `/v1/admin/machines`: search, read, label, delete. Their status changes in `status_changes`.
 
 use std::sync::Arc;
 
 use assay_protocol::{
-    Problem, ProblemKind,
+    Problem,
     admin_api::{
         certificates::Certificate,
         events::Event,
@@ -27,7 +27,7 @@ use crate::{
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
-    store::machine_search::MachineFilter,
+    store::machines::search::MachineFilter,
 };
 
 /// The longest text to search for, in bytes: nothing that is searched is longer.
@@ -44,13 +44,8 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
 impl From<MachineError> for ApiProblem {
     fn from(error: MachineError) -> Self {
         match error {
-            MachineError::Labels(_) | MachineError::Note | MachineError::Reason(_) => {
-                Self::malformed(error.to_string())
-            }
+            MachineError::Labels(_) | MachineError::Note => Self::malformed(error.to_string()),
             MachineError::Unknown => Self::not_found("machine"),
-            MachineError::Standing(_) | MachineError::DecidedBefore { .. } => {
-                Self::new(ProblemKind::Conflict, error.to_string())
-            }
             MachineError::Store(error) => error.into(),
         }
     }

@@ -11,8 +11,8 @@ mod grants;
 mod inventory;
 mod machines;
 mod permissions;
-mod standing;
 mod stats;
+mod status_changes;
 mod webhooks;
 
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(inventory::router())
         .merge(machines::router())
         .merge(permissions::router())
-        .merge(standing::router())
+        .merge(status_changes::router())
         .merge(webhooks::router())
         .merge(stats::router())
 }

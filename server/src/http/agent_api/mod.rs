@@ -19,8 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::problem::{ApiProblem, NonceAfter};
 use crate::{
-    check_in::CheckInError,
-    machines::{admission::Refusal, client_certificate::ClientCertificate},
+    check_in::CheckInError, machines::client_certificate::ClientCertificate, registry::admission::Refusal,
     services::Services,
 };
 

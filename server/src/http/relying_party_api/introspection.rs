@@ -10,13 +10,13 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     authority::GrantClaims,
+    check_in::introspection::introspect,
     http::{
         authentication::{Authorized, RelyingParty},
         extract::Form,
         operation::routes,
         problem::{ApiProblem, ApiResult},
     },
-    introspection::introspect,
     services::Services,
 };
 

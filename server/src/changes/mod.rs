@@ -1,0 +1,147 @@
+//! What is recorded of a change: who caused it, the audit entry, and the kinds of events. Pure.
+
+pub(crate) mod chain;
+pub(crate) mod event_kinds;
+
+use assay_protocol::{
+    KeyThumbprint,
+    admin_api::audit::{Actor, ActorKind, Resource},
+};
+use serde_json::Value;
+use uuid::Uuid;
+
+/// Everything that a change can be made to, so that a misspelt one is told to whoever looks for it.
+pub(crate) const RESOURCE_KINDS: &[&str] = &[
+    "acme-account",
+    "acme-order",
+    "api-key",
+    "certificate",
+    "device",
+    "enrollment",
+    "enrollment-token",
+    "event",
+    "grant",
+    "inventory",
+    "machine",
+    "mdm-device",
+    "permission",
+    "sealed-key",
+    "webhook",
+    "webhook-delivery",
+];
+
+/// Who caused a change, and by which request.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) actor: Actor,
+    pub(crate) request_id: Option<String>,
+}
+
+/// A change, as it is handed to the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    /// What was done, such as `machine.revoke`.
+    pub(crate) action: &'static str,
+    /// To what.
+    pub(crate) resource: Resource,
+    /// Why, in the actor's words.
+    pub(crate) reason: Option<String>,
+    /// The resource before; null where it did not exist.
+    pub(crate) before: Option<Value>,
+    /// The resource after; null where it exists no more.
+    pub(crate) after: Option<Value>,
+}
+
+impl Origin {
+    /// A machine, by its key.
+    pub(crate) fn machine(id: Uuid, request_id: String) -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::Machine,
+                id: Some(id.to_string()),
+                name: None,
+            },
+            request_id: Some(request_id),
+        }
+    }
+
+    /// An ACME client, by its account: it acts for a machine, where one is on record.
+    pub(crate) fn acme_account(account_id: Uuid, machine_id: Option<Uuid>, request_id: String) -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::Machine,
+                id: machine_id.map(|id| id.to_string()),
+                name: Some(format!("ACME account {account_id}")),
+            },
+            request_id: Some(request_id),
+        }
+    }
+
+    /// The key that a device's certificate is for, and nobody's account.
+    pub(crate) fn device_key(key: KeyThumbprint, request_id: String) -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::Machine,
+                id: None,
+                name: Some(format!("the key {key}")),
+            },
+            request_id: Some(request_id),
+        }
+    }
+
+    /// The server by itself.
+    pub(crate) fn system() -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::System,
+                id: None,
+                name: None,
+            },
+            request_id: None,
+        }
+    }
+
+    /// Somebody at the server's command line.
+    pub(crate) fn command_line() -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::CommandLine,
+                id: None,
+                name: None,
+            },
+            request_id: None,
+        }
+    }
+}
+
+impl Change {
+    /// A change to the resource of this kind and id.
+    pub(crate) fn new(action: &'static str, kind: &'static str, id: impl ToString) -> Self {
+        debug_assert!(RESOURCE_KINDS.contains(&kind), "{kind}");
+        Self {
+            action,
+            resource: Resource {
+                kind: kind.to_owned(),
+                id: id.to_string(),
+            },
+            reason: None,
+            before: None,
+            after: None,
+        }
+    }
+
+    pub(crate) fn reason(mut self, reason: Option<&str>) -> Self {
+        self.reason = reason.map(str::to_owned);
+        self
+    }
+
+    pub(crate) fn before(mut self, before: impl Into<Value>) -> Self {
+        self.before = Some(before.into());
+        self
+    }
+
+    pub(crate) fn after(mut self, after: impl Into<Value>) -> Self {
+        self.after = Some(after.into());
+        self
+    }
+}

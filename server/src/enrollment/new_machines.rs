@@ -1,0 +1,268 @@
+//! New machines that a token lets in, many in one transaction. What is not ordinary about a key that asks is left to a
+//! transaction of its own ([`super::decide`]), which alone knows what to do then; this one only has to recognize it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use assay_protocol::{
+    KeyThumbprint,
+    admin_api::enrollment_tokens::{Approval, EnrollmentToken},
+};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    Applicant, Decided,
+    certificate::{self, Signed},
+    new_key, token,
+};
+use crate::{
+    changes::{Change, Origin},
+    clock::{self, Clock},
+    machines::{assurance::Grounds, claims::ClaimsDigest, labels::Labels},
+    rate_limits::RateLimits,
+    secrets::SecretHash,
+    services::Services,
+    store::{
+        self, Connection, StoreError,
+        audit_entries::{self, TimedEntry},
+        enrollment_tokens,
+        events::{self, TimedEvent},
+        machines::{
+            self,
+            new::{Asking, NewRows, OnRecord},
+        },
+    },
+};
+
+/// A key that is ordinary at first sight, with all of its machine's rows that do not depend on token and inventory. Its
+/// certificate is signed, so that nobody waits for that with a token locked, and does not leave the server before it is on
+/// record.
+pub(super) struct NewMachine {
+    applicant: Arc<Applicant>,
+    secret: SecretHash,
+    claims_digest: ClaimsDigest,
+    origin: Origin,
+    machine_id: Uuid,
+    enrollment_id: Uuid,
+    waits_until: OffsetDateTime,
+    enrolled: Noted,
+    signed: Signed,
+    issued: Noted,
+}
+
+/// When something was noted, and under which ids: made before the transaction, in the order of what has happened.
+struct Noted {
+    at: OffsetDateTime,
+    event_id: Uuid,
+    entry_id: Uuid,
+}
+
+/// A new machine that is let in, with what its token and the inventory add.
+struct Admitted<'a> {
+    new_machine: &'a NewMachine,
+    token_id: Uuid,
+    grounds: Grounds,
+    labels: Labels,
+}
+
+impl Noted {
+    fn now(clock: &dyn Clock) -> Self {
+        Self {
+            at: clock.now(),
+            event_id: clock::new_id(clock),
+            entry_id: clock::new_id(clock),
+        }
+    }
+
+    fn event<'a>(&self, event: &'a events::NewEvent) -> TimedEvent<'a> {
+        TimedEvent {
+            id: self.event_id,
+            at: self.at,
+            event,
+        }
+    }
+
+    fn entry<'a>(&self, origin: &'a Origin, change: &'a Change) -> TimedEntry<'a> {
+        TimedEntry {
+            id: self.entry_id,
+            at: self.at,
+            origin,
+            change,
+        }
+    }
+}
+
+impl NewMachine {
+    /// Prepares a key that brings a token, and no certificate: one that does may be known. `None` for any other, and where no
+    /// certificate can be signed: a transaction of its own tells whether the key needs one.
+    pub(super) fn prepare(services: &Services, applicant: &Arc<Applicant>) -> Option<Self> {
+        let secret = applicant.token.filter(|_| applicant.caller.certificate.is_none())?;
+        let clock = services.clock.as_ref();
+        let machine_id = clock::new_id(clock);
+        let enrollment_id = clock::new_id(clock);
+        let enrolled = Noted::now(clock);
+        let signed = certificate::sign(services, machine_id, applicant.csr.public_key(), None).ok()?;
+        Some(Self {
+            secret,
+            claims_digest: applicant.claims.digest().ok()?,
+            origin: applicant.origin(machine_id),
+            machine_id,
+            enrollment_id,
+            waits_until: applicant.now.saturating_add(services.policy.pending_ttl),
+            enrolled,
+            signed,
+            issued: Noted::now(clock),
+            applicant: Arc::clone(applicant),
+        })
+    }
+
+    /// What it is answered, once it is on record with these grounds.
+    pub(super) fn decided(self, grounds: Grounds) -> Decided {
+        Decided::Active {
+            machine_id: self.machine_id,
+            assurance: grounds.assurance(),
+            certificate: self.signed.issued(),
+            issued_now: true,
+        }
+    }
+
+    fn key(&self) -> KeyThumbprint {
+        self.applicant.key()
+    }
+
+    fn serial_number(&self) -> Option<&str> {
+        self.applicant.claims.machine.serial_number.as_deref()
+    }
+}
+
+/// Lets in who is ordinary, and answers by the place in the slice with the grounds that were found; `None` for the others,
+/// of whom nothing is written.
+///
+/// Tokens are held first, then the serial numbers' places in the inventory, as everybody takes
+/// them. What is found on record is not held: whoever makes the same key or serial number a machine's in this moment
+/// violates an index, or this transaction does and is undone.
+pub(super) async fn admit(
+    connection: &mut Connection,
+    rate_limits: &RateLimits,
+    asking: &[NewMachine],
+) -> Result<Vec<Option<Grounds>>, StoreError> {
+    let mut tx = store::begin_group(connection).await?;
+    let secrets: HashSet<SecretHash> = asking.iter().map(|new_machine| new_machine.secret).collect();
+    let secrets: Vec<SecretHash> = secrets.into_iter().collect();
+    let tokens = enrollment_tokens::lock_by_secrets(&mut tx, &secrets).await?;
+    let looked_up: Vec<Asking<'_>> = asking
+        .iter()
+        .map(|new_machine| Asking {
+            key: new_machine.key(),
+            serial_number: new_machine.serial_number(),
+        })
+        .collect();
+    let on_record = machines::new::look_up(&mut tx, &looked_up).await?;
+    let mut tokens: HashMap<SecretHash, EnrollmentToken> = tokens.into_iter().collect();
+    let chosen = choose(rate_limits, asking, on_record, &mut tokens);
+    let admitted: Vec<&Admitted<'_>> = chosen.iter().flatten().collect();
+    if !admitted.is_empty() {
+        let used: HashSet<Uuid> = admitted.iter().map(|admitted| admitted.token_id).collect();
+        let used: Vec<&EnrollmentToken> = tokens.values().filter(|token| used.contains(&token.id)).collect();
+        enrollment_tokens::set_uses(&mut tx, &used).await?;
+        write(&mut tx, &admitted).await?;
+    }
+    store::commit_group(tx).await?;
+    Ok(chosen.into_iter().map(|admitted| Some(admitted?.grounds)).collect())
+}
+
+/// Chooses those of whom nothing special has to be known, in the order in which they came, and counts the uses of their
+/// tokens. Of two with one key or one serial number the second is not ordinary.
+fn choose<'a>(
+    rate_limits: &RateLimits,
+    asking: &'a [NewMachine],
+    on_record: Vec<OnRecord>,
+    tokens: &mut HashMap<SecretHash, EnrollmentToken>,
+) -> Vec<Option<Admitted<'a>>> {
+    let (mut keys, mut serial_numbers) = (HashSet::new(), HashSet::new());
+    let mut choose_one = |new_machine: &'a NewMachine, found: OnRecord| {
+        let serial_number = new_machine.serial_number();
+        let is_free = !found.is_known
+            && !found.is_contended
+            && !keys.contains(&new_machine.key())
+            && !serial_number.is_some_and(|serial_number| serial_numbers.contains(serial_number));
+        let token = tokens.get_mut(&new_machine.secret).filter(|_| is_free)?;
+        token::check(token, serial_number, new_machine.applicant.now).ok()?;
+        if token.approval != Approval::Automatic {
+            return None;
+        }
+        if let Some(serial_number) = serial_number {
+            rate_limits.charge_serial_number(serial_number).ok()?;
+            serial_numbers.insert(serial_number);
+        }
+        keys.insert(new_machine.key());
+        token.uses = token.uses.saturating_add(1);
+        let (grounds, labels) = new_key::grounds_and_labels(Some(token), serial_number, found.listed);
+        Some(Admitted {
+            new_machine,
+            token_id: token.id,
+            grounds,
+            labels,
+        })
+    };
+    asking
+        .iter()
+        .zip(on_record)
+        .map(|(new_machine, found)| choose_one(new_machine, found))
+        .collect()
+}
+
+async fn write(connection: &mut Connection, admitted: &[&Admitted<'_>]) -> Result<(), StoreError> {
+    let rows: Vec<NewRows<'_>> = admitted.iter().map(|admitted| admitted.rows()).collect();
+    machines::new::insert(connection, &rows).await?;
+    let mut traces = Vec::with_capacity(admitted.len());
+    for Admitted {
+        new_machine, labels, ..
+    } in admitted
+    {
+        let labels = ("labels", json!(labels));
+        let enrolled = new_key::trace(
+            &new_machine.applicant,
+            new_machine.machine_id,
+            new_key::ENROLLED,
+            Value::Null,
+            labels,
+        )?;
+        let issued = new_machine.signed.trace(new_machine.machine_id, new_machine.key());
+        traces.push((&new_machine.origin, &new_machine.enrolled, enrolled));
+        traces.push((&new_machine.origin, &new_machine.issued, issued));
+    }
+    let events: Vec<TimedEvent<'_>> = traces.iter().map(|(_, noted, (event, _))| noted.event(event)).collect();
+    events::insert_timed(connection, &events).await?;
+    let entries: Vec<TimedEntry<'_>> = traces
+        .iter()
+        .map(|(origin, noted, (_, change))| noted.entry(origin, change))
+        .collect();
+    audit_entries::insert_timed(connection, &entries).await
+}
+
+impl Admitted<'_> {
+    fn rows(&self) -> NewRows<'_> {
+        let NewMachine { applicant, signed, .. } = self.new_machine;
+        NewRows {
+            machine_id: self.new_machine.machine_id,
+            enrollment_id: self.new_machine.enrollment_id,
+            token_id: self.token_id,
+            grounds: self.grounds,
+            labels: &self.labels,
+            key: applicant.csr.public_key(),
+            claims: &applicant.claims,
+            claims_digest: self.new_machine.claims_digest,
+            nonce: applicant.nonce,
+            asked_at: applicant.now,
+            waits_until: self.new_machine.waits_until,
+            certificate: &signed.certificate,
+            issuer_id: signed.issuer_id,
+            issued_at: signed.at,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Revoking one certificate. Those of a machine that is revoked are revoked with it, in [`super::status_change`].
+
+use assay_protocol::{
+    KeyThumbprint,
+    admin_api::{
+        certificates::{
+            Certificate, CertificatePurpose, CertificateStatus, CertificateWithPem, RevocationReason, RevokeCertificate,
+        },
+        machines::Machine,
+    },
+};
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::{
+    reason::{NoReason, Reason},
+    record, status_change,
+};
+use crate::{
+    authority::issuing::certificate_pem,
+    changes::{Change, Origin},
+    services::Services,
+    store::{
+        self, AsStoreError, Connection, StoreError, Transaction, certificates::Revoked, device_certificates,
+        machines::keys::KeyStatus,
+    },
+};
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CertificateError {
+    #[error("there is no such certificate")]
+    Unknown,
+    #[error("the note: {0}")]
+    Note(#[from] NoReason),
+    #[error("the certificate was revoked before, with the reason {}", .0.as_str())]
+    Revoked(RevocationReason),
+    #[error("the certificate expired at {0}: nobody relies on it any more")]
+    Expired(OffsetDateTime),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AsStoreError for CertificateError {
+    fn as_store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Revokes a certificate for good. With the same reason again nothing changes.
+///
+/// The machine keeps its key: where this was its current certificate, its next check-in asks it to renew. A key that is
+/// compromised is another matter: every certificate of it is revoked, and a machine whose key it still is is quarantined,
+/// since whoever has the key could otherwise ask for the next certificate.
+pub(crate) async fn revoke(
+    services: &Services,
+    origin: &Origin,
+    serial_number: &str,
+    request: &RevokeCertificate,
+) -> Result<CertificateWithPem, CertificateError> {
+    let note = request.note.as_deref().map(Reason::parse).transpose()?;
+    let why = Why {
+        reason: request.reason,
+        note: note.as_ref().map(Reason::as_str),
+    };
+    let context = (services, origin, serial_number, why);
+    services
+        .store
+        .tx(
+            "revoke a certificate",
+            &context,
+            |tx, &(services, origin, serial_number, why)| {
+                Box::pin(revoke_once(tx, services, origin, serial_number, why))
+            },
+        )
+        .await
+}
+
+/// Revokes a device's certificate at its holder's word; false where it is revoked already, for whichever reason.
+pub(crate) async fn revoke_device_certificate(
+    services: &Services,
+    origin: &Origin,
+    serial_number: &str,
+    reason: RevocationReason,
+) -> Result<bool, CertificateError> {
+    let why = Why { reason, note: None };
+    let context = (services, origin, serial_number, why);
+    services
+        .store
+        .tx(
+            "revoke a device's certificate",
+            &context,
+            |tx, &(services, origin, serial_number, why)| {
+                Box::pin(async move {
+                    let found = store::certificates::find(tx, serial_number, services.clock.now()).await?;
+                    let found = found.ok_or(CertificateError::Unknown)?;
+                    if found.revoked_at.is_some() {
+                        return Ok(false);
+                    }
+                    revoke_once(tx, services, origin, serial_number, why).await?;
+                    Ok(true)
+                })
+            },
+        )
+        .await
+}
+
+/// Why a certificate is revoked: for relying parties, and in the administrator's words.
+#[derive(Debug, Clone, Copy)]
+struct Why<'a> {
+    reason: RevocationReason,
+    note: Option<&'a str>,
+}
+
+impl Why<'_> {
+    /// For those who read the audit.
+    fn text(&self) -> &str {
+        self.note.unwrap_or(self.reason.as_str())
+    }
+}
+
+async fn revoke_once(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    serial_number: &str,
+    why: Why<'_>,
+) -> Result<CertificateWithPem, CertificateError> {
+    let now = services.clock.now();
+    let found = store::certificates::find(tx, serial_number, now)
+        .await?
+        .ok_or(CertificateError::Unknown)?;
+    // A renewal holds the same row: it is finished before, or sees that the certificate is revoked.
+    let machine = match (found.purpose, found.machine_id) {
+        (CertificatePurpose::Machine, Some(machine_id)) => record::hold(tx, services, machine_id).await?,
+        _ => None,
+    };
+    let before = find_with_pem(tx, services, serial_number).await?;
+    match (before.certificate.status, before.certificate.revocation_reason) {
+        (CertificateStatus::Revoked, Some(reason)) if reason == why.reason => return Ok(before),
+        (CertificateStatus::Revoked, reason) => {
+            return Err(CertificateError::Revoked(
+                reason.unwrap_or(RevocationReason::Unspecified),
+            ));
+        }
+        (CertificateStatus::Expired, _) => return Err(CertificateError::Expired(before.certificate.not_after)),
+        (CertificateStatus::Valid, _) => {}
+    }
+    let key = before.certificate.key_thumbprint;
+    let compromised = why.reason == RevocationReason::KeyCompromise;
+    let revoked = revoke_rows(tx, &before.certificate, compromised, why.reason, now).await?;
+    if let Some(machine) = machine {
+        let current = machine
+            .certificate
+            .as_ref()
+            .map(|certificate| &certificate.serial_number);
+        if current.is_some_and(|current| revoked.contains(current)) {
+            store::machines::presence::bump_record_version(tx, machine.id).await?;
+        }
+        if compromised && serves(tx, key).await? {
+            hold_back(tx, services, origin, &machine, why).await?;
+        }
+    }
+    for serial_number in &revoked {
+        announce(tx, services, origin, serial_number, why).await?;
+    }
+    find_with_pem(tx, services, serial_number).await
+}
+
+/// A compromised key takes all its certificates with it.
+async fn revoke_rows(
+    tx: &mut Transaction,
+    certificate: &Certificate,
+    compromised: bool,
+    reason: RevocationReason,
+    now: OffsetDateTime,
+) -> Result<Vec<String>, CertificateError> {
+    let (serial_number, key) = (certificate.serial_number.as_str(), certificate.key_thumbprint);
+    let revoked = match (&certificate.device_serial_number, certificate.machine_id) {
+        (Some(device), _) => {
+            let which = match compromised {
+                true => device_certificates::Revoked::OfKey(device, key),
+                false => device_certificates::Revoked::One(serial_number),
+            };
+            device_certificates::revoke(tx, which, reason, now).await?
+        }
+        (None, Some(machine_id)) => {
+            let which = match compromised {
+                true => Revoked::OfKey(key),
+                false => Revoked::One(serial_number),
+            };
+            store::certificates::revoke(tx, machine_id, which, reason, now).await?
+        }
+        (None, None) => return Err(CertificateError::Unknown),
+    };
+    Ok(revoked)
+}
+
+/// Whether a key acts for its machine, or would with its next check-in.
+async fn serves(tx: &mut Transaction, key: KeyThumbprint) -> Result<bool, StoreError> {
+    let record = store::machines::keys::find(tx, key).await?;
+    Ok(record.is_some_and(|record| matches!(record.status, KeyStatus::Current | KeyStatus::Next)))
+}
+
+/// An event and an audit entry for a certificate that is revoked now.
+async fn announce(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    serial_number: &str,
+    why: Why<'_>,
+) -> Result<(), CertificateError> {
+    let clock = services.clock.as_ref();
+    let after = store::certificates::find(tx, serial_number, clock.now())
+        .await?
+        .ok_or(CertificateError::Unknown)?;
+    let before = json!({"revoked_at": null, "revocation_reason": null});
+    let change = Change::new("certificate.revoke", "certificate", serial_number)
+        .reason(Some(why.text()))
+        .before(before)
+        .after(store::json(&after)?);
+    store::audit_entries::insert(tx, clock, origin, change).await?;
+    let Some(machine_id) = after.machine_id else {
+        return Ok(());
+    };
+    let (event, device) = match after.purpose {
+        CertificatePurpose::Machine => ("certificate.revoked", None),
+        CertificatePurpose::Device => ("device-certificate.revoked", after.device_serial_number),
+    };
+    let mut detail = json!({"serial_number": serial_number, "reason": why.reason, "note": why.note});
+    if let (Some(device), Some(members)) = (device, detail.as_object_mut()) {
+        members.insert("device_serial_number".to_owned(), device.into());
+    }
+    Ok(store::events::insert(tx, clock, machine_id, event, detail).await?)
+}
+
+/// Quarantines a machine whose key somebody else has.
+async fn hold_back(
+    tx: &mut Transaction,
+    services: &Services,
+    origin: &Origin,
+    machine: &Machine,
+    why: Why<'_>,
+) -> Result<(), StoreError> {
+    let reason = format!("its key is reported to be compromised: {}", why.text());
+    status_change::quarantine_active(tx, services, origin, machine, &reason).await
+}
+
+/// One certificate, with itself in PEM.
+pub(crate) async fn find_with_pem(
+    connection: &mut Connection,
+    services: &Services,
+    serial_number: &str,
+) -> Result<CertificateWithPem, CertificateError> {
+    let found = store::certificates::find(connection, serial_number, services.clock.now()).await?;
+    let der = store::certificates::find_der(connection, serial_number).await?;
+    let (Some(certificate), Some(der)) = (found, der) else {
+        return Err(CertificateError::Unknown);
+    };
+    Ok(CertificateWithPem {
+        certificate,
+        pem: certificate_pem(&der),
+    })
+}

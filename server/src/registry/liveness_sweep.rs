@@ -1,0 +1,163 @@
+//! A change of liveness is an event. Nothing happens when a machine falls silent, so somebody has to look: a sweep over
+//! what is stored notes every machine whose times have come to say something else than was announced last.
+//!
+//! What is noted has an index, which the times of a check-in cannot have; lists find machines by it. The record itself
+//! is computed from the times, so a sweep that is late delays an event and an entry of a list, and makes nothing untrue.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use assay_protocol::machine::Liveness;
+use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::record::boundaries;
+use crate::{
+    machines::liveness::LivenessBoundaries,
+    periodic,
+    services::Services,
+    store::{
+        StoreError, Transaction,
+        duties::{self, Duty},
+        events::{self, NewEvent},
+        machines::{
+            self,
+            liveness::{Contradictions, Noted},
+        },
+    },
+};
+
+const NAME: &str = "note who has fallen silent";
+/// The kind of the event.
+const CHANGED: &str = "liveness.changed";
+/// How many machines one statement looks at: quick even where they come from the disk. Lists wait for one such look.
+const LOOKED_AT: i64 = 20_000;
+/// How many one transaction notes: check-ins of these wait for it.
+const BATCH: usize = 500;
+/// How far the clocks of replicas may differ before one of them takes back what another has noted. Otherwise a machine
+/// would be announced back and forth by two replicas while it is late by the one's clock alone.
+const REPLICA_SKEW: time::Duration = time::Duration::MINUTE;
+
+/// Whether one statement cannot look at all machines.
+#[derive(Debug, Default)]
+pub(crate) struct LargeFleet(AtomicBool);
+
+/// Whether another replica that is at it is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IfTaken {
+    Wait,
+    Leave,
+}
+
+/// Sweeps again and again, until the server stops.
+pub(crate) async fn run_sweeper(services: Arc<Services>, shutdown: CancellationToken) {
+    periodic::repeat_sparingly(NAME, &shutdown, || sweep(&services, IfTaken::Leave)).await;
+}
+
+/// Sweeps now where one statement does it, so that a list of a small fleet is exact. A large one is swept
+/// in the background, and its lists may miss who has turned since.
+pub(crate) async fn bring_up_to_date(services: &Services) -> Result<(), StoreError> {
+    if services.large_fleet.0.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    sweep(services, IfTaken::Wait).await
+}
+
+/// What is announced of a machine that checks in after this was on record.
+pub(crate) fn before_check_in(
+    boundaries: &LivenessBoundaries,
+    noted: Liveness,
+    last_check_in_at: Option<OffsetDateTime>,
+) -> Liveness {
+    match boundaries.liveness(last_check_in_at) {
+        Liveness::Live => noted,
+        silent => silent,
+    }
+}
+
+/// The event of a machine that has turned.
+pub(crate) fn event(
+    machine_id: Uuid,
+    before: Liveness,
+    after: Liveness,
+    last_check_in_at: Option<OffsetDateTime>,
+) -> NewEvent {
+    let last_check_in_at = last_check_in_at.and_then(|at| at.format(&Rfc3339).ok());
+    NewEvent {
+        machine_id,
+        kind: CHANGED,
+        detail: json!({"before": before, "after": after, "last_check_in_at": last_check_in_at}),
+    }
+}
+
+async fn sweep(services: &Services, if_taken: IfTaken) -> Result<(), StoreError> {
+    let boundaries = boundaries(services).liveness;
+    let contradictions = contradictions(&boundaries);
+    let mut after = Some(Uuid::nil());
+    let mut looks = 0;
+    while let Some(from) = after {
+        let look = machines::liveness::look(
+            &mut *services.store.connection().await?,
+            &contradictions,
+            from,
+            LOOKED_AT,
+        )
+        .await?;
+        looks += 1;
+        for batch in look.contradicted.chunks(BATCH) {
+            let context = (services, &boundaries, batch, if_taken);
+            services
+                .store
+                .tx(NAME, &context, |tx, &(services, boundaries, batch, if_taken)| {
+                    Box::pin(note(tx, services, boundaries, batch, if_taken))
+                })
+                .await?;
+        }
+        after = look.last;
+    }
+    services.large_fleet.0.store(looks > 1, Ordering::Relaxed);
+    Ok(())
+}
+
+async fn note(
+    tx: &mut Transaction,
+    services: &Services,
+    boundaries: &LivenessBoundaries,
+    machine_ids: &[Uuid],
+    if_taken: IfTaken,
+) -> Result<(), StoreError> {
+    match if_taken {
+        IfTaken::Wait => duties::wait_for(tx, Duty::NoteLiveness).await?,
+        IfTaken::Leave => {
+            if !duties::try_take(tx, Duty::NoteLiveness).await? {
+                return Ok(());
+            }
+        }
+    }
+    let turned: Vec<(Noted, Liveness)> = machines::liveness::hold(tx, machine_ids)
+        .await?
+        .into_iter()
+        .map(|noted| (noted, boundaries.liveness(noted.last_check_in_at)))
+        .filter(|(noted, liveness)| noted.liveness != *liveness)
+        .collect();
+    machines::liveness::note(tx, &turned).await?;
+    let announced: Vec<NewEvent> = turned
+        .iter()
+        .map(|(noted, liveness)| event(noted.machine_id, noted.liveness, *liveness, noted.last_check_in_at))
+        .collect();
+    events::insert_all(tx, services.clock.as_ref(), &announced).await
+}
+
+fn contradictions(boundaries: &LivenessBoundaries) -> Contradictions {
+    let (live_since, reachable_since) = (boundaries.live_since(), boundaries.reachable_since());
+    Contradictions {
+        late_before: live_since,
+        unreachable_before: reachable_since,
+        live_after: live_since.saturating_add(REPLICA_SKEW),
+        reachable_after: reachable_since.saturating_add(REPLICA_SKEW),
+    }
+}

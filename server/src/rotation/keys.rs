@@ -1,0 +1,92 @@
+//! The keys that are not retired, read from the store, and the authority that they make up.
+
+use uuid::Uuid;
+
+use super::steps::Keys;
+use crate::{
+    authority::{Authority, AuthorityParts, IssuingParts, Root},
+    config::PublicUrl,
+    keyring::{Keyring, KeyringError, certificate},
+    store::{
+        Connection, StoreError,
+        sealed_keys::{self, KeyPurpose, KeyState, SealedKey},
+        settings,
+    },
+};
+
+impl Keyring {
+    /// The authority that the keys of this version make up.
+    pub(super) fn authority(
+        &self,
+        version: i64,
+        keys: &Keys,
+        trust_domain: &str,
+        public_url: &PublicUrl,
+    ) -> Result<Authority, KeyringError> {
+        let of = |purpose, state| {
+            keys.keys
+                .iter()
+                .filter(move |key| key.purpose == purpose && key.state == state)
+        };
+        let published = |purpose| {
+            let states = [KeyState::Current, KeyState::Next, KeyState::Previous].into_iter();
+            states.flat_map(move |state| of(purpose, state))
+        };
+        let grant_key = of(KeyPurpose::GrantSigning, KeyState::Current).next();
+        let grant_key = grant_key.ok_or_else(|| KeyringError::Missing("grant-signing".to_owned()))?;
+        let parts = AuthorityParts {
+            version,
+            issuing: published(KeyPurpose::IssuingCa)
+                .map(|ca| self.issuing_parts(ca))
+                .collect::<Result<_, _>>()?,
+            roots: published(KeyPurpose::RootCa).map(root).collect::<Result<_, _>>()?,
+            grant_key: self.private_key(grant_key)?,
+            other_grant_keys: published(KeyPurpose::GrantSigning)
+                .map(|key| Ok(self.private_key(key)?.public_key().clone()))
+                .collect::<Result<_, KeyringError>>()?,
+        };
+        // published() begins with the current one, and may not go on with another in its place.
+        if of(KeyPurpose::IssuingCa, KeyState::Current).next().is_none() {
+            return Err(KeyringError::Missing("issuing-ca".to_owned()));
+        }
+        Ok(Authority::from_parts(&parts, trust_domain, public_url.url())?)
+    }
+
+    fn issuing_parts(&self, ca: &SealedKey) -> Result<IssuingParts, KeyringError> {
+        Ok(IssuingParts {
+            id: ca.id,
+            ca: self.certified_key(ca)?,
+            intermediates: ca.intermediates.clone(),
+        })
+    }
+}
+
+/// Reads the keys that are not retired.
+pub(super) async fn read(connection: &mut Connection) -> Result<Keys, StoreError> {
+    let mut keys = sealed_keys::list(connection).await?;
+    keys.retain(|key| key.state != KeyState::Retired);
+    let mut last_expiries = std::collections::BTreeMap::<Uuid, _>::new();
+    for key in &keys {
+        if key.purpose == KeyPurpose::IssuingCa
+            && key.state == KeyState::Previous
+            && let Some(end) = sealed_keys::last_expiry(connection, key.id).await?
+        {
+            last_expiries.insert(key.id, end);
+        }
+    }
+    Ok(Keys { keys, last_expiries })
+}
+
+/// The same with their version; within one snapshot.
+pub(super) async fn read_with_version(connection: &mut Connection) -> Result<(i64, Keys), StoreError> {
+    let version = settings::authority_version(connection).await?;
+    Ok((version, read(connection).await?))
+}
+
+fn root(key: &SealedKey) -> Result<Root, KeyringError> {
+    Ok(Root {
+        id: key.id,
+        certificate: certificate(key)?.to_vec(),
+        is_ours: key.sealed.is_some(),
+    })
+}

@@ -1,0 +1,118 @@
+//! The parts of one server, put together before anything is served.
+
+use std::{path::Path, sync::Arc};
+
+use arc_swap::ArcSwap;
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::RunError;
+use crate::{
+    administration::stats::LastCount,
+    attestation::apple::AttestationRoots,
+    check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
+    clock::Clock,
+    config::{self, Config},
+    database::Database,
+    enrollment,
+    events::feed::Feed,
+    mdm::NanoMdm,
+    rate_limits::RateLimits,
+    registry::liveness_sweep::LargeFleet,
+    revocation::Revocation,
+    rotation::bootstrap::{self, Bootstrapped},
+    services::{Acme, Policy, Services},
+    store::Store,
+    telemetry::Metrics,
+    webhooks,
+};
+
+/// What every request shares, on a database whose schema is brought up to date first.
+pub(crate) async fn prepare(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    database: &Database,
+    attestation_roots: AttestationRoots,
+    shutdown: &CancellationToken,
+) -> Result<Arc<Services>, RunError> {
+    if config.database.migrate {
+        database.migrate().await?;
+    }
+    database.check_schema().await?;
+    if database.could_alter_audit().await? {
+        tracing::warn!(
+            "this server's database role could alter the audit: let the owner of the schema be another \
+             (database.migration_url)"
+        );
+    }
+    let metrics = Arc::new(Metrics::new());
+    let store = Store::new(database.pool().clone(), Arc::clone(&metrics));
+    let founded = bootstrap::bootstrap(&store, config, &clock).await?;
+    let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
+    assemble(config, clock, store, metrics, founded, feed, attestation_roots)
+}
+
+fn assemble(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    founded: Bootstrapped,
+    feed: Arc<Feed>,
+    attestation_roots: AttestationRoots,
+) -> Result<Arc<Services>, RunError> {
+    let rate_limits = Arc::new(RateLimits::new(&config.rate_limit));
+    let enrollments =
+        enrollment::committer::Committer::start(store.clone(), Arc::clone(&rate_limits), Arc::clone(&metrics));
+    let committer = Committer::start(store.clone(), Arc::clone(&metrics));
+    #[cfg(feature = "measuring")]
+    let committer = crate::check_in::Committer::new(committer, config.recording, store.clone());
+    Ok(Arc::new(Services {
+        policy: Policy::of(config),
+        clock,
+        committer,
+        enrollments,
+        keys: KeyCache::start(store.clone()),
+        evaluations: EvaluationCache::start(store.clone()),
+        store,
+        authority: Arc::new(ArcSwap::from_pointee(founded.authority)),
+        rotation: founded.rotation,
+        nonces: Nonces::new(&founded.nonce_key),
+        acme: Acme {
+            nonces: Nonces::new(&founded.acme_secrets.nonce_key()),
+            secrets: founded.acme_secrets,
+        },
+        large_fleet: LargeFleet::default(),
+        last_count: LastCount::default(),
+        rate_limits,
+        feed,
+        webhook_secrets: founded.webhook_secrets,
+        webhook_client: webhooks::Client::new()?,
+        revocation: Revocation::new(),
+        attestation_roots,
+        nano_mdm: config.nano_mdm.as_ref().map(nano_mdm).transpose()?,
+        metrics,
+    }))
+}
+
+fn nano_mdm(config: &config::NanoMdm) -> Result<NanoMdm, RunError> {
+    let api_key = match &config.api_key {
+        config::ApiKey::Value(value) => value.clone(),
+        config::ApiKey::File(path) => read_secret(path).map_err(|source| RunError::MdmKey {
+            path: path.clone(),
+            source,
+        })?,
+    };
+    Ok(NanoMdm::new(config.url.clone(), api_key)?)
+}
+
+/// A file that holds a secret, with or without a line break behind it.
+fn read_secret(path: &Path) -> std::io::Result<SecretString> {
+    let text = Zeroizing::new(std::fs::read_to_string(path)?);
+    let secret = text.trim();
+    if secret.is_empty() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "it is empty"));
+    }
+    Ok(SecretString::from(secret))
+}

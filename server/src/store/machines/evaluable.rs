@@ -1,0 +1,123 @@
+//! What check-in reads of a machine: all that its grants and their tokens follow from.
+
+use std::collections::{BTreeMap, HashMap};
+
+use assay_protocol::{
+    KeyThumbprint,
+    attestation::AttestedClaims,
+    machine::{Assurance, KeyStoreKind, MachineStatus, Posture},
+};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::grounds::grounds_of;
+use crate::{
+    grants::evaluation::{Attestation, Subject},
+    machines::assurance::Grounds,
+    store::{Connection, StoreError, parse_json, parse_text, thumbprint},
+};
+
+/// What grants are evaluated on, and all that a grant token says, of one record version.
+#[derive(Debug, Clone)]
+pub(crate) struct Evaluable {
+    pub(crate) record_version: i64,
+    pub(crate) status: MachineStatus,
+    pub(crate) status_reason: Option<String>,
+    pub(crate) key: KeyThumbprint,
+    pub(crate) key_created_at: OffsetDateTime,
+    pub(crate) certificate: Option<CurrentCertificate>,
+    pub(crate) machine_id: Uuid,
+    assurance: Assurance,
+    grounds: Grounds,
+    attested_claims: Option<AttestedClaims>,
+    labels: BTreeMap<String, String>,
+    key_store: KeyStoreKind,
+    claimed_posture: Posture,
+}
+
+impl Evaluable {
+    /// What grants are evaluated on now, with attestations of this age too old.
+    pub(crate) fn subject(&self, now: OffsetDateTime, attestation_max_age: Duration) -> Subject<'_> {
+        let attested_since = now.saturating_sub(attestation_max_age);
+        Subject {
+            machine_id: self.machine_id,
+            status: self.status,
+            assurance: self.grounds.assurance_at(self.assurance, attested_since),
+            labels: &self.labels,
+            claimed_key_store: self.key_store,
+            claimed_posture: &self.claimed_posture,
+            attestation: self.attestation(attestation_max_age),
+        }
+    }
+
+    fn attestation(&self, max_age: Duration) -> Option<Attestation<'_>> {
+        let attested_at = self.grounds.attestation?.attested_at();
+        Some(Attestation {
+            attested_at,
+            lapses_at: attested_at.saturating_add(max_age),
+            claims: self.attested_claims.as_ref()?,
+        })
+    }
+}
+
+/// What a grant token and the agent's next action depend on.
+#[derive(Debug, Clone)]
+pub(crate) struct CurrentCertificate {
+    pub(crate) sha256: Vec<u8>,
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
+}
+
+/// See [`find_all`].
+pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<Evaluable>, StoreError> {
+    Ok(find_all(connection, &[id]).await?.remove(&id))
+}
+
+/// Reads all of it in one statement, so that it belongs together.
+pub(crate) async fn find_all(
+    connection: &mut Connection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, Evaluable>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT machines.id, record_version, machines.status, status_reason, machines.current_key, key_created_at, assurance,
+                  ground_token_id, ground_inventory, ground_enrollment_id, apple_attestation_id, machines.attested_at, ground_attestation,
+                  claims AS "attested_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
+                  not_before AS "not_before?", certificates.not_after AS "not_after?"
+           FROM machines
+           JOIN machine_presence ON machine_presence.machine_id = machines.id
+           LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number AND revoked_at IS NULL
+           LEFT JOIN apple_attestations ON apple_attestations.id = apple_attestation_id
+           WHERE machines.id = ANY ($1)"#,
+        ids
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let certificate = match (row.sha256, row.not_before, row.not_after) {
+                (Some(sha256), Some(not_before), Some(not_after)) => Some(CurrentCertificate {
+                    sha256,
+                    not_before,
+                    not_after,
+                }),
+                _ => None,
+            };
+            let evaluable = Evaluable {
+                record_version: row.record_version,
+                status: parse_text(&row.status)?,
+                status_reason: row.status_reason,
+                key: thumbprint(&row.current_key)?,
+                key_created_at: row.key_created_at,
+                certificate,
+                machine_id: row.id,
+                assurance: parse_text(&row.assurance)?,
+                grounds: grounds_of!(row)?,
+                attested_claims: row.attested_claims.map(parse_json).transpose()?,
+                labels: parse_json(row.labels)?,
+                key_store: parse_text(&row.key_store)?,
+                claimed_posture: parse_json(row.claimed_posture)?,
+            };
+            Ok((row.id, evaluable))
+        })
+        .collect()
+}

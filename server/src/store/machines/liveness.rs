@@ -1,0 +1,107 @@
+//! `machine_presence.noted_liveness`: the liveness of each machine that was announced last.
+
+use assay_protocol::machine::Liveness;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::store::{Connection, StoreError, parse_text, text};
+
+/// Last check-ins that contradict what is noted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Contradictions {
+    /// Noted as live, and checked in last before this.
+    pub(crate) late_before: OffsetDateTime,
+    /// Noted as late, and checked in last before this.
+    pub(crate) unreachable_before: OffsetDateTime,
+    /// Noted as late, and checked in last after this.
+    pub(crate) live_after: OffsetDateTime,
+    /// Noted as unreachable, and checked in last after this.
+    pub(crate) reachable_after: OffsetDateTime,
+}
+
+/// What is noted of a machine that is held.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Noted {
+    pub(crate) machine_id: Uuid,
+    pub(crate) liveness: Liveness,
+    pub(crate) last_check_in_at: Option<OffsetDateTime>,
+}
+
+/// What a look at some machines has found.
+#[derive(Debug)]
+pub(crate) struct Look {
+    /// Machines whose stored times contradict what is noted.
+    pub(crate) contradicted: Vec<Uuid>,
+    /// From where to go on; `None` when there is no machine left.
+    pub(crate) last: Option<Uuid>,
+}
+
+/// Looks at the next `machines` after one.
+pub(crate) async fn look(
+    connection: &mut Connection,
+    contradictions: &Contradictions,
+    after: Uuid,
+    machines: i64,
+) -> Result<Look, StoreError> {
+    Ok(sqlx::query_as!(
+        Look,
+        r#"WITH looked_at AS MATERIALIZED (
+               SELECT machine_id, noted_liveness, last_check_in_at FROM machine_presence
+               WHERE machine_id > $5 ORDER BY machine_id LIMIT $6
+           )
+           SELECT ARRAY(SELECT machine_id FROM looked_at
+                        WHERE (noted_liveness = 'live' AND last_check_in_at < $1)
+                           OR (noted_liveness = 'late' AND (last_check_in_at < $2 OR last_check_in_at > $3))
+                           OR (noted_liveness = 'unreachable' AND last_check_in_at > $4)
+                           OR (noted_liveness = 'never' AND last_check_in_at IS NOT NULL)) AS "contradicted!",
+                  (SELECT machine_id FROM looked_at ORDER BY machine_id OFFSET $6 - 1) AS last"#,
+        contradictions.late_before,
+        contradictions.unreachable_before,
+        contradictions.live_after,
+        contradictions.reachable_after,
+        after,
+        machines
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Holds those of these machines that nobody else holds: who does is about to note something newer, or will be seen to
+/// at the next turn.
+pub(crate) async fn hold(connection: &mut Connection, machine_ids: &[Uuid]) -> Result<Vec<Noted>, StoreError> {
+    sqlx::query!(
+        "SELECT machine_id, noted_liveness, last_check_in_at FROM machine_presence
+         WHERE machine_id = ANY ($1) ORDER BY machine_id FOR NO KEY UPDATE SKIP LOCKED",
+        machine_ids
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(|row| {
+        Ok(Noted {
+            machine_id: row.machine_id,
+            liveness: parse_text(&row.noted_liveness)?,
+            last_check_in_at: row.last_check_in_at,
+        })
+    })
+    .collect()
+}
+
+/// Notes the liveness of machines that are held.
+pub(crate) async fn note(connection: &mut Connection, turned: &[(Noted, Liveness)]) -> Result<(), StoreError> {
+    let machine_ids: Vec<Uuid> = turned.iter().map(|(noted, _)| noted.machine_id).collect();
+    let livenesses: Vec<String> = turned
+        .iter()
+        .map(|(_, liveness)| text(liveness))
+        .collect::<Result<_, _>>()?;
+    sqlx::query!(
+        "UPDATE machine_presence AS presence SET noted_liveness = turned.liveness
+         FROM unnest($1::uuid[], $2::text[]) AS turned (machine_id, liveness)
+         WHERE presence.machine_id = turned.machine_id",
+        &machine_ids,
+        &livenesses
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

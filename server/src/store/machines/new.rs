@@ -1,0 +1,289 @@
+//! New machines that a token lets in, many in one statement: their rows of `machines`, `machine_presence`, `machine_keys`,
+//! `enrollments` and `certificates`, as a transaction for each of them writes them.
+
+use assay_protocol::{KeyThumbprint, PublicKey};
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    authority::IssuedClientCertificate,
+    machines::{
+        assurance::Grounds,
+        claims::{Claims, ClaimsDigest},
+        labels::Labels,
+    },
+    store::{Connection, StoreError, json, parse_json, text},
+};
+
+/// A key that asks, by what is looked up about it.
+#[derive(Debug)]
+pub(crate) struct Asking<'a> {
+    pub(crate) key: KeyThumbprint,
+    pub(crate) serial_number: Option<&'a str>,
+}
+
+/// What is on record about a key that asks.
+#[derive(Debug)]
+pub(crate) struct OnRecord {
+    /// Whether the key is, or its serial number with a machine that was ever let in.
+    pub(crate) is_known: bool,
+    /// Whether the serial number has a row in the inventory that somebody else holds now.
+    pub(crate) is_contended: bool,
+    /// The labels in the inventory's row, if there is one that is held now.
+    pub(crate) listed: Option<Labels>,
+}
+
+/// A machine to be, with its first certificate.
+#[derive(Debug)]
+pub(crate) struct NewRows<'a> {
+    pub(crate) machine_id: Uuid,
+    pub(crate) enrollment_id: Uuid,
+    pub(crate) token_id: Uuid,
+    pub(crate) grounds: Grounds,
+    pub(crate) labels: &'a Labels,
+    pub(crate) key: &'a PublicKey,
+    pub(crate) claims: &'a Claims,
+    pub(crate) claims_digest: ClaimsDigest,
+    pub(crate) nonce: OffsetDateTime,
+    pub(crate) asked_at: OffsetDateTime,
+    pub(crate) waits_until: OffsetDateTime,
+    pub(crate) certificate: &'a IssuedClientCertificate,
+    pub(crate) issuer_id: Uuid,
+    pub(crate) issued_at: OffsetDateTime,
+}
+
+/// Looks up what is on record about keys that ask, and holds their serial numbers' places in the inventory until the end of
+/// the transaction, as [`crate::store::inventory::hold`] does; answers by the place in the slice. A place that somebody holds is
+/// not waited for: an import may take a minute.
+///
+/// Each look-up is a subquery with a limit, which Postgres does along an index for one key after the other: joined, a plan
+/// that was made for small tables would read all of them.
+pub(crate) async fn look_up(connection: &mut Connection, asking: &[Asking<'_>]) -> Result<Vec<OnRecord>, StoreError> {
+    let keys: Vec<&[u8]> = asking.iter().map(|asking| asking.key.as_bytes().as_slice()).collect();
+    let serial_numbers: Vec<Option<&str>> = asking.iter().map(|asking| asking.serial_number).collect();
+    let rows = sqlx::query!(
+        r#"SELECT (SELECT true FROM machine_keys WHERE thumbprint = asking.key LIMIT 1) IS NOT NULL
+                  OR (SELECT true FROM machines
+                      WHERE machines.serial_number = asking.serial_number AND status <> 'pending' LIMIT 1) IS NOT NULL
+                      AS "is_known!",
+                  held.serial_number IS NULL
+                  AND (SELECT true FROM inventory
+                       WHERE inventory.serial_number = asking.serial_number LIMIT 1) IS NOT NULL
+                      AS "is_contended!",
+                  held.labels AS "labels?"
+           FROM unnest($1::bytea[], $2::text[]) WITH ORDINALITY AS asking (key, serial_number, place)
+                LEFT JOIN LATERAL (
+                    SELECT inventory.serial_number, labels FROM inventory
+                    WHERE inventory.serial_number = asking.serial_number LIMIT 1 FOR KEY SHARE SKIP LOCKED
+                ) AS held ON true
+           ORDER BY place"#,
+        &keys as &[&[u8]],
+        &serial_numbers as &[Option<&str>],
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(OnRecord {
+                is_known: row.is_known,
+                is_contended: row.is_contended,
+                listed: row.labels.map(parse_json).transpose()?,
+            })
+        })
+        .collect()
+}
+
+/// Writes the rows of new machines.
+pub(crate) async fn insert(connection: &mut Connection, rows: &[NewRows<'_>]) -> Result<(), StoreError> {
+    insert_machines(connection, rows).await?;
+    insert_enrollments(connection, rows).await
+}
+
+/// The records, each with its certificate and in the version of one whose certificate was issued after it was made.
+async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> Result<(), StoreError> {
+    let columns = Machines::of(rows)?;
+    sqlx::query!(
+        "WITH new AS MATERIALIZED (
+             SELECT * FROM unnest(
+                 $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::jsonb[], $9::uuid[],
+                 $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::text[], $16::bytea[],
+                 $17::timestamptz[], $18::timestamptz[]
+             ) AS new (
+                 machine_id, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, posture,
+                 ground_token_id, ground_inventory, certificate, key, spki, key_store, key_accessibility, claims_digest,
+                 nonce, asked_at
+             )
+         ), machine AS (
+             INSERT INTO machines
+                 (id, status, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, claimed_posture,
+                  current_key, key_store, key_accessibility, key_created_at, certificate_serial_number, enrolled_at,
+                  ground_token_id, ground_inventory)
+             SELECT machine_id, 'active', assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, posture,
+                    key, key_store, key_accessibility, asked_at, certificate, asked_at, ground_token_id, ground_inventory
+             FROM new
+         ), presence AS (
+             INSERT INTO machine_presence (machine_id, admitted, current_key, claims_digest, last_nonce_at, record_version)
+             SELECT machine_id, true, key, claims_digest, nonce, 2 FROM new
+         )
+         INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at)
+         SELECT key, machine_id, spki, 'current', asked_at FROM new",
+        &columns.ids,
+        &columns.assurances,
+        &columns.serial_numbers as &[Option<&str>],
+        &columns.hardware_uuids as &[Option<&str>],
+        &columns.model_identifiers as &[Option<&str>],
+        &columns.hostnames as &[Option<&str>],
+        &columns.labels,
+        &columns.postures,
+        &columns.ground_tokens as &[Option<Uuid>],
+        &columns.ground_inventories as &[Option<String>],
+        &columns.certificates as &[&str],
+        &columns.keys,
+        &columns.spkis as &[&[u8]],
+        &columns.key_stores,
+        &columns.key_accessibilities as &[Option<String>],
+        &columns.claims_digests as &[&[u8]],
+        &columns.nonces,
+        &columns.asked_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What was decided on each key, and its first certificate.
+async fn insert_enrollments(connection: &mut Connection, rows: &[NewRows<'_>]) -> Result<(), StoreError> {
+    let columns = Enrollments::of(rows)?;
+    sqlx::query!(
+        "WITH new AS MATERIALIZED (
+             SELECT * FROM unnest(
+                 $1::uuid[], $2::uuid[], $3::bytea[], $4::uuid[], $5::jsonb[], $6::timestamptz[], $7::timestamptz[],
+                 $8::text[], $9::uuid[], $10::bytea[], $11::bytea[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[]
+             ) AS new (
+                 enrollment_id, machine_id, key, token_id, claims, asked_at, waits_until, certificate, issuer_id,
+                 sha256, der, not_before, not_after, issued_at
+             )
+         ), enrollment AS (
+             INSERT INTO enrollments
+                 (id, kind, status, machine_id, key_thumbprint, token_id, claims, requested_at, decided_at, expires_at)
+             SELECT enrollment_id, 'enrollment', 'approved', machine_id, key, token_id, claims, asked_at, asked_at, waits_until
+             FROM new
+         )
+         INSERT INTO certificates
+             (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before, not_after, issued_at)
+         SELECT certificate, machine_id, key, issuer_id, sha256, der, not_before, not_after, issued_at FROM new",
+        &columns.ids,
+        &columns.machine_ids,
+        &columns.keys,
+        &columns.token_ids,
+        &columns.claims,
+        &columns.asked_at,
+        &columns.waits_until,
+        &columns.certificates as &[&str],
+        &columns.issuer_ids,
+        &columns.digests as &[&[u8]],
+        &columns.ders as &[&[u8]],
+        &columns.not_before,
+        &columns.not_after,
+        &columns.issued_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Records with their presences and keys, as `unnest` takes them, a column each.
+#[derive(Default)]
+struct Machines<'a> {
+    ids: Vec<Uuid>,
+    assurances: Vec<String>,
+    serial_numbers: Vec<Option<&'a str>>,
+    hardware_uuids: Vec<Option<&'a str>>,
+    model_identifiers: Vec<Option<&'a str>>,
+    hostnames: Vec<Option<&'a str>>,
+    labels: Vec<Value>,
+    postures: Vec<Value>,
+    ground_tokens: Vec<Option<Uuid>>,
+    ground_inventories: Vec<Option<String>>,
+    certificates: Vec<&'a str>,
+    keys: Vec<Vec<u8>>,
+    spkis: Vec<&'a [u8]>,
+    key_stores: Vec<String>,
+    key_accessibilities: Vec<Option<String>>,
+    claims_digests: Vec<&'a [u8]>,
+    nonces: Vec<OffsetDateTime>,
+    asked_at: Vec<OffsetDateTime>,
+}
+
+impl<'a> Machines<'a> {
+    fn of(rows: &'a [NewRows<'_>]) -> Result<Self, StoreError> {
+        let mut columns = Self::default();
+        for new in rows {
+            let (machine, key) = (&new.claims.machine, &new.claims.key);
+            columns.ids.push(new.machine_id);
+            columns.assurances.push(text(&new.grounds.assurance())?);
+            columns.serial_numbers.push(machine.serial_number.as_deref());
+            columns.hardware_uuids.push(machine.hardware_uuid.as_deref());
+            columns.model_identifiers.push(machine.model_identifier.as_deref());
+            columns.hostnames.push(machine.hostname.as_deref());
+            columns.labels.push(json(new.labels)?);
+            columns.postures.push(json(&new.claims.posture)?);
+            columns.ground_tokens.push(new.grounds.token);
+            let inventory = new.grounds.inventory.as_ref().map(text).transpose()?;
+            columns.ground_inventories.push(inventory);
+            columns.certificates.push(&new.certificate.serial_number);
+            columns.keys.push(new.key.thumbprint().as_bytes().to_vec());
+            columns.spkis.push(new.key.spki_der());
+            columns.key_stores.push(text(&key.store)?);
+            let accessibility = key.accessibility.as_ref().map(text).transpose()?;
+            columns.key_accessibilities.push(accessibility);
+            columns.claims_digests.push(new.claims_digest.as_bytes());
+            columns.nonces.push(new.nonce);
+            columns.asked_at.push(new.asked_at);
+        }
+        Ok(columns)
+    }
+}
+
+/// Enrollments with their certificates.
+#[derive(Default)]
+struct Enrollments<'a> {
+    ids: Vec<Uuid>,
+    machine_ids: Vec<Uuid>,
+    keys: Vec<Vec<u8>>,
+    token_ids: Vec<Uuid>,
+    claims: Vec<Value>,
+    asked_at: Vec<OffsetDateTime>,
+    waits_until: Vec<OffsetDateTime>,
+    certificates: Vec<&'a str>,
+    issuer_ids: Vec<Uuid>,
+    digests: Vec<&'a [u8]>,
+    ders: Vec<&'a [u8]>,
+    not_before: Vec<OffsetDateTime>,
+    not_after: Vec<OffsetDateTime>,
+    issued_at: Vec<OffsetDateTime>,
+}
+
+impl<'a> Enrollments<'a> {
+    fn of(rows: &'a [NewRows<'_>]) -> Result<Self, StoreError> {
+        let mut columns = Self::default();
+        for new in rows {
+            columns.ids.push(new.enrollment_id);
+            columns.machine_ids.push(new.machine_id);
+            columns.keys.push(new.key.thumbprint().as_bytes().to_vec());
+            columns.token_ids.push(new.token_id);
+            columns.claims.push(json(new.claims)?);
+            columns.asked_at.push(new.asked_at);
+            columns.waits_until.push(new.waits_until);
+            columns.certificates.push(&new.certificate.serial_number);
+            columns.issuer_ids.push(new.issuer_id);
+            columns.digests.push(&new.certificate.sha256);
+            columns.ders.push(&new.certificate.der);
+            columns.not_before.push(new.certificate.not_before);
+            columns.not_after.push(new.certificate.not_after);
+            columns.issued_at.push(new.issued_at);
+        }
+        Ok(columns)
+    }
+}

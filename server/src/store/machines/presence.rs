@@ -1,0 +1,340 @@
+//! `machine_presence`: the one row that a check-in writes.
+
+use assay_protocol::{KeyThumbprint, machine::Liveness};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    machines::claims::ClaimsDigest,
+    store::{Connection, StoreError, parse_text, thumbprint},
+};
+
+/// A check-in whose evidence is verified, on its way into its machine's row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CheckIn {
+    pub(crate) machine_id: Uuid,
+    pub(crate) key: KeyThumbprint,
+    /// The order of the nonce it spends.
+    pub(crate) nonce: OffsetDateTime,
+    pub(crate) claims_digest: ClaimsDigest,
+    /// When it arrived.
+    pub(crate) at: OffsetDateTime,
+    /// Machine's clock minus server's.
+    pub(crate) clock_skew_seconds: i64,
+    /// A machine that was last seen before this is news.
+    pub(crate) live_since: OffsetDateTime,
+}
+
+/// What was true of the machine in the moment in which its check-in was recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    pub(crate) record_version: i64,
+    pub(crate) grants_version: i64,
+    pub(crate) verdict_digest: Option<Vec<u8>>,
+}
+
+/// A machine's row, held until the end of the transaction.
+#[derive(Debug, Clone)]
+pub(crate) struct Presence {
+    pub(crate) machine_id: Uuid,
+    pub(crate) admitted: bool,
+    pub(crate) current_key: KeyThumbprint,
+    pub(crate) claims_digest: Vec<u8>,
+    pub(crate) last_nonce_at: OffsetDateTime,
+    pub(crate) last_check_in_at: Option<OffsetDateTime>,
+    /// What was announced last.
+    pub(crate) noted_liveness: Liveness,
+}
+
+/// Records the check-ins that bring nothing new, all in one statement, and answers for each by its place in the
+/// slice: `None` where something about it is new or wrong, which only a transaction of its own can tell.
+///
+/// At most one check-in a machine: Postgres would record an arbitrary one of several. A row that somebody holds is left
+/// to a transaction of its own, which waits for it alone: waiting here, two replicas whose batches hold the same
+/// machines would deadlock, and one row that is held for long would keep every other machine waiting.
+///
+/// `IS TRUE` has Postgres look the held rows up in a hash table: as a join, which it would make of the rest, it compares
+/// each of a batch with each.
+pub(crate) async fn record_unchanged(
+    connection: &mut Connection,
+    check_ins: &[CheckIn],
+) -> Result<Vec<Option<Recorded>>, StoreError> {
+    let columns = Columns::of(check_ins);
+    let rows = sqlx::query!(
+        r#"WITH held AS MATERIALIZED (
+               SELECT machine_id FROM machine_presence WHERE machine_id = ANY ($2) ORDER BY machine_id
+               FOR NO KEY UPDATE SKIP LOCKED
+           )
+           UPDATE machine_presence AS presence
+           SET last_nonce_at = seen.nonce, last_check_in_at = seen.at, clock_skew_seconds = seen.skew
+           FROM unnest($1::bigint[], $2::uuid[], $3::bytea[], $4::timestamptz[], $5::bytea[], $6::timestamptz[],
+                       $7::bigint[], $8::timestamptz[])
+                AS seen (place, machine_id, key, nonce, claims_digest, at, skew, live_since)
+           WHERE presence.machine_id = seen.machine_id
+             AND (seen.machine_id IN (SELECT machine_id FROM held)) IS TRUE
+             AND presence.admitted
+             AND presence.current_key = seen.key
+             AND presence.claims_digest = seen.claims_digest
+             AND presence.last_nonce_at < seen.nonce
+             AND presence.last_check_in_at >= seen.live_since
+             AND presence.noted_liveness = 'live'
+           RETURNING seen.place AS "place!", presence.record_version, presence.verdict_digest,
+                     (SELECT grants_version FROM settings) AS "grants_version!""#,
+        &columns.places,
+        &columns.machine_ids,
+        &columns.keys as &[&[u8]],
+        &columns.nonces,
+        &columns.claims_digests as &[&[u8]],
+        &columns.times,
+        &columns.skews,
+        &columns.live_since,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut answers = vec![None; check_ins.len()];
+    for row in rows {
+        let place = usize::try_from(row.place).ok().and_then(|place| answers.get_mut(place));
+        if let Some(answer) = place {
+            *answer = Some(Recorded {
+                record_version: row.record_version,
+                grants_version: row.grants_version,
+                verdict_digest: row.verdict_digest,
+            });
+        }
+    }
+    Ok(answers)
+}
+
+/// Holds a machine's row until the end of the transaction.
+pub(crate) async fn lock(connection: &mut Connection, machine_id: Uuid) -> Result<Option<Presence>, StoreError> {
+    let row = sqlx::query!(
+        "SELECT admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, noted_liveness
+         FROM machine_presence WHERE machine_id = $1 FOR UPDATE",
+        machine_id
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        Ok(Presence {
+            machine_id,
+            admitted: row.admitted,
+            current_key: thumbprint(&row.current_key)?,
+            claims_digest: row.claims_digest,
+            last_nonce_at: row.last_nonce_at,
+            last_check_in_at: row.last_check_in_at,
+            noted_liveness: parse_text(&row.noted_liveness)?,
+        })
+    })
+    .transpose()
+}
+
+/// Whether there is such a machine.
+pub(crate) async fn exists(connection: &mut Connection, machine_id: Uuid) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM machine_presence WHERE machine_id = $1) AS "exists!""#,
+        machine_id
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Records a check-in in a row that is locked and was found in order.
+pub(crate) async fn record(
+    connection: &mut Connection,
+    check_in: &CheckIn,
+    news: bool,
+) -> Result<Recorded, StoreError> {
+    let row = sqlx::query!(
+        r#"UPDATE machine_presence
+           SET last_nonce_at = $2, last_check_in_at = $3, clock_skew_seconds = $4, claims_digest = $5,
+               noted_liveness = 'live',
+               record_version = record_version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
+           WHERE machine_id = $1
+           RETURNING record_version, verdict_digest, (SELECT grants_version FROM settings) AS "grants_version!""#,
+        check_in.machine_id,
+        check_in.nonce,
+        check_in.at,
+        check_in.clock_skew_seconds,
+        check_in.claims_digest.as_bytes(),
+        news,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Recorded {
+        record_version: row.record_version,
+        grants_version: row.grants_version,
+        verdict_digest: row.verdict_digest,
+    })
+}
+
+/// Makes a machine's row.
+pub(crate) async fn insert(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    admitted: bool,
+    key: KeyThumbprint,
+    claims_digest: ClaimsDigest,
+    nonce: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO machine_presence (machine_id, admitted, current_key, claims_digest, last_nonce_at)
+         VALUES ($1, $2, $3, $4, $5)",
+        machine_id,
+        admitted,
+        key.as_bytes(),
+        claims_digest.as_bytes(),
+        nonce,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Uses a nonce up, in a row that is locked.
+pub(crate) async fn use_nonce(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    nonce: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET last_nonce_at = $2 WHERE machine_id = $1",
+        machine_id,
+        nonce
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Remembers the verdict of the last check-in; false where it is the same already.
+pub(crate) async fn set_verdict(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    digest: &[u8; 32],
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "UPDATE machine_presence SET verdict_digest = $2 WHERE machine_id = $1 AND verdict_digest IS DISTINCT FROM $2",
+        machine_id,
+        digest,
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Holds a machine's presence until the end of the transaction: no check-in comes between. First of all that a
+/// transaction locks of a machine. Says whether there is such a machine.
+pub(crate) async fn hold(connection: &mut Connection, machine_id: Uuid) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        "SELECT machine_id FROM machine_presence WHERE machine_id = $1 FOR UPDATE",
+        machine_id
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.is_some())
+}
+
+/// Sets whether check-ins count, and makes what was evaluated stale.
+pub(crate) async fn set_admitted(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    admitted: bool,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET admitted = $2, record_version = record_version + 1 WHERE machine_id = $1",
+        machine_id,
+        admitted
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Makes what was evaluated for a machine stale.
+pub(crate) async fn bump_record_version(connection: &mut Connection, machine_id: Uuid) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = $1",
+        machine_id
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Makes what was evaluated for machines that are held stale.
+pub(crate) async fn bump_record_versions(connection: &mut Connection, machine_ids: &[Uuid]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = ANY ($1)",
+        machine_ids
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Makes another key the only one whose check-ins count, and lets them count.
+pub(crate) async fn replace_key(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    key: KeyThumbprint,
+    claims: ClaimsDigest,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence
+         SET admitted = true, current_key = $2, claims_digest = $3, verdict_digest = NULL,
+             record_version = record_version + 1
+         WHERE machine_id = $1",
+        machine_id,
+        key.as_bytes(),
+        claims.as_bytes()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Makes a machine's next key the only one whose check-ins count.
+pub(crate) async fn rotate_key(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    key: KeyThumbprint,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET current_key = $2, record_version = record_version + 1 WHERE machine_id = $1",
+        machine_id,
+        key.as_bytes()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The check-ins as `unnest` takes them, a column each.
+#[derive(Default)]
+struct Columns<'a> {
+    places: Vec<i64>,
+    machine_ids: Vec<Uuid>,
+    keys: Vec<&'a [u8]>,
+    nonces: Vec<OffsetDateTime>,
+    claims_digests: Vec<&'a [u8]>,
+    times: Vec<OffsetDateTime>,
+    skews: Vec<i64>,
+    live_since: Vec<OffsetDateTime>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(check_ins: &'a [CheckIn]) -> Self {
+        let mut columns = Self::default();
+        for (place, check_in) in (0..).zip(check_ins) {
+            columns.places.push(place);
+            columns.machine_ids.push(check_in.machine_id);
+            columns.keys.push(check_in.key.as_bytes());
+            columns.nonces.push(check_in.nonce);
+            columns.claims_digests.push(check_in.claims_digest.as_bytes());
+            columns.times.push(check_in.at);
+            columns.skews.push(check_in.clock_skew_seconds);
+            columns.live_since.push(check_in.live_since);
+        }
+        columns
+    }
+}

@@ -1,0 +1,302 @@
+//! `machines`, as enrollment and check-in see them: who a machine is, what it claims, what it is evaluated on.
+
+use std::collections::BTreeMap;
+
+use assay_protocol::{
+    KeyThumbprint,
+    machine::{Assurance, MachineStatus},
+};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::grounds::grounds_of;
+use crate::{
+    machines::{assurance::Grounds, claims::Claims},
+    store::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint},
+};
+
+/// A new machine's record.
+#[derive(Debug)]
+pub(crate) struct NewMachine<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) status: MachineStatus,
+    pub(crate) grounds: Grounds,
+    pub(crate) labels: &'a BTreeMap<String, String>,
+    pub(crate) key: KeyThumbprint,
+    pub(crate) claims: &'a Claims,
+    pub(crate) now: OffsetDateTime,
+}
+
+/// Who a machine is, for deciding whether what asks is the same machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) id: Uuid,
+    pub(crate) status: MachineStatus,
+    pub(crate) status_reason: Option<String>,
+    /// As it was written down: what counts now is [`Self::assurance_at`].
+    pub(crate) assurance: Assurance,
+    pub(crate) grounds: Grounds,
+    pub(crate) serial_number: Option<String>,
+    pub(crate) hardware_uuid: Option<String>,
+    pub(crate) current_key: KeyThumbprint,
+}
+
+impl Identity {
+    /// What stands behind the serial number, when an attestation that Apple signed then or earlier is too old.
+    pub(crate) fn assurance_at(&self, attested_since: OffsetDateTime) -> Assurance {
+        self.grounds.assurance_at(self.assurance, attested_since)
+    }
+}
+
+struct IdentityRow {
+    id: Uuid,
+    status: String,
+    status_reason: Option<String>,
+    assurance: String,
+    ground_token_id: Option<Uuid>,
+    ground_inventory: Option<String>,
+    ground_enrollment_id: Option<Uuid>,
+    apple_attestation_id: Option<Uuid>,
+    attested_at: Option<OffsetDateTime>,
+    ground_attestation: Option<String>,
+    serial_number: Option<String>,
+    hardware_uuid: Option<String>,
+    current_key: Vec<u8>,
+}
+
+impl TryFrom<IdentityRow> for Identity {
+    type Error = StoreError;
+
+    fn try_from(row: IdentityRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            status: parse_text(&row.status)?,
+            status_reason: row.status_reason,
+            assurance: parse_text(&row.assurance)?,
+            grounds: grounds_of!(row)?,
+            serial_number: row.serial_number,
+            hardware_uuid: row.hardware_uuid,
+            current_key: thumbprint(&row.current_key)?,
+        })
+    }
+}
+
+/// Makes a record.
+pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) -> Result<(), StoreError> {
+    let (machine, key) = (&new.claims.machine, &new.claims.key);
+    sqlx::query!(
+        "INSERT INTO machines
+            (id, status, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, claimed_posture,
+             current_key, key_store, key_accessibility, key_created_at, enrolled_at, ground_token_id, ground_inventory,
+             ground_enrollment_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14, $15, $16)",
+        new.id,
+        text(&new.status)?,
+        text(&new.grounds.assurance())?,
+        machine.serial_number,
+        machine.hardware_uuid,
+        machine.model_identifier,
+        machine.hostname,
+        json(new.labels)?,
+        json(&new.claims.posture)?,
+        new.key.as_bytes(),
+        text(&key.store)?,
+        key.accessibility.as_ref().map(text).transpose()?,
+        new.now,
+        new.grounds.token,
+        new.grounds.inventory.as_ref().map(text).transpose()?,
+        new.grounds.approval,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Who this machine is.
+pub(crate) async fn find_identity(connection: &mut Connection, id: Uuid) -> Result<Option<Identity>, StoreError> {
+    sqlx::query_as!(
+        IdentityRow,
+        "SELECT id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
+                apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
+         FROM machines WHERE id = $1",
+        id
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// The machine that a serial number belongs to: the one that is active or quarantined, else the one revoked last.
+/// One that is pending has no claim to it yet, and one that was denied never had any.
+pub(crate) async fn find_by_serial_number(
+    connection: &mut Connection,
+    serial_number: &str,
+) -> Result<Option<Identity>, StoreError> {
+    sqlx::query_as!(
+        IdentityRow,
+        "SELECT id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
+                apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
+         FROM machines
+         WHERE serial_number = $1 AND status <> 'pending'
+           AND NOT EXISTS (SELECT FROM machine_keys AS key WHERE key.thumbprint = current_key AND key.status = 'denied')
+         ORDER BY status = 'revoked', id DESC LIMIT 1",
+        serial_number
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// The serial number of the one active machine that says that it has this hardware UUID; `None` for none, and for several.
+pub(crate) async fn serial_number_by_hardware_uuid(
+    connection: &mut Connection,
+    hardware_uuid: &str,
+) -> Result<Option<String>, StoreError> {
+    let found = sqlx::query_scalar!(
+        "SELECT serial_number FROM machines WHERE upper(hardware_uuid) = upper($1) AND status = 'active' LIMIT 2",
+        hardware_uuid
+    )
+    .fetch_all(connection)
+    .await?;
+    match <[Option<String>; 1]>::try_from(found) {
+        Ok([serial_number]) => Ok(serial_number),
+        Err(_none_or_several) => Ok(None),
+    }
+}
+
+/// Changes where a machine stands.
+pub(crate) async fn set_status(
+    connection: &mut Connection,
+    id: Uuid,
+    status: MachineStatus,
+    reason: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines SET status = $2, status_reason = $3 WHERE id = $1",
+        id,
+        text(&status)?,
+        reason
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Lets a machine in that waits.
+pub(crate) async fn let_in(
+    connection: &mut Connection,
+    id: Uuid,
+    reason: Option<&str>,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines SET status = $2, status_reason = $3, enrolled_at = $4 WHERE id = $1",
+        id,
+        text(&MachineStatus::Active)?,
+        reason,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What the machine claimed last.
+pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result<Option<Claims>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT jsonb_build_object(
+                'machine', jsonb_build_object('serial_number', serial_number, 'hardware_uuid', hardware_uuid,
+                                              'model_identifier', model_identifier, 'hostname', hostname),
+                'posture', claimed_posture,
+                'key', jsonb_build_object('store', key_store, 'accessibility', key_accessibility)) AS "claims!"
+           FROM machines WHERE id = $1"#,
+        id
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| parse_json(row.claims)).transpose()
+}
+
+/// Keeps what the machine claims now. The serial number on record stays: only an enrollment sets it.
+pub(crate) async fn set_claims(connection: &mut Connection, id: Uuid, claims: &Claims) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines
+         SET hardware_uuid = coalesce(hardware_uuid, $2), model_identifier = $3, hostname = $4, claimed_posture = $5,
+             key_store = $6, key_accessibility = $7
+         WHERE id = $1",
+        id,
+        claims.machine.hardware_uuid,
+        claims.machine.model_identifier,
+        claims.machine.hostname,
+        json(&claims.posture)?,
+        text(&claims.key.store)?,
+        claims.key.accessibility.as_ref().map(text).transpose()?,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives a record a new key, with what its new holder claims, and makes it active. With the old key its attestation goes
+/// off the record: a trigger on the table does that whoever replaces a key.
+pub(crate) async fn replace_key(
+    connection: &mut Connection,
+    id: Uuid,
+    key: KeyThumbprint,
+    claims: &Claims,
+    grounds: Grounds,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines
+         SET status = 'active', status_reason = NULL, assurance = $2, hardware_uuid = $3, model_identifier = $4,
+             hostname = $5, claimed_posture = $6, current_key = $7, key_store = $8, key_accessibility = $9,
+             key_created_at = $10, certificate_serial_number = NULL, verdict_reasons = NULL, ground_token_id = $11,
+             ground_inventory = $12, ground_enrollment_id = $13
+         WHERE id = $1",
+        id,
+        text(&grounds.assurance())?,
+        claims.machine.hardware_uuid,
+        claims.machine.model_identifier,
+        claims.machine.hostname,
+        json(&claims.posture)?,
+        key.as_bytes(),
+        text(&claims.key.store)?,
+        claims.key.accessibility.as_ref().map(text).transpose()?,
+        now,
+        grounds.token,
+        grounds.inventory.as_ref().map(text).transpose()?,
+        grounds.approval,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives a record its next key, with the newest certificate of that.
+pub(crate) async fn rotate_key(connection: &mut Connection, id: Uuid, key: KeyThumbprint) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines
+         SET current_key = $2,
+             key_created_at = (SELECT created_at FROM machine_keys WHERE thumbprint = $2),
+             certificate_serial_number = (SELECT serial_number FROM certificates
+                                          WHERE machine_id = $1 AND key_thumbprint = $2 AND revoked_at IS NULL
+                                          ORDER BY issued_at DESC LIMIT 1)
+         WHERE id = $1",
+        id,
+        key.as_bytes(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Keeps the reasons of the last verdict.
+pub(crate) async fn set_verdict(connection: &mut Connection, id: Uuid, reasons: &[String]) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE machines SET verdict_reasons = $2 WHERE id = $1", id, reasons)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,392 @@
+//! The search of machines: which ids a page has.
+//!
+//! Every filter has an index that yields its machines in the order of their ids, so a page is found by walking one of
+//! these and looking at the other filters on the way. That is quick unless what the other filters let through is rare
+//! along that walk: so it is bounded, and where it ends before the page is full, the machines that remain are found by
+//! whichever indexes the planner has least to read of, and sorted.
+
+use assay_protocol::machine::{Assurance, Liveness, MachineStatus};
+use uuid::Uuid;
+
+use crate::{
+    machines::liveness::{LastCheckIns, LivenessBoundaries},
+    store::{Connection, StoreError, text},
+};
+
+/// How many machines are looked at in their order before other indexes are asked: some milliseconds.
+const WALK: i64 = 5_000;
+/// The same where only texts are looked at, which lie side by side.
+const WALK_FOR_PART: i64 = 10_000;
+/// The same for a part that no index helps to find. Beyond it the page ends, and the next one goes on from there.
+const WALK_FOR_SHORT_PART: i64 = 20_000;
+/// An index of trigrams finds nothing shorter.
+const TRIGRAM: usize = 3;
+
+/// Which machines to list. What is absent leaves nobody out.
+#[derive(Debug, Default)]
+pub(crate) struct MachineFilter {
+    pub(crate) status: Option<MachineStatus>,
+    pub(crate) assurance: Option<Assurance>,
+    pub(crate) liveness: Option<Liveness>,
+    /// A label that they have, as `key:value`.
+    pub(crate) label: Option<String>,
+    /// A part of what identifies a machine, in any case.
+    pub(crate) part: Option<String>,
+    /// Whether the inventory names their serial number.
+    pub(crate) in_inventory: Option<bool>,
+}
+
+/// The ids of a page.
+#[derive(Debug, Default)]
+pub(crate) struct FoundIds {
+    /// In order.
+    pub(crate) ids: Vec<Uuid>,
+    /// Where the search stopped, if it stopped before the page was full and before the last machine.
+    pub(crate) stopped_at: Option<Uuid>,
+}
+
+/// The index that a page is found along, with the value that it is walked for.
+#[derive(Debug)]
+enum Along {
+    Everything,
+    Label(String),
+    Liveness(String),
+    Status(String),
+    Assurance(String),
+}
+
+/// What remains to be looked at, as the statements take it.
+#[derive(Debug, Default)]
+struct Conditions {
+    status: Option<String>,
+    assurance: Option<String>,
+    label: Option<String>,
+    noted_liveness: Option<String>,
+    last_check_ins: Option<LastCheckIns>,
+    /// For `LIKE`.
+    pattern: Option<String>,
+    in_inventory: Option<bool>,
+}
+
+/// From where on, how far and how much.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    after: Uuid,
+    walk: i64,
+    limit: i64,
+}
+
+/// Finds the ids of a page, in the order in which the machines' records were made.
+pub(crate) async fn find_ids(
+    connection: &mut Connection,
+    filter: &MachineFilter,
+    boundaries: &LivenessBoundaries,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<FoundIds, StoreError> {
+    let indexed = filter.part.as_deref().is_none_or(has_trigram);
+    let all = Conditions::of(filter, boundaries)?;
+    let (along, others) = Conditions::of(filter, boundaries)?.split();
+    let extent = Extent {
+        after: after.unwrap_or(Uuid::nil()),
+        walk: match along {
+            _ if !indexed => WALK_FOR_SHORT_PART,
+            Along::Everything => WALK_FOR_PART,
+            _ => WALK,
+        },
+        limit,
+    };
+    let ids = walk(connection, &along, &others, extent).await?;
+    if i64::try_from(ids.len()).is_ok_and(|found| found == limit) {
+        return Ok(FoundIds { ids, stopped_at: None });
+    }
+    match end_of_walk(connection, &along, extent).await? {
+        None => Ok(FoundIds { ids, stopped_at: None }),
+        stopped_at if !indexed => Ok(FoundIds { ids, stopped_at }),
+        Some(_) => Ok(FoundIds {
+            ids: find_by_indexes(connection, &all, extent).await?,
+            stopped_at: None,
+        }),
+    }
+}
+
+impl Conditions {
+    fn of(filter: &MachineFilter, boundaries: &LivenessBoundaries) -> Result<Self, StoreError> {
+        Ok(Self {
+            status: filter.status.as_ref().map(text).transpose()?,
+            assurance: filter.assurance.as_ref().map(text).transpose()?,
+            label: filter.label.clone(),
+            noted_liveness: filter.liveness.as_ref().map(text).transpose()?,
+            last_check_ins: filter.liveness.map(|liveness| boundaries.last_check_ins(liveness)),
+            pattern: filter.part.as_deref().map(pattern),
+            in_inventory: filter.in_inventory,
+        })
+    }
+
+    /// Takes out what is found along an index of its own: that which is likely to be the rarest.
+    fn split(mut self) -> (Along, Self) {
+        let along = if let Some(label) = self.label.take() {
+            Along::Label(label)
+        } else if let Some(liveness) = self.noted_liveness.take() {
+            Along::Liveness(liveness)
+        } else if let Some(status) = self.status.take() {
+            Along::Status(status)
+        } else if let Some(assurance) = self.assurance.take() {
+            Along::Assurance(assurance)
+        } else {
+            Along::Everything
+        };
+        (along, self)
+    }
+}
+
+/// The same conditions wherever candidates come from. Joins that no condition needs are left out by the planner.
+macro_rules! matching {
+    ($materialized:tt, [$($candidates:tt)+], $conditions:expr, $($argument:expr),+ $(,)?) => {
+        sqlx::query_scalar!(
+            "WITH matching AS " + $materialized + " (SELECT candidate.id FROM " + $($candidates)+ +
+            r#" WHERE ($1::text IS NULL OR status = $1)
+                  AND ($2::text IS NULL OR assurance = $2)
+                  AND ($3::text IS NULL OR EXISTS (SELECT FROM machine_labels
+                                                   WHERE machine_labels.machine_id = candidate.id AND label = $3))
+                  AND ($4::text IS NULL OR noted_liveness = $4)
+                  AND ($5::boolean IS NULL OR (last_check_in_at IS NULL) = $5)
+                  AND ($6::timestamptz IS NULL OR last_check_in_at >= $6)
+                  AND ($7::timestamptz IS NULL OR last_check_in_at < $7)
+                  AND ($8::text IS NULL OR content LIKE lower($8))
+                  AND ($9::boolean IS NULL OR EXISTS (SELECT FROM inventory
+                                                      WHERE inventory.serial_number = machines.serial_number) = $9)
+                  AND candidate.id > $11)
+                SELECT id AS "id!" FROM matching ORDER BY id LIMIT $10"#,
+            $conditions.status,
+            $conditions.assurance,
+            $conditions.label,
+            $conditions.noted_liveness,
+            $conditions.last_check_ins.map(|range| range.never),
+            $conditions.last_check_ins.and_then(|range| range.from),
+            $conditions.last_check_ins.and_then(|range| range.before),
+            $conditions.pattern,
+            $conditions.in_inventory,
+            $($argument),+
+        )
+    };
+}
+
+/// Looks at the next candidates along an index, in their order.
+macro_rules! walk {
+    ($along:tt, $search:tt, $connection:expr, $conditions:expr, $extent:expr $(, $value:expr)?) => {
+        matching!(
+            "NOT MATERIALIZED",
+            ["(" + $along + " LIMIT $12) AS candidate
+              LEFT JOIN machines ON machines.id = candidate.id
+              LEFT JOIN machine_presence ON machine_presence.machine_id = candidate.id " + $search],
+            $conditions, $extent.limit, $extent.after, $extent.walk $(, $value)?
+        )
+        .fetch_all($connection)
+        .await
+    };
+}
+
+/// The same along an index that does not bring the content that is searched.
+macro_rules! walk_along {
+    ($along:tt, $connection:expr, $conditions:expr, $extent:expr, $value:expr) => {
+        walk!(
+            $along,
+            "LEFT JOIN machine_search ON machine_search.machine_id = candidate.id",
+            $connection,
+            $conditions,
+            $extent,
+            $value
+        )
+    };
+}
+
+async fn walk(
+    connection: &mut Connection,
+    along: &Along,
+    conditions: &Conditions,
+    extent: Extent,
+) -> Result<Vec<Uuid>, StoreError> {
+    Ok(match along {
+        Along::Everything => {
+            walk!(
+                "SELECT machine_id AS id, content FROM machine_search WHERE machine_id > $11 ORDER BY machine_id",
+                "",
+                connection,
+                conditions,
+                extent
+            )
+        }
+        Along::Label(label) => walk_along!(
+            "SELECT machine_id AS id FROM machine_labels WHERE label = $13 AND machine_id > $11 ORDER BY machine_id",
+            connection,
+            conditions,
+            extent,
+            label
+        ),
+        Along::Liveness(noted) => walk_along!(
+            "SELECT machine_id AS id FROM machine_presence WHERE noted_liveness = $13 AND machine_id > $11
+             ORDER BY machine_id",
+            connection,
+            conditions,
+            extent,
+            noted
+        ),
+        Along::Status(status) => walk_along!(
+            "SELECT id FROM machines WHERE status = $13 AND id > $11 ORDER BY id",
+            connection,
+            conditions,
+            extent,
+            status
+        ),
+        Along::Assurance(assurance) => walk_along!(
+            "SELECT id FROM machines WHERE assurance = $13 AND id > $11 ORDER BY id",
+            connection,
+            conditions,
+            extent,
+            assurance
+        ),
+    }?)
+}
+
+/// Where a walk ended, unless it came to the last machine of its index.
+async fn end_of_walk(connection: &mut Connection, along: &Along, extent: Extent) -> Result<Option<Uuid>, StoreError> {
+    let (after, skipped) = (extent.after, extent.walk - 1);
+    let end = match along {
+        Along::Everything => {
+            sqlx::query_scalar!(
+                "SELECT machine_id FROM machine_search WHERE machine_id > $1 ORDER BY machine_id OFFSET $2 LIMIT 1",
+                after,
+                skipped
+            )
+            .fetch_optional(connection)
+            .await
+        }
+        Along::Label(label) => {
+            sqlx::query_scalar!(
+                "SELECT machine_id FROM machine_labels WHERE label = $3 AND machine_id > $1
+                 ORDER BY machine_id OFFSET $2 LIMIT 1",
+                after,
+                skipped,
+                label
+            )
+            .fetch_optional(connection)
+            .await
+        }
+        Along::Liveness(noted) => {
+            sqlx::query_scalar!(
+                "SELECT machine_id FROM machine_presence WHERE noted_liveness = $3 AND machine_id > $1
+                 ORDER BY machine_id OFFSET $2 LIMIT 1",
+                after,
+                skipped,
+                noted
+            )
+            .fetch_optional(connection)
+            .await
+        }
+        Along::Status(status) => {
+            sqlx::query_scalar!(
+                "SELECT id FROM machines WHERE status = $3 AND id > $1 ORDER BY id OFFSET $2 LIMIT 1",
+                after,
+                skipped,
+                status
+            )
+            .fetch_optional(connection)
+            .await
+        }
+        Along::Assurance(assurance) => {
+            sqlx::query_scalar!(
+                "SELECT id FROM machines WHERE assurance = $3 AND id > $1 ORDER BY id OFFSET $2 LIMIT 1",
+                after,
+                skipped,
+                assurance
+            )
+            .fetch_optional(connection)
+            .await
+        }
+    };
+    Ok(end?)
+}
+
+/// Finds all that match, and takes the first of them: the planner sees no limit that would tempt it to look for rare
+/// machines one after the other.
+async fn find_by_indexes(
+    connection: &mut Connection,
+    conditions: &Conditions,
+    extent: Extent,
+) -> Result<Vec<Uuid>, StoreError> {
+    let found = if conditions.pattern.is_some() {
+        matching!(
+            "MATERIALIZED",
+            [
+                "machine_search AS candidate (id, content) LEFT JOIN machines ON machines.id = candidate.id
+              LEFT JOIN machine_presence ON machine_presence.machine_id = candidate.id"
+            ],
+            conditions,
+            extent.limit,
+            extent.after,
+        )
+        .fetch_all(connection)
+        .await
+    } else {
+        matching!(
+            "MATERIALIZED",
+            ["machines CROSS JOIN LATERAL (SELECT machines.id) AS candidate
+              LEFT JOIN machine_presence ON machine_presence.machine_id = candidate.id
+              LEFT JOIN machine_search ON machine_search.machine_id = candidate.id"],
+            conditions,
+            extent.limit,
+            extent.after,
+        )
+        .fetch_all(connection)
+        .await
+    };
+    Ok(found?)
+}
+
+/// A part as `LIKE` takes it, every character of it literal.
+fn pattern(part: &str) -> String {
+    let mut pattern = String::with_capacity(part.len() + 2);
+    pattern.push('%');
+    for character in part.chars() {
+        if matches!(character, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern.push('%');
+    pattern
+}
+
+/// Whether the index of trigrams helps to find a part: it knows runs of letters and digits.
+fn has_trigram(part: &str) -> bool {
+    part.split(|character: char| !character.is_alphanumeric())
+        .any(|run| run.chars().count() >= TRIGRAM)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("C02", "%C02%")]
+    #[case("100%", "%100\\%%")]
+    #[case("a_b", "%a\\_b%")]
+    #[case("a\\b", "%a\\\\b%")]
+    fn a_part_is_literal(#[case] part: &str, #[case] expected: &str) {
+        assert_eq!(pattern(part), expected);
+    }
+
+    #[rstest]
+    #[case("c02", true)]
+    #[case("büro", true)]
+    #[case("a-bcd", true)]
+    #[case("c0", false)]
+    #[case("a-b-c", false)]
+    #[case("%%%", false)]
+    fn three_letters_in_a_row_can_be_looked_up(#[case] part: &str, #[case] expected: bool) {
+        assert_eq!(has_trigram(part), expected);
+    }
+}
