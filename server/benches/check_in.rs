@@ -9,12 +9,12 @@
 use std::convert::Infallible;
 use std::hint::black_box;
 
-use assay_protocol::machine::Assurance;
-use assay_protocol::{Csr, PublicKey, UnverifiedCsr};
-use assay_server::authority::{
+use assay_authority::{
     Confirmation, GrantClaims, GrantSigner, IssuingAuthority, IssuingParts, MachineCertificateRequest, PrivateKey,
     issuing, spiffe_id,
 };
+use assay_protocol::machine::Assurance;
+use assay_protocol::{Csr, PublicKey, UnverifiedCsr};
 use assay_server::measuring::{self, Allocator};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};

@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use assay_authority::random_bytes;
+use time::{Duration, OffsetDateTime};
 use uuid::{Builder, Uuid};
-
-use crate::random::random_bytes;
 
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
@@ -61,13 +60,6 @@ impl Clock for MockClock {
 #[must_use]
 pub fn truncate_to_microseconds(time: OffsetDateTime) -> OffsetDateTime {
     time - Duration::nanoseconds(i64::from(time.nanosecond() % 1000))
-}
-
-/// A time as the API writes it, for sentences.
-#[must_use]
-pub fn rfc3339(time: OffsetDateTime) -> String {
-    // Only years that no clock of ours shows have no such form.
-    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
 /// A new id, a UUIDv7 of the clock's time.

@@ -1,12 +1,11 @@
 //! The stored keys, sealed and opened.
 
+use assay_authority::{
+    AuthorityError, CertifiedKey, KeyError, MasterKey, PrivateKey, RevocationListSigner, SealingContext, SealingError,
+};
 use zeroize::Zeroizing;
 
 use crate::{
-    authority::{
-        AuthorityError, CertifiedKey, KeyError, MasterKey, PrivateKey, RevocationListSigner, SealingContext,
-        SealingError,
-    },
     clock::{self, Clock},
     store::{
         StoreError,

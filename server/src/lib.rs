@@ -2,9 +2,7 @@
 
 mod acme;
 mod administration;
-pub mod attestation;
 mod audit;
-pub mod authority;
 mod changes;
 mod check_in;
 pub mod cli;
@@ -16,7 +14,6 @@ mod demo;
 mod enrollment;
 mod error_chain;
 mod events;
-mod grants;
 mod http;
 mod keyring;
 mod machines;
@@ -26,7 +23,6 @@ mod mdm;
 pub mod measuring;
 mod outgoing;
 mod periodic;
-mod random;
 mod rate_limits;
 mod registry;
 mod retention;

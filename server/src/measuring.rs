@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use assay_authority::attestation::apple::AttestationRoots;
+use assay_grants::{Catalog, CatalogGrant, Subject};
 use assay_protocol::{
     admin_api::{
         api_keys::{CreateApiKey, Role},
@@ -23,16 +25,11 @@ use uuid::Uuid;
 
 use crate::{
     administration::api_keys,
-    attestation::apple::AttestationRoots,
     changes::Origin,
     check_in::nonce::Nonces,
     clock::Clock,
     config::Config,
     database::Database,
-    grants::{
-        catalog::{Catalog, CatalogGrant},
-        evaluation::{self, Subject},
-    },
     http::{self, Peers},
     running::assembly,
     telemetry::Metrics,
@@ -107,7 +104,7 @@ pub fn evaluate_grants() -> impl Fn() -> usize {
             claimed_posture: &posture,
             attestation: None,
         };
-        evaluation::evaluate(&catalog, &subject, NOW).granted.len()
+        assay_grants::evaluate(&catalog, &subject, NOW).granted.len()
     }
 }
 

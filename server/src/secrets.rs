@@ -1,12 +1,11 @@
 //! Secrets that the server hands out: made here, shown once, kept as a digest alone.
 
+use assay_authority::random_bytes;
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
-
-use crate::random::random_bytes;
 
 /// What an API key starts with, so that scanners for leaked secrets find it.
 pub(crate) const API_KEY_PREFIX: &str = "assay_key_";

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use assay_authority::{AcmeSecrets, Authority, WebhookSecrets, attestation::apple::AttestationRoots};
 use time::Duration;
 
 use crate::{
     administration::stats::LastCount,
-    attestation::apple::AttestationRoots,
-    authority::{AcmeSecrets, Authority, WebhookSecrets},
     check_in::{Committer, EvaluationCache, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{ClientCertificates, Config, Reenrollment, WithoutToken},

@@ -20,6 +20,13 @@ pub enum ClaimError {
     NotPrintableAscii,
 }
 
+/// A time as the API writes it, for sentences.
+#[must_use]
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    // Only years that no clock of ours shows have no such form.
+    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
+}
+
 /// Reads an optional text.
 pub(crate) fn optional_claim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;

@@ -3,6 +3,7 @@
 //! An account that is bound to no token and has never ordered is worth nothing to anybody else, and leaves no trace: a stranger
 //! could otherwise fill the audit, which is never emptied.
 
+use assay_authority::EcKey;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -14,7 +15,6 @@ use super::{
     urls::Urls,
 };
 use crate::{
-    authority::EcKey,
     changes::Change,
     clock,
     services::Services,

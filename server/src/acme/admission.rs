@@ -1,11 +1,11 @@
 //! Which devices may have a certificate. A client's own word is not enough: its serial number has to be a machine's that is in
 //! good standing, or the inventory's, or an enrollment token has to vouch for it.
 
+use assay_authority::device_spiffe_id;
 use assay_protocol::machine::MachineStatus;
 use uuid::Uuid;
 
 use crate::{
-    authority::device_spiffe_id,
     enrollment::demand_service,
     machines::assurance::names,
     services::Services,

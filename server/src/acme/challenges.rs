@@ -1,5 +1,10 @@
 //! The challenge `device-attest-01`: the client answers with what Apple attested of the key and the device.
 
+use assay_authority::{
+    EcKey,
+    attestation::apple::{AppleAttestation, AttestationError, UnverifiedAttestation},
+    ec_key::NotAnEcKey,
+};
 use assay_protocol::attestation::FreshnessCode;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -12,8 +17,6 @@ use super::{
     requests::AccountRequest,
 };
 use crate::{
-    attestation::apple::{AppleAttestation, AttestationError, UnverifiedAttestation},
-    authority::{EcKey, ec_key::NotAnEcKey},
     services::Services,
     store::{
         Transaction,

@@ -1,9 +1,8 @@
 //! The request for a certificate (PKCS#10), of which the key alone is taken.
 
+use assay_authority::ec_key::{EcKey, NotAnEcKey, SignatureDigest};
 use der::{Decode, Encode, oid::ObjectIdentifier};
 use x509_cert::request::CertReq;
-
-use crate::authority::ec_key::{EcKey, NotAnEcKey, SignatureDigest};
 
 const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
 const ECDSA_WITH_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");

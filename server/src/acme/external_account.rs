@@ -2,13 +2,13 @@
 //! from it. So a token speaks for a client without being sent to the server, and no second kind of secret has to be looked
 //! after.
 
+use assay_authority::EcKey;
 use assay_protocol::admin_api::enrollment_tokens::Approval;
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{AcmeError, jws::UnverifiedJws, requests};
 use crate::{
-    authority::EcKey,
     enrollment::{TokenRefusal, demand_service},
     services::Services,
     store::{Transaction, enrollment_tokens},

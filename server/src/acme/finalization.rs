@@ -1,5 +1,6 @@
 //! Finalizing: the attested key, and no other, gets its certificate.
 
+use assay_authority::{DeviceCertificateRequest, EcKey};
 use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -11,7 +12,6 @@ use super::{
     requests::AccountRequest,
 };
 use crate::{
-    authority::{DeviceCertificateRequest, EcKey},
     changes::Change,
     services::Services,
     store::{

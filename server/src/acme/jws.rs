@@ -1,10 +1,9 @@
 //! Reading the JWS that every request is (RFC 8555, section 6.2; RFC 7515, flattened).
 
+use assay_authority::EcKey;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use serde_json::Value;
-
-use crate::authority::EcKey;
 
 /// The algorithms that accounts may sign with.
 pub(crate) const ALGORITHMS: [&str; 2] = ["ES256", "ES384"];

@@ -18,6 +18,7 @@ pub(crate) mod requests;
 pub(crate) mod revocation;
 pub(crate) mod urls;
 
+use assay_authority::{AuthorityError, ec_key::NotAnEcKey};
 use uuid::Uuid;
 
 use self::jws::JwsError;
@@ -26,7 +27,6 @@ pub(crate) use self::{
     external_account::ExternalAccountError, requests::Signed,
 };
 use crate::{
-    authority::{AuthorityError, ec_key::NotAnEcKey},
     check_in::nonce::NonceError,
     rate_limits::Exceeded,
     store::{AsStoreError, StoreError},

@@ -1,5 +1,6 @@
 //! Orders: each for one device, with one authorization and one challenge, which share the order's id.
 
+use assay_authority::random_bytes;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
@@ -13,7 +14,6 @@ use super::{
 };
 use crate::{
     clock,
-    random::random_bytes,
     services::Services,
     store::{
         Connection, Transaction, acme_accounts,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use assay_authority::EcKey;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -12,7 +13,6 @@ use super::{
     urls::Urls,
 };
 use crate::{
-    authority::EcKey,
     changes::Origin,
     check_in::nonce::{GREATEST_REPLICA_SKEW, LIFETIME},
     services::Services,

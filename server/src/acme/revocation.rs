@@ -1,5 +1,6 @@
 //! `revokeCert` (RFC 8555, section 7.6): by the account that the certificate was issued to, or by the certificate's own key.
 
+use assay_authority::EcKey;
 use assay_protocol::admin_api::certificates::RevocationReason;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -11,7 +12,6 @@ use super::{
     requests::{Caller, EitherRequest, Payload},
 };
 use crate::{
-    authority::EcKey,
     changes::Origin,
     registry::certificate_revocation::{CertificateError, revoke_device_certificate},
     services::Services,

@@ -1,5 +1,6 @@
 //! Grants: made, listed, deleted, and what they come to for one machine.
 
+use assay_grants::OsVersion;
 use assay_protocol::admin_api::grants::{Conditions, CreateGrant, EvaluatedGrants, Grant, Selector};
 use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
@@ -8,7 +9,6 @@ use crate::{
     changes::{Change, Origin},
     check_in::evaluate_now,
     clock,
-    grants::os_version::OsVersion,
     machines::labels::{self, LabelError},
     services::Services,
     store::{self, AsStoreError, StoreError, Transaction},

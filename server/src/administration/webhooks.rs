@@ -1,11 +1,11 @@
 //! Webhooks: made, listed, tested, deleted.
 
+use assay_authority::{SealingError, WebhookSecret};
 use assay_protocol::admin_api::webhooks::{CreateWebhook, DeliveryStatus, Webhook, WebhookDelivery, WebhookTest};
 use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
-    authority::{SealingError, WebhookSecret},
     changes::{
         Change, Origin,
         event_kinds::{KINDS, is_kind},

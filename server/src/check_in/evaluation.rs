@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use assay_authority::{Confirmation, GrantClaims, GrantTokenError, spiffe_id};
+use assay_grants::{Catalog, Evaluation};
 use assay_protocol::{
     admin_api::grants::EvaluatedAudience,
     agent_api::AudienceGrant,
@@ -16,11 +18,6 @@ use uuid::Uuid;
 
 use super::{CheckInError, Verified};
 use crate::{
-    authority::{Confirmation, GrantClaims, GrantTokenError, spiffe_id},
-    grants::{
-        catalog::Catalog,
-        evaluation::{self, Evaluation},
-    },
     machines::client_certificate::ClientCertificate,
     registry::admission::Refusal,
     services::{Policy, Services},
@@ -152,7 +149,7 @@ pub(crate) fn evaluate_now(
     now: OffsetDateTime,
 ) -> (Assurance, Evaluation) {
     let subject = machine.subject(now, policy.attestation_max_age);
-    (subject.assurance, evaluation::evaluate(catalog, &subject, now))
+    (subject.assurance, assay_grants::evaluate(catalog, &subject, now))
 }
 
 impl Evaluated {

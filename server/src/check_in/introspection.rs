@@ -1,10 +1,10 @@
 //! Introspection (RFC 7662): what a grant token is worth now, which is what a check-in would give now.
 
+use assay_authority::{GrantClaims, verify_grant_token};
 use assay_protocol::machine::MachineStatus;
 
 use super::evaluation::evaluate_now;
 use crate::{
-    authority::{GrantClaims, verify_grant_token},
     services::Services,
     store::{self, StoreError, machines::evaluable::Evaluable},
 };

@@ -23,9 +23,10 @@ pub(crate) use self::committer::Committer;
 pub(crate) use self::evaluation::{EvaluationCache, evaluate_now};
 #[cfg(feature = "measuring")]
 pub(crate) use self::measuring::MeasuredCommitter as Committer;
+use assay_authority::GrantTokenError;
+
 use self::{keys::KeyLookup, nonce::NonceError};
 use crate::{
-    authority::GrantTokenError,
     changes::Origin,
     machines::{claims::Claims, client_certificate::ClientCertificate, liveness::LivenessBoundaries},
     rate_limits::Exceeded,

@@ -1,11 +1,10 @@
 //! Stateless nonces: the time, randomness, and a MAC under a key that all replicas share. Whether one was used is not
 //! kept here but in the machine's row: the order of its last nonce has to rise.
 
+use assay_authority::random_bytes;
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use time::{Duration, OffsetDateTime};
-
-use crate::random::random_bytes;
 
 /// How long a nonce lives.
 pub(crate) const LIFETIME: Duration = Duration::seconds(300);

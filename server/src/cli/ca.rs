@@ -2,12 +2,13 @@
 
 use std::{fmt::Write, path::PathBuf, sync::Arc};
 
+use assay_protocol::text::rfc3339;
 use clap::Subcommand;
 
 use super::{CommandError, print};
 use crate::{
     changes::Origin,
-    clock::{self, Clock},
+    clock::Clock,
     config::Config,
     database::Database,
     keyring::Keyring,
@@ -108,7 +109,7 @@ fn told(prepared: &Prepared, keyring: &Keyring) -> Result<String, RotationError>
         true => "is prepared",
         false => "was prepared before",
     };
-    let signs_from = prepared.key.signs_from.map(clock::rfc3339).unwrap_or_default();
+    let signs_from = prepared.key.signs_from.map(rfc3339).unwrap_or_default();
     Ok(format!("{identifier} {state}; it signs from {signs_from} on"))
 }
 
@@ -134,12 +135,12 @@ fn line(key: &KeyStatus) -> Result<String, CommandError> {
         parts.push("external".to_owned());
     }
     let signs = match key.signs_from {
-        Some(from) => format!("signs from {}", clock::rfc3339(from)),
+        Some(from) => format!("signs from {}", rfc3339(from)),
         None => "waits for its certificate".to_owned(),
     };
     parts.push(signs);
     if let (Some(from), Some(end)) = (key.not_before, key.not_after) {
-        parts.push(format!("valid {} to {}", clock::rfc3339(from), clock::rfc3339(end)));
+        parts.push(format!("valid {} to {}", rfc3339(from), rfc3339(end)));
     }
     if let Some(fingerprint) = &key.fingerprint {
         parts.push(format!("SHA-256 {fingerprint}"));
@@ -148,7 +149,7 @@ fn line(key: &KeyStatus) -> Result<String, CommandError> {
         parts.push(format!("{valid} valid certificates"));
     }
     if let Some(at) = key.retires_at {
-        parts.push(format!("retires at {}", clock::rfc3339(at)));
+        parts.push(format!("retires at {}", rfc3339(at)));
     }
     let identifier = key.key_identifier.as_deref().unwrap_or("-");
     Ok(format!("{identifier}  {}", parts.join(", ")))

@@ -10,11 +10,11 @@ mod serve;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
+use assay_authority::attestation::apple::RootsError;
 use assay_protocol::admin_api::api_keys::Role;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    attestation::apple::RootsError,
     changes::chain::EntryHash,
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},

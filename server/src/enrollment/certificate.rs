@@ -1,5 +1,6 @@
 //! Issuing to a machine: the certificate is a row before it leaves the server.
 
+use assay_authority::{AuthorityError, IssuedClientCertificate, MachineCertificateRequest};
 use assay_protocol::{KeyThumbprint, PublicKey, agent_api::IssuedCertificate, machine::Assurance};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -7,7 +8,6 @@ use uuid::Uuid;
 
 use super::EnrollError;
 use crate::{
-    authority::{AuthorityError, IssuedClientCertificate, MachineCertificateRequest},
     changes::{Change, Origin},
     registry::record,
     services::Services,

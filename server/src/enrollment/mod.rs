@@ -13,6 +13,7 @@ mod token;
 
 use std::{net::IpAddr, sync::Arc};
 
+use assay_authority::{AuthorityError, spiffe_id};
 use assay_protocol::{
     Csr, KeyThumbprint, UnverifiedCsr, UnverifiedEvidence,
     agent_api::{EnrollRequest, Enrolled, EnrollmentPending, IssuedCertificate},
@@ -26,7 +27,6 @@ use uuid::Uuid;
 use self::new_machines::NewMachine;
 pub(crate) use self::token::{TokenRefusal, demand_service};
 use crate::{
-    authority::{AuthorityError, spiffe_id},
     changes::Origin,
     check_in::nonce::NonceError,
     machines::{claims::Claims, client_certificate::ClientCertificate},

@@ -1,12 +1,11 @@
 //! How much stands behind a machine's serial number: what let its current key in, and what of that still holds. The one
 //! place where the level is computed and put into words.
 
-use assay_protocol::{admin_api::enrollment_tokens::EnrollmentToken, machine::Assurance};
+use assay_authority::attestation::apple::BoundAttestation;
+use assay_protocol::{admin_api::enrollment_tokens::EnrollmentToken, machine::Assurance, text::rfc3339};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
-
-use crate::{attestation::apple::BoundAttestation, clock::rfc3339};
 
 /// What stands behind the serial number of a machine's current key. A key that enrolls in its place has other grounds; one
 /// that it lets in itself, by rotation, inherits them, but for Apple's attestation, which is of one key.

@@ -9,6 +9,7 @@ mod client;
 mod devices;
 mod report;
 
+use assay_authority::attestation::apple::{AttestationError, UnverifiedAttestation};
 use assay_protocol::{
     attestation::AttestationRefusal,
     mdm_api::{MdmEvent, MdmMessage, MdmOutcome, MdmReceipt},
@@ -22,7 +23,6 @@ use self::{
     report::{Report, ReportError},
 };
 use crate::{
-    attestation::apple::{AttestationError, UnverifiedAttestation},
     changes::Origin,
     error_chain::Chain,
     registry::apple_attestations::{self, AppleAttestationError},

@@ -1,5 +1,6 @@
 //! Revoking one certificate. Those of a machine that is revoked are revoked with it, in [`super::status_change`].
 
+use assay_authority::issuing::certificate_pem;
 use assay_protocol::{
     KeyThumbprint,
     admin_api::{
@@ -17,7 +18,6 @@ use super::{
     record, status_change,
 };
 use crate::{
-    authority::issuing::certificate_pem,
     changes::{Change, Origin},
     services::Services,
     store::{

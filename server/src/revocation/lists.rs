@@ -3,13 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use assay_authority::{Authority, AuthorityError, RevocationList, key_identifier};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::PublishedList;
 use crate::{
-    authority::{Authority, AuthorityError, RevocationList, key_identifier},
     keyring::KeyringError,
     periodic,
     services::Services,

@@ -7,11 +7,10 @@ pub(crate) mod ocsp;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use assay_authority::OcspResponder;
 use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
-
-use crate::authority::OcspResponder;
 
 /// What one replica has in memory to answer with.
 pub(crate) struct Revocation {

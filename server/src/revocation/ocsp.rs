@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use assay_authority::{
+    AuthorityError, IssuingAuthority, OcspRequest, OcspResponder,
+    ocsp::{CertificateStatus, Refusal, StatusAnswer},
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    authority::{
-        AuthorityError, IssuingAuthority, OcspRequest, OcspResponder,
-        ocsp::{CertificateStatus, Refusal, StatusAnswer},
-    },
     services::Services,
     store::{self, StoreError, revocations::RevocationRecord},
 };

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
+use assay_authority::{
+    AcmeSecrets, Authority, AuthorityError, CertifiedKey, InitialSecrets, MasterKey, MasterKeyError, SealingError,
+    WebhookSecrets, master_key,
+};
 use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
 use super::{Rotation, RotationError, RotationPolicy};
 use crate::{
-    authority::{
-        self, AcmeSecrets, Authority, AuthorityError, CertifiedKey, InitialSecrets, MasterKey, MasterKeyError,
-        SealingError, WebhookSecrets, master_key,
-    },
     changes::{Change, Origin},
     clock::Clock,
     config::{self, Config},
@@ -147,7 +147,7 @@ async fn read_or_make(
     if !keys.is_empty() {
         return Ok(keys);
     }
-    let secrets = authority::generate_initial(config.trust_domain.as_str(), clock.now())?;
+    let secrets = assay_authority::generate_initial(config.trust_domain.as_str(), clock.now())?;
     let keys = seal_all(keyring, &secrets, clock)?;
     for key in &keys {
         sealed_keys::insert(tx, key, clock.now()).await?;

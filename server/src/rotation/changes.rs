@@ -1,5 +1,7 @@
 //! The steps themselves, each within a transaction that has the duty.
 
+use assay_authority::{CertifiedKey, PrivateKey, issuing, key_identifier, validity};
+use assay_protocol::text::rfc3339;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -9,9 +11,7 @@ use super::{
     steps::{GRANT_KEY_LINGERS, Keys, LINGERS, Step},
 };
 use crate::{
-    authority::{CertifiedKey, PrivateKey, issuing, key_identifier, validity},
     changes::Change,
-    clock,
     keyring::{KeyringError, certificate},
     store::{
         StoreError, Transaction, audit_entries,
@@ -127,7 +127,7 @@ fn shown(key: &SealedKey) -> Value {
         .as_deref()
         .and_then(|certificate| key_identifier(certificate).ok());
     let identifier = identifier.map(hex::encode);
-    let signs_from = key.signs_from.map(clock::rfc3339);
+    let signs_from = key.signs_from.map(rfc3339);
     json!({
         "purpose": key.purpose, "state": key.state, "key_identifier": identifier, "root_id": key.root_id,
         "signs_from": signs_from,

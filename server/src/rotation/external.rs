@@ -1,5 +1,10 @@
 //! An issuing CA under a root that somebody else holds: its CSR, and what came back for it.
 
+use assay_authority::{
+    ExternalChain, PrivateKey,
+    external_chain::{self, Terms},
+    issuing, key_identifier,
+};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use super::{
@@ -9,11 +14,6 @@ use super::{
     steps::Keys,
 };
 use crate::{
-    authority::{
-        ExternalChain, PrivateKey,
-        external_chain::{self, Terms},
-        issuing, key_identifier,
-    },
     clock,
     keyring::certificate,
     store::{

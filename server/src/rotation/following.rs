@@ -6,12 +6,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use assay_authority::Authority;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::{RotationError, RotationPolicy, Rotator, advance, keys, steps::Keys};
 use crate::{
-    authority::Authority,
     changes::Origin,
     clock::Clock,
     keyring::Keyring,

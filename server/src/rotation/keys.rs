@@ -1,10 +1,10 @@
 //! The keys that are not retired, read from the store, and the authority that they make up.
 
+use assay_authority::{Authority, AuthorityParts, IssuingParts, Root};
 use uuid::Uuid;
 
 use super::steps::Keys;
 use crate::{
-    authority::{Authority, AuthorityParts, IssuingParts, Root},
     config::PublicUrl,
     keyring::{Keyring, KeyringError, certificate},
     store::{

@@ -13,6 +13,7 @@ mod rotate;
 mod status;
 mod steps;
 
+use assay_protocol::text::rfc3339;
 use time::{Duration, OffsetDateTime};
 
 pub(crate) use self::{
@@ -21,10 +22,11 @@ pub(crate) use self::{
     rotate::{Prepared, Wanted, rotate},
     status::{AuthorityStatus, KeyStatus, identifier, status},
 };
+use assay_authority::{AuthorityError, ChainRefusal, KeyError};
+
 use crate::{
-    authority::{AuthorityError, ChainRefusal, KeyError},
     changes::Origin,
-    clock::{self, Clock},
+    clock::Clock,
     config::{Config, PublicUrl},
     keyring::{Keyring, KeyringError},
     store::{AsStoreError, Store, StoreError},
@@ -70,7 +72,7 @@ pub enum RotationError {
     /// There is a next CA already.
     #[error(
         "the issuing CA {key_identifier} is prepared already, and issues from {} on: another one can be prepared then",
-        clock::rfc3339(*signs_from)
+        rfc3339(*signs_from)
     )]
     UnderWay {
         /// The next one, in hex.

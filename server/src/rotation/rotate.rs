@@ -1,8 +1,9 @@
 //! Rotation by an administrator.
 
+use assay_authority::key_identifier;
+
 use super::{RotationError, Rotator, changes};
 use crate::{
-    authority::key_identifier,
     keyring::certificate,
     store::{
         Store, Transaction,

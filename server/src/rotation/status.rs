@@ -1,12 +1,12 @@
 //! What the server's keys are and do, for an administrator.
 
+use assay_authority::{key_identifier, validity};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{RotationError, keys, steps::Keys};
 use crate::{
-    authority::{self, key_identifier, validity},
     keyring::Keyring,
     store::{
         self, Store,
@@ -99,7 +99,7 @@ fn of_key(keyring: &Keyring, keys: &Keys, key: &SealedKey) -> Result<KeyStatus, 
     Ok(KeyStatus {
         id: key.id,
         key_identifier: identifier(key, keyring)?,
-        fingerprint: key.certificate.as_deref().map(authority::fingerprint),
+        fingerprint: key.certificate.as_deref().map(assay_authority::fingerprint),
         state: key.state,
         is_external: holder.is_some_and(|holder| holder.sealed.is_none()),
         not_before: validity.map(|(from, _)| from),

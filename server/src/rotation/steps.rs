@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use assay_authority::validity;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::RotationPolicy;
-use crate::{
-    authority::validity,
-    store::sealed_keys::{KeyPurpose, KeyState, SealedKey},
-};
+use crate::store::sealed_keys::{KeyPurpose, KeyState, SealedKey};
 
 /// How long an issuing CA that was superseded stays at least: a replica that has not noticed may still issue with it.
 /// Also how long a CA's list names a certificate after its end (RFC 5280, section 3.3).
@@ -118,7 +116,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::authority::issuing::{generate_issuing, generate_root};
+    use assay_authority::issuing::{generate_issuing, generate_root};
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
     const ROOT: Uuid = Uuid::from_u128(1);

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
+use assay_authority::attestation::apple::AttestationRoots;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -10,7 +11,6 @@ use zeroize::Zeroizing;
 use super::RunError;
 use crate::{
     administration::stats::LastCount,
-    attestation::apple::AttestationRoots,
     check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{self, Config},

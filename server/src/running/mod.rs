@@ -8,6 +8,7 @@ pub(crate) use self::stop_signal::ordered_to_stop;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use assay_authority::attestation::apple::{AttestationRoots, RootsError};
 use assay_protocol::admin_api::api_keys::{CreateApiKey, Role};
 use futures_util::{FutureExt, future::BoxFuture};
 use secrecy::SecretString;
@@ -17,7 +18,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     administration::api_keys::{self, ApiKeyError},
-    attestation::apple::{AttestationRoots, RootsError},
     audit::sealing,
     changes::Origin,
     clock::Clock,

@@ -1,12 +1,12 @@
 //! `acme_accounts`
 
+use assay_authority::EcKey;
 use assay_protocol::KeyThumbprint;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
-use crate::authority::EcKey;
 
 /// What two accounts of one key violate.
 pub(crate) const ONE_PER_KEY: &str = "acme_accounts_key_thumbprint_key";

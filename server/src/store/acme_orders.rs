@@ -1,12 +1,12 @@
 //! `acme_orders`: each with its authorization and its challenge.
 
+use assay_authority::EcKey;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, json, parse_json, parse_text};
-use crate::authority::EcKey;
 
 /// An order.
 #[derive(Debug, Clone)]

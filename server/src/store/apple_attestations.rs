@@ -1,11 +1,11 @@
 //! `apple_attestations`: what Apple vouched for. A row is made of a [`BoundAttestation`] and of nothing else.
 
+use assay_authority::attestation::apple::BoundAttestation;
 use assay_protocol::{PublicKey, admin_api::apple_attestations::MdmDevice, attestation::AttestedClaims};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, json, parse_json};
-use crate::attestation::apple::BoundAttestation;
 
 /// The attestation on a machine's record, as it was bound.
 #[derive(Debug, Clone)]

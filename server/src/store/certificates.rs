@@ -1,5 +1,6 @@
 //! `certificates`
 
+use assay_authority::IssuedClientCertificate;
 use assay_protocol::{
     KeyThumbprint,
     admin_api::certificates::{Certificate, CertificatePurpose, CertificateStatus, RevocationReason},
@@ -8,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, revocations::reason, thumbprint};
-use crate::{authority::IssuedClientCertificate, machines::client_certificate::ClientCertificate};
+use crate::machines::client_certificate::ClientCertificate;
 
 /// A certificate that is on record.
 #[derive(Debug, Clone)]

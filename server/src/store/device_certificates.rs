@@ -1,11 +1,11 @@
 //! `certificates` of devices: of keys that Macs' own systems hold.
 
+use assay_authority::IssuedClientCertificate;
 use assay_protocol::{KeyThumbprint, admin_api::certificates::RevocationReason};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, thumbprint};
-use crate::authority::IssuedClientCertificate;
 
 /// A device's certificate, as its holder presents it to have it revoked.
 #[derive(Debug)]

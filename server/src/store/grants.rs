@@ -1,12 +1,12 @@
 //! `grants`, with the permissions that they give.
 
+use assay_grants::{Catalog, CatalogGrant};
 use assay_protocol::admin_api::grants::{Conditions, Grant, Selector};
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError, json, parse_json};
-use crate::grants::catalog::{Catalog, CatalogGrant};
 
 struct Row {
     id: Uuid,

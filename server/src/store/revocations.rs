@@ -1,11 +1,11 @@
 //! `certificates`, as relying parties learn of their revocation.
 
+use assay_authority::RevokedCertificate;
 use assay_protocol::admin_api::certificates::RevocationReason;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError};
-use crate::authority::RevokedCertificate;
 
 /// What is on record of a certificate's revocation.
 #[derive(Debug, Clone)]

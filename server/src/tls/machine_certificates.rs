@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use assay_authority::{Authority, IssuingAuthority};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -15,7 +16,6 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::{TlsError, provider};
-use crate::authority::{Authority, IssuingAuthority};
 
 /// Verifies what machines present. Follows the authority: a root that comes or goes counts from the next handshake on.
 pub struct MachineCertificates {

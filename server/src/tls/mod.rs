@@ -23,10 +23,11 @@ use rustls::{
 };
 use rustls_pki_types::UnixTime;
 
+use assay_authority::AuthorityError;
 pub use machine_certificates::MachineCertificates;
 pub use server_certificate::ServerCertificate;
 
-use crate::{authority::AuthorityError, clock::Clock};
+use crate::clock::Clock;
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]

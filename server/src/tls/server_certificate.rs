@@ -7,6 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use assay_authority::Authority;
 use rustls::{
     crypto::CryptoProvider,
     server::{ClientHello, ResolvesServerCert},
@@ -28,7 +29,7 @@ use super::{
     files::{Files, Version},
     provider,
 };
-use crate::{authority::Authority, clock::Clock};
+use crate::clock::Clock;
 
 /// The certificate that new handshakes get.
 pub struct ServerCertificate {
@@ -179,6 +180,9 @@ fn issue(
 mod tests {
     use std::{fs, net::SocketAddr, path::Path};
 
+    use assay_authority::{
+        AuthorityParts, CertifiedKey as CaKey, InitialSecrets, IssuingParts, Root, generate_initial, issuing,
+    };
     use axum::{Router, routing::get};
     use rustls::{
         CipherSuite, ClientConfig, NamedGroup, ProtocolVersion, RootCertStore, client::danger::ServerCertVerifier,
@@ -191,10 +195,10 @@ mod tests {
         task::JoinHandle,
     };
     use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+    use uuid::Uuid;
 
     use super::*;
     use crate::{
-        authority::{CertifiedKey as CaKey, InitialSecrets, generate_initial, issuing},
         clock::MockClock,
         connections::{ConnectionLimits, Server, serve},
         telemetry::Metrics,
@@ -250,7 +254,22 @@ mod tests {
     }
 
     fn authority(secrets: &InitialSecrets) -> Arc<ArcSwap<Authority>> {
-        let authority = Authority::from_parts(&secrets.parts(), "example.com", &URL.parse().unwrap()).unwrap();
+        let parts = AuthorityParts {
+            version: 1,
+            issuing: vec![IssuingParts {
+                id: Uuid::from_u128(1),
+                ca: secrets.issuing.clone(),
+                intermediates: Vec::new(),
+            }],
+            roots: vec![Root {
+                id: Uuid::from_u128(2),
+                certificate: secrets.root.certificate.clone(),
+                is_ours: true,
+            }],
+            grant_key: secrets.grant_key.clone(),
+            other_grant_keys: Vec::new(),
+        };
+        let authority = Authority::from_parts(&parts, "example.com", &URL.parse().unwrap()).unwrap();
         Arc::new(ArcSwap::from_pointee(authority))
     }
 

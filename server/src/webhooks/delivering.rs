@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use assay_authority::WebhookSecret;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use time::OffsetDateTime;
 use tokio::{
@@ -25,7 +26,6 @@ use super::{
     schedule,
 };
 use crate::{
-    authority::WebhookSecret,
     changes::{Change, Origin},
     periodic,
     services::Services,

@@ -1,14 +1,12 @@
 //! What a receiver is told, and how it is signed.
 
+use assay_authority::WebhookSecret;
 use assay_protocol::admin_api::events::AnnouncedEvent;
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{
-    authority::WebhookSecret,
-    store::webhook_deliveries::{Claimed, Subject},
-};
+use crate::store::webhook_deliveries::{Claimed, Subject};
 
 /// One attempt, ready to be sent.
 #[derive(Debug)]

@@ -1,8 +1,7 @@
 //! When a delivery is attempted again: the schedule that the specification gives as its example.
 
+use assay_authority::random_bytes;
 use time::{Duration, OffsetDateTime};
-
-use crate::random::random_bytes;
 
 /// After the first attempt, the second, and so on.
 const DELAYS: [Duration; 9] = [

@@ -3,9 +3,9 @@
 use std::fs;
 use std::process::Command;
 
+use assay_authority::attestation::apple::{AttestationError, AttestationRoots, UnverifiedAttestation};
 use assay_protocol::PublicKey;
 use assay_protocol::attestation::FreshnessCode;
-use assay_server::attestation::apple::{AttestationError, AttestationRoots, UnverifiedAttestation};
 use assay_tests::apple::{Apple, Attested, FRESHNESS_CODE, SERIAL_NUMBER};
 use assay_tests::machine::Machine;
 use assay_tests::processes::{ServerConfiguration, program};

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use assay_authority::attestation::apple::{AttestationRoots, UnverifiedAttestation};
 use assay_protocol::ProblemKind;
 use assay_protocol::attestation::FreshnessCode;
 use assay_protocol::machine::SecureBoot;
-use assay_server::attestation::apple::{AttestationRoots, UnverifiedAttestation};
-use assay_server::clock::{Clock, rfc3339};
+use assay_protocol::text::rfc3339;
+use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
 use assay_tests::apple::{Apple, Attested, FRESHNESS_CODE, OS_VERSION, SECURE_BOOT, SERIAL_NUMBER, SIP, body_of};
 use assay_tests::in_process::InProcess;

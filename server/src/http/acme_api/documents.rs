@@ -1,11 +1,11 @@
 //! What ACME's resources look like (RFC 8555, section 7.1).
 
+use assay_protocol::text::rfc3339;
 use serde::Serialize;
 
 use super::problem::ErrorDocument;
 use crate::{
     acme::urls::Urls,
-    clock::rfc3339,
     services::Services,
     store::{
         acme_accounts::{Account, AccountStatus},

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use assay_authority::{JsonWebKeySet, SpiffeBundle};
 use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde::Serialize;
 use time::Duration;
@@ -9,10 +10,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::cached_for;
-use crate::{
-    authority::{JsonWebKeySet, SpiffeBundle},
-    services::Services,
-};
+use crate::services::Services;
 
 /// Nothing in it rotates.
 const CACHE_CONTROL: &str = "public, max-age=300";

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use assay_authority::GrantClaims;
 use assay_protocol::Problem;
 use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde::Serialize;
@@ -9,7 +10,6 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
-    authority::GrantClaims,
     check_in::introspection::introspect,
     http::{
         authentication::{Authorized, RelyingParty},

@@ -5,13 +5,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use assay_protocol::text::rfc3339;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     changes::{Change, Origin},
-    clock::rfc3339,
     periodic,
     registry::record,
     services::Services,

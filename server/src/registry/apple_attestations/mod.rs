@@ -4,6 +4,10 @@ pub(crate) mod due;
 pub(crate) mod lapsing;
 pub(crate) mod request;
 
+use assay_authority::{
+    attestation::apple::{self, AttestationError, BoundAttestation, Record, UnverifiedAttestation},
+    issuing::certificate_pem,
+};
 use assay_protocol::{
     PublicKey,
     admin_api::{
@@ -12,6 +16,7 @@ use assay_protocol::{
     },
     attestation::FreshnessCode,
     machine::{Assurance, MachineStatus},
+    text::rfc3339,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
@@ -19,8 +24,6 @@ use uuid::Uuid;
 
 use super::record;
 use crate::{
-    attestation::apple::{self, AttestationError, BoundAttestation, Record, UnverifiedAttestation},
-    authority::issuing::certificate_pem,
     changes::{Change, Origin},
     clock,
     services::Services,
@@ -145,7 +148,7 @@ async fn put_on_record(
     let change = Change::new("machine.attest", "machine", machine_id);
     let after = record::audit(tx, services, origin, change, before).await?;
     let seen = |machine: &Machine| {
-        json!({ "assurance": machine.assurance, "attested_at": machine.attested_at.map(clock::rfc3339),
+        json!({ "assurance": machine.assurance, "attested_at": machine.attested_at.map(rfc3339),
                 "attested": machine.posture.attested })
     };
     let detail = json!({

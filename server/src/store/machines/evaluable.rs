@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use assay_grants::{Attestation, Subject};
 use assay_protocol::{
     KeyThumbprint,
     attestation::AttestedClaims,
@@ -12,7 +13,6 @@ use uuid::Uuid;
 
 use super::grounds::grounds_of;
 use crate::{
-    grants::evaluation::{Attestation, Subject},
     machines::assurance::Grounds,
     store::{Connection, StoreError, parse_json, parse_text, thumbprint},
 };

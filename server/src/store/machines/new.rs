@@ -1,13 +1,13 @@
 //! New machines that a token lets in, many in one statement: their rows of `machines`, `machine_presence`, `machine_keys`,
 //! `enrollments` and `certificates`, as a transaction for each of them writes them.
 
+use assay_authority::IssuedClientCertificate;
 use assay_protocol::{KeyThumbprint, PublicKey};
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    authority::IssuedClientCertificate,
     machines::{
         assurance::Grounds,
         claims::{Claims, ClaimsDigest},

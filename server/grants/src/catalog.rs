@@ -8,22 +8,26 @@ use uuid::Uuid;
 
 /// One grant with the permission that it gives.
 #[derive(Debug, Clone)]
-pub(crate) struct CatalogGrant {
-    pub(crate) id: Uuid,
+pub struct CatalogGrant {
+    /// The grant.
+    pub id: Uuid,
     /// The relying party of the permission.
-    pub(crate) audience: String,
+    pub audience: String,
     /// The permission's name there.
-    pub(crate) permission: String,
-    pub(crate) selector: Selector,
-    pub(crate) conditions: Conditions,
-    pub(crate) expires_at: Option<OffsetDateTime>,
+    pub permission: String,
+    /// The machines it is for.
+    pub selector: Selector,
+    /// What must hold of them.
+    pub conditions: Conditions,
+    /// When it ends; `None` for never.
+    pub expires_at: Option<OffsetDateTime>,
 }
 
 /// All grants as they were at one `settings.grants_version`.
 #[derive(Debug)]
-pub(crate) struct Catalog {
+pub struct Catalog {
     /// The version that a check-in's statement has to agree with.
-    pub(crate) version: i64,
+    pub version: i64,
     grants: Vec<CatalogGrant>,
     by_machine: HashMap<Uuid, Vec<usize>>,
     by_label: HashMap<String, HashMap<String, Vec<usize>>>,
@@ -32,7 +36,7 @@ pub(crate) struct Catalog {
 
 impl Catalog {
     /// Indexes the grants of one version.
-    pub(crate) fn new(version: i64, grants: Vec<CatalogGrant>) -> Self {
+    pub fn new(version: i64, grants: Vec<CatalogGrant>) -> Self {
         let mut catalog = Self {
             version,
             grants: Vec::new(),
@@ -50,7 +54,7 @@ impl Catalog {
 
     /// The grants whose selector may match a machine with this id and these labels, each once; none that does match is
     /// left out.
-    pub(crate) fn candidates<'a>(
+    pub fn candidates<'a>(
         &'a self,
         machine_id: Uuid,
         labels: &'a BTreeMap<String, String>,

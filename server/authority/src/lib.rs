@@ -1,22 +1,25 @@
-//! The server as a certificate authority: its keys, what it issues and signs, and how its secrets are sealed.
+//! The certificate authority: its keys, what it issues and signs, how its secrets are sealed, and what it accepts as
+//! proof of a machine's hardware.
 //!
 //! Nothing here asks for the time or touches the database. [`Authority`] is a value: a rotation builds another one and
 //! swaps it in, so that whoever holds one sees one consistent set of keys.
 
 mod acme_secrets;
+pub mod attestation;
 mod certificate_path;
 mod certificate_signer;
 pub mod ec_key;
 pub mod external_chain;
-pub mod grant_tokens;
+mod grant_tokens;
 pub mod issuing;
-pub mod keys;
+mod keys;
 pub mod master_key;
 pub mod ocsp;
-pub mod profile;
-pub mod revocation_list;
-pub mod sealing;
-pub mod spiffe_bundle;
+mod profile;
+mod random;
+mod revocation_list;
+mod sealing;
+mod spiffe_bundle;
 mod webhook_secrets;
 
 use assay_protocol::PublicKey;
@@ -27,7 +30,7 @@ use url::Url;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-pub(crate) use acme_secrets::AcmeSecrets;
+pub use acme_secrets::AcmeSecrets;
 pub use certificate_path::{key_identifier, validity};
 pub use ec_key::EcKey;
 pub use external_chain::{ChainRefusal, ExternalChain};
@@ -40,12 +43,11 @@ pub use keys::{KeyError, PrivateKey};
 pub use master_key::MasterKeyError;
 pub use ocsp::{CertificateQuestion, OcspRequest, OcspResponder};
 pub use profile::{device_spiffe_id, spiffe_id};
+pub use random::random_bytes;
 pub use revocation_list::{RevocationList, RevocationListSigner, RevokedCertificate};
 pub use sealing::{MasterKey, SealingContext, SealingError};
 pub use spiffe_bundle::{SpiffeBundle, SpiffeKey};
-pub(crate) use webhook_secrets::{WebhookSecret, WebhookSecrets};
-
-use crate::random::random_bytes;
+pub use webhook_secrets::{WebhookSecret, WebhookSecrets};
 
 /// Everything that signs for this server now, and everything that verifies what it signed.
 pub struct Authority {

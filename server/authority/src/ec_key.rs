@@ -226,7 +226,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::authority::PrivateKey;
+    use crate::PrivateKey;
 
     fn jwk(key: &EcKey) -> serde_json::Value {
         let coordinates = &key.point()[1..];

@@ -7,7 +7,7 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 /// Ends the process when the operating system has no randomness to give (AWS-LC does the same by itself):
 /// keys, nonces and serial numbers from anything weaker would be worse than no server.
 #[must_use]
-pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
+pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     if SystemRandom::new().fill(&mut bytes).is_err() {
         std::process::abort();

@@ -165,7 +165,7 @@ impl GrantSigner {
 
 /// The document that relying parties verify tokens with.
 #[must_use]
-pub fn json_web_key_set<'a>(keys: impl IntoIterator<Item = &'a PublicKey>) -> JsonWebKeySet {
+pub(super) fn json_web_key_set<'a>(keys: impl IntoIterator<Item = &'a PublicKey>) -> JsonWebKeySet {
     let keys = keys.into_iter().map(|key| {
         let (x, y) = key.jwk_coordinates();
         JsonWebKey {

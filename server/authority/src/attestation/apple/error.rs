@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use x509_cert::der::oid::ObjectIdentifier;
 
 use super::{LONGEST_CERTIFICATE, from_seconds};
-use crate::clock::rfc3339;
+use assay_protocol::text::rfc3339;
 
 /// Why an attestation is not accepted.
 #[derive(Debug, thiserror::Error)]

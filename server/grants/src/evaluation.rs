@@ -18,45 +18,49 @@ use super::{
 
 /// What grants depend on, of one machine.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Subject<'a> {
-    pub(crate) machine_id: Uuid,
+pub struct Subject<'a> {
+    /// The machine.
+    pub machine_id: Uuid,
     /// Any but `active` gets nothing.
-    pub(crate) status: MachineStatus,
-    pub(crate) assurance: Assurance,
-    pub(crate) labels: &'a BTreeMap<String, String>,
+    pub status: MachineStatus,
+    /// How far its identity is assured.
+    pub assurance: Assurance,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
     /// Where the agent says that its key lives.
-    pub(crate) claimed_key_store: KeyStoreKind,
+    pub claimed_key_store: KeyStoreKind,
     /// What the agent says of the machine's defences.
-    pub(crate) claimed_posture: &'a Posture,
+    pub claimed_posture: &'a Posture,
     /// What Apple says of them, for the current key.
-    pub(crate) attestation: Option<Attestation<'a>>,
+    pub attestation: Option<Attestation<'a>>,
 }
 
 /// The Apple attestation on record, however old.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Attestation<'a> {
+pub struct Attestation<'a> {
     /// When Apple signed it.
-    pub(crate) attested_at: OffsetDateTime,
+    pub attested_at: OffsetDateTime,
     /// From when on it is too old to speak for the machine.
-    pub(crate) lapses_at: OffsetDateTime,
-    pub(crate) claims: &'a AttestedClaims,
+    pub lapses_at: OffsetDateTime,
+    /// What Apple signed.
+    pub claims: &'a AttestedClaims,
 }
 
 /// What came of all grants that are for one machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Evaluation {
+pub struct Evaluation {
     /// Sorted by audience, and the permissions of each sorted, each once.
-    pub(crate) granted: Vec<EvaluatedAudience>,
+    pub granted: Vec<EvaluatedAudience>,
     /// Permissions of which a selector matches and no grant holds, sorted, with every failing condition once.
-    pub(crate) denied: Vec<Denial>,
+    pub denied: Vec<Denial>,
     /// What came of each grant whose selector matches, sorted by audience, permission and id.
-    pub(crate) evaluations: Vec<GrantEvaluation>,
+    pub evaluations: Vec<GrantEvaluation>,
     /// From when on time alone may have changed the result; `None` for never.
-    pub(crate) valid_until: Option<OffsetDateTime>,
+    pub valid_until: Option<OffsetDateTime>,
 }
 
 /// Evaluates every grant for one machine. A grant that has expired counts as not there.
-pub(crate) fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDateTime) -> Evaluation {
+pub fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDateTime) -> Evaluation {
     // The level is in the answer of a check-in and in every token, so the attestation counts without any grant, too.
     let mut valid_until = conditions::hold_until(&Conditions::default(), subject, now);
     let mut evaluations = Vec::new();

@@ -28,7 +28,7 @@ mod tests {
         },
         *,
     };
-    use crate::authority::{IssuingAuthority, IssuingParts, certificate_path, issuing};
+    use crate::{IssuingAuthority, IssuingParts, certificate_path, issuing};
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
     const SERIAL_NUMBER: [u8; 16] = [0x41; 16];

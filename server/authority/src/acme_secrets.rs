@@ -9,21 +9,24 @@ const PURPOSE: &str = "acme";
 
 /// Holds a key that is derived from the master key, and derives the others from it. None of them is kept anywhere: whoever
 /// has the database alone binds no account.
-pub(crate) struct AcmeSecrets(MasterKey);
+pub struct AcmeSecrets(MasterKey);
 
 impl AcmeSecrets {
-    pub(crate) fn under(master_key: &MasterKey) -> Result<Self, SealingError> {
+    /// Derives it from the master key.
+    pub fn under(master_key: &MasterKey) -> Result<Self, SealingError> {
         master_key.derive(PURPOSE).map(Self)
     }
 
     /// The MAC key by which an account is bound to an enrollment token (RFC 8555, section 7.3.4).
-    pub(crate) fn external_account_key(&self, token_id: Uuid) -> Zeroizing<[u8; 32]> {
+    #[must_use]
+    pub fn external_account_key(&self, token_id: Uuid) -> Zeroizing<[u8; 32]> {
         self.0
             .authentication_code(&[b"external account ".as_slice(), token_id.as_bytes()].concat())
     }
 
     /// The MAC key of ACME's nonces, so that none of them serves as an agent's or the other way round.
-    pub(crate) fn nonce_key(&self) -> Zeroizing<[u8; 32]> {
+    #[must_use]
+    pub fn nonce_key(&self) -> Zeroizing<[u8; 32]> {
         self.0.authentication_code(b"nonces")
     }
 }

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 use super::sealing::{MasterKey, SealingContext, SealingError};
-use crate::random::random_bytes;
+use crate::random_bytes;
 
 /// What a secret starts with.
 const PREFIX: &str = "whsec_";
@@ -15,43 +15,47 @@ const PURPOSE: &str = "webhook-secret";
 
 /// Seals the secrets of webhooks. It holds a key that is derived from the master key and opens nothing else, so that the
 /// master key itself need not stay in memory.
-pub(crate) struct WebhookSecrets(MasterKey);
+pub struct WebhookSecrets(MasterKey);
 
 /// The secret of one webhook.
-pub(crate) struct WebhookSecret(Zeroizing<Vec<u8>>);
+pub struct WebhookSecret(Zeroizing<Vec<u8>>);
 
 impl WebhookSecrets {
-    pub(crate) fn under(master_key: &MasterKey) -> Result<Self, SealingError> {
+    /// Derives it from the master key.
+    pub fn under(master_key: &MasterKey) -> Result<Self, SealingError> {
         master_key.derive(PURPOSE).map(Self)
     }
 
     /// Encrypts a secret for the row of this id.
-    pub(crate) fn seal(&self, webhook_id: &str, secret: &WebhookSecret) -> Result<Vec<u8>, SealingError> {
+    pub fn seal(&self, webhook_id: &str, secret: &WebhookSecret) -> Result<Vec<u8>, SealingError> {
         self.0.seal(&context(webhook_id), &secret.0)
     }
 
     /// Decrypts the secret of the row of this id.
-    pub(crate) fn open(&self, webhook_id: &str, sealed: &[u8]) -> Result<WebhookSecret, SealingError> {
+    pub fn open(&self, webhook_id: &str, sealed: &[u8]) -> Result<WebhookSecret, SealingError> {
         self.0.open(&context(webhook_id), sealed).map(WebhookSecret)
     }
 }
 
 impl WebhookSecret {
     /// A fresh secret of 256 bits.
-    pub(crate) fn generate() -> Self {
+    #[must_use]
+    pub fn generate() -> Self {
         let random = Zeroizing::new(random_bytes::<32>());
         Self(Zeroizing::new(random.to_vec()))
     }
 
     /// As receivers are configured with it.
-    pub(crate) fn to_text(&self) -> SecretString {
+    #[must_use]
+    pub fn to_text(&self) -> SecretString {
         let mut text = PREFIX.to_owned();
         STANDARD.encode_string(self.0.as_slice(), &mut text);
         text.into()
     }
 
     /// The value of `webhook-signature`. The timestamp is in seconds.
-    pub(crate) fn sign(&self, webhook_id: &str, timestamp: i64, body: &[u8]) -> String {
+    #[must_use]
+    pub fn sign(&self, webhook_id: &str, timestamp: i64, body: &[u8]) -> String {
         let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.0));
         context.update(format!("{webhook_id}.{timestamp}.").as_bytes());
         context.update(body);

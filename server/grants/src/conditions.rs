@@ -14,7 +14,7 @@ use super::{
     evaluation::{Attestation, Subject},
     os_version::OsVersion,
 };
-use crate::clock::rfc3339;
+use assay_protocol::text::rfc3339;
 
 /// Every condition that fails, in words; empty when all hold. What is unknown fails.
 pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDateTime) -> Vec<String> {

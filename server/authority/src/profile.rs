@@ -23,7 +23,7 @@ use x509_cert::{
 };
 
 use super::AuthorityError;
-use crate::random::random_bytes;
+use crate::random_bytes;
 
 /// Every machine pins the root: replacing it means touching all of them.
 pub(super) const ROOT_LIFE: Duration = Duration::days(20 * 365);

@@ -12,7 +12,7 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::random::random_bytes;
+use crate::random_bytes;
 
 /// The first byte of everything sealed: AES-256-GCM, a random nonce, the context as below.
 const VERSION: u8 = 1;

@@ -42,7 +42,7 @@ const LONG_AGO: OffsetDateTime = datetime!(2000-01-01 0:00 UTC);
 const AT: OffsetDateTime = datetime!(2026-05-10 00:00 UTC);
 
 static CORPUS: LazyLock<Corpus> =
-    LazyLock::new(|| serde_json::from_str(include_str!("../../../testdata/apple-attestation.json")).unwrap());
+    LazyLock::new(|| serde_json::from_str(include_str!("../../../../testdata/apple-attestation.json")).unwrap());
 
 /// What is signed in the certificates of all vectors.
 static SIGNED_PARTS: LazyLock<HashSet<Vec<u8>>> = LazyLock::new(|| {

@@ -19,7 +19,7 @@ use super::{
     },
     request::{CertificateQuestion, OcspRequest},
 };
-use crate::authority::{AuthorityError, certificate_signer::CertificateSigner, keys::PrivateKey};
+use crate::{AuthorityError, certificate_signer::CertificateSigner, keys::PrivateKey};
 
 const BASIC_RESPONSE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
 const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
@@ -71,7 +71,7 @@ pub enum Refusal {
 
 impl OcspResponder {
     /// Takes a key and its certificate, of the CA with this key identifier, into use for a while.
-    pub(in crate::authority) fn new(
+    pub(crate) fn new(
         key: &PrivateKey,
         certificate: Vec<u8>,
         issuer_key_identifier: &[u8],

@@ -4,12 +4,12 @@ use std::cmp::Ordering;
 
 /// A version of numbers separated by dots. Missing numbers count as 0, so that `26` equals `26.0`.
 #[derive(Debug, Clone)]
-pub(crate) struct OsVersion(Vec<u64>);
+pub struct OsVersion(Vec<u64>);
 
 impl OsVersion {
     /// Reads a version; `None` for whatever is not numbers and dots alone. A pre-release is such: where it stands
     /// against the release differs between vendors, and a guess would grant.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         text.split('.').map(number).collect::<Option<Vec<_>>>().map(Self)
     }
 }

@@ -14,7 +14,7 @@ use super::{
     AuthorityError, CertifiedKey, IssuingAuthority, IssuingParts, MachineCertificateRequest, PrivateKey,
     certificate_path::{self, Curve},
 };
-use crate::clock;
+use assay_protocol::text::rfc3339;
 
 /// The most certificates of a chain: what stands between is a policy CA or two.
 const LONGEST_CHAIN: usize = 5;
@@ -98,7 +98,7 @@ pub enum ChainRefusal {
         issuer: String,
     },
     /// Of the future.
-    #[error("{certificate} is not valid before {}", clock::rfc3339(*from))]
+    #[error("{certificate} is not valid before {}", rfc3339(*from))]
     NotYetValid {
         /// The certificate.
         certificate: String,
@@ -108,7 +108,7 @@ pub enum ChainRefusal {
     /// Over, or nearly.
     #[error(
         "{certificate} is valid until {}, and has to be until {} at least: the overlap and the life of one machine's \
-         certificate from now", clock::rfc3339(*end), clock::rfc3339(*until)
+         certificate from now", rfc3339(*end), rfc3339(*until)
     )]
     EndsTooSoon {
         /// The certificate.
