@@ -9,7 +9,7 @@
 use std::hint::black_box;
 
 use assay_protocol::evidence::{Expectation, PROFILE};
-use assay_protocol::machine::{KeyClaim, KeyStoreKind, MachineIdentity, Posture, SecureBoot};
+use assay_protocol::machine::{KeyClaim, KeyStoreKind, MachineIdentity, Posture};
 use assay_protocol::{EvidenceClaims, PublicKey, Purpose, UnverifiedEvidence};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
@@ -58,18 +58,7 @@ fn claims() -> EvidenceClaims {
             model_identifier: Some("Mac16,1".to_owned()),
             hostname: Some("mac-1.example.com".to_owned()),
         },
-        posture: Posture {
-            os_name: Some("macOS".to_owned()),
-            os_version: Some("26.1".to_owned()),
-            os_build: Some("25B78".to_owned()),
-            sip_enabled: Some(true),
-            filevault_enabled: Some(true),
-            firewall_enabled: Some(true),
-            gatekeeper_enabled: Some(true),
-            secure_boot: Some(SecureBoot::Full),
-            mdm_enrolled: Some(true),
-            agent_version: Some("1.0.0".to_owned()),
-        },
+        posture: Posture::healthy(),
         key: KeyClaim {
             store: KeyStoreKind::Software,
             accessibility: None,

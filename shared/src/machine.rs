@@ -147,6 +147,25 @@ pub struct Posture {
     pub agent_version: Option<String>,
 }
 
+impl Posture {
+    /// A managed Mac with every defence on: what a simulated machine claims.
+    #[must_use]
+    pub fn healthy() -> Self {
+        Self {
+            os_name: Some("macOS".to_owned()),
+            os_version: Some("26.1".to_owned()),
+            os_build: Some("25B78".to_owned()),
+            sip_enabled: Some(true),
+            filevault_enabled: Some(true),
+            firewall_enabled: Some(true),
+            gatekeeper_enabled: Some(true),
+            secure_boot: Some(SecureBoot::Full),
+            mdm_enrolled: Some(true),
+            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        }
+    }
+}
+
 /// A level that a newer agent knows and this build does not is unknown, not an error: a condition on it fails.
 fn secure_boot<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecureBoot>, D::Error> {
     let level = optional_claim(deserializer)?;

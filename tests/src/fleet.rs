@@ -4,8 +4,11 @@ use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
+
+use crate::bulk;
+use crate::cluster::execute;
 
 /// A list that somebody asks for.
 #[derive(Debug, Clone)]
@@ -32,18 +35,8 @@ const FEW: u64 = 120;
 /// Fills a database that has the schema and no machines.
 pub async fn fill(options: &PgConnectOptions, machines: u64) {
     let mut connection = options.connect().await.unwrap();
-    let statements = [
-        format!("SET fleet.machines = {machines}"),
-        include_str!("fleet.sql").to_owned(),
-        "VACUUM (ANALYZE)".to_owned(),
-    ];
-    for statement in statements {
-        connection
-            .execute(sqlx::raw_sql(AssertSqlSafe(statement)))
-            .await
-            .unwrap();
-    }
-    connection.close().await.unwrap();
+    execute(&mut connection, format!("SET fleet.machines = {machines}")).await;
+    bulk::fill(connection, include_str!("fleet.sql")).await;
 }
 
 /// The lists to ask of a fleet that was made by [`fill`]: each filter alone and in pairs, for values that are frequent,

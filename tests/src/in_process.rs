@@ -191,6 +191,12 @@ impl InProcess {
         &self.keys[position]
     }
 
+    /// The `aud` of evidence for it.
+    #[must_use]
+    pub fn audience(&self) -> &'static str {
+        PUBLIC_URL
+    }
+
     /// Its API, as it is reached without this server's help.
     #[must_use]
     pub fn reached(&self) -> &Api {

@@ -16,6 +16,7 @@ pub mod administrator;
 pub mod answer;
 pub mod api;
 pub mod apple;
+mod bulk;
 pub mod cluster;
 pub mod event_stream;
 pub mod fleet;

@@ -1,29 +1,31 @@
-//! A machine without an agent: it says what a test wants it to say, and signs that.
+//! A simulated machine: it claims and signs what a test or the load generator tells it to.
 
 mod calls;
+mod fleet;
+mod key;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use assay_protocol::evidence::PROFILE;
-use assay_protocol::machine::{KeyClaim, KeyStoreKind, MachineIdentity, Posture, SecureBoot};
-use assay_protocol::{Csr, EvidenceClaims, KeyThumbprint, PublicKey, Purpose};
+use assay_protocol::machine::{KeyClaim, KeyStoreKind, MachineIdentity, Posture};
+use assay_protocol::{EvidenceClaims, KeyThumbprint, PublicKey, Purpose};
 use assay_server::clock::{Clock, SystemClock};
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use p256::ecdsa::{Signature, SigningKey, signature::Signer};
-use p256::pkcs8::{EncodePrivateKey, LineEnding};
+use pem::{EncodeConfig, LineEnding, Pem};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::api::Called;
+pub use self::fleet::{FIRST_ID, id_on_record};
+use self::key::Key;
 
-/// A machine with a software key of its own. What it says of itself can be set.
+/// A machine with a software key of its own. Its claims can be set.
 #[derive(Debug)]
 pub struct Machine {
-    key: SigningKey,
-    /// Which machine it says it is.
+    key: Arc<Key>,
+    /// Which machine it claims to be.
     pub identity: MachineIdentity,
-    /// The state that it says it is in.
+    /// The posture that it claims.
     pub posture: Posture,
     remembered: Mutex<Remembered>,
 }
@@ -36,13 +38,19 @@ struct Remembered {
 }
 
 impl Machine {
-    /// A new machine in good order, with a serial number that no other machine of the tests has.
+    /// What it claims of its key.
+    pub const KEY_CLAIM: KeyClaim = KeyClaim {
+        store: KeyStoreKind::Software,
+        accessibility: None,
+    };
+
+    /// A new healthy machine with a unique serial number.
     #[must_use]
     pub fn new() -> Self {
         Self::with_serial_number(&format!("C02{}", Uuid::new_v4().simple()))
     }
 
-    /// A new machine in good order.
+    /// A new healthy machine.
     #[must_use]
     pub fn with_serial_number(serial_number: &str) -> Self {
         let identity = MachineIdentity {
@@ -51,46 +59,37 @@ impl Machine {
             model_identifier: Some("Mac16,1".to_owned()),
             hostname: Some(format!("{}.example.com", serial_number.to_lowercase())),
         };
-        let posture = Posture {
-            os_name: Some("macOS".to_owned()),
-            os_version: Some("26.1".to_owned()),
-            os_build: Some("25B78".to_owned()),
-            sip_enabled: Some(true),
-            filevault_enabled: Some(true),
-            firewall_enabled: Some(true),
-            gatekeeper_enabled: Some(true),
-            secure_boot: Some(SecureBoot::Full),
-            mdm_enrolled: Some(true),
-            agent_version: Some("1.0.0".to_owned()),
-        };
+        Self::with_key(Key::generate(), identity)
+    }
+
+    fn with_key(key: Key, identity: MachineIdentity) -> Self {
         Self {
-            key: new_key(),
+            key: Arc::new(key),
             identity,
-            posture,
+            posture: Posture::healthy(),
             remembered: Mutex::default(),
         }
     }
 
-    /// The same hardware with another key: erased and set up again.
+    /// The same hardware with another key, erased and set up again.
     #[must_use]
     pub fn erased(&self) -> Self {
         Self {
-            key: new_key(),
             remembered: Mutex::default(),
-            ..self.clone()
+            ..self.with_next_key()
         }
     }
 
-    /// The same machine with the key that is to replace its present one.
+    /// The same machine with the key that will replace its current one.
     #[must_use]
     pub fn with_next_key(&self) -> Self {
         Self {
-            key: new_key(),
+            key: Arc::new(Key::generate()),
             ..self.clone()
         }
     }
 
-    /// Other hardware with this machine's key and all that it remembers: a copied disk.
+    /// Other hardware with this machine's key and memory: a copied disk.
     #[must_use]
     pub fn copied_to(&self, serial_number: &str) -> Self {
         let mut copy = self.clone();
@@ -111,8 +110,8 @@ impl Machine {
             .expect("this machine has no id yet")
     }
 
-    /// Takes an id that it did not get from a server.
-    pub fn pretend_to_be(&self, id: Uuid) {
+    /// Takes an id that no answer gave it.
+    pub fn set_id(&self, id: Uuid) {
         self.remembered(|remembered| remembered.id = Some(id));
     }
 
@@ -122,95 +121,92 @@ impl Machine {
         format!("/v1/admin/machines/{}", self.id())
     }
 
+    /// Its private key in PKCS#8.
+    #[must_use]
+    pub fn private_key_der(&self) -> Vec<u8> {
+        self.key.pkcs8_der()
+    }
+
     /// Its private key, as a TLS client reads it.
     #[must_use]
     pub fn private_key_pem(&self) -> String {
-        self.key.to_pkcs8_pem(LineEnding::LF).unwrap().to_string()
+        let pem = Pem::new("PRIVATE KEY", self.private_key_der());
+        pem::encode_config(&pem, EncodeConfig::new().set_line_ending(LineEnding::LF))
+    }
+
+    /// Its public key.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        self.key.public_key()
     }
 
     /// The thumbprint of its key.
     #[must_use]
     pub fn thumbprint(&self) -> KeyThumbprint {
-        self.public_key().thumbprint()
+        self.key.thumbprint
     }
 
     /// A CSR for its key.
     #[must_use]
     pub fn csr(&self) -> String {
-        let sign = |message: &[u8]| {
-            let signature: Signature = self.key.sign(message);
-            Ok::<Vec<u8>, std::convert::Infallible>(signature.to_der().as_bytes().to_vec())
-        };
-        Csr::build(&self.public_key(), sign).unwrap()
+        self.key.csr()
     }
 
-    /// What it says to this server at this nonce.
+    /// What it claims to the server that calls itself `audience`.
     #[must_use]
-    pub fn claims(&self, server: &impl Called, purpose: Purpose, nonce: &str) -> EvidenceClaims {
+    pub fn claims(&self, audience: &str, purpose: Purpose, nonce: &str) -> EvidenceClaims {
         let id = self.remembered(|remembered| remembered.id);
         EvidenceClaims {
             eat_profile: PROFILE.to_owned(),
             eat_nonce: nonce.to_owned(),
-            aud: server.api().audience().to_owned(),
+            aud: audience.to_owned(),
             iat: SystemClock.now().unix_timestamp(),
             purpose,
             sub: id.filter(|_| purpose != Purpose::Enroll),
             csr_sha256: None,
             machine: self.identity.clone(),
             posture: self.posture.clone(),
-            key: KeyClaim {
-                store: KeyStoreKind::Software,
-                accessibility: None,
-            },
+            key: Self::KEY_CLAIM,
         }
     }
 
     /// Evidence: these claims, signed.
     #[must_use]
     pub fn sign(&self, claims: &EvidenceClaims) -> String {
-        let sign = |message: &[u8]| {
-            let signature: Signature = self.key.sign(message);
-            Ok::<[u8; 64], serde_json::Error>(signature.to_bytes().into())
-        };
+        let sign = |message: &[u8]| Ok::<_, serde_json::Error>(self.key.sign(message));
         claims.sign(self.thumbprint(), sign).unwrap()
     }
 
-    /// Evidence with any payload, honest in everything but that.
+    /// Evidence with any payload under a good header and signature.
     #[must_use]
     pub fn sign_payload(&self, payload: &[u8]) -> String {
         let header = json!({"alg": "ES256", "typ": "eat+jwt", "kid": self.thumbprint()}).to_string();
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
-        let signature: Signature = self.key.sign(signed.as_bytes());
-        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
+        let signature = URL_SAFE_NO_PAD.encode(self.key.sign(signed.as_bytes()));
+        format!("{signed}.{signature}")
     }
 
     /// The body of an honest enrollment.
     #[must_use]
-    pub fn enroll_body(&self, server: &impl Called, token: Option<&str>, nonce: &str) -> Value {
-        let evidence = self.sign(&self.claims(server, Purpose::Enroll, nonce));
+    pub fn enroll_body(&self, audience: &str, token: Option<&str>, nonce: &str) -> Value {
+        let evidence = self.sign(&self.claims(audience, Purpose::Enroll, nonce));
         json!({"token": token, "csr": self.csr(), "evidence": evidence})
     }
 
     /// The body of an honest check-in.
     #[must_use]
-    pub fn check_in_body(&self, server: &impl Called, nonce: &str) -> Value {
-        json!({"evidence": self.sign(&self.claims(server, Purpose::CheckIn, nonce))})
+    pub fn check_in_body(&self, audience: &str, nonce: &str) -> Value {
+        json!({"evidence": self.sign(&self.claims(audience, Purpose::CheckIn, nonce))})
     }
 
-    /// The body of a renewal with this CSR; an honest one has its own.
+    /// The body of a renewal with this CSR; an honest renewal sends [`csr`](Self::csr).
     #[must_use]
-    pub fn renew_body(&self, server: &impl Called, csr: &str, nonce: &str) -> Value {
-        let mut claims = self.claims(server, Purpose::Renew, nonce);
+    pub fn renew_body(&self, audience: &str, csr: &str, nonce: &str) -> Value {
+        let mut claims = self.claims(audience, Purpose::Renew, nonce);
         let der = pem::parse(csr).unwrap();
         let digest = digest::digest(&digest::SHA256, der.contents());
         claims.csr_sha256 = Some(URL_SAFE_NO_PAD.encode(digest));
         json!({"csr": csr, "evidence": self.sign(&claims)})
-    }
-
-    /// Its key.
-    #[must_use]
-    pub fn public_key(&self) -> PublicKey {
-        PublicKey::from_sec1(&self.key.verifying_key().to_sec1_bytes()).unwrap()
     }
 
     fn remembered<T>(&self, with: impl FnOnce(&mut Remembered) -> T) -> T {
@@ -227,15 +223,10 @@ impl Default for Machine {
 impl Clone for Machine {
     fn clone(&self) -> Self {
         Self {
-            key: self.key.clone(),
+            key: Arc::clone(&self.key),
             identity: self.identity.clone(),
             posture: self.posture.clone(),
             remembered: Mutex::new(self.remembered(|remembered| remembered.clone())),
         }
     }
-}
-
-fn new_key() -> SigningKey {
-    // All but one in 2^32 draws is below the order of the group.
-    SigningKey::from_slice(&rand::random::<[u8; 32]>()).unwrap()
 }

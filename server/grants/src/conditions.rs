@@ -237,14 +237,6 @@ mod tests {
     const ATTESTED_AT: OffsetDateTime = datetime!(2026-11-20 10:00 UTC);
     const LAPSES_AT: OffsetDateTime = datetime!(2026-12-20 10:00 UTC);
 
-    fn healthy() -> Posture {
-        from_value(json!({
-            "os_name": "macOS", "os_version": "26.1", "sip_enabled": true, "filevault_enabled": true,
-            "firewall_enabled": true, "gatekeeper_enabled": true, "secure_boot": "full", "mdm_enrolled": true,
-        }))
-        .unwrap()
-    }
-
     fn failures_of(conditions: Value, assurance: Assurance, store: KeyStoreKind, posture: &Posture) -> Vec<String> {
         let labels = BTreeMap::new();
         let subject = Subject {
@@ -273,7 +265,12 @@ mod tests {
     #[case(json!({"min_os_version": "15.7.2"}))]
     #[case(json!({"mdm_enrolled": true, "filevault_enabled": true, "firewall_enabled": true, "gatekeeper_enabled": true}))]
     fn hold(#[case] conditions: Value) {
-        let failures = failures_of(conditions, Assurance::Verified, KeyStoreKind::Software, &healthy());
+        let failures = failures_of(
+            conditions,
+            Assurance::Verified,
+            KeyStoreKind::Software,
+            &Posture::healthy(),
+        );
         assert_eq!(failures, Vec::<String>::new());
     }
 
@@ -288,7 +285,12 @@ mod tests {
     #[case(json!({"mdm_enrolled": false}), "mdm_enrolled: required false, claimed true")]
     #[case(json!({"min_os_version": "26.1.1"}), "min_os_version: required 26.1.1, claimed 26.1")]
     fn fail_with_the_reason(#[case] conditions: Value, #[case] reason: &str) {
-        let failures = failures_of(conditions, Assurance::Verified, KeyStoreKind::Software, &healthy());
+        let failures = failures_of(
+            conditions,
+            Assurance::Verified,
+            KeyStoreKind::Software,
+            &Posture::healthy(),
+        );
         assert_eq!(failures, [reason]);
     }
 
@@ -337,7 +339,7 @@ mod tests {
             assurance: Assurance::Attested,
             labels: &BTreeMap::new(),
             claimed_key_store: KeyStoreKind::SecureEnclave,
-            claimed_posture: &healthy(),
+            claimed_posture: &Posture::healthy(),
             attestation: None,
         };
         let failures = failures(&Conditions::default(), &subject, NOW);

@@ -10,7 +10,7 @@ use assay_agent::{
     Agent, AgentError, AgentOptions, EnrollOptions, ServerUrl, TrustAnchor, clock::SystemClock, facts::MachineFacts,
     key_store::SoftwareKeyStore,
 };
-use assay_protocol::machine::{MachineIdentity, Posture, SecureBoot};
+use assay_protocol::machine::{MachineIdentity, Posture};
 use secrecy::SecretString;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -149,16 +149,10 @@ fn facts(number: u32) -> MachineFacts {
             hostname: Some(format!("demo-{number}.local")),
         },
         posture: Posture {
-            os_name: Some("macOS".to_owned()),
-            os_version: Some("26.1".to_owned()),
-            os_build: Some("25B78".to_owned()),
-            sip_enabled: Some(true),
             filevault_enabled: Some(number % 2 == 1),
-            firewall_enabled: Some(true),
-            gatekeeper_enabled: Some(true),
-            secure_boot: Some(SecureBoot::Full),
             mdm_enrolled: Some(false),
             agent_version: None,
+            ..Posture::healthy()
         },
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use assay_tests::cluster::as_account;
-use assay_tests::load::machines::{FIRST_ID, SimulatedMachine};
+use assay_tests::machine::{FIRST_ID, id_on_record};
 
 use super::setting::{SEED, Setting};
 
@@ -34,7 +34,7 @@ pub(crate) async fn run(setting: &Setting<'_>) -> Pgbench {
     let arguments = setting.arguments;
     let directory = tempfile::Builder::new().prefix("assay-pgbench-").tempdir().unwrap();
     let script = directory.path().join("check-in.sql");
-    let first = SimulatedMachine::new(SEED, 0).id_on_record().simple().to_string();
+    let first = id_on_record(SEED, 0).simple().to_string();
     let id = format!("(lpad(to_hex({FIRST_ID} + :n), 12, '0') || '{}')::uuid", &first[12..]);
     let choice = format!(
         "\\set n random(0, {}) * {} / {}\n",

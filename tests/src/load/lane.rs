@@ -10,9 +10,9 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Address, Answer, Connection};
-use super::machines::SimulatedMachine;
 use super::options::{ConnectionUse, Exchange, Options};
 use super::target::{Target, TargetError};
+use crate::machine::Machine;
 
 /// A server owes its answer within 5 s.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ const PROBLEM: &str = "urn:assay:problem:";
 pub struct Lane {
     target: Arc<Target>,
     address: Address,
-    machines: Vec<SimulatedMachine>,
+    machines: Vec<Machine>,
     next: usize,
     token: Option<String>,
     connection: ConnectionUse,
@@ -38,6 +38,8 @@ pub struct Lane {
 /// What belongs to whoever is at this end of a connection.
 #[derive(Default)]
 struct Peer {
+    /// The certificate to present, with its chain in PEM.
+    chain: Option<String>,
     tls: Option<Arc<ClientConfig>>,
     open: Option<Connection>,
 }
@@ -48,7 +50,7 @@ impl Lane {
         options: &Options,
         target: &Arc<Target>,
         number: usize,
-        machines: Vec<SimulatedMachine>,
+        machines: Vec<Machine>,
     ) -> Result<Self, TargetError> {
         let peers = if options.client_certificates { machines.len() } else { 1 };
         Ok(Self {
@@ -119,11 +121,14 @@ impl Lane {
         let audience = &self.target.audience;
         let caller = &self.machines[machine];
         let (path, body) = match exchange {
-            Exchange::Enroll => ("/v1/enroll", caller.enrollment(audience, &nonce, self.token.as_deref())),
-            Exchange::CheckIn => ("/v1/check-in", caller.check_in(audience, &nonce)),
-            Exchange::Renew => ("/v1/renew", caller.renewal(audience, &nonce)),
+            Exchange::Enroll => (
+                "/v1/enroll",
+                caller.enroll_body(audience, self.token.as_deref(), &nonce),
+            ),
+            Exchange::CheckIn => ("/v1/check-in", caller.check_in_body(audience, &nonce)),
+            Exchange::Renew => ("/v1/renew", caller.renew_body(audience, &caller.csr(), &nonce)),
         };
-        self.send(machine, path, Some(&body)).await
+        self.send(machine, path, Some(body.to_string().as_bytes())).await
     }
 
     async fn fetch_nonce(&mut self) -> io::Result<()> {
@@ -151,21 +156,18 @@ impl Lane {
     }
 
     async fn connect(&mut self, machine: usize) -> io::Result<Connection> {
-        let tls = if self.machines[machine].chain.is_some() {
-            match &self.peer(machine).tls {
-                Some(tls) => Arc::clone(tls),
-                None => {
-                    let tls = self
-                        .target
-                        .tls(Some(&self.machines[machine]))
-                        .map_err(io::Error::other)?;
-                    Arc::clone(self.peer(machine).tls.insert(tls))
-                }
+        let place = machine % self.peers.len();
+        let peer = &mut self.peers[place];
+        let tls = match (&peer.tls, &peer.chain) {
+            (Some(tls), _) => tls,
+            (None, Some(chain)) => {
+                let presented = (&self.machines[machine], chain.as_str());
+                let tls = self.target.tls(Some(presented)).map_err(io::Error::other)?;
+                &*peer.tls.insert(tls)
             }
-        } else {
-            Arc::clone(&self.tls)
+            (None, None) => &self.tls,
         };
-        Connection::open(&self.address, &tls, &self.target.traffic).await
+        Connection::open(&self.address, tls, &self.target.traffic).await
     }
 
     fn peer(&mut self, machine: usize) -> &mut Peer {
@@ -178,10 +180,10 @@ impl Lane {
             (Exchange::CheckIn | Exchange::Renew, 200) => Ok(()),
             (Exchange::Enroll, 200 | 201) => {
                 let enrolled: Enrolled = serde_json::from_slice(&answer.body).map_err(|_| "unreadable".to_owned())?;
-                let presents = self.presents_certificates;
-                let machine = &mut self.machines[machine];
-                machine.id = Some(enrolled.machine_id);
-                machine.chain = presents.then_some(enrolled.certificate.chain);
+                self.machines[machine].set_id(enrolled.machine_id);
+                if self.presents_certificates {
+                    self.peer(machine).chain = Some(enrolled.certificate.chain);
+                }
                 Ok(())
             }
             (Exchange::Enroll, 202) => Err("pending".to_owned()),

@@ -5,7 +5,6 @@
 
 pub mod connection;
 pub mod lane;
-pub mod machines;
 pub mod measurement;
 pub mod options;
 mod plot;
@@ -23,13 +22,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use self::lane::Lane;
-use self::machines::SimulatedMachine;
 use self::measurement::{Measurement, Window};
 use self::options::{Exchange, Options};
 use self::processes::{Measured, Usage};
 use self::progress::Progress;
 pub use self::report::Report;
 use self::target::{Target, TargetError};
+use crate::machine::{Machine, id_on_record};
 
 /// How long calls that were due within the window are still sent after its end.
 const CATCH_UP: Duration = Duration::from_secs(10);
@@ -104,8 +103,10 @@ async fn make_lanes(options: &Options, target: &Arc<Target>) -> Result<Vec<Lane>
         let active = Arc::clone(&active);
         made.spawn_blocking(move || {
             let own = active.iter().skip(number).step_by(lanes).map(|number| {
-                let mut machine = SimulatedMachine::new(&seed, *number);
-                machine.id = options.on_record.then(|| machine.id_on_record());
+                let machine = Machine::of_fleet(&seed, *number);
+                if options.on_record {
+                    machine.set_id(id_on_record(&seed, *number));
+                }
                 progress.one_more();
                 machine
             });

@@ -3,11 +3,13 @@
 use assay_protocol::machine::{KeyClaim, MachineIdentity, Posture};
 use aws_lc_rs::digest;
 use serde::Serialize;
+use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::sync::mpsc;
 
-use super::machines::SimulatedMachine;
+use crate::bulk;
+use crate::cluster::execute;
+use crate::machine::{Machine, id_on_record};
 
 /// How many machines are sent at once.
 const BATCH: usize = 2_000;
@@ -25,17 +27,17 @@ pub async fn put_on_record(options: &PgConnectOptions, seed: &str, machines: u64
     let mut connection = options.connect().await.unwrap();
     let table = "CREATE TEMP TABLE simulated (number bigint, id uuid, key bytea, spki bytea, serial_number text,
                                               hardware_uuid text, hostname text, claims_digest bytea)";
-    connection.execute(sqlx::raw_sql(table)).await.unwrap();
+    execute(&mut connection, table.to_owned()).await;
     let mut copy = connection.copy_in_raw("COPY simulated FROM STDIN").await.unwrap();
     let mut lines = made(seed, machines);
     while let Some(lines) = lines.recv().await {
         copy.send(lines.into_bytes()).await.unwrap();
     }
     copy.finish().await.unwrap();
-    for statement in [include_str!("record.sql"), "VACUUM (ANALYZE)"] {
-        connection.execute(sqlx::raw_sql(statement)).await.unwrap();
-    }
-    connection.close().await.unwrap();
+    let posture = serde_json::to_string(&Posture::healthy()).unwrap();
+    let set = sqlx::query("SELECT set_config('fleet.posture', $1, false)").bind(posture);
+    set.execute(&mut connection).await.unwrap();
+    bulk::fill(connection, include_str!("record.sql")).await;
 }
 
 /// Keys take longer to make than to send: a thread for each core makes them.
@@ -47,7 +49,7 @@ fn made(seed: &str, machines: u64) -> mpsc::Receiver<String> {
         tokio::task::spawn_blocking(move || {
             let numbers: Vec<u64> = (0..machines).skip(thread).step_by(threads).collect();
             for batch in numbers.chunks(BATCH) {
-                let lines = batch.iter().map(|number| line(&SimulatedMachine::new(&seed, *number)));
+                let lines = batch.iter().map(|number| line(&seed, *number));
                 if sender.blocking_send(lines.collect()).is_err() {
                     return;
                 }
@@ -58,19 +60,20 @@ fn made(seed: &str, machines: u64) -> mpsc::Receiver<String> {
 }
 
 /// As `COPY` reads it.
-fn line(machine: &SimulatedMachine) -> String {
-    let identity = machine.identity();
+fn line(seed: &str, number: u64) -> String {
+    let machine = Machine::of_fleet(seed, number);
     let key = machine.public_key();
+    let identity = machine.identity;
     let claims = Claims {
         machine: identity.clone(),
-        posture: SimulatedMachine::posture(),
-        key: SimulatedMachine::key_claim(),
+        posture: machine.posture,
+        key: Machine::KEY_CLAIM,
     };
     let digest = digest::digest(&digest::SHA256, &serde_json::to_vec(&claims).unwrap());
     let bytea = |bytes: &[u8]| format!(r"\\x{}", hex::encode(bytes));
     let columns = [
-        machine.number.to_string(),
-        machine.id_on_record().to_string(),
+        number.to_string(),
+        id_on_record(seed, number).to_string(),
         bytea(key.thumbprint().as_bytes()),
         bytea(key.spki_der()),
         identity.serial_number.unwrap_or_default(),

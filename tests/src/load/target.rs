@@ -16,8 +16,8 @@ use tokio::net::lookup_host;
 use url::Url;
 
 use super::connection::{Address, Connection, Traffic};
-use super::machines::SimulatedMachine;
 use super::options::{ConnectionUse, Options};
+use crate::machine::Machine;
 
 /// How many sessions of one machine, or of one lane, are kept to be resumed.
 const SESSIONS: usize = 8;
@@ -107,14 +107,14 @@ impl Target {
         })
     }
 
-    /// TLS for one lane, or for one machine that has a certificate: sessions are theirs.
-    pub fn tls(&self, machine: Option<&SimulatedMachine>) -> Result<Arc<ClientConfig>, TargetError> {
+    /// TLS for one lane, or for one machine that presents this chain. Each has TLS sessions of its own.
+    pub fn tls(&self, presented: Option<(&Machine, &str)>) -> Result<Arc<ClientConfig>, TargetError> {
         let mut tls = ClientConfig::clone(&self.tls);
         tls.resumption = match self.connection {
             ConnectionUse::Resumed => Resumption::in_memory_sessions(SESSIONS),
             ConnectionUse::KeepAlive | ConnectionUse::Full => Resumption::disabled(),
         };
-        if let Some((machine, chain)) = machine.and_then(|machine| Some((machine, machine.chain.as_ref()?))) {
+        if let Some((machine, chain)) = presented {
             let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(machine.private_key_der()));
             let key = rustls::sign::CertifiedKey::from_der(certificates(chain.as_bytes())?, key, &crypto())?;
             tls.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(key));

@@ -30,23 +30,35 @@ impl Machine {
     /// Asks, with its present key, for a certificate of its next one.
     pub async fn rotate_to(&self, server: &impl Called, next: &Self) -> Answer {
         let nonce = self.take_nonce(server).await;
-        let body = self.renew_body(server, &next.csr(), &nonce);
+        let body = self.renew_body(server.api().audience(), &next.csr(), &nonce);
         self.remember(Answer::to(post(server, "/v1/renew", &body)).await)
     }
 
     /// The request of an enrollment, with a certain nonce.
     pub fn enrollment(&self, server: &impl Called, token: Option<&str>, nonce: &str) -> RequestBuilder {
-        post(server, "/v1/enroll", &self.enroll_body(server, token, nonce))
+        post(
+            server,
+            "/v1/enroll",
+            &self.enroll_body(server.api().audience(), token, nonce),
+        )
     }
 
     /// The request of a check-in, with a certain nonce.
     pub fn check_in_with(&self, server: &impl Called, nonce: &str) -> RequestBuilder {
-        post(server, "/v1/check-in", &self.check_in_body(server, nonce))
+        post(
+            server,
+            "/v1/check-in",
+            &self.check_in_body(server.api().audience(), nonce),
+        )
     }
 
     /// The request of a renewal, with a certain nonce.
     pub fn renewal(&self, server: &impl Called, nonce: &str) -> RequestBuilder {
-        post(server, "/v1/renew", &self.renew_body(server, &self.csr(), nonce))
+        post(
+            server,
+            "/v1/renew",
+            &self.renew_body(server.api().audience(), &self.csr(), nonce),
+        )
     }
 
     /// The nonce at hand; none where the last answer's is used.

@@ -107,9 +107,9 @@ impl Ground {
         let id = machine.id().to_string();
         let nonce = self.server.nonce().await;
         let body = match operation.name().as_str() {
-            "POST /v1/enroll" => machine.enroll_body(&self.server, Some(&self.token), &nonce),
-            "POST /v1/check-in" => machine.check_in_body(&self.server, &nonce),
-            "POST /v1/renew" => machine.renew_body(&self.server, &machine.csr(), &nonce),
+            "POST /v1/enroll" => machine.enroll_body(self.server.audience(), Some(&self.token), &nonce),
+            "POST /v1/check-in" => machine.check_in_body(self.server.audience(), &nonce),
+            "POST /v1/renew" => machine.renew_body(self.server.audience(), &machine.csr(), &nonce),
             "POST /v1/admin/api-keys" => json!({"name": "n", "role": "viewer", "expires_in_seconds": 60}),
             "POST /v1/admin/enrollment-tokens" => json!({
                 "description": "d", "expires_in_seconds": 60, "max_uses": 2, "serial_numbers": ["C02XYZ"],
@@ -374,17 +374,17 @@ async fn claims_of_the_wrong_type_or_of_an_extreme_value_are_never_the_servers_f
     let ground = Ground::prepare().await;
     let server = &ground.server;
     let mut machine = server.enrolled("CLAIMS").await;
-    let template = serde_json::to_value(machine.claims(server, Purpose::CheckIn, "")).unwrap();
+    let template = serde_json::to_value(machine.claims(server.audience(), Purpose::CheckIn, "")).unwrap();
     for pointer in pointers(&template) {
         for (_, value) in odd_values() {
             for purpose in [Purpose::CheckIn, Purpose::Renew, Purpose::Enroll] {
                 let nonce = server.nonce().await;
                 let mut body = match purpose {
                     Purpose::CheckIn => json!({}),
-                    Purpose::Renew => machine.renew_body(server, &machine.csr(), &nonce),
-                    Purpose::Enroll => machine.enroll_body(server, Some(&ground.token), &nonce),
+                    Purpose::Renew => machine.renew_body(server.audience(), &machine.csr(), &nonce),
+                    Purpose::Enroll => machine.enroll_body(server.audience(), Some(&ground.token), &nonce),
                 };
-                let mut claims = serde_json::to_value(machine.claims(server, purpose, &nonce)).unwrap();
+                let mut claims = serde_json::to_value(machine.claims(server.audience(), purpose, &nonce)).unwrap();
                 let Some(claim) = claims.pointer_mut(&pointer) else {
                     continue;
                 };

@@ -15,7 +15,7 @@ async fn while_a_body_arrives_others_are_answered_and_then_its_sender() {
     let server = InProcess::start().await;
     let (slow, other) = (server.enrolled("SLOW").await, server.enrolled("OTHER").await);
     let nonce = server.nonce().await;
-    let body = slow.check_in_body(&server, &nonce).to_string();
+    let body = slow.check_in_body(server.audience(), &nonce).to_string();
     let (first, second) = body.split_at(body.len() / 2);
     let mut connection = connect(&server);
     let head = format!(

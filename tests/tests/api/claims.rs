@@ -54,7 +54,7 @@ async fn a_clock_that_is_off_is_recorded_whatever_number_it_shows(#[case] iat: &
     let server = InProcess::start().await;
     let machine = server.enrolled("CLOCK").await;
     let nonce = server.nonce().await;
-    let mut claims = machine.claims(&server, Purpose::CheckIn, &nonce);
+    let mut claims = machine.claims(server.audience(), Purpose::CheckIn, &nonce);
     claims.iat = 123_456_789_012;
     let payload = serde_json::to_string(&claims).unwrap();
     let payload = payload.replace("\"iat\":123456789012", &format!("\"iat\":{iat}"));

@@ -89,7 +89,7 @@ async fn calls_that_prove_nothing_are_counted_by_address() {
     server.stop().await;
 
     let server = InProcess::start_with(&setting).await;
-    let body = stranger.enroll_body(&server, Some("assay_enroll_guessed"), "a guessed nonce");
+    let body = stranger.enroll_body(server.audience(), Some("assay_enroll_guessed"), "a guessed nonce");
     call_until_refused(20, async || server.call("/v1/enroll", &body).await).await;
     server.stop().await;
 

@@ -195,9 +195,9 @@ async fn no_api_key_stands_in_for_evidence() {
         for role in ROLES {
             let nonce = server.nonce().await;
             let mut body = match operation.path.as_str() {
-                "/v1/enroll" => machine.enroll_body(&server, None, &nonce),
-                "/v1/check-in" => machine.check_in_body(&server, &nonce),
-                "/v1/renew" => machine.renew_body(&server, &machine.csr(), &nonce),
+                "/v1/enroll" => machine.enroll_body(server.audience(), None, &nonce),
+                "/v1/check-in" => machine.check_in_body(server.audience(), &nonce),
+                "/v1/renew" => machine.renew_body(server.audience(), &machine.csr(), &nonce),
                 path => panic!("{path} needs a body here"),
             };
             let evidence = body["evidence"].as_str().unwrap();

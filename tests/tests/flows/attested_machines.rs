@@ -650,7 +650,7 @@ async fn another_key_has_no_attestation_until_it_gets_one_of_its_own(#[case] tok
     let chain = ground.apple.body(&ground.attested(&machine));
     let before = ground.server.get(&attestation_path(&machine)).await.json();
     let erased = machine.erased();
-    erased.pretend_to_be(machine.id());
+    erased.set_id(machine.id());
     let token = ground.server.enrollment_token(token).await;
     if erased.enroll(&ground.server, Some(&token)).await.status == 202 {
         assert_eq!(

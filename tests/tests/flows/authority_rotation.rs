@@ -646,7 +646,7 @@ async fn a_check_in_brings_the_roots_to_whoever_names_others() {
         (json!(""), json!(bundle)),
         (json!("x".repeat(1000)), json!(bundle)),
     ] {
-        let mut body = machine.check_in_body(&server, &server.nonce().await);
+        let mut body = machine.check_in_body(server.audience(), &server.nonce().await);
         body["trust_bundle_sha256"] = names;
         let answer = server.call("/v1/check-in", &body).await.expect(200).json();
         assert_eq!(answer["trust_bundle"], brought, "{body}");

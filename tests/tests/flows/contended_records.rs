@@ -55,7 +55,7 @@ async fn of_many_machines_that_claim_one_new_serial_number_at_once_one_becomes_a
         let waiting = administrator.pending(&text(&pending, "enrollment_id")).await;
         assert_eq!(waiting["machine_id"], enrolled["machine_id"]);
         assert_eq!(waiting["key"]["thumbprint"], claimant.thumbprint().to_string());
-        claimant.pretend_to_be(winner.id());
+        claimant.set_id(winner.id());
         let refused = claimant.check_in(&apis[0]).await;
         assert!(refused.problem_kind().is_some(), "{refused}");
     }

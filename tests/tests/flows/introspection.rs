@@ -165,7 +165,7 @@ async fn what_is_no_token_of_ours_is_not_active_and_nobody_learns_why() {
     let token = setting.token(&setting.machine).await;
     let (signed, _signature) = token.rsplit_once('.').unwrap();
     let forged = format!("{signed}.{}", "A".repeat(86));
-    let evidence = setting.machine.check_in_body(&setting.apis[0], "nonce");
+    let evidence = setting.machine.check_in_body(setting.apis[0].audience(), "nonce");
     for garbage in [
         "",
         "garbage",

@@ -28,7 +28,7 @@ async fn endpoints_committer_and_pool_are_counted_and_no_secret_is_told() {
     let permission = administrator.permission("told").await;
     administrator.grant(&permission, &machine, json!({})).await;
     let nonce = api.nonce().await;
-    let evidence = text(&machine.check_in_body(&api, &nonce), "evidence");
+    let evidence = text(&machine.check_in_body(api.audience(), &nonce), "evidence");
     let checked_in = api
         .post("/v1/check-in", &json!({"evidence": evidence}))
         .await

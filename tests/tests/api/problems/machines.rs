@@ -108,7 +108,7 @@ pub(super) async fn enrollment_denied(server: &InProcess) -> Vec<Answer> {
 
 pub(super) async fn machine_unknown(server: &InProcess) -> Vec<Answer> {
     let stranger = Machine::with_serial_number("STRANGER");
-    stranger.pretend_to_be(Uuid::nil());
+    stranger.set_id(Uuid::nil());
     vec![stranger.check_in(server).await, stranger.renew(server).await]
 }
 

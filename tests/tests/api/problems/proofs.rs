@@ -11,10 +11,13 @@ pub(super) async fn bad_csr(server: &InProcess) -> Vec<Answer> {
     let machine = server.enrolled("BAD-CSR").await;
     let mut answers = Vec::new();
     for (path, mut body) in [
-        ("/v1/enroll", machine.enroll_body(server, None, &server.nonce().await)),
+        (
+            "/v1/enroll",
+            machine.enroll_body(server.audience(), None, &server.nonce().await),
+        ),
         (
             "/v1/renew",
-            machine.renew_body(server, &machine.csr(), &server.nonce().await),
+            machine.renew_body(server.audience(), &machine.csr(), &server.nonce().await),
         ),
     ] {
         body["csr"] = json!("not a request");
@@ -28,7 +31,7 @@ pub(super) async fn bad_nonce(server: &InProcess) -> Vec<Answer> {
     let machine = server.enrolled("BAD-NONCE").await;
     let old = server.nonce().await;
     let used = server.nonce().await;
-    let body = machine.check_in_body(server, &used);
+    let body = machine.check_in_body(server.audience(), &used);
     assert_eq!(server.call("/v1/check-in", &body).await.status, 200);
     let repeated = server.call("/v1/check-in", &body).await;
     // Also where no time has passed since the one that was used.
@@ -56,13 +59,13 @@ pub(super) async fn bad_evidence(server: &InProcess) -> Vec<Answer> {
     let machine = server.enrolled("BAD-EVIDENCE").await;
     let other = server.enrolled("BAD-EVIDENCE-2").await;
     let mut answers = Vec::new();
-    let mut relayed = machine.claims(server, Purpose::CheckIn, &server.nonce().await);
+    let mut relayed = machine.claims(server.audience(), Purpose::CheckIn, &server.nonce().await);
     relayed.aud = format!("{PUBLIC_URL}/");
-    let mut others = machine.claims(server, Purpose::CheckIn, &server.nonce().await);
+    let mut others = machine.claims(server.audience(), Purpose::CheckIn, &server.nonce().await);
     others.sub = Some(other.id());
-    let mut nobodys = machine.claims(server, Purpose::CheckIn, &server.nonce().await);
+    let mut nobodys = machine.claims(server.audience(), Purpose::CheckIn, &server.nonce().await);
     nobodys.sub = None;
-    let of_another_purpose = machine.claims(server, Purpose::Renew, &server.nonce().await);
+    let of_another_purpose = machine.claims(server.audience(), Purpose::Renew, &server.nonce().await);
     for claims in [relayed, others, nobodys, of_another_purpose] {
         let body = json!({"evidence": machine.sign(&claims)});
         answers.push(server.call("/v1/check-in", &body).await);
@@ -73,10 +76,10 @@ pub(super) async fn bad_evidence(server: &InProcess) -> Vec<Answer> {
         answers.push(server.call("/v1/check-in", &json!({"evidence": garbage})).await);
     }
     // Another request than the one that the evidence vouches for.
-    let mut swapped = machine.renew_body(server, &machine.csr(), &server.nonce().await);
+    let mut swapped = machine.renew_body(server.audience(), &machine.csr(), &server.nonce().await);
     swapped["csr"] = json!(other.csr());
     answers.push(server.call("/v1/renew", &swapped).await);
-    let mut signed_by_another = machine.enroll_body(server, None, &server.nonce().await);
+    let mut signed_by_another = machine.enroll_body(server.audience(), None, &server.nonce().await);
     signed_by_another["csr"] = json!(other.csr());
     answers.push(server.call("/v1/enroll", &signed_by_another).await);
     answers

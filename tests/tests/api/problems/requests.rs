@@ -144,7 +144,7 @@ pub(super) async fn conflict(server: &InProcess) -> Vec<Answer> {
         server.post(&format!("{}/revoke", gone.path()), &reason).await.status,
         200
     );
-    let others_key = machine.renew_body(server, &other.csr(), &server.nonce().await);
+    let others_key = machine.renew_body(server.audience(), &other.csr(), &server.nonce().await);
     vec![
         server.post("/v1/admin/permissions", &permission).await,
         server.post(&format!("{}/release", gone.path()), &reason).await,
