@@ -127,6 +127,12 @@ impl Administrator {
         items(self.get(&format!("machines/{id}/events")).await)
     }
 
+    /// The kinds of these events.
+    pub async fn event_kinds(&self, id: Uuid) -> Vec<Value> {
+        let events = self.events(id).await.into_iter();
+        events.map(|mut event| event["kind"].take()).collect()
+    }
+
     /// The audit's entries of a resource, the newest first.
     pub async fn audit(&self, resource: &str) -> Vec<Value> {
         items(self.get(&format!("audit?resource={resource}")).await)
@@ -156,7 +162,13 @@ pub fn text(answer: &Value, member: &str) -> String {
         .to_owned()
 }
 
-fn items(mut list: Value) -> Vec<Value> {
+/// The items of a list.
+///
+/// # Panics
+/// Where it is no list.
+#[must_use]
+#[track_caller]
+pub fn items(mut list: Value) -> Vec<Value> {
     match list["items"].take() {
         Value::Array(items) => items,
         other => panic!("no list: {other}"),

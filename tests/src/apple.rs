@@ -1,5 +1,7 @@
 //! Stands in for Apple: a root and an intermediate of its own, which attest whatever a test wants of a machine.
 
+use std::fs;
+
 use assay_protocol::PublicKey;
 use assay_protocol::attestation::FreshnessCode;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -8,7 +10,10 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PublicKeyData,
 };
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use time::{Duration, OffsetDateTime};
+
+use crate::machine::Machine;
 
 /// 1.2.840.113635.100, under which Apple has its extensions and key usages.
 const APPLE: [u64; 6] = [1, 2, 840, 113_635, 100, 8];
@@ -28,6 +33,7 @@ pub const SECURE_BOOT: [u64; 2] = [13, 2];
 pub struct Apple {
     root: CertifiedIssuer<'static, KeyPair>,
     intermediate: CertifiedIssuer<'static, KeyPair>,
+    roots: NamedTempFile,
 }
 
 /// What is to be attested of a machine: as of a good one, until a test changes it.
@@ -51,10 +57,22 @@ impl Apple {
         let root = CertifiedIssuer::self_signed(authority("Synthetic Attestation Root CA"), key()).unwrap();
         let intermediate = authority("Synthetic Attestation Sub CA 1");
         let intermediate = CertifiedIssuer::signed_by(intermediate, key(), &root).unwrap();
-        Self { root, intermediate }
+        let roots = NamedTempFile::new().unwrap();
+        fs::write(roots.path(), root.pem()).unwrap();
+        Self {
+            root,
+            intermediate,
+            roots,
+        }
     }
 
-    /// What to configure as `apple.attestation_roots`.
+    /// The setting that makes a server trust it.
+    #[must_use]
+    pub fn setting(&self) -> (&'static str, &str) {
+        ("apple.attestation_roots", self.roots.path().to_str().unwrap())
+    }
+
+    /// Its root certificate, PEM.
     #[must_use]
     pub fn roots_pem(&self) -> String {
         self.root.pem()
@@ -97,6 +115,12 @@ impl Attested {
     #[must_use]
     pub fn of(serial_number: &str, key: &PublicKey, at: OffsetDateTime) -> Self {
         Self::of_device(serial_number, at).and(FRESHNESS_CODE, FreshnessCode::of(key).as_bytes())
+    }
+
+    /// A healthy machine's current key, an hour before `now`.
+    #[must_use]
+    pub fn an_hour_ago(machine: &Machine, now: OffsetDateTime) -> Self {
+        Self::of(machine.serial_number(), &machine.public_key(), now - Duration::hours(1))
     }
 
     /// The same for nobody's challenge.

@@ -25,9 +25,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
-use crate::administrator::token_of;
+use crate::administrator::{items, token_of};
 use crate::answer::Answer;
 use crate::api::{Api, Called};
+use crate::apple::Apple;
 use crate::cluster::Database;
 use crate::machine::Machine;
 use crate::processes::program;
@@ -63,6 +64,13 @@ impl InProcess {
         let mut server = Self::start_on(&database.url(), settings).await;
         server.database = Some(database);
         server
+    }
+
+    /// Starts one that trusts an Apple of its own.
+    pub async fn with_apple(settings: &[(&str, &str)]) -> (Self, Apple) {
+        let apple = Apple::new();
+        let server = Self::start_with(&[settings, &[apple.setting()]].concat()).await;
+        (server, apple)
     }
 
     /// Starts one on a database that the test looks after.
@@ -261,6 +269,21 @@ impl InProcess {
         }
         let created = self.post("/v1/admin/enrollment-tokens", &request).await;
         created.expect(201).json()
+    }
+
+    /// The items of a list's first page, as an administrator reads them.
+    pub async fn items(&self, path: &str) -> Vec<Value> {
+        items(self.get(path).await.expect(200).json())
+    }
+
+    /// A machine's record.
+    pub async fn record(&self, machine: &Machine) -> Value {
+        self.get(&machine.path()).await.expect(200).json()
+    }
+
+    /// What happened to a machine, the newest first.
+    pub async fn events(&self, machine: &Machine) -> Vec<Value> {
+        self.items(&format!("{}/events", machine.path())).await
     }
 
     /// A machine that is enrolled with a token of its own.

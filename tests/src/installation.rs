@@ -25,10 +25,10 @@ impl Installation {
         static SHARED: OnceCell<Installation> = OnceCell::const_new();
         let start = async || {
             let database = Database::create().await;
-            let one = Self::start(&unlimited(ServerConfiguration::new(&database))).await;
-            // For the rest of the process: its servers use it.
+            let replicated = Self::replicated(&database).await;
+            // Its servers use the database until the process ends.
             std::mem::forget(database);
-            one.with_a_replica().await
+            replicated
         };
         SHARED.get_or_init(start).await
     }
@@ -43,6 +43,16 @@ impl Installation {
             api_key,
             roots,
         }
+    }
+
+    /// One server without rate limits.
+    pub async fn unlimited(database: &Database<'_>) -> Self {
+        Self::start(&unlimited(ServerConfiguration::new(database))).await
+    }
+
+    /// Two replicas without rate limits.
+    pub async fn replicated(database: &Database<'_>) -> Self {
+        Self::unlimited(database).await.with_a_replica().await
     }
 
     /// One more replica on the same database.

@@ -31,6 +31,7 @@ pub mod output;
 pub mod plans;
 pub mod process;
 pub mod processes;
+pub mod proxied;
 pub mod proxy;
 pub mod python;
 pub mod receiver;

@@ -11,7 +11,6 @@ use assay_tests::machine::Machine;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 
 use crate::api::document::{Operation, allows, operations};
 
@@ -28,15 +27,11 @@ struct Ground {
     token: String,
     permission_id: String,
     apple: Apple,
-    _roots: NamedTempFile,
 }
 
 impl Ground {
     async fn prepare() -> Self {
-        let (apple, roots) = (Apple::new(), NamedTempFile::new().unwrap());
-        std::fs::write(roots.path(), apple.roots_pem()).unwrap();
-        let trusted = ("apple.attestation_roots", roots.path().to_str().unwrap());
-        let server = InProcess::start_with(&[UNLIMITED.as_slice(), &[trusted]].concat()).await;
+        let (server, apple) = InProcess::with_apple(&UNLIMITED).await;
         let token = server.enrollment_token(json!({"max_uses": 100_000})).await;
         let permission = json!({"audience": "audience", "name": "permission"});
         let permission = server.post("/v1/admin/permissions", &permission).await.json();
@@ -45,7 +40,6 @@ impl Ground {
             token,
             permission_id: permission["id"].as_str().unwrap().to_owned(),
             apple,
-            _roots: roots,
         }
     }
 

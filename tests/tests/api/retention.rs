@@ -5,9 +5,8 @@ use assay_server::clock::{Clock, SystemClock};
 use assay_tests::cluster::Database;
 use assay_tests::event_stream::EventStream;
 use assay_tests::in_process::InProcess;
-use assay_tests::installation::{Installation, unlimited};
+use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
-use assay_tests::processes::ServerConfiguration;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use time::format_description::well_known::Rfc3339;
@@ -222,10 +221,7 @@ async fn two_replicas_remove_in_small_batches_each_row_once_and_a_stream_is_told
     .await
     .unwrap();
 
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
-        .await
-        .with_a_replica()
-        .await;
+    let installation = Installation::replicated(&database).await;
     let administrator = installation.administrator();
     let mut removed = Vec::new();
     for _ in 0..LOOKS {

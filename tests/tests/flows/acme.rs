@@ -1,6 +1,5 @@
 //! ACME with `device-attest-01`: a Mac's own system gets a certificate for the key that Apple attests, and nobody else does.
 
-use std::fs;
 use std::time::Instant;
 
 use assay_tests::acme::{
@@ -33,35 +32,25 @@ const LOOKS: u32 = 20_000;
 struct Fleet {
     server: InProcess,
     apple: Apple,
-    _folder: tempfile::TempDir,
 }
 
 impl Fleet {
     async fn new() -> Self {
-        let database = None;
-        Self::start(database, Apple::new(), &[]).await
+        Self::start(None, &[]).await
     }
 
     async fn with(settings: &[(&str, &str)]) -> Self {
-        Self::start(None, Apple::new(), settings).await
+        Self::start(None, settings).await
     }
 
-    async fn start(database_url: Option<&str>, apple: Apple, settings: &[(&str, &str)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let roots = folder.path().join("roots.pem");
-        fs::write(&roots, apple.roots_pem()).unwrap();
-        let roots = roots.to_str().unwrap();
-        let basis = [("acme.enabled", "true"), ("apple.attestation_roots", roots)];
-        let settings = [&basis, settings].concat();
+    async fn start(database_url: Option<&str>, settings: &[(&str, &str)]) -> Self {
+        let apple = Apple::new();
+        let settings = [&[("acme.enabled", "true"), apple.setting()], settings].concat();
         let server = match database_url {
             Some(url) => InProcess::start_on(url, &settings).await,
             None => InProcess::start_with(&settings).await,
         };
-        Self {
-            server,
-            apple,
-            _folder: folder,
-        }
+        Self { server, apple }
     }
 
     fn now(&self) -> OffsetDateTime {
@@ -1057,15 +1046,8 @@ async fn a_binding_that_was_not_made_for_this_account_with_a_tokens_key_is_refus
 #[tokio::test]
 async fn a_lost_answer_at_any_step_is_repaired_by_repeating_the_call_at_another_replica() {
     let database = Database::create().await;
-    let first = Fleet::start(Some(&database.url()), Apple::new(), &[]).await;
-    let second_roots = first.apple.roots_pem();
-    let folder = tempfile::tempdir().unwrap();
-    let roots = folder.path().join("roots.pem");
-    fs::write(&roots, second_roots).unwrap();
-    let settings = [
-        ("acme.enabled", "true"),
-        ("apple.attestation_roots", roots.to_str().unwrap()),
-    ];
+    let first = Fleet::start(Some(&database.url()), &[]).await;
+    let settings = [("acme.enabled", "true"), first.apple.setting()];
     let second = InProcess::start_on(&database.url(), &settings).await;
     first.list(&[SERIAL]).await;
     let mac = Mac::new(SERIAL);

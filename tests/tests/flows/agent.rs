@@ -6,12 +6,12 @@ use std::path::Path;
 
 use assay_tests::administrator::text;
 use assay_tests::cluster::Database;
-use assay_tests::installation::{Installation, ca_fingerprint, unlimited};
+use assay_tests::installation::{Installation, ca_fingerprint};
 use assay_tests::mac::{
     DONE, FAILED, KEY_STORE_UNAVAILABLE, Mac, REFUSED, SERVER_UNREACHABLE, WAITING_FOR_APPROVAL, WRONG_USAGE,
 };
 use assay_tests::process::Process;
-use assay_tests::processes::{ServerConfiguration, agent_command_with_software_keys};
+use assay_tests::processes::agent_command_with_software_keys;
 use rstest::rstest;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -224,7 +224,7 @@ async fn the_exit_code_says_who_has_to_do_something() {
 #[tokio::test]
 async fn a_machine_whose_request_expired_says_so_and_enrolls_with_another_token() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let (mac, administrator) = (Mac::new(&installation), installation.administrator());
     let token = administrator.token(json!({"approval": "manual"})).await;
     let _waits = mac.enroll(&token.secret, WAITING_FOR_APPROVAL).await;

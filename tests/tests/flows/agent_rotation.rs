@@ -9,13 +9,11 @@ use assay_protocol::PublicKey;
 use assay_server::clock::{Clock, SystemClock};
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::apple::{Apple, Attested};
-use assay_tests::cluster::Database;
-use assay_tests::installation::{Installation, unlimited};
 use assay_tests::mac::{DONE, Mac, SERVER_UNREACHABLE};
 use assay_tests::nginx::Nginx;
 use assay_tests::openssl::{Files, openssl};
-use assay_tests::processes::ServerConfiguration;
-use assay_tests::proxy::{Condition, Proxy};
+use assay_tests::proxied::ProxiedServer;
+use assay_tests::proxy::Condition;
 use futures_util::FutureExt;
 use http::Method;
 use rstest::rstest;
@@ -29,100 +27,63 @@ const ROTATE: &[&str] = &["rotate-key"];
 /// Looks at those who wait, at most: far more than anybody needs to come to a row.
 const LOOKS: u32 = 100_000;
 
-/// A server behind a network that loses answers.
-struct Ground {
-    proxy: Proxy,
-    installation: Installation,
-    pool: PgPool,
-    _database: Database<'static>,
+/// A machine that has checked in.
+async fn enrolled(server: &ProxiedServer, key_store: &'static str) -> Mac {
+    let mac = match key_store {
+        "software" => Mac::with_key_store(&server.installation, key_store),
+        _ => Mac::new(&server.installation),
+    };
+    let token = server.administrator().token(json!({})).await;
+    let _enrolled = mac.enroll(&token.secret, DONE).await;
+    let _checked_in = mac.run(RUN_ONCE, DONE).await;
+    mac
 }
 
-impl Ground {
-    async fn new(settings: &[(&str, &str)]) -> Self {
-        let (database, proxy) = (Database::create().await, Proxy::start().await);
-        let configuration = unlimited(ServerConfiguration::new(&database)).set("public_url", &proxy.url());
-        let configuration = settings.iter().fold(configuration, |configuration, (key, value)| {
-            configuration.set(key, value)
-        });
-        let installation = Installation::start(&configuration).await;
-        proxy.forward_to(installation.servers[0].address());
-        let pool = database.pool().await;
-        Self {
-            proxy,
-            installation,
-            pool,
-            _database: database,
+/// True once this machine has at least so many certified keys of this status.
+fn has_keys(pool: &PgPool, id: Uuid, status: &'static str, count: i64) -> Condition {
+    let pool = pool.clone();
+    Arc::new(move || {
+        let pool = pool.clone();
+        async move {
+            let counted = sqlx::query_scalar::<_, i64>(
+                "SELECT count(*) FROM machine_keys JOIN certificates ON key_thumbprint = thumbprint
+                 WHERE machine_keys.machine_id = $1 AND machine_keys.status = $2",
+            );
+            counted.bind(id).bind(status).fetch_one(&pool).await.unwrap() >= count
         }
-    }
+        .boxed()
+    })
+}
 
-    fn administrator(&self) -> Administrator {
-        self.installation.administrator()
-    }
+/// Makes the machine's key two hours older than it is.
+async fn age_key(server: &ProxiedServer, id: Uuid) {
+    let aged = "UPDATE machines SET key_created_at = key_created_at - interval '2 hours' WHERE id = $1";
+    let aged = sqlx::query(aged).bind(id).execute(&server.pool).await.unwrap();
+    assert_eq!(aged.rows_affected(), 1);
+    // The server reads its record again once that has changed.
+    let relabelled = json!({"labels": {"key": "old"}});
+    let path = format!("machines/{id}");
+    let administrator = server.administrator();
+    let relabelled = administrator.call(Method::PATCH, &path, Some(&relabelled)).await;
+    let _relabelled = relabelled.expect(200);
+}
 
-    /// A machine that has checked in.
-    async fn enrolled(&self, key_store: &'static str) -> Mac {
-        let mac = match key_store {
-            "software" => Mac::with_key_store(&self.installation, key_store),
-            _ => Mac::new(&self.installation),
-        };
-        let _enrolled = mac
-            .enroll(&self.administrator().token(json!({})).await.secret, DONE)
-            .await;
-        let _checked_in = mac.run(RUN_ONCE, DONE).await;
-        mac
-    }
+/// The key that the server has on record as current.
+async fn current_key(server: &ProxiedServer, id: Uuid) -> Value {
+    server.administrator().machine(id).await["key"]["thumbprint"].clone()
+}
 
-    /// True once this machine has so many keys of this status, or more.
-    fn has_keys(&self, id: Uuid, status: &'static str, count: i64) -> Condition {
-        let pool = self.pool.clone();
-        Arc::new(move || {
-            let pool = pool.clone();
-            async move {
-                let counted = sqlx::query_scalar::<_, i64>(
-                    "SELECT count(*) FROM machine_keys JOIN certificates ON key_thumbprint = thumbprint
-                     WHERE machine_keys.machine_id = $1 AND machine_keys.status = $2",
-                );
-                counted.bind(id).bind(status).fetch_one(&pool).await.unwrap() >= count
-            }
-            .boxed()
-        })
-    }
-
-    /// Lets the machine's key be two hours older than it is.
-    async fn ages_the_key(&self, id: Uuid) {
-        let aged = "UPDATE machines SET key_created_at = key_created_at - interval '2 hours' WHERE id = $1";
-        let aged = sqlx::query(aged).bind(id).execute(&self.pool).await.unwrap();
-        assert_eq!(aged.rows_affected(), 1);
-        // The server reads its record again once that has changed.
-        let relabelled = json!({"labels": {"key": "old"}});
-        let path = format!("machines/{id}");
-        let relabelled = self.administrator().call(Method::PATCH, &path, Some(&relabelled)).await;
-        let _relabelled = relabelled.expect(200);
-    }
-
-    async fn restart(&mut self) {
-        let server = &mut self.installation.servers[0];
-        *server = server.configuration().start().await;
-        self.proxy.forward_to(server.address());
-    }
-
-    /// The key that the server knows the machine by.
-    async fn key(&self, id: Uuid) -> Value {
-        self.administrator().machine(id).await["key"]["thumbprint"].clone()
-    }
-
-    /// Holds that machine and server agree on one key, and that nothing is left of the other.
-    async fn check_at_rest(&self, mac: &Mac, old: &Value) {
-        let status = mac.status().await;
-        assert_ne!(&status["key_thumbprint"], old);
-        assert_eq!(status["key_thumbprint"], self.key(id(&status)).await);
-        assert_eq!(
-            (&status["key_rotation"], &status["last_failure"]),
-            (&Value::Null, &Value::Null)
-        );
-        assert_eq!(keys(mac).len(), 1, "{:?}", keys(mac));
-        let _checked_in = mac.run(RUN_ONCE, DONE).await;
-    }
+/// Checks that machine and server agree on a new key, and that nothing is left of the old one.
+async fn check_at_rest(server: &ProxiedServer, mac: &Mac, old: &Value) {
+    let status = mac.status().await;
+    assert_ne!(&status["key_thumbprint"], old);
+    assert_eq!(status["key_thumbprint"], current_key(server, id(&status)).await);
+    assert_eq!(
+        (&status["key_rotation"], &status["last_failure"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(keys(mac).len(), 1, "{:?}", keys(mac));
+    let _checked_in = mac.run(RUN_ONCE, DONE).await;
 }
 
 fn id(status: &Value) -> Uuid {
@@ -165,32 +126,32 @@ impl Step {
     ];
 
     /// What is true from the moment of this step on, up to which every answer arrives.
-    fn condition(self, ground: &Ground, mac: &Mac, id: Uuid) -> Condition {
+    fn condition(self, server: &ProxiedServer, mac: &Mac, id: Uuid) -> Condition {
         let state = mac.state().to_owned();
         match self {
             Self::KeyMade | Self::Recorded => {
                 Arc::new(move || std::future::ready(on_record(&state).is_object()).boxed())
             }
-            Self::NextKeyLetIn => ground.has_keys(id, "next", 1),
+            Self::NextKeyLetIn => has_keys(&server.pool, id, "next", 1),
             Self::AnswerRecorded => {
                 Arc::new(move || std::future::ready(on_record(&state)["certificate"].is_object()).boxed())
             }
-            Self::NewKeyCheckedIn | Self::NewKeyRecorded => ground.has_keys(id, "superseded", 1),
+            Self::NewKeyCheckedIn | Self::NewKeyRecorded => has_keys(&server.pool, id, "superseded", 1),
         }
     }
 
     /// Runs a rotation up to here, and kills the agent.
-    async fn reach(self, ground: &Ground, mac: &Mac) {
+    async fn reach(self, server: &ProxiedServer, mac: &Mac) {
         let id = id(&mac.status().await);
         let before = fs::read(mac.state().join("state.json")).unwrap();
         let [old] = keys(mac).into_iter().collect::<Vec<_>>().try_into().unwrap();
         let old_key = fs::read(&old).unwrap();
-        ground.proxy.hold_back_once(self.condition(ground, mac, id));
+        server.proxy.hold_back_once(self.condition(server, mac, id));
         let rotating = mac.start(ROTATE);
-        ground.proxy.holds_an_answer_back().await;
+        server.proxy.holds_an_answer_back().await;
         rotating.signal(Signal::KILL);
         assert_eq!(rotating.ended().await.code(), None, "{}", rotating.output());
-        ground.proxy.forward_to(ground.installation.servers[0].address());
+        server.proxy.forward_to(server.installation.servers[0].address());
         match self {
             // The files as they are at these moments, which are too short to be met.
             Self::KeyMade => fs::write(mac.state().join("state.json"), before).unwrap(),
@@ -210,11 +171,11 @@ impl Step {
 async fn an_agent_that_is_killed_at_any_step_goes_on_with_a_key_that_serves(
     #[values("software", "secure-enclave")] key_store: &'static str,
 ) {
-    let ground = Ground::new(&[]).await;
+    let server = ProxiedServer::start(&[]).await;
     for step in Step::ALL {
-        let mac = ground.enrolled(key_store).await;
+        let mac = enrolled(&server, key_store).await;
         let old = mac.status().await["key_thumbprint"].clone();
-        step.reach(&ground, &mac).await;
+        step.reach(&server, &mac).await;
         let status = mac.status().await;
         let waits_for = match step {
             Step::KeyMade | Step::NewKeyRecorded => Value::Null,
@@ -244,53 +205,53 @@ async fn an_agent_that_is_killed_at_any_step_goes_on_with_a_key_that_serves(
             assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
         }
         let _checked_in = mac.run(RUN_ONCE, DONE).await;
-        ground.check_at_rest(&mac, &old).await;
+        check_at_rest(&server, &mac, &old).await;
         assert_eq!(id(&mac.status().await), id(&status));
     }
 }
 
 #[tokio::test]
 async fn a_server_that_is_killed_before_or_after_a_commit_of_a_rotation_finds_the_machine_again() {
-    let mut ground = Ground::new(&[]).await;
+    let mut server = ProxiedServer::start(&[]).await;
     for (step, commits) in [
         (Step::Recorded, false),
         (Step::NextKeyLetIn, true),
         (Step::AnswerRecorded, false),
         (Step::NewKeyCheckedIn, true),
     ] {
-        let mac = ground.enrolled("software").await;
+        let mac = enrolled(&server, "software").await;
         let status = mac.status().await;
         let (id, old) = (id(&status), status["key_thumbprint"].clone());
         if commits {
-            ground.proxy.hold_back_once(step.condition(&ground, &mac, id));
+            server.proxy.hold_back_once(step.condition(&server, &mac, id));
             let rotating = mac.start(ROTATE);
-            ground.proxy.holds_an_answer_back().await;
-            ground.installation.servers[0].kill().await;
-            ground.proxy.cut();
+            server.proxy.holds_an_answer_back().await;
+            server.installation.servers[0].kill().await;
+            server.proxy.cut();
             assert_eq!(rotating.ended().await.code(), Some(SERVER_UNREACHABLE));
         } else {
             // The machine stands right before the call whose commit is not to be.
-            step.reach(&ground, &mac).await;
-            let mut holder = ground.pool.begin().await.unwrap();
+            step.reach(&server, &mac).await;
+            let mut holder = server.pool.begin().await.unwrap();
             let held = sqlx::query("SELECT FROM machine_presence WHERE machine_id = $1 FOR UPDATE");
             held.bind(id).fetch_one(&mut *holder).await.unwrap();
             let rotating = mac.start(ROTATE);
             let mut looks = 0;
-            while !is_awaited(&ground.pool).await {
+            while !is_awaited(&server.pool).await {
                 looks += 1;
                 assert!(looks < LOOKS, "nobody came to the row:\n{}", rotating.output());
             }
-            ground.installation.servers[0].kill().await;
-            ground.proxy.cut();
+            server.installation.servers[0].kill().await;
+            server.proxy.cut();
             assert_eq!(rotating.ended().await.code(), Some(SERVER_UNREACHABLE));
             holder.rollback().await.unwrap();
         }
-        ground.restart().await;
-        let key = ground.key(id).await;
+        server.restart().await;
+        let key = current_key(&server, id).await;
         assert_eq!(key == old, step != Step::NewKeyCheckedIn, "{step:?}");
         assert_eq!(keys(&mac).len(), 2, "{step:?}");
         let _checked_in = mac.run(RUN_ONCE, DONE).await;
-        ground.check_at_rest(&mac, &old).await;
+        check_at_rest(&server, &mac, &old).await;
     }
 }
 
@@ -306,22 +267,21 @@ async fn is_awaited(pool: &PgPool) -> bool {
 async fn a_daemon_replaces_a_key_that_is_older_than_the_policy_allows_and_its_certificate_goes_along() {
     let apple = Apple::new();
     let files = Files::new();
-    let roots = files.write("apple.pem", apple.roots_pem());
-    let ground = Ground::new(&[
+    let server = ProxiedServer::start(&[
         ("certificates.rotate_key_after", "1h"),
         ("check_in.interval", "1s"),
         ("tls.client_certificates", "required"),
-        ("apple.attestation_roots", roots.to_str().unwrap()),
+        apple.setting(),
     ])
     .await;
-    let administrator = ground.administrator();
-    let mac = Mac::new(&ground.installation);
+    let administrator = server.administrator();
+    let mac = Mac::new(&server.installation);
     let daemon = mac.start_daemon(&administrator.token(json!({})).await.secret);
     let read = daemon.writes(0, "checked in").await;
     let before = mac.status().await;
     let id = id(&before);
     // A service that takes machines alone, by way of a proxy that runs all the time.
-    let nginx = Nginx::start(&files, "TLSv1.3", &ground.installation.roots).await;
+    let nginx = Nginx::start(&files, "TLSv1.3", &server.installation.roots).await;
     let proxy = super::proxy::proxy(&mac, &nginx.url(), &files, &[]).await;
     let (status, seen_before) = super::proxy::get(&proxy, "/").await;
     assert_eq!(status, 200, "{seen_before}");
@@ -329,13 +289,13 @@ async fn a_daemon_replaces_a_key_that_is_older_than_the_policy_allows_and_its_ce
     attest(&administrator, &mac, &apple, &files).await;
     assert_eq!(administrator.machine(id).await["assurance"], "attested");
 
-    ground.ages_the_key(id).await;
+    age_key(&server, id).await;
     let read = daemon.writes(read, "the key is replaced").await;
     // It checks in with the new key in TLS and evidence, which the server holds against each other.
     daemon.writes(read, "checked in").await;
     let after = mac.status().await;
     assert_ne!(after["key_thumbprint"], before["key_thumbprint"]);
-    assert_eq!(after["key_thumbprint"], ground.key(id).await);
+    assert_eq!(after["key_thumbprint"], current_key(&server, id).await);
     assert_ne!(
         after["certificate"]["serial_number"],
         before["certificate"]["serial_number"]
@@ -407,11 +367,11 @@ async fn one_of_two_keys_that_the_enclave_refuses_does_not_cost_the_identity(
     #[case] step: Step,
     #[case] damaged: Damaged,
 ) {
-    let ground = Ground::new(&[]).await;
-    let mac = ground.enrolled("secure-enclave").await;
+    let server = ProxiedServer::start(&[]).await;
+    let mac = enrolled(&server, "secure-enclave").await;
     let before = mac.status().await;
     let current = keys(&mac).pop_first().unwrap();
-    step.reach(&ground, &mac).await;
+    step.reach(&server, &mac).await;
     match damaged {
         Damaged::Current => damage(&current),
         Damaged::Next => damage(keys(&mac).iter().find(|path| **path != current).unwrap()),
@@ -419,7 +379,7 @@ async fn one_of_two_keys_that_the_enclave_refuses_does_not_cost_the_identity(
     let _checked_in = mac.run(RUN_ONCE, DONE).await;
     assert_eq!(mac.status().await["machine_id"], before["machine_id"]);
     let _rotated = mac.run(ROTATE, DONE).await;
-    ground.check_at_rest(&mac, &before["key_thumbprint"]).await;
+    check_at_rest(&server, &mac, &before["key_thumbprint"]).await;
     assert!(
         !mac.state().join("secure-enclave.key.refused").exists(),
         "it was never enrolled anew"
@@ -431,28 +391,28 @@ async fn one_of_two_keys_that_the_enclave_refuses_does_not_cost_the_identity(
 #[case(Step::NewKeyCheckedIn)]
 #[tokio::test]
 async fn a_machine_whose_enclave_refuses_both_keys_enrolls_again_under_its_record(#[case] step: Step) {
-    let ground = Ground::new(&[]).await;
-    let mac = ground.enrolled("secure-enclave").await;
+    let server = ProxiedServer::start(&[]).await;
+    let mac = enrolled(&server, "secure-enclave").await;
     let before = mac.status().await;
-    step.reach(&ground, &mac).await;
+    step.reach(&server, &mac).await;
     let token = json!({"serial_numbers": [mac.serial_number()], "allow_reenrollment": true});
-    let token = ground.administrator().token(token).await;
+    let token = server.administrator().token(token).await;
     let configuration = mac.configure(&token.secret, "");
     mac.gets_another_enclave();
     let _enrolled = mac.run(&["run", "--once", "--config", &configuration], DONE).await;
     let after = mac.status().await;
     assert_eq!(after["machine_id"], before["machine_id"]);
-    ground.check_at_rest(&mac, &before["key_thumbprint"]).await;
+    check_at_rest(&server, &mac, &before["key_thumbprint"]).await;
 }
 
 /// A locked key is waited for, in the middle of a rotation too: no further key is made because one cannot be read.
 #[tokio::test]
 async fn a_rotation_waits_for_keys_that_cannot_be_read_now() {
-    let ground = Ground::new(&[]).await;
+    let server = ProxiedServer::start(&[]).await;
     for step in [Step::Recorded, Step::AnswerRecorded] {
-        let mac = ground.enrolled("secure-enclave").await;
+        let mac = enrolled(&server, "secure-enclave").await;
         let old = mac.status().await["key_thumbprint"].clone();
-        step.reach(&ground, &mac).await;
+        step.reach(&server, &mac).await;
         let (made, kept) = (mac.enclave_calls("create"), keys(&mac));
         mac.enclave_fails("fail NSOSStatusErrorDomain -25308");
         let _locked = mac.run(ROTATE, assay_tests::mac::KEY_STORE_UNAVAILABLE).await;
@@ -460,6 +420,6 @@ async fn a_rotation_waits_for_keys_that_cannot_be_read_now() {
         mac.enclave_fails("");
         let _rotated = mac.run(ROTATE, DONE).await;
         assert_eq!(mac.enclave_calls("create"), made);
-        ground.check_at_rest(&mac, &old).await;
+        check_at_rest(&server, &mac, &old).await;
     }
 }

@@ -1,7 +1,6 @@
 //! Machines that Apple vouches for: how they become that, what stands in the way, and when it ends.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use assay_authority::attestation::apple::{AttestationRoots, UnverifiedAttestation};
 use assay_protocol::ProblemKind;
@@ -18,7 +17,6 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use rstest::rstest;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
-use tempfile::NamedTempFile;
 use time::macros::format_description;
 use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 
@@ -29,7 +27,6 @@ const LOOKS: u32 = 10_000;
 struct Ground {
     server: InProcess,
     apple: Apple,
-    _roots: NamedTempFile,
 }
 
 impl Ground {
@@ -38,16 +35,8 @@ impl Ground {
     }
 
     async fn with(settings: &[(&str, &str)]) -> Self {
-        let apple = Apple::new();
-        let roots = NamedTempFile::new().unwrap();
-        fs::write(roots.path(), apple.roots_pem()).unwrap();
-        let trusted = ("apple.attestation_roots", roots.path().to_str().unwrap());
-        let server = InProcess::start_with(&[settings, &[trusted]].concat()).await;
-        Self {
-            server,
-            apple,
-            _roots: roots,
-        }
+        let (server, apple) = InProcess::with_apple(settings).await;
+        Self { server, apple }
     }
 
     /// One more server on the same database, with other settings.
@@ -61,11 +50,7 @@ impl Ground {
 
     /// What Apple says of a machine in good order, an hour ago.
     fn attested(&self, machine: &Machine) -> Attested {
-        Attested::of(
-            machine.serial_number(),
-            &machine.public_key(),
-            self.now() - Duration::hours(1),
-        )
+        Attested::an_hour_ago(machine, self.now())
     }
 
     async fn post(&self, machine: &Machine, body: &Value) -> Answer {
@@ -84,29 +69,16 @@ impl Ground {
         machine
     }
 
-    async fn record(&self, machine: &Machine) -> Value {
-        self.server.get(&machine.path()).await.expect(200).json()
-    }
-
-    async fn items(&self, path: &str) -> Vec<Value> {
-        let list = self.server.get(path).await.expect(200).json();
-        list["items"].as_array().unwrap().clone()
-    }
-
     /// The entries of the audit by their actions, without what sealing adds later; those of one moment are in no order.
     async fn audit(&self, machine: &Machine) -> BTreeMap<String, Vec<Value>> {
         let path = format!("/v1/admin/audit?resource=machine:{}", machine.id());
         let mut entries: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-        for mut entry in self.items(&path).await {
+        for mut entry in self.server.items(&path).await {
             entry["hash"].take();
             let action = entry["action"].as_str().unwrap().to_owned();
             entries.entry(action).or_default().push(entry);
         }
         entries
-    }
-
-    async fn events(&self, machine: &Machine) -> Vec<Value> {
-        self.items(&format!("{}/events", machine.path())).await
     }
 
     /// Grants a permission to all machines under these conditions.
@@ -183,7 +155,7 @@ async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
     let attested = ground.attested(&machine).with(OS_VERSION, b"26.2");
     let bound = ground.bind(&machine, &attested).await;
     assert_eq!(bound["assurance"], "attested");
-    let record = ground.record(&machine).await;
+    let record = ground.server.record(&machine).await;
     assert_eq!(record["assurance"], "attested");
     let attested_at = (ground.now() - Duration::hours(1)).replace_nanosecond(0).unwrap();
     assert_eq!(record["attested_at"], rfc3339(attested_at));
@@ -217,7 +189,7 @@ async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
         (&entry["before"]["assurance"], &entry["after"]["assurance"]),
         (&json!("asserted"), &json!("attested"))
     );
-    let events = ground.events(&machine).await;
+    let events = ground.server.events(&machine).await;
     let event = events.iter().find(|event| event["kind"] == "machine.attested").unwrap();
     assert_eq!(event["detail"]["attestation_id"], bound["attestation"]["id"]);
     ground.server.stop().await;
@@ -231,9 +203,9 @@ async fn the_same_chain_again_gives_the_same_answer_and_changes_nothing() {
     let chain = ground.apple.attest(&ground.attested(&machine));
     let bound = ground.post(&machine, &body_of(&chain)).await.expect(200).json();
     let (record, audit, events) = (
-        ground.record(&machine).await,
+        ground.server.record(&machine).await,
         ground.audit(&machine).await,
-        ground.events(&machine).await,
+        ground.server.events(&machine).await,
     );
     // As a property list breaks it, and as JWS would not pad it.
     let wrapped = STANDARD
@@ -252,9 +224,9 @@ async fn the_same_chain_again_gives_the_same_answer_and_changes_nothing() {
         let again = ground.post(&machine, &body).await.expect(200).json();
         assert_eq!(without_command(again), without_command(bound.clone()));
     }
-    assert_eq!(ground.record(&machine).await, record);
+    assert_eq!(ground.server.record(&machine).await, record);
     assert_eq!(
-        (ground.audit(&machine).await, ground.events(&machine).await),
+        (ground.audit(&machine).await, ground.server.events(&machine).await),
         (audit, events)
     );
     ground.server.stop().await;
@@ -317,7 +289,7 @@ async fn what_is_missing_is_named_and_what_is_on_record_stays() {
     let ground = Ground::with(&[("apple.attestation_max_age", "60d")]).await;
     let machine = ground.server.enrolled("C02LACKS").await;
     for assurance in ["asserted", "attested"] {
-        let (record, audit) = (ground.record(&machine).await, ground.audit(&machine).await);
+        let (record, audit) = (ground.server.record(&machine).await, ground.audit(&machine).await);
         assert_eq!(record["assurance"], assurance);
         for (reason, detail, make) in LACKING {
             let body = body_of(&make(&ground, ground.attested(&machine)));
@@ -326,7 +298,7 @@ async fn what_is_missing_is_named_and_what_is_on_record_stays() {
             assert_eq!(refused.json()["reason"], reason, "{refused}");
             assert!(refused.detail().contains(detail), "{refused}");
         }
-        assert_eq!(ground.record(&machine).await, record);
+        assert_eq!(ground.server.record(&machine).await, record);
         assert_eq!(ground.audit(&machine).await, audit);
         if assurance == "asserted" {
             let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
@@ -339,7 +311,7 @@ async fn what_is_missing_is_named_and_what_is_on_record_stays() {
 async fn a_newer_attestation_replaces_the_one_on_record_and_an_older_one_does_not() {
     let ground = Ground::new().await;
     let machine = ground.attested_machine("C02NEWER").await;
-    let first = ground.record(&machine).await;
+    let first = ground.server.record(&machine).await;
     let older = ground
         .attested(&machine)
         .at(ground.now() - Duration::hours(2))
@@ -353,11 +325,11 @@ async fn a_newer_attestation_replaces_the_one_on_record_and_an_older_one_does_no
         refused.detail().contains("an older one does not replace it"),
         "{refused}"
     );
-    assert_eq!(ground.record(&machine).await, first);
+    assert_eq!(ground.server.record(&machine).await, first);
     ground.server.clock().advance(Duration::days(7));
     let newer = ground.attested(&machine).with(SIP, &[2, 1, 1]);
     let bound = ground.bind(&machine, &newer).await;
-    let record = ground.record(&machine).await;
+    let record = ground.server.record(&machine).await;
     assert_eq!(record["posture"]["attested"]["sip_enabled"], false);
     assert_ne!(record["attested_at"], first["attested_at"]);
     assert_eq!(bound["attestation"]["attested_at"], record["attested_at"]);
@@ -392,7 +364,7 @@ async fn an_attestation_is_bound_to_a_machine_that_is_enrolled_and_changes_nothi
             .expect(200);
         let _answer = ground.post(&machine, &body).await.expect(status);
         let stands = if decision == "revoke" { "revoked" } else { "quarantined" };
-        assert_eq!(ground.record(&machine).await["status"], stands);
+        assert_eq!(ground.server.record(&machine).await["status"], stands);
     }
     let pending = Machine::with_serial_number("C02WAITS");
     let token = ground.server.enrollment_token(json!({"approval": "manual"})).await;
@@ -467,7 +439,7 @@ async fn at_the_check_in_at_which_an_attestation_is_too_old_its_grants_are_gone(
         rfc3339(lapses_at - Duration::days(30))
     );
     assert_eq!(denied, [reason]);
-    let record = ground.record(&machine).await;
+    let record = ground.server.record(&machine).await;
     assert_eq!(record["assurance"], "asserted");
     assert!(
         record["assurance_reason"].as_str().unwrap().ends_with(" is too old"),
@@ -513,7 +485,7 @@ async fn what_has_lapsed_is_written_down_and_does_not_come_back_by_itself() {
     let is_lowered = |event: &Value| event["kind"] == "machine.assurance-lowered";
     let mut looks = 0;
     let event = loop {
-        if let Some(event) = ground.events(&machine).await.into_iter().find(is_lowered) {
+        if let Some(event) = ground.server.events(&machine).await.into_iter().find(is_lowered) {
             break event;
         }
         looks += 1;
@@ -530,16 +502,16 @@ async fn what_has_lapsed_is_written_down_and_does_not_come_back_by_itself() {
     let audit = ground.audit(&machine).await;
     assert_eq!(audit["machine.lower-assurance"][0]["actor"]["kind"], "system");
     assert_eq!(
-        ground.record(&machine).await["assurance"],
+        ground.server.record(&machine).await["assurance"],
         "asserted",
         "although 90 days are allowed here"
     );
     assert_eq!(ground.check_in(&machine).await.0["assurance"], "asserted");
-    let found = ground.items("/v1/admin/machines?assurance=attested").await;
+    let found = ground.server.items("/v1/admin/machines?assurance=attested").await;
     assert_eq!(found, Vec::<Value>::new());
     // Somebody who posts it again says that it counts.
     let _bound = ground.post(&machine, &chain).await.expect(200);
-    assert_eq!(ground.record(&machine).await["assurance"], "attested");
+    assert_eq!(ground.server.record(&machine).await["assurance"], "attested");
     ground.server.stop().await;
 }
 
@@ -624,7 +596,7 @@ async fn a_grant_can_demand_an_attestation_that_is_younger() {
         "{denied:?}"
     );
     let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
-    let end = time_of(&ground.record(&machine).await["attested_at"]) + Duration::days(3);
+    let end = time_of(&ground.server.record(&machine).await["attested_at"]) + Duration::days(3);
     ground.server.clock().set(end - Duration::seconds(5));
     let (answer, granted, _) = ground.check_in(&machine).await;
     assert_eq!(granted, ["fresh"]);
@@ -654,7 +626,7 @@ async fn another_key_has_no_attestation_until_it_gets_one_of_its_own(#[case] tok
     let token = ground.server.enrollment_token(token).await;
     if erased.enroll(&ground.server, Some(&token)).await.status == 202 {
         assert_eq!(
-            ground.record(&machine).await["assurance"],
+            ground.server.record(&machine).await["assurance"],
             "attested",
             "the old key serves on"
         );
@@ -666,7 +638,7 @@ async fn another_key_has_no_attestation_until_it_gets_one_of_its_own(#[case] tok
             .expect(200);
         let _enrolled = erased.enroll(&ground.server, None).await.expect(201);
     }
-    let record = ground.record(&erased).await;
+    let record = ground.server.record(&erased).await;
     assert_eq!(
         (&record["assurance"], &record["attested_at"]),
         (&json!("verified"), &Value::Null)
@@ -714,7 +686,7 @@ async fn a_rotation_takes_the_attestation_of_the_old_key_off_the_record() {
 
     let (answer, granted, _) = ground.check_in(&next).await;
     assert_eq!((&answer["assurance"], granted.len()), (&json!("verified"), 0));
-    let record = ground.record(&next).await;
+    let record = ground.server.record(&next).await;
     assert_eq!(
         (
             &record["assurance"],

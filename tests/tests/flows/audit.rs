@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::cluster::Database;
-use assay_tests::installation::{Installation, unlimited};
-use assay_tests::processes::{Server, ServerConfiguration};
+use assay_tests::installation::Installation;
+use assay_tests::processes::Server;
 use futures_util::future::join_all;
 use http::Method;
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ const TAMPERINGS: [(&str, &str, Option<i64>); 6] = [
 #[tokio::test]
 async fn an_owner_who_tampers_with_the_middle_of_the_chain_is_found() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let (server, administrator) = (&installation.servers[0], installation.administrator());
     for _ in 0..12 {
         change(&administrator).await;
@@ -166,7 +166,7 @@ async fn an_owner_who_tampers_with_the_middle_of_the_chain_is_found() {
 #[tokio::test]
 async fn an_end_that_was_noted_proves_that_nothing_was_cut_off_before_it() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let (server, administrator) = (&installation.servers[0], installation.administrator());
     let pool = database.pool().await;
     change(&administrator).await;
@@ -212,7 +212,7 @@ async fn an_end_that_was_noted_proves_that_nothing_was_cut_off_before_it() {
 #[tokio::test]
 async fn changes_wait_for_no_sealing_and_another_replica_goes_on_when_the_one_that_seals_dies() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let pool = database.pool().await;
     all_sealed(&pool).await;
     // Whoever seals has the duty, and now waits in the middle of its transaction.
@@ -261,10 +261,7 @@ async fn changes_wait_for_no_sealing_and_another_replica_goes_on_when_the_one_th
 #[tokio::test]
 async fn parallel_changes_on_two_replicas_make_one_chain_without_a_gap() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
-        .await
-        .with_a_replica()
-        .await;
+    let installation = Installation::replicated(&database).await;
     let administrators = [0, 1].map(|replica| Administrator::new(installation.api(replica), &installation.api_key));
     let pool = database.pool().await;
     let before = all_sealed(&pool).await;

@@ -11,7 +11,7 @@ use assay_tests::answer::Answer;
 use assay_tests::api::{Api, Called};
 use assay_tests::cluster::Database;
 use assay_tests::in_process::{Connections, InProcess};
-use assay_tests::installation::{Installation, unlimited};
+use assay_tests::installation::Installation;
 use assay_tests::mac::{DONE, Mac, SERVER_UNREACHABLE};
 use assay_tests::machine::Machine;
 use assay_tests::openssl::{Files, openssl};
@@ -581,7 +581,7 @@ async fn root_is_replaced(installation: &Installation) {
 #[tokio::test]
 async fn machines_take_a_new_root_with_a_check_in_before_anything_is_issued_under_it() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let api = installation.api(0);
     let root = pem::parse(&installation.roots).unwrap();
     let fingerprint = hex::encode(digest(&SHA256, root.contents()));

@@ -12,7 +12,7 @@ use assay_tests::administrator::{Administrator, token_of};
 use assay_tests::answer::Answer;
 use assay_tests::api::Api;
 use assay_tests::cluster::Database;
-use assay_tests::installation::{Installation, unlimited};
+use assay_tests::installation::Installation;
 use assay_tests::process::Process;
 use assay_tests::processes::{ServerConfiguration, program};
 use rstest::rstest;
@@ -187,7 +187,7 @@ async fn the_demo_shows_a_grant_and_a_refusal_and_leaves_nothing(#[case] unprivi
 #[tokio::test]
 async fn a_server_that_is_told_to_stop_answers_what_it_has_begun() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let api: Api = installation.api(0);
     let machine = installation.administrator().enrolled(&api).await;
     let mut lock = database.pool().await.begin().await.unwrap();

@@ -7,9 +7,8 @@ use assay_tests::administrator::{Administrator, Token, text};
 use assay_tests::answer::Answer;
 use assay_tests::api::Api;
 use assay_tests::cluster::Database;
-use assay_tests::installation::{Installation, unlimited};
+use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
-use assay_tests::processes::ServerConfiguration;
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Value, json};
@@ -74,10 +73,7 @@ async fn of_many_machines_that_claim_one_new_serial_number_at_once_one_becomes_a
 #[tokio::test]
 async fn of_many_keys_that_reenroll_one_machine_at_once_one_is_current_at_the_end() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
-        .await
-        .with_a_replica()
-        .await;
+    let installation = Installation::replicated(&database).await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let machine = Machine::new();
     let first = administrator.token(json!({"labels": {"team": "build"}})).await;
@@ -109,12 +105,7 @@ async fn of_many_keys_that_reenroll_one_machine_at_once_one_is_current_at_the_en
     assert_eq!(current.len(), 1, "{record}");
     assert_eq!(record["labels"], json!({"team": "build"}), "labels stay");
     check_consistency(&database.pool().await, &machine).await;
-    let kinds: Vec<Value> = administrator
-        .events(machine.id())
-        .await
-        .iter()
-        .map(|event| event["kind"].clone())
-        .collect();
+    let kinds = administrator.event_kinds(machine.id()).await;
     assert_eq!(kinds.last().unwrap(), "machine.enrolled", "its history stays");
     let took_over = kinds.iter().filter(|kind| **kind == "machine.re-enrolled").count();
     assert_eq!(took_over, enrolled.len(), "{kinds:?}");
@@ -204,7 +195,7 @@ async fn check_old_or_new(
 #[tokio::test]
 async fn a_server_that_dies_in_the_middle_of_a_reenrollment_leaves_the_old_state() {
     let database = Database::create().await;
-    let mut installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let mut installation = Installation::unlimited(&database).await;
     let pool = database.pool().await;
     // Where the old key is superseded and its certificate not revoked yet, and where all is done but the trace of it.
     for table in ["certificates", "audit_entries"] {
@@ -245,7 +236,7 @@ pub(super) async fn until_somebody_waits_for(pool: &PgPool, table: &str) {
 #[tokio::test]
 async fn a_server_that_dies_under_many_reenrollments_leaves_each_machine_in_the_old_or_the_new_state() {
     let database = Database::create().await;
-    let mut installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let mut installation = Installation::unlimited(&database).await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let mut machines = Vec::new();
     for _ in 0..CLAIMANTS {

@@ -23,10 +23,7 @@ async fn open(api: &Api, installation: &Installation, after: Option<i64>) -> Eve
 #[tokio::test]
 async fn a_stream_goes_on_after_a_cut_on_the_other_replica_and_over_a_restart_in_order_and_once() {
     let database = Database::create().await;
-    let mut installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
-        .await
-        .with_a_replica()
-        .await;
+    let mut installation = Installation::replicated(&database).await;
     let proxy = Proxy::start().await;
     proxy.forward_to(installation.servers[0].address());
     let through_proxy = Api::new(&proxy.url(), &installation.servers[0].public_url(), &installation.roots);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use assay_tests::administrator::Administrator;
 use assay_tests::cluster::Database;
-use assay_tests::installation::{Installation, unlimited};
+use assay_tests::installation::Installation;
 use assay_tests::load::Report;
 use assay_tests::load::record::put_on_record;
 use assay_tests::processes::{ServerConfiguration, program};
@@ -187,7 +187,7 @@ async fn what_is_no_server_is_named() {
 async fn machines_that_are_put_on_record_check_in_with_nothing_new() {
     let database = Database::create().await;
     put_on_record(&database.connect_options(), "on record", 40).await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let mut load = Load::at(&installation, "check-in", "on record");
     load.command.args(["--on-record", "--machines", "40", "--active", "10"]);
     let report = load.run(&["--connections", "2"]).await;

@@ -28,7 +28,6 @@ const NANOMDM_KEY: &str = "a key of NanoMDM";
 struct Ground {
     server: InProcess,
     apple: Apple,
-    roots: NamedTempFile,
 }
 
 impl Ground {
@@ -42,12 +41,8 @@ impl Ground {
     }
 
     async fn with(settings: &[(&str, &str)]) -> Self {
-        let apple = Apple::new();
-        let roots = NamedTempFile::new().unwrap();
-        fs::write(roots.path(), apple.roots_pem()).unwrap();
-        let trusted = ("apple.attestation_roots", roots.path().to_str().unwrap());
-        let server = InProcess::start_with(&[settings, &[trusted]].concat()).await;
-        Self { server, apple, roots }
+        let (server, apple) = InProcess::with_apple(settings).await;
+        Self { server, apple }
     }
 
     /// A machine whose serial number is more than its own word, and so may be asked by the server.
@@ -77,11 +72,7 @@ impl Ground {
     }
 
     fn attested(&self, machine: &Machine) -> Attested {
-        Attested::of(
-            machine.serial_number(),
-            &machine.public_key(),
-            self.server.clock().now() - Duration::hours(1),
-        )
+        Attested::an_hour_ago(machine, self.server.clock().now())
     }
 
     /// Delivers a device's answer with this chain, as the MDM does.
@@ -97,24 +88,15 @@ impl Ground {
             .await
     }
 
-    async fn record(&self, machine: &Machine) -> Value {
-        self.server.get(&machine.path()).await.expect(200).json()
-    }
-
-    async fn items(&self, path: &str) -> Vec<Value> {
-        let list = self.server.get(path).await.expect(200).json();
-        list["items"].as_array().unwrap().clone()
-    }
-
     async fn events(&self, machine: &Machine, kind: &str) -> Vec<Value> {
-        let mut events = self.items(&format!("{}/events", machine.path())).await;
+        let mut events = self.server.events(machine).await;
         events.retain(|event| event["kind"] == kind);
         events
     }
 
     /// Everything in the audit, without what sealing adds later.
     async fn audit(&self) -> Vec<Value> {
-        let mut entries = self.items("/v1/admin/audit?limit=500").await;
+        let mut entries = self.server.items("/v1/admin/audit?limit=500").await;
         for entry in &mut entries {
             entry["hash"].take();
         }
@@ -175,7 +157,7 @@ async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
         (&receipt["outcome"], &receipt["machine_id"]),
         (&json!("bound"), &json!(machine.id()))
     );
-    let record = ground.record(&machine).await;
+    let record = ground.server.record(&machine).await;
     assert_eq!(record["assurance"], "attested");
     let (audit, events) = (ground.audit().await, ground.events(&machine, "machine.attested").await);
     let entry = audit.iter().find(|entry| entry["action"] == "machine.attest").unwrap();
@@ -183,7 +165,7 @@ async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
 
     ground.server.clock().advance(Duration::minutes(5));
     assert_eq!(ground.answer("A-UDID", &chain).await, receipt);
-    assert_eq!(ground.record(&machine).await, record);
+    assert_eq!(ground.server.record(&machine).await, record);
     assert_eq!(ground.audit().await, audit);
     ground.server.stop().await;
 }
@@ -198,8 +180,8 @@ async fn the_attested_serial_number_says_which_machine_it_is_and_not_the_envelop
     let chain = ground.apple.attest(&ground.attested(&one));
     let receipt = ground.answer(&udid("C02OTHER"), &chain).await;
     assert_eq!(receipt["machine_id"], json!(one.id()));
-    assert_eq!(ground.record(&one).await["assurance"], "attested");
-    assert_eq!(ground.record(&other).await["assurance"], "asserted");
+    assert_eq!(ground.server.record(&one).await["assurance"], "attested");
+    assert_eq!(ground.server.record(&other).await["assurance"], "asserted");
     ground.server.stop().await;
 }
 
@@ -211,7 +193,7 @@ async fn a_refused_attestation_is_told_to_administrators_once_and_leaves_what_is
     ground.tell_of_device("C02KEEPS").await;
     let good = ground.apple.attest(&ground.attested(&machine));
     assert_eq!(ground.answer(&udid("C02KEEPS"), &good).await["outcome"], "bound");
-    let record = ground.record(&machine).await;
+    let record = ground.server.record(&machine).await;
 
     let other_key = Machine::new();
     let now = ground.server.clock().now();
@@ -261,7 +243,7 @@ async fn a_refused_attestation_is_told_to_administrators_once_and_leaves_what_is
         assert_eq!(ground.audit().await, audit);
         assert_eq!(ground.events(&machine, "machine.attestation-refused").await, events);
     }
-    assert_eq!(ground.record(&machine).await, record);
+    assert_eq!(ground.server.record(&machine).await, record);
     ground.server.stop().await;
 }
 
@@ -376,7 +358,7 @@ async fn machines_that_are_not_attested_or_due_for_renewal_are_listed_with_their
             .map(|item| item["machine_id"].as_str().unwrap().to_owned())
             .collect()
     };
-    let due = ground.items(DUE).await;
+    let due = ground.server.items(DUE).await;
     let ids: Vec<String> = missing.iter().map(|machine| machine.id().to_string()).collect();
     assert_eq!(listed(&due), ids);
     let nonce = FreshnessCode::of(&missing[0].public_key());
@@ -396,7 +378,7 @@ async fn machines_that_are_not_attested_or_due_for_renewal_are_listed_with_their
     // Two thirds of 90 days.
     ground.server.clock().advance(Duration::days(60));
     assert_eq!(
-        listed(&ground.items(DUE).await),
+        listed(&ground.server.items(DUE).await),
         [ids.as_slice(), &[attested.id().to_string()]].concat()
     );
     let mut cursor = String::new();
@@ -483,7 +465,7 @@ async fn a_machine_with_nothing_but_its_own_word_is_not_asked_by_itself() {
     let request = mdm.next_request().await;
     assert_asks(&request, &named);
     take(request);
-    let due = ground.items(DUE).await;
+    let due = ground.server.items(DUE).await;
     assert_eq!(due[0]["machine_id"], json!(claimed.id()));
     assert_eq!(due[0]["mdm_device"]["asked_at"], Value::Null);
 
@@ -561,7 +543,7 @@ async fn a_command_that_the_mdm_did_not_take_is_sent_again_after_a_pause_and_one
 /// Waits until the list of who is due says this of a machine.
 async fn due_until(ground: &Ground, machine: &Machine, holds: impl Fn(&Value) -> bool) {
     for _ in 0..10_000 {
-        let due = ground.items(DUE).await;
+        let due = ground.server.items(DUE).await;
         if due
             .iter()
             .any(|due| due["machine_id"] == json!(machine.id()) && holds(due))
@@ -586,15 +568,12 @@ async fn two_replicas_ask_each_machine_once() {
     let ground = Ground::asking(&mdm).await;
     let key = NamedTempFile::new().unwrap();
     fs::write(key.path(), format!("{NANOMDM_KEY}\n")).unwrap();
+    let url = mdm.origin();
     let settings = [
-        ("mdm.nanomdm.url", mdm.origin()),
-        ("mdm.nanomdm.api_key_file", key.path().to_str().unwrap().to_owned()),
-        (
-            "apple.attestation_roots",
-            ground.roots.path().to_str().unwrap().to_owned(),
-        ),
+        ("mdm.nanomdm.url", url.as_str()),
+        ("mdm.nanomdm.api_key_file", key.path().to_str().unwrap()),
+        ground.apple.setting(),
     ];
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let replica = InProcess::start_on(&ground.server.database().url(), &settings).await;
     let serial_numbers: Vec<String> = (0..12).map(|number| format!("C02REPLICA{number}")).collect();
     for serial_number in &serial_numbers {

@@ -97,7 +97,7 @@ async fn a_nonce_that_is_older_than_the_last_one_used_is_used_up_too() {
 #[tokio::test]
 async fn a_nonce_of_one_replica_serves_on_the_other_and_after_a_restart() {
     let database = Database::create().await;
-    let mut installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let mut installation = Installation::unlimited(&database).await;
     installation = installation.with_a_replica().await;
     let machine = installation.administrator().enrolled(&installation.api(0)).await;
 

@@ -120,7 +120,7 @@ async fn without_postgres_callers_are_told_within_5_s_when_to_come_again_and_the
 async fn a_connection_that_breaks_between_two_check_ins_costs_nobody_an_answer() {
     let cluster = Cluster::start().await;
     let database = cluster.create_database().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let api = installation.api(0);
     let machine = installation.administrator().enrolled(&api).await;
     let pool = database.pool().await;

@@ -4,7 +4,7 @@ use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::api::Api;
 use assay_tests::cluster::Database;
-use assay_tests::installation::{Installation, unlimited};
+use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
 use assay_tests::processes::ServerConfiguration;
 use serde_json::{Value, json};
@@ -33,10 +33,7 @@ async fn waiting(api: &Api, administrator: &Administrator) -> (Machine, Machine,
 #[tokio::test]
 async fn a_token_for_the_serial_number_that_allows_it_gives_the_record_to_the_new_key() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
-        .await
-        .with_a_replica()
-        .await;
+    let installation = Installation::replicated(&database).await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let machine = administrator.enrolled(&apis[0]).await;
     let old = administrator.machine(machine.id()).await["certificate"].clone();

@@ -6,8 +6,7 @@ use assay_server::clock::Clock;
 use assay_tests::administrator::Administrator;
 use assay_tests::cluster::Database;
 use assay_tests::in_process::InProcess;
-use assay_tests::installation::{Installation, unlimited};
-use assay_tests::processes::ServerConfiguration;
+use assay_tests::installation::Installation;
 use assay_tests::receiver::{Received, Receiver};
 use http::Method;
 use rstest::rstest;
@@ -77,10 +76,7 @@ async fn start() -> InProcess {
 #[tokio::test]
 async fn two_replicas_deliver_each_event_that_is_wanted_once_and_signed() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database)))
-        .await
-        .with_a_replica()
-        .await;
+    let installation = Installation::replicated(&database).await;
     let administrator = installation.administrator();
     let (mut all, mut some) = (Receiver::start().await, Receiver::start().await);
     let wants_all = Webhook::read(&administrator.create("webhooks", &json!({"url": all.url()})).await);
@@ -339,7 +335,7 @@ async fn a_receiver_that_never_answers_holds_nobody_up() {
 #[tokio::test]
 async fn a_server_that_is_killed_after_sending_leaves_the_delivery_to_another_under_the_same_id() {
     let database = Database::create().await;
-    let installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let installation = Installation::unlimited(&database).await;
     let administrator = installation.administrator();
     let mut receiver = Receiver::start().await;
     let request = json!({"url": receiver.url(), "kinds": ["machine.enrolled"]});
@@ -381,7 +377,7 @@ async fn a_server_that_is_killed_after_sending_leaves_the_delivery_to_another_un
 #[tokio::test]
 async fn https_goes_to_whom_the_systems_roots_vouch_for_and_to_nobody_else() {
     let database = Database::create().await;
-    let mut installation = Installation::start(&unlimited(ServerConfiguration::new(&database))).await;
+    let mut installation = Installation::unlimited(&database).await;
     let administrator = installation.administrator();
     let url = format!("https://{}/v1/nonce", installation.servers[0].address());
     let webhook = Webhook::read(
