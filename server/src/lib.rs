@@ -12,7 +12,6 @@ pub mod connections;
 pub mod database;
 mod demo;
 mod enrollment;
-mod error_chain;
 mod events;
 mod http;
 mod keyring;

@@ -2,10 +2,9 @@
 
 use std::{fmt, str::FromStr};
 
-use aws_lc_rs::digest;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use crate::{key::PublicKey, machine::SecureBoot};
+use crate::{digest::sha256, key::PublicKey, machine::SecureBoot};
 
 /// What ties an attestation to one key: SHA-256 of the key's `SubjectPublicKeyInfo`, which the MDM sends to the Mac as
 /// `DeviceAttestationNonce`. Written in hex.
@@ -21,9 +20,7 @@ impl FreshnessCode {
     /// The code that an attestation for this key carries.
     #[must_use]
     pub fn of(key: &PublicKey) -> Self {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest::digest(&digest::SHA256, key.spki_der()).as_ref());
-        Self(bytes)
+        Self(sha256(key.spki_der()))
     }
 
     /// Takes 32 bytes, and nothing shorter or longer.

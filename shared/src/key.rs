@@ -2,17 +2,16 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use aws_lc_rs::{
-    digest,
-    signature::{
-        ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA384_ASN1, EcdsaVerificationAlgorithm,
-        UnparsedPublicKey,
-    },
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA384_ASN1, EcdsaVerificationAlgorithm,
+    UnparsedPublicKey,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use p256::elliptic_curve::sec1::ToSec1Point;
 use p256::pkcs8::{DecodePublicKey, EncodePublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use crate::digest::sha256;
 
 /// A P-256 public key that is known to lie on the curve.
 #[derive(Clone, PartialEq, Eq)]
@@ -145,9 +144,7 @@ impl KeyThumbprint {
         let (x, y) = key.jwk_coordinates();
         // RFC 7638, section 3: the required members alone, in lexicographic order, without white space.
         let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref());
-        Self(bytes)
+        Self(sha256(canonical.as_bytes()))
     }
 }
 

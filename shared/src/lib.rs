@@ -7,6 +7,8 @@ pub mod admin_api;
 pub mod agent_api;
 pub mod attestation;
 pub mod csr;
+pub mod digest;
+pub mod error_chain;
 pub mod evidence;
 pub mod key;
 pub mod machine;
@@ -16,6 +18,8 @@ pub mod problem;
 pub mod text;
 
 pub use csr::{Csr, UnverifiedCsr};
+pub use digest::sha256;
+pub use error_chain::Chain;
 pub use evidence::{Evidence, EvidenceClaims, Purpose, UnverifiedEvidence};
 pub use key::{KeyThumbprint, PublicKey};
 pub use problem::{Problem, ProblemKind, Retry};

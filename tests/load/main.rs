@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use assay_protocol::Chain;
 use assay_tests::load::options::Options;
 use assay_tests::load::{self, LoadError, Report};
 use clap::Parser;
@@ -48,13 +49,7 @@ fn print(options: &Options, report: &Report) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn fail(error: &dyn Error) -> ExitCode {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line = format!("{line}: {cause}");
-        source = cause.source();
-    }
-    eprintln!("{line}");
+fn fail(error: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("{}", Chain(error));
     ExitCode::FAILURE
 }

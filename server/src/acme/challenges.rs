@@ -5,8 +5,7 @@ use assay_authority::{
     attestation::apple::{AppleAttestation, AttestationError, UnverifiedAttestation},
     ec_key::NotAnEcKey,
 };
-use assay_protocol::attestation::FreshnessCode;
-use aws_lc_rs::digest::{SHA256, digest};
+use assay_protocol::{Chain, attestation::FreshnessCode, sha256};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -103,7 +102,7 @@ async fn answer_once(
             None
         }
         (Err(inadmissible), _) => Some(("unauthorized", inadmissible.to_string())),
-        (_, Err(bad)) => Some(("badAttestationStatement", sentence(&bad))),
+        (_, Err(bad)) => Some(("badAttestationStatement", Chain(&bad).to_string())),
     };
     if let Some((kind, detail)) = refusal {
         let machine_id = match &admitted {
@@ -149,9 +148,7 @@ fn verify(services: &Services, order: &Order, answer: &Answer) -> Result<Proven,
 
 /// Others accept an attestation without a freshness code: one that was seen elsewhere would do then.
 fn demand_freshness(attestation: &AppleAttestation, token: &str) -> Result<(), BadAttestation> {
-    let mut expected = [0; 32];
-    expected.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-    let expected = FreshnessCode::from(expected);
+    let expected = FreshnessCode::from(sha256(token.as_bytes()));
     attestation.require_freshness(expected).map_err(|_| {
         let attested = attestation.claims().freshness_code;
         BadAttestation::NotFresh {
@@ -159,15 +156,4 @@ fn demand_freshness(attestation: &AppleAttestation, token: &str) -> Result<(), B
             expected,
         }
     })
-}
-
-/// With its causes: what a parser found wrong is all that an administrator has to go by.
-fn sentence(error: &BadAttestation) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        sentence = format!("{sentence}: {error}");
-        cause = error.source();
-    }
-    sentence
 }

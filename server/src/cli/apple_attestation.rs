@@ -5,13 +5,16 @@ use std::{fs, path::Path};
 use assay_authority::attestation::apple::{
     AppleAttestation, AttestationError, AttestationRoots, CertificateDescription, UnverifiedAttestation,
 };
-use assay_protocol::attestation::{AttestationRefusal, AttestedClaims, FreshnessCode};
+use assay_protocol::{
+    Chain,
+    attestation::{AttestationRefusal, AttestedClaims, FreshnessCode},
+};
 use clap::Args;
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{CommandError, print};
-use crate::{clock::Clock, error_chain::Chain};
+use crate::clock::Clock;
 
 /// What to verify, against what.
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ mod serve;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use assay_authority::attestation::apple::RootsError;
-use assay_protocol::admin_api::api_keys::Role;
+use assay_protocol::{Chain, admin_api::api_keys::Role};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
@@ -19,7 +19,6 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     database::{Database, DatabaseError},
-    error_chain::Chain,
     http,
     running::RunError,
     telemetry::logging::LoggingError,

@@ -10,7 +10,10 @@ use assay_agent::{
     Agent, AgentError, AgentOptions, EnrollOptions, ServerUrl, TrustAnchor, clock::SystemClock, facts::MachineFacts,
     key_store::SoftwareKeyStore,
 };
-use assay_protocol::machine::{MachineIdentity, Posture};
+use assay_protocol::{
+    Chain,
+    machine::{MachineIdentity, Posture},
+};
 use secrecy::SecretString;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -95,7 +98,7 @@ impl Fleet {
                 if let Err(error) = machine.agent.check_in().await {
                     tracing::warn!(
                         machine = machine.serial_number,
-                        error = assay_agent::with_causes(&error),
+                        error = %Chain(&error),
                         "no check-in"
                     );
                 }

@@ -2,7 +2,7 @@
 //! there the request id is known, and so axum's own refusals look the same.
 
 use assay_protocol::{
-    Problem, ProblemKind,
+    Chain, Problem, ProblemKind,
     attestation::AttestationRefusal,
     problem::{LineError, MEDIA_TYPE},
 };
@@ -15,7 +15,6 @@ use axum::{
 use time::OffsetDateTime;
 
 use super::request_id::RequestId;
-pub(crate) use crate::error_chain::Chain;
 use crate::store::{StoreError, groups::GroupError};
 
 /// How long a caller waits before it repeats what the server could not do.

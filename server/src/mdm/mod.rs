@@ -11,6 +11,7 @@ mod report;
 
 use assay_authority::attestation::apple::{AttestationError, UnverifiedAttestation};
 use assay_protocol::{
+    Chain,
     attestation::AttestationRefusal,
     mdm_api::{MdmEvent, MdmMessage, MdmOutcome, MdmReceipt},
     text::{ClaimError, hardware_id},
@@ -24,7 +25,6 @@ use self::{
 };
 use crate::{
     changes::Origin,
-    error_chain::Chain,
     registry::apple_attestations::{self, AppleAttestationError},
     services::Services,
     store::{StoreError, machines, mdm_devices::Device},

@@ -1,6 +1,6 @@
 //! Refusals in the words of RFC 8555, section 6.7.
 
-use assay_protocol::ProblemKind;
+use assay_protocol::{Chain, ProblemKind};
 use axum::{
     body::Body,
     http::{HeaderValue, StatusCode, header},
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     acme::{AcmeError, Inadmissible, jws, jws::JwsError, urls::Urls},
-    http::problem::{ApiProblem, Chain},
+    http::problem::ApiProblem,
     services::Services,
     store::StoreError,
 };

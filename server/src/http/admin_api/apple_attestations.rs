@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use assay_protocol::{
-    Problem, ProblemKind,
+    Chain, Problem, ProblemKind,
     admin_api::{
         apple_attestations::{AppleAttestationState, DueAppleAttestation, PostAppleAttestation},
         page::Page,
@@ -24,7 +24,7 @@ use crate::{
         extract::{self, Id},
         operation::routes,
         page::{List, PageParameters, Place, Unfiltered},
-        problem::{ApiProblem, ApiResult, Chain},
+        problem::{ApiProblem, ApiResult},
     },
     registry::apple_attestations::{self, AppleAttestationError, due},
     services::Services,

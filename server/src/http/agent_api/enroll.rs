@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use assay_protocol::{
-    Problem, ProblemKind,
+    Chain, Problem, ProblemKind,
     agent_api::{EnrollRequest, Enrolled, EnrollmentPending},
     csr::CsrError,
 };
@@ -19,7 +19,7 @@ use crate::{
     enrollment::{self, Caller, EnrollError, NO_ROOM_RETRY_SECONDS, Outcome},
     http::{
         extract,
-        problem::{ApiProblem, ApiResult, Chain, NonceAfter},
+        problem::{ApiProblem, ApiResult, NonceAfter},
         rate_limit::CallerAddress,
         request_id::RequestId,
     },

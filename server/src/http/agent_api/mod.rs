@@ -8,7 +8,7 @@ mod renew;
 
 use std::sync::Arc;
 
-use assay_protocol::{ProblemKind, agent_api::REPLAY_NONCE};
+use assay_protocol::{Chain, ProblemKind, agent_api::REPLAY_NONCE};
 use axum::{
     Extension,
     extract::Request,
@@ -81,9 +81,7 @@ impl From<CheckInError> for ApiProblem {
             CheckInError::Evidence(_)
             | CheckInError::ForeignKey
             | CheckInError::NoSubject
-            | CheckInError::Certificate(_) => {
-                Self::new(ProblemKind::BadEvidence, super::problem::Chain(&error).to_string())
-            }
+            | CheckInError::Certificate(_) => Self::new(ProblemKind::BadEvidence, Chain(&error).to_string()),
             CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
             CheckInError::Refused(refusal) => refusal.into(),
             CheckInError::RateLimited(exceeded) => exceeded.into(),

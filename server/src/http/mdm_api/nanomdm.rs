@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use assay_protocol::{
-    Problem,
+    Chain, Problem,
     mdm_api::{MdmEvent, MdmReceipt},
 };
 use axum::{Json, extract::State};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
-    error_chain::Chain,
     http::{
         authentication::{Authorized, Mdm},
         extract,
