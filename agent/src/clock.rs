@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use time::OffsetDateTime;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// A source of wall-clock time.
 pub trait Clock: Send + Sync + fmt::Debug {
@@ -22,4 +22,10 @@ impl Clock for SystemClock {
     fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
     }
+}
+
+/// A time in RFC 3339, to the second.
+pub(crate) fn rfc3339(time: OffsetDateTime) -> String {
+    let second = time.replace_nanosecond(0).unwrap_or(time);
+    second.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    assay_agent::cli::main(std::env::args_os())
+    assay_agent::commands::main(std::env::args_os())
 }

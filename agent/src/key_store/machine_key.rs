@@ -8,26 +8,14 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use assay_protocol::{PublicKey, machine::KeyStoreKind};
-use serde::{Deserialize, Serialize};
 
 use super::{Calls, KeyStore, KeyStoreError, SealedKey, calls::unavailable, name};
-use crate::state::{StateDirectory, StateError, StateLock};
+use crate::state::{KeyPlace, StateDirectory, StateError, StateLock};
 
 /// What a key signs to show that it does. It is no JWS, no CSR and no handshake: whoever has the signature has nothing.
 const PROBE: &[u8] = b"assay-agent probe";
 const KINDS: &[KeyStoreKind] = &[KeyStoreKind::SecureEnclave, KeyStoreKind::Software];
 const PLACES: &[KeyPlace] = &[KeyPlace::First, KeyPlace::Second];
-
-/// Which of its two files a key is in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum KeyPlace {
-    /// Where the machine's first key is made.
-    #[default]
-    First,
-    /// Where the key is made that replaces one in the first.
-    Second,
-}
 
 /// The machine's key in one of the two places.
 #[derive(Debug, Clone)]
@@ -186,17 +174,6 @@ impl MachineKey {
     }
 }
 
-impl KeyPlace {
-    /// The other one.
-    #[must_use]
-    pub fn other(self) -> Self {
-        match self {
-            Self::First => Self::Second,
-            Self::Second => Self::First,
-        }
-    }
-}
-
 /// The files that hold keys, of whatever store: what a reset removes.
 pub(crate) fn files(directory: &StateDirectory) -> Vec<PathBuf> {
     let files = PLACES.iter().flat_map(|place| {
@@ -206,8 +183,20 @@ pub(crate) fn files(directory: &StateDirectory) -> Vec<PathBuf> {
     files.collect()
 }
 
+/// Removes the key that is neither the machine's nor to become it: one that was replaced, or that was made and never
+/// shown to anybody. Only where the record names the machine's key, and that key's file is there.
+pub(crate) fn remove_left_over(lock: &StateLock) -> Result<(), StateError> {
+    let (record, directory) = (lock.record()?, lock.directory());
+    let kept = files_at(directory, record.key_place);
+    if record.key.is_none() || record.rotation.is_some() || !kept.iter().any(|path| path.exists()) {
+        return Ok(());
+    }
+    let left_over = files_at(directory, record.key_place.other());
+    left_over.iter().try_for_each(|path| lock.remove_file(path))
+}
+
 /// The files that hold a key in this place, of whatever store.
-pub(crate) fn files_at(directory: &StateDirectory, place: KeyPlace) -> Vec<PathBuf> {
+fn files_at(directory: &StateDirectory, place: KeyPlace) -> Vec<PathBuf> {
     KINDS.iter().map(|kind| file(directory, *kind, place)).collect()
 }
 

@@ -20,12 +20,11 @@ use assay_protocol::{
 use secrecy::{ExposeSecret, SecretSlice};
 
 pub(crate) use calls::Calls;
-pub use machine_key::{KeyFault, KeyPlace};
-pub(crate) use machine_key::{MachineKey, files, files_at};
+pub use machine_key::KeyFault;
+pub(crate) use machine_key::{MachineKey, files, remove_left_over};
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
 pub use secure_enclave::SecureEnclave;
 pub use software::SoftwareKeyStore;
-pub use trouble::KeyTrouble;
 
 /// What a key store hands out for a key. Secret: with the software store it is the private key itself.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ mod upstream;
 
 use std::sync::Arc;
 
+use assay_protocol::Chain;
 use http_body_util::BodyExt;
 use hyper::{Request, StatusCode, body::Incoming, header::AUTHORIZATION};
 use reqwest::header::HeaderValue;
@@ -20,14 +21,11 @@ use self::{
     upstream::{Unreachable, Upstream},
 };
 use crate::{
-    agent::{Agent, AgentError, with_causes},
     config::GrantSocketSettings,
-    local_peers::{LocalPeers, OwnedSocket},
-    local_server::{Answer, Listener, LocalAddress, LocalService, problem, serve},
-    server_url::ServerUrl,
-    state::Record,
-    status::{GrantError, current_grant},
-    trust::Trust,
+    exchanges::{Agent, AgentError},
+    local::{Answer, Listener, LocalAddress, LocalPeers, LocalService, OwnedSocket, problem, serve},
+    state::{GrantError, Record, current_grant},
+    trust::{ServerUrl, Trust},
 };
 
 /// What is passed on, where to, and for whom.
@@ -137,7 +135,7 @@ impl LocalService for Passing {
         match self.pass(request).await {
             Ok(answer) => answer,
             Err(error) => {
-                tracing::debug!(error = %with_causes(&error), "not passed on");
+                tracing::debug!(error = %Chain(&error), "not passed on");
                 error.answer()
             }
         }
@@ -153,14 +151,17 @@ impl Passing {
         if let Some(audience) = &self.audience {
             head.headers.insert(AUTHORIZATION, self.bearer(&record, audience)?);
         }
-        let answer = self.upstream.send(&self.agent, &record, head, &target, body).await?;
+        let answer = self
+            .upstream
+            .send(self.agent.machine(), &record, head, &target, body)
+            .await?;
         let (mut head, body) = answer.into_parts();
         prepare_answer(&mut head);
         Ok(Answer::from_parts(head, body.map_err(Into::into).boxed_unsync()))
     }
 
     fn bearer(&self, record: &Record, audience: &str) -> Result<HeaderValue, NotPassed> {
-        let grant = current_grant(record, audience, self.agent.clock.now())?;
+        let grant = current_grant(record, audience, self.agent.machine().clock.now())?;
         let bearer = HeaderValue::from_str(&format!("Bearer {}", grant.token));
         let mut bearer = bearer.map_err(|_| NotPassed::NotAToken(audience.to_owned()))?;
         bearer.set_sensitive(true);
@@ -178,6 +179,6 @@ impl NotPassed {
                 (StatusCode::BAD_GATEWAY, [].as_slice())
             }
         };
-        problem(status, &with_causes(self), reasons)
+        problem(status, &Chain(self).to_string(), reasons)
     }
 }

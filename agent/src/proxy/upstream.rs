@@ -6,16 +6,14 @@ use std::{
 };
 
 use hyper::{Response, body::Incoming, http::request};
+use rustls::client::ResolvesClientCert;
 
 use crate::{
-    agent::Agent,
-    client_certificate::{self, ClientCertificate},
-    credential::Credential,
-    handshake::connecting,
+    connection::{ClientCertificate, connecting, presentable},
+    exchanges::{Credential, Machine},
     key_store::KeyFault,
-    server_url::ServerUrl,
     state::Record,
-    trust::{Trust, TrustError},
+    trust::{ServerUrl, Trust, TrustError},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,17 +70,17 @@ impl Upstream {
     /// Sends a request and returns the head of its answer; both bodies go by as they come.
     pub(super) async fn send(
         &self,
-        agent: &Agent,
+        machine: &Machine,
         record: &Record,
         head: request::Parts,
         target: &str,
         body: Incoming,
     ) -> Result<Response<reqwest::Body>, Unreachable> {
-        let open = match self.connections(agent, record).await {
+        let open = match self.connections(machine, record).await {
             // Replaced and let go since the record was read.
             Err(Unreachable::Key(KeyFault::Missing(_))) => {
-                let record = agent.record().await.map_err(|_| Unreachable::NoCertificate)?;
-                self.connections(agent, &record).await
+                let record = machine.record().await.map_err(|_| Unreachable::NoCertificate)?;
+                self.connections(machine, &record).await
             }
             open => open,
         }?;
@@ -98,15 +96,16 @@ impl Upstream {
     }
 
     /// The connections with the certificate of now: those that are open, unless it is another one by now.
-    async fn connections(&self, agent: &Agent, record: &Record) -> Result<Arc<Open>, Unreachable> {
-        let credential = Credential::current(&agent.key, record).ok_or(Unreachable::NoCertificate)?;
-        let serial_number = client_certificate::presentable(&credential.certificate, agent.clock.now());
+    async fn connections(&self, machine: &Machine, record: &Record) -> Result<Arc<Open>, Unreachable> {
+        let credential = Credential::current(&machine.key, record).ok_or(Unreachable::NoCertificate)?;
+        let serial_number = presentable(&credential.certificate, machine.clock.now());
         let serial_number = serial_number.ok_or(Unreachable::NoCertificate)?;
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(open) = open.filter(|open| open.certificate.serial_number() == serial_number) {
             return Ok(open);
         }
-        let certificate = ClientCertificate::load(&credential, Arc::clone(&agent.clock)).await;
+        let certificate =
+            ClientCertificate::load(&credential.certificate, &credential.key, Arc::clone(&machine.clock)).await;
         let certificate = Arc::new(
             certificate
                 .map_err(Unreachable::Key)?
@@ -115,7 +114,7 @@ impl Upstream {
         let trust = self.trust.clone();
         let presented = Arc::clone(&certificate);
         // The system's roots are many files.
-        let tls = tokio::task::spawn_blocking(move || trust.tls(Some(presented))).await;
+        let tls = tokio::task::spawn_blocking(move || trust.tls(Some(presented as Arc<dyn ResolvesClientCert>))).await;
         let tls = tls.map_err(|_| Unreachable::NoCertificate)??;
         let http = connecting(reqwest::Client::builder(), tls, Some(&certificate), CONNECT_TIMEOUT)
             .read_timeout(SILENCE)

@@ -1,0 +1,221 @@
+//! `assay-agent doctor`: looks at everything that the agent needs on this machine, says in words what is the matter
+//! and what to do, and changes nothing. It works beside a running daemon.
+
+use std::fmt;
+
+use assay_protocol::{Chain, machine::KeyAccessibility};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::status::{RotationStatus, printable};
+use crate::{
+    config::Settings,
+    facts::Facts,
+    key_store::{self, KeyFault, KeyStore, MachineKey},
+    state::{KeyTrouble, Record, StateDirectory},
+};
+
+const MESSAGE: &[u8] = b"assay-agent doctor";
+
+/// Everything that was looked at.
+#[derive(Debug, Serialize)]
+pub(crate) struct Examination {
+    findings: Vec<Finding>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    subject: &'static str,
+    is_well: bool,
+    /// What the key is troubled by, for scripts.
+    key: Option<KeyTrouble>,
+    finding: String,
+    advice: Option<String>,
+}
+
+/// Looks at it all.
+pub(crate) async fn examine(settings: &Settings, facts: Option<&dyn Facts>) -> Examination {
+    let directory = StateDirectory::at(settings.state_dir());
+    let record = directory.record();
+    let mut findings = vec![match &record {
+        Ok(_) => Finding::well("state", directory.path().display().to_string()),
+        Err(error) => Finding::trouble(
+            "state",
+            Chain(error).to_string(),
+            "run this as root, or name the state directory with --state-dir; `assay-agent reset` gives a damaged one up",
+        ),
+    }];
+    let record = record.unwrap_or_default();
+    findings.push(server(&record, settings));
+    findings.push(match key_store::open(settings.key_store(), settings.accessibility()) {
+        Ok(store) => {
+            key(
+                MachineKey::new(store, directory).at(record.key_place),
+                &record,
+                settings.accessibility(),
+            )
+            .await
+        }
+        Err(error) => Finding::of_key(&KeyFault::Store(error)),
+    });
+    findings.extend(record.rotation.as_ref().map(|rotation| Finding {
+        advice: Some("nothing: the daemon goes on with it at its next check-in".to_owned()),
+        ..Finding::well("key rotation", RotationStatus::of(rotation).to_string())
+    }));
+    findings.extend(facts.map(unreadable_facts));
+    findings.push(last_exchange(&record));
+    Examination { findings }
+}
+
+fn server(record: &Record, settings: &Settings) -> Finding {
+    let on_record = record.server.as_ref().map(|server| &server.url);
+    match (on_record, &settings.server) {
+        (None, None) => Finding::trouble(
+            "server",
+            "none is configured".to_owned(),
+            "set `server` in the configuration or in a configuration profile, or enroll with --server URL",
+        ),
+        (Some(on_record), Some(configured)) if on_record != configured && record.is_known_to_a_server() => {
+            Finding::trouble(
+                "server",
+                format!("this machine belongs to {on_record}, and is configured for {configured}"),
+                "configure the former, or give the identity up: `assay-agent reset`",
+            )
+        }
+        (on_record, configured) => {
+            let server = on_record.or(configured.as_ref()).map(ToString::to_string);
+            Finding::well("server", server.unwrap_or_default())
+        }
+    }
+}
+
+/// Loads the key and signs with it, as a check-in does.
+async fn key(key: MachineKey, record: &Record, configured: KeyAccessibility) -> Finding {
+    let used = key.use_key(|store: &dyn KeyStore, sealed| {
+        let public_key = store.public_key(sealed).map_err(KeyFault::Store)?;
+        let signature = store.sign(sealed, MESSAGE).map_err(KeyFault::Store)?;
+        let is_good = public_key.verify_der(MESSAGE, &signature).is_ok();
+        Ok((public_key, is_good, store.accessibility(sealed)))
+    });
+    match used.await {
+        Ok((public_key, _, _)) if record.key.is_some_and(|known| known != public_key.thumbprint()) => {
+            Finding::of_trouble(KeyTrouble::Changed, key.file().display().to_string())
+        }
+        Ok((_, false, _)) => Finding::of_trouble(KeyTrouble::Unavailable, "its signature does not verify".to_owned()),
+        Ok((public_key, true, accessibility)) => {
+            let mut finding = format!("{} in {}", public_key.thumbprint(), key.file().display());
+            if accessibility.is_some_and(|accessibility| accessibility != configured) {
+                finding.push_str("; another accessibility is configured, which holds for new keys alone");
+            }
+            Finding::well("key", finding)
+        }
+        Err(KeyFault::Missing(_)) if record.key.is_none() => {
+            Finding::well("key", "none yet: enrolling makes one".to_owned())
+        }
+        Err(fault) => Finding::of_key(&fault),
+    }
+}
+
+fn unreadable_facts(facts: &dyn Facts) -> Finding {
+    let facts = match facts.read() {
+        Ok(facts) => facts,
+        Err(error) => return Finding::trouble("facts", Chain(&error).to_string(), "mend what is named here"),
+    };
+    let names = |value: serde_json::Result<Value>| match value {
+        Ok(Value::Object(members)) => members
+            .into_iter()
+            .filter(|(name, value)| value.is_null() && name != "agent_version")
+            .map(|(name, _)| name)
+            .collect(),
+        _ => Vec::new(),
+    };
+    let mut unreadable = names(serde_json::to_value(&facts.machine));
+    unreadable.extend(names(serde_json::to_value(&facts.posture)));
+    match unreadable.is_empty() {
+        true => Finding::well("facts", "all can be read".to_owned()),
+        false => Finding {
+            advice: Some(
+                "conditions on these fail. Some can be read by root alone, some not on every system".to_owned(),
+            ),
+            ..Finding::well("facts", format!("not to be read: {}", unreadable.join(", ")))
+        },
+    }
+}
+
+fn last_exchange(record: &Record) -> Finding {
+    match (&record.last_failure, &record.last_check_in) {
+        (Some(failure), _) => Finding {
+            key: failure.key,
+            advice: failure.key.map(|trouble| trouble.advice().to_owned()),
+            ..Finding::trouble(
+                "last exchange",
+                format!("{}: {}", failure.exchange, failure.message),
+                "see above",
+            )
+        },
+        (None, Some(_)) => Finding::well("last exchange", "went through".to_owned()),
+        (None, None) => Finding::well("last exchange", "none yet".to_owned()),
+    }
+}
+
+impl Examination {
+    /// Whether nothing is the matter.
+    pub(crate) fn is_well(&self) -> bool {
+        self.findings.iter().all(|finding| finding.is_well)
+    }
+
+    /// Whether it is the key.
+    pub(crate) fn has_key_trouble(&self) -> bool {
+        self.findings.iter().any(|finding| finding.key.is_some())
+    }
+}
+
+impl Finding {
+    fn well(subject: &'static str, finding: String) -> Self {
+        Self {
+            subject,
+            is_well: true,
+            key: None,
+            finding,
+            advice: None,
+        }
+    }
+
+    fn trouble(subject: &'static str, finding: String, advice: &str) -> Self {
+        Self {
+            is_well: false,
+            advice: Some(advice.to_owned()),
+            ..Self::well(subject, finding)
+        }
+    }
+
+    fn of_key(fault: &KeyFault) -> Self {
+        Self::of_trouble(KeyTrouble::from(fault), Chain(fault).to_string())
+    }
+
+    fn of_trouble(trouble: KeyTrouble, detail: String) -> Self {
+        Self {
+            key: Some(trouble),
+            ..Self::trouble("key", format!("{} ({detail})", trouble.matter()), trouble.advice())
+        }
+    }
+}
+
+impl fmt::Display for Examination {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            let word = if finding.is_well { "well" } else { "TROUBLE" };
+            writeln!(
+                formatter,
+                "{word:<9}{:<15}{}",
+                finding.subject,
+                printable(&finding.finding)
+            )?;
+            if let Some(advice) = &finding.advice {
+                writeln!(formatter, "{:<9}{:<15}{}", "", "what to do", printable(advice))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,737 @@
+//! The daemon: what it does next is decided by [`step`], which is pure; the loop in [`super::run`] only performs it.
+
+use std::time::Duration;
+
+use assay_protocol::agent_api::IssuedCertificate;
+use time::OffsetDateTime;
+
+use super::{
+    attempt::{Attempt, Rotation},
+    delay::{Jitter, after, after_failure, until_next_check_in},
+};
+use crate::{exchanges::Failure, state::Record};
+
+/// How long an exchange that is under way may still take when the daemon is told to end.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// The longest that is waited on the word of a record: a clock that was set back must not silence the machine.
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
+/// Not even a certificate that expires at once is renewed more often.
+const SHORTEST_RENEWAL: time::Duration = time::Duration::SECOND;
+
+/// One conversation with the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    Enroll,
+    CheckIn,
+    Renew,
+    RotateKey,
+}
+
+/// Where the daemon stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing is under way; the plan says what comes when.
+    Waiting(Plan),
+    /// One exchange is under way.
+    Exchanging(Plan, Exchange),
+    /// One exchange is under way, and after it comes nothing more.
+    Stopping,
+    /// It is over.
+    Stopped,
+}
+
+/// What comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// The machine has no identity yet, or the server does not know it any more.
+    Enroll(Attempt),
+    /// The machine is enrolled.
+    Serve {
+        check_in: Attempt,
+        renewal: Attempt,
+        rotation: Rotation,
+    },
+}
+
+/// Something happened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Event {
+    pub(crate) now: OffsetDateTime,
+    pub(crate) jitter: Jitter,
+    pub(crate) what: Happening,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Happening {
+    /// The wait is over.
+    Due,
+    /// The exchange ended: the machine is enrolled.
+    Enrolled { interval: Duration, validity: Validity },
+    /// The exchange ended: an administrator has to approve it.
+    Pending { retry_after: Duration },
+    /// The exchange ended: the machine has checked in.
+    CheckedIn {
+        interval: Duration,
+        must_renew: bool,
+        must_rotate: bool,
+    },
+    /// The exchange ended: the certificate is new.
+    Renewed { validity: Validity },
+    /// The exchange ended: the next key is certified, and the next check-in is its.
+    NextKeyCertified { validity: Validity },
+    /// The exchange ended in a failure.
+    Failed(Failure),
+    /// The configuration has changed.
+    Reconfigured,
+    /// The daemon is told to end.
+    Terminate,
+    /// The exchange took longer than it may when the daemon is to end.
+    GraceOver,
+}
+
+/// When a certificate begins and ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Validity {
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+}
+
+/// What the loop has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Wait, then tell that it is due.
+    Wait { until: OffsetDateTime },
+    /// Begin an exchange, and tell how it ended.
+    Begin(Exchange),
+    /// Tell when this time is over, if the exchange has not ended by then.
+    AllowGrace(Duration),
+    /// End, and drop the exchange if there is one.
+    Stop,
+}
+
+/// What comes first, by what is on record.
+pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
+    let at_once = Attempt { due: now, failures: 0 };
+    let Some(machine) = record.machine.as_ref().filter(|_| !record.must_enroll()) else {
+        return Plan::Enroll(at_once);
+    };
+    let rotation = record.rotation.as_ref();
+    let completes_rotation = rotation.is_some_and(|rotation| rotation.certificate.is_some());
+    let due = match (&record.last_check_in, record.next_check_in_at) {
+        (Some(_), Some(due)) if !completes_rotation => due.min(now + LONGEST_WAIT),
+        _ => now,
+    };
+    Plan::Serve {
+        check_in: Attempt { due, failures: 0 },
+        renewal: Attempt {
+            due: Validity::of(&machine.certificate).renewal_due(now),
+            failures: 0,
+        },
+        rotation: Rotation {
+            due: (rotation.is_some() && !completes_rotation).then_some(now),
+            begun: 0,
+        },
+    }
+}
+
+/// What follows from an event: the next state, and what is to be done for it.
+pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
+    match (state, event.what) {
+        (State::Stopped, _) => (State::Stopped, Vec::new()),
+        (State::Waiting(_), Happening::Terminate) => (State::Stopped, vec![Action::Stop]),
+        (State::Exchanging(..), Happening::Terminate) => (State::Stopping, vec![Action::AllowGrace(GRACE)]),
+        (State::Waiting(Plan::Enroll(_)), Happening::Reconfigured) => wait(Plan::Enroll(Attempt {
+            due: event.now,
+            failures: 0,
+        })),
+        // What is under way began with the old one: when that fails, the next attempt is as good as the first.
+        (State::Exchanging(Plan::Enroll(attempt), exchange), Happening::Reconfigured) => {
+            let plan = Plan::Enroll(Attempt { failures: 0, ..attempt });
+            (State::Exchanging(plan, exchange), Vec::new())
+        }
+        (State::Stopping, Happening::Terminate | Happening::Due | Happening::Reconfigured) => {
+            (State::Stopping, Vec::new())
+        }
+        (State::Stopping, _) => (State::Stopped, vec![Action::Stop]),
+        (State::Waiting(plan), Happening::Due) => {
+            let (exchange, _) = plan.next();
+            (State::Exchanging(plan, exchange), vec![Action::Begin(exchange)])
+        }
+        (State::Exchanging(plan, exchange), what) if what.ends_exchange() => wait(plan.after(exchange, event)),
+        // An echo of what was dropped; nothing follows from it.
+        (state, _) => (state, Vec::new()),
+    }
+}
+
+/// Begins to wait for what the plan has next.
+pub(crate) fn wait(plan: Plan) -> (State, Vec<Action>) {
+    let (_, until) = plan.next();
+    (State::Waiting(plan), vec![Action::Wait { until }])
+}
+
+impl State {
+    /// Whether the machine still has to get its identity.
+    pub(crate) fn is_enrolling(self) -> bool {
+        matches!(
+            self,
+            Self::Waiting(Plan::Enroll(_)) | Self::Exchanging(Plan::Enroll(_), _)
+        )
+    }
+}
+
+impl Happening {
+    fn ends_exchange(self) -> bool {
+        !matches!(self, Self::Due | Self::Reconfigured | Self::Terminate | Self::GraceOver)
+    }
+}
+
+impl Plan {
+    /// What comes next, and when.
+    fn next(&self) -> (Exchange, OffsetDateTime) {
+        match self {
+            Self::Enroll(attempt) => (Exchange::Enroll, attempt.due),
+            Self::Serve {
+                check_in,
+                renewal,
+                rotation,
+            } => {
+                let rotation = rotation.due.map(|due| (Exchange::RotateKey, due));
+                let others = [(Exchange::Renew, renewal.due)].into_iter().chain(rotation);
+                others
+                    .filter(|(_, due)| *due < check_in.due)
+                    .min_by_key(|(_, due)| *due)
+                    .unwrap_or((Exchange::CheckIn, check_in.due))
+            }
+        }
+    }
+
+    /// The plan after an exchange has ended.
+    fn after(self, exchange: Exchange, Event { now, jitter, what }: Event) -> Self {
+        match (self, what) {
+            (_, Happening::Enrolled { interval, validity }) => Self::Serve {
+                check_in: Attempt {
+                    due: now + until_next_check_in(interval, jitter),
+                    // Kept until a check-in goes through: a server that enrolls the machine and then does not know it
+                    // must not be asked in a tight circle.
+                    failures: self.failures(),
+                },
+                renewal: Attempt {
+                    due: validity.renewal_due(now),
+                    failures: 0,
+                },
+                rotation: Rotation::default(),
+            },
+            (Self::Enroll(_), Happening::Pending { retry_after }) => Self::Enroll(Attempt {
+                due: now + after(retry_after, jitter),
+                failures: 0,
+            }),
+            (
+                Self::Serve { renewal, rotation, .. },
+                Happening::CheckedIn {
+                    interval,
+                    must_renew,
+                    must_rotate,
+                },
+            ) => Self::Serve {
+                check_in: Attempt {
+                    due: now + until_next_check_in(interval, jitter),
+                    failures: 0,
+                },
+                // A renewal that has failed keeps its back-off, however often the server asks for it.
+                renewal: match must_renew && renewal.failures == 0 {
+                    true => Attempt { due: now, failures: 0 },
+                    false => renewal,
+                },
+                rotation: match must_rotate {
+                    true => rotation.asked_for(now, jitter),
+                    false => Rotation::default(),
+                },
+            },
+            (Self::Serve { check_in, rotation, .. }, Happening::Renewed { validity }) => {
+                Self::with_new_certificate(check_in, rotation, validity, now)
+            }
+            (Self::Serve { check_in, rotation, .. }, Happening::NextKeyCertified { validity }) => {
+                Self::with_new_certificate(check_in, rotation.certified(), validity, now)
+            }
+            (plan, Happening::Failed(failure)) => {
+                let put_off = failure
+                    .retry_after()
+                    .map(|retry_after| now + after(retry_after, jitter));
+                plan.after_failure(exchange, failure, now, jitter).put_off(put_off)
+            }
+            (plan, _) => plan,
+        }
+    }
+
+    /// Grant tokens name the certificate: those at hand belong to the old one, and where that was revoked there are none.
+    fn with_new_certificate(check_in: Attempt, rotation: Rotation, validity: Validity, now: OffsetDateTime) -> Self {
+        Self::Serve {
+            check_in: check_in.at_once(now),
+            renewal: Attempt {
+                due: validity.renewal_due_after_renewal(now),
+                failures: 0,
+            },
+            rotation,
+        }
+    }
+
+    fn after_failure(self, exchange: Exchange, failure: Failure, now: OffsetDateTime, jitter: Jitter) -> Self {
+        let again = |attempt: Attempt| {
+            let failures = attempt.failures.saturating_add(1);
+            Attempt {
+                due: now + after_failure(failure, failures, jitter),
+                failures,
+            }
+        };
+        match (self, exchange) {
+            (Self::Enroll(attempt), _) => Self::Enroll(again(attempt)),
+            (Self::Serve { check_in, .. }, Exchange::CheckIn) if failure.asks_for_enrollment() => {
+                Self::Enroll(again(check_in))
+            }
+            (Self::Serve { renewal, .. }, _) if failure.asks_for_enrollment() => Self::Enroll(again(renewal)),
+            (
+                Self::Serve {
+                    check_in,
+                    renewal,
+                    rotation,
+                },
+                exchange,
+            ) => match exchange {
+                Exchange::Renew => Self::Serve {
+                    check_in,
+                    renewal: again(renewal),
+                    rotation,
+                },
+                Exchange::RotateKey => Self::Serve {
+                    check_in,
+                    renewal,
+                    rotation: rotation.failed(now, failure, jitter),
+                },
+                Exchange::CheckIn | Exchange::Enroll => Self::Serve {
+                    check_in: again(check_in),
+                    renewal,
+                    rotation,
+                },
+            },
+        }
+    }
+
+    /// A server that wants to be left alone means all that is said to it, not just what it answered to.
+    fn put_off(self, until: Option<OffsetDateTime>) -> Self {
+        let later = |attempt: Attempt| Attempt {
+            due: until.map_or(attempt.due, |until| attempt.due.max(until)),
+            ..attempt
+        };
+        match self {
+            Self::Enroll(attempt) => Self::Enroll(later(attempt)),
+            Self::Serve {
+                check_in,
+                renewal,
+                rotation,
+            } => Self::Serve {
+                check_in: later(check_in),
+                renewal: later(renewal),
+                rotation: rotation.put_off(until),
+            },
+        }
+    }
+
+    fn failures(&self) -> u32 {
+        match self {
+            Self::Enroll(attempt) => attempt.failures,
+            Self::Serve { check_in, .. } => check_in.failures,
+        }
+    }
+}
+
+impl Validity {
+    pub(crate) fn of(certificate: &IssuedCertificate) -> Self {
+        Self {
+            not_before: certificate.not_before,
+            not_after: certificate.not_after.max(certificate.not_before),
+        }
+    }
+
+    /// When to renew: at two thirds of the life. By a clock that is far behind, two thirds of a life from now.
+    pub(crate) fn renewal_due(self, now: OffsetDateTime) -> OffsetDateTime {
+        let two_thirds = self.life() * 2 / 3;
+        self.not_before
+            .saturating_add(two_thirds)
+            .min(now.saturating_add(two_thirds))
+    }
+
+    /// When to renew a certificate that is new: by a clock that is far ahead, not before a third of the life is over.
+    fn renewal_due_after_renewal(self, now: OffsetDateTime) -> OffsetDateTime {
+        let third: time::Duration = self.life() / 3;
+        let least = third.max(SHORTEST_RENEWAL);
+        self.renewal_due(now).max(now.saturating_add(least))
+    }
+
+    fn life(self) -> time::Duration {
+        self.not_after - self.not_before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use rstest::rstest;
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
+    const INTERVAL: Duration = Duration::from_secs(300);
+    const UNREACHABLE: Failure = Failure::Unreachable { retry_after: None };
+    const QUARANTINED: Failure = Failure::HeldBack {
+        retry_after: None,
+        is_pending: false,
+    };
+
+    fn at(now: OffsetDateTime, what: Happening) -> Event {
+        let jitter = Jitter::from_bits(0);
+        Event { now, jitter, what }
+    }
+
+    fn validity(days: i64) -> Validity {
+        Validity {
+            not_before: NOW,
+            not_after: NOW + time::Duration::days(days),
+        }
+    }
+
+    fn serving() -> Plan {
+        Plan::Serve {
+            check_in: Attempt { due: NOW, failures: 0 },
+            renewal: Attempt {
+                due: validity(6).renewal_due(NOW),
+                failures: 0,
+            },
+            rotation: Rotation::default(),
+        }
+    }
+
+    /// The next check-in is an interval away.
+    fn serving_later() -> Plan {
+        let Plan::Serve { renewal, rotation, .. } = serving() else {
+            panic!("an enrolled machine serves")
+        };
+        let due = NOW + INTERVAL;
+        Plan::Serve {
+            check_in: Attempt { due, failures: 0 },
+            renewal,
+            rotation,
+        }
+    }
+
+    fn enrolling() -> Plan {
+        Plan::Enroll(Attempt { due: NOW, failures: 0 })
+    }
+
+    /// What comes next, and in how many seconds from `NOW`.
+    fn next(state: State) -> (Exchange, f64) {
+        let State::Waiting(plan) = state else {
+            panic!("{state:?} waits for nothing");
+        };
+        let (exchange, due) = plan.next();
+        (exchange, (due - NOW).as_seconds_f64())
+    }
+
+    #[rstest]
+    #[case::enrolled(enrolling(), Exchange::Enroll, Happening::Enrolled { interval: INTERVAL, validity: validity(6) }, Exchange::CheckIn, 270.0)]
+    #[case::pending(enrolling(), Exchange::Enroll, Happening::Pending { retry_after: INTERVAL }, Exchange::Enroll, 300.0)]
+    #[case::no_server(enrolling(), Exchange::Enroll, Happening::Failed(UNREACHABLE), Exchange::Enroll, 1.0)]
+    #[case::denied(
+        enrolling(),
+        Exchange::Enroll,
+        Happening::Failed(Failure::Refused),
+        Exchange::Enroll,
+        30.0
+    )]
+    #[case::checked_in(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: false }, Exchange::CheckIn, 270.0)]
+    #[case::asked_to_renew(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: true, must_rotate: false }, Exchange::Renew, 0.0)]
+    #[case::asked_to_rotate(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: true }, Exchange::RotateKey, 0.0)]
+    #[case::next_key_certified(serving_later(), Exchange::RotateKey, Happening::NextKeyCertified { validity: validity(6) }, Exchange::CheckIn, 0.0)]
+    #[case::rotation_failed(
+        serving_later(),
+        Exchange::RotateKey,
+        Happening::Failed(UNREACHABLE),
+        Exchange::RotateKey,
+        1.0
+    )]
+    #[case::renewed(serving_later(), Exchange::Renew, Happening::Renewed { validity: validity(6) }, Exchange::CheckIn, 0.0)]
+    #[case::check_in_failed(serving(), Exchange::CheckIn, Happening::Failed(UNREACHABLE), Exchange::CheckIn, 1.0)]
+    #[case::put_off(serving(), Exchange::CheckIn, Happening::Failed(Failure::Unreachable { retry_after: Some(Duration::from_secs(90)) }), Exchange::CheckIn, 90.0)]
+    #[case::quarantined(
+        serving(),
+        Exchange::CheckIn,
+        Happening::Failed(QUARANTINED),
+        Exchange::CheckIn,
+        30.0
+    )]
+    #[case::locked(
+        serving(),
+        Exchange::CheckIn,
+        Happening::Failed(Failure::KeyLocked),
+        Exchange::CheckIn,
+        7.5
+    )]
+    #[case::refused_by_the_enclave(
+        serving(),
+        Exchange::CheckIn,
+        Happening::Failed(Failure::KeyRefused),
+        Exchange::Enroll,
+        1.0
+    )]
+    #[case::unknown(
+        serving(),
+        Exchange::CheckIn,
+        Happening::Failed(Failure::Unknown),
+        Exchange::Enroll,
+        1.0
+    )]
+    #[case::renewal_expired(
+        serving(),
+        Exchange::Renew,
+        Happening::Failed(Failure::Unknown),
+        Exchange::Enroll,
+        1.0
+    )]
+    #[case::renewal_failed(serving(), Exchange::Renew, Happening::Failed(UNREACHABLE), Exchange::CheckIn, 0.0)]
+    fn how_an_exchange_ended_decides_what_comes_next(
+        #[case] plan: Plan,
+        #[case] exchange: Exchange,
+        #[case] ended: Happening,
+        #[case] then: Exchange,
+        #[case] seconds: f64,
+    ) {
+        let (state, actions) = step(State::Exchanging(plan, exchange), at(NOW, ended));
+        assert_eq!(next(state), (then, seconds));
+        let until = NOW + time::Duration::seconds_f64(seconds);
+        assert_eq!(actions, [Action::Wait { until }]);
+    }
+
+    #[test]
+    fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
+        let ended = Happening::CheckedIn {
+            interval: Duration::from_hours(24),
+            must_renew: false,
+            must_rotate: false,
+        };
+        let day_4 = NOW + time::Duration::days(4);
+        let evening_before = day_4 - time::Duration::hours(1);
+        let (state, _) = step(
+            State::Exchanging(serving(), Exchange::CheckIn),
+            at(evening_before, ended),
+        );
+        assert_eq!(next(state), (Exchange::Renew, (day_4 - NOW).as_seconds_f64()));
+        let (state, actions) = step(state, at(day_4, Happening::Due));
+        assert_eq!(actions, [Action::Begin(Exchange::Renew)]);
+        let renewed = Happening::Renewed {
+            validity: Validity {
+                not_before: day_4,
+                not_after: day_4 + time::Duration::days(6),
+            },
+        };
+        let (state, _) = step(state, at(day_4, renewed));
+        let State::Waiting(Plan::Serve { renewal, .. }) = state else {
+            panic!("{state:?}");
+        };
+        assert_eq!(renewal.due, NOW + time::Duration::days(8));
+    }
+
+    #[rstest]
+    #[case::years_ahead(NOW + time::Duration::days(3650), 2)]
+    #[case::years_behind(NOW - time::Duration::days(3650), 4)]
+    fn a_wrong_clock_neither_renews_in_a_circle_nor_never(#[case] now: OffsetDateTime, #[case] days: i64) {
+        let due = validity(6).renewal_due_after_renewal(now);
+        assert_eq!(due - now, time::Duration::days(days));
+    }
+
+    #[test]
+    fn a_validity_without_end_does_not_overflow() {
+        let forever = Validity {
+            not_before: datetime!(-9999-01-01 00:00 UTC),
+            not_after: datetime!(9999-12-31 23:59:59 UTC),
+        };
+        assert!(forever.renewal_due(NOW) <= datetime!(9999-12-31 23:59:59.999_999_999 UTC));
+        assert!(forever.renewal_due_after_renewal(NOW) > NOW);
+    }
+
+    #[test]
+    fn a_server_that_wants_to_be_left_alone_is_not_asked_for_a_renewal_either() {
+        let due_at_once = Plan::Serve {
+            check_in: Attempt { due: NOW, failures: 0 },
+            renewal: Attempt { due: NOW, failures: 0 },
+            rotation: Rotation {
+                due: Some(NOW),
+                begun: 0,
+            },
+        };
+        let retry_after = Some(Duration::from_secs(90));
+        let put_off = Happening::Failed(Failure::Unreachable { retry_after });
+        let (_, actions) = step(State::Exchanging(due_at_once, Exchange::CheckIn), at(NOW, put_off));
+        let until = NOW + time::Duration::seconds(90);
+        assert_eq!(actions, [Action::Wait { until }]);
+    }
+
+    #[test]
+    fn a_failing_renewal_keeps_its_back_off_though_the_server_asks_for_it() {
+        let (state, _) = step(
+            State::Exchanging(serving(), Exchange::Renew),
+            at(NOW, Happening::Failed(Failure::Refused)),
+        );
+        let State::Waiting(plan) = state else {
+            panic!("{state:?}");
+        };
+        let asked = Happening::CheckedIn {
+            interval: INTERVAL,
+            must_renew: true,
+            must_rotate: false,
+        };
+        let (state, _) = step(State::Exchanging(plan, Exchange::CheckIn), at(NOW, asked));
+        assert_eq!(next(state), (Exchange::Renew, 30.0));
+    }
+
+    #[test]
+    fn a_server_that_enrolls_and_then_does_not_know_the_machine_is_asked_ever_less_often() {
+        let mut state = State::Exchanging(serving(), Exchange::CheckIn);
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            (state, _) = step(state, at(NOW, Happening::Failed(Failure::Unknown)));
+            waits.push(next(state).1);
+            (state, _) = step(state, at(NOW, Happening::Due));
+            let enrolled = Happening::Enrolled {
+                interval: INTERVAL,
+                validity: validity(6),
+            };
+            (state, _) = step(state, at(NOW, enrolled));
+            (state, _) = step(state, at(NOW, Happening::Due));
+        }
+        assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 16.0]);
+    }
+
+    #[test]
+    fn a_next_key_that_is_never_taken_is_not_made_in_a_tight_circle() {
+        let asked = Happening::CheckedIn {
+            interval: INTERVAL,
+            must_renew: false,
+            must_rotate: true,
+        };
+        let mut plan = serving();
+        let mut waits = Vec::new();
+        for _ in 0..3 {
+            plan = plan.after(Exchange::CheckIn, at(NOW, asked));
+            let Plan::Serve { rotation, .. } = plan else {
+                panic!("{plan:?}")
+            };
+            waits.push((rotation.due.unwrap() - NOW).whole_seconds());
+            let certified = Happening::NextKeyCertified { validity: validity(6) };
+            plan = plan.after(Exchange::RotateKey, at(NOW, certified));
+        }
+        assert_eq!(waits, [0, 30, 60]);
+        // Once the server is content, the next time is a first time.
+        let content = Happening::CheckedIn {
+            interval: INTERVAL,
+            must_renew: false,
+            must_rotate: false,
+        };
+        let plan = plan.after(Exchange::CheckIn, at(NOW, content));
+        assert_eq!(
+            next(State::Waiting(plan.after(Exchange::CheckIn, at(NOW, asked)))),
+            (Exchange::RotateKey, 0.0)
+        );
+    }
+
+    #[test]
+    fn told_to_end_it_lets_an_exchange_finish_and_begins_none() {
+        let (state, actions) = step(State::Waiting(serving()), at(NOW, Happening::Terminate));
+        assert_eq!((state, actions), (State::Stopped, vec![Action::Stop]));
+        let exchanging = State::Exchanging(serving(), Exchange::CheckIn);
+        let (stopping, actions) = step(exchanging, at(NOW, Happening::Terminate));
+        assert_eq!((stopping, actions), (State::Stopping, vec![Action::AllowGrace(GRACE)]));
+        for last in [Happening::GraceOver, Happening::Failed(UNREACHABLE)] {
+            assert_eq!(step(stopping, at(NOW, last)), (State::Stopped, vec![Action::Stop]));
+        }
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        let seconds = || (0..100_000_u64).prop_map(Duration::from_secs);
+        let failure = prop_oneof![
+            proptest::option::of(seconds()).prop_map(|retry_after| Failure::Unreachable { retry_after }),
+            proptest::option::of(seconds()).prop_map(|retry_after| Failure::HeldBack {
+                retry_after,
+                is_pending: true
+            }),
+            Just(Failure::Refused),
+            Just(Failure::Unknown),
+            Just(Failure::KeyLocked),
+            Just(Failure::KeyStore),
+            Just(Failure::Local),
+        ];
+        let validity = || {
+            (-1_000_000..1_000_000_i64, 0..1_000_000_i64).prop_map(|(begin, life)| Validity {
+                not_before: NOW + time::Duration::seconds(begin),
+                not_after: NOW + time::Duration::seconds(begin + life),
+            })
+        };
+        prop_oneof![
+            4 => Just(Happening::Due),
+            2 => (seconds(), validity()).prop_map(|(interval, validity)| Happening::Enrolled {
+                interval: interval.max(Duration::from_secs(1)),
+                validity
+            }),
+            1 => seconds().prop_map(|retry_after| Happening::Pending { retry_after }),
+            2 => (seconds(), any::<bool>(), any::<bool>()).prop_map(|(interval, must_renew, must_rotate)| Happening::CheckedIn {
+                interval: interval.max(Duration::from_secs(1)),
+                must_renew,
+                must_rotate
+            }),
+            1 => validity().prop_map(|validity| Happening::Renewed { validity }),
+            1 => validity().prop_map(|validity| Happening::NextKeyCertified { validity }),
+            4 => failure.prop_map(Happening::Failed),
+            1 => Just(Happening::Terminate),
+            1 => Just(Happening::GraceOver),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_one_exchange_runs_at_a_time_and_none_after_the_end(
+            happenings in vec((happening(), 0..100_000_i64, any::<u32>()), 0..60),
+            is_enrolled: bool,
+        ) {
+            let plan = if is_enrolled { serving() } else { enrolling() };
+            let (mut state, _) = wait(plan);
+            let mut now = NOW;
+            let (mut is_running, mut was_told) = (false, false);
+            for (what, seconds, bits) in happenings {
+                now += time::Duration::seconds(seconds);
+                let (before, event) = (state, Event { now, jitter: Jitter::from_bits(bits), what });
+                let (after, actions) = step(state, event);
+                state = after;
+                was_told |= what == Happening::Terminate;
+                is_running &= !what.ends_exchange();
+                for action in actions {
+                    match action {
+                        Action::Begin(_) => {
+                            prop_assert!(!is_running && !was_told, "{before:?} {what:?}");
+                            is_running = true;
+                        }
+                        // Every failure is followed by a pause before the same exchange is tried again.
+                        Action::Wait { until } => if let (State::Exchanging(_, exchange), Happening::Failed(_), State::Waiting(plan)) = (before, what, state) {
+                            let (next, _) = plan.next();
+                            prop_assert!(next != exchange || until >= now + Duration::from_millis(500), "{before:?} {what:?}");
+                        },
+                        Action::AllowGrace(_) => prop_assert!(was_told),
+                        Action::Stop => prop_assert_eq!(state, State::Stopped),
+                    }
+                }
+            }
+            let (state, _) = step(state, at(now, Happening::Terminate));
+            let (state, _) = step(state, at(now, Happening::GraceOver));
+            prop_assert_eq!(state, State::Stopped);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Check-in: one exchange that proves the machine's presence and state, and brings its grants.
+
+use std::{sync::Arc, time::Duration};
+
+use assay_protocol::{
+    Purpose,
+    agent_api::{CheckInRequest, CheckedIn},
+};
+use time::OffsetDateTime;
+
+use super::{
+    credential::Credential,
+    error::AgentError,
+    evidence::{Keys, Proof},
+    machine::{Machine, update_record},
+    trust_bundle,
+};
+use crate::state::{CheckInOnRecord, Record, StateLock};
+
+/// The server sets the interval within these: by one wrong answer a machine must neither hammer it nor fall silent for good.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_INTERVAL: Duration = Duration::from_hours(24);
+
+/// Checks in with the key that the server knew this machine by until now.
+pub(super) async fn check_in(
+    machine: &Machine,
+    lock: &Arc<StateLock>,
+    record: &Record,
+) -> Result<CheckedIn, AgentError> {
+    let current = Credential::current(&machine.key, record).ok_or(AgentError::NotEnrolled)?;
+    machine.key_on_record(record).await?;
+    let checked_in = call(machine, record, &current).await?;
+    remember(machine, lock, &checked_in, |_| ()).await?;
+    Ok(checked_in)
+}
+
+/// The exchange, signed by this key.
+pub(super) async fn call(machine: &Machine, record: &Record, credential: &Credential) -> Result<CheckedIn, AgentError> {
+    let (Some(server), Some(enrolled)) = (&record.server, &record.machine) else {
+        return Err(AgentError::NotEnrolled);
+    };
+    let client = machine.client(server, credential).await?;
+    let request = |proof: Proof| CheckInRequest {
+        evidence: proof.evidence,
+        trust_bundle_sha256: Some(trust_bundle::digest(&enrolled.trust_bundle)),
+    };
+    let (keys, what) = (
+        Keys::one(credential.key.clone()),
+        (Purpose::CheckIn, Some(enrolled.machine_id)),
+    );
+    let answer = machine.exchange(&client, &keys, what, request).await?;
+    let checked_in: CheckedIn = client.read(&answer)?;
+    if checked_in.machine_id != enrolled.machine_id {
+        return Err(client
+            .not_an_answer(answer.status, "it is about another machine".to_owned())
+            .into());
+    }
+    Ok(checked_in)
+}
+
+/// Writes the answer down, together with what else follows from it.
+pub(super) async fn remember(
+    machine: &Machine,
+    lock: &Arc<StateLock>,
+    checked_in: &CheckedIn,
+    follows: impl FnOnce(&mut Record) + Send + 'static,
+) -> Result<(), AgentError> {
+    let now = machine.clock.now();
+    let next = next_check_in(now, checked_in.next_check_in_seconds);
+    let (assurance, roots) = (checked_in.assurance, checked_in.trust_bundle.clone());
+    let on_record = CheckInOnRecord {
+        at: now,
+        status: checked_in.status,
+        grants: checked_in.grants.clone(),
+        denied: checked_in.denied.clone(),
+    };
+    update_record(lock, move |record| {
+        follows(record);
+        if let Some(machine) = record.machine.as_mut() {
+            machine.assurance = assurance;
+        }
+        if let Some(roots) = roots {
+            trust_bundle::adopt(record, roots);
+        }
+        record.last_check_in = Some(on_record);
+        record.next_check_in_at = Some(next);
+        record.last_failure = None;
+    })
+    .await
+}
+
+/// When the next check-in is due, up to jitter.
+pub(super) fn next_check_in(now: OffsetDateTime, seconds: u64) -> OffsetDateTime {
+    now + interval(seconds)
+}
+
+/// What the server set, within bounds.
+pub(crate) fn interval(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(0, 1)]
+    #[case(300, 300)]
+    #[case(u64::MAX, 86_400)]
+    fn the_server_sets_the_interval_within_bounds(#[case] set: u64, #[case] seconds: i64) {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        assert_eq!(next_check_in(now, set).unix_timestamp(), seconds);
+    }
+}

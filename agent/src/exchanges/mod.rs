@@ -1,0 +1,468 @@
+//! The exchanges with the server, one file each, and [`Agent`], which carries out one at a time.
+
+mod check_in;
+mod credential;
+mod enrollment;
+mod error;
+mod evidence;
+mod failure;
+mod machine;
+mod options;
+mod renewal;
+mod rotation;
+#[cfg(test)]
+mod scripted_server;
+mod trust_bundle;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use assay_protocol::{
+    Chain,
+    agent_api::{CheckedIn, IssuedCertificate, Renewed},
+};
+
+use self::machine::update_record;
+pub(crate) use self::{
+    check_in::interval,
+    credential::Credential,
+    machine::{Machine, off_the_network},
+};
+pub use self::{
+    enrollment::EnrollOutcome, error::AgentError, evidence::ProofError, failure::Failure, options::EnrollOptions,
+};
+use crate::{
+    clock::Clock,
+    facts::Facts,
+    key_store::{self, KeyStore, MachineKey},
+    state::{FailureOnRecord, Record, StateDirectory, StateError, StateLock},
+};
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    /// Where it keeps its key and its record; made with mode 0700 where it is missing.
+    pub state_dir: PathBuf,
+    /// Where its key lives.
+    pub key_store: Arc<dyn KeyStore>,
+    /// What it says of itself.
+    pub facts: Arc<dyn Facts>,
+    /// Its clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// One machine. Many can live in one process; on one state directory, one exchange runs at a time.
+#[derive(Debug)]
+pub struct Agent {
+    machine: Machine,
+}
+
+impl Agent {
+    /// Opens a machine's state directory. Nothing is sent, and no key is made.
+    pub fn open(options: AgentOptions) -> Result<Self, AgentError> {
+        let directory = StateDirectory::create(options.state_dir)?;
+        let key = MachineKey::new(options.key_store, directory.clone());
+        Ok(Self {
+            machine: Machine::new(directory, key, options.facts, options.clock),
+        })
+    }
+
+    /// Enrolls the machine, or repeats an enrollment that is not through. Safe to repeat: the same key gives the same machine.
+    pub async fn enroll(&self, options: EnrollOptions) -> Result<EnrollOutcome, AgentError> {
+        let lock = self.machine.lock().await?;
+        let result = enrollment::enroll(&self.machine, &lock, options).await;
+        self.remember_failure(&lock, "enroll", result).await
+    }
+
+    /// Checks in: proves the machine's presence and state, and takes the grants.
+    pub async fn check_in(&self) -> Result<CheckedIn, AgentError> {
+        let lock = self.machine.lock().await?;
+        let result = self.check_in_with_current_or_next_key(&lock).await;
+        self.remember_failure(&lock, "check-in", result).await
+    }
+
+    /// Renews the machine's certificate, with the same key.
+    pub async fn renew(&self) -> Result<Renewed, AgentError> {
+        let lock = self.machine.lock().await?;
+        let result = renewal::renew(&self.machine, &lock).await;
+        self.remember_failure(&lock, "renew", result).await
+    }
+
+    /// Makes the machine's next key, or takes the one of an unfinished rotation, and has it certified. The next check-in
+    /// is the new key's, and lets the old one go. Safe to repeat.
+    pub async fn rotate_key(&self) -> Result<IssuedCertificate, AgentError> {
+        let lock = self.machine.lock().await?;
+        let result = rotation::begin(&self.machine, &lock).await;
+        self.remember_failure(&lock, "rotate-key", result).await
+    }
+
+    /// What the machine remembers.
+    pub async fn record(&self) -> Result<Record, AgentError> {
+        self.machine.record().await
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Checks in with the key that is to replace the current one, where there is one that is certified.
+    async fn check_in_with_current_or_next_key(&self, lock: &Arc<StateLock>) -> Result<CheckedIn, AgentError> {
+        let record = self.machine.record().await?;
+        match Credential::next(&self.machine.key, &record) {
+            Some(next) => rotation::complete(&self.machine, lock, &record, next).await,
+            None => check_in::check_in(&self.machine, lock, &record).await,
+        }
+    }
+
+    /// Writes down what an exchange failed with. What it failed with counts more than that it could not be written down.
+    async fn remember_failure<T>(
+        &self,
+        lock: &Arc<StateLock>,
+        exchange: &str,
+        result: Result<T, AgentError>,
+    ) -> Result<T, AgentError> {
+        let Err(error) = result else {
+            return result;
+        };
+        let failure = error.failure();
+        let on_record = FailureOnRecord {
+            at: self.machine.clock.now(),
+            exchange: exchange.to_owned(),
+            problem: error.refusal().map(|refusal| refusal.problem.kind_urn.clone()),
+            message: Chain(&error).to_string(),
+            key: error.key_trouble(),
+        };
+        let written = update_record(lock, move |record| {
+            // A token that the server would not give out any more is not handed out from here either.
+            let keeps_grants = matches!(
+                failure,
+                Failure::Unreachable { .. }
+                    | Failure::KeyLocked
+                    | Failure::KeyRefused
+                    | Failure::KeyStore
+                    | Failure::Local
+            );
+            if let Some(last) = record.last_check_in.as_mut().filter(|_| !keeps_grants) {
+                last.grants.clear();
+            }
+            record.last_failure = Some(on_record);
+        })
+        .await;
+        if let Err(error) = written {
+            tracing::warn!(error = %Chain(&error).to_string(), "a failure could not be written down");
+        }
+        Err(error)
+    }
+}
+
+/// Gives a machine's identity up: removes its key and all it remembers, and names what it removed.
+///
+/// It takes no key store, so that it works where the key store does not.
+pub fn reset(state_dir: &Path) -> Result<Vec<PathBuf>, StateError> {
+    if !state_dir.exists() {
+        return Ok(Vec::new());
+    }
+    let directory = StateDirectory::create(state_dir.to_owned())?;
+    let files = key_store::files(&directory);
+    directory.lock()?.reset(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use assay_protocol::UnverifiedEvidence;
+    use secrecy::ExposeSecret;
+    use serde_json::{Value, json};
+    use uuid::Uuid;
+
+    use super::{
+        scripted_server::{Received, Reply, ScriptedServer},
+        *,
+    };
+    use crate::{
+        clock::SystemClock, connection::ClientError, facts::MachineFacts, key_store::SoftwareKeyStore,
+        trust::TrustAnchor,
+    };
+
+    const MACHINE: Uuid = Uuid::from_u128(7);
+
+    struct Machine {
+        folder: tempfile::TempDir,
+        agent: Agent,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let agent = Agent::open(AgentOptions {
+                state_dir: folder.path().to_owned(),
+                key_store: Arc::new(SoftwareKeyStore),
+                facts: Arc::new(MachineFacts::default()),
+                clock: Arc::new(SystemClock),
+            });
+            Self {
+                folder,
+                agent: agent.unwrap(),
+            }
+        }
+
+        async fn enroll(&self, server: &ScriptedServer, token: Option<&str>) -> Result<EnrollOutcome, AgentError> {
+            let options = EnrollOptions {
+                server: server.url.clone(),
+                token: token.map(Into::into),
+                trust: Some(TrustAnchor::Certificates(
+                    include_str!("../../testdata/roots.pem").into(),
+                )),
+            };
+            self.agent.enroll(options).await
+        }
+
+        async fn token_on_disk(&self) -> Option<String> {
+            let pending = self.agent.record().await.unwrap().pending?;
+            pending.token.map(|token| token.expose_secret().to_owned())
+        }
+
+        async fn grants(&self) -> usize {
+            let last = self.agent.record().await.unwrap().last_check_in;
+            last.map_or(0, |last| last.grants.len())
+        }
+
+        fn key_file(&self) -> PathBuf {
+            self.folder.path().join("software.key")
+        }
+    }
+
+    fn certificate_for(csr: &str) -> Value {
+        let issuer_key = rcgen::KeyPair::generate().unwrap();
+        let issuer = rcgen::Issuer::new(rcgen::CertificateParams::default(), issuer_key);
+        let request = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
+        let chain = request.signed_by(&issuer).unwrap().pem();
+        json!({"serial_number": "0a", "not_before": "2026-11-22T10:00:00Z", "not_after": "2026-11-29T10:00:00Z", "chain": chain})
+    }
+
+    /// What a server answers when all is well.
+    fn well(request: &Received) -> Reply {
+        let body = match request.what.as_str() {
+            "POST /v1/check-in" => json!({
+                "machine_id": MACHINE, "status": "active", "assurance": "asserted", "denied": [],
+                "grants": [{"audience": "wiki", "permissions": ["read"], "token": "e.y.J", "expires_at": "2026-11-22T10:10:00Z"}],
+                "next_check_in_seconds": 300, "actions": [{"type": "of_a_newer_server"}],
+            }),
+            "POST /v1/enroll" => json!({
+                "machine_id": MACHINE, "status": "active", "assurance": "asserted", "spiffe_id": "spiffe://x/machine/7",
+                "certificate": certificate_for(request.body["csr"].as_str().unwrap()),
+                "trust_bundle": "", "next_check_in_seconds": 300,
+            }),
+            _ => json!({"certificate": certificate_for(request.body["csr"].as_str().unwrap()), "trust_bundle": ""}),
+        };
+        Reply::Answer(200, String::new(), body)
+    }
+
+    fn evidence_nonce(request: &Received) -> String {
+        let evidence = request.body["evidence"].as_str().unwrap().to_owned();
+        UnverifiedEvidence::parse(&evidence)
+            .unwrap()
+            .unverified_nonce()
+            .to_owned()
+    }
+
+    #[tokio::test]
+    async fn in_steady_state_an_exchange_takes_one_round_trip() {
+        let server = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        machine.agent.renew().await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        let posts = [
+            "POST /v1/enroll",
+            "POST /v1/check-in",
+            "POST /v1/renew",
+            "POST /v1/check-in",
+        ];
+        assert_eq!(server.calls()[0], "HEAD /v1/nonce");
+        assert_eq!(server.calls()[1..], posts);
+        let nonces: Vec<_> = server.received()[1..].iter().map(evidence_nonce).collect();
+        assert_eq!(nonces, ["nonce-1", "nonce-2", "nonce-3", "nonce-4"]);
+    }
+
+    #[tokio::test]
+    async fn a_bad_nonce_is_answered_at_once_with_the_one_that_came_along() {
+        let mut refusals = 2;
+        let server = ScriptedServer::start(move |request| match refusals {
+            0 => well(request),
+            _ => {
+                refusals -= 1;
+                Reply::problem(400, "bad-nonce")
+            }
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let nonces: Vec<_> = server.received()[1..].iter().map(evidence_nonce).collect();
+        assert_eq!(nonces, ["nonce-1", "nonce-2", "nonce-3"]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_no_nonce_is_not_asked_for_ever() {
+        let server = ScriptedServer::start(|_| Reply::problem(400, "bad-nonce")).await;
+        let error = Machine::new().enroll(&server, None).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Unreachable { retry_after: None });
+        assert_eq!(server.calls().len(), 1 + 3);
+    }
+
+    #[tokio::test]
+    async fn after_a_lost_answer_the_same_key_and_token_are_sent_again() {
+        let mut is_lost = true;
+        let server = ScriptedServer::start(move |request| match std::mem::take(&mut is_lost) {
+            true => Reply::Lost,
+            false => well(request),
+        })
+        .await;
+        let machine = Machine::new();
+        let error = machine.enroll(&server, Some("secret")).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Unreachable { retry_after: None });
+        assert_eq!(machine.token_on_disk().await.as_deref(), Some("secret"));
+        let key = fs::read(machine.key_file()).unwrap();
+        machine.enroll(&server, None).await.unwrap();
+        assert_eq!(fs::read(machine.key_file()).unwrap(), key);
+        let received = server.received();
+        let posts: Vec<_> = received
+            .iter()
+            .filter(|request| request.what == "POST /v1/enroll")
+            .collect();
+        assert_eq!(posts.len(), 2);
+        assert!(posts.iter().all(|request| request.body["token"] == "secret"));
+        assert_eq!(machine.token_on_disk().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_not_kept_and_binds_the_machine_to_no_server() {
+        let refusing = ScriptedServer::start(|_| Reply::problem(401, "enrollment-token-invalid")).await;
+        let other = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        let error = machine.enroll(&refusing, Some("secret")).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Refused);
+        assert_eq!(machine.token_on_disk().await, None);
+        machine.enroll(&other, Some("another")).await.unwrap();
+        let error = machine.enroll(&refusing, Some("secret")).await.unwrap_err();
+        assert!(matches!(error, AgentError::OtherServer { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn while_it_waits_for_approval_the_token_is_kept() {
+        let pending =
+            json!({"enrollment_id": MACHINE, "machine_id": null, "status": "pending", "retry_after_seconds": 60});
+        let mut is_approved = false;
+        let server = ScriptedServer::start(move |request| match std::mem::replace(&mut is_approved, true) {
+            true => well(request),
+            false => Reply::Answer(202, String::new(), pending.clone()),
+        })
+        .await;
+        let machine = Machine::new();
+        let outcome = machine.enroll(&server, Some("secret")).await.unwrap();
+        assert!(matches!(outcome, EnrollOutcome::Pending(_)));
+        assert_eq!(machine.token_on_disk().await.as_deref(), Some("secret"));
+        let outcome = machine.enroll(&server, None).await.unwrap();
+        assert!(matches!(
+            outcome,
+            EnrollOutcome::Enrolled {
+                was_enrolled: false,
+                ..
+            }
+        ));
+        let outcome = machine.enroll(&server, None).await.unwrap();
+        assert!(matches!(outcome, EnrollOutcome::Enrolled { was_enrolled: true, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_quarantined_machine_keeps_no_grants_and_one_whose_server_is_busy_does() {
+        let mut replies = vec![
+            Reply::problem(403, "machine-quarantined"),
+            match Reply::problem(503, "unavailable") {
+                Reply::Answer(status, headers, body) => {
+                    Reply::Answer(status, format!("retry-after: 7\r\n{headers}"), body)
+                }
+                Reply::Lost => Reply::Lost,
+            },
+        ];
+        let mut check_ins = 0;
+        let server = ScriptedServer::start(move |request| {
+            check_ins += i32::from(request.what == "POST /v1/check-in");
+            if check_ins < 2 {
+                well(request)
+            } else {
+                replies.pop().unwrap()
+            }
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        let error = machine.agent.check_in().await.unwrap_err();
+        let retry_after = Some(Duration::from_secs(7));
+        assert_eq!(error.failure(), Failure::Unreachable { retry_after });
+        assert_eq!(machine.grants().await, 1);
+        let error = machine.agent.check_in().await.unwrap_err();
+        assert!(matches!(error.failure(), Failure::HeldBack { is_pending: false, .. }));
+        assert_eq!(machine.grants().await, 0);
+        let failure = machine.agent.record().await.unwrap().last_failure.unwrap();
+        assert_eq!(
+            failure.problem.as_deref(),
+            Some("urn:assay:problem:machine-quarantined")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_another_key_is_not_kept() {
+        let other = Machine::new();
+        let other_server = ScriptedServer::start(well).await;
+        other.enroll(&other_server, None).await.unwrap();
+        let others_answer = well(&other_server.received()[1]);
+        let server = ScriptedServer::start(move |_| others_answer.clone()).await;
+        let machine = Machine::new();
+        let error = machine.enroll(&server, None).await.unwrap_err();
+        assert!(
+            matches!(error, AgentError::Server(ClientError::NotAnAnswer { .. })),
+            "{error}"
+        );
+        assert!(machine.agent.record().await.unwrap().machine.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_lost_key_is_never_replaced_by_itself_and_a_reset_makes_room_for_a_new_one() {
+        let server = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let key = fs::read(machine.key_file()).unwrap();
+        fs::remove_file(machine.key_file()).unwrap();
+        assert!(matches!(machine.agent.check_in().await, Err(AgentError::KeyLost(_))));
+        assert!(matches!(
+            machine.enroll(&server, None).await,
+            Err(AgentError::KeyLost(_))
+        ));
+        assert!(!machine.key_file().exists());
+        reset(machine.folder.path()).unwrap();
+        assert!(matches!(machine.agent.check_in().await, Err(AgentError::NotEnrolled)));
+        machine.enroll(&server, None).await.unwrap();
+        assert_ne!(fs::read(machine.key_file()).unwrap(), key);
+    }
+
+    #[tokio::test]
+    async fn exchanges_of_one_machine_do_not_interleave() {
+        let server = ScriptedServer::start(well).await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let (first, second) = tokio::join!(machine.agent.check_in(), machine.agent.check_in());
+        first.unwrap();
+        second.unwrap();
+        // Had they run at the same time, one of them would have had to fetch a nonce.
+        assert_eq!(
+            server.calls().iter().filter(|call| *call == "HEAD /v1/nonce").count(),
+            1
+        );
+    }
+}

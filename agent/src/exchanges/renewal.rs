@@ -1,0 +1,66 @@
+//! Renewal: one exchange that replaces the certificate before it expires, with the same key.
+
+use std::sync::Arc;
+
+use assay_protocol::{
+    PublicKey, Purpose,
+    agent_api::{RenewRequest, Renewed},
+};
+
+use super::{
+    credential::Credential,
+    error::AgentError,
+    evidence::{Keys, Proof},
+    machine::{Machine, update_record},
+    trust_bundle,
+};
+use crate::{
+    connection::is_certificate_for,
+    key_store::MachineKey,
+    state::{Record, StateLock},
+};
+
+pub(super) async fn renew(machine: &Machine, lock: &Arc<StateLock>) -> Result<Renewed, AgentError> {
+    let record = machine.record().await?;
+    let current = Credential::current(&machine.key, &record).ok_or(AgentError::NotEnrolled)?;
+    let public_key = machine.key_on_record(&record).await?;
+    let renewed = request(machine, &record, &current, (&current.key, &public_key)).await?;
+    let (certificate, roots) = (renewed.certificate.clone(), renewed.trust_bundle.clone());
+    update_record(lock, move |record| {
+        if let Some(machine) = record.machine.as_mut() {
+            machine.certificate = certificate;
+        }
+        trust_bundle::adopt(record, roots);
+        record.last_failure = None;
+    })
+    .await?;
+    Ok(renewed)
+}
+
+/// Has a key certified, for which the current one speaks: itself, or the one that is to replace it.
+pub(super) async fn request(
+    machine: &Machine,
+    record: &Record,
+    current: &Credential,
+    (certified, public_key): (&MachineKey, &PublicKey),
+) -> Result<Renewed, AgentError> {
+    let (Some(server), Some(enrolled)) = (&record.server, &record.machine) else {
+        return Err(AgentError::NotEnrolled);
+    };
+    let client = machine.client(server, current).await?;
+    let keys = Keys {
+        signing: current.key.clone(),
+        certified: certified.clone(),
+    };
+    let request = |proof: Proof| RenewRequest {
+        csr: proof.csr,
+        evidence: proof.evidence,
+    };
+    let what = (Purpose::Renew, Some(enrolled.machine_id));
+    let answer = machine.exchange(&client, &keys, what, request).await?;
+    let renewed: Renewed = client.read(&answer)?;
+    if !is_certificate_for(&renewed.certificate, public_key) {
+        return Err(client.foreign_certificate(&answer).into());
+    }
+    Ok(renewed)
+}

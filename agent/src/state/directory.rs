@@ -1,0 +1,373 @@
+//! The state directory: everything that the agent remembers, in files that are either the old ones or the new ones.
+//!
+//! Each write goes to a temporary file that is flushed to the disk and then renamed, so that a crash at any line leaves
+//! a record that was true at some moment. A lock keeps two agents from interleaving; who only reads needs none.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Record, StateError, VERSION};
+
+const RECORD: &str = "state.json";
+const LOCK: &str = "lock";
+/// The folder of the sockets that the daemon serves.
+const RUN: &str = "run";
+/// What a write in progress is called; a crash may leave one behind.
+const TEMPORARY: &str = ".writing-";
+
+/// A state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct StateDirectory {
+    path: Arc<Path>,
+}
+
+/// The right to change what is in a state directory, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct StateLock {
+    directory: StateDirectory,
+    _file: File,
+}
+
+impl StateDirectory {
+    /// Names a directory that may not exist.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Makes the directory, with mode 0700.
+    pub(crate) fn create(path: PathBuf) -> Result<Self, StateError> {
+        if !path.is_dir() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(failed(&path, "made"))?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                flush_directory(parent)?;
+            }
+        }
+        close_to_others(&path)?;
+        Ok(Self::at(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits until no other agent changes this directory, then keeps them out.
+    pub(crate) fn lock(&self) -> Result<StateLock, StateError> {
+        let path = self.path.join(LOCK);
+        let open = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
+        let file = open.map_err(failed(&path, "opened"))?;
+        file.lock().map_err(failed(&path, "locked"))?;
+        let lock = StateLock {
+            directory: self.clone(),
+            _file: file,
+        };
+        lock.remove_unfinished_writes()?;
+        Ok(lock)
+    }
+
+    /// What is remembered; an empty record where nothing is.
+    pub(crate) fn record(&self) -> Result<Record, StateError> {
+        let path = self.path.join(RECORD);
+        let Some(text) = self.read_file(&path)? else {
+            return Ok(Record::default());
+        };
+        let record: Record = serde_json::from_slice(&text).map_err(|source| StateError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
+        match record.version {
+            version if version > VERSION => Err(StateError::Newer { path, version }),
+            _ => Ok(Record {
+                version: VERSION,
+                ..record
+            }),
+        }
+    }
+
+    /// Makes the folder of sockets. Others may pass through the directory to reach it where it is for them, and through
+    /// nothing else of it: a file in it is its owner's alone, and its names are not listed.
+    pub(crate) fn open_run(&self, is_for_others: bool) -> Result<PathBuf, StateError> {
+        let path = self.path.join(RUN);
+        let (passage, folder) = if is_for_others { (0o711, 0o755) } else { (0o700, 0o700) };
+        if !path.is_dir() {
+            let made = DirBuilder::new().mode(0o700).create(&path);
+            made.map_err(failed(&path, "made"))?;
+        }
+        for (path, mode) in [(&path, folder), (&self.path.to_path_buf(), passage)] {
+            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed(path, "opened to others"))?;
+        }
+        Ok(path)
+    }
+
+    /// The bytes of a file, or `None` where there is none.
+    pub(crate) fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(path, "read")(error)),
+        }
+    }
+}
+
+impl StateLock {
+    /// What is remembered.
+    pub(crate) fn record(&self) -> Result<Record, StateError> {
+        self.directory.record()
+    }
+
+    /// Replaces what is remembered.
+    pub(crate) fn write(&self, record: &Record) -> Result<(), StateError> {
+        let path = self.directory.path.join(RECORD);
+        let text = serde_json::to_vec_pretty(record).map_err(|error| failed(&path, "written")(error.into()))?;
+        let temporary = self.temporary_file(&text)?;
+        temporary
+            .persist(&path)
+            .map_err(|error| failed(&path, "replaced")(error.error))?;
+        flush_directory(&self.directory.path)
+    }
+
+    /// Writes a file that must not exist yet.
+    pub(crate) fn create_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        let temporary = self.temporary_file(bytes)?;
+        temporary
+            .persist_noclobber(path)
+            .map_err(|error| failed(path, "made")(error.error))?;
+        flush_directory(&self.directory.path)
+    }
+
+    /// Replaces a file, whose content is set aside under another name. At any line of it there is one of the two.
+    pub(crate) fn replace_file(&self, path: &Path, bytes: &[u8], aside: &Path) -> Result<(), StateError> {
+        let temporary = self.temporary_file(bytes)?;
+        remove_file(aside)?;
+        fs::hard_link(path, aside).map_err(failed(aside, "made"))?;
+        temporary
+            .persist(path)
+            .map_err(|error| failed(path, "replaced")(error.error))?;
+        flush_directory(&self.directory.path)
+    }
+
+    /// The directory that is locked.
+    pub(crate) fn directory(&self) -> &StateDirectory {
+        &self.directory
+    }
+
+    /// Removes a file, where there is one.
+    pub(crate) fn remove_file(&self, path: &Path) -> Result<(), StateError> {
+        if remove_file(path)? {
+            flush_directory(&self.directory.path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the record and the given files, and names what was there. The lock stays: removing it would let two in.
+    pub(crate) fn reset(&self, files: Vec<PathBuf>) -> Result<Vec<PathBuf>, StateError> {
+        let mut removed = Vec::new();
+        // The record last: with the key gone and the record there, an interrupted reset is still seen for what it is.
+        for path in files.into_iter().chain([self.directory.path.join(RECORD)]) {
+            if remove_file(&path)? {
+                removed.push(path);
+            }
+        }
+        flush_directory(&self.directory.path)?;
+        Ok(removed)
+    }
+
+    fn temporary_file(&self, bytes: &[u8]) -> Result<tempfile::NamedTempFile, StateError> {
+        let attempt = || failed(&self.directory.path, "written to");
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix(TEMPORARY).permissions(Permissions::from_mode(0o600));
+        let mut file = builder.tempfile_in(&self.directory.path).map_err(attempt())?;
+        file.write_all(bytes).map_err(attempt())?;
+        file.as_file().sync_all().map_err(attempt())?;
+        Ok(file)
+    }
+
+    fn remove_unfinished_writes(&self) -> Result<(), StateError> {
+        let path = &self.directory.path;
+        for entry in fs::read_dir(path).map_err(failed(path, "listed"))? {
+            let entry = entry.map_err(failed(path, "listed"))?;
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                fs::remove_file(entry.path()).map_err(failed(&entry.path(), "removed"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the rights of others away, but only from a folder that is the agent's own: never from one named by mistake.
+fn close_to_others(path: &Path) -> Result<(), StateError> {
+    let mode = fs::metadata(path).map_err(failed(path, "read"))?.permissions().mode();
+    // Passing through is what the users of the grant socket may do.
+    if mode & 0o066 == 0 {
+        return Ok(());
+    }
+    let mut entries = fs::read_dir(path).map_err(failed(path, "listed"))?;
+    if entries.next().is_some() && !path.join(LOCK).exists() {
+        return Err(StateError::Shared(path.to_owned()));
+    }
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed(path, "closed to others"))
+}
+
+/// Tells whether there was one.
+fn remove_file(path: &Path) -> Result<bool, StateError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed(path, "removed")(error)),
+    }
+}
+
+/// Makes a rename last: the name is the directory's content, not the file's.
+fn flush_directory(path: &Path) -> Result<(), StateError> {
+    let flush = File::open(path).and_then(|directory| directory.sync_all());
+    flush.map_err(failed(path, "flushed to the disk"))
+}
+
+fn failed(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> StateError + use<> {
+    let path = path.to_owned();
+    move |source| StateError::Io { path, attempt, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::state::PendingEnrollment;
+
+    fn directory() -> (tempfile::TempDir, StateDirectory) {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = StateDirectory::create(folder.path().join("state")).unwrap();
+        (folder, directory)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_closed_to_others() {
+        let (_folder, directory) = directory();
+        let mut record = directory.record().unwrap();
+        assert!(!record.is_known_to_a_server());
+        record.pending = Some(PendingEnrollment {
+            token: Some("secret".into()),
+            enrollment_id: None,
+        });
+        let lock = directory.lock().unwrap();
+        lock.write(&record).unwrap();
+        let read = directory.record().unwrap().pending.unwrap();
+        assert_eq!(read.token.unwrap().expose_secret(), "secret");
+        assert_eq!(mode(directory.path()), 0o700);
+        assert_eq!(mode(&directory.path().join(RECORD)), 0o600);
+        assert_eq!(mode(&directory.path().join(LOCK)), 0o600);
+    }
+
+    #[test]
+    fn a_write_that_was_cut_off_leaves_the_old_record_and_no_litter() {
+        let (_folder, directory) = directory();
+        let record = Record {
+            next_check_in_at: Some(OffsetDateTime::UNIX_EPOCH),
+            ..Record::default()
+        };
+        directory.lock().unwrap().write(&record).unwrap();
+        let unfinished = directory.path().join(format!("{TEMPORARY}abc"));
+        fs::write(&unfinished, "{").unwrap();
+        let lock = directory.lock().unwrap();
+        assert!(!unfinished.exists());
+        assert_eq!(
+            lock.record().unwrap().next_check_in_at,
+            Some(OffsetDateTime::UNIX_EPOCH)
+        );
+    }
+
+    #[test]
+    fn a_second_lock_waits_for_the_first() {
+        let (_folder, directory) = directory();
+        let first = directory.lock().unwrap();
+        let (locked, is_locked) = std::sync::mpsc::channel();
+        let second = {
+            let directory = directory.clone();
+            std::thread::spawn(move || {
+                let lock = directory.lock();
+                locked.send(()).unwrap();
+                lock.map(drop)
+            })
+        };
+        assert!(is_locked.try_recv().is_err());
+        drop(first);
+        second.join().unwrap().unwrap();
+        is_locked.recv().unwrap();
+    }
+
+    #[test]
+    fn a_damaged_record_and_a_newer_one_are_errors() {
+        let (_folder, directory) = directory();
+        fs::write(directory.path().join(RECORD), "{").unwrap();
+        assert!(matches!(directory.record(), Err(StateError::Damaged { .. })));
+        fs::write(directory.path().join(RECORD), r#"{"version": 3}"#).unwrap();
+        assert!(matches!(directory.record(), Err(StateError::Newer { version: 3, .. })));
+    }
+
+    #[test]
+    fn a_file_is_never_replaced_where_it_must_be_new() {
+        let (_folder, directory) = directory();
+        let lock = directory.lock().unwrap();
+        let path = directory.path().join("key");
+        lock.create_file(&path, b"first").unwrap();
+        assert!(lock.create_file(&path, b"second").is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_folder_of_someone_else_is_not_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("thesis.txt"), "").unwrap();
+        let error = StateDirectory::create(folder.path().to_owned()).unwrap_err();
+        assert!(matches!(error, StateError::Shared(_)), "{error}");
+        assert_eq!(mode(folder.path()), 0o755);
+        fs::remove_file(folder.path().join("thesis.txt")).unwrap();
+        StateDirectory::create(folder.path().to_owned()).unwrap();
+        assert_eq!(mode(folder.path()), 0o700);
+    }
+
+    #[test]
+    fn who_may_reach_the_sockets_sees_and_reads_nothing_else() {
+        let (folder, directory) = directory();
+        directory.lock().unwrap().write(&Record::default()).unwrap();
+        let run = directory.open_run(true).unwrap();
+        assert_eq!((mode(directory.path()), mode(&run)), (0o711, 0o755));
+        // Every command opens the directory, and leaves that as it is.
+        StateDirectory::create(folder.path().join("state")).unwrap();
+        assert_eq!(mode(directory.path()), 0o711);
+        directory.lock().unwrap().write(&Record::default()).unwrap();
+        assert_eq!(mode(&directory.path().join(RECORD)), 0o600);
+        directory.open_run(false).unwrap();
+        assert_eq!((mode(directory.path()), mode(&run)), (0o700, 0o700));
+    }
+
+    #[test]
+    fn a_reset_names_what_it_removed() {
+        let (_folder, directory) = directory();
+        let lock = directory.lock().unwrap();
+        let key = directory.path().join("software.key");
+        lock.create_file(&key, b"key").unwrap();
+        lock.write(&Record::default()).unwrap();
+        let absent = directory.path().join("secure-enclave.key");
+        let removed = lock.reset(vec![absent, key.clone()]).unwrap();
+        assert_eq!(removed, [key, directory.path().join(RECORD)]);
+        assert!(lock.reset(Vec::new()).unwrap().is_empty());
+    }
+}
