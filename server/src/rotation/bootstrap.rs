@@ -86,9 +86,11 @@ pub(crate) async fn bootstrap(
     let acme_secrets = AcmeSecrets::under(&master_key).map_err(BootstrapError::Derived)?;
     let keyring = Keyring::new(master_key);
     let keys = store
-        .tx("found", &(&keyring, config, clock), |tx, &(keyring, config, clock)| {
-            Box::pin(read_or_make(tx, keyring, config, clock.as_ref()))
-        })
+        .tx(
+            "make the first keys",
+            &(&keyring, config, clock),
+            |tx, &(keyring, config, clock)| Box::pin(read_or_make(tx, keyring, config, clock.as_ref())),
+        )
         .await?;
     let nonce_key = nonce_key(&keyring, &keys)?;
     let policy = RotationPolicy::of(config);
