@@ -1,4 +1,4 @@
-//! Where the time comes from, and the ids that carry it. Nothing else in the server asks the system for the time.
+//! The clock, and the ids that contain its time. Nothing else in the server reads the system's time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,10 +6,10 @@ use assay_authority::random_bytes;
 use time::{Duration, OffsetDateTime};
 use uuid::{Builder, Uuid};
 
-/// Tells the time.
+/// A source of the current time.
 pub trait Clock: Send + Sync + 'static {
-    /// The present time in UTC, in whole microseconds: Postgres stores no finer ones, and a time that is compared
-    /// in memory must equal the one that is read back.
+    /// The current time in UTC, in whole microseconds. Postgres stores no finer times, and a time compared in memory
+    /// must equal the one read back.
     fn now(&self) -> OffsetDateTime;
 }
 
@@ -20,30 +20,30 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     #[allow(
         clippy::disallowed_methods,
-        reason = "every other place takes the time from here, so that tests can set it"
+        reason = "everything else takes the time from a `Clock`, which tests can set"
     )]
     fn now(&self) -> OffsetDateTime {
         truncate_to_microseconds(OffsetDateTime::now_utc())
     }
 }
 
-/// A clock that stands still until it is told otherwise. Clones share one time.
+/// A clock for tests. Its time changes only when a test sets it. Clones share one time.
 #[derive(Debug, Clone)]
 pub struct MockClock(Arc<Mutex<OffsetDateTime>>);
 
 impl MockClock {
-    /// A clock that stands at `now`.
+    /// A clock that shows `now`.
     #[must_use]
     pub fn new(now: OffsetDateTime) -> Self {
         Self(Arc::new(Mutex::new(truncate_to_microseconds(now))))
     }
 
-    /// Sets the time, backwards too.
+    /// Sets the time, forwards or backwards.
     pub fn set(&self, now: OffsetDateTime) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = truncate_to_microseconds(now);
     }
 
-    /// Moves the time by `step`; a negative one moves it back.
+    /// Moves the time by `step`. A negative step moves it back.
     pub fn advance(&self, step: Duration) {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *now = truncate_to_microseconds(now.saturating_add(step));
@@ -56,7 +56,7 @@ impl Clock for MockClock {
     }
 }
 
-/// The same time without what is finer than a microsecond.
+/// Drops the fraction of a microsecond.
 #[must_use]
 pub fn truncate_to_microseconds(time: OffsetDateTime) -> OffsetDateTime {
     time - Duration::nanoseconds(i64::from(time.nanosecond() % 1000))
@@ -64,15 +64,14 @@ pub fn truncate_to_microseconds(time: OffsetDateTime) -> OffsetDateTime {
 
 /// A new id, a UUIDv7 of the clock's time.
 ///
-/// The 12 bits after the milliseconds carry the fraction of the millisecond (RFC 9562, section 6.2, method 3), so that
-/// ids made within one millisecond still sort by when they were made; 62 bits are random.
+/// The 12 bits after the milliseconds contain the fraction of the millisecond (RFC 9562, section 6.2, method 3). Ids
+/// made within one millisecond therefore sort by time. 62 bits are random.
 #[must_use]
 pub fn new_id(clock: &dyn Clock) -> Uuid {
     id_at(clock.now())
 }
 
-/// What is not greater than any id of this time or later, and greater than every id of an earlier time: ids can be searched
-/// by their times.
+/// The smallest id of this time. Every id of an earlier time is smaller. Ids can therefore be searched by time.
 #[must_use]
 pub(crate) fn first_id_at(time: OffsetDateTime) -> Uuid {
     id_with(time, [0; 8])
@@ -83,7 +82,7 @@ fn id_at(now: OffsetDateTime) -> Uuid {
 }
 
 fn id_with(now: OffsetDateTime, random: [u8; 8]) -> Uuid {
-    // Before 1970 there is no UUIDv7: a clock that far off gets the smallest time.
+    // UUIDv7 has no times before 1970. A clock that is so wrong gets the smallest time.
     let microseconds = u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or(0);
     let fraction = (microseconds % 1000) * 4096 / 1000;
     let [.., high, low] = fraction.to_be_bytes();
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_id_of_a_time_parts_the_ids_before_from_those_of_it() {
+    fn the_first_id_of_a_time_is_above_all_earlier_ids_and_below_all_later_ones() {
         let clock = MockClock::new(datetime!(2026-11-22 10:00:00.999999 UTC));
         for _ in 0..2_000 {
             let before = new_id(&clock);

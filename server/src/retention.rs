@@ -1,7 +1,7 @@
-//! Retention: what is past its time goes, in small batches, by one replica at a time.
+//! Retention: deletes rows that are past their retention, in small batches. One replica at a time does it.
 //!
-//! Never the audit, a machine, or a key that was refused: those are the record. A certificate stays while it can still be
-//! used or is a machine's current one, so a revoked one stays until it has expired.
+//! The audit log, machines and refused keys are never deleted. A certificate stays while it can still be used, or while
+//! it is its machine's current one. A revoked certificate therefore stays until it has expired.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,14 +21,14 @@ use crate::{
     },
 };
 
-const NAME: &str = "remove what is past its retention";
+const NAME: &str = "retention";
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Rows that one transaction removes, and the pause before the next: requests come in between.
+/// How many rows one transaction deletes, and the pause before the next. Requests run in between.
 const BATCH: i64 = 500;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Orders that led to nothing, after their end: long enough for somebody to look why. One that led to a certificate is kept
-/// as long as that, since it has what Apple attested.
+/// How long failed orders are kept, which is long enough to find out why. Orders that led to a certificate are kept as
+/// long, because they contain what Apple attested.
 const ACME_ORDERS: Duration = Duration::from_hours(7 * 24);
 
 /// How long rows are kept.
@@ -58,7 +58,7 @@ impl Retention {
     pub(crate) fn of(config: &config::Retention) -> Self {
         let rule = |noun, kept_for| Rule {
             noun,
-            // The configuration bounds each to some years.
+            // The configuration limits each value to a few years.
             kept_for: time::Duration::try_from(kept_for).unwrap_or(time::Duration::MAX),
         };
         Self {
@@ -76,7 +76,7 @@ impl Retention {
 }
 
 impl Noun {
-    /// The audit's action and kind of resource.
+    /// The action and the resource kind in the audit log.
     const fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Events => ("event.remove", "event"),
@@ -102,7 +102,7 @@ impl Noun {
     }
 }
 
-/// Removes whatever is past its time, again and again, until the server stops.
+/// Deletes rows that are past their retention, until the server stops.
 pub(crate) async fn run_retention(services: Arc<Services>, shutdown: CancellationToken) {
     periodic::repeat(NAME, INTERVAL, &shutdown, || remove_due(&services, &shutdown)).await;
 }
@@ -125,13 +125,13 @@ async fn remove_batch(services: &Services, rule: Rule) -> Result<u64, StoreError
     };
     let context = (clock, rule.noun, before);
     let remove = services.store.tx(NAME, &context, |tx, &(clock, noun, before)| {
-        Box::pin(remove_and_note(tx, clock, noun, before))
+        Box::pin(remove_and_record(tx, clock, noun, before))
     });
     remove.await
 }
 
-/// The audit says what went, not each row: those had their own entries when they were made.
-async fn remove_and_note(
+/// Writes one audit entry per batch. Each row had its own entry when it was created.
+async fn remove_and_record(
     tx: &mut Transaction,
     clock: &dyn Clock,
     noun: Noun,
@@ -148,7 +148,7 @@ async fn remove_and_note(
             .reason(Some("past its retention"))
             .after(json!({"removed": removed, "ended_before": before}));
         store::audit_entries::insert(tx, clock, &Origin::system(), change).await?;
-        tracing::info!(kind, removed, before, "removed what is past its retention");
+        tracing::info!(kind, removed, before, "removed rows past their retention");
     }
     Ok(removed)
 }

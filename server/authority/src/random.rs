@@ -2,10 +2,10 @@
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 
-/// Fresh bytes that nobody can predict.
+/// Unpredictable random bytes.
 ///
-/// Ends the process when the operating system has no randomness to give (AWS-LC does the same by itself):
-/// keys, nonces and serial numbers from anything weaker would be worse than no server.
+/// Aborts the process if the operating system provides no randomness, as AWS-LC itself does. Weak keys, nonces and
+/// serial numbers would be worse than an outage.
 #[must_use]
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];

@@ -1,4 +1,4 @@
-//! Reading the audit.
+//! Reading the audit log.
 
 use assay_protocol::admin_api::audit::AuditEntry;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use crate::{
     store::{self, StoreError, audit_entries::AuditFilter},
 };
 
-/// A page of the entries that a filter lets through, the newest first.
+/// A page of the entries that match a filter, newest first.
 pub(crate) async fn list(
     services: &Services,
     filter: &AuditFilter,

@@ -1,5 +1,4 @@
-//! The audit: one entry for each change, written in the transaction that makes the change, sealed into a hash chain
-//! afterwards.
+//! The audit log. Each change writes one entry in its own transaction. Entries are sealed into a hash chain afterwards.
 
 pub(crate) mod entries;
 pub(crate) mod sealing;

@@ -1,5 +1,5 @@
-//! Sealing: what was written into the audit is appended to the hash chain, apart from the change that wrote it, so that
-//! no change waits for another.
+//! Sealing: appends new audit entries to the hash chain. It runs apart from the changes that wrote them: no change
+//! waits for another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-const NAME: &str = "seal the audit";
-/// How long an entry waits at most while the server and the database are well.
+const NAME: &str = "seal the audit log";
+/// How long an entry waits at most, while the server and the database work.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How many entries one transaction seals.
 const BATCH: i64 = 500;
@@ -25,9 +25,9 @@ const BATCH: i64 = 500;
 /// Why nothing was sealed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SealingError {
-    #[error("an entry cannot be written down")]
+    #[error("cannot serialize an entry")]
     Entry(#[source] serde_json::Error),
-    #[error("the chain has no number left")]
+    #[error("the chain's sequence numbers are exhausted")]
     Full,
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -42,14 +42,14 @@ impl AsStoreError for SealingError {
     }
 }
 
-/// Seals whatever waits, again and again, until the server stops; then once more.
+/// Seals new entries until the server stops, and then once more.
 pub(crate) async fn run_sealer(services: Arc<Services>, shutdown: CancellationToken) {
     let seal = || seal_pending(&services.store);
     periodic::repeat(NAME, INTERVAL, &shutdown, seal).await;
     periodic::attempt(NAME, seal()).await;
 }
 
-/// Seals whatever waits; nothing when another replica is sealing.
+/// Seals all entries that are not sealed yet. Does nothing if another replica is sealing.
 pub(crate) async fn seal_pending(store: &Store) -> Result<(), SealingError> {
     loop {
         let sealed = store.tx(NAME, &(), |tx, ()| Box::pin(seal_batch(tx))).await?;

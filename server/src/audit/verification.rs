@@ -1,5 +1,5 @@
-//! Verifying the audit: is every sealed entry as it was when it was sealed, in its place, and none missing? And is an end
-//! that somebody noted still a part of the chain?
+//! Verifying the audit log: is every sealed entry unchanged, in its place, and present? Is a hash that an auditor
+//! recorded still part of the chain?
 
 use assay_protocol::admin_api::audit::{AuditEntry, AuditVerification};
 use uuid::Uuid;
@@ -9,37 +9,37 @@ use crate::{
     store::{self, Store, StoreError, audit_seals::Seal},
 };
 
-/// How many entries are read at once: the audit may be larger than memory.
+/// How many entries are read at once, because the log may be larger than memory.
 const BATCH: i64 = 1_000;
 
-/// Why the audit could not be verified; not that it is broken.
+/// Why the verification could not run. This does not mean that the log is broken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerificationError {
-    #[error("an entry cannot be written down")]
+    #[error("cannot serialize an entry")]
     Entry(#[source] serde_json::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// The first thing that is not as it was.
+/// The first fault in the chain.
 #[derive(Debug, PartialEq, Eq)]
 struct Broken {
-    /// None where it is the chain's end.
+    /// `None` if the fault is at the chain's end.
     entry_id: Option<Uuid>,
     reason: String,
 }
 
-/// How far the chain has been followed.
+/// The position reached in the chain.
 #[derive(Debug)]
 struct Follower {
     sequence: i64,
     hash: EntryHash,
-    /// The end that was noted, until it is met.
+    /// The recorded hash, until it is found.
     noted: Option<EntryHash>,
 }
 
-/// Follows the chain from its beginning to its end, or to the first entry that breaks it. `noted` is the hash of an entry
-/// that was sealed once: a chain without it is broken.
+/// Follows the chain to its end, or to the first entry that breaks it. `noted` is the hash of an entry that was once
+/// sealed: a chain without it is broken.
 pub(crate) async fn verify(store: &Store, noted: Option<EntryHash>) -> Result<AuditVerification, VerificationError> {
     let mut connection = store.connection().await?;
     let mut follower = Follower::new(noted);
@@ -61,9 +61,9 @@ pub(crate) async fn verify(store: &Store, noted: Option<EntryHash>) -> Result<Au
     let left_out = store::audit_entries::first_left_out(&mut connection).await?;
     let broken = left_out.map(|entry_id| Broken {
         entry_id: Some(entry_id),
-        reason: "the entry was written, or taken out, without being sealed".to_owned(),
+        reason: "the entry was inserted, or removed from the chain, without being sealed".to_owned(),
     });
-    let broken = broken.or_else(|| follower.lacks_what_was_noted());
+    let broken = broken.or_else(|| follower.lacks_noted_hash());
     Ok(follower.verification(follower.sequence, broken))
 }
 
@@ -85,15 +85,17 @@ impl Follower {
         };
         let expected = self.sequence.saturating_add(1);
         if seal.sequence != expected {
-            return broken(format!("before this entry the chain lacks the place {expected}"));
+            return broken(format!(
+                "the entry with the number {expected}, before this one, is missing from the chain"
+            ));
         }
         let Some(entry) = entry else {
-            return broken(format!("the entry at the place {expected} was deleted"));
+            return broken(format!("the entry with the number {expected} was deleted"));
         };
         let hash = self.hash.next(entry)?;
         if hash != seal.hash {
             return broken(format!(
-                "the entry at the place {expected} was changed or moved after it was sealed"
+                "the entry with the number {expected} was changed or moved after it was sealed"
             ));
         }
         *self = Self {
@@ -104,11 +106,11 @@ impl Follower {
         Ok(None)
     }
 
-    fn lacks_what_was_noted(&self) -> Option<Broken> {
+    fn lacks_noted_hash(&self) -> Option<Broken> {
         self.noted.map(|noted| Broken {
             entry_id: None,
             reason: format!(
-                "no entry has the hash {}: the end of the chain was cut off, or the chain was written anew",
+                "no entry has the hash {}: the end of the chain was removed, or the chain was rewritten",
                 hex::encode(noted.as_bytes())
             ),
         })
@@ -194,7 +196,7 @@ mod tests {
         }
 
         #[test]
-        fn a_noted_end_is_found_unless_the_chain_was_cut_off_before_it(
+        fn a_noted_hash_is_found_unless_the_chain_was_truncated_before_it(
             length in 1_usize..12, noted in 0_usize..12, left in 0_usize..12
         ) {
             let links = chain(u32::try_from(length).unwrap());
@@ -203,7 +205,7 @@ mod tests {
             for (seal, entry) in &links[..left] {
                 prop_assert_eq!(follower.follow(seal, entry.as_ref()).unwrap(), None);
             }
-            prop_assert_eq!(follower.lacks_what_was_noted().is_none(), noted < left);
+            prop_assert_eq!(follower.lacks_noted_hash().is_none(), noted < left);
             let verification = follower.verification(follower.sequence, None);
             prop_assert_eq!(verification.last_sequence.unwrap_or(0), u64::try_from(left).unwrap());
         }

@@ -1,31 +1,31 @@
-//! The hash chain over the audit: pure.
+//! The hash chain over the audit log. This module is pure.
 //!
-//! The hash of an entry is SHA-256 over the hash before it, the length of the entry's canonical form as 8 bytes with the
-//! most significant first, and that form. The canonical form is the entry as the admin API shows it, without `hash`, as
-//! JSON with the members of every object sorted by name and no white space: an auditor can compute it from an export.
-//! Before the first stands SHA-256 of `urn:assay:audit:1`.
+//! The hash of an entry is SHA-256 over three parts: the previous hash, the length of the entry's canonical form, and
+//! that form. The length has 8 bytes, most significant first. The canonical form is the entry as the admin API shows
+//! it, without `hash`. It is JSON without white space, and the members of every object are sorted by name. An auditor
+//! can compute it from an export. The hash before the first entry is SHA-256 of `urn:assay:audit:1`.
 //!
-//! Whoever owns the database can still cut the end of the chain off, or write a chain anew. Against that, keep the last
-//! hash somewhere else, and ask for it when the chain is verified.
+//! The owner of the database can still truncate the chain, or write a new one. To detect that, keep the last hash in
+//! another place, and pass it when you verify the chain.
 
 use assay_protocol::admin_api::audit::AuditEntry;
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use serde_json::Value;
 
-/// What the first entry is chained to.
+/// The input of the hash before the first entry.
 const GENESIS: &[u8] = b"urn:assay:audit:1";
 
-/// The hash of an entry and of all before it.
+/// The hash of an entry and of all entries before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EntryHash([u8; 32]);
 
 impl EntryHash {
-    /// What stands before the first entry.
+    /// The hash before the first entry.
     pub(crate) fn genesis() -> Self {
         Self::from_digest(digest(&SHA256, GENESIS).as_ref())
     }
 
-    /// The hash of the entry that follows the one with this hash.
+    /// The hash of `entry`, which follows the entry with this hash.
     pub(crate) fn next(&self, entry: &AuditEntry) -> Result<Self, serde_json::Error> {
         let canonical = canonical(entry)?;
         let length = u64::try_from(canonical.len()).unwrap_or(u64::MAX);
@@ -36,12 +36,12 @@ impl EntryHash {
         Ok(Self::from_digest(context.finish().as_ref()))
     }
 
-    /// A hash that was stored; `None` when it has not 32 bytes.
+    /// A stored hash. `None` if it does not have 32 bytes.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// A hash as the API shows it, in either case.
+    /// A hash as the API shows it, in upper or lower case.
     pub(crate) fn from_hex(text: &str) -> Option<Self> {
         Self::from_bytes(&hex::decode(text).ok()?)
     }
@@ -67,7 +67,7 @@ fn canonical(entry: &AuditEntry) -> Result<String, serde_json::Error> {
     Ok(written)
 }
 
-/// Sorts by itself: in which order serde_json keeps members depends on a feature that any crate can switch on.
+/// Sorts the members itself: any crate can enable the feature of serde_json that changes their order.
 fn write_sorted(value: &Value, to: &mut String) -> Result<(), serde_json::Error> {
     match value {
         Value::Object(members) => {
@@ -144,7 +144,7 @@ pub(crate) mod tests {
         );
     }
 
-    /// Computed with Python's hashlib from the form above: a change of the chain's format must not pass unseen.
+    /// Computed with Python's hashlib from the form above. It detects any change of the chain's format.
     #[test]
     fn the_hash_is_that_of_another_implementation() {
         let first = EntryHash::genesis().next(&entry(1)).unwrap();
@@ -183,7 +183,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn an_entry_hashes_otherwise_in_another_place(first in 0_u32..100, second in 0_u32..100) {
+        fn an_entry_has_another_hash_in_another_place(first in 0_u32..100, second in 0_u32..100) {
             prop_assume!(first != second);
             let (first, second) = (entry(first), entry(second));
             let genesis = EntryHash::genesis();

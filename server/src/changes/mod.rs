@@ -1,4 +1,4 @@
-//! What is recorded of a change: who caused it, the audit entry, and the kinds of events. Pure.
+//! The record of a change: its origin, its audit entry, and the kinds of events. This module is pure.
 
 pub(crate) mod chain;
 pub(crate) mod event_kinds;
@@ -10,7 +10,7 @@ use assay_protocol::{
 use serde_json::Value;
 use uuid::Uuid;
 
-/// Everything that a change can be made to, so that a misspelt one is told to whoever looks for it.
+/// All kinds of resources. A search for an unknown kind is rejected, which reports misspellings.
 pub(crate) const RESOURCE_KINDS: &[&str] = &[
     "acme-account",
     "acme-order",
@@ -30,30 +30,29 @@ pub(crate) const RESOURCE_KINDS: &[&str] = &[
     "webhook-delivery",
 ];
 
-/// Who caused a change, and by which request.
+/// Who made a change, and in which request.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
     pub(crate) actor: Actor,
     pub(crate) request_id: Option<String>,
 }
 
-/// A change, as it is handed to the store.
+/// A change to be recorded.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     /// What was done, such as `machine.revoke`.
     pub(crate) action: &'static str,
-    /// To what.
     pub(crate) resource: Resource,
     /// Why, in the actor's words.
     pub(crate) reason: Option<String>,
-    /// The resource before; null where it did not exist.
+    /// The resource before the change; null if it did not exist.
     pub(crate) before: Option<Value>,
-    /// The resource after; null where it exists no more.
+    /// The resource after the change; null if it no longer exists.
     pub(crate) after: Option<Value>,
 }
 
 impl Origin {
-    /// A machine, by its key.
+    /// A machine, authenticated by its key.
     pub(crate) fn machine(id: Uuid, request_id: String) -> Self {
         Self {
             actor: Actor {
@@ -65,7 +64,7 @@ impl Origin {
         }
     }
 
-    /// An ACME client, by its account: it acts for a machine, where one is on record.
+    /// An ACME client, authenticated by its account. `machine_id` is the machine it acts for, if one is registered.
     pub(crate) fn acme_account(account_id: Uuid, machine_id: Option<Uuid>, request_id: String) -> Self {
         Self {
             actor: Actor {
@@ -77,7 +76,7 @@ impl Origin {
         }
     }
 
-    /// The key that a device's certificate is for, and nobody's account.
+    /// The key of a device's certificate, if the request uses no account.
     pub(crate) fn device_key(key: KeyThumbprint, request_id: String) -> Self {
         Self {
             actor: Actor {
@@ -89,7 +88,7 @@ impl Origin {
         }
     }
 
-    /// The server by itself.
+    /// The server itself.
     pub(crate) fn system() -> Self {
         Self {
             actor: Actor {
@@ -101,7 +100,7 @@ impl Origin {
         }
     }
 
-    /// Somebody at the server's command line.
+    /// A user of the server's command line.
     pub(crate) fn command_line() -> Self {
         Self {
             actor: Actor {

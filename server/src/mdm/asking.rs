@@ -1,8 +1,8 @@
-//! Having machines asked for their attestations, by the MDM that manages them.
+//! Requests attestations from machines through the MDM that manages them.
 //!
-//! That a device is asked is on record before the MDM is called, in a transaction of its own. A server that dies between the
-//! two leaves a device that is not asked for 7 days; the other way round it would be asked twice, and a Mac makes one
-//! attestation in that time, whatever it is asked. What the MDM certainly did not take counts as not asked.
+//! A transaction of its own records the request before the MDM is called. If the server dies between the two, the
+//! device is not asked for 7 days. In the other order it would be asked twice, and a Mac makes only one attestation in
+//! 7 days. A command that the MDM certainly did not accept counts as not sent.
 
 use std::{sync::Arc, time::Duration as StdDuration};
 
@@ -13,7 +13,7 @@ use tokio::{select, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{NanoMdm, client::Outcome};
+use super::{NanoMdm, client::EnqueueResult};
 use crate::{
     changes::{Change, Origin},
     clock, periodic,
@@ -26,35 +26,35 @@ use crate::{
     },
 };
 
-const NAME: &str = "have machines asked for attestations";
-/// How long a machine that has to be attested waits at most while the MDM is well.
+const NAME: &str = "request attestations";
+/// How long a machine that needs an attestation waits at most, while the MDM works.
 const INTERVAL: StdDuration = StdDuration::from_secs(1);
-/// How many devices one round asks: an MDM tells each by Apple's push service, which takes its time.
+/// How many devices one round asks. The MDM notifies each through Apple's push service, which is slow.
 const BATCH: usize = 20;
-/// How many devices one transaction looks at.
-const LOOKED_AT: i64 = 200;
-/// A Mac makes no new attestation sooner.
+/// How many devices one transaction examines.
+const EXAMINED: i64 = 200;
+/// A Mac makes at most one attestation in this time.
 const ASK_EVERY: Duration = Duration::days(7);
-/// How long a call that is under way may go on when the server stops.
+/// How long a running call may continue when the server stops.
 const GRACE: StdDuration = StdDuration::from_secs(2);
-/// The first pause after a failure, which doubles with each further one, and the longest.
+/// The first pause after a failure, and the longest. Each further failure doubles the pause.
 const FIRST_PAUSE: Duration = Duration::MINUTE;
 const LONGEST_PAUSE: Duration = Duration::HOUR;
 
-/// A device that is asked now.
-struct Asked {
+/// A device, and the command to send to it now.
+struct Request {
     turn: Turn,
     plist: String,
 }
 
-/// What to do about a device whose turn it is.
+/// What to do about a device that is due.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     Ask,
-    LookAgain(OffsetDateTime),
+    CheckAgain(OffsetDateTime),
 }
 
-/// Asks whoever is due, again and again, until the server stops.
+/// Asks all devices that are due, until the server stops.
 pub(crate) async fn run(services: Arc<Services>, shutdown: CancellationToken) {
     let Some(mdm) = &services.nano_mdm else {
         return;
@@ -62,7 +62,7 @@ pub(crate) async fn run(services: Arc<Services>, shutdown: CancellationToken) {
     periodic::repeat(NAME, INTERVAL, &shutdown, || ask_due(&services, mdm, &shutdown)).await;
 }
 
-/// Asks some of them, one after the other, until the MDM fails.
+/// Asks up to `BATCH` devices, one after the other, and stops when the MDM fails.
 async fn ask_due(services: &Services, mdm: &NanoMdm, shutdown: &CancellationToken) -> Result<(), StoreError> {
     for _ in 0..BATCH {
         if shutdown.is_cancelled() {
@@ -71,45 +71,45 @@ async fn ask_due(services: &Services, mdm: &NanoMdm, shutdown: &CancellationToke
         let claim = services
             .store
             .tx(NAME, services, |tx, services| Box::pin(claim(tx, services)));
-        let Some(asked) = claim.await? else {
+        let Some(request) = claim.await? else {
             return Ok(());
         };
-        let outcome = select! {
-            outcome = mdm.enqueue(&asked.turn.enrollment_id, asked.plist) => outcome,
-            () = cut_off(shutdown) => Outcome::Unclear("the server stopped before there was an answer".to_owned()),
+        let result = select! {
+            result = mdm.enqueue(&request.turn.enrollment_id, request.plist) => result,
+            () = after_grace(shutdown) => EnqueueResult::Unclear("the server stopped before the response".to_owned()),
         };
-        let goes_on = matches!(outcome, Outcome::Taken | Outcome::Refused(_));
-        if let Outcome::Refused(error) | Outcome::Failing(error) | Outcome::Unclear(error) = &outcome {
+        let continues = matches!(result, EnqueueResult::Queued | EnqueueResult::Refused(_));
+        if let EnqueueResult::Refused(error) | EnqueueResult::Failing(error) | EnqueueResult::Unclear(error) = &result {
             tracing::warn!(
-                device = asked.turn.enrollment_id,
+                device = request.turn.enrollment_id,
                 error,
-                "a device was not asked for its attestation"
+                "cannot ask a device for its attestation"
             );
         }
-        let context = (services, &asked.turn, &outcome);
+        let context = (services, &request.turn, &result);
         services
             .store
             .tx(
-                "record what came of a command",
+                "record the result of a command",
                 &context,
-                |tx, &(services, turn, outcome)| Box::pin(record(tx, services, turn, outcome)),
+                |tx, &(services, turn, result)| Box::pin(record(tx, services, turn, result)),
             )
             .await?;
-        if !goes_on {
+        if !continues {
             return Ok(());
         }
     }
     Ok(())
 }
 
-async fn cut_off(shutdown: &CancellationToken) {
+async fn after_grace(shutdown: &CancellationToken) {
     shutdown.cancelled().await;
     sleep(GRACE).await;
 }
 
-/// Finds the next device that is to be asked, and notes that it is; `None` when there is none, when the MDM is not to be
-/// called now, or when another replica is at it.
-async fn claim(tx: &mut Transaction, services: &Services) -> Result<Option<Asked>, StoreError> {
+/// Chooses the next device to ask, and records that it is asked. `None` if no device is due, if calls to the MDM are
+/// paused, or if another replica does this work.
+async fn claim(tx: &mut Transaction, services: &Services) -> Result<Option<Request>, StoreError> {
     if !duties::try_take(tx, Duty::AskForAttestations).await? {
         return Ok(None);
     }
@@ -120,14 +120,14 @@ async fn claim(tx: &mut Transaction, services: &Services) -> Result<Option<Asked
     let renewed_after = due::due_after(services);
     let mut put_off = Vec::new();
     let mut next = None;
-    for turn in mdm_devices::due(tx, now, LOOKED_AT).await? {
+    for turn in mdm_devices::due(tx, now, EXAMINED).await? {
         match (decide(&turn, renewed_after, now), &turn.machine) {
             (Decision::Ask, Some(machine)) => {
                 next = Some((machine.clone(), turn));
                 break;
             }
             (Decision::Ask, None) => {}
-            (Decision::LookAgain(at), _) => put_off.push((turn.enrollment_id, at)),
+            (Decision::CheckAgain(at), _) => put_off.push((turn.enrollment_id, at)),
         }
     }
     mdm_devices::put_off(tx, &put_off).await?;
@@ -143,7 +143,7 @@ async fn note(
     machine: &TurnMachine,
     turn: Turn,
     now: OffsetDateTime,
-) -> Result<Asked, StoreError> {
+) -> Result<Request, StoreError> {
     let command: Uuid = clock::new_id(services.clock.as_ref());
     let nonce = FreshnessCode::of(&machine.key);
     mdm_devices::note_asked(tx, &turn.enrollment_id, command, now, now.saturating_add(ASK_EVERY)).await?;
@@ -151,37 +151,42 @@ async fn note(
         "enrollment_id": turn.enrollment_id, "command_uuid": command, "nonce_hex": nonce,
     }));
     store::audit_entries::insert(tx, services.clock.as_ref(), &Origin::system(), change).await?;
-    Ok(Asked {
+    Ok(Request {
         plist: request::device_information(nonce, command),
         turn,
     })
 }
 
-async fn record(tx: &mut Transaction, services: &Services, turn: &Turn, outcome: &Outcome) -> Result<(), StoreError> {
+async fn record(
+    tx: &mut Transaction,
+    services: &Services,
+    turn: &Turn,
+    result: &EnqueueResult,
+) -> Result<(), StoreError> {
     let now = services.clock.now();
-    match outcome {
-        Outcome::Taken => {
+    match result {
+        EnqueueResult::Queued => {
             mdm_devices::end_pause(tx).await?;
             mdm_devices::note_taken(tx, &turn.enrollment_id).await
         }
-        Outcome::Refused(error) => {
+        EnqueueResult::Refused(error) => {
             mdm_devices::end_pause(tx).await?;
             let failures = turn.failures.saturating_add(1);
             let due_at = now.saturating_add(pause(failures));
             mdm_devices::note_not_taken(tx, turn, failures, error, due_at).await
         }
-        Outcome::Failing(error) => {
+        EnqueueResult::Failing(error) => {
             let until = pause_all(tx, now, error).await?;
             mdm_devices::note_not_taken(tx, turn, turn.failures, error, until).await
         }
-        Outcome::Unclear(error) => {
+        EnqueueResult::Unclear(error) => {
             pause_all(tx, now, error).await?;
             mdm_devices::note_unclear(tx, &turn.enrollment_id, error).await
         }
     }
 }
 
-/// No device is asked until then.
+/// Pauses all calls to the MDM, and returns the end of the pause.
 async fn pause_all(tx: &mut Transaction, now: OffsetDateTime, error: &str) -> Result<OffsetDateTime, StoreError> {
     let failures = mdm_devices::pause(tx)
         .await?
@@ -197,22 +202,23 @@ fn pause(failures: i32) -> Duration {
     (FIRST_PAUSE * 2_i32.saturating_pow(doublings)).min(LONGEST_PAUSE)
 }
 
-/// A machine that has nothing but its own word behind its serial number is not asked: whoever holds a shared token could
-/// say another one's, and have its Mac vouch for a key that it has never seen.
+/// A machine whose serial number is only asserted is not asked. Otherwise a holder of a shared token could claim
+/// another machine's serial number. That Mac would then attest a key that it has never seen.
 fn decide(turn: &Turn, renewed_after: Duration, now: OffsetDateTime) -> Decision {
-    // A trigger brings this forward when the machine changes; this is for what it does not see, as another configuration.
+    // A trigger makes the device due earlier when its machine changes. This date is for changes that the trigger does
+    // not see, such as a new configuration.
     let later = now.saturating_add(ASK_EVERY);
     let Some(machine) = turn
         .machine
         .as_ref()
         .filter(|machine| machine.assurance > Assurance::Asserted)
     else {
-        return Decision::LookAgain(later);
+        return Decision::CheckAgain(later);
     };
     let due_at = machine.attested_at.map(|at| at.saturating_add(renewed_after));
     let not_before = turn.asked_at.map(|at| at.saturating_add(ASK_EVERY));
     match due_at.max(not_before) {
-        Some(at) if at > now => Decision::LookAgain(at.min(later)),
+        Some(at) if at > now => Decision::CheckAgain(at.min(later)),
         _ => Decision::Ask,
     }
 }

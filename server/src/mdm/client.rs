@@ -1,4 +1,4 @@
-//! Calling NanoMDM: `PUT /v1/enqueue/{enrollment id}` with the command as a property list, and its answer.
+//! The client for NanoMDM: `PUT /v1/enqueue/{enrollment id}`, with the command as a property list.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,35 +12,35 @@ use crate::outgoing::{self, ClientError};
 
 /// The user of NanoMDM's API.
 const USER: &str = "nanomdm";
-/// From the beginning to the last byte of the answer that is read.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
-/// How much of an answer is read: it names one device.
-const LONGEST_ANSWER: usize = 16 * 1024;
+/// The limit for a whole call, up to the last byte read.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of a response is read. A response names one device.
+const MAX_RESPONSE: usize = 16 * 1024;
 
-/// A NanoMDM that commands are sent through.
+/// A NanoMDM server that delivers commands.
 pub(crate) struct NanoMdm {
     client: reqwest::Client,
     url: Url,
     api_key: SecretString,
 }
 
-/// What became of a command.
+/// The result of sending a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// It waits for its device.
-    Taken,
-    /// The MDM will not send it to this device.
+pub(super) enum EnqueueResult {
+    /// The command is queued for its device.
+    Queued,
+    /// The MDM refuses the command for this device.
     Refused(String),
-    /// The MDM takes no command now, or none from this server.
+    /// The MDM accepts no commands now, or none from this server.
     Failing(String),
-    /// It may have been taken, and may not.
+    /// The MDM may or may not have accepted the command.
     Unclear(String),
 }
 
-/// What NanoMDM answers; errors are told for one device or for all.
+/// NanoMDM's response. It reports errors for one device or for all.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Answer {
+struct EnqueueResponse {
     status: HashMap<String, DeviceStatus>,
     command_error: Option<Value>,
     command_uuid: Option<String>,
@@ -53,17 +53,17 @@ struct DeviceStatus {
 }
 
 impl NanoMdm {
-    /// The one at this address.
+    /// A client for the NanoMDM at `url`.
     pub(crate) fn new(url: Url, api_key: SecretString) -> Result<Self, ClientError> {
         Ok(Self {
-            client: outgoing::client(ANSWERED_WITHIN)?,
+            client: outgoing::client(TIMEOUT)?,
             url,
             api_key,
         })
     }
 
-    /// Has a command wait for a device, and the device be told.
-    pub(super) async fn enqueue(&self, enrollment_id: &str, command: String) -> Outcome {
+    /// Queues a command for a device, and has the MDM notify the device.
+    pub(super) async fn enqueue(&self, enrollment_id: &str, command: String) -> EnqueueResult {
         let request = self
             .client
             .put(self.enqueue_url(enrollment_id))
@@ -71,13 +71,13 @@ impl NanoMdm {
             .header(CONTENT_TYPE, "application/xml")
             .body(command);
         match request.send().await {
-            Ok(answer) => {
-                let status = answer.status();
-                let body = outgoing::read_some(answer, LONGEST_ANSWER).await;
-                outcome(enrollment_id, status, &body)
+            Ok(response) => {
+                let status = response.status();
+                let body = outgoing::read_some(response, MAX_RESPONSE).await;
+                parse_result(enrollment_id, status, &body)
             }
-            Err(error) if error.is_connect() || error.is_builder() => Outcome::Failing(outgoing::in_words(error)),
-            Err(error) => Outcome::Unclear(outgoing::in_words(error)),
+            Err(error) if error.is_connect() || error.is_builder() => EnqueueResult::Failing(outgoing::in_words(error)),
+            Err(error) => EnqueueResult::Unclear(outgoing::in_words(error)),
         }
     }
 
@@ -90,29 +90,30 @@ impl NanoMdm {
     }
 }
 
-fn outcome(enrollment_id: &str, status: StatusCode, body: &[u8]) -> Outcome {
-    // NanoMDM answers 500, too, when it took the command and could not tell the device, which then fetches it later.
-    if let Ok(answer) = serde_json::from_slice::<Answer>(body) {
-        let of_device = answer
+fn parse_result(enrollment_id: &str, status: StatusCode, body: &[u8]) -> EnqueueResult {
+    // NanoMDM also responds 500 if it queued the command but could not notify the device. The device then fetches it
+    // later.
+    if let Ok(response) = serde_json::from_slice::<EnqueueResponse>(body) {
+        let of_device = response
             .status
             .get(enrollment_id)
             .and_then(|of_device| of_device.command_error.as_ref());
         if let Some(error) = of_device {
-            return Outcome::Refused(format!("NanoMDM refused the command for this device: {error}"));
+            return EnqueueResult::Refused(format!("NanoMDM refused the command for this device: {error}"));
         }
-        if let Some(error) = answer.command_error {
-            return Outcome::Failing(format!("NanoMDM answered {status}: {error}"));
+        if let Some(error) = response.command_error {
+            return EnqueueResult::Failing(format!("NanoMDM responded {status}: {error}"));
         }
-        if answer.command_uuid.is_some() {
-            return Outcome::Taken;
+        if response.command_uuid.is_some() {
+            return EnqueueResult::Queued;
         }
     }
-    let words = format!("NanoMDM answered {status}");
+    let words = format!("NanoMDM responded {status}");
     match status {
-        status if status.is_success() => Outcome::Taken,
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Outcome::Failing(words),
-        status if status.is_server_error() => Outcome::Unclear(words),
-        _ => Outcome::Failing(words),
+        status if status.is_success() => EnqueueResult::Queued,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => EnqueueResult::Failing(words),
+        status if status.is_server_error() => EnqueueResult::Unclear(words),
+        _ => EnqueueResult::Failing(words),
     }
 }
 
@@ -122,25 +123,30 @@ mod tests {
 
     use super::*;
 
-    const TAKEN: &str = r#"{"status":{"A":{"push_result":"1"}},"command_uuid":"2","request_type":"DeviceInformation"}"#;
-    const NOT_TOLD: &str = r#"{"status":{"A":{"push_error":"no push"}},"command_uuid":"2"}"#;
+    const QUEUED: &str =
+        r#"{"status":{"A":{"push_result":"1"}},"command_uuid":"2","request_type":"DeviceInformation"}"#;
+    const NOT_NOTIFIED: &str = r#"{"status":{"A":{"push_error":"no push"}},"command_uuid":"2"}"#;
     const REFUSED: &str = r#"{"status":{"A":{"command_error":"no such id"}},"command_uuid":"2"}"#;
     const FAILED: &str = r#"{"command_error":"disk full"}"#;
 
     #[rstest]
-    #[case(200, TAKEN, Outcome::Taken)]
-    #[case(200, "", Outcome::Taken)]
-    #[case(207, NOT_TOLD, Outcome::Taken)]
-    #[case(500, NOT_TOLD, Outcome::Taken)]
-    #[case(500, REFUSED, Outcome::Refused("NanoMDM refused the command for this device: \"no such id\"".to_owned()))]
-    #[case(500, FAILED, Outcome::Failing("NanoMDM answered 500 Internal Server Error: \"disk full\"".to_owned()))]
-    #[case(401, "", Outcome::Failing("NanoMDM answered 401 Unauthorized".to_owned()))]
-    #[case(404, "{}", Outcome::Failing("NanoMDM answered 404 Not Found".to_owned()))]
-    #[case(503, "<h1>", Outcome::Failing("NanoMDM answered 503 Service Unavailable".to_owned()))]
-    #[case(504, "<h1>", Outcome::Unclear("NanoMDM answered 504 Gateway Timeout".to_owned()))]
-    fn an_answer_says_what_became_of_the_command(#[case] status: u16, #[case] body: &str, #[case] expected: Outcome) {
+    #[case(200, QUEUED, EnqueueResult::Queued)]
+    #[case(200, "", EnqueueResult::Queued)]
+    #[case(207, NOT_NOTIFIED, EnqueueResult::Queued)]
+    #[case(500, NOT_NOTIFIED, EnqueueResult::Queued)]
+    #[case(500, REFUSED, EnqueueResult::Refused("NanoMDM refused the command for this device: \"no such id\"".to_owned()))]
+    #[case(500, FAILED, EnqueueResult::Failing("NanoMDM responded 500 Internal Server Error: \"disk full\"".to_owned()))]
+    #[case(401, "", EnqueueResult::Failing("NanoMDM responded 401 Unauthorized".to_owned()))]
+    #[case(404, "{}", EnqueueResult::Failing("NanoMDM responded 404 Not Found".to_owned()))]
+    #[case(503, "<h1>", EnqueueResult::Failing("NanoMDM responded 503 Service Unavailable".to_owned()))]
+    #[case(504, "<h1>", EnqueueResult::Unclear("NanoMDM responded 504 Gateway Timeout".to_owned()))]
+    fn a_response_says_what_became_of_the_command(
+        #[case] status: u16,
+        #[case] body: &str,
+        #[case] expected: EnqueueResult,
+    ) {
         let status = StatusCode::from_u16(status).unwrap();
-        assert_eq!(outcome("A", status, body.as_bytes()), expected);
+        assert_eq!(parse_result("A", status, body.as_bytes()), expected);
     }
 
     #[rstest]

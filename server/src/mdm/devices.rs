@@ -1,11 +1,11 @@
-//! The devices that an MDM has told of, and which of their answers were refused.
+//! The devices that an MDM has reported, and their refused responses.
 
 use assay_protocol::text::hardware_id;
 use aws_lc_rs::digest::{self, SHA256};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::Refusal;
+use super::RefusedAttestation;
 use crate::{
     changes::{Change, Origin},
     services::Services,
@@ -17,19 +17,19 @@ use crate::{
     },
 };
 
-/// The audit's kind of resource.
+/// The resource kind in the audit log.
 const KIND: &str = "mdm-device";
 
-/// An answer of a device.
-pub(super) struct Answer<'a> {
+/// A device's response to a command.
+pub(super) struct DeviceResponse<'a> {
     pub(super) enrollment_id: &'a str,
     pub(super) command: Option<&'a str>,
-    /// The attestation in it; `None` where there is none.
+    /// The attestation in the response, if any.
     pub(super) chain: Option<&'a [Vec<u8>]>,
 }
 
-/// Keeps where a device can be reached. `serial_number` is what was said in this event; without it, a device that is new is
-/// the machine that says it has this hardware UUID. Nothing new changes nothing.
+/// Records where a device can be reached. `serial_number` is the one in this event. If there is none and the device is
+/// new, the machine that reports this hardware UUID gives the serial number. If nothing is new, nothing is written.
 pub(super) async fn learn(
     services: &Services,
     origin: &Origin,
@@ -52,15 +52,15 @@ pub(super) async fn learn(
     }
     let context = (services, origin, enrollment_id, serial_number.as_deref());
     let keep = services.store.tx(
-        "learn of an MDM's device",
+        "record an MDM device",
         &context,
         |tx, &(services, origin, id, serial_number)| Box::pin(keep(tx, services, origin, id, serial_number)),
     );
     keep.await
 }
 
-/// Notes that a device's last answer was taken.
-pub(super) async fn note_taken(services: &Services, device: &Device, enrollment_id: &str) -> Result<(), StoreError> {
+/// Clears the refusal of a device whose latest response was accepted.
+pub(super) async fn clear_refusal(services: &Services, device: &Device, enrollment_id: &str) -> Result<(), StoreError> {
     if device.refused_digest.is_none() {
         return Ok(());
     }
@@ -68,33 +68,35 @@ pub(super) async fn note_taken(services: &Services, device: &Device, enrollment_
     mdm_devices::set_refused(&mut connection, enrollment_id, None).await
 }
 
-/// Notes a refusal for administrators, once for each answer and reason; returns the machine that it is about: the one with
-/// the attested serial number, else the one that the device is known as.
-pub(super) async fn note_refused(
+/// Records a refusal for administrators, once for each response and reason. Returns the machine concerned: the one with
+/// the attested serial number, or else the device's.
+pub(super) async fn record_refusal(
     services: &Services,
     origin: &Origin,
-    answer: &Answer<'_>,
-    refusal: &Refusal,
+    response: &DeviceResponse<'_>,
+    refusal: &RefusedAttestation,
 ) -> Result<Option<Uuid>, StoreError> {
-    let context = (services, origin, answer, refusal);
+    let context = (services, origin, response, refusal);
     let note = services.store.tx(
         "refuse an attestation",
         &context,
-        |tx, &(services, origin, answer, refusal)| Box::pin(note_refused_once(tx, services, origin, answer, refusal)),
+        |tx, &(services, origin, response, refusal)| {
+            Box::pin(record_refusal_once(tx, services, origin, response, refusal))
+        },
     );
     note.await
 }
 
-async fn note_refused_once(
+async fn record_refusal_once(
     tx: &mut Transaction,
     services: &Services,
     origin: &Origin,
-    answer: &Answer<'_>,
-    refusal: &Refusal,
+    response: &DeviceResponse<'_>,
+    refusal: &RefusedAttestation,
 ) -> Result<Option<Uuid>, StoreError> {
-    let Some(device) = mdm_devices::lock(tx, answer.enrollment_id).await? else {
+    let Some(device) = mdm_devices::lock(tx, response.enrollment_id).await? else {
         return Err(StoreError::Corrupt(
-            "a device that was just learned of is not there".to_owned(),
+            "a device that was just recorded is missing".to_owned(),
         ));
     };
     let machine_id = match (refusal.machine_id, &device.serial_number) {
@@ -103,7 +105,7 @@ async fn note_refused_once(
             .map(|machine| machine.id),
         (known, _) => known,
     };
-    let digest = answer.digest(refusal);
+    let digest = response.digest(refusal);
     if device.refused_digest.as_deref() == Some(digest.as_slice()) {
         return Ok(machine_id);
     }
@@ -113,22 +115,22 @@ async fn note_refused_once(
         refusal: &refusal.detail,
         at: clock.now(),
     };
-    mdm_devices::set_refused(tx, answer.enrollment_id, Some(&refused)).await?;
+    mdm_devices::set_refused(tx, response.enrollment_id, Some(&refused)).await?;
     let detail = json!({
-        "reason": refusal.reason, "detail": refusal.detail, "enrollment_id": answer.enrollment_id,
-        "command_uuid": answer.command, "machine_id": machine_id,
+        "reason": refusal.reason, "detail": refusal.detail, "enrollment_id": response.enrollment_id,
+        "command_uuid": response.command, "machine_id": machine_id,
     });
     if let Some(machine_id) = machine_id {
         store::events::insert(tx, clock, machine_id, "machine.attestation-refused", detail.clone()).await?;
     }
-    let change = Change::new("mdm-device.refuse-attestation", KIND, answer.enrollment_id)
+    let change = Change::new("mdm-device.refuse-attestation", KIND, response.enrollment_id)
         .reason(Some(&refusal.detail))
         .after(detail);
     store::audit_entries::insert(tx, clock, origin, change).await?;
     Ok(machine_id)
 }
 
-/// One at a time: two devices that say one serial number would else meet at its unique index.
+/// Runs one at a time. Otherwise two devices with the same serial number would conflict on its unique index.
 async fn keep(
     tx: &mut Transaction,
     services: &Services,
@@ -144,7 +146,7 @@ async fn keep(
     let clock = services.clock.as_ref();
     mdm_devices::keep(tx, enrollment_id, serial_number, clock.now()).await?;
     let after = mdm_devices::find(tx, enrollment_id).await?;
-    let after = after.ok_or_else(|| StoreError::Corrupt("a device that was just kept is not there".to_owned()))?;
+    let after = after.ok_or_else(|| StoreError::Corrupt("a device that was just recorded is missing".to_owned()))?;
     let seen = |device: &Device| json!({ "serial_number": device.serial_number });
     let mut change = Change::new("mdm-device.learn", KIND, enrollment_id).after(seen(&after));
     if let Some(before) = &before {
@@ -158,9 +160,10 @@ fn is_known(device: &Device, serial_number: Option<&str>) -> bool {
     serial_number.is_none() || device.serial_number.as_deref() == serial_number
 }
 
-impl Answer<'_> {
-    /// Of the answer and of why it was refused: a Mac sends the same attestation again, and an MDM the same answer.
-    fn digest(&self, refusal: &Refusal) -> [u8; 32] {
+impl DeviceResponse<'_> {
+    /// The digest of the response and the reason for its refusal. A Mac repeats its attestation, and an MDM its
+    /// message.
+    fn digest(&self, refusal: &RefusedAttestation) -> [u8; 32] {
         let mut context = digest::Context::new(&SHA256);
         let subject: Vec<&[u8]> = match (self.chain, self.command) {
             (Some(chain), _) => chain.iter().map(Vec::as_slice).collect(),

@@ -1,8 +1,8 @@
-//! What MDMs tell of by their webhooks, and what they are asked for.
+//! Webhook events from MDMs, and requests for attestations through them.
 //!
-//! An MDM is a messenger: what counts is what Apple signed. The machine is found by the attested serial number, and the
-//! attestation is bound as one that an administrator posts. What the MDM says of a device says where to send a command
-//! to, and nothing else.
+//! The MDM only delivers messages: the server trusts what Apple signed. The attested serial number determines the
+//! machine, and the attestation is bound in the same way as one posted by an administrator. What the MDM says about a
+//! device is used only to address commands.
 
 pub(crate) mod asking;
 mod client;
@@ -20,7 +20,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use uuid::Uuid;
 
 use self::{
-    devices::Answer,
+    devices::DeviceResponse,
     report::{Report, ReportError},
 };
 use crate::{
@@ -32,19 +32,19 @@ use crate::{
 
 pub(crate) use self::client::NanoMdm;
 
-/// The topic of a device's reports.
+/// The topic of a device's response to a command.
 const CONNECT: &str = "mdm.Connect";
-/// The topic of the message in which a device that enrolls says its serial number.
+/// The topic of the message in which an enrolling device states its serial number.
 const AUTHENTICATE: &str = "mdm.Authenticate";
-/// The statuses of a report that ends a command.
+/// The statuses that end a command.
 const FINAL: [&str; 3] = ["Acknowledged", "Error", "CommandFormatError"];
 
-const NO_REPORT: &str = "it is not a report of what came of a command";
+const NO_REPORT: &str = "it is not a response to a command";
 
 /// Why an event cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MdmError {
-    #[error("{0} is missing, which an event of its topic has")]
+    #[error("{0} is missing; events with this topic must have it")]
     Missing(&'static str),
     #[error("the message names neither udid nor enrollment_id")]
     Nameless,
@@ -59,7 +59,7 @@ pub(crate) enum MdmError {
 }
 
 /// Why an attestation was not bound.
-struct Refusal {
+struct RefusedAttestation {
     reason: Option<AttestationRefusal>,
     detail: String,
     /// The machine with the attested serial number.
@@ -67,14 +67,14 @@ struct Refusal {
 }
 
 /// How binding failed.
-enum Unbound {
-    Refused(Refusal),
+enum BindError {
+    Refused(RefusedAttestation),
     Store(StoreError),
 }
 
-impl From<AttestationError> for Unbound {
+impl From<AttestationError> for BindError {
     fn from(error: AttestationError) -> Self {
-        Self::Refused(Refusal {
+        Self::Refused(RefusedAttestation {
             reason: Some(error.refusal()),
             detail: Chain(&error).to_string(),
             machine_id: None,
@@ -82,13 +82,13 @@ impl From<AttestationError> for Unbound {
     }
 }
 
-impl From<StoreError> for Unbound {
+impl From<StoreError> for BindError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-/// Takes one event. Whatever is no attestation is ignored, but for where the device can be reached.
+/// Handles one event. An event without an attestation only updates where the device can be reached.
 pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEvent) -> Result<MdmReceipt, MdmError> {
     if event.topic == CONNECT {
         let message = event
@@ -114,36 +114,36 @@ async fn connect(services: &Services, origin: &Origin, message: &MdmMessage) -> 
     let report = read(message)?;
     let enrollment_id = name(message, &report)?.ok_or(MdmError::Nameless)?;
     let device = devices::learn(services, origin, enrollment_id, report.serial_number.as_deref()).await?;
-    let answer = Answer {
+    let response = DeviceResponse {
         enrollment_id,
         command: message.command_uuid.as_deref(),
         chain: report.attestation.as_deref(),
     };
     let Some(chain) = report.attestation.clone() else {
-        return without_attestation(services, origin, message, &device, &answer).await;
+        return without_attestation(services, origin, message, &device, &response).await;
     };
     match attest(services, origin, enrollment_id, chain).await {
         Ok(machine_id) => {
-            devices::note_taken(services, &device, enrollment_id).await?;
+            devices::clear_refusal(services, &device, enrollment_id).await?;
             Ok(MdmReceipt {
                 outcome: MdmOutcome::Bound,
                 machine_id: Some(machine_id),
                 reason: None,
-                detail: "the attestation is on record".to_owned(),
+                detail: "the attestation is recorded".to_owned(),
             })
         }
-        Err(Unbound::Refused(refusal)) => refused(services, origin, &answer, refusal).await,
-        Err(Unbound::Store(error)) => Err(error.into()),
+        Err(BindError::Refused(refusal)) => refused(services, origin, &response, refusal).await,
+        Err(BindError::Store(error)) => Err(error.into()),
     }
 }
 
-/// A device that has ended the very command that asks for an attestation, and gives none, will not do so later.
+/// A device that has completed the command for an attestation without giving one will not give one later.
 async fn without_attestation(
     services: &Services,
     origin: &Origin,
     message: &MdmMessage,
     device: &Device,
-    answer: &Answer<'_>,
+    response: &DeviceResponse<'_>,
 ) -> Result<MdmReceipt, MdmError> {
     let asked = device.asked_command.map(|command| command.to_string());
     let is_asked = message
@@ -152,27 +152,27 @@ async fn without_attestation(
         .is_some_and(|command| asked.is_some_and(|asked| asked.eq_ignore_ascii_case(command)));
     let status = message.status.as_deref().unwrap_or_default();
     if !is_asked || !FINAL.contains(&status) {
-        return Ok(ignored("there is no attestation in it"));
+        return Ok(ignored("it contains no attestation"));
     }
     let detail = format!(
-        "the Mac answered the question for an attestation with {status} and without one: it takes Apple silicon and \
-         macOS 14 or later"
+        "the Mac answered the request for an attestation with {status} and sent none; attestations need Apple silicon \
+         and macOS 14 or later"
     );
-    let refusal = Refusal {
+    let refusal = RefusedAttestation {
         reason: None,
         detail,
         machine_id: None,
     };
-    refused(services, origin, answer, refusal).await
+    refused(services, origin, response, refusal).await
 }
 
 async fn refused(
     services: &Services,
     origin: &Origin,
-    answer: &Answer<'_>,
-    refusal: Refusal,
+    response: &DeviceResponse<'_>,
+    refusal: RefusedAttestation,
 ) -> Result<MdmReceipt, MdmError> {
-    let machine_id = devices::note_refused(services, origin, answer, &refusal).await?;
+    let machine_id = devices::record_refusal(services, origin, response, &refusal).await?;
     Ok(MdmReceipt {
         outcome: MdmOutcome::Refused,
         machine_id,
@@ -181,13 +181,13 @@ async fn refused(
     })
 }
 
-/// Binds a chain to the machine whose serial number Apple attests in it.
+/// Binds an attestation to the machine that has the attested serial number.
 async fn attest(
     services: &Services,
     origin: &Origin,
     enrollment_id: &str,
     chain: Vec<Vec<u8>>,
-) -> Result<Uuid, Unbound> {
+) -> Result<Uuid, BindError> {
     let unverified = UnverifiedAttestation::from_der(chain)?;
     let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
     let serial_number = attestation.claims().serial_number.clone();
@@ -197,16 +197,16 @@ async fn attest(
     let machine = machines::record::find_by_serial_number(&mut connection, &serial_number).await?;
     drop(connection);
     let Some(machine) = machine else {
-        return Err(Unbound::Refused(Refusal {
+        return Err(BindError::Refused(RefusedAttestation {
             reason: Some(AttestationRefusal::SerialNumberMismatch),
             detail: format!(
-                "the attestation is of the machine {serial_number}, and no machine is enrolled with that serial number"
+                "the attestation is for {serial_number}, and no machine is enrolled with that serial number"
             ),
             machine_id: None,
         }));
     };
     let of_machine = |reason, detail| {
-        Unbound::Refused(Refusal {
+        BindError::Refused(RefusedAttestation {
             reason,
             detail,
             machine_id: Some(machine.id),
@@ -221,7 +221,7 @@ async fn attest(
         Err(error @ (AppleAttestationError::Unknown | AppleAttestationError::Standing(_))) => {
             Err(of_machine(None, error.to_string()))
         }
-        Err(AppleAttestationError::Store(error)) => Err(Unbound::Store(error)),
+        Err(AppleAttestationError::Store(error)) => Err(BindError::Store(error)),
     }
 }
 
@@ -231,7 +231,7 @@ fn read(message: &MdmMessage) -> Result<Report, MdmError> {
     Ok(Report::read(&bytes)?)
 }
 
-/// By which the MDM knows the device: its own word before the device's.
+/// The id under which the MDM knows the device. The MDM's own statement takes precedence over the device's.
 fn name<'a>(message: &'a MdmMessage, report: &'a Report) -> Result<Option<&'a str>, MdmError> {
     let names = [
         &message.udid,

@@ -1,17 +1,17 @@
-//! What a device says, as its MDM passes it on: a property list in XML. Any managed device can send any bytes, so they are
-//! read event by event: however deep or long they are, reading goes no deeper and keeps nothing but what is wanted.
+//! A device's message, as its MDM passes it on: a property list in XML. Any managed device can send any bytes. The
+//! parser therefore reads a stream of events: depth and length cost no memory, and only the wanted fields are kept.
 
 use plist::stream::{OwnedEvent, XmlReader};
 
-/// No chain has more; a list that goes on is none.
-const MOST_CERTIFICATES: usize = 16;
+/// No certificate chain is longer. A longer list is rejected.
+const MAX_CERTIFICATES: usize = 16;
 
-/// What is wanted of a message of a device.
+/// The fields of a device's message that the server uses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
     pub(super) udid: Option<String>,
     pub(super) enrollment_id: Option<String>,
-    /// The device's own word.
+    /// As the device reports it.
     pub(super) serial_number: Option<String>,
     /// `DevicePropertiesAttestation`: certificates in DER, leaf first.
     pub(super) attestation: Option<Vec<Vec<u8>>>,
@@ -20,23 +20,23 @@ pub(super) struct Report {
 /// Why a message cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReportError {
-    #[error("it is not a property list in XML, or is cut off")]
+    #[error("it is not a property list in XML, or it is truncated")]
     Syntax,
-    #[error("it goes on after its end")]
+    #[error("it continues after its end")]
     End,
     #[error("it is not a dictionary")]
     NotADictionary,
-    #[error("{0} is not a text")]
+    #[error("{0} is not a string")]
     NotAText(&'static str),
     #[error("QueryResponses is not a dictionary")]
     QueryResponses,
     #[error("DevicePropertiesAttestation is not an array of data")]
     Attestation,
-    #[error("{0} is there twice")]
+    #[error("{0} appears twice")]
     Repeated(&'static str),
 }
 
-/// The members of a dictionary, one after the other.
+/// A stream of a property list's events.
 struct Events<'a>(XmlReader<&'a [u8]>);
 
 impl Report {
@@ -111,14 +111,14 @@ impl Events<'_> {
         let mut chain = Vec::new();
         loop {
             match self.next()? {
-                OwnedEvent::Data(der) if chain.len() < MOST_CERTIFICATES => chain.push(der.into_owned()),
+                OwnedEvent::Data(der) if chain.len() < MAX_CERTIFICATES => chain.push(der.into_owned()),
                 OwnedEvent::EndCollection => return Ok(chain),
                 _ => return Err(ReportError::Attestation),
             }
         }
     }
 
-    /// Passes over a value, whatever is in it.
+    /// Skips a value and everything in it.
     fn skip(&mut self) -> Result<(), ReportError> {
         let mut depth = 0_u64;
         loop {
@@ -150,8 +150,8 @@ mod tests {
         )
     }
 
-    /// As a Mac answers.
-    fn answer() -> String {
+    /// A Mac's response.
+    fn response() -> String {
         in_plist(
             "<dict><key>CommandUUID</key><string>0001</string>\n<key>QueryResponses</key><dict>
                <key>DevicePropertiesAttestation</key><array><data>\n\tAQI\n\tD\n</data><data>BA==</data></array>
@@ -162,9 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_chain_and_whose_it_is_said_to_be() {
+    fn finds_the_chain_and_the_reported_owner() {
         assert_eq!(
-            Report::read(answer().as_bytes()).unwrap(),
+            Report::read(response().as_bytes()).unwrap(),
             Report {
                 udid: Some("66ADE930".to_owned()),
                 enrollment_id: None,
@@ -175,17 +175,20 @@ mod tests {
     }
 
     #[rstest]
-    #[case("", "it is not a property list in XML, or is cut off")]
-    #[case("bplist00", "it is not a property list in XML, or is cut off")]
+    #[case("", "it is not a property list in XML, or it is truncated")]
+    #[case("bplist00", "it is not a property list in XML, or it is truncated")]
     #[case("<plist><array/></plist>", "it is not a dictionary")]
-    #[case("<plist><dict><key>UDID</key>", "it is not a property list in XML, or is cut off")]
-    #[case("<plist><dict><key>UDID</key></dict></plist>", "UDID is not a text")]
+    #[case(
+        "<plist><dict><key>UDID</key>",
+        "it is not a property list in XML, or it is truncated"
+    )]
+    #[case("<plist><dict><key>UDID</key></dict></plist>", "UDID is not a string")]
     #[case("<plist><dict><key>x</key></dict></plist>", "it is not a dictionary")]
     #[case("<plist><dict><integer>1</integer></dict></plist>", "it is not a dictionary")]
-    #[case("<plist><dict/><dict/></plist>", "it goes on after its end")]
+    #[case("<plist><dict/><dict/></plist>", "it continues after its end")]
     #[case(
         "<plist><dict><key>UDID</key><string>a</string><key>UDID</key><string>b</string></dict></plist>",
-        "UDID is there twice"
+        "UDID appears twice"
     )]
     #[case(
         "<plist><dict><key>QueryResponses</key><array/></dict></plist>",
@@ -199,7 +202,7 @@ mod tests {
         assert_eq!(Report::read(text.as_bytes()).unwrap_err().to_string(), expected);
     }
 
-    /// Whoever reads one level in another has the stack overflow, and the server with it.
+    /// A recursive parser would overflow the stack here, and end the server.
     #[test]
     fn depth_costs_nothing() {
         let deep = 200_000;
@@ -219,16 +222,16 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_answer_is_read_or_refused(
+        fn a_changed_response_is_read_or_refused(
             changes in vec((any::<Index>(), any::<Index>(), vec(any::<u8>(), 0..8)), 1..6),
         ) {
-            let mut bytes = answer().into_bytes();
+            let mut bytes = response().into_bytes();
             for (from, to, new) in changes {
                 let (from, to) = (from.index(bytes.len() + 1), to.index(bytes.len() + 1));
                 drop(bytes.splice(from.min(to)..from.max(to).min(from.min(to) + 16), new));
             }
             if let Ok(report) = Report::read(&bytes) {
-                prop_assert!(report.attestation.unwrap_or_default().len() <= MOST_CERTIFICATES);
+                prop_assert!(report.attestation.unwrap_or_default().len() <= MAX_CERTIFICATES);
             }
         }
     }

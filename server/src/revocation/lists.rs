@@ -1,5 +1,5 @@
-//! The lists: one replica signs a new one within a second of a revocation, and before the last one runs out; every replica
-//! looks for new ones and serves them from memory.
+//! Revocation lists (CRLs). One replica signs a new list within a second of a revocation, and before the last one
+//! expires. Every replica reads new lists and serves them from memory.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,31 +21,31 @@ use crate::{
 };
 
 const NAME: &str = "publish revocations";
-/// How long a revocation waits for its list, and a list for every replica, while the servers and the database are well.
+/// How long a revocation waits for its list, and a list for every replica, while the servers and the database work.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How long a list of machines' certificates may be relied on. Another one is signed after half of it at the latest, so
-/// that nobody runs out of lists before this server has been away for half a day.
+/// How long a list of machine certificates is valid. After half of that the next list is signed. A relying party
+/// therefore always has a valid list, unless the server is down for half a day.
 const ISSUING_LIFE: time::Duration = time::Duration::hours(24);
-/// The same for what the root has issued, which is a CA in years.
+/// The validity of a list of certificates that the root has issued. The root issues a CA every few years.
 const ROOT_LIFE: time::Duration = time::Duration::days(30);
-/// How far a list's time lies back: relying parties' clocks run late by seconds, and take none of the future.
+/// How far a list's time is backdated. Relying parties' clocks run late by seconds, and reject lists from the future.
 const BACKDATING: time::Duration = time::Duration::seconds(60);
-/// A list that another replica signed by a clock that is ahead by less than this is good enough.
+/// Another replica's list is accepted if its clock was ahead by less than this.
 const CLOCKS_DIFFER: time::Duration = time::Duration::minutes(5);
-/// How long a certificate stays listed after its end, so that it is on a list that was signed after that (RFC 5280,
+/// How long an expired certificate stays listed: it must be on at least one list signed after its expiry (RFC 5280,
 /// section 3.3).
 const LISTED_AFTER_EXPIRY: time::Duration = ISSUING_LIFE;
 
 /// Why no list was published.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PublishingError {
-    #[error("a revocation list cannot be signed")]
+    #[error("cannot sign a revocation list")]
     Sign(#[from] AuthorityError),
-    #[error("the root's key cannot be opened")]
+    #[error("cannot open the root's key")]
     Root(#[from] KeyringError),
-    #[error("the numbers of revocation lists are used up")]
+    #[error("revocation list numbers are exhausted")]
     Full,
-    #[error("the signing of a revocation list ended by itself")]
+    #[error("the task that signs a revocation list was aborted")]
     Ended(#[from] tokio::task::JoinError),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -60,8 +60,8 @@ impl AsStoreError for PublishingError {
     }
 }
 
-/// A CA that has a list: one that issues to machines, or a root whose key is here. The list of any other root is not ours
-/// to sign.
+/// A CA that has a list: an issuing CA, or a root whose key this server has. The list of any other root is signed by
+/// its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Issuer {
     id: Uuid,
@@ -69,17 +69,17 @@ struct Issuer {
     is_root: bool,
 }
 
-/// What to do when another replica signs lists.
+/// What to do if another replica is signing lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OthersAtIt {
-    /// Its lists are needed before going on.
+enum IfBusy {
+    /// Wait for its lists.
     Wait,
-    /// The next round reads them.
-    Leave,
+    /// Skip this round. The next one reads its lists.
+    Skip,
 }
 
 impl Issuer {
-    /// All of them, the CA that issues now first.
+    /// All issuers. The CA that issues now comes first.
     fn all(authority: &Authority) -> Vec<Self> {
         let issuing = authority.all_issuing().map(|ca| Self {
             id: ca.id(),
@@ -87,7 +87,7 @@ impl Issuer {
             is_root: false,
         });
         let roots = authority.roots().iter().filter(|root| root.is_ours);
-        // A root of ours has one.
+        // A root of ours has a key identifier.
         let roots = roots.filter_map(|root| {
             Some(Self {
                 id: root.id,
@@ -105,8 +105,8 @@ impl Issuer {
         }
     }
 
-    /// Whether there is no list, or one that lacks something or is half over. One of the future was signed by a clock that
-    /// was ahead: relying parties would not take it yet.
+    /// Whether there is no list, the list lacks a revocation, or half its validity has passed. A list from the future
+    /// was signed with a clock that was ahead: relying parties would reject it.
     fn is_due(state: Option<&ListState>, now: OffsetDateTime) -> bool {
         state.is_none_or(|state| {
             let half = state.this_update + (state.next_update - state.this_update) / 2;
@@ -115,41 +115,41 @@ impl Issuer {
     }
 }
 
-/// Publishes once, so that a server that listens has lists to serve.
+/// Publishes once at the start, before the server listens. It then has lists to serve.
 pub(crate) async fn publish_first(services: &Arc<Services>) {
     let authority = services.authority.load_full();
     publish_for(services, &authority).await;
 }
 
-/// Publishes the lists of an authority that is about to be taken into use. Other replicas may be about to do the same.
+/// Publishes the lists of an authority that will be used next. Other replicas may do the same at this moment.
 pub(crate) async fn publish_for(services: &Arc<Services>, authority: &Arc<Authority>) {
-    periodic::attempt(NAME, publish(services, authority, OthersAtIt::Wait)).await;
+    periodic::attempt(NAME, publish(services, authority, IfBusy::Wait)).await;
 }
 
-/// Publishes again and again, until the server stops.
+/// Publishes new lists until the server stops.
 pub(crate) async fn keep_published(services: Arc<Services>, shutdown: CancellationToken) {
     let publish = || async {
         let authority = services.authority.load_full();
-        publish(&services, &authority, OthersAtIt::Leave).await
+        publish(&services, &authority, IfBusy::Skip).await
     };
     periodic::repeat(NAME, INTERVAL, &shutdown, publish).await;
 }
 
-/// The list of the present issuing CA.
+/// The list of the current issuing CA.
 pub(crate) fn of_issuing_ca(services: &Services) -> Option<Arc<PublishedList>> {
     find(services, services.authority.load().issuing().key_identifier())
 }
 
-/// The list of the CA with this subject key identifier. None that has run out: its reader would take a certificate for
-/// good that has been revoked since.
+/// The list of the CA with this subject key identifier. An expired list is not returned: its reader would accept
+/// certificates that were revoked since.
 pub(crate) fn find(services: &Services, key_identifier: &[u8]) -> Option<Arc<PublishedList>> {
     let lists = services.revocation.lists.load();
     let list = lists.iter().find(|list| list.key_identifier == key_identifier)?;
     list.is_in_force(services).then(|| Arc::clone(list))
 }
 
-/// The lists of all CAs of machines' paths, but for those of roots that somebody else holds; `None` unless every one is
-/// there.
+/// The lists of all CAs in machines' paths, without the roots whose keys this server does not have. `None` if one of
+/// the lists is missing.
 pub(crate) fn all(services: &Services) -> Option<Vec<Arc<PublishedList>>> {
     let issuers = Issuer::all(&services.authority.load());
     issuers
@@ -158,7 +158,7 @@ pub(crate) fn all(services: &Services) -> Option<Vec<Arc<PublishedList>>> {
         .collect()
 }
 
-/// Whether this server has such a CA at all.
+/// Whether the CA with this key identifier has a list here.
 pub(crate) fn is_known(services: &Services, key_identifier: &[u8]) -> bool {
     Issuer::all(&services.authority.load())
         .iter()
@@ -171,12 +171,8 @@ impl PublishedList {
     }
 }
 
-/// Signs what is due, if no other replica does, and reads what is new.
-async fn publish(
-    services: &Arc<Services>,
-    authority: &Arc<Authority>,
-    others_at_it: OthersAtIt,
-) -> Result<(), PublishingError> {
+/// Signs the lists that are due, unless another replica does, and loads new ones.
+async fn publish(services: &Arc<Services>, authority: &Arc<Authority>, if_busy: IfBusy) -> Result<(), PublishingError> {
     let issuers = Issuer::all(authority);
     let mut states = states(services).await?;
     let now = services.clock.now();
@@ -186,9 +182,9 @@ async fn publish(
                 .store
                 .tx(
                     NAME,
-                    &(services, authority, issuer, others_at_it),
-                    |tx, &(services, authority, issuer, others_at_it)| {
-                        Box::pin(sign(tx, services, authority, issuer, others_at_it))
+                    &(services, authority, issuer, if_busy),
+                    |tx, &(services, authority, issuer, if_busy)| {
+                        Box::pin(sign(tx, services, authority, issuer, if_busy))
                     },
                 )
                 .await?;
@@ -206,18 +202,18 @@ fn state_of(states: &[ListState], issuer_id: Uuid) -> Option<&ListState> {
     states.iter().find(|state| state.issuer_id == issuer_id)
 }
 
-/// Signs the next list of a CA; nothing when another replica was at it.
+/// Signs the next list of a CA. Does nothing if another replica is signing and `if_busy` says to skip.
 async fn sign(
     tx: &mut Transaction,
     services: &Services,
     authority: &Arc<Authority>,
     issuer: &Issuer,
-    others_at_it: OthersAtIt,
+    if_busy: IfBusy,
 ) -> Result<(), PublishingError> {
-    match others_at_it {
-        OthersAtIt::Wait => duties::wait_for(tx, Duty::SignRevocationLists).await?,
-        OthersAtIt::Leave if duties::try_take(tx, Duty::SignRevocationLists).await? => {}
-        OthersAtIt::Leave => return Ok(()),
+    match if_busy {
+        IfBusy::Wait => duties::wait_for(tx, Duty::SignRevocationLists).await?,
+        IfBusy::Skip if duties::try_take(tx, Duty::SignRevocationLists).await? => {}
+        IfBusy::Skip => return Ok(()),
     }
     let now = services.clock.now();
     let states = store::revocation_lists::states(tx).await?;
@@ -225,12 +221,12 @@ async fn sign(
     if !Issuer::is_due(last, now) {
         return Ok(());
     }
-    // It may have been retired since this replica last looked.
+    // The CA may have been retired since this replica last looked.
     let keys = store::sealed_keys::list(tx).await?;
     let key = keys.iter().find(|key| key.id == issuer.id && key.sealed.is_some());
     let Some(key) = key else { return Ok(()) };
     store::revocation_lists::take_waiting(tx, issuer.id).await?;
-    // After an outage, what expired meanwhile is still on no list that was signed after its end.
+    // Certificates that expired during an outage are not yet on a list signed after their expiry.
     let listed_after = now - LISTED_AFTER_EXPIRY;
     let listed_after = last.map_or(listed_after, |last| last.this_update.min(listed_after));
     let revoked = store::revocations::list(tx, issuer.id, listed_after).await?;
@@ -257,11 +253,11 @@ async fn sign(
     };
     store::revocation_lists::replace(tx, issuer.id, now, &stored).await?;
     services.metrics.revocation.list_signed();
-    tracing::debug!(?issuer, number, entries, "a revocation list was signed");
+    tracing::debug!(?issuer, number, entries, "signed a revocation list");
     Ok(())
 }
 
-/// Hundreds of thousands of entries take long enough to keep other tasks waiting.
+/// Runs on a blocking thread: signing hundreds of thousands of entries would delay other tasks.
 async fn sign_with(
     authority: &Arc<Authority>,
     issuer_id: Uuid,
@@ -272,7 +268,7 @@ async fn sign_with(
     Ok(tokio::task::spawn_blocking(sign).await??)
 }
 
-/// Reads the lists that are newer than those in memory, and forgets those of CAs that are retired.
+/// Loads the lists that are newer than those in memory, and drops those of retired CAs.
 async fn refresh(services: &Services, issuers: &[Issuer], states: &[ListState]) -> Result<(), PublishingError> {
     let published = services.revocation.lists.load_full();
     let mut lists = Vec::new();

@@ -1,5 +1,4 @@
-//! What relying parties learn of revocations: lists that are signed when something was revoked, and answers to those who
-//! ask about one certificate.
+//! Revocation status for relying parties: revocation lists, and OCSP responses about single certificates.
 
 pub(crate) mod lists;
 pub(crate) mod ocsp;
@@ -12,14 +11,14 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// What one replica has in memory to answer with.
+/// What one replica keeps in memory for its responses.
 pub(crate) struct Revocation {
     lists: ArcSwap<Vec<Arc<PublishedList>>>,
     /// One for each CA that was asked about.
     responders: ArcSwap<Vec<Arc<OcspResponder>>>,
 }
 
-/// A list as it is served.
+/// A revocation list, ready to be served.
 #[derive(Debug)]
 pub(crate) struct PublishedList {
     issuer_id: Uuid,
@@ -31,14 +30,14 @@ pub(crate) struct PublishedList {
 }
 
 impl PublishedList {
-    /// Tells it from every other list: two CAs may be at the same number.
+    /// The entity tag. It includes the CA, because two CAs may have lists with the same number.
     pub(crate) fn tag(&self) -> String {
         format!("{}-{}", hex::encode(&self.key_identifier), self.number)
     }
 }
 
 impl Revocation {
-    /// Nothing yet: the first round reads what there is.
+    /// Empty. The first round loads the stored lists.
     pub(crate) fn new() -> Self {
         Self {
             lists: ArcSwap::default(),

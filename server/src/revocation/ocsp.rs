@@ -1,4 +1,4 @@
-//! Answers to those who ask about a certificate: from the database, so that they are right on every replica at once.
+//! OCSP responses. They are made from the database, so every replica responds correctly right after a revocation.
 
 use std::sync::Arc;
 
@@ -14,14 +14,13 @@ use crate::{
     store::{self, StoreError, revocations::RevocationRecord},
 };
 
-/// A response, as it is sent.
 pub(crate) struct Response {
     pub(crate) der: Vec<u8>,
-    /// Whether it may be given to others who ask the same.
+    /// Whether caches may give it to other clients that send the same request.
     pub(crate) is_for_all: bool,
 }
 
-/// Answers a request in DER. What cannot be answered is a response, too: clients of OCSP read nothing else.
+/// Responds to a request in DER. Errors are OCSP responses too, because OCSP clients read nothing else.
 pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Response, AuthorityError> {
     let Ok(request) = OcspRequest::parse(request) else {
         services.metrics.revocation.ocsp_answered("malformed");
@@ -32,15 +31,15 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "a certificate's status cannot be read"
+                "cannot read the status of a certificate"
             );
             services.metrics.revocation.ocsp_answered("try_later");
             return Ok(refused(Refusal::TryLater));
         }
     };
     let (authority, now) = (services.authority.load(), services.clock.now());
-    // A responder answers for the CA that issued its certificate, and a response has one: that of the first certificate
-    // asked about that is ours.
+    // A responder speaks for the CA that issued its certificate, and a response has one responder. It is the one for
+    // the first certificate in the request that one of our CAs issued.
     let mut questions = request.questions().iter();
     let asked = questions.find_map(|question| authority.all_issuing().find(|ca| ca.is_asked_about(question)));
     let issuing = asked.unwrap_or_else(|| authority.issuing());
@@ -51,7 +50,7 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
             question,
             status: match issuing.is_asked_about(question) {
                 true => status(&records, issuing.id(), &question.serial_number()),
-                // RFC 6960, section 2.2: unknown is also what this responder says of another CA's certificates.
+                // RFC 6960, section 2.2: a responder also says "unknown" for another CA's certificates.
                 false => CertificateStatus::Unknown,
             },
         })
@@ -99,8 +98,8 @@ fn status(records: &[RevocationRecord], issuer_id: Uuid, serial_number: &str) ->
     }
 }
 
-/// This replica's responder for a CA; another one where its time has come. Two requests may both make one, and either
-/// serves.
+/// This replica's responder for a CA. It is replaced when its certificate expires soon. Two requests may each make one;
+/// both are valid.
 fn responder(
     services: &Services,
     issuing: &IssuingAuthority,

@@ -85,7 +85,7 @@ const TAMPERINGS: [(&str, &str, Option<i64>); 6] = [
         Some(7),
     ),
     (
-        "lacks the place 7",
+        "number 7, before this one, is missing",
         "DELETE FROM audit_entries WHERE id = (SELECT entry_id FROM audit_seals WHERE sequence = 7);
          DELETE FROM audit_seals WHERE sequence = 7",
         Some(8),

@@ -282,7 +282,7 @@ async fn an_event_that_cannot_be_read_is_refused_in_words() {
         (with("raw_payload", json!("***")), "raw_payload is not base64"),
         (
             with("raw_payload", json!(cut)),
-            "raw_payload cannot be read: it is not a property list in XML, or is cut off",
+            "raw_payload cannot be read: it is not a property list in XML, or it is truncated",
         ),
         (
             with("raw_payload", json!(STANDARD.encode("bplist00"))),
