@@ -1,5 +1,5 @@
-//! How often one machine, one address and one API key may call. Each replica counts for itself: the limits are there
-//! to keep one caller from taking the server away from the others, not to bill anybody.
+//! Rate limits for each machine, address and API key. Each replica counts by itself: the limits keep one caller from
+//! starving the others, and are not for billing.
 
 use std::{hash::Hash, net::IpAddr, num::NonZeroU32};
 
@@ -19,21 +19,23 @@ pub(crate) struct RateLimits {
     serial_numbers: Option<Limiter<String>>,
     addresses: Option<Limiter<IpAddr>>,
     api_keys: Option<Limiter<Uuid>>,
-    /// Not those of enrollments: whoever knows a serial number may order for it, and must not use up what the agent needs.
+    /// Separate from enrollments: anyone who knows a serial number may order for it. Such orders must not use up the
+    /// agent's limit.
     device_orders: Option<Limiter<String>>,
-    noted_refusals: Limiter<Option<String>>,
+    recorded_refusals: Limiter<Option<String>>,
 }
 
-/// How many refusals of one serial number are written into the audit each hour, and of all that nobody knows together.
-const NOTED_REFUSALS_PER_HOUR: NonZeroU32 = NonZeroU32::new(30).unwrap();
+/// How many refusals per hour are written to the audit log for one serial number. All unknown serial numbers share one
+/// count.
+const RECORDED_REFUSALS_PER_HOUR: NonZeroU32 = NonZeroU32::new(30).unwrap();
 
 type Limiter<K> = RateLimiter<K, DashMapStateStore<K>, QuantaClock>;
 
 /// Too many calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many requests; the next one is let through in {retry_after_seconds} s")]
+#[error("too many requests; retry in {retry_after_seconds} s")]
 pub(crate) struct Exceeded {
-    /// When the next call is let through.
+    /// The number of seconds until the next call is allowed.
     pub(crate) retry_after_seconds: u64,
 }
 
@@ -45,7 +47,7 @@ impl RateLimits {
             addresses: limiter(settings.address_per_minute),
             api_keys: limiter(settings.api_key_per_minute),
             device_orders: limiter(settings.machine_per_minute),
-            noted_refusals: RateLimiter::dashmap(Quota::per_hour(NOTED_REFUSALS_PER_HOUR)),
+            recorded_refusals: RateLimiter::dashmap(Quota::per_hour(RECORDED_REFUSALS_PER_HOUR)),
         }
     }
 
@@ -69,21 +71,21 @@ impl RateLimits {
         charge(self.device_orders.as_ref(), &serial_number.to_owned())
     }
 
-    /// Whether another refusal may be written down, of a serial number that is known or of one that is not.
-    pub(crate) fn may_note_refusal(&self, known_serial_number: Option<&str>) -> bool {
+    /// Whether another refusal may be written to the audit log. `None` is an unknown serial number.
+    pub(crate) fn may_record_refusal(&self, known_serial_number: Option<&str>) -> bool {
         let key = known_serial_number.map(str::to_owned);
-        self.noted_refusals.check_key(&key).is_ok()
+        self.recorded_refusals.check_key(&key).is_ok()
     }
 
-    /// Forgets callers that have not called for so long that it makes no difference. Call it now and then: without
-    /// it a caller that changes its address would make the server's memory grow.
+    /// Drops the counters of callers that have been idle long enough to be at zero. Call it regularly: otherwise a
+    /// caller that keeps changing its address makes the server's memory grow.
     pub(crate) fn forget_idle(&self) {
         forget(self.keys.as_ref());
         forget(self.serial_numbers.as_ref());
         forget(self.addresses.as_ref());
         forget(self.api_keys.as_ref());
         forget(self.device_orders.as_ref());
-        forget(Some(&self.noted_refusals));
+        forget(Some(&self.recorded_refusals));
     }
 }
 
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_no_limit() {
+    fn zero_means_no_limit() {
         let limits = limits(0);
         for _ in 0..10_000 {
             assert_eq!(limits.charge_serial_number("C02XYZ"), Ok(()));

@@ -1,4 +1,4 @@
-//! Secrets that the server hands out: made here, shown once, kept as a digest alone.
+//! Secrets that the server gives out. Each is shown once, and only its digest is stored.
 
 use assay_authority::random_bytes;
 use aws_lc_rs::digest;
@@ -7,13 +7,13 @@ use secrecy::SecretString;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-/// What an API key starts with, so that scanners for leaked secrets find it.
+/// The prefix of API keys. Scanners for leaked secrets recognise it.
 pub(crate) const API_KEY_PREFIX: &str = "assay_key_";
-/// What an enrollment token starts with.
+/// The prefix of enrollment tokens.
 pub(crate) const ENROLLMENT_TOKEN_PREFIX: &str = "assay_enroll_";
 
-/// SHA-256 of a secret. A secret has 256 random bits: nobody finds it from its digest, and a look-up by the digest
-/// tells by its time nothing of the secret.
+/// SHA-256 of a secret. A secret has 256 random bits, so nobody can find it from its digest. The duration of a look-up
+/// by digest says nothing about the secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SecretHash([u8; 32]);
 
@@ -24,7 +24,7 @@ impl SecretHash {
         Self(hash)
     }
 
-    /// One that was stored; `None` when it has not 32 bytes.
+    /// A stored digest. `None` if it does not have 32 bytes.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -34,7 +34,7 @@ impl SecretHash {
     }
 }
 
-/// Makes a secret of 256 random bits behind a prefix.
+/// Generates a secret: the prefix and 256 random bits.
 pub(crate) fn generate(prefix: &str) -> SecretString {
     let random = Zeroizing::new(random_bytes::<32>());
     let mut secret = prefix.to_owned();
@@ -42,8 +42,8 @@ pub(crate) fn generate(prefix: &str) -> SecretString {
     secret.into()
 }
 
-/// Whether something with this end and this revocation serves at this time.
-pub(crate) fn serves(
+/// Whether a credential with this expiry and this revocation is valid at `now`.
+pub(crate) fn is_valid(
     expires_at: Option<OffsetDateTime>,
     revoked_at: Option<OffsetDateTime>,
     now: OffsetDateTime,

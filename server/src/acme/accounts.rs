@@ -1,7 +1,7 @@
-//! Accounts: a client's key. Anybody may have one, and it lets nobody in.
+//! ACME accounts. An account is a client's key. Anyone may open one, and it authorizes nothing by itself.
 //!
-//! An account that is bound to no token and has never ordered is worth nothing to anybody else, and leaves no trace: a stranger
-//! could otherwise fill the audit, which is never emptied.
+//! An account without a token and without orders has no value, and its creation is not recorded. Otherwise strangers
+//! could fill the audit log, whose entries are never deleted.
 
 use assay_authority::EcKey;
 use serde::Deserialize;
@@ -25,17 +25,17 @@ use crate::{
     },
 };
 
-/// How many accounts that have come to nothing are kept, and how long.
-const MOST_IDLE: i64 = 10_000;
+/// How many unused accounts are kept, and for how long.
+const MAX_IDLE: i64 = 10_000;
 const IDLE_LIFE: time::Duration = time::Duration::days(1);
 
-/// An account, and whether this call made it.
+/// An account, and whether this call created it.
 pub(crate) struct Opened {
     pub(crate) account: Account,
-    pub(crate) made_now: bool,
+    pub(crate) is_new: bool,
 }
 
-/// Terms of service and contacts are not asked for: nobody here would write to a Mac.
+/// Terms of service and contacts are ignored: the clients are Macs.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NewAccount {
@@ -58,7 +58,7 @@ struct KeyChange {
     old_key: Value,
 }
 
-/// Makes the account of a key, or finds it. A binding counts for an account that is made, and uses its token once.
+/// Creates the account of a key, or finds it. A binding applies only to a new account, and uses its token once.
 pub(crate) async fn open(services: &Services, request: KeyRequest) -> Result<Opened, AcmeError> {
     let wanted: NewAccount = request.payload.read()?;
     let context = (services, &request, &wanted);
@@ -68,22 +68,19 @@ pub(crate) async fn open(services: &Services, request: KeyRequest) -> Result<Ope
             Box::pin(open_once(tx, services, request, wanted))
         });
     match open.await {
-        // The same call, sent twice, met itself.
+        // The same request, sent twice, created the account in parallel.
         Err(AcmeError::Store(error)) if error.violates(acme_accounts::ONE_PER_KEY) => {
             let found = find(services, &request.key).await?;
             let account = found.ok_or(AcmeError::Store(error))?;
-            Ok(Opened {
-                account,
-                made_now: false,
-            })
+            Ok(Opened { account, is_new: false })
         }
         opened => opened,
     }
 }
 
-/// Changes an account as its holder asks: it can be deactivated, for good.
+/// Changes an account: its holder can deactivate it permanently.
 pub(crate) async fn update(services: &Services, id: Uuid, request: AccountRequest) -> Result<Account, AcmeError> {
-    demand_own(&request.account, id)?;
+    require_own(&request.account, id)?;
     if request.payload.is_empty() {
         return Ok(request.account);
     }
@@ -100,22 +97,22 @@ pub(crate) async fn update(services: &Services, id: Uuid, request: AccountReques
             deactivate.await
         }
         Some(_) => Err(AcmeError::Malformed(
-            "an account's status can be set to deactivated alone",
+            "the status of an account can only be changed to deactivated",
         )),
     }
 }
 
-/// Gives an account another key (RFC 8555, section 7.3.5): both keys have signed.
+/// Replaces an account's key (RFC 8555, section 7.3.5). Both keys have signed the request.
 pub(crate) async fn change_key(services: &Services, request: AccountRequest) -> Result<Account, AcmeError> {
     let inner = UnverifiedJws::from_value(&request.payload.read::<Value>()?)?;
-    requests::demand_inner(&inner.header, &request.url)?;
+    requests::require_inner(&inner.header, &request.url)?;
     let new_key = requests::inner_key(&inner.header)?;
     let change: KeyChange = Payload::of_inner(inner.verify(&new_key)?).read()?;
     let account = &request.account;
     let is_account = change.account == Urls(&services.policy.public_url).account(account.id);
     if !is_account || EcKey::from_jwk(&change.old_key).ok().as_ref() != Some(&account.key) {
         return Err(AcmeError::Malformed(
-            "account and oldKey of the inner JWS have to be the account that signed the outer one, and its key",
+            "account and oldKey in the inner JWS must be the account that signed the outer JWS, and its key",
         ));
     }
     let context = (services, account, &request.caller, &new_key);
@@ -135,25 +132,25 @@ pub(crate) async fn change_key(services: &Services, request: AccountRequest) -> 
     }
 }
 
-/// An account is seen and used by its holder alone.
-pub(super) fn demand_own(account: &Account, id: Uuid) -> Result<(), AcmeError> {
+/// Only its holder may read and use an account.
+pub(super) fn require_own(account: &Account, id: Uuid) -> Result<(), AcmeError> {
     if account.id == id {
         return Ok(());
     }
     Err(AcmeError::OtherAccount)
 }
 
-/// Holds an account that has signed, and looks again whether it may be used.
-pub(super) async fn hold(tx: &mut Transaction, account: &Account) -> Result<Account, AcmeError> {
-    let held = acme_accounts::lock(tx, account.id)
+/// Locks an account that has signed a request, and checks again that it may be used.
+pub(super) async fn lock(tx: &mut Transaction, account: &Account) -> Result<Account, AcmeError> {
+    let locked = acme_accounts::lock(tx, account.id)
         .await?
         .ok_or(AcmeError::UnknownAccount)?;
-    requests::demand_valid(&held)?;
-    // A key that was replaced in this moment speaks for the account no more.
-    if held.key != account.key {
+    requests::require_valid(&locked)?;
+    // The key may have been replaced since the signature was verified.
+    if locked.key != account.key {
         return Err(AcmeError::UnknownAccount);
     }
-    Ok(held)
+    Ok(locked)
 }
 
 async fn find(services: &Services, key: &EcKey) -> Result<Option<Account>, StoreError> {
@@ -167,11 +164,8 @@ async fn open_once(
     wanted: &NewAccount,
 ) -> Result<Opened, AcmeError> {
     if let Some(account) = acme_accounts::find_by_key(tx, request.key.thumbprint()).await? {
-        requests::demand_valid(&account)?;
-        return Ok(Opened {
-            account,
-            made_now: false,
-        });
+        requests::require_valid(&account)?;
+        return Ok(Opened { account, is_new: false });
     }
     if wanted.only_return_existing {
         return Err(AcmeError::UnknownAccount);
@@ -191,10 +185,10 @@ async fn open_once(
     };
     match token_id {
         Some(token_id) => external_account::spend(tx, services, token_id).await?,
-        None => acme_accounts::remove_idle(tx, MOST_IDLE, now.saturating_sub(IDLE_LIFE)).await?,
+        None => acme_accounts::remove_idle(tx, MAX_IDLE, now.saturating_sub(IDLE_LIFE)).await?,
     }
     acme_accounts::insert(tx, &account, now).await?;
-    note(
+    record(
         tx,
         services,
         &account,
@@ -203,18 +197,15 @@ async fn open_once(
         json!({"token_id": token_id}),
     )
     .await?;
-    Ok(Opened {
-        account,
-        made_now: true,
-    })
+    Ok(Opened { account, is_new: true })
 }
 
 async fn deactivate(tx: &mut Transaction, services: &Services, request: &AccountRequest) -> Result<Account, AcmeError> {
-    let account = hold(tx, &request.account).await?;
+    let account = lock(tx, &request.account).await?;
     acme_accounts::deactivate(tx, account.id).await?;
     acme_orders::give_up_of_account(tx, account.id).await?;
     let status = json!({"status": "deactivated"});
-    note(
+    record(
         tx,
         services,
         &account,
@@ -236,18 +227,18 @@ async fn replace_key(
     caller: &Caller,
     new_key: &EcKey,
 ) -> Result<Account, AcmeError> {
-    let account = hold(tx, account).await?;
+    let account = lock(tx, account).await?;
     acme_accounts::set_key(tx, account.id, new_key).await?;
     let keys = json!({"key": new_key.thumbprint(), "previous_key": account.key.thumbprint()});
-    note(tx, services, &account, caller, "acme-account.change-key", keys).await?;
+    record(tx, services, &account, caller, "acme-account.change-key", keys).await?;
     Ok(Account {
         key: new_key.clone(),
         ..account
     })
 }
 
-/// Writes an audit entry for an account that somebody vouches for.
-async fn note(
+/// Writes an audit entry, if a token or an order gives the account a meaning.
+async fn record(
     tx: &mut Transaction,
     services: &Services,
     account: &Account,

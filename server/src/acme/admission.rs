@@ -1,5 +1,5 @@
-//! Which devices may have a certificate. A client's own word is not enough: its serial number has to be a machine's that is in
-//! good standing, or the inventory's, or an enrollment token has to vouch for it.
+//! Decides which devices may have a certificate. A client's claim is not enough. Its serial number must belong to an
+//! active machine, be in the inventory, or be confirmed by an enrollment token.
 
 use assay_authority::device_spiffe_id;
 use assay_protocol::machine::MachineStatus;
@@ -16,62 +16,62 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Inadmissible {
     #[error(
-        "the serial number {serial_number:?} is neither in the inventory nor a machine's; the profile's ClientIdentifier has to be the serial number, and the inventory has to have it"
+        "the serial number {serial_number:?} is neither in the inventory nor that of a machine; the profile's ClientIdentifier must be the serial number, and the inventory must contain it"
     )]
     Unknown { serial_number: String },
     #[error("the machine with the serial number {serial_number:?} is {status}: {reason}")]
-    HeldBack {
+    NotActive {
         serial_number: String,
         status: &'static str,
         reason: String,
         machine_id: Uuid,
     },
     #[error(
-        "the ClientIdentifier {0:?} is no serial number: letters, digits, full stops, hyphens and underscores, 64 at most"
+        "the ClientIdentifier {0:?} is not a serial number: at most 64 letters, digits, full stops, hyphens and underscores"
     )]
     NotASerialNumber(String),
 }
 
-/// A serial number that may have a certificate now.
+/// The result for a serial number that may have a certificate now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Admitted {
-    /// The machine that has this serial number, held until the end of the transaction.
+    /// The machine with this serial number, whose row stays locked until the end of the transaction.
     pub(super) machine_id: Option<Uuid>,
-    /// Whether the account's token alone speaks for it.
+    /// Whether only the account's token confirms the serial number.
     pub(super) by_token: bool,
 }
 
 impl Inadmissible {
-    /// The serial number that was asked for, as far as it can be written down.
+    /// The requested serial number, shortened and without control characters.
     pub(super) fn serial_number(&self) -> &str {
         match self {
             Self::Unknown { serial_number }
-            | Self::HeldBack { serial_number, .. }
+            | Self::NotActive { serial_number, .. }
             | Self::NotASerialNumber(serial_number) => serial_number,
         }
     }
 
-    /// The machine that it is about.
+    /// The machine concerned.
     pub(super) fn machine_id(&self) -> Option<Uuid> {
         match self {
-            Self::HeldBack { machine_id, .. } => Some(*machine_id),
+            Self::NotActive { machine_id, .. } => Some(*machine_id),
             Self::Unknown { .. } | Self::NotASerialNumber(_) => None,
         }
     }
 }
 
-/// Reads a client's identifier.
+/// Parses a client's identifier.
 pub(super) fn serial_number(identifier: &str) -> Result<String, Inadmissible> {
-    // What can be named in a certificate, and no longer than what Apple attests.
+    // A certificate must be able to name it, and Apple attests no longer one.
     if identifier.len() <= 64 && device_spiffe_id("", identifier).is_some() {
         return Ok(identifier.to_owned());
     }
-    // It is shown and written down, and Postgres has no text with a NUL in it.
+    // The identifier is shown and stored, and Postgres cannot store a NUL.
     let shown = identifier.chars().filter(|character| !character.is_control()).take(64);
     Err(Inadmissible::NotASerialNumber(shown.collect()))
 }
 
-/// Decides, and holds what was decided by: the serial number's place in the inventory, then its machine.
+/// Decides, and locks the rows that the decision depends on: first the inventory's, then the machine's.
 pub(super) async fn admit(
     tx: &mut Transaction,
     services: &Services,
@@ -94,7 +94,7 @@ pub(super) async fn admit(
             MachineStatus::Quarantined => "quarantined",
             MachineStatus::Revoked => "revoked",
         };
-        return Ok(Err(Inadmissible::HeldBack {
+        return Ok(Err(Inadmissible::NotActive {
             serial_number: serial_number.to_owned(),
             status,
             reason: machine
@@ -103,7 +103,7 @@ pub(super) async fn admit(
             machine_id: machine.id,
         }));
     }
-    let by_token = !listed && token_vouches(tx, services, account, serial_number).await?;
+    let by_token = !listed && token_confirms(tx, services, account, serial_number).await?;
     if listed || by_token {
         return Ok(Ok(Admitted {
             machine_id: None,
@@ -115,9 +115,8 @@ pub(super) async fn admit(
     }))
 }
 
-/// A token that was bound to the account and still serves vouches for one device: otherwise one use of it would let in
-/// as many as somebody likes.
-async fn token_vouches(
+/// A valid token of the account confirms one device. Otherwise one use of a token could admit any number of devices.
+async fn token_confirms(
     tx: &mut Transaction,
     services: &Services,
     account: &Account,
@@ -152,12 +151,12 @@ mod tests {
     #[case("$SERIALNUMBER", false)]
     #[case("%SerialNumber%", false)]
     #[case("{{serialnumber}}", false)]
-    fn a_variable_that_the_mdm_did_not_fill_in_is_no_serial_number(#[case] identifier: &str, #[case] is_one: bool) {
+    fn a_variable_that_the_mdm_did_not_replace_is_not_a_serial_number(#[case] identifier: &str, #[case] is_one: bool) {
         assert_eq!(serial_number(identifier).is_ok(), is_one, "{identifier}");
     }
 
     #[test]
-    fn a_serial_number_is_no_novel() {
+    fn a_long_serial_number_is_refused_and_shortened() {
         assert!(serial_number(&"A".repeat(64)).is_ok());
         assert_eq!(
             serial_number("A\0B"),

@@ -1,27 +1,27 @@
-//! Reading the attestation object of `device-attest-01`: CBOR in the form of WebAuthn, of which Apple's `fmt` holds a chain of
-//! certificates.
+//! Parses the attestation object of `device-attest-01`: CBOR in WebAuthn's form. In Apple's format it contains a
+//! certificate chain.
 
 use minicbor::{Decoder, data::Type, decode};
 
 /// The format of Apple's Managed Device Attestation.
 const APPLE: &str = "apple";
-/// In bytes: two certificates have about 2,000.
-const LONGEST: usize = 32 * 1024;
-/// Leaf, intermediate, and a root that some add: what the verifier takes.
-const MOST_CERTIFICATES: u64 = 4;
-/// Of one map: WebAuthn has three at the top.
-const MOST_MEMBERS: u64 = 16;
+/// The largest object in bytes. Two certificates have about 2,000.
+const MAX_LENGTH: usize = 32 * 1024;
+/// Leaf, intermediate, and a root that some clients add. The verifier accepts no more.
+const MAX_CERTIFICATES: u64 = 4;
+/// The members of one map. WebAuthn has three at the top level.
+const MAX_MEMBERS: u64 = 16;
 
-/// Why an object is not accepted.
+/// Why an object is rejected.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttestationObjectError {
-    #[error("the attestation object is longer than {LONGEST} bytes")]
+    #[error("the attestation object is longer than {MAX_LENGTH} bytes")]
     TooLong,
     #[error("the attestation object is not the CBOR that WebAuthn describes")]
     Cbor(#[source] decode::Error),
-    #[error("the attestation object has {0}")]
+    #[error("invalid attestation object: {0}")]
     Form(&'static str),
-    #[error("the attestation has the format {0:?}, and this server takes \"{APPLE}\": it is for Apple's devices alone")]
+    #[error("the attestation has the format {0:?}; this server accepts only \"{APPLE}\", that of Apple devices")]
     Format(String),
 }
 
@@ -31,9 +31,9 @@ impl From<decode::Error> for AttestationObjectError {
     }
 }
 
-/// The chain that an object holds, in DER, leaf first. Nothing of it is verified.
+/// The chain in an object: certificates in DER, leaf first. They are not verified here.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>, AttestationObjectError> {
-    if bytes.len() > LONGEST {
+    if bytes.len() > MAX_LENGTH {
         return Err(AttestationObjectError::TooLong);
     }
     let mut decoder = Decoder::new(bytes);
@@ -51,18 +51,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>, AttestationObjectError
         }
     }
     if decoder.position() != bytes.len() {
-        return Err(AttestationObjectError::Form("more behind its end"));
+        return Err(AttestationObjectError::Form("data after its end"));
     }
     match format {
         Some(APPLE) => {}
-        // A text of somebody else's goes into a sentence, which is kept.
+        // This text comes from the client, and is stored in an error message.
         Some(other) => {
             let shown = other.chars().filter(|character| !character.is_control()).take(32);
             return Err(AttestationObjectError::Format(shown.collect()));
         }
-        None => return Err(AttestationObjectError::Form("no fmt")),
+        None => return Err(AttestationObjectError::Form("fmt is missing")),
     }
-    certificates(statement.ok_or(AttestationObjectError::Form("no attStmt"))?)
+    certificates(statement.ok_or(AttestationObjectError::Form("attStmt is missing"))?)
 }
 
 fn certificates(statement: &[u8]) -> Result<Vec<Vec<u8>>, AttestationObjectError> {
@@ -74,34 +74,32 @@ fn certificates(statement: &[u8]) -> Result<Vec<Vec<u8>>, AttestationObjectError
             _ => decoder.skip()?,
         }
     }
-    chain.ok_or(AttestationObjectError::Form("no x5c in attStmt"))
+    chain.ok_or(AttestationObjectError::Form("attStmt has no x5c"))
 }
 
 fn byte_strings(decoder: &mut Decoder<'_>) -> Result<Vec<Vec<u8>>, AttestationObjectError> {
     match decoder.array()? {
-        Some(count) if count <= MOST_CERTIFICATES => (0..count).map(|_| Ok(decoder.bytes()?.to_vec())).collect(),
-        _ => Err(AttestationObjectError::Form("too many certificates in x5c")),
+        Some(count) if count <= MAX_CERTIFICATES => (0..count).map(|_| Ok(decoder.bytes()?.to_vec())).collect(),
+        _ => Err(AttestationObjectError::Form("x5c has too many certificates")),
     }
 }
 
-/// How many members a map of a known length has.
+/// The number of members of a map with a known length.
 fn members(decoder: &mut Decoder<'_>) -> Result<u64, AttestationObjectError> {
     if decoder.datatype()? != Type::Map {
-        return Err(AttestationObjectError::Form(
-            "something else where a map of a known length has to be",
-        ));
+        return Err(AttestationObjectError::Form("expected a map with a known length"));
     }
     match decoder.map()? {
-        Some(count) if count <= MOST_MEMBERS => Ok(count),
-        _ => Err(AttestationObjectError::Form("too many members")),
+        Some(count) if count <= MAX_MEMBERS => Ok(count),
+        _ => Err(AttestationObjectError::Form("a map has too many members")),
     }
 }
 
-/// A member that is there twice could be read in two ways.
+/// A repeated member would be ambiguous.
 fn once<T>(place: &mut Option<T>, value: T) -> Result<(), AttestationObjectError> {
     match place.replace(value) {
         None => Ok(()),
-        Some(_) => Err(AttestationObjectError::Form("a member twice")),
+        Some(_) => Err(AttestationObjectError::Form("a member appears twice")),
     }
 }
 
@@ -145,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chain_is_read_whatever_else_there_is_and_in_whichever_order() {
+    fn the_chain_is_read_in_any_order_and_with_other_members() {
         assert_eq!(parse(&good()).unwrap(), [LEAF.to_vec(), INTERMEDIATE.to_vec()]);
         let webauthn = map(&[
             ("authData", bytes(&[9; 20])),
@@ -159,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_something_else_is_refused_with_what_it_is() {
+    fn other_objects_are_refused_with_the_reason() {
         let statement = || map(&[("x5c", x5c())]);
         let many = [vec![0x85], [bytes(&LEAF)].concat().repeat(5)].concat();
         let endless = [vec![0xbf], text("fmt"), text("apple"), vec![0xff]].concat();
         for (object, says) in [
             (map(&[("fmt", text("tpm")), ("attStmt", statement())]), "\"tpm\""),
-            (map(&[("attStmt", statement())]), "no fmt"),
-            (map(&[("fmt", text("apple"))]), "no attStmt"),
-            (map(&[("fmt", text("apple")), ("attStmt", map(&[]))]), "no x5c"),
+            (map(&[("attStmt", statement())]), "fmt is missing"),
+            (map(&[("fmt", text("apple"))]), "attStmt is missing"),
+            (map(&[("fmt", text("apple")), ("attStmt", map(&[]))]), "has no x5c"),
             (
                 map(&[("fmt", text("apple")), ("attStmt", map(&[("x5c", many)]))]),
                 "too many certificates",
@@ -181,14 +179,14 @@ mod tests {
                 ]),
                 "twice",
             ),
-            ([good(), vec![0]].concat(), "behind its end"),
-            (endless, "map of a known length"),
-            (x5c(), "map of a known length"),
+            ([good(), vec![0]].concat(), "after its end"),
+            (endless, "map with a known length"),
+            (x5c(), "map with a known length"),
             (
                 vec![0xbb, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
                 "too many members",
             ),
-            (vec![0; LONGEST + 1], "longer than"),
+            (vec![0; MAX_LENGTH + 1], "longer than"),
             (Vec::new(), "not the CBOR"),
         ] {
             let refusal = parse(&object).unwrap_err().to_string();
@@ -197,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_take_neither_memory_nor_time() {
+    fn false_lengths_cost_neither_memory_nor_time() {
         // A byte string and an array that claim 2^63 items each, and maps within maps.
         let huge_bytes = [vec![0x5b], vec![0x7f; 8]].concat();
         let huge_array = [vec![0x9b], vec![0x7f; 8]].concat();
@@ -214,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_cut_off_or_changed_never_panics(
+        fn truncated_or_changed_objects_never_panic(
             end in 0_usize..40, at in 0_usize..40, byte in any::<u8>()
         ) {
             let good = good();

@@ -1,4 +1,4 @@
-//! The challenge `device-attest-01`: the client answers with what Apple attested of the key and the device.
+//! The challenge `device-attest-01`: the client responds with Apple's attestation of the key and the device.
 
 use assay_authority::{
     EcKey,
@@ -23,19 +23,19 @@ use crate::{
     },
 };
 
-/// What the client answers with. Without `Attest` in its profile a Mac has nothing.
+/// The client's response. Without `Attest` in its profile, a Mac sends no attestation.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
+struct ChallengeResponse {
     #[serde(default)]
     att_obj: Option<String>,
 }
 
-/// Why an attestation authorizes nothing.
+/// Why an attestation is refused.
 #[derive(Debug, thiserror::Error)]
 enum BadAttestation {
     #[error(
-        "the device sent no attestation: the profile has to have Attest and HardwareBound set, and the Mac Apple silicon and macOS 14 or later"
+        "the device sent no attestation; the profile must set Attest and HardwareBound, and the Mac needs Apple silicon and macOS 14 or later"
     )]
     Missing,
     #[error("attObj is not base64url without padding")]
@@ -45,7 +45,7 @@ enum BadAttestation {
     #[error(transparent)]
     Chain(#[from] AttestationError),
     #[error(
-        "the attestation was not made for this challenge: its freshness code is {attested}, and has to be SHA-256 of the token, {expected}"
+        "the attestation was not made for this challenge: its freshness code is {attested} and must be SHA-256 of the token, {expected}"
     )]
     NotFresh { attested: String, expected: FreshnessCode },
     #[error("Apple attested the device {attested}, and the order is for {ordered}")]
@@ -60,33 +60,33 @@ struct Proven {
     attestation: AppleAttestation,
 }
 
-/// Answers a challenge. One that was answered stays as it is, so that a repeated call gets the same; what is refused is
-/// refused for good, and takes a new order.
-pub(crate) async fn answer(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
+/// Handles the response to a challenge. A decided challenge does not change: a repeated call gets the same result. A
+/// refusal is final; the client needs a new order.
+pub(crate) async fn respond(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
     if request.payload.is_empty() {
         return orders::find(services, request, id).await;
     }
-    let answer: Answer = request.payload.read()?;
-    let context = (services, request, id, &answer);
+    let response: ChallengeResponse = request.payload.read()?;
+    let context = (services, request, id, &response);
     services
         .store
         .tx(
-            "answer an ACME challenge",
+            "respond to an ACME challenge",
             &context,
-            |tx, &(services, request, id, answer)| Box::pin(answer_once(tx, services, request, id, answer)),
+            |tx, &(services, request, id, response)| Box::pin(respond_once(tx, services, request, id, response)),
         )
         .await
 }
 
-async fn answer_once(
+async fn respond_once(
     tx: &mut Transaction,
     services: &Services,
     request: &AccountRequest,
     id: Uuid,
-    answer: &Answer,
+    response: &ChallengeResponse,
 ) -> Result<Order, AcmeError> {
-    let account = accounts::hold(tx, &request.account).await?;
-    let order = orders::demand_own(request, acme_orders::lock(tx, id).await?)?;
+    let account = accounts::lock(tx, &request.account).await?;
+    let order = orders::require_own(request, acme_orders::lock(tx, id).await?)?;
     let now = services.clock.now();
     if order.status != OrderStatus::Pending {
         return Ok(order);
@@ -95,7 +95,7 @@ async fn answer_once(
         return Err(AcmeError::Expired);
     }
     let admitted = admission::admit(tx, services, &account, &order.serial_number).await?;
-    let refusal = match (&admitted, verify(services, &order, answer)) {
+    let refusal = match (&admitted, verify(services, &order, response)) {
         (Ok(_), Ok(proven)) => {
             let chain: Vec<Vec<u8>> = proven.attestation.chain().map(<[u8]>::to_vec).collect();
             acme_orders::set_attested(tx, id, &proven.key, &chain, now).await?;
@@ -117,21 +117,22 @@ async fn answer_once(
             order_id: Some(id),
             reason: &detail,
         };
-        refusals::note(tx, services, &refused).await?;
+        refusals::record(tx, services, &refused).await?;
         let kind = kind.to_owned();
         acme_orders::refuse(tx, id, &Refusal { kind, detail }).await?;
     }
-    orders::demand_own(request, acme_orders::find(tx, id).await?)
+    orders::require_own(request, acme_orders::find(tx, id).await?)
 }
 
-/// Everything that an attestation has to show: Apple's path, now; this challenge's token; this order's device; a key.
-fn verify(services: &Services, order: &Order, answer: &Answer) -> Result<Proven, BadAttestation> {
-    let object = answer.att_obj.as_deref().ok_or(BadAttestation::Missing)?;
+/// Checks everything that an attestation must prove: Apple's chain, valid now; this challenge's token; this order's
+/// device; a key.
+fn verify(services: &Services, order: &Order, response: &ChallengeResponse) -> Result<Proven, BadAttestation> {
+    let object = response.att_obj.as_deref().ok_or(BadAttestation::Missing)?;
     let object = URL_SAFE_NO_PAD.decode(object).map_err(|_| BadAttestation::NotBase64)?;
     let chain = attestation_object::parse(&object)?;
     let unverified = UnverifiedAttestation::from_der(chain)?;
     let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
-    demand_freshness(&attestation, &order.token)?;
+    require_freshness(&attestation, &order.token)?;
     let attested = attestation.claims().serial_number.clone();
     let attested = attested.ok_or(AttestationError::NoSerialNumber)?;
     if attested != order.serial_number {
@@ -146,8 +147,9 @@ fn verify(services: &Services, order: &Order, answer: &Answer) -> Result<Proven,
     })
 }
 
-/// Others accept an attestation without a freshness code: one that was seen elsewhere would do then.
-fn demand_freshness(attestation: &AppleAttestation, token: &str) -> Result<(), BadAttestation> {
+/// Some verifiers accept an attestation without a freshness code. An attestation captured elsewhere would then be
+/// accepted.
+fn require_freshness(attestation: &AppleAttestation, token: &str) -> Result<(), BadAttestation> {
     let expected = FreshnessCode::from(sha256(token.as_bytes()));
     attestation.require_freshness(expected).map_err(|_| {
         let attested = attestation.claims().freshness_code;

@@ -1,4 +1,4 @@
-//! The request for a certificate (PKCS#10), of which the key alone is taken.
+//! The certificate request (PKCS#10). Only its key is used.
 
 use assay_authority::ec_key::{EcKey, NotAnEcKey, SignatureDigest};
 use der::{Decode, Encode, oid::ObjectIdentifier};
@@ -6,31 +6,30 @@ use x509_cert::request::CertReq;
 
 const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
 const ECDSA_WITH_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
-/// In bytes of DER: an honest one has about 500.
-const LONGEST: usize = 8 * 1024;
+/// The largest request in bytes of DER. Usual ones have about 500.
+const MAX_LENGTH: usize = 8 * 1024;
 
-/// Why a request is not accepted.
+/// Why a request is rejected.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CsrError {
-    #[error("the CSR is longer than {LONGEST} bytes")]
+    #[error("the CSR is longer than {MAX_LENGTH} bytes")]
     TooLong,
     #[error("the CSR is not a PKCS#10 request in DER")]
     Unreadable(#[source] der::Error),
     #[error("the CSR's key is {0}")]
     Key(#[from] NotAnEcKey),
-    #[error("the CSR is signed neither with ecdsa-with-SHA256 nor with ecdsa-with-SHA384")]
+    #[error("the CSR must be signed with ecdsa-with-SHA256 or ecdsa-with-SHA384")]
     SignatureAlgorithm,
-    #[error("the CSR's signature does not verify with the key in it")]
+    #[error("the CSR's signature does not match its key")]
     Signature,
-    #[error(
-        "the key of the CSR is another one than the key that Apple attested; only the attested key gets a certificate"
-    )]
+    #[error("the key of the CSR is not the key that Apple attested; only the attested key gets a certificate")]
     OtherKey,
 }
 
-/// The key of a request whose sender holds it. Subject and extensions are the sender's words, and stay behind.
+/// The key of a request, after its signature proves possession. Subject and extensions are unverified claims, and are
+/// ignored.
 pub(super) fn proven_key(csr: &[u8]) -> Result<EcKey, CsrError> {
-    if csr.len() > LONGEST {
+    if csr.len() > MAX_LENGTH {
         return Err(CsrError::TooLong);
     }
     let request = CertReq::from_der(csr).map_err(CsrError::Unreadable)?;
@@ -74,10 +73,10 @@ mod tests {
     }
 
     #[test]
-    fn what_proves_no_key_is_refused() {
+    fn a_request_that_does_not_prove_its_key_is_refused() {
         assert!(matches!(proven_key(&csr(&PKCS_ED25519).1), Err(CsrError::Key(_))));
         assert!(matches!(proven_key(b"no DER"), Err(CsrError::Unreadable(_))));
-        assert!(matches!(proven_key(&[0; LONGEST + 1]), Err(CsrError::TooLong)));
+        assert!(matches!(proven_key(&[0; MAX_LENGTH + 1]), Err(CsrError::TooLong)));
         let (_key, mut changed) = csr(&PKCS_ECDSA_P384_SHA384);
         *changed.last_mut().unwrap() ^= 1;
         assert!(matches!(proven_key(&changed), Err(CsrError::Signature)));

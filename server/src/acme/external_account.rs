@@ -1,6 +1,6 @@
-//! Binding an account to an enrollment token (RFC 8555, section 7.3.4): the token's id is the key's id, and the MAC key is derived
-//! from it. So a token speaks for a client without being sent to the server, and no second kind of secret has to be looked
-//! after.
+//! Binds an account to an enrollment token (RFC 8555, section 7.3.4). The token's id is the key's id, and the MAC key
+//! is derived from it. A client can use its token without sending it to the server, and there is no second kind of
+//! secret.
 
 use assay_authority::EcKey;
 use assay_protocol::admin_api::enrollment_tokens::Approval;
@@ -14,27 +14,27 @@ use crate::{
     store::{Transaction, enrollment_tokens},
 };
 
-/// Why a binding is not accepted.
+/// Why a binding is rejected.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExternalAccountError {
-    #[error("it is no JWS that is authenticated with the token's MAC key")]
+    #[error("it is not a JWS authenticated with the token's MAC key")]
     Jws(#[source] super::jws::JwsError),
-    #[error("it has to name the token's id as kid, have no nonce, and be for the URL of newAccount")]
+    #[error("it must have the token's id as kid, no nonce, and the URL of newAccount")]
     Header,
-    #[error("it is for another key than the account's")]
+    #[error("it is for a key other than the account's")]
     OtherKey,
     #[error(transparent)]
     Token(#[from] TokenRefusal),
-    #[error("the enrollment token asks for an administrator's approval, which ACME cannot wait for")]
+    #[error("the enrollment token requires an administrator's approval, which ACME does not support")]
     Manual,
 }
 
-/// Verifies a binding of this key, sent to this URL, and names the token.
+/// Verifies a binding of this key, sent to this URL. Returns the token's id.
 pub(super) fn verify(services: &Services, binding: &Value, key: &EcKey, url: &str) -> Result<Uuid, AcmeError> {
     let jws = UnverifiedJws::from_value(binding).map_err(ExternalAccountError::Jws)?;
-    requests::demand_inner(&jws.header, url).map_err(|_| ExternalAccountError::Header)?;
+    requests::require_inner(&jws.header, url).map_err(|_| ExternalAccountError::Header)?;
     let kid = jws.header.kid.as_deref().ok_or(ExternalAccountError::Header)?;
-    // One that was never made has no key that anybody could have been given.
+    // A `kid` that is not an id cannot belong to a token.
     let token_id: Uuid = kid
         .parse()
         .map_err(|_| ExternalAccountError::Token(TokenRefusal::Unknown))?;
@@ -47,7 +47,7 @@ pub(super) fn verify(services: &Services, binding: &Value, key: &EcKey, url: &st
     Ok(token_id)
 }
 
-/// Uses the token once, for an account that is made in this transaction.
+/// Uses the token once, for an account created in this transaction.
 pub(super) async fn spend(tx: &mut Transaction, services: &Services, token_id: Uuid) -> Result<(), AcmeError> {
     let token = enrollment_tokens::lock(tx, token_id)
         .await?

@@ -1,4 +1,4 @@
-//! Finalizing: the attested key, and no other, gets its certificate.
+//! Finalizes orders: issues a certificate for the attested key.
 
 use assay_authority::{DeviceCertificateRequest, EcKey};
 use serde::Deserialize;
@@ -27,14 +27,14 @@ struct Finalize {
     csr: String,
 }
 
-/// What a transaction decided. A refusal is committed, since it is written down.
+/// What a transaction decided. A refusal is committed too, because it is recorded.
 enum Decided {
     Issued(Order, bool),
     Refused(AcmeError),
 }
 
-/// Issues the certificate of an order. Repeated with the same key it is the same certificate. The second value tells whether
-/// this call issued it.
+/// Issues the certificate of an order. Repeating it with the same key returns the same certificate. The second value
+/// says whether this call issued it.
 pub(crate) async fn finalize(
     services: &Services,
     request: &AccountRequest,
@@ -68,8 +68,8 @@ async fn finalize_once(
     id: Uuid,
     key: &EcKey,
 ) -> Result<Decided, AcmeError> {
-    let account = accounts::hold(tx, &request.account).await?;
-    let order = orders::demand_own(request, acme_orders::lock(tx, id).await?)?;
+    let account = accounts::lock(tx, &request.account).await?;
+    let order = orders::require_own(request, acme_orders::lock(tx, id).await?)?;
     let now = services.clock.now();
     match order.status_at(now) {
         OrderStatus::Ready | OrderStatus::Valid => {}
@@ -93,17 +93,18 @@ async fn finalize_once(
         return refuse(tx, services, request, &account, &order, machine_id, refusal).await;
     }
     device_certificates::hold_device(tx, &order.serial_number).await?;
-    // A machine that took the serial number in this moment may have been quarantined since: without it held, that is not seen.
+    // Another machine may have taken the serial number since, and may have been quarantined. Its row is not locked
+    // here.
     let holder = machines::record::find_by_serial_number(tx, &order.serial_number).await?;
     if holder.map(|holder| holder.id) != machine_id {
         return Err(AcmeError::Contended);
     }
     issue(tx, services, request, &account, &order, machine_id, key, now).await?;
-    let order = orders::demand_own(request, acme_orders::find(tx, id).await?)?;
+    let order = orders::require_own(request, acme_orders::find(tx, id).await?)?;
     Ok(Decided::Issued(order, true))
 }
 
-#[allow(clippy::too_many_arguments, reason = "all of it is what a certificate is issued on")]
+#[allow(clippy::too_many_arguments, reason = "a certificate depends on all of them")]
 async fn issue(
     tx: &mut Transaction,
     services: &Services,
@@ -160,6 +161,6 @@ async fn refuse(
         order_id: Some(order.id),
         reason: &reason,
     };
-    refusals::note(tx, services, &refused).await?;
+    refusals::record(tx, services, &refused).await?;
     Ok(Decided::Refused(refusal))
 }

@@ -1,14 +1,14 @@
-//! Reading the JWS that every request is (RFC 8555, section 6.2; RFC 7515, flattened).
+//! Parses the JWS of a request (RFC 8555, section 6.2; RFC 7515, flattened).
 
 use assay_authority::EcKey;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The algorithms that accounts may sign with.
+/// The signature algorithms for accounts.
 pub(crate) const ALGORITHMS: [&str; 2] = ["ES256", "ES384"];
 
-/// What a JWS says of itself, and what it would say if its signature verified.
+/// A parsed JWS whose signature is not verified yet.
 #[derive(Debug)]
 pub(super) struct UnverifiedJws {
     pub(super) header: Header,
@@ -17,7 +17,7 @@ pub(super) struct UnverifiedJws {
     signature: Vec<u8>,
 }
 
-/// The protected header. Members that are not known say nothing that has to be understood, or `crit` names them.
+/// The protected header. Unknown members can be ignored, unless `crit` names them.
 #[derive(Debug, Deserialize)]
 pub(super) struct Header {
     pub(super) alg: String,
@@ -32,7 +32,7 @@ pub(super) struct Header {
     crit: Option<Value>,
 }
 
-/// One signature, and nothing that is not protected by it.
+/// Exactly one signature, and no unprotected members.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Flattened {
@@ -41,32 +41,32 @@ struct Flattened {
     signature: String,
 }
 
-/// Why a JWS is not accepted.
+/// Why a JWS is rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JwsError {
-    #[error("the body is not a JWS in flattened JSON with the members protected, payload and signature alone")]
+    #[error("the body must be a JWS in flattened JSON with only the members protected, payload and signature")]
     NotFlattened,
     #[error("{0} is not base64url without padding")]
     NotBase64(&'static str),
-    #[error("the protected header is not a JSON object with the texts alg and url")]
+    #[error("the protected header must be a JSON object with the strings alg and url")]
     Header,
-    #[error("the protected header has crit, and nothing that it could name is supported")]
+    #[error("the protected header has crit, but no critical extension is supported")]
     Critical,
-    #[error("the JWS is signed with {0:?}, and this takes {allowed}", allowed = ALGORITHMS.join(" and "))]
+    #[error("the JWS is signed with {0:?}; this server accepts {allowed}", allowed = ALGORITHMS.join(" and "))]
     Algorithm(String),
-    #[error("the key signs with {expected}, and alg says {alg:?}")]
+    #[error("the key requires {expected}, but alg is {alg:?}")]
     OtherAlgorithm { expected: &'static str, alg: String },
-    #[error("the signature does not verify with the key")]
+    #[error("the signature does not match the key")]
     Signature,
 }
 
 impl UnverifiedJws {
-    /// Reads a body.
+    /// Parses a body.
     pub(super) fn parse(body: &[u8]) -> Result<Self, JwsError> {
         Self::from_parts(serde_json::from_slice(body).map_err(|_| JwsError::NotFlattened)?)
     }
 
-    /// Reads a JWS within another one's payload.
+    /// Parses a JWS inside another one's payload.
     pub(super) fn from_value(value: &Value) -> Result<Self, JwsError> {
         Self::from_parts(Flattened::deserialize(value).map_err(|_| JwsError::NotFlattened)?)
     }
@@ -86,17 +86,18 @@ impl UnverifiedJws {
         })
     }
 
-    /// Demands an algorithm of accounts, so that a client learns which there are before anything else is said.
-    pub(super) fn demand_algorithm(&self) -> Result<(), JwsError> {
+    /// Checks the algorithm first: the error tells a client which algorithms exist.
+    pub(super) fn require_algorithm(&self) -> Result<(), JwsError> {
         if ALGORITHMS.contains(&self.header.alg.as_str()) {
             return Ok(());
         }
         Err(JwsError::Algorithm(self.header.alg.clone()))
     }
 
-    /// What was signed with this key. The key decides the algorithm, and `alg` has to say the same.
+    /// Verifies the signature with this key and returns the payload. The key determines the algorithm, and `alg` must
+    /// match.
     pub(super) fn verify(self, key: &EcKey) -> Result<Vec<u8>, JwsError> {
-        self.demand_algorithm()?;
+        self.require_algorithm()?;
         let expected = key.jws_algorithm();
         if self.header.alg != expected {
             return Err(JwsError::OtherAlgorithm {
@@ -109,7 +110,7 @@ impl UnverifiedJws {
         Ok(self.payload)
     }
 
-    /// What was authenticated with this MAC key, by HS256 alone.
+    /// Verifies the MAC with this key and returns the payload. Only HS256 is accepted.
     pub(super) fn verify_mac(self, key: &[u8; 32]) -> Result<Vec<u8>, JwsError> {
         use aws_lc_rs::hmac;
         if self.header.alg != "HS256" {
@@ -146,13 +147,13 @@ mod tests {
     #[case(json!({"protected": "e30", "payload": "", "signature": ""}), JwsError::Header)]
     #[case(jws(&json!({"alg": "ES256", "url": 1})), JwsError::Header)]
     #[case(jws(&json!({"alg": "ES256", "url": "u", "crit": ["b64"], "b64": false})), JwsError::Critical)]
-    fn what_is_no_jws_of_acme_is_refused(#[case] body: Value, #[case] refusal: JwsError) {
+    fn a_body_that_is_not_an_acme_jws_is_refused(#[case] body: Value, #[case] refusal: JwsError) {
         assert_eq!(UnverifiedJws::parse(body.to_string().as_bytes()).unwrap_err(), refusal);
         assert_eq!(UnverifiedJws::from_value(&body).unwrap_err(), refusal);
     }
 
     #[test]
-    fn a_member_that_is_there_twice_is_refused() {
+    fn a_repeated_member_is_refused() {
         let twice = br#"{"protected":"e30","payload":"","payload":"AA","signature":""}"#;
         assert_eq!(UnverifiedJws::parse(twice).unwrap_err(), JwsError::NotFlattened);
         let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","url":"one","url":"two"}"#);
@@ -169,14 +170,14 @@ mod tests {
         let body = jws(&json!({"alg": alg, "url": "u"})).to_string();
         let refusal = UnverifiedJws::parse(body.as_bytes())
             .unwrap()
-            .demand_algorithm()
+            .require_algorithm()
             .unwrap_err();
         assert_eq!(refusal, JwsError::Algorithm(alg.to_owned()));
         assert!(refusal.to_string().contains("ES256 and ES384"), "{refusal}");
     }
 
     #[test]
-    fn a_mac_is_hs256_with_the_very_key() {
+    fn a_mac_requires_hs256_and_the_same_key() {
         let jws = |alg: &str, key: &[u8; 32]| {
             let protected = URL_SAFE_NO_PAD.encode(json!({"alg": alg, "url": "u"}).to_string());
             let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);

@@ -1,8 +1,8 @@
-//! ACME (RFC 8555) with `device-attest-01` (draft-ietf-acme-device-attest): certificates for keys that a Mac's own system
-//! holds, for an MDM that installs them with a profile.
+//! ACME (RFC 8555) with `device-attest-01` (draft-ietf-acme-device-attest). It issues certificates for keys that macOS
+//! itself stores. An MDM installs them with a profile.
 //!
-//! What such a certificate says is that Apple attested this key to be on the device with this serial number. It says nothing
-//! of the agent's key: no path leads from here to the assurance of a machine.
+//! Such a certificate means that Apple attested this key on the device with this serial number. It says nothing about
+//! the agent's key, and never affects the assurance of a machine.
 
 pub(crate) mod accounts;
 mod admission;
@@ -39,55 +39,55 @@ pub(crate) enum AcmeError {
     Malformed(&'static str),
     #[error(transparent)]
     Jws(#[from] JwsError),
-    #[error("the JWS is for the URL {signed:?} and was sent to {actual:?}")]
+    #[error("the JWS is for the URL {signed:?}, but was sent to {actual:?}")]
     Url { signed: String, actual: String },
     #[error("the protected header has no nonce")]
     NoNonce,
     #[error(transparent)]
     Nonce(#[from] NonceError),
-    #[error("the nonce was used before")]
+    #[error("the nonce has already been used")]
     NonceUsed,
     #[error("the account's key is {0}")]
     PublicKey(#[from] NotAnEcKey),
-    #[error("there is no such account on this server")]
+    #[error("this server has no such account")]
     UnknownAccount,
     #[error("the account is deactivated")]
     Deactivated,
     #[error("this belongs to another account")]
     OtherAccount,
-    #[error("the key of the JWS is neither an account's nor the certificate's")]
+    #[error("the JWS must be signed by the account's key or by the certificate's")]
     NotTheCertificatesKey,
-    #[error("another account has this key already")]
+    #[error("another account already has this key")]
     KeyInUse(Uuid),
-    #[error("the external account binding: {0}")]
+    #[error("external account binding: {0}")]
     ExternalAccount(#[from] ExternalAccountError),
-    #[error("this server issues for identifiers of the type permanent-identifier alone, one in an order")]
+    #[error("an order must have exactly one identifier, of the type permanent-identifier")]
     UnsupportedIdentifier,
     #[error(transparent)]
     Inadmissible(#[from] Inadmissible),
-    #[error("there is nothing at this URL")]
+    #[error("nothing exists at this URL")]
     NotFound,
-    #[error("the order expired; make a new one")]
+    #[error("the order has expired; create a new one")]
     Expired,
-    #[error("the order is {0}, and a certificate is issued for one that is ready")]
+    #[error("the order is {0}; it must be ready to be finalized")]
     NotReady(&'static str),
     #[error(transparent)]
     Csr(#[from] CsrError),
-    #[error("the certificate is none that this server issued to a device")]
+    #[error("this server did not issue the certificate to a device")]
     UnknownCertificate,
-    #[error("the certificate has expired: nobody relies on it any more")]
+    #[error("the certificate has expired and cannot be revoked")]
     CertificateExpired,
-    #[error("the certificate is revoked already")]
+    #[error("the certificate is already revoked")]
     AlreadyRevoked,
     #[error(
-        "the reason has to be one of the codes 0 (unspecified), 1 (keyCompromise), 3 (affiliationChanged), 4 (superseded), 5 (cessationOfOperation) and 9 (privilegeWithdrawn)"
+        "the reason must be one of the codes 0 (unspecified), 1 (keyCompromise), 3 (affiliationChanged), 4 (superseded), 5 (cessationOfOperation) and 9 (privilegeWithdrawn)"
     )]
     RevocationReason,
     #[error(transparent)]
     RateLimited(#[from] Exceeded),
-    #[error("who has this serial number changed in this moment; repeat the call")]
+    #[error("the machine with this serial number changed at the same time; repeat the call")]
     Contended,
-    #[error("the certificate cannot be issued")]
+    #[error("cannot issue the certificate")]
     Issue(#[from] AuthorityError),
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -1,4 +1,4 @@
-//! Orders: each for one device, with one authorization and one challenge, which share the order's id.
+//! Orders. Each is for one device and has one authorization and one challenge, which share the order's id.
 
 use assay_authority::random_bytes;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -22,16 +22,16 @@ use crate::{
     },
 };
 
-/// An honest Mac is done within seconds; Apple's servers may be slow to attest.
+/// A Mac normally finishes within seconds, but Apple's servers may attest slowly.
 const LIFE: Duration = Duration::hours(1);
-/// Orders on one page of an account's list.
+/// How many orders a page of an account's list has.
 pub(crate) const PAGE: i64 = 50;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NewOrder {
     identifiers: Vec<Identifier>,
-    /// Nobody is told when a certificate begins and ends: the server decides it.
+    /// Clients cannot choose the validity: the server decides it.
     #[serde(default)]
     not_before: Option<serde::de::IgnoredAny>,
     #[serde(default)]
@@ -50,12 +50,12 @@ struct AuthorizationUpdate {
     status: String,
 }
 
-/// Makes an order. Repeated while the order waits for its attestation, it is the same one.
+/// Creates an order. Repeating it returns the same order while that waits for its attestation.
 pub(crate) async fn create(services: &Services, request: &AccountRequest) -> Result<Order, AcmeError> {
     let wanted: NewOrder = request.payload.read()?;
     if wanted.not_before.is_some() || wanted.not_after.is_some() {
         return Err(AcmeError::Malformed(
-            "notBefore and notAfter cannot be chosen; leave them out",
+            "notBefore and notAfter are not supported; omit them",
         ));
     }
     let [identifier] = wanted.identifiers.as_slice() else {
@@ -69,27 +69,27 @@ pub(crate) async fn create(services: &Services, request: &AccountRequest) -> Res
         Err(refusal) => return Err(refuse(services, request, refusal).await?),
     };
     let context = (services, request, serial_number.as_str());
-    let made = services
+    let created = services
         .store
         .tx(
-            "make an ACME order",
+            "create an ACME order",
             &context,
             |tx, &(services, request, serial_number)| Box::pin(create_once(tx, services, request, serial_number)),
         )
         .await;
-    match made {
+    match created {
         Err(AcmeError::Inadmissible(refusal)) => Err(refuse(services, request, refusal).await?),
-        made => made,
+        created => created,
     }
 }
 
 /// An order of the account.
 pub(crate) async fn find(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
-    request.payload.demand_empty()?;
+    request.payload.require_empty()?;
     find_own(&mut *services.store.connection().await?, request, id).await
 }
 
-/// An order, read by way of its authorization, or given up by it (RFC 8555, section 7.5.2).
+/// The order of an authorization. The client may deactivate the authorization (RFC 8555, section 7.5.2).
 pub(crate) async fn authorization(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
     if request.payload.is_empty() {
         return find(services, request, id).await;
@@ -97,7 +97,7 @@ pub(crate) async fn authorization(services: &Services, request: &AccountRequest,
     let update: AuthorizationUpdate = request.payload.read()?;
     if update.status != "deactivated" {
         return Err(AcmeError::Malformed(
-            "an authorization's status can be set to deactivated alone",
+            "the status of an authorization can only be changed to deactivated",
         ));
     }
     let mut connection = services.store.connection().await?;
@@ -106,34 +106,34 @@ pub(crate) async fn authorization(services: &Services, request: &AccountRequest,
     find_own(&mut connection, request, id).await
 }
 
-/// The orders of the account that are worth a look, in the order in which they were made, and one more than a page has.
+/// The account's orders that are not obsolete, oldest first: one more than a page has.
 pub(crate) async fn list(
     services: &Services,
     request: &AccountRequest,
     account_id: Uuid,
     after: Option<Uuid>,
 ) -> Result<Vec<Uuid>, AcmeError> {
-    request.payload.demand_empty()?;
-    accounts::demand_own(&request.account, account_id)?;
+    request.payload.require_empty()?;
+    accounts::require_own(&request.account, account_id)?;
     let mut connection = services.store.connection().await?;
     let now = services.clock.now();
     Ok(acme_orders::list_of_account(&mut connection, account_id, after, now, PAGE + 1).await?)
 }
 
-/// The certificate that came of an order, with its chain, in PEM.
+/// The certificate of an order with its chain, in PEM.
 pub(crate) async fn certificate(services: &Services, request: &AccountRequest, id: Uuid) -> Result<String, AcmeError> {
     let order = find(services, request, id).await?;
     let serial_number = order.certificate_serial_number.ok_or(AcmeError::NotFound)?;
     let mut connection = services.store.connection().await?;
     let found = device_certificates::find_der(&mut connection, &serial_number).await?;
     let (der, issuer_id) = found.ok_or(AcmeError::NotFound)?;
-    // A CA is retired when nothing that it signed is valid any more: then there is nothing to fetch.
+    // A CA is retired only after all its certificates have expired. There is then nothing to download.
     let authority = services.authority.load();
     let issuer = authority.issuer(issuer_id).map_err(|_| AcmeError::NotFound)?;
     Ok(issuer.chain_pem(&der))
 }
 
-pub(super) fn demand_own(request: &AccountRequest, order: Option<Order>) -> Result<Order, AcmeError> {
+pub(super) fn require_own(request: &AccountRequest, order: Option<Order>) -> Result<Order, AcmeError> {
     let order = order.ok_or(AcmeError::NotFound)?;
     if order.account_id != request.account.id {
         return Err(AcmeError::OtherAccount);
@@ -142,7 +142,7 @@ pub(super) fn demand_own(request: &AccountRequest, order: Option<Order>) -> Resu
 }
 
 async fn find_own(connection: &mut Connection, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
-    demand_own(request, acme_orders::find(connection, id).await?)
+    require_own(request, acme_orders::find(connection, id).await?)
 }
 
 async fn create_once(
@@ -151,7 +151,7 @@ async fn create_once(
     request: &AccountRequest,
     serial_number: &str,
 ) -> Result<Order, AcmeError> {
-    let account = accounts::hold(tx, &request.account).await?;
+    let account = accounts::lock(tx, &request.account).await?;
     let Admitted { by_token, .. } = admission::admit(tx, services, &account, serial_number).await??;
     let now = services.clock.now();
     if let Some(order) = acme_orders::find_pending(tx, account.id, serial_number, now).await? {
@@ -160,8 +160,8 @@ async fn create_once(
     services.rate_limits.charge_device_order(serial_number)?;
     let order = new_order(services, account.id, serial_number, now);
     acme_orders::insert(tx, &order, now).await?;
-    let vouched_for = by_token.then_some(serial_number);
-    acme_accounts::note_order(tx, account.id, vouched_for).await?;
+    let confirmed = by_token.then_some(serial_number);
+    acme_accounts::note_order(tx, account.id, confirmed).await?;
     Ok(order)
 }
 
@@ -181,7 +181,7 @@ fn new_order(services: &Services, account_id: Uuid, serial_number: &str, now: Of
     }
 }
 
-/// Writes down that an order was refused, and hands the refusal back.
+/// Records the refusal of an order, and returns it.
 async fn refuse(services: &Services, request: &AccountRequest, refusal: Inadmissible) -> Result<AcmeError, AcmeError> {
     let reason = refusal.to_string();
     let refused = Refused {
@@ -195,8 +195,8 @@ async fn refuse(services: &Services, request: &AccountRequest, refusal: Inadmiss
     let context = (services, &refused);
     services
         .store
-        .tx::<_, _, AcmeError>("note a refused ACME order", &context, |tx, &(services, refused)| {
-            Box::pin(async move { Ok(refusals::note(tx, services, refused).await?) })
+        .tx::<_, _, AcmeError>("record a refused ACME order", &context, |tx, &(services, refused)| {
+            Box::pin(async move { Ok(refusals::record(tx, services, refused).await?) })
         })
         .await?;
     Ok(refusal.into())

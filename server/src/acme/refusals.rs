@@ -1,4 +1,4 @@
-//! Refusals that an administrator has to see: in the audit, and among the machine's events where there is one.
+//! Records refusals for administrators: in the audit log, and as an event of the machine if there is one.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -10,24 +10,25 @@ use crate::{
     store::{StoreError, Transaction, acme_accounts::Account, audit_entries, events},
 };
 
-/// What was refused.
+/// The refusal to record.
 pub(super) struct Refused<'a> {
     pub(super) account: &'a Account,
     pub(super) caller: &'a Caller,
     pub(super) serial_number: &'a str,
-    /// The machine that has this serial number.
+    /// The machine with this serial number, if any.
     pub(super) machine_id: Option<Uuid>,
-    /// The order, where there is one.
+    /// The order, if any.
     pub(super) order_id: Option<Uuid>,
-    /// Why, in a sentence.
+    /// The reason, as a sentence.
     pub(super) reason: &'a str,
 }
 
-/// Writes a refusal down.
+/// Records a refusal.
 ///
-/// Strangers can cause them, as nobody proves anything before the attestation. So many an hour are written of each serial
-/// number that is known, and of all others together; the rest is in the log alone: the audit is never emptied.
-pub(super) async fn note(tx: &mut Transaction, services: &Services, refused: &Refused<'_>) -> Result<(), StoreError> {
+/// Strangers can cause refusals, because a client proves nothing before the attestation. The number per hour is
+/// therefore limited for each known serial number, and for all unknown ones together. The rest is only logged: audit
+/// entries are never deleted.
+pub(super) async fn record(tx: &mut Transaction, services: &Services, refused: &Refused<'_>) -> Result<(), StoreError> {
     let Refused {
         account,
         caller,
@@ -36,9 +37,9 @@ pub(super) async fn note(tx: &mut Transaction, services: &Services, refused: &Re
         order_id,
         reason,
     } = refused;
-    tracing::warn!(serial_number, reason, account_id = %account.id, "refused a certificate by ACME");
+    tracing::warn!(serial_number, reason, account_id = %account.id, "refused an ACME certificate");
     let known = order_id.is_some() || machine_id.is_some();
-    if !services.rate_limits.may_note_refusal(known.then_some(*serial_number)) {
+    if !services.rate_limits.may_record_refusal(known.then_some(*serial_number)) {
         return Ok(());
     }
     let clock = services.clock.as_ref();

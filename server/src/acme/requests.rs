@@ -1,4 +1,4 @@
-//! From a body to a request that its sender signed for this very URL, and that serves once (RFC 8555, sections 6.2 to 6.5).
+//! Verifies that a request was signed for this URL, and that its nonce is used once (RFC 8555, sections 6.2 to 6.5).
 
 use std::net::IpAddr;
 
@@ -22,55 +22,55 @@ use crate::{
     },
 };
 
-/// A body as it came, and where to.
+/// A body before verification, and where it was sent.
 #[derive(Debug)]
 pub(crate) struct Signed {
-    /// Path and query.
+    /// The path and the query.
     pub(crate) path: String,
     pub(crate) body: Vec<u8>,
     pub(crate) caller: Caller,
 }
 
-/// Where a request comes from.
+/// The caller of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) request_id: String,
     pub(crate) address: Option<IpAddr>,
 }
 
-/// What an account has signed.
+/// A request signed by an account.
 #[derive(Debug)]
 pub(crate) struct AccountRequest {
     pub(crate) account: Account,
     pub(crate) payload: Payload,
     pub(crate) caller: Caller,
-    /// The URL that it was sent to.
+    /// The URL of the request.
     pub(crate) url: String,
 }
 
-/// What a key has signed that it brings itself.
+/// A request signed by the key that it contains.
 #[derive(Debug)]
 pub(crate) struct KeyRequest {
     pub(crate) key: EcKey,
     pub(crate) payload: Payload,
     pub(crate) caller: Caller,
-    /// The URL that it was sent to.
+    /// The URL of the request.
     pub(crate) url: String,
 }
 
-/// A request whose sender may be either.
+/// A request that may be signed in either way.
 #[derive(Debug)]
 pub(crate) enum EitherRequest {
     Account(AccountRequest),
     Key(KeyRequest),
 }
 
-/// What was signed.
+/// The signed payload.
 #[derive(Debug)]
 pub(crate) struct Payload(Vec<u8>);
 
 impl Payload {
-    /// What an inner JWS has signed.
+    /// The payload of an inner JWS.
     pub(super) fn of_inner(payload: Vec<u8>) -> Self {
         Self(payload)
     }
@@ -80,20 +80,20 @@ impl Payload {
         self.0.is_empty()
     }
 
-    /// Demands a POST-as-GET.
-    pub(crate) fn demand_empty(&self) -> Result<(), AcmeError> {
+    /// Requires a POST-as-GET.
+    pub(crate) fn require_empty(&self) -> Result<(), AcmeError> {
         if self.is_empty() {
             return Ok(());
         }
         Err(AcmeError::Malformed(
-            "this is read with POST-as-GET: the payload has to be empty",
+            "this resource is read with POST-as-GET: the payload must be empty",
         ))
     }
 
-    /// Reads a JSON object. Members that are not known are ignored, as RFC 8555, section 6, asks for.
+    /// Parses a JSON object. Unknown members are ignored, as RFC 8555, section 6, requires.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, AcmeError> {
-        const REFUSAL: AcmeError = AcmeError::Malformed("the payload is not the JSON object that this takes");
-        // serde reads an array as well, member by member.
+        const REFUSAL: AcmeError = AcmeError::Malformed("the payload is not the expected JSON object");
+        // serde also reads an array as a struct, member by member.
         if !self.0.trim_ascii_start().starts_with(b"{") {
             return Err(REFUSAL);
         }
@@ -102,39 +102,39 @@ impl Payload {
 }
 
 impl Caller {
-    /// Who caused a change: a client, by its account. It acts for a machine where that is on record.
+    /// The origin of a change: a client, by its account. `machine_id` is the machine it acts for, if one is registered.
     pub(super) fn origin(&self, account: &Account, machine_id: Option<uuid::Uuid>) -> Origin {
         Origin::acme_account(account.id, machine_id, self.request_id.clone())
     }
 }
 
-/// Verifies a request of an account.
+/// Verifies a request that an account must sign.
 pub(crate) async fn of_account(services: &Services, signed: Signed) -> Result<AccountRequest, AcmeError> {
     match either(services, signed).await? {
         EitherRequest::Account(request) => Ok(request),
         EitherRequest::Key(_) => Err(AcmeError::Malformed(
-            "this is signed by an account: the protected header has to have kid, and not jwk",
+            "an account must sign this request: the protected header must have kid, not jwk",
         )),
     }
 }
 
-/// Verifies a request of a key that it brings.
+/// Verifies a request that a key in it must sign.
 pub(crate) async fn of_key(services: &Services, signed: Signed) -> Result<KeyRequest, AcmeError> {
     match either(services, signed).await? {
         EitherRequest::Key(request) => Ok(request),
         EitherRequest::Account(_) => Err(AcmeError::Malformed(
-            "this is signed by the key of a new account: the protected header has to have jwk, and not kid",
+            "the key of the new account must sign this request: the protected header must have jwk, not kid",
         )),
     }
 }
 
-/// Verifies a request of an account or of a key that it brings.
+/// Verifies a request of an account, or of a key that it contains.
 pub(crate) async fn either(services: &Services, signed: Signed) -> Result<EitherRequest, AcmeError> {
     let jws = UnverifiedJws::parse(&signed.body)?;
-    jws.demand_algorithm()?;
+    jws.require_algorithm()?;
     let urls = Urls(&services.policy.public_url);
     let url = urls.of(&signed.path);
-    demand_url(&jws.header, &url)?;
+    require_url(&jws.header, &url)?;
     let now = services.clock.now();
     let nonce = jws.header.nonce.clone().ok_or(AcmeError::NoNonce)?;
     let made_at = services.acme.nonces.recognize(&nonce, now)?.order();
@@ -147,7 +147,7 @@ pub(crate) async fn either(services: &Services, signed: Signed) -> Result<Either
             let payload = Payload(jws.verify(&account.key)?);
             services.rate_limits.charge_key(account.key.thumbprint())?;
             use_up(services, &nonce, made_at).await?;
-            demand_valid(&account)?;
+            require_valid(&account)?;
             Ok(EitherRequest::Account(AccountRequest {
                 account,
                 payload,
@@ -167,37 +167,37 @@ pub(crate) async fn either(services: &Services, signed: Signed) -> Result<Either
             }))
         }
         _ => Err(AcmeError::Malformed(
-            "the protected header has to have either kid or jwk, and not both",
+            "the protected header must have either kid or jwk, not both",
         )),
     }
 }
 
-/// A JWS that an inner one has to agree with: without a nonce, as the outer one has it.
-pub(super) fn demand_inner(header: &Header, url: &str) -> Result<(), AcmeError> {
-    demand_url(header, url)?;
+/// Checks the header of an inner JWS. Only the outer JWS has a nonce.
+pub(super) fn require_inner(header: &Header, url: &str) -> Result<(), AcmeError> {
+    require_url(header, url)?;
     if header.nonce.is_some() {
         return Err(AcmeError::Malformed("the inner JWS must not have a nonce"));
     }
     Ok(())
 }
 
-/// The key that an inner JWS brings.
+/// The key in an inner JWS.
 pub(super) fn inner_key(header: &Header) -> Result<EcKey, AcmeError> {
     let jwk: Option<&Value> = header.jwk.as_ref();
-    let jwk = jwk.ok_or(AcmeError::Malformed("the inner JWS has to have the new key as jwk"))?;
+    let jwk = jwk.ok_or(AcmeError::Malformed("the inner JWS must have the new key as jwk"))?;
     Ok(EcKey::from_jwk(jwk)?)
 }
 
-/// A deactivated account authorizes nothing any more (RFC 8555, section 7.3.6).
-pub(super) fn demand_valid(account: &Account) -> Result<(), AcmeError> {
+/// A deactivated account authorizes nothing (RFC 8555, section 7.3.6).
+pub(super) fn require_valid(account: &Account) -> Result<(), AcmeError> {
     match account.status {
         AccountStatus::Valid => Ok(()),
         AccountStatus::Deactivated => Err(AcmeError::Deactivated),
     }
 }
 
-/// Otherwise a request to one resource could be sent to another (RFC 8555, section 6.4).
-fn demand_url(header: &Header, actual: &str) -> Result<(), AcmeError> {
+/// Prevents that a request for one resource is sent to another (RFC 8555, section 6.4).
+fn require_url(header: &Header, actual: &str) -> Result<(), AcmeError> {
     if header.url == actual {
         return Ok(());
     }
@@ -207,9 +207,10 @@ fn demand_url(header: &Header, actual: &str) -> Result<(), AcmeError> {
     })
 }
 
-/// Uses a nonce up, and forgets some that nobody takes any more. After the signature: what anybody can send writes nothing.
+/// Uses a nonce up, and deletes some old ones. This runs after the signature check: an unsigned request must not cause
+/// writes.
 async fn use_up(services: &Services, nonce: &str, made_at: OffsetDateTime) -> Result<(), AcmeError> {
-    // A replica whose clock is behind takes it for fresh for that much longer.
+    // A replica whose clock is behind accepts the nonce for that much longer.
     let forget_at = made_at.saturating_add(LIFETIME).saturating_add(GREATEST_REPLICA_SKEW);
     let mut connection = services.store.connection().await?;
     if acme_nonces::use_up(&mut connection, nonce, forget_at, services.clock.now()).await? {

@@ -1,4 +1,4 @@
-//! `revokeCert` (RFC 8555, section 7.6): by the account that the certificate was issued to, or by the certificate's own key.
+//! `revokeCert` (RFC 8555, section 7.6): by the account that owns the certificate, or with the certificate's own key.
 
 use assay_authority::EcKey;
 use assay_protocol::admin_api::certificates::RevocationReason;
@@ -30,7 +30,7 @@ struct Revoke {
     reason: Option<u64>,
 }
 
-/// Revokes a device's certificate.
+/// Revokes a device certificate.
 pub(crate) async fn revoke(services: &Services, request: EitherRequest) -> Result<(), AcmeError> {
     match request {
         EitherRequest::Account(request) => {
@@ -75,7 +75,7 @@ fn read(payload: &Payload) -> Result<(Vec<u8>, RevocationReason), AcmeError> {
     Ok((der, reason(wanted.reason.unwrap_or(0))?))
 }
 
-/// The certificate with these very bytes.
+/// The certificate with exactly these bytes.
 async fn find(connection: &mut Connection, der: &[u8]) -> Result<DeviceCertificate, AcmeError> {
     let parsed = Certificate::from_der(der).map_err(|_| AcmeError::UnknownCertificate)?;
     let serial_number = hex::encode(parsed.tbs_certificate().serial_number().as_bytes());
@@ -100,7 +100,7 @@ async fn carry_out(
     }
 }
 
-/// Those of RFC 5280, section 5.3.1, that a subject can say of its own certificate.
+/// The reasons of RFC 5280, section 5.3.1, that a subject can give for its own certificate.
 fn reason(code: u64) -> Result<RevocationReason, AcmeError> {
     match code {
         0 => Ok(RevocationReason::Unspecified),
@@ -118,8 +118,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_subject_can_say_is_a_reason() {
-        let taken: Vec<u64> = (0..300).filter(|code| reason(*code).is_ok()).collect();
-        assert_eq!(taken, [0, 1, 3, 4, 5, 9]);
+    fn only_reasons_that_a_subject_can_give_are_accepted() {
+        let accepted: Vec<u64> = (0..300).filter(|code| reason(*code).is_ok()).collect();
+        assert_eq!(accepted, [0, 1, 3, 4, 5, 9]);
     }
 }

@@ -1,8 +1,7 @@
-//! The addresses of ACME's resources, made and read in one place: a client signs each one that it calls.
+//! The URLs of ACME's resources, built and parsed in one place: a client signs the URL of each request.
 
 use uuid::Uuid;
 
-/// Where everything begins.
 pub(crate) const DIRECTORY: &str = "/acme/directory";
 pub(crate) const NEW_NONCE: &str = "/acme/new-nonce";
 pub(crate) const NEW_ACCOUNT: &str = "/acme/new-account";
@@ -12,7 +11,7 @@ pub(crate) const KEY_CHANGE: &str = "/acme/key-change";
 
 const ACCOUNT: &str = "/acme/account/";
 
-/// Makes addresses under the server's public URL.
+/// Builds URLs under the server's public URL.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Urls<'a>(pub(crate) &'a str);
 
@@ -49,7 +48,7 @@ impl Urls<'_> {
         format!("{}/acme/certificate/{id}", self.0)
     }
 
-    /// The account that a URL names. In the very form in which it was handed out: a `kid` is compared as a text.
+    /// The account in a URL. Only the exact form that the server gave out is accepted: a `kid` is compared as a string.
     pub(crate) fn account_id(self, url: &str) -> Option<Uuid> {
         let id = url.strip_prefix(self.0)?.strip_prefix(ACCOUNT)?.parse().ok()?;
         (self.account(id) == url).then_some(id)
@@ -61,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_is_found_by_its_own_url_alone() {
+    fn an_account_is_found_only_by_its_exact_url() {
         let urls = Urls("https://assay.example.com");
         let id = Uuid::from_u128(0x0191_0000_0000_7000_8000_0000_0000_0abc);
         let url = urls.account(id);

@@ -1,4 +1,4 @@
-//! Who calls the admin API, and whether its role allows what it asks.
+//! Authenticates callers of the admin API, and checks that their role allows the operation.
 
 use std::{marker::PhantomData, sync::Arc};
 
@@ -25,38 +25,39 @@ use crate::{
     store::api_keys,
 };
 
-/// A caller whose role allows what `R` names. In a handler's signature it is the authorization.
+/// A caller whose role is sufficient for `R`. This parameter in a handler's signature is the handler's authorization.
 pub(crate) struct Authorized<R> {
-    /// Who asks, for the audit.
+    /// The caller, for the audit log.
     pub(crate) origin: Origin,
-    /// The key that it asks with.
+    /// The API key of the request.
     pub(crate) api_key: Uuid,
     role: PhantomData<R>,
 }
 
-/// A role that an endpoint demands.
-pub(crate) trait Demand {
-    /// Whether a key of this role may call.
+/// The role that an endpoint requires.
+pub(crate) trait RequiredRole {
+    /// Whether a key with this role may call the endpoint.
     fn allows(role: Role) -> bool;
-    /// The lowest role that may, for the refusal.
+    /// The lowest sufficient role, for error messages.
     const NAME: &'static str;
-    /// Whether the key may come as the password of HTTP Basic: for callers that are configured with a URL and nothing else.
-    const TAKES_BASIC: bool = false;
+    /// Whether HTTP Basic is accepted, with the key as the password. This is for callers that can be configured only
+    /// with a URL.
+    const ACCEPTS_BASIC: bool = false;
 }
 
-/// Reads.
+/// May read.
 pub(crate) struct Viewer;
-/// Changes machines, enrollments, tokens.
+/// May change machines, enrollments and tokens.
 pub(crate) struct Operator;
-/// Changes everything.
+/// May change everything.
 pub(crate) struct Admin;
-/// Introspects, and nothing else. Nobody else introspects: a key that leaks from a relying party is worth this alone, and
-/// an administrator's key has no business there.
+/// May introspect grant tokens and nothing else. No other role may introspect: a key leaked by a relying party gives
+/// access to nothing more, and administrators' keys are not needed there.
 pub(crate) struct RelyingParty;
-/// Sends the events of an MDM, and nothing else; nobody else does, for the same reasons.
+/// May send the events of an MDM and nothing else. No other role may send them, for the same reasons.
 pub(crate) struct Mdm;
 
-impl Demand for Viewer {
+impl RequiredRole for Viewer {
     const NAME: &'static str = "viewer";
 
     fn allows(role: Role) -> bool {
@@ -64,7 +65,7 @@ impl Demand for Viewer {
     }
 }
 
-impl Demand for Operator {
+impl RequiredRole for Operator {
     const NAME: &'static str = "operator";
 
     fn allows(role: Role) -> bool {
@@ -72,7 +73,7 @@ impl Demand for Operator {
     }
 }
 
-impl Demand for Admin {
+impl RequiredRole for Admin {
     const NAME: &'static str = "admin";
 
     fn allows(role: Role) -> bool {
@@ -80,7 +81,7 @@ impl Demand for Admin {
     }
 }
 
-impl Demand for RelyingParty {
+impl RequiredRole for RelyingParty {
     const NAME: &'static str = "relying-party";
 
     fn allows(role: Role) -> bool {
@@ -88,31 +89,32 @@ impl Demand for RelyingParty {
     }
 }
 
-impl Demand for Mdm {
+impl RequiredRole for Mdm {
     const NAME: &'static str = "mdm";
-    const TAKES_BASIC: bool = true;
+    const ACCEPTS_BASIC: bool = true;
 
     fn allows(role: Role) -> bool {
         matches!(role, Role::Mdm)
     }
 }
 
-impl<R: Demand> FromRequestParts<Arc<Services>> for Authorized<R> {
+impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
     type Rejection = ApiProblem;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
-        let secret = presented_key(&parts.headers, R::TAKES_BASIC)?;
+        let secret = presented_key(&parts.headers, R::ACCEPTS_BASIC)?;
         let mut connection = services.store.connection().await?;
         let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(&secret)).await?;
         drop(connection);
-        let Some(api_key) = api_key.filter(|key| secrets::serves(key.expires_at, key.revoked_at, services.clock.now()))
+        let Some(api_key) =
+            api_key.filter(|key| secrets::is_valid(key.expires_at, key.revoked_at, services.clock.now()))
         else {
             return Err(unauthenticated("the API key is unknown, expired or revoked"));
         };
         rate_limit::charge_api_key(services, api_key.id)?;
         if !R::allows(api_key.role) {
             let detail = format!(
-                "this needs the role {}, and the key {:?} has another",
+                "this requires the role {}; the API key {:?} has another role",
                 R::NAME,
                 api_key.name
             );
@@ -134,26 +136,26 @@ impl<R: Demand> FromRequestParts<Arc<Services>> for Authorized<R> {
     }
 }
 
-fn presented_key(headers: &HeaderMap, takes_basic: bool) -> Result<Zeroizing<String>, ApiProblem> {
+fn presented_key(headers: &HeaderMap, accepts_basic: bool) -> Result<Zeroizing<String>, ApiProblem> {
     let value = headers
         .get(header::AUTHORIZATION)
-        .ok_or_else(|| unauthenticated("there is no Authorization: Bearer header"))?;
+        .ok_or_else(|| unauthenticated("the header Authorization: Bearer is missing"))?;
     let value = value.to_str().ok().and_then(|value| value.split_once(' '));
     let key = match value {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Some(Zeroizing::new(key.trim().to_owned())),
-        Some((scheme, credentials)) if takes_basic && scheme.eq_ignore_ascii_case("basic") => password(credentials),
+        Some((scheme, credentials)) if accepts_basic && scheme.eq_ignore_ascii_case("basic") => password(credentials),
         _ => None,
     };
     key.ok_or_else(|| {
-        unauthenticated(if takes_basic {
-            "the Authorization header is neither of the form Bearer API-KEY nor Basic with the API key as the password"
+        unauthenticated(if accepts_basic {
+            "the Authorization header must have the form Bearer API-KEY, or Basic with the API key as the password"
         } else {
-            "the Authorization header is not of the form: Bearer API-KEY"
+            "the Authorization header must have the form Bearer API-KEY"
         })
     })
 }
 
-/// The password of HTTP Basic (RFC 7617); the user is anybody.
+/// The password of HTTP Basic (RFC 7617). Any user name is accepted.
 fn password(credentials: &str) -> Option<Zeroizing<String>> {
     let decoded = Zeroizing::new(STANDARD.decode(credentials.trim()).ok()?);
     let (_user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;

@@ -1,4 +1,4 @@
-//! Where a request comes from: the peer, or, behind a proxy that terminates TLS, whom the proxy says it speaks for.
+//! Determines the caller's address: that of the peer, or the one forwarded by a proxy that terminates TLS.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,16 +9,16 @@ use axum::{
 
 use super::rate_limit::CallerAddress;
 
-/// Whom the connections come from.
+/// What the peers of connections are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peers {
-    /// From the callers themselves; what they say in a header counts for nothing.
+    /// The callers themselves. Forwarding headers are ignored, because callers could forge them.
     Callers,
-    /// From a proxy, which appends the caller's address to `X-Forwarded-For`.
+    /// A proxy, which appends the caller's address to `X-Forwarded-For`.
     Proxy,
 }
 
-/// Finds out and notes it on the request.
+/// Records the caller's address in the request.
 pub(super) fn determine(peers: Peers, request: &mut Request) {
     let peer = request
         .extensions()
@@ -32,7 +32,7 @@ pub(super) fn determine(peers: Peers, request: &mut Request) {
     }
 }
 
-/// The last entry of the last header: the one that the proxy itself wrote. Those before it are the caller's own words.
+/// The last entry of the last header, which the proxy wrote. The caller can forge the entries before it.
 fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
     let last = headers.get_all("x-forwarded-for").iter().next_back()?;
     last.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_proxy_appended_counts() {
+    fn only_the_entry_of_the_proxy_is_used() {
         let mut headers = HeaderMap::new();
         assert_eq!(forwarded_for(&headers), None);
         headers.append("x-forwarded-for", "192.0.2.1, 198.51.100.7".parse().unwrap());

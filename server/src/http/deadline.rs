@@ -1,5 +1,5 @@
-//! How long a request may take. The time that a body needs to arrive is the caller's and counts apart: the limit says
-//! how long the server works on what it has got.
+//! The time limit of a request. It covers only the server's work. The time in which the body arrives depends on the
+//! caller and has its own limit.
 
 use std::{
     convert::Infallible,
@@ -10,11 +10,11 @@ use std::{
 use axum::{extract::OptionalFromRequestParts, http::request::Parts};
 use tokio::time::{Instant, sleep_until};
 
-/// A caller is told within 5 s when the database does not answer. What was under way is rolled back, or was committed
-/// and shows when the call is repeated.
+/// A caller gets a response within 5 s even if the database is unreachable. A running transaction is rolled back, or it
+/// has committed, which the repeated call then shows.
 const WORK: Duration = Duration::from_secs(4);
 
-/// When the request is given up; an extension of the request.
+/// When the request is aborted; an extension of the request.
 #[derive(Debug, Clone)]
 pub(crate) struct Deadline(Arc<Mutex<Instant>>);
 
@@ -23,17 +23,17 @@ impl Deadline {
         Self(Arc::new(Mutex::new(Instant::now() + WORK)))
     }
 
-    /// Gives the request this much time from now on, for what takes long by its nature.
+    /// Allows this much time from now on, for slow operations.
     pub(crate) fn allow(&self, time: Duration) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + time;
     }
 
-    /// Gives the request the usual time from now on.
+    /// Allows the usual time from now on.
     pub(crate) fn begin_work(&self) {
         self.allow(WORK);
     }
 
-    /// Waits until the time is up, also when it is put off meanwhile.
+    /// Waits for the deadline, even if it is extended meanwhile.
     pub(super) async fn passed(&self) {
         loop {
             let deadline = *self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What handlers take from a request, with every refusal a problem that names what was wrong.
+//! Extractors for handlers. Every rejection is a problem that names what is wrong.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,21 +27,21 @@ pub(crate) const ADMIN_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 1024 * 1024,
     time: BODY_TIME,
 };
-/// The largest message of an MDM: a list of what is installed on a device goes through as well.
+/// The largest message of an MDM. It may list everything that is installed on a device.
 pub(crate) const MDM_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 4 * 1024 * 1024,
     time: BODY_TIME,
 };
-/// The largest inventory, at 110 kB a second.
+/// The largest inventory. It may arrive at 110 kB/s.
 pub(crate) const INVENTORY_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 32 * 1024 * 1024,
     time: Duration::from_mins(5),
 };
 
-/// How long a body may take to arrive: a megabyte at 35 kB a second.
+/// How long a body may take to arrive: 1 MB at 35 kB/s.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
-/// How many bytes of body the routes below may be sent, and within which time; an extension of the request.
+/// The largest body that a route accepts, and how long it may take to arrive; an extension of the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyLimit {
     bytes: usize,
@@ -51,13 +51,13 @@ pub(crate) struct BodyLimit {
 /// A JSON body.
 pub(crate) struct Json<T>(pub(crate) T);
 
-/// The parameters of a form, in the order in which they were sent.
+/// The parameters of a form, in the order of the body.
 pub(crate) struct Form(pub(crate) Vec<(String, String)>);
 
-/// An id from the path; what is no UUID names nothing, so it is not found.
+/// An id from the path. Anything that is not a UUID is "not found".
 pub(crate) struct Id(pub(crate) Uuid);
 
-/// The serial number of a certificate from the path, as the server writes it; read in any case, with or without colons.
+/// A certificate's serial number from the path, as the server writes it. Upper and lower case and colons are accepted.
 pub(crate) struct SerialNumber(pub(crate) String);
 
 /// The query string.
@@ -67,13 +67,13 @@ impl<T: DeserializeOwned> FromRequest<Arc<Services>> for Json<T> {
     type Rejection = ApiProblem;
 
     async fn from_request(request: Request, _services: &Arc<Services>) -> Result<Self, ApiProblem> {
-        demand_json(request.headers())?;
+        require_json(request.headers())?;
         let body = read_body(request).await?;
         parse(&body).map(Self)
     }
 }
 
-/// A body that may be left out, as that of an approval.
+/// An optional body, such as that of an approval.
 impl<T: DeserializeOwned> OptionalFromRequest<Arc<Services>> for Json<T> {
     type Rejection = ApiProblem;
 
@@ -83,7 +83,7 @@ impl<T: DeserializeOwned> OptionalFromRequest<Arc<Services>> for Json<T> {
         if body.is_empty() || body.trim_ascii() == b"null" {
             return Ok(None);
         }
-        demand_json(&headers)?;
+        require_json(&headers)?;
         parse(&body).map(|value| Some(Self(value)))
     }
 }
@@ -95,7 +95,7 @@ impl FromRequest<Arc<Services>> for Form {
         if media_type(request.headers()).as_deref() != Some("application/x-www-form-urlencoded") {
             return Err(ApiProblem::new(
                 ProblemKind::UnsupportedMediaType,
-                "the body has to be application/x-www-form-urlencoded",
+                "the body must be application/x-www-form-urlencoded",
             ));
         }
         let body = read_body(request).await?;
@@ -111,7 +111,7 @@ impl FromRequestParts<Arc<Services>> for Id {
             Ok(Path(id)) => Ok(Self(id)),
             Err(_) => Err(ApiProblem::new(
                 ProblemKind::NotFound,
-                "what the path names is not an id",
+                "the path does not contain a valid id",
             )),
         }
     }
@@ -124,7 +124,8 @@ impl FromRequestParts<Arc<Services>> for SerialNumber {
         let text = Path::<String>::from_request_parts(parts, services).await;
         let serial_number = text.ok().and_then(|Path(text)| parse_serial_number(&text));
         serial_number.map(Self).ok_or_else(|| {
-            let detail = "what the path names is not a serial number: hex, two digits a byte, with or without colons";
+            let detail =
+                "the path does not contain a valid serial number: hex, two digits per byte, with or without colons";
             ApiProblem::new(ProblemKind::NotFound, detail)
         })
     }
@@ -138,12 +139,14 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Services>> for Parameters<T> {
     }
 }
 
-/// The query, within its limits.
+/// The query, within the limits.
 pub(crate) fn query(uri: &Uri) -> Result<&str, ApiProblem> {
     let query = uri.query().unwrap_or_default();
-    // Postgres has no text with a NUL in it.
+    // Postgres cannot store a NUL in a text.
     if query.contains("%00") || query.len() > 8 * 1024 {
-        return Err(ApiProblem::malformed("the query holds a NUL, or is longer than 8 KiB"));
+        return Err(ApiProblem::malformed(
+            "the query contains a NUL, or is longer than 8 KiB",
+        ));
     }
     Ok(query)
 }
@@ -162,44 +165,44 @@ pub(crate) fn parameters<T: DeserializeOwned>(query: &str) -> Result<T, ApiProbl
     }
 }
 
-/// Reads a time of the query; `name` is the parameter's.
+/// Parses the time in the query parameter `name`.
 pub(crate) fn parse_time(name: &str, text: Option<String>) -> Result<Option<OffsetDateTime>, ApiProblem> {
     let parse = |text: String| {
-        // A time of the year 9999 may lie in the year 10000 of UTC, which cannot be sent to the database.
+        // In UTC, a time in the year 9999 may be in the year 10000, which Postgres does not accept.
         let time = OffsetDateTime::parse(&text, &Rfc3339).ok();
         time.and_then(|time| time.checked_to_offset(UtcOffset::UTC))
             .ok_or_else(|| {
-                ApiProblem::malformed(format!("{name} has to be a time of RFC 3339, as 2026-11-22T10:00:00Z"))
+                ApiProblem::malformed(format!("{name} must be an RFC 3339 time, such as 2026-11-22T10:00:00Z"))
             })
     };
     text.map(parse).transpose()
 }
 
-/// Lower-case hex without colons, or nothing: serial numbers have 20 bytes at most (RFC 5280, section 4.1.2.2).
+/// Lower-case hex without colons. `None` if it is not 1 to 20 bytes (RFC 5280, section 4.1.2.2).
 fn parse_serial_number(text: &str) -> Option<String> {
     let digits = text.replace(':', "").to_ascii_lowercase();
     let bytes = hex::decode(&digits).ok()?;
     (1..=20).contains(&bytes.len()).then_some(digits)
 }
 
-fn demand_json(headers: &HeaderMap) -> Result<(), ApiProblem> {
+fn require_json(headers: &HeaderMap) -> Result<(), ApiProblem> {
     match media_type(headers).as_deref() {
         Some("application/json" | "application/merge-patch+json") => Ok(()),
         _ => Err(ApiProblem::new(
             ProblemKind::UnsupportedMediaType,
-            "the body has to be application/json",
+            "the body must be application/json",
         )),
     }
 }
 
-/// What a body says that it is, in lower case and without parameters.
+/// The media type of the body, in lower case and without parameters.
 pub(crate) fn media_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     let media_type = value.split(';').next()?;
     Some(media_type.trim().to_ascii_lowercase())
 }
 
-/// The whole body, within the limits of its route.
+/// Reads the whole body, within the limits of its route.
 pub(crate) async fn read_body(request: Request) -> Result<Bytes, ApiProblem> {
     let limit: BodyLimit = request.extensions().get().copied().unwrap_or(AGENT_BODY_LIMIT);
     let deadline = request.extensions().get::<Deadline>().cloned();
@@ -225,7 +228,8 @@ pub(crate) async fn read_body(request: Request) -> Result<Bytes, ApiProblem> {
     }
 }
 
-/// In one piece from the start, where the length is known: collected and then joined, a body would be there twice.
+/// Collects into one buffer whose size is taken from the expected length. Collecting pieces and joining them would need
+/// twice the memory.
 async fn collect(body: Body, limit: usize) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
     let expected = usize::try_from(body.size_hint().lower()).unwrap_or(limit).min(limit);
     let (mut body, mut bytes) = (Limited::new(body, limit), Vec::with_capacity(expected));
@@ -238,23 +242,23 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, Box<dyn std::error::
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiProblem> {
-    // serde reads an array as well, member by member: `[]` would be a request with every default.
+    // serde also reads an array as a struct, member by member. `[]` would be a request with all defaults.
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(ApiProblem::malformed("the body has to be a JSON object"));
+        return Err(ApiProblem::malformed("the body must be a JSON object"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| misread(&error))?;
     deserializer
         .end()
         .map_err(|error| ApiProblem::malformed(error.to_string()))?;
-    // Postgres has no text with a NUL in it, and JSON can write one in this way alone.
-    if holds_nul(body) {
-        return Err(ApiProblem::malformed("a text holds a NUL"));
+    // Postgres cannot store a NUL in a text. In JSON, this escape is the only way to write one.
+    if contains_nul(body) {
+        return Err(ApiProblem::malformed("a string contains a NUL"));
     }
     Ok(value)
 }
 
-/// What is wrong with a JSON body: the field, where it is one, and else the place.
+/// What is wrong with a JSON body: the field if there is one, or else the position.
 fn misread(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiProblem {
     let (path, inner) = (error.path().to_string(), error.inner());
     let words = inner.to_string();
@@ -269,10 +273,10 @@ fn misread(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiProblem 
     })
 }
 
-/// Whether a JSON text holds the escape of a NUL: an odd number of backslashes before `u0000`, since two of them are one
+/// Whether JSON contains an escaped NUL: an odd number of backslashes before `u0000`. Two backslashes are one literal
 /// backslash.
-fn holds_nul(json: &[u8]) -> bool {
-    // Nearly all bodies are free of them, and are looked at many bytes at a time.
+fn contains_nul(json: &[u8]) -> bool {
+    // Fast path: almost no body has a backslash, and `contains` compares many bytes at once.
     if !json.contains(&b'\\') {
         return false;
     }
@@ -305,11 +309,11 @@ mod tests {
     }
 
     #[test]
-    fn an_escaped_backslash_before_u0000_is_no_nul() {
-        assert!(holds_nul(br#"{"a":"\u0000"}"#));
-        assert!(holds_nul(br#"{"a":"x\\\u0000"}"#));
-        assert!(!holds_nul(br#"{"a":"C:\\u0000x"}"#));
-        assert!(!holds_nul(br#"{"a":"\u00001"}"#.split_at(8).0));
-        assert!(!holds_nul(br#"{"u0000":"\n"}"#));
+    fn an_escaped_backslash_before_u0000_is_not_a_nul() {
+        assert!(contains_nul(br#"{"a":"\u0000"}"#));
+        assert!(contains_nul(br#"{"a":"x\\\u0000"}"#));
+        assert!(!contains_nul(br#"{"a":"C:\\u0000x"}"#));
+        assert!(!contains_nul(br#"{"a":"\u00001"}"#.split_at(8).0));
+        assert!(!contains_nul(br#"{"u0000":"\n"}"#));
     }
 }

@@ -1,4 +1,4 @@
-//! What surrounds every handler: a time limit, a net under panics, and the metrics.
+//! What every handler runs in: a time limit, a handler for panics, and the metrics.
 
 use std::panic::AssertUnwindSafe;
 
@@ -15,12 +15,12 @@ use super::{
 };
 use crate::telemetry::{Metrics, metrics::UNMATCHED};
 
-/// Ends a request that takes too long, and survives one that panics.
+/// Aborts a request at its deadline, and turns a panic into an error response.
 pub(super) async fn time_limit(mut request: Request, next: impl AsyncFnOnce(Request) -> Response) -> Response {
     let deadline = Deadline::new();
     request.extensions_mut().insert(deadline.clone());
     tokio::select! {
-        answered = AssertUnwindSafe(next(request)).catch_unwind() => match answered {
+        finished = AssertUnwindSafe(next(request)).catch_unwind() => match finished {
             Ok(response) => response,
             Err(_panic) => ApiProblem::internal(&Panicked).into_response(),
         },
@@ -28,7 +28,7 @@ pub(super) async fn time_limit(mut request: Request, next: impl AsyncFnOnce(Requ
     }
 }
 
-/// Counts and logs every answer.
+/// Counts and logs every response.
 pub(super) async fn observe(
     metrics: &Metrics,
     request: Request,
@@ -58,5 +58,5 @@ pub(super) async fn observe(
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("a handler panicked; the panic's own line is above")]
+#[error("a handler panicked; the log has the panic above")]
 struct Panicked;

@@ -1,5 +1,5 @@
-//! What surrounds every handler, in its order. Two layers of axum and not one for each step: a layer boxes its future at every
-//! request and copies all that is below it, which for a dozen of them came to more than reading the request.
+//! What runs around every handler, in order. Each group of steps is one axum layer: a layer boxes its future and copies
+//! the service below it at every request. A dozen layers cost more than reading the request.
 
 use std::sync::Arc;
 
@@ -18,16 +18,16 @@ use super::{
 };
 use crate::services::Services;
 
-/// What the outer layer knows.
+/// What the outer layer needs.
 #[derive(Clone)]
-pub(super) struct Surroundings {
+pub(super) struct OuterLayer {
     pub(super) services: Arc<Services>,
     pub(super) peers: Peers,
 }
 
-/// Around everything that is answered, also where there is nothing.
+/// Around all responses, even those for unknown paths.
 pub(super) async fn everything(
-    State(Surroundings { services, peers }): State<Surroundings>,
+    State(OuterLayer { services, peers }): State<OuterLayer>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -44,7 +44,7 @@ pub(super) async fn everything(
     .await
 }
 
-/// Around every handler.
+/// Around the handlers that need no other layer.
 pub(super) async fn guarded(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     charge_unproven(&services, request, async |request| {
         guard::time_limit(request, async |request| next.run(request).await).await
@@ -52,7 +52,7 @@ pub(super) async fn guarded(State(services): State<Arc<Services>>, request: Requ
     .await
 }
 
-/// Around the handlers of what machines call with evidence. An agent gets its nonce also when its call took too long.
+/// Around the handlers that take evidence. An agent gets a nonce even if its call timed out.
 pub(super) async fn agents(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     add_nonce(&services, request, async |request| {
         charge_unproven(&services, request, async |request| {
@@ -63,7 +63,7 @@ pub(super) async fn agents(State(services): State<Arc<Services>>, request: Reque
     .await
 }
 
-/// Around what hands out nonces to anybody.
+/// Around the operation that issues nonces.
 pub(super) async fn nonces(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     add_nonce(&services, request, async |request| {
         charge_every(&services, request, async |request| next.run(request).await).await
@@ -71,7 +71,7 @@ pub(super) async fn nonces(State(services): State<Arc<Services>>, request: Reque
     .await
 }
 
-/// Around what is answered to anybody.
-pub(super) async fn anybody(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+/// Around public operations.
+pub(super) async fn public(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     charge_every(&services, request, async |request| next.run(request).await).await
 }

@@ -1,4 +1,4 @@
-//! The HTTP side: routes, who may call them, and what is said when something is refused. The only place with status codes.
+//! The HTTP interface: routes, authorization, and error responses. HTTP status codes are used only here.
 
 mod acme_api;
 mod admin_api;
@@ -8,6 +8,7 @@ mod caller_address;
 mod deadline;
 mod extract;
 mod guard;
+mod layers;
 mod mdm_api;
 mod operation;
 mod page;
@@ -15,7 +16,6 @@ mod problem;
 mod rate_limit;
 mod relying_party_api;
 mod request_id;
-mod surround;
 mod unread_body;
 
 use std::sync::Arc;
@@ -31,16 +31,16 @@ use utoipa::{
 use utoipa_axum::router::OpenApiRouter;
 
 pub(crate) use self::caller_address::Peers;
-use self::operation::{ANYBODY, MACHINE, describe_others};
+use self::layers::OuterLayer;
+use self::operation::{MACHINE, PUBLIC, describe_others};
 use self::relying_party_api::Published;
-use self::surround::Surroundings;
 use crate::services::Services;
 
 #[derive(OpenApi)]
 #[openapi(info(title = "Assay", description = "Machine identity for fleets of Macs"), modifiers(&ApiKeys))]
 struct Document;
 
-/// Says how whoever has an API key authenticates.
+/// Describes how callers with an API key authenticate.
 struct ApiKeys;
 
 impl Modify for ApiKeys {
@@ -48,7 +48,7 @@ impl Modify for ApiKeys {
         let components = document.components.get_or_insert_with(Components::new);
         for (name, scheme) in [
             ("api_key", HttpAuthScheme::Bearer),
-            // With any user.
+            // Any user name is accepted.
             ("api_key_as_password", HttpAuthScheme::Basic),
         ] {
             components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
@@ -56,13 +56,13 @@ impl Modify for ApiKeys {
     }
 }
 
-/// Everything that is served. `peers` says whom the peer's address stands for.
+/// All routes. `peers` says whether connections come from callers or from a proxy.
 pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
     let document = Published(serde_json::to_string(&document()).unwrap_or_default().into());
-    let agents = middleware::from_fn_with_state(Arc::clone(&services), surround::agents);
-    let nonces = middleware::from_fn_with_state(Arc::clone(&services), surround::nonces);
-    let anybody = middleware::from_fn_with_state(Arc::clone(&services), surround::anybody);
-    let surroundings = Surroundings {
+    let agents = middleware::from_fn_with_state(Arc::clone(&services), layers::agents);
+    let nonces = middleware::from_fn_with_state(Arc::clone(&services), layers::nonces);
+    let public = middleware::from_fn_with_state(Arc::clone(&services), layers::public);
+    let outer = OuterLayer {
         services: Arc::clone(&services),
         peers,
     };
@@ -72,30 +72,30 @@ pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
         .merge(guarded(&services, relying_party_api::health()))
         .merge(
             guarded(&services, relying_party_api::router())
-                .layer(anybody)
+                .layer(public)
                 .layer(Extension(document)),
         )
         .merge(routes(agent_api::router()).layer(agents))
         .merge(guarded(&services, agent_api::nonces()).layer(nonces));
     with_acme(router, &services)
         .fallback(problem::no_such_path)
-        .layer(middleware::from_fn_with_state(surroundings, surround::everything))
+        .layer(middleware::from_fn_with_state(outer, layers::everything))
         .with_state(services)
 }
 
-/// The OpenAPI document, as JSON for people.
+/// The OpenAPI document as formatted JSON.
 pub(crate) fn openapi() -> Result<String, serde_json::Error> {
     serde_json::to_string_pretty(&document())
 }
 
 fn document() -> utoipa::openapi::OpenApi {
     let machines = agent_api::router().into_openapi();
-    let anybody = agent_api::nonces()
+    let public = agent_api::nonces()
         .merge(relying_party_api::router())
         .merge(relying_party_api::health())
         .into_openapi();
     Document::openapi()
-        .merge_from(describe_others(anybody, ANYBODY))
+        .merge_from(describe_others(public, PUBLIC))
         .merge_from(describe_others(machines, MACHINE))
         .merge_from(relying_party_api::introspection().into_openapi())
         .merge_from(mdm_routes().into_openapi())
@@ -110,14 +110,14 @@ fn mdm_routes() -> OpenApiRouter<Arc<Services>> {
     mdm_api::router().layer(Extension(extract::MDM_BODY_LIMIT))
 }
 
-/// ACME is RFC 8555's, and says of itself where everything is: the document has nothing of it.
+/// The document does not describe ACME: RFC 8555 does, and ACME's directory lists its URLs.
 fn with_acme(router: Router<Arc<Services>>, services: &Arc<Services>) -> Router<Arc<Services>> {
     if !services.policy.acme_enabled {
         return router;
     }
-    let anybody = middleware::from_fn_with_state(Arc::clone(services), surround::anybody);
+    let public = middleware::from_fn_with_state(Arc::clone(services), layers::public);
     let finish = middleware::from_fn_with_state(Arc::clone(services), acme_api::finish);
-    router.merge(guard_routes(services, acme_api::router()).layer(anybody).layer(finish))
+    router.merge(guard_routes(services, acme_api::router()).layer(public).layer(finish))
 }
 
 fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {
@@ -126,7 +126,7 @@ fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Ro
 }
 
 fn guard_routes(services: &Arc<Services>, router: Router<Arc<Services>>) -> Router<Arc<Services>> {
-    known_methods(router).layer(middleware::from_fn_with_state(Arc::clone(services), surround::guarded))
+    known_methods(router).layer(middleware::from_fn_with_state(Arc::clone(services), layers::guarded))
 }
 
 fn routes(routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {

@@ -1,5 +1,5 @@
-//! Who may call an operation, for the document. It is taken from the handler's own signature, which is the authorization,
-//! so that the document cannot say something else.
+//! The role that each operation requires, for the OpenAPI document. It is derived from the handler's signature, which
+//! is also the authorization: the two cannot differ.
 
 use axum::routing::MethodRouter;
 use serde_json::Value;
@@ -9,24 +9,24 @@ use utoipa::openapi::{
 };
 use utoipa_axum::router::UtoipaMethodRouter;
 
-use super::authentication::{Authorized, Demand};
+use super::authentication::{Authorized, RequiredRole};
 
-/// The member of an operation that names the lowest role that may call it, or says who else may.
+/// The extension that names the lowest sufficient role of an operation, or who else may call it.
 const EXTENSION: &str = "x-assay-role";
 
-/// Operations that need no credentials.
-pub(super) const ANYBODY: &str = "anybody";
-/// Operations that need evidence, signed by the machine's key.
+/// Operations without credentials.
+pub(super) const PUBLIC: &str = "anybody";
+/// Operations that require evidence signed by the machine's key.
 pub(super) const MACHINE: &str = "machine";
 
-/// A handler that demands a role before anything else.
-pub(super) trait Demanding<Arguments> {
+/// A handler that checks a role before anything else.
+pub(super) trait RequiresRole<Arguments> {
     const ROLE: &'static str;
 }
 
-macro_rules! demanding {
+macro_rules! requires_role {
     ($($argument:ident)+) => {
-        impl<H, A, R: Demand, $($argument),+> Demanding<(R, $($argument,)+)> for H
+        impl<H, A, R: RequiredRole, $($argument),+> RequiresRole<(R, $($argument,)+)> for H
         where
             H: Fn(Authorized<R>, $($argument),+) -> A,
         {
@@ -35,23 +35,23 @@ macro_rules! demanding {
     };
 }
 
-demanding!(A1);
-demanding!(A1 A2);
-demanding!(A1 A2 A3);
-demanding!(A1 A2 A3 A4);
-demanding!(A1 A2 A3 A4 A5);
+requires_role!(A1);
+requires_role!(A1 A2);
+requires_role!(A1 A2 A3);
+requires_role!(A1 A2 A3 A4);
+requires_role!(A1 A2 A3 A4 A5);
 
-/// The routes of handlers of one path that all demand a role: as `utoipa_axum::routes`, and the document says which.
+/// Like `utoipa_axum::routes`, for handlers of one path that require a role. The document then names the role.
 macro_rules! routes {
     ($($handler:ident),+ $(,)?) => {
         $crate::http::operation::merged([$(
-            $crate::http::operation::demanding(utoipa_axum::routes!($handler), &$handler),
+            $crate::http::operation::requires_role(utoipa_axum::routes!($handler), &$handler),
         )+])
     };
 }
 pub(super) use routes;
 
-pub(super) fn demanding<S, Arguments, H: Demanding<Arguments>>(
+pub(super) fn requires_role<S, Arguments, H: RequiresRole<Arguments>>(
     (schemas, mut paths, methods): UtoipaMethodRouter<S>,
     _handler: &H,
 ) -> UtoipaMethodRouter<S> {
@@ -71,13 +71,13 @@ pub(super) fn merged<S: Clone + 'static, const N: usize>(routes: [UtoipaMethodRo
     )
 }
 
-/// Says of every operation whose handler demands no role who may call it.
+/// Describes who may call the operations whose handlers require no role.
 pub(super) fn describe_others(mut document: OpenApi, who: &str) -> OpenApi {
     describe(&mut document.paths, who);
     document
 }
 
-/// What an operation says already stays.
+/// Keeps an existing entry.
 fn describe(paths: &mut Paths, who: &str) {
     for operation in paths.paths.values_mut().flat_map(operations) {
         let extensions = operation.extensions.get_or_insert_default();

@@ -1,4 +1,5 @@
-//! Lists, a page at a time, by the place of the last item in the list's order: stable while rows are added.
+//! Pages of lists. A cursor is the position of the last item in the list's order, so pages stay stable while rows are
+//! added.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -15,50 +16,49 @@ use super::{extract, problem::ApiProblem};
 use crate::services::Services;
 
 const DEFAULT_LIMIT: i64 = 50;
-const GREATEST_LIMIT: i64 = 500;
+const MAX_LIMIT: i64 = 500;
 
-/// Which page of a list, for the document.
+/// Which page of a list; for the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes what `List` reads beside the filters")]
+#[expect(dead_code, reason = "documents what `List` reads besides the filters")]
 pub(crate) struct PageParameters {
-    /// How many items, 1 to 500; 50 where absent.
+    /// How many items, 1 to 500. The default is 50.
     limit: Option<i64>,
-    /// `next_cursor` of the page before, of the same list with the same filters.
+    /// `next_cursor` of the previous page. The list and its filters must be the same.
     cursor: Option<String>,
 }
 
-/// What a list was asked for: its filters, and which page.
+/// The request for a list: its filters and the page.
 #[derive(Debug)]
 pub(crate) struct List<F, P = Uuid> {
     pub(crate) filter: F,
     pub(crate) page: PageRequest<P>,
 }
 
-/// The filters of a list that has none.
+/// The filters of a list without filters.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Unfiltered {}
 
-/// A page that was asked for, checked. `P` is a place in the list's order.
+/// A validated request for a page. `P` is a position in the list's order.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PageRequest<P = Uuid> {
-    /// The last item of the page before.
+    /// The last item of the previous page.
     pub(crate) after: Option<P>,
     limit: i64,
     list: ListTag,
 }
 
-/// Which list a cursor belongs to: a digest of its path and filters. A place in another list would begin somewhere, and
-/// leave items out without a word.
+/// The list that a cursor belongs to: a digest of its path and filters. With another list, the position would silently
+/// skip items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ListTag([u8; 8]);
 
-/// A place in a list's order, as cursors carry it.
+/// A position in a list's order, as cursors contain it.
 pub(crate) trait Place: Sized {
-    /// As the cursor keeps it.
     fn to_bytes(&self) -> Vec<u8>;
-    /// Reads what [`Self::to_bytes`] wrote.
+    /// Parses what [`Self::to_bytes`] wrote.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 }
 
@@ -72,7 +72,7 @@ impl Place for Uuid {
     }
 }
 
-/// A serial number of a machine.
+/// A machine's serial number.
 impl Place for String {
     fn to_bytes(&self) -> Vec<u8> {
         self.as_bytes().to_vec()
@@ -102,7 +102,7 @@ impl<F: DeserializeOwned, P: Place> FromRequestParts<Arc<Services>> for List<F, 
                 }
             };
             if place.replace(value).is_some() {
-                return Err(ApiProblem::malformed(format!("{name} is there twice")));
+                return Err(ApiProblem::malformed(format!("{name} appears twice")));
             }
         }
         let list = ListTag::of(parts.uri.path(), &filters);
@@ -131,7 +131,7 @@ impl ListTag {
                 .flat_map(|(name, value)| [name.as_ref(), value.as_ref()]),
         ) {
             digest.update(part.as_bytes());
-            // No part of a path or query holds one when it comes here.
+            // Neither the path nor the query can contain a NUL here.
             digest.update(b"\0");
         }
         let mut tag = [0; 8];
@@ -143,12 +143,12 @@ impl ListTag {
 }
 
 fn parse_limit(text: &str) -> Result<i64, ApiProblem> {
-    let limit = text.parse().ok().filter(|limit| (1..=GREATEST_LIMIT).contains(limit));
-    limit.ok_or_else(|| ApiProblem::malformed(format!("limit must be a whole number from 1 to {GREATEST_LIMIT}")))
+    let limit = text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+    limit.ok_or_else(|| ApiProblem::malformed(format!("limit must be a whole number from 1 to {MAX_LIMIT}")))
 }
 
 impl<P: Place> PageRequest<P> {
-    /// How many rows to ask the store for: one more than are shown tells whether there is a next page.
+    /// How many rows to read: one more than the page has, which shows whether there is a next page.
     pub(crate) fn rows(&self) -> i64 {
         self.limit + 1
     }
@@ -157,12 +157,12 @@ impl<P: Place> PageRequest<P> {
         URL_SAFE_NO_PAD.encode([self.list.0.as_slice(), &place.to_bytes()].concat())
     }
 
-    /// Makes the page of the rows that were found.
+    /// Builds the page from the rows found.
     pub(crate) fn page<T>(&self, items: Vec<T>, place: impl Fn(&T) -> P) -> Page<T> {
         self.page_until(items, place, None)
     }
 
-    /// Makes the page of rows that were found with their places.
+    /// Builds the page from rows and their positions.
     pub(crate) fn page_of<T>(&self, items: Vec<(P, T)>) -> Page<T>
     where
         P: Clone,
@@ -174,7 +174,7 @@ impl<P: Place> PageRequest<P> {
         }
     }
 
-    /// Makes the page of the rows that were found by a search that may have stopped before the page was full.
+    /// Builds the page from the rows of a search that may have stopped before the page was full.
     pub(crate) fn page_until<T>(&self, mut items: Vec<T>, place: impl Fn(&T) -> P, stopped_at: Option<P>) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = items.len() > limit;
@@ -191,12 +191,14 @@ fn parse_cursor<P: Place>(cursor: &str, list: ListTag) -> Result<P, ApiProblem> 
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
     let parts = bytes.as_deref().and_then(<[u8]>::split_first_chunk);
     let Some((tag, place)) = parts else {
-        return Err(ApiProblem::malformed("cursor is not one that this server gave out"));
+        return Err(ApiProblem::malformed(
+            "cursor is invalid: use next_cursor of the previous page",
+        ));
     };
     if ListTag(*tag) != list {
         return Err(ApiProblem::malformed(
-            "cursor is not one of this list with these filters: go on with the filters that the first page had",
+            "cursor belongs to another list or to other filters: use the same filters as for the first page",
         ));
     }
-    P::from_bytes(place).ok_or_else(|| ApiProblem::malformed("cursor is not one that this server gave out"))
+    P::from_bytes(place).ok_or_else(|| ApiProblem::malformed("cursor is invalid: use next_cursor of the previous page"))
 }

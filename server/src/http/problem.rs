@@ -1,5 +1,5 @@
-//! Problems on the way out. A handler answers with an [`ApiProblem`]; the outermost layer writes the body, since only
-//! there the request id is known, and so axum's own refusals look the same.
+//! Error responses. A handler returns an [`ApiProblem`], and the outermost layer writes the body. Only that layer knows
+//! the request id, and it also formats axum's own rejections.
 
 use assay_protocol::{
     Chain, Problem, ProblemKind,
@@ -17,10 +17,10 @@ use time::OffsetDateTime;
 use super::request_id::RequestId;
 use crate::store::{StoreError, groups::GroupError};
 
-/// How long a caller waits before it repeats what the server could not do.
+/// How long a caller should wait before it repeats a call that failed because of an outage.
 const UNAVAILABLE_RETRY_SECONDS: u64 = 5;
 
-/// A refusal, in the words of the registry.
+/// A problem of the registry, with the details of this request.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiProblem {
     kind: ProblemKind,
@@ -33,12 +33,12 @@ pub(crate) struct ApiProblem {
 
 pub(crate) type ApiResult<T> = Result<T, ApiProblem>;
 
-/// Tells the nonce layer which nonce the machine used last, so that the fresh one is later, whatever the clocks say.
+/// The nonce that the machine used last. The nonce layer then issues a later one, even if clocks differ.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NonceAfter(pub(crate) OffsetDateTime);
 
 impl ApiProblem {
-    /// `detail` goes to the caller: what was wrong, in words, and nothing of the server's inside.
+    /// `detail` is sent to the caller. It says what is wrong, and reveals nothing internal.
     pub(crate) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self {
             kind,
@@ -72,13 +72,13 @@ impl ApiProblem {
         self
     }
 
-    /// Names what was wrong with a file, row by row.
+    /// Adds the errors of a file, row by row.
     pub(crate) fn errors(mut self, errors: Vec<LineError>) -> Self {
         self.errors = errors;
         self
     }
 
-    /// Says for programs, too, why an attestation is refused.
+    /// Adds the reason for a refused attestation in machine-readable form.
     pub(crate) fn reason(mut self, reason: AttestationRefusal) -> Self {
         self.reason = Some(reason);
         self
@@ -93,19 +93,16 @@ impl ApiProblem {
     }
 
     pub(crate) fn unavailable() -> Self {
-        Self::new(
-            ProblemKind::Unavailable,
-            "the database cannot be reached; repeat the call later",
-        )
-        .retry_after(UNAVAILABLE_RETRY_SECONDS)
+        Self::new(ProblemKind::Unavailable, "the database is unreachable; retry later")
+            .retry_after(UNAVAILABLE_RETRY_SECONDS)
     }
 
-    /// Logs the cause, which the caller never sees.
+    /// Logs the cause, which is not sent to the caller.
     pub(crate) fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = %Chain(cause), "a request failed");
         Self::new(
             ProblemKind::Internal,
-            "the server failed; its log has the cause under this request id",
+            "the server failed; its log has the cause with this request id",
         )
     }
 }
@@ -159,7 +156,7 @@ impl IntoResponse for ApiProblem {
     }
 }
 
-/// Which problem an answer is, for the metrics.
+/// The problem in a response, for the metrics.
 pub(crate) fn kind_of(response: &Response) -> Option<ProblemKind> {
     response.extensions().get::<ApiProblem>().map(|problem| problem.kind)
 }
@@ -188,18 +185,17 @@ pub(super) async fn write_bodies(
     response
 }
 
-/// For paths that lead nowhere.
+/// For unknown paths.
 pub(crate) async fn no_such_path() -> ApiProblem {
-    ApiProblem::new(ProblemKind::NotFound, "there is nothing at this path")
+    ApiProblem::new(ProblemKind::NotFound, "nothing exists at this path")
 }
 
-/// For paths that know other methods; axum adds `Allow`.
+/// For methods that a path does not support. axum adds the header `Allow`.
 pub(crate) async fn no_such_method() -> ApiProblem {
     ApiProblem::new(
         ProblemKind::MethodNotAllowed,
-        "this path does not know this method; see Allow",
+        "method not allowed; see the Allow header",
     )
 }
 
-/// The name of the header that names a request.
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

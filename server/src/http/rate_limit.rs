@@ -1,5 +1,5 @@
-//! Rate limits, as requests are charged for them: to the key or the API key that they prove, else to their address, so
-//! that guessing costs the one who guesses.
+//! Charges requests to rate limits: to the machine's key or the API key if the request proves one, or else to the
+//! address. Guesses are thus charged to the guessing caller's address.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::problem::{self, ApiProblem};
 use crate::{rate_limits::Exceeded, services::Services};
 
-/// Where a request comes from; an extension of the request.
+/// The caller's address; an extension of the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallerAddress(pub(crate) IpAddr);
 
@@ -27,7 +27,7 @@ pub(crate) fn charge_api_key(services: &Arc<Services>, api_key: Uuid) -> Result<
     Ok(services.rate_limits.charge_api_key(api_key)?)
 }
 
-/// Charges the address for every call: for what is answered to anybody.
+/// Charges every call to its address, for public operations.
 pub(super) async fn charge_every(
     services: &Services,
     request: Request,
@@ -39,7 +39,7 @@ pub(super) async fn charge_every(
     }
 }
 
-/// Charges the address for a call whose refusal says that it proved nothing of who sends it.
+/// Charges a call to its address if the response says that the caller proved no identity.
 pub(super) async fn charge_unproven(
     services: &Services,
     request: Request,
@@ -64,7 +64,7 @@ fn charge(services: &Services, address: Option<IpAddr>) -> Result<(), Exceeded> 
     address.map_or(Ok(()), |address| services.rate_limits.charge_address(address))
 }
 
-/// Whether a refused call showed neither a key, nor a token, nor an API key that this server knows.
+/// Whether this problem means that the caller proved no valid key, token or API key.
 fn proves_nothing(kind: ProblemKind) -> bool {
     matches!(
         kind,

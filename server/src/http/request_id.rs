@@ -1,4 +1,5 @@
-//! The id of a request: in every answer, every log line of the request, and every audit entry that it causes.
+//! The id of a request. It is in the response, in every log line of the request, and in the audit entries that it
+//! causes.
 
 use std::{convert::Infallible, fmt};
 
@@ -16,7 +17,7 @@ use crate::{
     telemetry::{logging, metrics::UNMATCHED},
 };
 
-/// Made by the server alone: a caller's own could forge somebody else's trail in the audit.
+/// Only the server generates it. A caller's own id could imitate that of another request in the audit log.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequestId(Uuid);
 
@@ -34,7 +35,7 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     }
 }
 
-/// Gives each request its id and a log span that carries it.
+/// Gives each request an id, and a log span that contains it.
 pub(super) async fn assign(
     clock: &dyn Clock,
     mut request: Request,

@@ -1,7 +1,7 @@
-//! Bodies that a refusal left unread. HTTP/1.1 has the next request behind them on the same connection: they are read
-//! to their end, or the caller is told that the connection closes (RFC 9112, section 9.6). Without either, its next
-//! request would fail for no reason that it can see. In HTTP/2 the stream of an unread body is reset, and the reset
-//! can overtake the answer.
+//! Bodies that were not read because the request was refused. In HTTP/1.1 the next request follows on the same
+//! connection. The body is therefore read to its end, or the response announces that the connection closes (RFC 9112,
+//! section 9.6). Otherwise the caller's next request would fail without a visible reason. In HTTP/2 the stream of an
+//! unread body is reset, and the reset can overtake the response.
 
 use std::{
     pin::Pin,
@@ -19,11 +19,11 @@ use axum::{
 use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
 
-/// The most that is read for the sake of the connection, in bytes, and how long.
-const MOST: usize = 2 * 1024 * 1024;
-const LONGEST: Duration = Duration::from_secs(2);
+/// How much of an unread body is read, in bytes, and for how long.
+const MAX_BYTES: usize = 2 * 1024 * 1024;
+const MAX_TIME: Duration = Duration::from_secs(2);
 
-/// Leaves the connection as the next request needs it.
+/// Reads the rest of the body, or closes the connection after the response.
 pub(super) async fn drain(request: Request, next: impl AsyncFnOnce(Request) -> Response) -> Response {
     if request.body().is_end_stream() {
         return next(request).await;
@@ -33,8 +33,8 @@ pub(super) async fn drain(request: Request, next: impl AsyncFnOnce(Request) -> R
     let body = SharedBody(Arc::new(Mutex::new(body)));
     let mut response = next(Request::from_parts(head, Body::new(body.clone()))).await;
     if !body.is_end_stream() {
-        let rest = Limited::new(body, MOST);
-        let is_read = matches!(timeout(LONGEST, rest.collect()).await, Ok(Ok(_)));
+        let rest = Limited::new(body, MAX_BYTES);
+        let is_read = matches!(timeout(MAX_TIME, rest.collect()).await, Ok(Ok(_)));
         if !is_read && has_further_requests {
             let headers = response.headers_mut();
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -43,7 +43,7 @@ pub(super) async fn drain(request: Request, next: impl AsyncFnOnce(Request) -> R
     response
 }
 
-/// One body that the handler reads, and afterwards whoever drains it.
+/// A body shared by the handler and by the code that drains it afterwards.
 #[derive(Clone)]
 struct SharedBody(Arc<Mutex<Body>>);
 

@@ -22,7 +22,7 @@ use crate::{
 pub(super) async fn open(State(services): State<Arc<Services>>, signed: Signed) -> AcmeResult<Response> {
     let request = requests::of_key(&services, signed).await?;
     let opened = accounts::open(&services, request).await?;
-    let status = if opened.made_now {
+    let status = if opened.is_new {
         StatusCode::CREATED
     } else {
         StatusCode::OK

@@ -1,4 +1,4 @@
-//! Where everything is, and nonces for those who have none.
+//! The directory of URLs, and initial nonces.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(super) async fn directory(State(services): State<Arc<Services>>) -> Json<Val
     }))
 }
 
-/// The nonce is in the header, as in every answer (RFC 8555, section 7.2).
+/// The nonce is in the header, as in every response (RFC 8555, section 7.2).
 pub(super) async fn new_nonce(method: Method) -> StatusCode {
     if method == Method::HEAD {
         StatusCode::OK

@@ -1,4 +1,4 @@
-//! What ACME's resources look like (RFC 8555, section 7.1).
+//! ACME's resources as JSON (RFC 8555, section 7.1).
 
 use assay_protocol::text::rfc3339;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// An account. Contacts are not kept.
+/// An account. Contacts are not stored.
 #[derive(Serialize)]
 pub(super) struct AccountDocument {
     status: AccountStatus,
@@ -26,7 +26,6 @@ pub(super) struct OrderList {
     pub(super) orders: Vec<String>,
 }
 
-/// An order.
 #[derive(Serialize)]
 pub(super) struct OrderDocument {
     status: OrderStatus,
@@ -99,7 +98,7 @@ impl OrderDocument {
 
 impl AuthorizationDocument {
     pub(super) fn of(services: &Services, order: &Order) -> Self {
-        // Section 7.1.6: an authorization ends in more ways than its order.
+        // RFC 8555, section 7.1.6: an authorization has more final states than its order.
         let status = match order.status_at(services.clock.now()) {
             OrderStatus::Pending => "pending",
             OrderStatus::Ready | OrderStatus::Valid => "valid",

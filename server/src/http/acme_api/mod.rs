@@ -1,4 +1,4 @@
-//! `/acme`: RFC 8555 with `device-attest-01`. Every answer carries a fresh nonce and the way back to the directory.
+//! `/acme`: RFC 8555 with `device-attest-01`. Every response contains a fresh nonce and a link to the directory.
 
 mod accounts;
 mod directory;
@@ -42,9 +42,10 @@ pub(super) fn router() -> Router<Arc<Services>> {
         .layer(Extension(extract::AGENT_BODY_LIMIT))
 }
 
-/// Adds what every answer has, and turns the problems of the layers below, a rate limit's or a deadline's, into ACME's.
+/// Adds the headers of every ACME response. Errors of the layers below, such as rate limits and deadlines, become ACME
+/// errors.
 pub(super) async fn finish(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
-    let mut response = problem::in_acmes_words(next.run(request).await);
+    let mut response = problem::into_acme_problem(next.run(request).await);
     let directory = urls::Urls(&services.policy.public_url).of(urls::DIRECTORY);
     let index = format!("<{directory}>;rel=\"index\"");
     let nonce = services.acme.nonces.issue(services.clock.now(), None);

@@ -1,4 +1,4 @@
-//! Orders, their authorizations and challenges, and the certificates that come of them.
+//! Orders with their authorizations, challenges and certificates.
 
 use std::sync::Arc;
 
@@ -27,10 +27,10 @@ use crate::{
 
 const CHAIN: HeaderValue = HeaderValue::from_static("application/pem-certificate-chain");
 
-/// An id from the path; what is no id names nothing.
+/// An id from the path. An invalid id names no resource.
 type Named = Result<Id, ApiProblem>;
 
-/// Where a list goes on.
+/// The position in a list of orders.
 #[derive(Deserialize)]
 pub(super) struct Cursor {
     cursor: Option<Uuid>,
@@ -104,7 +104,7 @@ pub(super) async fn challenge(
     signed: Signed,
 ) -> AcmeResult<Response> {
     let (id, request) = of(&services, id, signed).await?;
-    let order = challenges::answer(&services, &request, id).await?;
+    let order = challenges::respond(&services, &request, id).await?;
     // RFC 8555, section 7.1.
     let up = Urls(&services.policy.public_url).authorization(order.id);
     let link = AppendHeaders([(header::LINK, format!("<{up}>;rel=\"up\""))]);

@@ -1,4 +1,4 @@
-//! Refusals in the words of RFC 8555, section 6.7.
+//! Error responses as RFC 8555, section 6.7 defines them.
 
 use assay_protocol::{Chain, ProblemKind};
 use axum::{
@@ -16,12 +16,12 @@ use crate::{
     store::StoreError,
 };
 
-/// What stands before an error's name.
+/// The prefix of error types.
 const NAMESPACE: &str = "urn:ietf:params:acme:error:";
 const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 const SERVER_INTERNAL: &str = "serverInternal";
 
-/// A refusal on its way out.
+/// An error response of ACME.
 #[derive(Debug)]
 pub(super) struct AcmeProblem {
     status: StatusCode,
@@ -32,7 +32,7 @@ pub(super) struct AcmeProblem {
     location: Option<Uuid>,
 }
 
-/// An error as it is written: as a problem, or within an order or a challenge.
+/// An error as JSON: as a problem document, or inside an order or a challenge.
 #[derive(Serialize)]
 pub(super) struct ErrorDocument {
     #[serde(rename = "type")]
@@ -95,7 +95,7 @@ impl From<AcmeError> for AcmeProblem {
             }
             AcmeError::OtherAccount
             | AcmeError::NotTheCertificatesKey
-            | AcmeError::Inadmissible(Inadmissible::HeldBack { .. }) => (StatusCode::FORBIDDEN, "unauthorized"),
+            | AcmeError::Inadmissible(Inadmissible::NotActive { .. }) => (StatusCode::FORBIDDEN, "unauthorized"),
             AcmeError::Inadmissible(Inadmissible::Unknown { .. } | Inadmissible::NotASerialNumber(_)) => {
                 (StatusCode::FORBIDDEN, "rejectedIdentifier")
             }
@@ -165,8 +165,8 @@ impl ErrorDocument {
     }
 }
 
-/// A refusal of a layer that knows nothing of ACME, in ACME's words. Its headers stay.
-pub(super) fn in_acmes_words(mut response: Response) -> Response {
+/// Converts an error of a layer that is not specific to ACME. Its headers are kept.
+pub(super) fn into_acme_problem(mut response: Response) -> Response {
     let Some(problem) = response.extensions_mut().remove::<ApiProblem>() else {
         return response;
     };

@@ -1,4 +1,4 @@
-//! The one form of request that there is: a POST of a JWS.
+//! The only form of request: a POST of a JWS.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl FromRequest<Arc<Services>> for Signed {
         if media_type(&parts.headers).as_deref() != Some("application/jose+json") {
             return Err(ApiProblem::new(
                 ProblemKind::UnsupportedMediaType,
-                "the body has to be application/jose+json",
+                "the body must be application/jose+json",
             ));
         }
         let request_id = match RequestId::from_request_parts(&mut parts, services).await {

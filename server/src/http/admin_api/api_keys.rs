@@ -41,7 +41,7 @@ impl From<ApiKeyError> for ApiProblem {
     }
 }
 
-/// Make an API key; its secret is shown this once.
+/// Create an API key. Its secret is shown only once.
 #[utoipa::path(
     post, path = "/v1/admin/api-keys", tag = "API keys", security(("api_key" = [])),
     request_body = CreateApiKey,
@@ -58,7 +58,7 @@ async fn create(
     Ok((StatusCode::CREATED, Json(CreatedApiKey { api_key, key })))
 }
 
-/// List API keys, those that serve no more included.
+/// List API keys, including expired and revoked ones.
 #[utoipa::path(
     get, path = "/v1/admin/api-keys", tag = "API keys", security(("api_key" = [])), params(PageParameters),
     responses((status = 200, body = Page<ApiKey>), (status = "4XX", body = Problem)),
@@ -72,7 +72,7 @@ async fn list(
     Ok(Json(page.page(keys, |key| key.id)))
 }
 
-/// End an API key's service. Repeating it changes nothing.
+/// Revoke an API key. Repeating it changes nothing.
 #[utoipa::path(
     delete, path = "/v1/admin/api-keys/{id}", tag = "API keys", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)),

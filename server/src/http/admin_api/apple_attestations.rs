@@ -31,7 +31,7 @@ use crate::{
     store::apple_attestations::DuePlace,
 };
 
-/// As property lists and JWS have it, with the padding or without.
+/// Base64 as property lists and JWS use it, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -43,7 +43,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(list_due))
 }
 
-/// The time in microseconds, and the machine.
+/// The time in microseconds, and the machine's id.
 impl Place for DuePlace {
     fn to_bytes(&self) -> Vec<u8> {
         let micros = i64::try_from(self.attested_at.unix_timestamp_nanos() / 1000).unwrap_or(0);
@@ -73,7 +73,7 @@ impl From<AppleAttestationError> for ApiProblem {
     }
 }
 
-/// Read what to ask a machine's MDM for, and the Apple attestation on record, with its chain.
+/// Read what to request from a machine's MDM, and the recorded Apple attestation with its chain.
 #[utoipa::path(
     get, path = "/v1/admin/machines/{id}/apple-attestation", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)),
@@ -87,7 +87,7 @@ async fn find(
     Ok(Json(apple_attestations::find(&services, id).await?))
 }
 
-/// Bind an Apple attestation to a machine's key and serial number. Posting the same again changes nothing.
+/// Bind an Apple attestation to a machine's key and serial number. Posting the same attestation again changes nothing.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/apple-attestation", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = PostAppleAttestation,
@@ -105,8 +105,8 @@ async fn bind(
     ))
 }
 
-/// List the machines that have to be attested, with the command to send to each: those that are not first, then those whose
-/// attestation is due for renewal.
+/// List the machines that need an attestation, with the command to send to each. Machines without an attestation come
+/// first, then those whose attestation is due for renewal.
 #[utoipa::path(
     get, path = "/v1/admin/apple-attestations/due", tag = "Machines", security(("api_key" = [])), params(PageParameters),
     responses((status = 200, body = Page<DueAppleAttestation>), (status = "4XX", body = Problem)),
@@ -122,7 +122,7 @@ async fn list_due(
 
 fn chain(request: &PostAppleAttestation) -> ApiResult<Vec<Vec<u8>>> {
     let decode = |(index, text): (usize, &String)| {
-        // Property lists break the lines of their data.
+        // Property lists contain line breaks in data.
         let text: String = text.split_ascii_whitespace().collect();
         BASE64
             .decode(text)

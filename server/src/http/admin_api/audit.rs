@@ -31,11 +31,11 @@ use crate::{
     store::audit_entries::AuditFilter,
 };
 
-/// The audit only grows: tens of thousands of entries are verified in a second.
+/// The log only grows. A server verifies tens of thousands of entries per second.
 const VERIFICATION_TIME: Duration = Duration::from_secs(600);
 
-/// How much is quoted of what is no kind, in characters.
-const LONGEST_QUOTED: usize = 100;
+/// How many characters of an unknown kind an error quotes.
+const MAX_QUOTED: usize = 100;
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(verify))
@@ -75,9 +75,9 @@ impl AuditParameters {
             },
         };
         if let Some(unknown) = resource_kind.as_deref().filter(|kind| !RESOURCE_KINDS.contains(kind)) {
-            let unknown: String = unknown.chars().take(LONGEST_QUOTED).collect();
+            let unknown: String = unknown.chars().take(MAX_QUOTED).collect();
             return Err(ApiProblem::malformed(format!(
-                "resource: there is no kind {unknown:?}; there are {}",
+                "resource: the kind {unknown:?} is unknown; known kinds are {}",
                 RESOURCE_KINDS.join(", ")
             )));
         }
@@ -91,7 +91,7 @@ impl AuditParameters {
     }
 }
 
-/// List the audit, the newest entries first.
+/// List the audit log, newest entries first.
 #[utoipa::path(
     get, path = "/v1/admin/audit", tag = "Audit", security(("api_key" = [])), params(AuditParameters, PageParameters),
     responses((status = 200, body = Page<AuditEntry>), (status = "4XX", body = Problem)),
@@ -108,12 +108,13 @@ async fn list(
     Ok(Json(page.page(found, |entry| entry.id)))
 }
 
-/// What to verify beyond the chain itself.
+/// What to verify in addition to the chain.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct VerificationParameters {
-    /// A hash that was noted before: the chain is broken also when it lacks it, as its end was cut off.
+    /// A hash recorded earlier. The chain is also broken if it does not contain this hash, for example because its end
+    /// was removed.
     last_hash: Option<String>,
 }
 
@@ -121,7 +122,7 @@ impl VerificationParameters {
     fn noted(&self) -> ApiResult<Option<EntryHash>> {
         let parse = |text: &String| {
             let hash = EntryHash::from_hex(text);
-            hash.ok_or_else(|| ApiProblem::malformed("last_hash has to be a hash of 64 hexadecimal digits"))
+            hash.ok_or_else(|| ApiProblem::malformed("last_hash must have 64 hexadecimal digits"))
         };
         self.last_hash.as_ref().map(parse).transpose()
     }

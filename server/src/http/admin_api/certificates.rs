@@ -54,12 +54,12 @@ impl From<CertificateError> for ApiProblem {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct CertificateParameters {
-    /// Whether they can be relied on.
+    /// Whether the certificates are valid, expired or revoked.
     #[param(inline)]
     status: Option<CertificateStatus>,
-    /// The machine in their subject; its record may be deleted.
+    /// The machine in their subject, even if it has been deleted.
     machine_id: Option<Uuid>,
-    /// Those that expire earlier than this time (RFC 3339).
+    /// Certificates that expire before this time (RFC 3339).
     expires_before: Option<String>,
 }
 
@@ -73,7 +73,7 @@ impl CertificateParameters {
     }
 }
 
-/// The microsecond in which it expires, that in which it was issued, and the serial number.
+/// The expiry and the issue time in microseconds, and the serial number.
 impl Place for ExpiryPlace {
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -100,7 +100,7 @@ fn time(microseconds: [u8; 16]) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
 }
 
-/// List certificates, in the order in which they expire.
+/// List certificates in the order of their expiry.
 #[utoipa::path(
     get, path = "/v1/admin/certificates", tag = "Certificates", security(("api_key" = [])),
     params(CertificateParameters, PageParameters),
@@ -132,8 +132,9 @@ async fn find(
     Ok(Json(certificates::find(&services, &serial_number).await?))
 }
 
-/// Revoke a certificate, for good. The machine keeps its key and is asked to renew, but where the key is compromised: then
-/// every certificate of the key is revoked and the machine is quarantined. Repeating it with the same reason changes nothing.
+/// Revoke a certificate permanently. The machine keeps its key and is asked to renew. With the reason `key-compromise`,
+/// all certificates of the key are revoked and the machine is quarantined. Repeating it with the same reason changes
+/// nothing.
 #[utoipa::path(
     post, path = "/v1/admin/certificates/{serial}/revoke", tag = "Certificates", security(("api_key" = [])),
     params(("serial" = String, Path, description = "In hex, in any case, with or without colons")),

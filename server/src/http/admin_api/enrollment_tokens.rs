@@ -47,7 +47,7 @@ impl From<EnrollmentTokenError> for ApiProblem {
     }
 }
 
-/// Make an enrollment token; its secret is shown this once.
+/// Create an enrollment token. Its secret is shown only once.
 #[utoipa::path(
     post, path = "/v1/admin/enrollment-tokens", tag = "Enrollment tokens", security(("api_key" = [])),
     request_body = CreateEnrollmentToken,
@@ -71,7 +71,7 @@ async fn create(
     ))
 }
 
-/// List enrollment tokens, those that serve no more included.
+/// List enrollment tokens, including expired, revoked and used ones.
 #[utoipa::path(
     get, path = "/v1/admin/enrollment-tokens", tag = "Enrollment tokens", security(("api_key" = [])),
     params(PageParameters),
@@ -100,7 +100,7 @@ async fn find(
     Ok(Json(enrollment_tokens::find(&services, id).await?))
 }
 
-/// End an enrollment token's service. Repeating it changes nothing.
+/// Revoke an enrollment token. Repeating it changes nothing.
 #[utoipa::path(
     delete, path = "/v1/admin/enrollment-tokens/{id}", tag = "Enrollment tokens", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)),

@@ -64,12 +64,12 @@ impl From<ApprovalError> for ApiProblem {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct EnrollmentParameters {
-    /// How far they are.
+    /// Their status.
     #[param(inline)]
     status: Option<EnrollmentStatus>,
 }
 
-/// List the keys that asked to be enrolled.
+/// List requests for enrollment.
 #[utoipa::path(
     get, path = "/v1/admin/enrollments", tag = "Enrollments", security(("api_key" = [])), params(EnrollmentParameters, PageParameters),
     responses((status = 200, body = Page<Enrollment>), (status = "4XX", body = Problem)),
@@ -100,7 +100,8 @@ async fn find(
     Ok(Json(approval::find(&services, id).await?))
 }
 
-/// Let a key in. The same again changes nothing; with another reason it is a conflict.
+/// Approve an enrollment. Repeating the decision with the same reason changes nothing; a different decision or reason
+/// is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/enrollments/{id}/approve", tag = "Enrollments", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Option<Approve>,
@@ -116,8 +117,8 @@ async fn approve(
     Ok(Json(approval::decide(&services, &caller.origin, id, &decision).await?))
 }
 
-/// Keep a key out for good. The same again changes nothing; with another reason it is a conflict. The record of a machine that
-/// was never let in goes.
+/// Deny an enrollment permanently. Denying a first enrollment deletes the machine record. Repeating the decision with
+/// the same reason changes nothing; a different decision or reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/enrollments/{id}/deny", tag = "Enrollments", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -133,7 +134,7 @@ async fn deny(
     Ok(Json(approval::decide(&services, &caller.origin, id, &decision).await?))
 }
 
-/// Let the key in that waits for this machine.
+/// Approve the key that waits for this machine.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/approve", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Option<Approve>,
@@ -151,7 +152,7 @@ async fn approve_machine(
     ))
 }
 
-/// Keep the key out that waits for this machine. The record of a machine that was never let in goes.
+/// Deny the key that waits for this machine. Denying a first enrollment deletes the machine record.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/deny", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,

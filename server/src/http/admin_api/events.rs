@@ -1,4 +1,4 @@
-//! `/v1/admin/events`: what happened to all machines, as a list and as a stream of server-sent events
+//! `/v1/admin/events`: the events of all machines, as a list and as a stream of server-sent events
 //! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 
 use std::{convert::Infallible, sync::Arc};
@@ -36,16 +36,16 @@ use crate::{
     services::Services,
 };
 
-/// After how many milliseconds a caller connects again, as a stream tells it.
+/// Tells clients of a stream to reconnect after this many milliseconds.
 const RECONNECT: &str = "retry: 2000\n\n";
 const KEEP_ALIVE: &str = ": nothing has happened\n\n";
-/// The name of the event that says that events are missing.
+/// The name of the event that reports missing events.
 const GAP: &str = "assay.gap";
-/// When a caller may try for a stream again, in seconds.
+/// When a caller may retry to open a stream, in seconds.
 const RETRY_SECONDS: u64 = 30;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// nginx passes on at once what carries this.
+/// nginx does not buffer responses with this header.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
@@ -74,27 +74,28 @@ impl From<SubscribeError> for ApiProblem {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct EventParameters {
-    /// What happened, such as `machine.enrolled`.
+    /// The kind, such as `machine.enrolled`.
     kind: Option<String>,
-    /// The machine that it happened to.
+    /// The machine concerned.
     machine_id: Option<Uuid>,
 }
 
-/// Which events to stream, and from where on.
+/// Which events to stream, and from which on.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct StreamParameters {
-    /// What happened, such as `machine.enrolled`.
+    /// The kind, such as `machine.enrolled`.
     kind: Option<String>,
-    /// The machine that it happened to.
+    /// The machine concerned.
     machine_id: Option<Uuid>,
-    /// The sequence to read on after, where there is no `Last-Event-ID`; without either, the stream begins with what happens next.
+    /// Stream events after this sequence. `Last-Event-ID` takes precedence. Without both, the stream begins with the
+    /// next event.
     #[serde(default, deserialize_with = "sequence")]
     after: Option<i64>,
 }
 
-/// List what happened to all machines, the newest first.
+/// List the events of all machines, newest first.
 #[utoipa::path(
     get, path = "/v1/admin/events", tag = "Events", security(("api_key" = [])), params(EventParameters, PageParameters),
     responses((status = 200, body = Page<Event>), (status = "4XX", body = Problem)),
@@ -115,8 +116,8 @@ async fn list(
     Ok(Json(page.page(found, |event| event.id)))
 }
 
-/// Stream what happens to all machines, in one order, as server-sent events. `id` is the sequence; with it in
-/// `Last-Event-ID` a stream goes on where another one stopped, on any replica.
+/// Stream the events of all machines in one order, as server-sent events. The `id` is the sequence. Send it as
+/// `Last-Event-ID` to continue after it, on any replica.
 #[utoipa::path(
     get, path = "/v1/admin/events/stream", tag = "Events", security(("api_key" = [])),
     params(StreamParameters, ("Last-Event-ID" = Option<i64>, Header)),
@@ -137,7 +138,7 @@ async fn stream_events(
         kind: checked_kind(parameters.kind)?,
     };
     let mut items = subscription::subscribe(&services, caller.api_key, after, filter).await?;
-    let items = stream::poll_fn(move |context| items.poll_recv(context)).map(|item| written(&item));
+    let items = stream::poll_fn(move |context| items.poll_recv(context)).map(|item| encode(&item));
     let begin = stream::iter([Bytes::from_static(RECONNECT.as_bytes())]);
     let body = Body::from_stream(begin.chain(items).map(Ok::<_, Infallible>));
     let headers = [
@@ -151,7 +152,7 @@ async fn stream_events(
 fn checked_kind(kind: Option<String>) -> ApiResult<Option<String>> {
     match kind {
         Some(unknown) if !is_kind(&unknown) => Err(ApiProblem::malformed(format!(
-            "kind: there are no events of this kind; there are {}",
+            "kind: this kind is unknown; known kinds are {}",
             KINDS.join(", ")
         ))),
         kind => Ok(kind),
@@ -167,24 +168,24 @@ fn sequence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D
     sequence.map(Some).map_err(|_| D::Error::custom(words))
 }
 
-/// The header wins: a browser that connects again sends the address that it was given at first.
+/// The header takes precedence: a browser that reconnects repeats the original URL.
 fn resume_point(headers: &HeaderMap, after: Option<i64>) -> ApiResult<Option<i64>> {
     let point = match headers.get(LAST_EVENT_ID) {
         Some(value) if value.is_empty() => after,
         Some(value) => {
             let sequence = value.to_str().ok().and_then(|value| value.trim().parse().ok());
-            let refusal = || ApiProblem::malformed("Last-Event-ID has to be the id of an event of this stream");
+            let refusal = || ApiProblem::malformed("Last-Event-ID must be the id of an event of this stream");
             Some(sequence.ok_or_else(refusal)?)
         }
         None => after,
     };
     if point.is_some_and(|point| point < 0) {
-        return Err(ApiProblem::malformed("a stream cannot begin after a negative sequence"));
+        return Err(ApiProblem::malformed("after must not be negative"));
     }
     Ok(point)
 }
 
-fn written(item: &Item) -> Bytes {
+fn encode(item: &Item) -> Bytes {
     let text = match item {
         Item::Event(event) => block(event.sequence, &event.event.kind, event.as_ref()),
         Item::Gap(gap) => block(gap.oldest_available.saturating_sub(1), GAP, gap),
@@ -193,7 +194,7 @@ fn written(item: &Item) -> Bytes {
     text.into()
 }
 
-/// JSON of serde has no line break, so the data is one line.
+/// serde writes JSON without line breaks, so the data is one line.
 fn block<T: Serialize>(id: i64, kind: &str, value: &T) -> String {
     let json = serde_json::to_string(value).unwrap_or_default();
     format!("id: {id}\nevent: {kind}\ndata: {json}\n\n")
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_wins_over_the_address_and_has_to_be_a_sequence() {
+    fn the_header_takes_precedence_over_the_query_and_must_be_a_sequence() {
         assert_eq!(resume_point(&HeaderMap::new(), None).unwrap(), None);
         assert_eq!(resume_point(&HeaderMap::new(), Some(3)).unwrap(), Some(3));
         assert_eq!(resume_point(&headers("7"), Some(3)).unwrap(), Some(7));

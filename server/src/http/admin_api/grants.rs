@@ -52,7 +52,7 @@ impl From<GrantError> for ApiProblem {
     }
 }
 
-/// Make a grant.
+/// Create a grant.
 #[utoipa::path(
     post, path = "/v1/admin/grants", tag = "Grants", security(("api_key" = [])),
     request_body = CreateGrant,
@@ -67,7 +67,7 @@ async fn create(
     Ok((StatusCode::CREATED, Json(grant)))
 }
 
-/// List grants, those that have expired included.
+/// List grants, including expired ones.
 #[utoipa::path(
     get, path = "/v1/admin/grants", tag = "Grants", security(("api_key" = [])), params(PageParameters),
     responses((status = 200, body = Page<Grant>), (status = "4XX", body = Problem)),
@@ -106,7 +106,7 @@ async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What a check-in now would give a machine, and why.
+/// Read which permissions a check-in of a machine would give now, and why.
 #[utoipa::path(
     post, path = "/v1/admin/grants/evaluate", tag = "Grants", security(("api_key" = [])),
     request_body = Evaluate,
@@ -120,7 +120,7 @@ async fn evaluate(
     Ok(Json(grants::evaluate_for(&services, request.machine_id).await?))
 }
 
-/// What a check-in now would give this machine, and why.
+/// Read which permissions a check-in of this machine would give now, and why.
 #[utoipa::path(
     get, path = "/v1/admin/machines/{id}/grants", tag = "Grants", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)),

@@ -34,9 +34,9 @@ use crate::{
     store::inventory::InventoryFilter,
 };
 
-/// How long an import may work on what it was sent.
+/// How long an import may run after its body has arrived.
 const IMPORT_TIME: Duration = Duration::from_mins(2);
-/// When a caller that found another import under way tries again.
+/// When to retry if another import is running.
 const BUSY_RETRY_SECONDS: u64 = 5;
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
@@ -52,8 +52,8 @@ impl From<InventoryError> for ApiProblem {
         match error {
             InventoryError::Unreadable(_) | InventoryError::Empty => Self::malformed(detail),
             InventoryError::Rows { first, .. } => {
-                let told = |RowError { line, detail }| LineError { line, detail };
-                Self::malformed(detail).errors(first.into_iter().map(told).collect())
+                let line = |RowError { line, detail }| LineError { line, detail };
+                Self::malformed(detail).errors(first.into_iter().map(line).collect())
             }
             InventoryError::Busy | InventoryError::Interrupted => {
                 Self::new(ProblemKind::Unavailable, detail).retry_after(BUSY_RETRY_SECONDS)
@@ -64,7 +64,7 @@ impl From<InventoryError> for ApiProblem {
     }
 }
 
-/// A serial number from the path; what none can be is in no inventory.
+/// A serial number from the path. An invalid one is "not found".
 struct SerialNumber(String);
 
 impl FromRequestParts<Arc<Services>> for SerialNumber {
@@ -77,7 +77,7 @@ impl FromRequestParts<Arc<Services>> for SerialNumber {
     }
 }
 
-/// A file, and what it is written in.
+/// A file and its format.
 struct Upload {
     format: Format,
     body: Bytes,
@@ -91,7 +91,7 @@ impl FromRequest<Arc<Services>> for Upload {
             Some("application/json") => Format::Json,
             Some("text/csv") => Format::Csv,
             _ => {
-                let detail = "the body has to be application/json or text/csv";
+                let detail = "the body must be application/json or text/csv";
                 return Err(ApiProblem::new(ProblemKind::UnsupportedMediaType, detail));
             }
         };
@@ -100,15 +100,15 @@ impl FromRequest<Arc<Services>> for Upload {
     }
 }
 
-/// What becomes of the rows that an import does not name.
+/// What happens to rows that an import does not name.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ImportParameters {
-    /// `replace` (they are removed; this where absent) or `merge` (they stay).
+    /// `replace` deletes them and is the default; `merge` keeps them.
     #[param(inline)]
     mode: Option<ImportMode>,
-    /// Whether an import of no row is meant, which removes every row that there is.
+    /// Confirms that an import without rows is intended. With `replace` it deletes all rows.
     #[serde(default)]
     allow_empty: bool,
 }
@@ -118,11 +118,11 @@ struct ImportParameters {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct InventoryParameters {
-    /// Whether a machine of that serial number is enrolled: active or quarantined.
+    /// Whether a machine with that serial number is enrolled: active or quarantined.
     enrolled: Option<bool>,
 }
 
-/// List the inventory, in the order of the serial numbers.
+/// List the inventory in the order of serial numbers.
 #[utoipa::path(
     get, path = "/v1/admin/inventory", tag = "Inventory", security(("api_key" = [])), params(InventoryParameters, PageParameters),
     responses((status = 200, body = Page<InventoryItem>), (status = "4XX", body = Problem)),
@@ -142,8 +142,8 @@ async fn list(
     Ok(Json(page.page(found, |item| item.serial_number.clone())))
 }
 
-/// Import the inventory: all of it or nothing. CSV has the columns `serial_number`, `labels` (`key=value;key=value`) and
-/// `owner`, in any order, and a header. Repeating it changes nothing.
+/// Import the inventory, completely or not at all. CSV needs a header and has the columns `serial_number`, `labels`
+/// (`key=value;key=value`) and `owner`, in any order. Repeating it changes nothing.
 #[utoipa::path(
     put, path = "/v1/admin/inventory", tag = "Inventory", security(("api_key" = [])), params(ImportParameters),
     request_body(content((ImportInventory = "application/json"), (String = "text/csv"))),
@@ -164,7 +164,7 @@ async fn import(
     Ok(Json(imported))
 }
 
-/// Read what the inventory says of a serial number.
+/// Read the inventory's entry for a serial number.
 #[utoipa::path(
     get, path = "/v1/admin/inventory/{serial_number}", tag = "Inventory", security(("api_key" = [])),
     params(("serial_number" = String, Path)),
@@ -178,7 +178,8 @@ async fn find(
     Ok(Json(inventory::find(&services, &serial_number).await?))
 }
 
-/// Take a serial number out of the inventory. A machine whose assurance rests on it alone falls to `asserted`.
+/// Delete a serial number from the inventory. If a machine's assurance depends only on this entry, it falls to
+/// `asserted`.
 #[utoipa::path(
     delete, path = "/v1/admin/inventory/{serial_number}", tag = "Inventory", security(("api_key" = [])),
     params(("serial_number" = String, Path)),

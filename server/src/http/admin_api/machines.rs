@@ -1,4 +1,4 @@
-//! `/v1/admin/machines`: search, read, label, delete. Their status changes in `status_changes`.
+//! `/v1/admin/machines`: search, read, label, delete. Changes of status are in `status_changes`.
 
 use std::sync::Arc;
 
@@ -30,8 +30,8 @@ use crate::{
     store::machines::search::MachineFilter,
 };
 
-/// The longest text to search for, in bytes: nothing that is searched is longer.
-const LONGEST_PART: usize = 256;
+/// The longest search text, in bytes. No searched value is longer.
+const MAX_PART: usize = 256;
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
@@ -56,36 +56,37 @@ impl From<MachineError> for ApiProblem {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct MachineParameters {
-    /// Where they stand.
+    /// Their status.
     #[param(inline)]
     status: Option<MachineStatus>,
-    /// What stands behind their serial number.
+    /// How well their serial number is confirmed.
     #[param(inline)]
     assurance: Option<Assurance>,
     /// How recently they checked in.
     #[param(inline)]
     liveness: Option<Liveness>,
-    /// Whether the inventory names their serial number.
+    /// Whether the inventory has their serial number.
     in_inventory: Option<bool>,
-    /// A label that they have, as `key:value`.
+    /// One of their labels, as `key:value`.
     label: Option<String>,
-    /// A part of the serial number, host name, id, a label (`key:value`) or the key's thumbprint, in any case, without
-    /// wildcards. Without three letters or digits in a row, a page may end before it is full: go on with `next_cursor`.
+    /// A part of the serial number, host name, id, a label (`key:value`) or the key's thumbprint. Case is ignored, and
+    /// there are no wildcards. Without three consecutive letters or digits, a page may end before it is full: continue
+    /// with `next_cursor`.
     q: Option<String>,
 }
 
 impl MachineParameters {
     fn filter(self) -> ApiResult<MachineFilter> {
         let part = self.q.filter(|part| !part.is_empty());
-        if part.as_ref().is_some_and(|part| part.len() > LONGEST_PART) {
-            return Err(ApiProblem::malformed(format!("q is longer than {LONGEST_PART} bytes")));
+        if part.as_ref().is_some_and(|part| part.len() > MAX_PART) {
+            return Err(ApiProblem::malformed(format!("q is longer than {MAX_PART} bytes")));
         }
-        // No value holds one, and what is searched is separated by one.
+        // No value contains one, and one separates the searched values.
         if part.as_ref().is_some_and(|part| part.contains(char::is_control)) {
-            return Err(ApiProblem::malformed("q holds a control character"));
+            return Err(ApiProblem::malformed("q contains a control character"));
         }
         if self.label.as_ref().is_some_and(|label| !label.contains(':')) {
-            return Err(ApiProblem::malformed("label has to be of the form key:value"));
+            return Err(ApiProblem::malformed("label must have the form key:value"));
         }
         Ok(MachineFilter {
             status: self.status,
@@ -134,7 +135,7 @@ async fn find(
     Ok(Json(machines::find(&services, id).await?))
 }
 
-/// Change labels and note, by a merge patch (RFC 7396).
+/// Change labels and note with a merge patch (RFC 7396).
 #[utoipa::path(
     patch, path = "/v1/admin/machines/{id}", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = PatchMachine,
@@ -149,7 +150,7 @@ async fn patch(
     Ok(Json(machines::patch(&services, &caller.origin, id, &patch).await?))
 }
 
-/// Revoke a machine and remove its record. Events, certificates and audit stay.
+/// Revoke a machine and delete its record. Its events, certificates and audit entries stay.
 #[utoipa::path(
     delete, path = "/v1/admin/machines/{id}", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)),
@@ -160,7 +161,7 @@ async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// List a machine's certificates, the newest first; of a deleted one too.
+/// List a machine's certificates, newest first. This includes deleted machines.
 #[utoipa::path(
     get, path = "/v1/admin/machines/{id}/certificates", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path), PageParameters),
@@ -172,7 +173,7 @@ async fn certificates(
     Id(id): Id,
     List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Certificate>>> {
-    // A serial number has 16 bytes, as an id has.
+    // A serial number has 16 bytes, like an id.
     let after = page.after.map(|serial_number: Uuid| serial_number.simple().to_string());
     let found = machines::certificates(&services, id, after.as_deref(), page.rows()).await?;
     Ok(Json(page.page(found, |certificate| {
@@ -180,7 +181,7 @@ async fn certificates(
     })))
 }
 
-/// List what happened to a machine, the newest first; to a deleted one too.
+/// List a machine's events, newest first. This includes deleted machines.
 #[utoipa::path(
     get, path = "/v1/admin/machines/{id}/events", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path), PageParameters),

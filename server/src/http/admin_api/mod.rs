@@ -1,4 +1,4 @@
-//! `/v1/admin`: what administrators call. One noun, one file.
+//! `/v1/admin`: the operations for administrators, one file for each noun.
 
 mod api_keys;
 mod apple_attestations;

@@ -43,7 +43,7 @@ impl From<PermissionError> for ApiProblem {
     }
 }
 
-/// Make a permission.
+/// Create a permission.
 #[utoipa::path(
     post, path = "/v1/admin/permissions", tag = "Permissions", security(("api_key" = [])),
     request_body = CreatePermission,
@@ -86,7 +86,7 @@ async fn find(
     Ok(Json(permissions::find(&services, id).await?))
 }
 
-/// Delete a permission, and its grants with it.
+/// Delete a permission and its grants.
 #[utoipa::path(
     delete, path = "/v1/admin/permissions/{id}", tag = "Permissions", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)),

@@ -21,7 +21,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(read))
 }
 
-/// Read the fleet in figures.
+/// Read statistics about the fleet.
 #[utoipa::path(
     get, path = "/v1/admin/stats", tag = "Stats", security(("api_key" = [])),
     responses((status = 200, body = Stats), (status = "4XX", body = Problem)),
@@ -32,7 +32,7 @@ async fn read(
     deadline: Option<Deadline>,
 ) -> ApiResult<Json<Stats>> {
     if let Some(deadline) = deadline {
-        // That of a count which is under way already, and then one's own.
+        // A count that is already running, and then this request's own.
         deadline.allow(2 * stats::LONGEST_COUNT);
     }
     Ok(Json(stats::read(&services).await?))

@@ -40,8 +40,8 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(revoke))
 }
 
-/// Hold a machine back: once this has answered, no check-in yields a grant. The same again changes nothing; with another reason it is a
-/// conflict.
+/// Quarantine a machine. After the response, no check-in gives a grant. Repeating it with the same reason changes
+/// nothing; another reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/quarantine", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -58,8 +58,7 @@ async fn quarantine(
     Ok(Json(machine))
 }
 
-/// Let a quarantined machine check in again. The same again changes nothing; with another reason it is a
-/// conflict.
+/// Release a machine from quarantine. Repeating it with the same reason changes nothing; another reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/release", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -75,8 +74,8 @@ async fn release(
     Ok(Json(machine))
 }
 
-/// Put a machine out for good, and revoke its keys and certificates. The same again changes nothing; with another reason it is a
-/// conflict.
+/// Revoke a machine permanently, with its keys and certificates. Repeating it with the same reason changes nothing;
+/// another reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/revoke", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,

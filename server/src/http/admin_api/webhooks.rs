@@ -53,12 +53,12 @@ impl From<WebhookError> for ApiProblem {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct DeliveryParameters {
-    /// How they stand.
+    /// Their status.
     #[param(inline)]
     status: Option<DeliveryStatus>,
 }
 
-/// Make a webhook; its secret is shown this once.
+/// Create a webhook. Its secret is shown only once.
 #[utoipa::path(
     post, path = "/v1/admin/webhooks", tag = "Webhooks", security(("api_key" = [])), request_body = CreateWebhook,
     responses((status = 201, body = CreatedWebhook), (status = "4XX", body = Problem)),
@@ -73,7 +73,7 @@ async fn create(
     Ok((StatusCode::CREATED, Json(CreatedWebhook { webhook, secret })))
 }
 
-/// List webhooks, disabled ones included.
+/// List webhooks, including disabled ones.
 #[utoipa::path(
     get, path = "/v1/admin/webhooks", tag = "Webhooks", security(("api_key" = [])), params(PageParameters),
     responses((status = 200, body = Page<Webhook>), (status = "4XX", body = Problem)),
@@ -101,7 +101,7 @@ async fn find(
     Ok(Json(webhooks::find(&services, id).await?))
 }
 
-/// Remove a webhook with its deliveries. An attempt that is under way may still arrive.
+/// Delete a webhook and its deliveries. A running attempt may still arrive.
 #[utoipa::path(
     delete, path = "/v1/admin/webhooks/{id}", tag = "Webhooks", security(("api_key" = [])),
     params(("id" = Uuid, Path)),
@@ -112,7 +112,7 @@ async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Deliver a `webhook.test`, in the way in which events are delivered.
+/// Deliver an event `webhook.test`, in the same way as other events.
 #[utoipa::path(
     post, path = "/v1/admin/webhooks/{id}/test", tag = "Webhooks", security(("api_key" = [])),
     params(("id" = Uuid, Path)),
@@ -127,7 +127,7 @@ async fn test(
     Ok((StatusCode::ACCEPTED, Json(test)))
 }
 
-/// List a webhook's deliveries, the newest first.
+/// List a webhook's deliveries, newest first.
 #[utoipa::path(
     get, path = "/v1/admin/webhooks/{id}/deliveries", tag = "Webhooks", security(("api_key" = [])),
     params(("id" = Uuid, Path), DeliveryParameters, PageParameters),

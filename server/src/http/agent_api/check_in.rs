@@ -25,7 +25,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(check_in))
 }
 
-/// Check in with fresh evidence; answered after the check-in is durable, with the grants of this moment.
+/// Check in with fresh evidence. The response contains the current grants, and is sent after the check-in is durable.
 #[utoipa::path(
     post, path = "/v1/check-in", tag = "Agents", request_body = CheckInRequest,
     responses((status = 200, body = CheckedIn), (status = "4XX", body = Problem), (status = "5XX", body = Problem)),
@@ -37,7 +37,7 @@ async fn check_in(
     extract::Json(request): extract::Json<CheckInRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Json<CheckedIn>)> {
     let request_id = request_id.to_string();
-    // Boxed, so that the layers around copy a pointer and not some kilobytes.
+    // Boxed: otherwise each layer would copy several kilobytes instead of a pointer.
     let answer = Box::pin(check_in::check_in(
         &services,
         &request_id,

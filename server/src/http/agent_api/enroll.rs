@@ -65,8 +65,8 @@ impl From<EnrollError> for ApiProblem {
     post, path = "/v1/enroll", tag = "Agents", request_body = EnrollRequest,
     responses(
         (status = 201, body = Enrolled, description = "This call issued the certificate."),
-        (status = 200, body = Enrolled, description = "An earlier call did."),
-        (status = 202, body = EnrollmentPending, description = "An administrator has to approve; repeat the call."),
+        (status = 200, body = Enrolled, description = "An earlier call issued the certificate."),
+        (status = 202, body = EnrollmentPending, description = "The enrollment waits for an administrator's approval. Repeat the call."),
         (status = "4XX", body = Problem), (status = "5XX", body = Problem),
     ),
 )]

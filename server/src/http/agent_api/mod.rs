@@ -1,5 +1,5 @@
-//! `/v1`: what agents call. Every answer, refusals included, carries a fresh nonce, so that a machine in steady state
-//! needs one round trip.
+//! `/v1`: the operations for agents. Every response, including errors, contains a fresh nonce. A machine in steady
+//! state therefore needs one round trip.
 
 mod check_in;
 mod enroll;
@@ -32,7 +32,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(renew::router())
 }
 
-/// Adds what every answer of an agent endpoint carries.
+/// Adds the headers of every response to an agent.
 pub(super) async fn add_nonce(
     services: &Services,
     request: Request,

@@ -1,4 +1,4 @@
-//! What MDMs call: their webhooks.
+//! The operations for MDMs: their webhooks.
 
 mod nanomdm;
 

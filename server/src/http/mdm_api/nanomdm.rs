@@ -1,4 +1,4 @@
-//! `/v1/mdm/nanomdm`: the webhook of NanoMDM, and of MicroMDM, whose envelope it shares.
+//! `/v1/mdm/nanomdm`: the webhook of NanoMDM and MicroMDM, which use the same envelope.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ impl From<MdmError> for ApiProblem {
     }
 }
 
-/// Take an event of an MDM. An attestation in a device's answer is bound to the machine whose serial number Apple attests;
-/// everything else is ignored. The same event again changes nothing.
+/// Handle an event of an MDM. An attestation in a device's response is bound to the machine whose serial number Apple
+/// attests. Everything else is ignored. Repeating the event changes nothing.
 #[utoipa::path(
     post, path = "/v1/mdm/nanomdm", tag = "MDM", security(("api_key" = []), ("api_key_as_password" = [])),
     request_body = MdmEvent,

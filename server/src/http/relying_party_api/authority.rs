@@ -1,4 +1,4 @@
-//! `/v1/ca`: the certificates that everything is verified against.
+//! `/v1/ca`: the CA certificates.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ use crate::{
 
 const PEM: &str = "application/pem-certificate-chain";
 const DER: &str = "application/pkix-cert";
-/// An hour at most: roots change with weeks of notice, issuing CAs with days.
-const LONGEST_CACHED: Duration = Duration::hours(1);
+/// At most an hour: roots change with weeks of notice, issuing CAs with days.
+const MAX_CACHED: Duration = Duration::hours(1);
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
@@ -30,7 +30,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(one_issuer))
 }
 
-/// The roots.
+/// Read the root certificates.
 #[utoipa::path(
     get, path = "/v1/ca/bundle.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String)),
@@ -42,7 +42,7 @@ async fn bundle(State(services): State<Arc<Services>>) -> impl IntoResponse {
     )
 }
 
-/// The CA that issues now and its root, and behind them the other issuing CAs whose certificates may be valid now or soon.
+/// Read the CA that issues now and its root. The other issuing CAs that may be in use now or soon follow.
 #[utoipa::path(
     get, path = "/v1/ca/chain.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String)),
@@ -54,7 +54,7 @@ async fn chain(State(services): State<Arc<Services>>) -> impl IntoResponse {
     )
 }
 
-/// The CA that issues now.
+/// Read the CA that issues now.
 #[utoipa::path(
     get, path = "/v1/ca/issuer.cer", tag = "Relying parties",
     responses((status = 200, content_type = DER, body = Vec<u8>)),
@@ -64,7 +64,7 @@ async fn issuer(State(services): State<Arc<Services>>) -> impl IntoResponse {
     (headers(&services, DER), certificate)
 }
 
-/// One issuing CA, where the caIssuers of the certificates that it issued points.
+/// Read one issuing CA. The caIssuers URL of a certificate points here.
 #[utoipa::path(
     get, path = "/v1/ca/issuer/{key_identifier}", tag = "Relying parties",
     params(("key_identifier" = String, Path, description = "The CA's subject key identifier, in hex")),
@@ -86,6 +86,6 @@ fn headers(services: &Services, media_type: &'static str) -> [(HeaderName, Strin
     let overlap = services.rotation.policy.ca_overlap;
     [
         (header::CONTENT_TYPE, media_type.to_owned()),
-        (header::CACHE_CONTROL, cached_for(LONGEST_CACHED, overlap)),
+        (header::CACHE_CONTROL, cached_for(MAX_CACHED, overlap)),
     ]
 }

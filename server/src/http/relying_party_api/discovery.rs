@@ -1,4 +1,4 @@
-//! `/.well-known`: the documents from which a stock JWT library verifies grant tokens.
+//! `/.well-known`: the documents with which a standard JWT library verifies grant tokens.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::cached_for;
 use crate::services::Services;
 
-/// Nothing in it rotates.
+/// For a document that does not change with key rotation.
 const CACHE_CONTROL: &str = "public, max-age=300";
-/// Five minutes at most: a new grant key is published for longer before it signs.
-const LONGEST_CACHED: Duration = Duration::minutes(5);
+/// At most five minutes: a new grant key is published for longer before it signs.
+const MAX_CACHED: Duration = Duration::minutes(5);
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
@@ -24,15 +24,15 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(spiffe_bundle))
 }
 
-/// OpenID Provider metadata, as far as it applies to an issuer of tokens that nobody logs in at.
+/// The OpenID Provider metadata that apply to an issuer without logins.
 #[derive(Serialize, ToSchema)]
 struct Discovery {
     issuer: String,
     jwks_uri: String,
-    /// RFC 8414: a live answer for a token, by an API key.
+    /// RFC 8414. The current state of a token, for callers with an API key.
     introspection_endpoint: String,
     introspection_endpoint_auth_methods_supported: [&'static str; 1],
-    /// No URL: nobody is authorized in a browser. Some libraries refuse a document without this member.
+    /// Not a URL, because there are no logins in a browser. Some libraries reject a document without this member.
     authorization_endpoint: &'static str,
     response_types_supported: [&'static str; 1],
     subject_types_supported: [&'static str; 1],
@@ -40,7 +40,7 @@ struct Discovery {
     claims_supported: [&'static str; 12],
 }
 
-/// The discovery document.
+/// Read the discovery document.
 #[utoipa::path(
     get, path = "/.well-known/openid-configuration", tag = "Relying parties",
     responses((status = 200, body = Discovery)),
@@ -74,7 +74,7 @@ async fn configuration(State(services): State<Arc<Services>>) -> impl IntoRespon
     ([(header::CACHE_CONTROL, CACHE_CONTROL)], Json(discovery))
 }
 
-/// The keys that grant tokens are signed with.
+/// Read the public keys that verify grant tokens.
 #[utoipa::path(
     get, path = "/.well-known/jwks.json", tag = "Relying parties",
     responses((status = 200, content_type = "application/jwk-set+json", body = JsonWebKeySet)),
@@ -83,13 +83,12 @@ async fn key_set(State(services): State<Arc<Services>>) -> impl IntoResponse {
     let overlap = services.rotation.policy.grant_key_overlap;
     let headers = [
         (header::CONTENT_TYPE, "application/jwk-set+json".to_owned()),
-        (header::CACHE_CONTROL, cached_for(LONGEST_CACHED, overlap)),
+        (header::CACHE_CONTROL, cached_for(MAX_CACHED, overlap)),
     ];
     (headers, Json(services.authority.load().key_set().clone()))
 }
 
-/// The trust bundle of the trust domain as SPIFFE has it: the roots for X.509-SVIDs, and the keys of grant tokens, which are
-/// JWT-SVIDs.
+/// Read the trust domain's SPIFFE bundle: the roots for X.509-SVIDs and the keys for grant tokens, which are JWT-SVIDs.
 #[utoipa::path(
     get, path = "/.well-known/spiffe-bundle", tag = "Relying parties",
     responses((status = 200, body = SpiffeBundle)),
@@ -97,15 +96,12 @@ async fn key_set(State(services): State<Arc<Services>>) -> impl IntoResponse {
 async fn spiffe_bundle(State(services): State<Arc<Services>>) -> impl IntoResponse {
     let (authority, policy) = (services.authority.load(), &services.rotation.policy);
     let overlap = policy.grant_key_overlap.min(policy.ca_overlap);
-    let refresh_hint = LONGEST_CACHED.min(overlap / 2).whole_seconds().unsigned_abs();
+    let refresh_hint = MAX_CACHED.min(overlap / 2).whole_seconds().unsigned_abs();
     let bundle = SpiffeBundle {
         keys: authority.spiffe_keys().to_vec(),
         spiffe_sequence: authority.version(),
-        // Of 0 a client would make no pause.
+        // With 0, a client would poll without a pause.
         spiffe_refresh_hint: refresh_hint.max(1),
     };
-    (
-        [(header::CACHE_CONTROL, cached_for(LONGEST_CACHED, overlap))],
-        Json(bundle),
-    )
+    ([(header::CACHE_CONTROL, cached_for(MAX_CACHED, overlap))], Json(bundle))
 }

@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`, for whatever supervises the server and balances its load.
+//! `/healthz` and `/readyz`, for supervisors and load balancers.
 
 use std::sync::Arc;
 
@@ -19,13 +19,14 @@ struct Health {
     status: &'static str,
 }
 
-/// Whether the process answers. Says nothing of the database: restarting the server would not mend that.
+/// Whether the process responds. This does not depend on the database, because a restart of the server would not repair
+/// it.
 #[utoipa::path(get, path = "/healthz", tag = "Health", responses((status = 200, body = Health)))]
 async fn live() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Whether requests can be served now: the database answers.
+/// Whether the server can handle requests now: the database responds.
 #[utoipa::path(
     get, path = "/readyz", tag = "Health",
     responses((status = 200, body = Health), (status = 503, body = Problem)),

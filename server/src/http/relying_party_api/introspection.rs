@@ -1,4 +1,5 @@
-//! `/v1/introspect` (RFC 7662): a live answer for a grant token, for relying parties that do not want to wait for its end.
+//! `/v1/introspect` (RFC 7662): the current state of a grant token, for relying parties that cannot wait until it
+//! expires.
 
 use std::sync::Arc;
 
@@ -26,28 +27,28 @@ pub(in crate::http) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(token))
 }
 
-/// What is asked. Other parameters, such as `token_type_hint`, are ignored.
+/// The request. Other parameters, such as `token_type_hint`, are ignored.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "it describes the form, which is read parameter by parameter")]
+#[expect(dead_code, reason = "documents the form, whose parameters are read one by one")]
 struct IntrospectionRequest {
     /// The grant token.
     token: String,
 }
 
-/// `{"active": false}` and nothing else, or everything that the token still says.
+/// Only `{"active": false}`, or all claims that still apply.
 #[derive(Serialize, ToSchema)]
 struct Introspection {
-    /// Whether the token grants something now.
+    /// Whether the token is valid and grants something now.
     active: bool,
-    /// `Bearer`, for an active one; `cnf` says which key whoever presents it should prove.
+    /// `Bearer` if the token is active. `cnf` names the key that the presenter of the token should prove.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_type: Option<&'static str>,
-    /// With no permission that is not granted any more, and the machine's assurance now.
+    /// Without permissions that are no longer granted, and with the machine's current assurance.
     #[serde(flatten)]
     claims: Option<GrantClaims>,
 }
 
-/// Say what a grant token is worth now: what a check-in would give the machine at this moment.
+/// Read what a grant token is worth now: what a check-in would give the machine at this moment.
 #[utoipa::path(
     post, path = "/v1/introspect", tag = "Relying parties", security(("api_key" = [])),
     request_body(content = IntrospectionRequest, content_type = FORM),
@@ -60,7 +61,7 @@ async fn token(
 ) -> ApiResult<impl IntoResponse> {
     let mut tokens = parameters.iter().filter(|(name, _)| name == "token");
     let (Some((_, token)), None) = (tokens.next(), tokens.next()) else {
-        return Err(ApiProblem::malformed("the form has to hold the parameter token once"));
+        return Err(ApiProblem::malformed("the form must contain the parameter token once"));
     };
     let claims = introspect(&services, token).await?;
     let introspection = Introspection {
@@ -68,6 +69,6 @@ async fn token(
         token_type: claims.as_ref().map(|_| "Bearer"),
         claims,
     };
-    // What it says may be otherwise a moment later.
+    // The state may change at any time.
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(introspection)))
 }

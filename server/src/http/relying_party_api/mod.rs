@@ -1,5 +1,5 @@
-//! What relying parties read, without credentials: what they need to verify certificates and grant tokens offline. And,
-//! with an API key, what a grant token is worth now.
+//! The operations for relying parties. Without credentials: what they need to verify certificates and grant tokens
+//! offline. With an API key: the current state of a grant token.
 
 mod authority;
 mod discovery;
@@ -20,7 +20,7 @@ pub(super) use health::router as health;
 pub(super) use introspection::router as introspection;
 pub(super) use openapi::Published;
 
-/// How long a document may be kept that a new key has to be in before the key signs.
+/// How long a document may be cached. A new key must reach all caches before it signs.
 fn cached_for(longest: Duration, overlap: Duration) -> String {
     format!("public, max-age={}", longest.min(overlap / 2).whole_seconds())
 }

@@ -28,10 +28,10 @@ use crate::{
 const PATH: &str = "/v1/ca/ocsp/";
 const REQUEST: &str = "application/ocsp-request";
 const RESPONSE: &str = "application/ocsp-response";
-/// For answers that anybody may be given: a revocation is known within 5 s.
+/// For cacheable responses: relying parties must learn of a revocation within 5 s.
 const SHARED: &str = "public, max-age=2, must-revalidate";
 
-/// Clients leave the padding out or not.
+/// Clients may omit the padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -41,12 +41,12 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .routes(routes!(post))
         .routes(routes!(get))
-        // Many clients leave the slashes of the base64 as they are.
+        // Many clients do not escape the slashes of base64.
         .route("/v1/ca/ocsp/{request}/", routing::get(get))
         .route("/v1/ca/ocsp/{request}/{*rest}", routing::get(get))
 }
 
-/// Ask for the status of certificates (RFC 6960), with a nonce or without (RFC 9654).
+/// Read the status of certificates (RFC 6960). The request may contain a nonce (RFC 9654).
 #[utoipa::path(
     post, path = "/v1/ca/ocsp", tag = "Relying parties",
     request_body(content_type = REQUEST, content = Vec<u8>),
@@ -55,17 +55,17 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
 async fn post(State(services): State<Arc<Services>>, request: Request) -> ApiResult<Response> {
     let media_type = request.headers().get(header::CONTENT_TYPE);
     if media_type.is_none_or(|media_type| media_type != REQUEST) {
-        let detail = format!("the body has to be {REQUEST}");
+        let detail = format!("the body must be {REQUEST}");
         return Err(ApiProblem::new(ProblemKind::UnsupportedMediaType, detail));
     }
     let body = read_body(request).await?;
     answer(&services, &body, false).await
 }
 
-/// Ask for the status of certificates with a request in base64.
+/// Read the status of certificates, with the request in base64.
 #[utoipa::path(
     get, path = "/v1/ca/ocsp/{request}", tag = "Relying parties",
-    params(("request" = String, Path, description = "The request in base64; its slashes may be written as %2F")),
+    params(("request" = String, Path, description = "The request in base64; slashes may be escaped as %2F")),
     responses((status = 200, content_type = RESPONSE, body = Vec<u8>), (status = "4XX", body = Problem)),
 )]
 async fn get(State(services): State<Arc<Services>>, uri: Uri) -> ApiResult<Response> {
@@ -74,10 +74,10 @@ async fn get(State(services): State<Arc<Services>>, uri: Uri) -> ApiResult<Respo
 }
 
 async fn answer(services: &Services, request: &[u8], is_cacheable: bool) -> ApiResult<Response> {
-    let answer = ocsp::answer(services, request)
+    let response = ocsp::answer(services, request)
         .await
         .map_err(|error| ApiProblem::internal(&error))?;
-    let cache_control = if is_cacheable && answer.is_for_all {
+    let cache_control = if is_cacheable && response.is_for_all {
         SHARED
     } else {
         "no-store"
@@ -86,10 +86,10 @@ async fn answer(services: &Services, request: &[u8], is_cacheable: bool) -> ApiR
         (header::CONTENT_TYPE, HeaderValue::from_static(RESPONSE)),
         (header::CACHE_CONTROL, HeaderValue::from_static(cache_control)),
     ];
-    Ok((headers, answer.der).into_response())
+    Ok((headers, response.der).into_response())
 }
 
-/// The base64 of a path: the alphabet of URLs as well, whose letters the other does not have.
+/// Decodes base64 from a path. The URL-safe alphabet is accepted too.
 fn decode(text: &str) -> Option<Vec<u8>> {
     let text = percent_decode_str(text).decode_utf8().ok()?;
     BASE64.decode(text.replace('-', "+").replace('_', "/")).ok()
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_read_as_clients_write_it() {
+    fn base64_is_decoded_in_all_forms_that_clients_use() {
         let bytes = [0x30, 0xff, 0xef, 0xbe, 0xfb];
         for written in ["MP/vvvs=", "MP/vvvs", "MP%2Fvvvs%3D", "MP%2fvvvs%3d", "MP_vvvs"] {
             assert_eq!(decode(written).as_deref(), Some(bytes.as_slice()), "{written}");

@@ -1,4 +1,4 @@
-//! `/openapi.json`: this API, described.
+//! `/openapi.json`: the description of this API.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::services::Services;
 
-/// The document as it is served, made once.
+/// The serialized document, made once.
 #[derive(Clone)]
 pub(in crate::http) struct Published(pub(in crate::http) Arc<str>);
 
@@ -15,7 +15,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(document))
 }
 
-/// The OpenAPI document.
+/// Read the OpenAPI document.
 #[utoipa::path(
     get, path = "/openapi.json", tag = "Relying parties",
     responses((status = 200, content_type = "application/json", body = serde_json::Value)),

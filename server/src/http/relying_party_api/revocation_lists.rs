@@ -19,10 +19,10 @@ use crate::{
 
 const DER: &str = "application/pkix-crl";
 const PEM: &str = "application/x-pem-file";
-/// A revocation is known within 5 s; asking again costs 304.
+/// Relying parties must learn of a revocation within 5 s. An unchanged list costs a response 304.
 const CACHE_CONTROL: &str = "public, max-age=2, must-revalidate";
 
-/// How long a list takes to be signed once the database answers.
+/// How long it takes to sign a list once the database works again.
 const LIST_RETRY_SECONDS: u64 = 5;
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
@@ -32,17 +32,17 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(all))
 }
 
-/// The revocation list of the CA that issues now.
+/// Read the revocation list of the CA that issues now.
 #[utoipa::path(
     get, path = "/v1/ca/crl", tag = "Relying parties",
     responses((status = 200, content_type = DER, body = Vec<u8>), (status = 304), (status = 503, body = Problem)),
 )]
 async fn of_issuing_ca(State(services): State<Arc<Services>>, headers: HeaderMap) -> ApiResult<Response> {
-    let list = lists::of_issuing_ca(&services).ok_or_else(run_out)?;
+    let list = lists::of_issuing_ca(&services).ok_or_else(no_current_list)?;
     Ok(der(&list, &headers))
 }
 
-/// The revocation list of one CA, issuing or root, where the certificates' distribution point leads.
+/// Read the revocation list of one CA, issuing or root. The certificates' distribution points lead here.
 #[utoipa::path(
     get, path = "/v1/ca/crl/{key_identifier}", tag = "Relying parties",
     params(("key_identifier" = String, Path, description = "The CA's subject key identifier, in hex")),
@@ -59,18 +59,18 @@ async fn of_one(
     if !lists::is_known(&services, &key_identifier) {
         return Err(ApiProblem::not_found("CA"));
     }
-    let list = lists::find(&services, &key_identifier).ok_or_else(run_out)?;
+    let list = lists::find(&services, &key_identifier).ok_or_else(no_current_list)?;
     Ok(der(&list, &headers))
 }
 
-/// The revocation lists of all CAs whose certificates may be valid, for those who check every certificate of a path. A root
-/// that somebody else holds has its list elsewhere.
+/// Read the revocation lists of all CAs in use, to check every certificate of a path. If the root's key is elsewhere,
+/// its list is too.
 #[utoipa::path(
     get, path = "/v1/ca/crls.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String), (status = 304), (status = 503, body = Problem)),
 )]
 async fn all(State(services): State<Arc<Services>>, headers: HeaderMap) -> ApiResult<Response> {
-    let lists = lists::all(&services).ok_or_else(run_out)?;
+    let lists = lists::all(&services).ok_or_else(no_current_list)?;
     let tags: Vec<String> = lists.iter().map(|list| list.tag()).collect();
     let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
     let body = || {
@@ -88,31 +88,31 @@ fn der(list: &PublishedList, headers: &HeaderMap) -> Response {
 fn respond<B: IntoResponse>(
     media_type: &'static str,
     tag: &str,
-    asked: &HeaderMap,
+    request: &HeaderMap,
     body: impl FnOnce() -> B,
 ) -> Response {
     let tag = format!("\"{tag}\"");
     let validators = [(header::ETAG, tag.as_str()), (header::CACHE_CONTROL, CACHE_CONTROL)];
-    if is_held(asked, &tag) {
+    if matches_cached(request, &tag) {
         return (StatusCode::NOT_MODIFIED, validators).into_response();
     }
-    // The body's own type would come first.
+    // The default media type of the body would come first.
     let mut response = (validators, body()).into_response();
     let media_type = HeaderValue::from_static(media_type);
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response
 }
 
-/// Whether the caller has this version already (RFC 9110, section 13.1.2: compared weakly).
-fn is_held(asked: &HeaderMap, tag: &str) -> bool {
-    let values = asked.get_all(header::IF_NONE_MATCH).iter();
+/// Whether the caller has cached this version. RFC 9110, section 13.1.2: the comparison is weak.
+fn matches_cached(request: &HeaderMap, tag: &str) -> bool {
+    let values = request.get_all(header::IF_NONE_MATCH).iter();
     values.filter_map(|value| value.to_str().ok()).any(|value| {
-        let mut held = value.split(',').map(str::trim);
-        held.any(|held| held == "*" || held.trim_start_matches("W/") == tag)
+        let mut cached = value.split(',').map(str::trim);
+        cached.any(|cached| cached == "*" || cached.trim_start_matches("W/") == tag)
     })
 }
 
-fn run_out() -> ApiProblem {
-    let detail = "there is no revocation list that is in force; repeat the call later";
+fn no_current_list() -> ApiProblem {
+    let detail = "there is no current revocation list; retry later";
     ApiProblem::new(ProblemKind::Unavailable, detail).retry_after(LIST_RETRY_SECONDS)
 }
