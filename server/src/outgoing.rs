@@ -1,5 +1,5 @@
-//! Calls that the server makes itself, to receivers of webhooks and to MDMs: with the system's roots, directly, without
-//! following a redirect, within limits.
+//! HTTP calls that the server makes, to webhook receivers and to MDMs. They use the system's roots and no proxy, follow
+//! no redirect, and are limited in time and size.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -8,20 +8,20 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 const IDLE_CONNECTIONS: usize = 4;
 
-/// Why there is nothing to call with.
+/// Why the HTTP client could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The TLS library refused its configuration.
-    #[error("TLS to other servers cannot be set up")]
+    /// The TLS library rejected its configuration.
+    #[error("cannot set up TLS for outgoing calls")]
     Tls(#[from] rustls::Error),
-    /// The HTTP library did.
-    #[error("HTTP to other servers cannot be set up")]
+    /// The HTTP library failed.
+    #[error("cannot set up the client for outgoing HTTP calls")]
     Http(#[from] reqwest::Error),
 }
 
-/// A client whose calls have ended after this time. A system without roots reaches nobody over https, and says so for
-/// each call: that is no reason not to serve.
-pub(crate) fn client(answered_within: Duration) -> Result<reqwest::Client, ClientError> {
+/// A client whose calls take at most `timeout`. On a system without roots, each https call fails with an error. That is
+/// no reason to refuse to start.
+pub(crate) fn client(timeout: Duration) -> Result<reqwest::Client, ClientError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -32,17 +32,18 @@ pub(crate) fn client(answered_within: Duration) -> Result<reqwest::Client, Clien
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .redirect(Policy::none())
-        .timeout(answered_within)
+        .timeout(timeout)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .user_agent(concat!("assay-server/", env!("CARGO_PKG_VERSION")))
         .build()?)
 }
 
-/// The beginning of an answer's body, so far as it comes. The connection can serve again when that is all of it.
-pub(crate) async fn read_some(mut answer: reqwest::Response, most: usize) -> Vec<u8> {
+/// The first `most` bytes of a response body, or fewer if the connection fails. The connection can be reused if the
+/// body ended there.
+pub(crate) async fn read_some(mut response: reqwest::Response, most: usize) -> Vec<u8> {
     let mut read = Vec::new();
     while read.len() < most {
-        match answer.chunk().await {
+        match response.chunk().await {
             Ok(Some(chunk)) => read.extend_from_slice(&chunk),
             Ok(None) | Err(_) => break,
         }
@@ -50,10 +51,10 @@ pub(crate) async fn read_some(mut answer: reqwest::Response, most: usize) -> Vec
     read
 }
 
-/// Why a call failed, without the address, which is on record beside it.
+/// Why a call failed. The URL is left out, because it is recorded beside this text.
 pub(crate) fn in_words(error: reqwest::Error) -> String {
     if error.is_timeout() {
-        return "no answer in time".to_owned();
+        return "timed out".to_owned();
     }
     let error = error.without_url();
     let mut cause: &dyn Error = &error;

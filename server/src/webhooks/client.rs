@@ -1,4 +1,4 @@
-//! Sending to receivers, and what their answers mean.
+//! Sends webhook messages to receivers.
 
 use std::time::Duration;
 
@@ -7,32 +7,31 @@ use reqwest::{StatusCode, header::CONTENT_TYPE};
 use super::message::Message;
 use crate::outgoing::{self, ClientError};
 
-/// From the beginning to the last byte of the answer that is read.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
-/// How much of an answer's body is read so that its connection can serve again.
+/// The limit for a whole call, up to the last byte read.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of a response body is read. A connection can be reused only if the body was read to its end.
 const BODY_READ: usize = 16 * 1024;
 
-/// Sends to any receiver.
+/// The HTTP client for all receivers.
 pub(crate) struct Client(reqwest::Client);
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// The receiver took it.
+pub(super) enum AttemptResult {
+    /// The receiver accepted the message.
     Delivered(u16),
-    /// The receiver wants nothing any more.
+    /// The receiver wants no more messages.
     Gone,
-    /// Anything else, in words.
+    /// Any other result.
     Failed { status: Option<u16>, error: String },
 }
 
 impl Client {
-    /// Sends to receivers.
     pub(crate) fn new() -> Result<Self, ClientError> {
-        Ok(Self(outgoing::client(ANSWERED_WITHIN)?))
+        Ok(Self(outgoing::client(TIMEOUT)?))
     }
 
-    pub(super) async fn send(&self, url: &str, message: Message) -> Outcome {
+    pub(super) async fn send(&self, url: &str, message: Message) -> AttemptResult {
         let request = self
             .0
             .post(url)
@@ -42,13 +41,13 @@ impl Client {
             .header("webhook-signature", message.signature)
             .body(message.body);
         match request.send().await {
-            Ok(answer) => {
-                let status = answer.status();
-                // Whatever comes of it: the status has said all.
-                outgoing::read_some(answer, BODY_READ).await;
-                outcome(status)
+            Ok(response) => {
+                let status = response.status();
+                // Errors are ignored: the status is the result.
+                outgoing::read_some(response, BODY_READ).await;
+                parse_result(status)
             }
-            Err(error) => Outcome::Failed {
+            Err(error) => AttemptResult::Failed {
                 status: None,
                 error: outgoing::in_words(error),
             },
@@ -56,16 +55,16 @@ impl Client {
     }
 }
 
-fn outcome(status: StatusCode) -> Outcome {
+fn parse_result(status: StatusCode) -> AttemptResult {
     if status.is_success() {
-        return Outcome::Delivered(status.as_u16());
+        return AttemptResult::Delivered(status.as_u16());
     }
     if status == StatusCode::GONE {
-        return Outcome::Gone;
+        return AttemptResult::Gone;
     }
-    Outcome::Failed {
+    AttemptResult::Failed {
         status: Some(status.as_u16()),
-        error: format!("the receiver answered {status}"),
+        error: format!("the receiver responded {status}"),
     }
 }
 
@@ -76,13 +75,13 @@ mod tests {
     #[test]
     fn only_success_is_success() {
         for status in 100..600 {
-            let outcome = outcome(StatusCode::from_u16(status).unwrap());
+            let result = parse_result(StatusCode::from_u16(status).unwrap());
             match status {
-                200..300 => assert_eq!(outcome, Outcome::Delivered(status)),
-                410 => assert_eq!(outcome, Outcome::Gone),
+                200..300 => assert_eq!(result, AttemptResult::Delivered(status)),
+                410 => assert_eq!(result, AttemptResult::Gone),
                 _ => assert!(
-                    matches!(&outcome, Outcome::Failed { status: Some(noted), error } if *noted == status && error.contains(&status.to_string())),
-                    "{outcome:?}"
+                    matches!(&result, AttemptResult::Failed { status: Some(actual), error } if *actual == status && error.contains(&status.to_string())),
+                    "{result:?}"
                 ),
             }
         }

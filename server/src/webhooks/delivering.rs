@@ -1,7 +1,8 @@
-//! Delivering: what is due is claimed in one short transaction, sent outside of any, and its result recorded in another.
+//! Delivery of webhooks. A short transaction claims due deliveries. They are sent outside of any transaction, and
+//! another one records the result.
 //!
-//! A replica that dies in between leaves a claim that runs out, and the delivery is attempted again under the same id: a
-//! receiver gets each at least once.
+//! If a replica dies in between, its claim expires and the delivery is attempted again with the same id. A receiver
+//! therefore gets each message at least once.
 
 use std::{
     collections::HashSet,
@@ -21,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{
-    client::Outcome,
+    client::AttemptResult,
     message::{Message, MessageError},
     schedule,
 };
@@ -36,87 +37,92 @@ use crate::{
     },
 };
 
-/// How long a due delivery waits at most while its receiver is well.
+/// How long a due delivery waits at most, while its receiver works.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// How long a replica has a delivery in hand: longer than an attempt takes, and its recording.
+/// How long a claim lasts: longer than an attempt and its recording take.
 const CLAIM: time::Duration = time::Duration::seconds(30);
-/// Attempts at once to one receiver, and to one whose last attempt failed.
-const AT_ONCE: usize = 8;
-const AT_ONCE_WHILE_FAILING: usize = 1;
-/// Attempts at once of this replica: more than there can be webhooks, so that receivers that do not answer hold nobody up.
-const AT_ONCE_IN_ALL: usize = 128;
-/// How long attempts that are under way may go on when the server stops.
+/// The number of concurrent attempts to one receiver, and to one whose last attempt failed.
+const CONCURRENT: usize = 8;
+const CONCURRENT_WHILE_FAILING: usize = 1;
+/// The number of concurrent attempts of this replica. There cannot be so many webhooks: receivers that do not respond
+/// block no others.
+const CONCURRENT_IN_TOTAL: usize = 128;
+/// How long running attempts may continue when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
 
-const GONE: &str = "the receiver answered 410 Gone: it wants nothing any more";
+const GONE: &str = "the receiver responded 410 Gone: it wants no more messages";
 
-/// Delivers whatever is due, again and again, until the server stops.
+/// Delivers everything that is due, until the server stops.
 pub(crate) async fn run_deliverer(services: Arc<Services>, shutdown: CancellationToken) {
     let deliverer = Arc::new(Deliverer {
         services,
-        in_hand: Mutex::default(),
-        places: Arc::new(Semaphore::new(AT_ONCE_IN_ALL)),
+        busy: Mutex::default(),
+        permits: Arc::new(Semaphore::new(CONCURRENT_IN_TOTAL)),
         workers: TaskTracker::new(),
         shutdown: shutdown.clone(),
-        cut_off: CancellationToken::new(),
+        abort: CancellationToken::new(),
     });
     periodic::repeat("deliver to webhooks", INTERVAL, &shutdown, || deliverer.start_workers()).await;
     deliverer.workers.close();
     if timeout(GRACE, deliverer.workers.wait()).await.is_err() {
-        deliverer.cut_off.cancel();
+        deliverer.abort.cancel();
         deliverer.workers.wait().await;
     }
 }
 
 struct Deliverer {
     services: Arc<Services>,
-    /// The webhooks that have a worker.
-    in_hand: Mutex<HashSet<Uuid>>,
-    places: Arc<Semaphore>,
+    /// The webhooks that a worker is serving.
+    busy: Mutex<HashSet<Uuid>>,
+    permits: Arc<Semaphore>,
     workers: TaskTracker,
     shutdown: CancellationToken,
-    cut_off: CancellationToken,
+    abort: CancellationToken,
 }
 
 impl Deliverer {
-    /// Starts a worker for each webhook that has something due and none.
+    /// Starts a worker for each webhook that has due deliveries and no worker.
     async fn start_workers(self: &Arc<Self>) -> Result<(), StoreError> {
-        let in_hand: Vec<Uuid> = self.in_hand().iter().copied().collect();
+        let busy: Vec<Uuid> = self.busy().iter().copied().collect();
         let mut connection = self.services.store.connection().await?;
-        let due = store::webhooks::due(&mut connection, self.services.clock.now(), &in_hand).await?;
+        let due = store::webhooks::due(&mut connection, self.services.clock.now(), &busy).await?;
         for receiver in due {
-            self.in_hand().insert(receiver.id);
+            self.busy().insert(receiver.id);
             let deliverer = Arc::clone(self);
             self.workers.spawn(async move {
                 periodic::attempt("deliver to a webhook", deliverer.work(&receiver)).await;
-                deliverer.in_hand().remove(&receiver.id);
+                deliverer.busy().remove(&receiver.id);
             });
         }
         Ok(())
     }
 
-    /// Attempts what is due to one receiver, until nothing is: some at once, so that one that takes long does not hold the
-    /// others up.
+    /// Attempts everything that is due to one receiver, several deliveries at once. A slow one does not delay the
+    /// others.
     async fn work(&self, receiver: &Receiver) -> Result<(), StoreError> {
         let secret = self.secret(receiver);
         let mut is_failing = receiver.is_failing;
-        let mut under_way = FuturesUnordered::new();
+        let mut running = FuturesUnordered::new();
         loop {
-            let at_once = if is_failing { AT_ONCE_WHILE_FAILING } else { AT_ONCE };
-            match self.claim(receiver.id, at_once.saturating_sub(under_way.len())).await {
-                Ok(claimed) => under_way.extend(
+            let limit = if is_failing {
+                CONCURRENT_WHILE_FAILING
+            } else {
+                CONCURRENT
+            };
+            match self.claim(receiver.id, limit.saturating_sub(running.len())).await {
+                Ok(claimed) => running.extend(
                     claimed
                         .into_iter()
-                        .map(|(delivery, place)| self.attempt(receiver, secret.as_ref(), delivery, place)),
+                        .map(|(delivery, permit)| self.attempt(receiver, secret.as_ref(), delivery, permit)),
                 ),
-                // What is under way ends first.
-                Err(error) if under_way.is_empty() => return Err(error),
-                Err(error) => tracing::warn!(%error, "no further delivery can be claimed"),
+                // Running attempts finish first.
+                Err(error) if running.is_empty() => return Err(error),
+                Err(error) => tracing::warn!(%error, "cannot claim more deliveries"),
             }
             select! {
-                ended = under_way.next() => match ended {
-                    Some(Ok(was_taken)) => is_failing = !was_taken,
-                    Some(Err(error)) => tracing::warn!(%error, "an attempt is not recorded, and will be repeated"),
+                ended = running.next() => match ended {
+                    Some(Ok(was_accepted)) => is_failing = !was_accepted,
+                    Some(Err(error)) => tracing::warn!(%error, "cannot record an attempt; it will be repeated"),
                     None => return Ok(()),
                 },
                 () = sleep(INTERVAL) => {}
@@ -128,66 +134,64 @@ impl Deliverer {
         let secrets = &self.services.webhook_secrets;
         let opened = secrets.open(&receiver.id.to_string(), &receiver.sealed_secret);
         opened
-            .inspect_err(
-                |error| tracing::error!(%error, webhook = %receiver.id, "the secret of a webhook does not open"),
-            )
+            .inspect_err(|error| tracing::error!(%error, webhook = %receiver.id, "cannot open the secret of a webhook"))
             .ok()
     }
 
-    /// Takes up to so many deliveries in hand, each with its place: before the claim, which would else run out while it
-    /// waits for one.
+    /// Claims up to `most` deliveries, each with a permit. The permits are acquired first: otherwise the claim could
+    /// expire while it waits for one.
     async fn claim(&self, webhook_id: Uuid, most: usize) -> Result<Vec<(Claimed, OwnedSemaphorePermit)>, StoreError> {
         if self.shutdown.is_cancelled() {
             return Ok(Vec::new());
         }
-        let places: Vec<_> = (0..most)
-            .map_while(|_| Arc::clone(&self.places).try_acquire_owned().ok())
+        let permits: Vec<_> = (0..most)
+            .map_while(|_| Arc::clone(&self.permits).try_acquire_owned().ok())
             .collect();
-        let limit = i64::try_from(places.len()).unwrap_or(0);
+        let limit = i64::try_from(permits.len()).unwrap_or(0);
         if limit == 0 {
             return Ok(Vec::new());
         }
         let now = self.services.clock.now();
         let mut connection = self.services.store.connection().await?;
         let claimed = store::webhook_deliveries::claim(&mut connection, webhook_id, now, now + CLAIM, limit).await?;
-        Ok(claimed.into_iter().zip(places).collect())
+        Ok(claimed.into_iter().zip(permits).collect())
     }
 
-    /// Sends once and records what came of it; whether the receiver took it.
+    /// Sends once and records the result. Returns whether the receiver accepted the message.
     async fn attempt(
         &self,
         receiver: &Receiver,
         secret: Option<&WebhookSecret>,
         delivery: Claimed,
-        _place: OwnedSemaphorePermit,
+        _permit: OwnedSemaphorePermit,
     ) -> Result<bool, StoreError> {
         let now = self.services.clock.now();
         let message = secret
             .ok_or(MessageError::Secret)
             .and_then(|secret| Message::of(&delivery, receiver.id, secret, now));
-        let outcome = match message {
+        let result = match message {
             Ok(message) => select! {
-                outcome = self.services.webhook_client.send(&receiver.url, message) => outcome,
-                // Nobody knows whether it arrived: the claim runs out, and it is sent again.
-                () = self.cut_off.cancelled() => return Ok(false),
+                result = self.services.webhook_client.send(&receiver.url, message) => result,
+                // The message may have arrived. The claim expires, and it is sent again.
+                () = self.abort.cancelled() => return Ok(false),
             },
-            Err(error) => Outcome::Failed {
+            Err(error) => AttemptResult::Failed {
                 status: None,
                 error: error.to_string(),
             },
         };
-        self.record(receiver.id, &delivery, outcome).await
+        self.record(receiver.id, &delivery, result).await
     }
 
-    async fn record(&self, webhook_id: Uuid, delivery: &Claimed, outcome: Outcome) -> Result<bool, StoreError> {
+    async fn record(&self, webhook_id: Uuid, delivery: &Claimed, result: AttemptResult) -> Result<bool, StoreError> {
         let now = self.services.clock.now();
         let ended = Ended {
             webhook_id,
             delivery,
             now,
         };
-        match outcome {
-            Outcome::Delivered(status) => {
+        match result {
+            AttemptResult::Delivered(status) => {
                 let context = (&ended, status);
                 self.services
                     .store
@@ -198,7 +202,7 @@ impl Deliverer {
                 self.services.metrics.events.delivery_attempted("delivered");
                 Ok(true)
             }
-            Outcome::Gone => {
+            AttemptResult::Gone => {
                 let context = (&ended, self.services.as_ref());
                 self.services
                     .store
@@ -209,7 +213,7 @@ impl Deliverer {
                 self.services.metrics.events.delivery_attempted("failed");
                 Ok(false)
             }
-            Outcome::Failed { status, error } => {
+            AttemptResult::Failed { status, error } => {
                 let next_attempt_at = schedule::next_attempt(delivery.attempts, now);
                 let status = status.map(i32::from);
                 self.failed(&ended, status, &error, next_attempt_at).await
@@ -242,12 +246,12 @@ impl Deliverer {
         Ok(false)
     }
 
-    fn in_hand(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
-        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An attempt that has ended. Its webhook's row comes first in each transaction, as in the one that deletes a webhook.
+/// A finished attempt. Each transaction locks the webhook's row first, as deleting a webhook does.
 struct Ended<'a> {
     webhook_id: Uuid,
     delivery: &'a Claimed,

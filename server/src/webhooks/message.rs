@@ -1,4 +1,4 @@
-//! What a receiver is told, and how it is signed.
+//! The content and signature of a webhook message.
 
 use assay_authority::WebhookSecret;
 use assay_protocol::admin_api::events::AnnouncedEvent;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::store::webhook_deliveries::{Claimed, Subject};
 
-/// One attempt, ready to be sent.
+/// The message for one attempt.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) id: String,
@@ -17,14 +17,14 @@ pub(super) struct Message {
     pub(super) body: Vec<u8>,
 }
 
-/// Why nothing can be sent.
+/// Why a message cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MessageError {
-    #[error("the secret of the webhook does not open under this master key")]
+    #[error("the secret of the webhook cannot be opened with this master key")]
     Secret,
-    #[error("the event was removed before it could be delivered")]
+    #[error("the event was deleted before it was delivered")]
     Removed,
-    #[error("the event cannot be written down")]
+    #[error("cannot serialize the event")]
     Json(#[from] serde_json::Error),
 }
 
@@ -45,7 +45,7 @@ enum Data<'a> {
 }
 
 impl Message {
-    /// The same in every attempt, but for the timestamp and with it the signature.
+    /// Builds the message. Only the timestamp and the signature differ between attempts.
     pub(super) fn of(
         delivery: &Claimed,
         webhook_id: Uuid,

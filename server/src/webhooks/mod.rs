@@ -1,4 +1,4 @@
-//! Webhooks: receivers that are told of events, as Standard Webhooks has it (<https://www.standardwebhooks.com>).
+//! Webhooks: receivers of events, according to Standard Webhooks (<https://www.standardwebhooks.com>).
 
 mod client;
 pub(crate) mod delivering;
@@ -8,5 +8,5 @@ pub(crate) mod url;
 
 pub(crate) use client::Client;
 
-/// The kind of a delivery that tells of no event.
+/// The kind of a test delivery, which has no event.
 pub(crate) const TEST_KIND: &str = "webhook.test";

@@ -1,9 +1,9 @@
-//! When a delivery is attempted again: the schedule that the specification gives as its example.
+//! When a delivery is attempted again. The delays are the example in the specification.
 
 use assay_authority::random_bytes;
 use time::{Duration, OffsetDateTime};
 
-/// After the first attempt, the second, and so on.
+/// The delays after the first attempt, the second, and so on.
 const DELAYS: [Duration; 9] = [
     Duration::seconds(5),
     Duration::minutes(5),
@@ -15,10 +15,10 @@ const DELAYS: [Duration; 9] = [
     Duration::hours(20),
     Duration::hours(24),
 ];
-/// By which part a delay is longer at most, so that what failed together does not come back together.
+/// The largest relative extension of a delay. Deliveries that failed together are thus not repeated together.
 const JITTER: f64 = 0.2;
 
-/// When to try again after so many attempts; `None` to give up.
+/// When to try again after so many attempts. `None` means to give up.
 pub(super) fn next_attempt(attempts: i64, now: OffsetDateTime) -> Option<OffsetDateTime> {
     let [random] = random_bytes();
     after(attempts, f64::from(random) / 255.0).map(|delay| now.saturating_add(delay))

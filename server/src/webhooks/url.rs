@@ -1,25 +1,27 @@
-//! Where a webhook may lead.
+//! Which URLs a webhook may have.
 
 use std::net::IpAddr;
 
 use url::{Host, Url};
 
-const LONGEST: usize = 2048;
+const MAX_LENGTH: usize = 2048;
 
-/// Why a text is no address for a webhook.
+/// Why a URL is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WebhookUrlError {
-    #[error("url has to be an absolute URL of at most {LONGEST} bytes")]
+    #[error("url must be an absolute URL of at most {MAX_LENGTH} bytes")]
     Unreadable,
-    #[error("url has to be https; http is for loopback addresses alone, as events would travel in the clear")]
+    #[error(
+        "url must be https, because events would otherwise be sent unencrypted; http is allowed only for loopback addresses"
+    )]
     Scheme,
-    #[error("url must hold neither credentials nor a fragment: credentials would be shown to every viewer")]
+    #[error("url must not contain credentials or a fragment, because every viewer would see the credentials")]
     Parts,
 }
 
-/// The address in its normal form.
+/// Checks a URL and returns it in its normal form.
 pub(crate) fn check(text: &str) -> Result<String, WebhookUrlError> {
-    if text.len() > LONGEST {
+    if text.len() > MAX_LENGTH {
         return Err(WebhookUrlError::Unreadable);
     }
     let url = Url::parse(text).map_err(|_| WebhookUrlError::Unreadable)?;
@@ -37,7 +39,7 @@ pub(crate) fn check(text: &str) -> Result<String, WebhookUrlError> {
     Ok(url.into())
 }
 
-/// A name other than `localhost` is none, wherever it leads now: its owner can change that.
+/// No other name counts as loopback, even if it resolves to it now: its owner can change that.
 fn is_loopback(host: &Host<&str>) -> bool {
     match host {
         Host::Domain(name) => *name == "localhost",
@@ -59,7 +61,7 @@ mod tests {
     #[case("http://localhost:8080/", "http://localhost:8080/")]
     #[case("http://127.0.0.1:8080/a", "http://127.0.0.1:8080/a")]
     #[case("http://[::1]/", "http://[::1]/")]
-    fn is_taken(#[case] text: &str, #[case] normal: &str) {
+    fn is_accepted(#[case] text: &str, #[case] normal: &str) {
         assert_eq!(check(text).unwrap(), normal);
     }
 
@@ -85,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_long_one_is_refused() {
-        let url = format!("https://example.com/{}", "a".repeat(LONGEST));
+        let url = format!("https://example.com/{}", "a".repeat(MAX_LENGTH));
         assert_eq!(check(&url), Err(WebhookUrlError::Unreadable));
     }
 }
