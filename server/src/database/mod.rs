@@ -1,4 +1,4 @@
-//! Postgres: the one that is configured, or a private one; its connections and its schema.
+//! Postgres: the configured one or a private one, with its connections and its schema.
 
 mod pool;
 pub mod private_postgres;
@@ -13,58 +13,58 @@ use crate::{
     store::StoreError,
 };
 
-/// The schema's history. Only ever added to.
+/// The migrations. They are only ever added to.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
-/// The database of one server: connections, and the private Postgres behind them if there is no other.
+/// A server's database: the connection pool, and the private Postgres if no other is configured.
 #[derive(Debug)]
 pub struct Database {
     pool: PgPool,
-    /// Whom the schema belongs to.
+    /// The role that owns the schema.
     owner: PgConnectOptions,
     private: Option<PrivatePostgres>,
 }
 
-/// Why there is no database.
+/// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// The private Postgres does not start or stop.
     #[error("the private Postgres cannot be used")]
     Private(#[from] PrivatePostgresError),
-    /// The URL is none.
-    #[error("{key} is not a Postgres URL")]
+    /// The URL is invalid.
+    #[error("{key} is not a valid Postgres URL")]
     Url {
-        /// The configuration's key.
+        /// The configuration key.
         key: &'static str,
         /// What is wrong with it.
         #[source]
         source: sqlx::Error,
     },
-    /// Nobody answers, or not with a welcome.
-    #[error("the database cannot be reached")]
+    /// The database is unreachable, or refuses the connection.
+    #[error("cannot connect to the database")]
     Connect(#[source] sqlx::Error),
-    /// The schema cannot be brought up to date.
-    #[error("the database's schema cannot be brought up to date")]
+    /// A migration failed.
+    #[error("cannot migrate the database's schema")]
     Migrate(#[from] sqlx::migrate::MigrateError),
-    /// The server's role cannot be given what serving needs.
-    #[error("the database's owner cannot give the server's role its privileges")]
+    /// The privileges of the server's role could not be granted.
+    #[error("the database's owner cannot grant the privileges of the server's role")]
     Privileges(#[source] StoreError),
-    /// The server's role may not read the schema, or not bring it up to date.
+    /// The server's role cannot read or migrate the schema.
     #[error(
-        "the server's role in the database lacks privileges: run `assay-server migrate`, where database.url is given with \
+        "the server's role in the database lacks privileges: run `assay-server migrate`, with database.url and \
          the owner's database.migration_url"
     )]
     NoPrivileges(#[source] sqlx::Error),
-    /// The schema lacks what this server needs.
-    #[error("the database's schema lacks the migration {missing} of this server: run `assay-server migrate`")]
+    /// The schema is older than this server.
+    #[error("the database's schema lacks this server's migration {missing}: run `assay-server migrate`")]
     Outdated {
-        /// The first migration that was not applied.
+        /// The first missing migration.
         missing: i64,
     },
-    /// The schema is of another program.
+    /// Another program made the schema.
     #[error(
-        "the migration {version} of the database's schema is another one than this server's: the schema was made by a program \
-         that is no release of this one"
+        "the migration {version} in the database differs from this server's: the schema was not made by a release of \
+         assay-server"
     )]
     Foreign {
         /// The first migration that differs.
@@ -73,8 +73,8 @@ pub enum DatabaseError {
 }
 
 impl Database {
-    /// Connects; starts or joins the private Postgres where no URL is configured. A database that is just starting is
-    /// waited for.
+    /// Connects, and starts or joins the private Postgres if no URL is configured. Waits for a database that is
+    /// starting.
     pub async fn open(config: &Config) -> Result<Self, DatabaseError> {
         let private = match &config.database.url {
             Some(_) => None,
@@ -89,13 +89,12 @@ impl Database {
         Ok(Self { pool, owner, private })
     }
 
-    /// The connections.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
 
-    /// Brings the schema up to date, one replica at a time, and gives the server's role what serving needs.
+    /// Migrates the schema, one replica at a time, and grants the server's role its privileges.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         let role: String = sqlx::query_scalar("SELECT current_user::text")
             .fetch_one(&self.pool)
@@ -104,19 +103,19 @@ impl Database {
         pool::migrate(&self.owner, &role).await
     }
 
-    /// Refuses a schema that this server does not fit.
+    /// Returns an error if this server cannot use the schema.
     pub async fn check_schema(&self) -> Result<(), DatabaseError> {
         pool::check_schema(&self.pool).await
     }
 
-    /// Whether the role that this server works as could alter the audit.
+    /// Whether the server's role could alter the audit log.
     pub async fn could_alter_audit(&self) -> Result<bool, DatabaseError> {
         let mut connection = self.pool.acquire().await.map_err(DatabaseError::Connect)?;
         let could = privileges::could_alter_audit(&mut connection).await;
         could.map_err(DatabaseError::Connect)
     }
 
-    /// Closes the connections and leaves the private Postgres, which stops when nobody else uses it.
+    /// Closes the connections and leaves the private Postgres. The last process that leaves stops it.
     pub async fn close(self) -> Result<(), DatabaseError> {
         self.pool.close().await;
         match self.private {
@@ -126,7 +125,7 @@ impl Database {
     }
 }
 
-/// The server's role, and the owner where that is another.
+/// The options for the server's role, and for the owner if it is another role.
 fn external_options(
     url: &SecretString,
     migration_url: Option<&SecretString>,

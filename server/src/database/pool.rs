@@ -1,4 +1,4 @@
-//! Connections, and the schema that they find.
+//! Connections and migrations.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{DatabaseError, MIGRATIONS, privileges};
 
-/// How long a request waits for a connection. A caller is owed its 503 within 5 s.
+/// How long a request waits for a connection. Callers must get their 503 within 5 s.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a start waits for a database that is itself starting.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the server waits at its start for a database that is starting.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// A server that hangs in the middle of a transaction must not hold its rows against the other replicas; and a
-/// statement that nobody waits for any more ends.
+/// A server that hangs in a transaction must not keep its rows locked: other replicas wait for them. A statement that
+/// is no longer waited for must end.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '10s'";
 
 pub(super) fn parse(key: &'static str, url: &SecretString) -> Result<PgConnectOptions, DatabaseError> {
@@ -42,19 +42,19 @@ pub(super) async fn connect(options: PgConnectOptions, max_connections: u32) -> 
     Ok(pool)
 }
 
-/// On a connection of its own, since a migration may take longer than any request's statement.
+/// Uses its own connection, because a migration may take longer than the statements of requests.
 pub(super) async fn migrate(owner: &PgConnectOptions, server_role: &str) -> Result<(), DatabaseError> {
-    // Else each start logs that the table of migrations exists already.
+    // Otherwise each start logs that the table of migrations already exists.
     let owner = owner.clone().options([("client_min_messages", "warning")]);
     let mut connection = owner.connect().await.map_err(DatabaseError::Connect)?;
-    // A role that owns nothing could not even ask whether the table of migrations has to be made.
+    // A role that owns nothing cannot run the statement that creates the table of migrations if it is missing.
     if !is_migrated(&mut connection).await.unwrap_or(false) {
         MIGRATIONS.run(&mut connection).await.map_err(not_migrated)?;
     }
     privileges::grant(&mut connection, server_role).await
 }
 
-/// Tells a role that may not from a migration that fails.
+/// Distinguishes missing privileges from a failing migration.
 fn not_migrated(error: MigrateError) -> DatabaseError {
     match error {
         MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) if is_lack_of_privileges(&source) => {
@@ -64,20 +64,19 @@ fn not_migrated(error: MigrateError) -> DatabaseError {
     }
 }
 
-/// A role that may not even use the schema is told that there is none (3F000).
+/// Postgres reports a schema as missing (3F000) if the role may not use it.
 fn is_lack_of_privileges(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("42501" | "3F000"))
 }
 
-/// Whether everything that this server needs has been applied, as it is in this server. An error says nothing but that
-/// there is something to do.
+/// Whether all of this server's migrations are applied and unchanged. An error only means that the migrations must run.
 async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let applied = applied(connection).await?;
     Ok(applied.iter().all(|(_, _, success)| *success) && compare(&applied).is_ok())
 }
 
-/// Version, checksum, and whether it succeeded.
+/// The version, the checksum, and whether the migration succeeded.
 type Applied = (i64, Vec<u8>, bool);
 
 async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>, sqlx::Error> {
@@ -86,8 +85,8 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>, sqlx::Er
         .await
 }
 
-/// Demands every migration that this server knows. Further ones are fine: migrations only add, and replicas are replaced one
-/// after the other.
+/// Requires every migration of this server. More are allowed: migrations only add, and replicas are upgraded one after
+/// the other.
 fn compare(applied: &[Applied]) -> Result<(), DatabaseError> {
     for needed in MIGRATIONS.iter() {
         let version = needed.version;
@@ -105,32 +104,34 @@ pub(super) async fn check_schema(pool: &PgPool) -> Result<(), DatabaseError> {
     match applied(&mut connection).await {
         Ok(applied) => compare(&applied),
         Err(error) if is_lack_of_privileges(&error) => Err(DatabaseError::NoPrivileges(error)),
-        // There is no table of migrations.
+        // The table of migrations does not exist.
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => compare(&[]),
         Err(error) => Err(DatabaseError::Connect(error)),
     }
 }
 
-/// Tries without the pool, which would say of every failure that it timed out.
+/// Connects without the pool, which would report every failure as a timeout.
 async fn wait_for(options: &PgConnectOptions) -> Result<(), DatabaseError> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     loop {
         let connected = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
         match connected.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok(connection) => {
-                // It has served its purpose, however its end goes.
+                // The connection has done its work. An error at its end does not matter.
                 let _ = connection.close().await;
                 return Ok(());
             }
-            Err(error) if Instant::now() >= deadline || !may_pass(&error) => return Err(DatabaseError::Connect(error)),
-            Err(error) => tracing::warn!(%error, "the database cannot be reached yet"),
+            Err(error) if Instant::now() >= deadline || !is_transient(&error) => {
+                return Err(DatabaseError::Connect(error));
+            }
+            Err(error) => tracing::warn!(%error, "cannot connect to the database yet"),
         }
         sleep(RETRY_EVERY).await;
     }
 }
 
-/// A wrong password or a missing database stays so; a server that is starting does not.
-fn may_pass(error: &sqlx::Error) -> bool {
+/// A wrong password or a missing database is permanent. A server that is starting is not.
+fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
         sqlx::Error::Database(error) => error

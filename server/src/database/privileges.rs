@@ -1,5 +1,5 @@
-//! What the role that a server works as may do with the tables: as much as serving needs, and nothing that alters the
-//! audit. The tables belong to another role, which migrates them and gives these privileges afterwards.
+//! The privileges of the server's role: what the server needs, and nothing that could alter the audit log. Another role
+//! owns the tables, migrates them, and grants these privileges afterwards.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -9,12 +9,12 @@ use crate::store::{
     duties::{self, Duty},
 };
 
-/// Sorted, as they are compared with what a role holds.
+/// Sorted, because they are compared with a role's privileges.
 const OF_TABLES: [&str; 4] = ["DELETE", "INSERT", "SELECT", "UPDATE"];
 const OF_SEQUENCES: [&str; 2] = ["SELECT", "USAGE"];
 
-/// Tables that the server's role may do less with; with every other, also one of a migration to come, it may do
-/// everything that [`OF_TABLES`] names.
+/// Tables with fewer privileges for the server's role. All other tables have [`OF_TABLES`], even those of future
+/// migrations.
 const RESTRICTED: [(&str, &[&str]); 4] = [
     ("_sqlx_migrations", &["SELECT"]),
     ("audit_entries", &["INSERT", "SELECT"]),
@@ -22,14 +22,14 @@ const RESTRICTED: [(&str, &[&str]); 4] = [
     ("audit_waiting", &["DELETE", "INSERT", "SELECT"]),
 ];
 
-/// A table or a sequence, and what a role holds of it.
+/// A table or a sequence, and a role's privileges on it.
 #[derive(sqlx::FromRow)]
 struct Relation {
     name: String,
-    /// As SQL has it.
+    /// The quoted name.
     identifier: String,
     is_sequence: bool,
-    held: Vec<String>,
+    granted: Vec<String>,
 }
 
 impl Relation {
@@ -42,11 +42,13 @@ impl Relation {
     }
 }
 
-/// Gives a role what serving needs, and takes from it what goes beyond, as the owner of the tables. Repeating it changes
-/// nothing. A role that is the owner, or may become it, keeps what it has: nothing can be kept from it.
+/// Grants a role the privileges that the server needs, and revokes all others. The owner of the tables calls it.
+/// Repeating it changes nothing. A role that is the owner, or is a member of it, is left unchanged: it could restore
+/// any privilege.
 ///
 /// # Errors
-/// `Privileges`, among others when there is no such role.
+///
+/// `Privileges`, for example if the role does not exist.
 pub async fn grant(owner: &mut PgConnection, role: &str) -> Result<(), DatabaseError> {
     let granted = grant_in_transaction(owner, role).await;
     granted.map_err(DatabaseError::Privileges)
@@ -54,7 +56,7 @@ pub async fn grant(owner: &mut PgConnection, role: &str) -> Result<(), DatabaseE
 
 async fn grant_in_transaction(owner: &mut PgConnection, role: &str) -> Result<(), StoreError> {
     let mut transaction = owner.begin().await?;
-    // Two that grant at once would collide in Postgres' own tables.
+    // Two concurrent grants would conflict in the system catalogs.
     duties::wait_for(&mut transaction, Duty::GrantPrivileges).await?;
     let may_be_owner = sqlx::query_scalar::<_, bool>("SELECT pg_has_role($1, current_user, 'MEMBER')");
     if may_be_owner.bind(role).fetch_one(&mut *transaction).await? {
@@ -68,7 +70,7 @@ async fn grant_in_transaction(owner: &mut PgConnection, role: &str) -> Result<()
     Ok(transaction.commit().await?)
 }
 
-/// What has to be said to get from what the role holds to what it needs. Postgres itself quotes the names.
+/// The statements that turn a role's privileges into those that it needs. Postgres quotes the names.
 async fn statements(owner: &mut PgConnection, role: &str) -> Result<Vec<String>, sqlx::Error> {
     let schema = sqlx::query_as::<_, (String, String, bool, bool)>(
         "SELECT quote_ident($1), quote_ident(current_schema()),
@@ -84,7 +86,7 @@ async fn statements(owner: &mut PgConnection, role: &str) -> Result<Vec<String>,
     }
     for relation in relations(owner, role).await? {
         let needed = relation.needed();
-        if relation.held == needed {
+        if relation.granted == needed {
             continue;
         }
         let kind = if relation.is_sequence { "SEQUENCE" } else { "TABLE" };
@@ -99,7 +101,7 @@ async fn relations(owner: &mut PgConnection, role: &str) -> Result<Vec<Relation>
     sqlx::query_as(
         "SELECT relname::text AS name, pg_class.oid::regclass::text AS identifier, relkind = 'S' AS is_sequence,
                 ARRAY(SELECT privilege_type FROM aclexplode(relacl) JOIN pg_roles ON pg_roles.oid = grantee
-                      WHERE rolname = $1 ORDER BY privilege_type) AS held
+                      WHERE rolname = $1 ORDER BY privilege_type) AS granted
          FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
          WHERE nspname = current_schema() AND relkind IN ('r', 'p', 'v', 'm', 'S') AND pg_has_role(relowner, 'USAGE')
          ORDER BY relname",
@@ -109,8 +111,8 @@ async fn relations(owner: &mut PgConnection, role: &str) -> Result<Vec<Relation>
     .await
 }
 
-/// Whether the role of this connection could alter the audit, or make itself able to: by owning it or its schema, as a
-/// superuser or a maker of roles, or by privileges that it does not need.
+/// Whether the role of this connection could alter the audit log, or give itself the privilege. It could as the owner
+/// of the log or the schema, as a superuser, with CREATEROLE, or with privileges that the server does not need.
 pub(super) async fn could_alter_audit(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "SELECT rolsuper OR rolcreaterole OR EXISTS (

@@ -1,4 +1,4 @@
-//! A certificate and its private key from two PEM files, and whether these have changed.
+//! Reads a certificate and its private key from two PEM files, and detects changes of the files.
 
 use std::{
     fs, io,
@@ -19,8 +19,8 @@ pub(super) struct Files {
     pub(super) private_key: PathBuf,
 }
 
-/// What tells one version of the files from another. The time alone would not: tools that renew certificates may keep it,
-/// and a file may be replaced twice within its granularity.
+/// Identifies a version of the files. The modification time is not enough: renewal tools may preserve it, and a file
+/// may be replaced twice within its resolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Version([Option<FileVersion>; 2]);
 
@@ -33,12 +33,12 @@ struct FileVersion {
 }
 
 impl Files {
-    /// The present version. A file that is not there has one, too.
+    /// The current version. A missing file has a version too.
     pub(super) fn version(&self) -> Version {
         Version([file_version(&self.certificate), file_version(&self.private_key)])
     }
 
-    /// Reads both, and checks that they belong together.
+    /// Reads both files, and checks that they match.
     pub(super) fn load(&self, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
         let chain = self.certificates()?;
         let key = provider
@@ -47,7 +47,7 @@ impl Files {
             .map_err(|_| self.no_private_key())?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
-            // A kind of key that does not tell its public half shows a mismatch in the first handshake.
+            // For a key type whose public half is unknown here, a mismatch shows in the first handshake.
             Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
             Err(Error::InconsistentKeys(_)) => Err(TlsError::KeyMismatch {
                 certificate: self.certificate.clone(),
@@ -90,7 +90,7 @@ fn read_error(path: &Path) -> impl FnOnce(io::Error) -> TlsError {
     }
 }
 
-/// Follows links: Kubernetes replaces mounted secrets by moving one.
+/// Follows links: Kubernetes replaces mounted secrets by changing a link.
 fn file_version(path: &Path) -> Option<FileVersion> {
     let metadata = fs::metadata(path).ok()?;
     Some(FileVersion {

@@ -1,4 +1,5 @@
-//! Machines' certificates as the handshake sees them: optional, issued under one of the authority's roots, and valid now.
+//! The verification of machines' certificates in the handshake. A certificate is optional. It must be issued under one
+//! of the authority's roots, and be valid now.
 
 use std::{fmt, sync::Arc};
 
@@ -17,23 +18,22 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::{TlsError, provider};
 
-/// Verifies what machines present. Follows the authority: a root that comes or goes counts from the next handshake on.
+/// Verifies client certificates of machines. A root that is added or removed takes effect at the next handshake.
 pub struct MachineCertificates {
     authority: Arc<ArcSwap<Authority>>,
-    /// Only a hint to clients that hold several certificates, so that the roots of the start do.
+    /// The roots at the start of the server. They only help clients that have several certificates.
     hints: Vec<DistinguishedName>,
     provider: Arc<CryptoProvider>,
     current: ArcSwapOption<Verifier>,
 }
 
-/// What verifies as long as the authority is this one.
+/// The verifier for one version of the authority.
 struct Verifier {
     authority: Arc<Authority>,
     webpki: Arc<dyn ClientCertVerifier>,
 }
 
 impl MachineCertificates {
-    /// Verifies for this authority.
     pub fn new(authority: Arc<ArcSwap<Authority>>) -> Result<Self, TlsError> {
         let provider = Arc::new(provider());
         let verifier = Verifier::new(authority.load_full(), &provider).map_err(TlsError::Setup)?;
@@ -72,7 +72,8 @@ impl Verifier {
 }
 
 impl ClientCertVerifier for MachineCertificates {
-    /// Enrolling takes none, and administrators and relying parties have none; check-in and renew ask for themselves.
+    /// Enrollment uses no certificate, and administrators and relying parties have none. Check-in and renewal check for
+    /// themselves whether one is required.
     fn client_auth_mandatory(&self) -> bool {
         false
     }
@@ -88,7 +89,7 @@ impl ClientCertVerifier for MachineCertificates {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verifier = self.verifier()?;
-        // Clients that know no chains present the leaf alone.
+        // Some clients present only the leaf, without the chain.
         let own = verifier.authority.all_issuing().flat_map(IssuingAuthority::path);
         let own = own.map(|certificate| CertificateDer::from(certificate.as_ref()));
         let intermediates: Vec<_> = intermediates.iter().cloned().chain(own).collect();

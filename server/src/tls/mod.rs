@@ -1,4 +1,4 @@
-//! TLS as the server speaks it: versions, cipher suites and key exchange, and where its certificate comes from.
+//! The server's TLS: versions, cipher suites and key exchange, and its certificate.
 
 mod files;
 mod machine_certificates;
@@ -29,7 +29,7 @@ pub use server_certificate::ServerCertificate;
 
 use crate::clock::Clock;
 
-/// Why there is no TLS.
+/// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -37,49 +37,49 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// No certificate in the file.
-    #[error("{} holds no certificate in PEM", path.display())]
+    /// The file contains no certificate.
+    #[error("{} contains no PEM certificate", path.display())]
     NoCertificate {
         /// The file.
         path: PathBuf,
     },
-    /// The first certificate in the file does not parse.
-    #[error("the certificate in {} cannot be used", path.display())]
+    /// The first certificate in the file cannot be parsed.
+    #[error("the certificate in {} is not valid", path.display())]
     BadCertificate {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the certificate.
         #[source]
         source: rustls::Error,
     },
-    /// No private key in the file. The reason is left out: it could quote a piece of the key.
-    #[error("{} holds no private key in PEM (PKCS#8, SEC 1 or PKCS#1, not encrypted)", path.display())]
+    /// The file contains no private key. The cause is omitted, because it could quote a part of the key.
+    #[error("{} contains no PEM private key (PKCS#8, SEC 1 or PKCS#1, unencrypted)", path.display())]
     NoPrivateKey {
         /// The file.
         path: PathBuf,
     },
-    /// The two files do not belong together.
-    #[error("the private key in {} does not belong to the certificate in {}", private_key.display(), certificate.display())]
+    /// The key and the certificate do not match.
+    #[error("the private key in {} does not match the certificate in {}", private_key.display(), certificate.display())]
     KeyMismatch {
         /// The file with the certificate.
         certificate: PathBuf,
         /// The file with the private key.
         private_key: PathBuf,
     },
-    /// The server's own CA issued none.
-    #[error("the server's own CA issues no TLS certificate")]
+    /// The server's CA could not issue a certificate.
+    #[error("the server's CA cannot issue a TLS certificate")]
     Issue(#[source] AuthorityError),
-    /// The TLS library refuses the settings or the self-issued certificate.
-    #[error("TLS cannot be set up")]
+    /// The TLS library rejects the settings or the self-issued certificate.
+    #[error("cannot set up TLS")]
     Setup(#[source] rustls::Error),
 }
 
-/// The configuration of all connections. A certificate that is replaced later shows in new handshakes alone. Without
-/// `machines` nobody is asked for a certificate.
+/// The TLS configuration of all connections. A replaced certificate is used in new handshakes. Without `machines`,
+/// clients are not asked for a certificate.
 pub fn server_config(
     certificate: Arc<ServerCertificate>,
     machines: Option<MachineCertificates>,
@@ -89,38 +89,40 @@ pub fn server_config(
         Some(machines) => Arc::new(machines),
         None => Arc::new(NoClientAuth),
     };
-    let mut config = ServerConfig::builder_with_details(Arc::new(provider()), Arc::new(ServersTime(clock)))
+    let mut config = ServerConfig::builder_with_details(Arc::new(provider()), Arc::new(ServerTime(clock)))
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(TlsError::Setup)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    // Our order: both sides have AES instructions, and 128 bits are what the P-256 certificates are worth, too.
+    // The server's order decides. Both sides have AES instructions, and 128 bits match the strength of the P-256
+    // certificates.
     config.ignore_client_order = true;
-    // A machine comes back every few minutes on a new connection: with a ticket that costs no signature, and the server
-    // keeps nothing for it. One ticket, since it makes one connection at a time.
+    // A machine reconnects every few minutes. A ticket saves the signature, and the server stores nothing for it. One
+    // ticket is enough, because a machine makes one connection at a time.
     config.ticketer = Ticketer::new().map_err(TlsError::Setup)?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
 }
 
-/// A certificate's validity is judged by the clock that issued it.
-struct ServersTime(Arc<dyn Clock>);
+/// Certificates are validated with the same clock that issues them.
+struct ServerTime(Arc<dyn Clock>);
 
-impl TimeProvider for ServersTime {
+impl TimeProvider for ServerTime {
     fn current_time(&self) -> Option<UnixTime> {
         let seconds = u64::try_from(self.0.now().unix_timestamp()).ok()?;
         Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
 
-impl fmt::Debug for ServersTime {
+impl fmt::Debug for ServerTime {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("ServersTime")
+        formatter.write_str("ServerTime")
     }
 }
 
-/// AWS-LC, with the hybrid key exchange first: traffic recorded today must not be readable to a later quantum computer.
+/// AWS-LC, with the hybrid key exchange first. A future quantum computer must not be able to decrypt traffic recorded
+/// today.
 fn provider() -> CryptoProvider {
     let mut provider = default_provider();
     provider

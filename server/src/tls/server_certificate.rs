@@ -1,4 +1,4 @@
-//! The server's own certificate: issued by its CA or read from files, and replaced while connections go on.
+//! The server's certificate: issued by its own CA or read from files. It is replaced without closing connections.
 
 use std::{
     fmt,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::clock::Clock;
 
-/// The certificate that new handshakes get.
+/// The certificate for new handshakes.
 pub struct ServerCertificate {
     current: ArcSwap<CertifiedKey>,
     source: Source,
@@ -45,19 +45,19 @@ enum Source {
     },
     Files {
         files: Files,
-        /// The version that was tried last, good or bad: a bad one is complained of once.
+        /// The version that was tried last, valid or not. An invalid one is reported only once.
         tried: Mutex<Version>,
     },
 }
 
-/// What a self-issued certificate is good for.
+/// The issuer of a self-issued certificate, and when to renew it.
 struct Issued {
     issuer_id: Uuid,
     renew_at: OffsetDateTime,
 }
 
 impl ServerCertificate {
-    /// Issues one from the server's own CA. Its key is made here and never leaves the memory.
+    /// Issues a certificate with the server's own CA. Its key is generated here and stays in memory.
     pub fn self_issued(authority: Arc<ArcSwap<Authority>>, now: OffsetDateTime) -> Result<Self, TlsError> {
         let provider = provider();
         let (certified, issued) = issue(&authority.load(), &provider, now)?;
@@ -71,7 +71,7 @@ impl ServerCertificate {
         })
     }
 
-    /// Reads it from PEM files: the chain, leaf first, and the private key of the leaf.
+    /// Reads the certificate from PEM files: the chain, leaf first, and the leaf's private key.
     pub fn from_files(certificate: PathBuf, private_key: PathBuf) -> Result<Self, TlsError> {
         let (files, provider) = (
             Files {
@@ -80,7 +80,7 @@ impl ServerCertificate {
             },
             provider(),
         );
-        // Before reading: a change in between is then seen as one.
+        // The version is read first. A change after that is detected later.
         let version = files.version();
         Ok(Self {
             current: ArcSwap::from_pointee(files.load(&provider)?),
@@ -92,9 +92,9 @@ impl ServerCertificate {
         })
     }
 
-    /// Replaces the certificate if two thirds of its life are over, another CA issues now, or the files have changed. Returns
-    /// whether it did.
-    /// On an error the old one stays; changed files are then not looked at again before they change once more.
+    /// Replaces the certificate if two thirds of its validity have passed, another CA issues now, or the files have
+    /// changed. Returns whether it replaced the certificate. On an error the old certificate stays in use; the same
+    /// files are not tried again until they change.
     pub fn refresh(&self, now: OffsetDateTime) -> Result<bool, TlsError> {
         let certified = match &self.source {
             Source::SelfIssued { authority, issued } => {
@@ -121,7 +121,7 @@ impl ServerCertificate {
         Ok(true)
     }
 
-    /// Calls [`Self::refresh`] at every interval until `shutdown`, and logs what comes of it.
+    /// Calls [`Self::refresh`] at every interval until `shutdown`, and logs the results.
     pub async fn keep_fresh(self: Arc<Self>, clock: Arc<dyn Clock>, every: Duration, shutdown: CancellationToken) {
         let mut interval = interval(every);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -131,15 +131,15 @@ impl ServerCertificate {
                 _ = interval.tick() => {}
             }
             let (certificate, now) = (Arc::clone(&self), clock.now());
-            // Files may lie on a network.
+            // The files may be on a network file system.
             match spawn_blocking(move || certificate.refresh(now)).await {
                 Ok(Ok(false)) => {}
-                Ok(Ok(true)) => info!("the TLS certificate was replaced"),
+                Ok(Ok(true)) => info!("replaced the TLS certificate"),
                 Ok(Err(error)) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    warn!(%error, cause, "the old TLS certificate stays");
+                    warn!(%error, cause, "cannot replace the TLS certificate; the old one stays in use");
                 }
-                Err(error) => warn!(%error, "the TLS certificate was not looked after"),
+                Err(error) => warn!(%error, "cannot check the TLS certificate"),
             }
         }
     }
@@ -208,7 +208,7 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00 UTC);
     const URL: &str = "https://localhost:8443";
 
-    /// Verifies as webpki does, at a time of ours: the certificates of these tests live around [`NOW`].
+    /// Verifies like webpki, but at a given time. The certificates of these tests are valid around [`NOW`].
     #[derive(Debug)]
     struct AtTheTime(Arc<rustls::client::WebPkiServerVerifier>, OffsetDateTime);
 
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_self_issued_server_speaks_what_was_asked_for() {
+    async fn a_self_issued_server_negotiates_the_preferred_parameters() {
         let secrets = secrets();
         let certificate = Arc::new(ServerCertificate::self_issued(authority(&secrets), NOW).unwrap());
         let running = Running::start(certificate, ConnectionLimits::default()).await;
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_does_not_finish_its_handshake_is_cut_off() {
+    async fn a_peer_that_does_not_finish_its_handshake_is_disconnected() {
         let secrets = secrets();
         let certificate = Arc::new(ServerCertificate::self_issued(authority(&secrets), NOW).unwrap());
         let limits = ConnectionLimits {

@@ -1,4 +1,4 @@
-//! Which account Postgres runs as. It refuses to run as root, and root may start the server.
+//! The account that runs Postgres. Postgres refuses to run as root, and root may start the server.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,27 +6,28 @@ use std::path::Path;
 
 use super::PrivatePostgresError;
 
-/// Accounts that own nothing of value, in the order of preference: Debian's and Fedora's, macOS', everybody's.
+/// Accounts that own nothing of value, in the order of preference: Debian's and Fedora's, macOS's, and the common one.
 const UNPRIVILEGED: [&str; 3] = ["postgres", "_postgres", "nobody"];
 
-/// An account other than the one that this process runs as.
+/// An account other than that of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// The user's id.
+    /// The user id.
     pub uid: u32,
-    /// The id of its group.
+    /// The group id.
     pub gid: u32,
     name: String,
 }
 
 impl Account {
-    /// The account to run Postgres as: none when this process is not root, as it then is what runs Postgres.
+    /// The account to run Postgres as. `None` if this process is not root; its own account then runs Postgres.
     ///
-    /// Root takes the owner of the database, else the owner of `data_dir` (so that a server that later runs as that
-    /// user finds a database of its own, though root made it with `api-key create`), else an unprivileged account.
+    /// Root uses the owner of the database. Otherwise it uses the owner of `data_dir`, which may later run the server
+    /// and must then own its database, even if root created it with `api-key create`. Otherwise it uses an unprivileged
+    /// account.
     ///
     /// # Errors
-    /// `NoUnprivilegedAccount`, and `Io` when `/etc/passwd` cannot be read.
+    /// `NoUnprivilegedAccount`, and `Io` if `/etc/passwd` cannot be read.
     pub(super) fn to_run_postgres(cluster: &Path, data_dir: &Path) -> Result<Option<Self>, PrivatePostgresError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -41,10 +42,10 @@ impl Account {
         Self::unprivileged()
     }
 
-    /// An account that Postgres can run as and that owns nothing: none when this process is not root.
+    /// An unprivileged account that can run Postgres. `None` if this process is not root.
     ///
     /// # Errors
-    /// `NoUnprivilegedAccount`, and `Io` when `/etc/passwd` cannot be read.
+    /// `NoUnprivilegedAccount`, and `Io` if `/etc/passwd` cannot be read.
     pub fn unprivileged() -> Result<Option<Self>, PrivatePostgresError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -57,15 +58,16 @@ impl Account {
             .ok_or(PrivatePostgresError::NoUnprivilegedAccount)
     }
 
-    /// Fails with the first directory on the way to `path`, from the root on, that this account may not enter.
+    /// Checks that this account may enter every directory on the way to `path`. The error names the first one it may
+    /// not enter.
     ///
     /// # Errors
-    /// `NotTraversable`, and `Io` when a directory cannot be looked at.
+    /// `NotTraversable`, and `Io` if a directory cannot be read.
     pub(super) fn check_way_to(&self, path: &Path) -> Result<(), PrivatePostgresError> {
         let mut directories: Vec<&Path> = path.ancestors().collect();
         directories.reverse();
         for directory in directories {
-            let metadata = fs::metadata(directory).map_err(PrivatePostgresError::io("look at", directory))?;
+            let metadata = fs::metadata(directory).map_err(PrivatePostgresError::io("read", directory))?;
             let search_bit = if metadata.uid() == self.uid {
                 0o100
             } else if metadata.gid() == self.gid {
@@ -133,7 +135,7 @@ mod tests {
         assert_eq!(
             account("root", linux),
             None,
-            "an account that is root by another name is no way out"
+            "an account with another name and the id of root must not be used"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The Postgres of one directory: made, started, told to stop. Callers hold the startup lock.
+//! The Postgres cluster in one directory: initializing, starting and stopping it. Callers must have the startup lock.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,28 +18,28 @@ use super::account::Account;
 use super::directory::{Directory, last_line};
 use super::{PrivatePostgresError, installation};
 
-/// Recovery after a crash replays what was written since the last checkpoint: seconds, rarely minutes.
-const READY_WITHIN: Duration = Duration::from_secs(300);
-/// A fast shutdown ends with a checkpoint.
-const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+/// Recovery after a crash replays everything since the last checkpoint. This takes seconds, and rarely minutes.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
+/// A fast shutdown writes a checkpoint.
+const FAST_STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// An immediate shutdown writes nothing.
-const STOPPED_AT_ONCE_WITHIN: Duration = Duration::from_secs(10);
-const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
+const IMMEDIATE_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// The superuser of the cluster, and the database that it is for.
+/// The superuser, and the name of the database.
 const NAME: &str = "assay";
 
-/// The role that a server works as.
+/// The server's role.
 const SERVER_ROLE: &str = "assay_server";
 
-/// SQLSTATE of a Postgres that will answer in a moment: `cannot_connect_now`, `admin_shutdown`, `crash_shutdown`,
+/// SQLSTATEs of a Postgres that will accept connections soon: `cannot_connect_now`, `admin_shutdown`, `crash_shutdown`,
 /// `too_many_connections`.
 const TRANSIENT: [&str; 4] = ["57P03", "57P01", "57P02", "53300"];
 
-/// Connections beyond what the server's pool may take: Postgres' own reserve for superusers (3), the supervisor's, and
-/// some for commands that run beside the server.
+/// Connections in addition to the server's pool: Postgres' reserve for superusers (3), the supervisor's, and some for
+/// commands that run beside the server.
 const FURTHER_CONNECTIONS: u32 = 12;
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn connect_options(&self) -> PgConnectOptions {
-        // Every setting that `new_without_pgpass` takes from the PG… variables and that matters on a socket is set here.
+        // This sets everything that `new_without_pgpass` takes from PG… variables and that matters for a socket.
         PgConnectOptions::new_without_pgpass()
             .host("localhost")
             .port(5432)
@@ -66,11 +66,11 @@ impl Cluster {
         self.connect_options().username(SERVER_ROLE)
     }
 
-    /// Starts Postgres unless it runs, waits until it accepts connections, and makes the database and the server's role
-    /// when they are missing, as the role is in a cluster of an older version.
+    /// Starts Postgres unless it runs, and waits until it accepts connections. Creates the database and the server's
+    /// role if they are missing: clusters of older versions lack the role.
     ///
     /// # Errors
-    /// What keeps it from running.
+    /// The reason why it cannot run.
     pub(super) async fn ensure_running(&self) -> Result<(), PrivatePostgresError> {
         self.directory
             .create_for_postgres(&self.directory.socket_directory(), self.account.as_ref())?;
@@ -95,12 +95,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops Postgres if it runs: connections are cut, what was committed is on disk. Waits for its end.
+    /// Stops Postgres if it runs, and waits for its end. Connections are closed, and committed data is on disk.
     ///
     /// # Errors
-    /// `StillRunning` when neither a fast nor an immediate shutdown ended it, and `Io`.
+    /// `StillRunning` if neither a fast nor an immediate shutdown ended it, and `Io`.
     pub(super) async fn stop(&self) -> Result<(), PrivatePostgresError> {
-        for (signal, within) in [(Signal::INT, STOPPED_WITHIN), (Signal::QUIT, STOPPED_AT_ONCE_WITHIN)] {
+        for (signal, within) in [(Signal::INT, FAST_STOP_TIMEOUT), (Signal::QUIT, IMMEDIATE_STOP_TIMEOUT)] {
             if self.directory.try_lock_running()?.is_some() {
                 return Ok(());
             }
@@ -113,11 +113,11 @@ impl Cluster {
     }
 
     async fn start_and_connect(&self) -> Result<PgConnection, PrivatePostgresError> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         let mut pause = FIRST_PAUSE;
         let mut child = None;
         loop {
-            // It may also end while this waits: a shutdown that was under way when the last server was killed.
+            // Postgres may also end during this loop, if it was shutting down when the last server was killed.
             if child.is_none()
                 && let Some(running) = self.directory.try_lock_running()?
             {
@@ -142,14 +142,14 @@ impl Cluster {
                     () = sleep(pause) => {}
                 },
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 
-    /// A Postgres that was stopped with SIGSTOP accepts and never answers, hence the limit.
+    /// The timeout is for a Postgres stopped with SIGSTOP: it accepts connections and never responds.
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let options = self.connect_options().database("postgres");
-        let connecting = timeout(CONNECTED_WITHIN, options.connect());
+        let connecting = timeout(CONNECT_TIMEOUT, options.connect());
         connecting
             .await
             .unwrap_or_else(|elapsed| Err(sqlx::Error::Io(io::Error::from(elapsed))))
@@ -161,7 +161,7 @@ impl Cluster {
         let installations = tokio::task::spawn_blocking(move || installation::installed(&places))
             .await
             .map_err(io::Error::other)
-            .map_err(PrivatePostgresError::io("look for the programs of", "Postgres"))?;
+            .map_err(PrivatePostgresError::io("find the programs of", "Postgres"))?;
         let chosen = installation::choose(installations, made_by, &self.directory.cluster())?;
         if made_by.is_none() {
             self.initialize(&chosen, &running).await?;
@@ -185,7 +185,7 @@ impl Cluster {
         command.spawn().map_err(PrivatePostgresError::io("run", program))
     }
 
-    /// Makes the cluster beside its place and renames it, so that a half-made one is never taken for a database.
+    /// Initializes the cluster in another directory and renames it. An incomplete cluster is thus never used.
     async fn initialize(
         &self,
         chosen: &installation::Installation,
@@ -201,7 +201,7 @@ impl Cluster {
         self.directory
             .create_for_postgres(&new_cluster, self.account.as_ref())?;
         let program = chosen.program("initdb");
-        // An initdb that outlives a killed server keeps the lock, so that the next server waits for it.
+        // An initdb that outlives a killed server keeps the lock. The next server then waits for it.
         let running = running
             .try_clone()
             .map_err(PrivatePostgresError::io("share", "running.lock"))?;
@@ -233,9 +233,10 @@ impl Cluster {
         synced.map_err(PrivatePostgresError::io("write", parent))
     }
 
-    /// The caller has the running lock, so no process of a Postgres that was started here is left. Postgres itself
-    /// would take any program that has got the old process id since for its predecessor, and refuse to start.
-    /// A Postgres that somebody started by hand, on another socket, is left to Postgres' own judgement.
+    /// Removes the process id file of a dead Postgres. The caller has the running lock, so no process of a Postgres
+    /// started here is left. Postgres itself would mistake any program that now has the old process id for its
+    /// predecessor, and refuse to start. A Postgres started manually, with another socket, is not touched: Postgres
+    /// itself decides about it.
     fn remove_stale_process_id(&self) -> Result<(), PrivatePostgresError> {
         let path = self.directory.postmaster_pid();
         let socket_directory = self.directory.socket_directory();
@@ -255,8 +256,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// A program of Postgres, as the account that runs it, and with no variable of ours: they hold secrets. In a process
-    /// group of its own, as Ctrl-C goes to all processes of a group, and the server still has requests to answer then.
+    /// A command that runs a program of Postgres under its account. It inherits no environment variables, because ours
+    /// contain secrets. It has its own process group: Ctrl-C goes to a whole group, and the server still needs the
+    /// database while it stops.
     fn command(&self, program: &OsStr, running: File) -> Command {
         let mut command = Command::new(program);
         command
@@ -287,7 +289,7 @@ impl Cluster {
             "synchronous_commit=on".to_owned(),
             "fsync=on".to_owned(),
             "full_page_writes=on".to_owned(),
-            // What happens to Postgres itself, and no statement or value: those can be secret.
+            // Logs events of Postgres itself, but no statements or values: those can be secret.
             "logging_collector=off".to_owned(),
             "log_destination=stderr".to_owned(),
             "log_min_messages=log".to_owned(),
@@ -300,7 +302,7 @@ impl Cluster {
         ]
     }
 
-    /// Sends a signal to the process that has the socket, if one has it: otherwise Postgres is ending already.
+    /// Sends a signal to the process that listens on the socket. If there is none, Postgres is already ending.
     async fn signal(&self, signal: Signal) -> Result<(), PrivatePostgresError> {
         if UnixStream::connect(self.directory.socket()).await.is_err() {
             return Ok(());
@@ -313,7 +315,7 @@ impl Cluster {
             .and_then(|line| line.trim().parse().ok())
             .and_then(Pid::from_raw);
         let Some(process) = process else {
-            let source = io::Error::new(io::ErrorKind::InvalidData, "no process id in its first line");
+            let source = io::Error::new(io::ErrorKind::InvalidData, "the first line is not a process id");
             return Err(PrivatePostgresError::io("read", path)(source));
         };
         match rustix::process::kill_process(process, signal) {
@@ -322,7 +324,7 @@ impl Cluster {
         }
     }
 
-    /// No event tells of the end of a process that is another's child, so this looks.
+    /// Polls, because there is no event for the end of another process' child.
     async fn ended(&self) -> Result<(), PrivatePostgresError> {
         while self.directory.try_lock_running()?.is_none() {
             sleep(FIRST_PAUSE).await;

@@ -1,7 +1,8 @@
-//! The files of a private Postgres under `data_dir`, and the locks by which several processes share it.
+//! The files of a private Postgres under `data_dir`, and the locks with which processes share it.
 //!
-//! What belongs to Postgres itself (`cluster`, `socket`) is its account's; the rest stays with the owner of `data_dir`,
-//! so that a Postgres that was taken over cannot make a server that runs as root open a link to another file.
+//! Postgres' own directories (`cluster`, `socket`) belong to its account. Everything else stays with the owner of
+//! `data_dir`. Otherwise a compromised Postgres could replace a file with a link, and a server running as root would
+//! follow it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom};
@@ -12,29 +13,29 @@ use std::path::{Path, PathBuf};
 use super::PrivatePostgresError;
 use super::account::Account;
 
-/// What `sockaddr_un` holds on macOS; Linux allows four more.
-const LONGEST_SOCKET_PATH: usize = 103;
+/// The length of `sockaddr_un` on macOS. Linux allows four more bytes.
+const MAX_SOCKET_PATH: usize = 103;
 
-/// The end of the log that is read for its last line, in bytes.
+/// How many bytes at the end of the log are read to find its last line.
 const LOG_TAIL: u64 = 4096;
 
-/// `data_dir/postgres` and what is in it.
+/// The directory `data_dir/postgres`.
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
     data_dir: PathBuf,
 }
 
 impl Directory {
-    /// Names the files under `data_dir`; touches none.
+    /// Determines the paths under `data_dir`, without accessing files.
     ///
     /// # Errors
-    /// `SocketPathTooLong`, and `Io` when a relative path cannot be resolved.
+    /// `SocketPathTooLong`, and `Io` if a relative path cannot be resolved.
     pub(super) fn new(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
         let data_dir = std::path::absolute(data_dir).map_err(PrivatePostgresError::io("resolve", data_dir))?;
         let directory = Self { data_dir };
         let path = directory.socket();
         let length = path.as_os_str().as_bytes().len();
-        if length > LONGEST_SOCKET_PATH {
+        if length > MAX_SOCKET_PATH {
             return Err(PrivatePostgresError::SocketPathTooLong { path, length });
         }
         Ok(directory)
@@ -48,7 +49,7 @@ impl Directory {
         self.path("cluster")
     }
 
-    /// Where `initdb` works; renamed to `cluster` once it is whole.
+    /// Where `initdb` works. It is renamed to `cluster` when it is complete.
     pub(super) fn new_cluster(&self) -> PathBuf {
         self.path("cluster.new")
     }
@@ -57,7 +58,7 @@ impl Directory {
         self.path("socket")
     }
 
-    /// The socket itself: Postgres names it after the port, which means nothing else here.
+    /// The socket. Postgres names it after the port, which has no other meaning here.
     pub(super) fn socket(&self) -> PathBuf {
         self.socket_directory().join(".s.PGSQL.5432")
     }
@@ -70,12 +71,12 @@ impl Directory {
         self.path("log")
     }
 
-    /// Makes what is missing of `data_dir/postgres`, without what is Postgres' own. Needs no lock.
+    /// Creates `data_dir/postgres` if it is missing, but not Postgres' own directories. Needs no lock.
     ///
     /// # Errors
-    /// `NotTraversable` when `account` cannot reach the files, and `Io`.
+    /// `NotTraversable` if `account` cannot reach the files, and `Io`.
     pub(super) fn create(&self, account: Option<&Account>) -> Result<(), PrivatePostgresError> {
-        // Another account passes through these two; it can neither list nor change them.
+        // Postgres' account may pass through these two directories, but not list or change them.
         let mode = if account.is_some() { 0o711 } else { 0o700 };
         create_directory(&self.data_dir, mode)?;
         if create_directory(&self.root(), mode)? {
@@ -87,7 +88,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Makes a directory that is Postgres' alone.
+    /// Creates a directory that only Postgres may access.
     ///
     /// # Errors
     /// `Io`.
@@ -105,7 +106,7 @@ impl Directory {
         Ok(())
     }
 
-    /// The major version that made the database, if there is one.
+    /// The major version of the Postgres that made the database, if there is one.
     ///
     /// # Errors
     /// `Io`.
@@ -125,7 +126,7 @@ impl Directory {
         }
     }
 
-    /// Waits until no other process starts or stops this Postgres; held until the file is dropped.
+    /// Waits until no other process starts or stops this Postgres. The lock is released when the file is dropped.
     ///
     /// # Errors
     /// `Io`.
@@ -138,7 +139,7 @@ impl Directory {
             .map_err(PrivatePostgresError::io("lock", path))
     }
 
-    /// Counts this process among the users, until the file is dropped. Call it under the startup lock.
+    /// Adds this process to the users until the file is dropped. Call it with the startup lock.
     ///
     /// # Errors
     /// `Io`.
@@ -148,7 +149,8 @@ impl Directory {
         Ok(file)
     }
 
-    /// Leaves the users; true when nobody else is left. Call it under the startup lock, so that nobody joins meanwhile.
+    /// Removes this process from the users. Returns whether it was the last. Call it with the startup lock, which keeps
+    /// other processes from joining meanwhile.
     ///
     /// # Errors
     /// `Io`.
@@ -158,9 +160,9 @@ impl Directory {
         try_lock(users).map_err(PrivatePostgresError::io("lock", path))
     }
 
-    /// The lock that Postgres and each of its processes inherit: none when one of them is alive. Whether Postgres runs
-    /// is known from it alone. A process id, as in `postmaster.pid`, proves nothing: in a container the next start
-    /// often finds another program under the same number.
+    /// The lock that Postgres and its processes inherit. `None` if one of them is alive. Only this lock shows whether
+    /// Postgres runs. A process id, as in `postmaster.pid`, does not: in a container another program often has the same
+    /// id after a restart.
     ///
     /// # Errors
     /// `Io`.
@@ -170,7 +172,7 @@ impl Directory {
         Ok(locked.then_some(file))
     }
 
-    /// Opens the log for Postgres to write, without what an earlier run wrote.
+    /// Opens the log for Postgres and empties it.
     ///
     /// # Errors
     /// `Io`.
@@ -181,17 +183,14 @@ impl Directory {
         Ok(file)
     }
 
-    /// Empties the log when it is longer than `bytes`. Postgres appends to it, so that it goes on at its new end.
+    /// Empties the log if it is longer than `bytes`. Postgres appends, and therefore continues at the new end.
     ///
     /// # Errors
     /// `Io`.
     pub(super) fn bound_log(&self, bytes: u64) -> Result<(), PrivatePostgresError> {
         let path = self.log();
         let file = self.open(&path, OpenOptions::new().append(true))?;
-        let length = file
-            .metadata()
-            .map_err(PrivatePostgresError::io("look at", &path))?
-            .len();
+        let length = file.metadata().map_err(PrivatePostgresError::io("read", &path))?.len();
         if length > bytes {
             file.set_len(0).map_err(PrivatePostgresError::io("truncate", path))?;
         }
@@ -225,7 +224,7 @@ impl Directory {
         Ok((path, file))
     }
 
-    /// Opens a file that belongs to the owner of `data_dir`, and makes it when it is missing. Never through a link.
+    /// Opens a file that belongs to the owner of `data_dir`, and creates it if it is missing. It never follows a link.
     fn open(&self, path: &Path, options: &mut OpenOptions) -> Result<File, PrivatePostgresError> {
         let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
         let file = options
@@ -236,7 +235,7 @@ impl Directory {
             .open(path)
             .map_err(PrivatePostgresError::io("open", path))?;
         if rustix::process::geteuid().is_root() {
-            let owner = fs::metadata(&self.data_dir).map_err(PrivatePostgresError::io("look at", &self.data_dir))?;
+            let owner = fs::metadata(&self.data_dir).map_err(PrivatePostgresError::io("read", &self.data_dir))?;
             fchown(&file, Some(owner.uid()), Some(owner.gid()))
                 .map_err(PrivatePostgresError::io("change the owner of", path))?;
         }
@@ -247,19 +246,19 @@ impl Directory {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
         }
-        let owner = fs::metadata(&self.data_dir).map_err(PrivatePostgresError::io("look at", &self.data_dir))?;
+        let owner = fs::metadata(&self.data_dir).map_err(PrivatePostgresError::io("read", &self.data_dir))?;
         chown(path, Some(owner.uid()), Some(owner.gid())).map_err(PrivatePostgresError::io("change the owner of", path))
     }
 }
 
-/// The last line of a program's output that says something.
+/// The last line of a program's output that is not empty.
 pub(super) fn last_line(output: &[u8]) -> String {
     let output = String::from_utf8_lossy(output);
     let line = output.lines().rev().map(str::trim).find(|line| !line.is_empty());
-    line.unwrap_or("it said nothing").to_owned()
+    line.unwrap_or("no output").to_owned()
 }
 
-/// True when it was made by this call.
+/// Creates a directory. Returns whether this call created it.
 fn create_directory(path: &Path, mode: u32) -> Result<bool, PrivatePostgresError> {
     if path.is_dir() {
         return Ok(false);
@@ -269,11 +268,11 @@ fn create_directory(path: &Path, mode: u32) -> Result<bool, PrivatePostgresError
             fs::create_dir_all(parent)?;
         }
         match DirBuilder::new().mode(mode).create(path) {
-            // Another process, which starts at the same time.
+            // Another process that starts at the same time created it.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
             created => created?,
         }
-        // A umask that is stricter than the mode would close the way that the mode opens.
+        // A stricter umask would remove permissions that the mode grants.
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map(|()| true)
     };
     create().map_err(PrivatePostgresError::io("create", path))

@@ -1,4 +1,4 @@
-//! Finds the Postgres installations of this system, wherever its packages put them.
+//! Finds the Postgres installations of this system in the directories of various packages.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -8,10 +8,11 @@ use std::process::{Command, Stdio};
 
 use super::PrivatePostgresError;
 
-/// The oldest major version that can be used.
+/// The oldest usable major version.
 pub const OLDEST_MAJOR: u16 = 15;
 
-/// Where packages put their binaries when they keep them out of the search path; `*` stands for a version.
+/// Where packages install programs outside the search path. Each entry is a directory, the prefix before a version, and
+/// the subdirectory.
 const PACKAGE_PLACES: [(&str, &str, &str); 5] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
@@ -20,8 +21,8 @@ const PACKAGE_PLACES: [(&str, &str, &str); 5] = [
     ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
 ];
 
-/// The directories that can hold Postgres' binaries: those of a search path (as in `PATH`), then those that Debian,
-/// Fedora, the Postgres project's own packages, Homebrew and Postgres.app use.
+/// The directories that may contain Postgres' programs: those of a search path such as `PATH`, then those of Debian,
+/// Fedora, the Postgres project's packages, Homebrew and Postgres.app.
 #[must_use]
 pub fn binary_places(search_path: &OsStr) -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = std::env::split_paths(search_path)
@@ -43,8 +44,8 @@ pub fn binary_places(search_path: &OsStr) -> Vec<PathBuf> {
     places
 }
 
-/// The installations in these directories, whatever their version, newest first. Those of one version keep the order
-/// of the directories. Runs `postgres --version` in each: some milliseconds.
+/// All installations in these directories, newest version first. Equal versions keep the order of the directories. This
+/// runs `postgres --version` in each, which takes milliseconds.
 #[must_use]
 pub fn installed(places: &[PathBuf]) -> Vec<Installation> {
     let mut installations: Vec<Installation> = Vec::new();
@@ -58,7 +59,7 @@ pub fn installed(places: &[PathBuf]) -> Vec<Installation> {
     installations
 }
 
-/// Chooses the installation for a database that was made by major version `made_by`, or for a new one.
+/// Chooses an installation: the major version `made_by` for an existing database, or the newest for a new one.
 ///
 /// # Errors
 /// `NotInstalled` and `VersionNotInstalled`, which say what to install.
@@ -81,7 +82,7 @@ pub(super) fn choose(
     })
 }
 
-/// One installed Postgres, server and `initdb`.
+/// An installed Postgres with its server and `initdb`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
     directory: PathBuf,
@@ -89,7 +90,7 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// The version that `postgres --version` names.
+    /// The version according to `postgres --version`.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
@@ -101,8 +102,8 @@ impl Installation {
         self.directory.join(name)
     }
 
-    /// What `initdb` is told of text: it is compared byte by byte, which no update of the system can change under an
-    /// index, and has Unicode's cases, as the search of machines ignores case in every language.
+    /// The locale arguments for `initdb`. Text is compared byte by byte, so no system update can change the order of an
+    /// index. Upper and lower case follow Unicode, because the search for machines ignores case in every language.
     #[must_use]
     pub fn locale_arguments(&self) -> &'static [&'static str] {
         match self.version.major {
@@ -130,18 +131,18 @@ impl Installation {
     }
 }
 
-/// A released version: `17.2`.
+/// The version of a release, such as `17.2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// The part that names the format of the files.
+    /// Determines the format of the files.
     pub major: u16,
-    /// The part that counts its fixes.
+    /// Counts the fixes.
     pub minor: u16,
 }
 
 impl Version {
-    /// Reads what `postgres --version` says. Betas and development versions are none: their files cannot be read by the
-    /// release that follows.
+    /// Parses the output of `postgres --version`. Betas and development versions are ignored: the following release
+    /// cannot read their files.
     fn parse(output: &str) -> Option<Self> {
         let number = output
             .trim()
@@ -208,7 +209,7 @@ mod tests {
         );
         assert_eq!(
             choose(installations(), Some(15), directory).unwrap_err().to_string(),
-            "the database in /data/postgres/cluster was made by Postgres 15, which is not installed any more: install \
+            "the database in /data/postgres/cluster was made by Postgres 15, which is no longer installed: install \
              Postgres 15 again, or move the database with pg_upgrade"
         );
     }

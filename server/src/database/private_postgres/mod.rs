@@ -1,9 +1,9 @@
-//! A Postgres of the server's own, for installations that have no database to point it at.
+//! The server's private Postgres, for installations without a database of their own.
 //!
-//! It runs the binaries that are installed on the system, listens on a Unix socket under `data_dir` and nowhere else,
-//! and lives as long as one process uses it. Three file locks, which the system releases when a process dies, carry
-//! that: *startup* (who starts or stops it), *users* (who is connected) and *running* (inherited by Postgres itself).
-//! A server that was killed leaves Postgres running; the next one joins it, and stops it in the end.
+//! It runs the programs installed on the system, listens only on a Unix socket under `data_dir`, and runs as long as a
+//! process uses it. Three file locks coordinate this; the system releases them when a process dies. *startup* is held
+//! to start or stop it, *users* by each process that uses it, and *running* by Postgres itself, which inherits it. A
+//! killed server leaves Postgres running. The next server joins it and stops it in the end.
 
 mod account;
 mod cluster;
@@ -27,21 +27,20 @@ pub use account::Account;
 pub use error::PrivatePostgresError;
 pub use installation::{Installation, OLDEST_MAJOR, Version, binary_places, installed};
 
-/// Where a private Postgres lives and what it is started with.
+/// Where a private Postgres is, and its settings.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The directory that holds everything of this server; Postgres gets `postgres` in it. Made when it is missing.
+    /// The directory of all of this server's files. Postgres uses `postgres` in it. It is created if it is missing.
     pub data_dir: PathBuf,
-    /// How many connections the server's pool may open. A process that joins a running Postgres takes what is left of
-    /// the number that it was started with.
+    /// How many connections the server's pool may open. A running Postgres keeps the limit with which it was started.
     pub max_connections: u32,
-    /// Where to look for Postgres' programs: [`binary_places`].
+    /// Where to look for Postgres' programs: see [`binary_places`].
     pub binary_places: Vec<PathBuf>,
 }
 
-/// A share in a running private Postgres. When it dies, it is started again as long as this lives.
+/// A reference to a running private Postgres. If Postgres dies, it is restarted while this value exists.
 ///
-/// Dropped without [`stop`](Self::stop), it leaves Postgres running for the next one to take over.
+/// Dropping it without [`stop`](Self::stop) leaves Postgres running, and the next server joins it.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     cluster: Arc<Cluster>,
@@ -51,11 +50,11 @@ pub struct PrivatePostgres {
 }
 
 impl PrivatePostgres {
-    /// Starts the Postgres of `data_dir`, or joins it if it runs, and returns once it accepts connections. A new
-    /// database takes a second or two, a start some tenths.
+    /// Starts the Postgres of `data_dir`, or joins it if it runs. Returns when it accepts connections. A new database
+    /// takes one or two seconds, a start some tenths of a second.
     ///
     /// # Errors
-    /// One line that says what to install, allow or change. Nothing that was started is in use then.
+    /// One line that says what to install, allow or change. Nothing stays running then.
     pub async fn start(options: &Options) -> Result<Self, PrivatePostgresError> {
         let directory = Directory::new(&options.data_dir)?;
         let account = Account::to_run_postgres(&directory.cluster(), directory.data_dir())?;
@@ -81,30 +80,30 @@ impl PrivatePostgres {
         })
     }
 
-    /// How to connect to the database `assay`, as a superuser.
+    /// The options to connect to the database `assay` as a superuser.
     #[must_use]
     pub fn connect_options(&self) -> PgConnectOptions {
         self.cluster.connect_options()
     }
 
-    /// How to connect to it as the role that a server works as: it owns nothing, and has the privileges that the
-    /// superuser gives it.
+    /// The options to connect as the server's role. It owns nothing, and has the privileges that the superuser grants
+    /// it.
     #[must_use]
     pub fn server_options(&self) -> PgConnectOptions {
         self.cluster.server_options()
     }
 
-    /// How often it accepted connections again after it had died or closed them, since this was started.
+    /// How often Postgres accepted connections again after it had died or closed them, since this value was created.
     #[must_use]
     pub fn restarts(&self) -> watch::Receiver<u64> {
         self.restarts.clone()
     }
 
-    /// Leaves it; whoever leaves last stops it, and returns when it has ended. Close the pool first: a fast shutdown
-    /// cuts the connections that are left.
+    /// Leaves Postgres. The last process that leaves stops it and waits for its end. Close the pool first: a fast
+    /// shutdown closes the remaining connections.
     ///
     /// # Errors
-    /// `StillRunning` when it does not end, and `Io`.
+    /// `StillRunning` if it does not end, and `Io`.
     pub async fn stop(self) -> Result<(), PrivatePostgresError> {
         let Self {
             cluster,
@@ -113,7 +112,7 @@ impl PrivatePostgres {
             ..
         } = self;
         supervisor.abort();
-        // The error says that the task was aborted. It may hold the startup lock until here.
+        // This error says that the task was aborted. Until then, it may have the startup lock.
         drop(supervisor.await);
         let _startup = cluster.directory.lock_startup().await?;
         if cluster.directory.leave_users(&users)? {
@@ -134,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// A data directory that the unprivileged account may pass through, as `/var/lib/assay` is.
+    /// A data directory that the unprivileged account may pass through, like `/var/lib/assay`.
     struct Fixture {
         parent: tempfile::TempDir,
         options: Options,
@@ -165,7 +164,7 @@ mod tests {
             Pid::from_raw(content.lines().next().unwrap().parse().unwrap()).unwrap()
         }
 
-        /// Waits until no process of Postgres is left: each holds this lock.
+        /// Waits until all processes of Postgres have ended: each has this lock.
         fn wait_for_end(&self) {
             File::options()
                 .read(true)
@@ -187,7 +186,7 @@ mod tests {
     }
 
     impl Drop for Fixture {
-        /// A test that fails leaves no Postgres behind.
+        /// A failing test must not leave Postgres running.
         fn drop(&mut self) {
             if self.postgres().join("cluster/postmaster.pid").exists() && !self.has_ended() {
                 rustix::process::kill_process(self.postmaster(), Signal::KILL).unwrap();
@@ -200,7 +199,7 @@ mod tests {
         postgres.connect_options().connect().await.unwrap()
     }
 
-    /// Two Postgres have started at different times; one has started once.
+    /// Identifies one run of Postgres.
     async fn started_at(connection: &mut PgConnection) -> String {
         sqlx::query_scalar("SELECT pg_postmaster_start_time()::text")
             .fetch_one(connection)
@@ -236,7 +235,7 @@ mod tests {
         assert!(fixture.has_ended());
         assert!(
             !fixture.postgres().join("cluster/postmaster.pid").exists(),
-            "it has not shut down in order"
+            "it has not shut down properly"
         );
     }
 
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn is_taken_over_after_a_crash_of_the_server_and_started_after_one_of_both() {
+    async fn is_joined_after_a_crash_of_the_server_and_started_after_a_crash_of_both() {
         let fixture = Fixture::new();
         let crashed = PrivatePostgres::start(&fixture.options).await.unwrap();
         let mut connection = connect(&crashed).await;
@@ -270,7 +269,7 @@ mod tests {
             .await
             .unwrap();
         let first_start = started_at(&mut connection).await;
-        // As the end of a process does, this releases the locks and stops nothing.
+        // Like the end of a process, this releases the locks and stops nothing.
         drop(crashed);
 
         let next = PrivatePostgres::start(&fixture.options).await.unwrap();
@@ -280,7 +279,7 @@ mod tests {
         let stale = fs::read_to_string(&process_id_file).unwrap();
         rustix::process::kill_process(fixture.postmaster(), Signal::KILL).unwrap();
         fixture.wait_for_end();
-        // The number now belongs to another program: this one.
+        // The process id now belongs to another program: this one.
         let (_, rest) = stale.split_once('\n').unwrap();
         fs::write(&process_id_file, format!("{}\n{rest}", std::process::id())).unwrap();
 
@@ -304,7 +303,7 @@ mod tests {
 
         rustix::process::kill_process(fixture.postmaster(), Signal::KILL).unwrap();
         let restarted = tokio::time::timeout(Duration::from_secs(60), restarts.wait_for(|count| *count == 1));
-        restarted.await.expect("it is not started again").unwrap();
+        restarted.await.expect("it was not restarted").unwrap();
 
         assert_ne!(started_at(&mut connect(&postgres).await).await, first_start);
         postgres.stop().await.unwrap();
@@ -312,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn says_what_stands_in_its_way() {
+    async fn says_why_it_cannot_start() {
         let mut fixture = Fixture::new();
         let (places, data_dir) = (fixture.options.binary_places.clone(), fixture.options.data_dir.clone());
 

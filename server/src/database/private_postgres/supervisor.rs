@@ -1,4 +1,4 @@
-//! Starts Postgres again when it has died under a running server.
+//! Restarts Postgres when it dies while the server runs.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use super::PrivatePostgresError;
 use super::cluster::Cluster;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A Postgres that ran this long has not died of what killed the one before it.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// After this long, a new failure is considered unrelated to the previous one.
 const STABLE: Duration = Duration::from_secs(60);
 
-const LOG_CHECKED_EVERY: Duration = Duration::from_secs(600);
-const LONGEST_LOG: u64 = 16 * 1024 * 1024;
+const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(600);
+const MAX_LOG: u64 = 16 * 1024 * 1024;
 
-/// Runs until it is dropped. A connection that does nothing is what tells of the end of Postgres: also of one that
-/// another process has started, and at the very moment. Counts in `restarts`.
+/// Runs until it is dropped. An idle connection shows at once when Postgres ends, even if another process started it.
+/// Counts the restarts in `restarts`.
 pub(super) async fn supervise(cluster: &Cluster, restarts: &watch::Sender<u64>) {
     let mut pause = FIRST_PAUSE;
     loop {
@@ -32,13 +32,13 @@ pub(super) async fn supervise(cluster: &Cluster, restarts: &watch::Sender<u64>) 
         }
         loop {
             sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(MAX_PAUSE);
             match restart(cluster).await {
                 Ok(()) => break,
                 Err(error) => tracing::error!(
                     error = &error as &dyn std::error::Error,
                     retry_in_seconds = pause.as_secs_f64(),
-                    "cannot start the private Postgres again"
+                    "cannot restart the private Postgres"
                 ),
             }
         }
@@ -53,7 +53,7 @@ async fn until_lost(cluster: &Cluster) -> Result<(), sqlx::Error> {
         .connect_lazy_with(cluster.connect_options());
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
-    let mut log_check = interval(LOG_CHECKED_EVERY);
+    let mut log_check = interval(LOG_CHECK_INTERVAL);
     log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -63,8 +63,8 @@ async fn until_lost(cluster: &Cluster) -> Result<(), sqlx::Error> {
                 }
             }
             _ = log_check.tick() => {
-                if let Err(error) = cluster.directory.bound_log(LONGEST_LOG) {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot bound the log of Postgres");
+                if let Err(error) = cluster.directory.bound_log(MAX_LOG) {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot truncate the log of Postgres");
                 }
             }
         }
