@@ -11,7 +11,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Makes a key and prints it alone, so that a script can take it.
+/// Creates a key and prints only the key, for use in scripts.
 pub(super) async fn create(config: &Config, clock: &dyn Clock, name: &str, role: Role) -> Result<(), CommandError> {
     let request = CreateApiKey {
         name: name.to_owned(),

@@ -16,19 +16,19 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{CommandError, print};
 use crate::clock::Clock;
 
-/// What to verify, against what.
+/// The arguments of `apple-attestation verify`.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// The chain in PEM, leaf first, as the server keeps it.
+    /// The chain in PEM, leaf first, as the server stores it.
     #[arg(long, value_name = "FILE")]
     chain: std::path::PathBuf,
-    /// The roots to trust, in PEM, in place of Apple's.
+    /// A PEM file with roots to trust instead of Apple's.
     #[arg(long, value_name = "FILE")]
     roots: Option<std::path::PathBuf>,
-    /// The time at which the chain has to be valid, as 2026-11-22T10:00:00Z; now if it is not given.
+    /// The time at which the chain must be valid, such as 2026-11-22T10:00:00Z. The default is now.
     #[arg(long, value_name = "TIME", value_parser = time)]
     at: Option<OffsetDateTime>,
-    /// The nonce that the attestation has to be made for, in hex: SHA-256 of a key's SubjectPublicKeyInfo.
+    /// The nonce that the attestation must contain, in hex: SHA-256 of a key's SubjectPublicKeyInfo.
     #[arg(long, value_name = "HEX")]
     nonce: Option<FreshnessCode>,
 }
@@ -48,7 +48,7 @@ enum Verification<'a> {
     },
 }
 
-/// Verifies a chain and prints what came of it; one that is not valid is a failure. Needs no network and no database.
+/// Verifies a chain and prints the result. An invalid chain is a failure. Needs no network and no database.
 pub(super) fn verify(arguments: &Verify, clock: &dyn Clock) -> Result<(), CommandError> {
     let path = arguments.roots.as_deref();
     let roots = AttestationRoots::from_file(path).map_err(|source| CommandError::Roots {
@@ -98,10 +98,10 @@ fn read(path: &Path) -> Result<String, CommandError> {
         path: path.to_owned(),
         source,
     })?;
-    // What is no UTF-8 is no PEM, which is told as such.
+    // Text that is not UTF-8 is not PEM, and is reported as such.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn time(text: &str) -> Result<OffsetDateTime, &'static str> {
-    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "not a time of RFC 3339, as 2026-11-22T10:00:00Z")
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "not an RFC 3339 time, such as 2026-11-22T10:00:00Z")
 }

@@ -10,8 +10,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Verifies the hash chain and prints what came of it; a broken chain is a failure, and so is one that lacks the end that
-/// somebody noted.
+/// Verifies the hash chain and prints the result. The command fails if the chain is broken or does not contain `noted`.
 pub(super) async fn verify(config: &Config, noted: Option<EntryHash>) -> Result<(), CommandError> {
     let database = Database::open(config).await?;
     let verified = verify_in(&database, noted).await;
@@ -31,7 +30,7 @@ async fn verify_in(database: &Database, noted: Option<EntryHash>) -> Result<Audi
     Ok(verification::verify(&store, noted).await?)
 }
 
-/// Reads a hash as the audit shows it.
+/// Parses a hash in hex.
 pub(super) fn parse_hash(text: &str) -> Result<EntryHash, &'static str> {
-    EntryHash::from_hex(text).ok_or("a hash has 64 hexadecimal digits")
+    EntryHash::from_hex(text).ok_or("a hash must have 64 hexadecimal digits")
 }

@@ -1,4 +1,4 @@
-//! `ca`: the server's own keys, and their rotation.
+//! `ca`: the server's keys and their rotation.
 
 use std::{fmt::Write, path::PathBuf, sync::Arc};
 
@@ -19,33 +19,33 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CaCommand {
-    /// Show roots, issuing CAs and grant keys: which signs, which comes next, and which is past and still relied on.
+    /// Show roots, issuing CAs and grant keys: which sign now, which come next, and which are past but still in use.
     Status {
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Prepare the next issuing CA. It is published at once, and issues after certificates.ca_overlap. Where one is prepared
-    /// already, that one stays.
+    /// Prepare the next issuing CA. It is published at once, and issues after certificates.ca_overlap. If one is
+    /// already prepared, nothing changes.
     Rotate {
-        /// Make a new root, too. Nothing is issued under it before certificates.root_overlap is over.
+        /// Also create a new root. Nothing is issued under it before certificates.root_overlap has passed.
         #[arg(long, conflicts_with = "grant_key")]
         root: bool,
-        /// Prepare the next key for grant tokens instead. It signs after grants.key_overlap.
+        /// Prepare the next grant key instead. It signs after grants.key_overlap.
         #[arg(long)]
         grant_key: bool,
     },
-    /// Print a CSR for an issuing CA that a root of yours is to sign. Repeating this prints one for the same key.
+    /// Print a CSR for an issuing CA that your own root will sign. Repeating it prints a CSR for the same key.
     Csr,
-    /// Install what was issued for the CSR. It issues after the overlap, as any other.
+    /// Install the certificate that was issued for the CSR. It is used after the overlap, like any other.
     Install {
-        /// The issuing CA's certificate in PEM, those between it and the root, and the root, in this order.
+        /// A PEM file with the issuing CA's certificate, the intermediates, and the root, in this order.
         #[arg(long, value_name = "FILE")]
         chain: PathBuf,
     },
 }
 
-/// Runs one of them.
+/// Runs a `ca` command.
 pub(super) async fn run(config: &Config, clock: &dyn Clock, command: &CaCommand) -> Result<(), CommandError> {
     let chain = match command {
         CaCommand::Install { chain } => std::fs::read(chain).map_err(|source| CommandError::File {
@@ -88,10 +88,10 @@ async fn run_in(
                 (false, false) => Wanted::IssuingCa,
             };
             let prepared = rotation::rotate(&store, &rotator, wanted).await?;
-            Ok(told(&prepared, &keyring)?)
+            Ok(describe(&prepared, &keyring)?)
         }
         CaCommand::Csr => Ok(rotation::request(&store, &rotator).await?),
-        CaCommand::Install { .. } => Ok(told(&rotation::install(&store, &rotator, chain).await?, &keyring)?),
+        CaCommand::Install { .. } => Ok(describe(&rotation::install(&store, &rotator, chain).await?, &keyring)?),
     }
 }
 
@@ -99,28 +99,28 @@ async fn show(store: &Store, keyring: &Keyring, clock: &dyn Clock, as_json: bool
     let status = rotation::status(store, keyring, clock.now()).await?;
     Ok(match as_json {
         true => serde_json::to_string_pretty(&status)?,
-        false => in_words(&status)?,
+        false => as_text(&status)?,
     })
 }
 
-fn told(prepared: &Prepared, keyring: &Keyring) -> Result<String, RotationError> {
+fn describe(prepared: &Prepared, keyring: &Keyring) -> Result<String, RotationError> {
     let identifier = rotation::identifier(&prepared.key, keyring)?.unwrap_or_default();
     let state = match prepared.is_new {
         true => "is prepared",
-        false => "was prepared before",
+        false => "was already prepared",
     };
     let signs_from = prepared.key.signs_from.map(rfc3339).unwrap_or_default();
-    Ok(format!("{identifier} {state}; it signs from {signs_from} on"))
+    Ok(format!("{identifier} {state}; it signs from {signs_from}"))
 }
 
-fn in_words(status: &AuthorityStatus) -> Result<String, CommandError> {
+fn as_text(status: &AuthorityStatus) -> Result<String, CommandError> {
     let mut words = String::new();
     for (heading, keys) in [
         ("Roots", &status.roots),
         ("Issuing CAs", &status.issuing_cas),
         ("Grant keys", &status.grant_keys),
     ] {
-        // Writing into memory does not fail.
+        // Writing to memory does not fail.
         let _ = writeln!(words, "{heading}");
         for key in keys {
             let _ = writeln!(words, "  {}", line(key)?);

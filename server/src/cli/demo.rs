@@ -10,7 +10,7 @@ use crate::{
     telemetry::logging::{self, LogFormat},
 };
 
-/// Runs the demo; only what goes wrong is logged.
+/// Runs the demo. Only errors are logged.
 pub(super) async fn run(arguments: &DemoArguments, clock: Arc<dyn Clock>) -> Result<(), CommandError> {
     logging::start(LogFormat::Text, "error", Arc::clone(&clock))?;
     let options = DemoOptions {

@@ -37,28 +37,28 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM; answer what has begun, then end.
+    /// Run the server until SIGTERM. Running requests are completed before it stops.
     Serve,
-    /// Bring the database's schema up to date.
+    /// Migrate the database's schema.
     Migrate,
-    /// API keys.
+    /// Create API keys.
     #[command(subcommand)]
     ApiKey(ApiKeyCommand),
-    /// Managed Device Attestation.
+    /// Verify Managed Device Attestations.
     #[command(subcommand)]
     AppleAttestation(AppleAttestationCommand),
-    /// The audit.
+    /// Verify the audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// The certificate authority: its roots, issuing CAs and grant keys, and their rotation.
+    /// Manage the certificate authority: roots, issuing CAs, grant keys, and their rotation.
     #[command(subcommand)]
     Ca(ca::CaCommand),
-    /// The configuration.
+    /// Print an example configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print the OpenAPI document.
     Openapi,
-    /// Show a whole installation: server, Postgres, simulated machines, grants and refusals. Needs no configuration.
+    /// Run a demo: server, Postgres, simulated machines, granted and denied permissions. Needs no configuration.
     Demo(DemoArguments),
 }
 
@@ -67,22 +67,22 @@ struct DemoArguments {
     /// How many machines to simulate.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     machines: u32,
-    /// End when every machine has checked in, and leave nothing running.
+    /// Stop when every machine has checked in, and leave nothing running.
     #[arg(long)]
     once: bool,
-    /// Where the server listens, on 127.0.0.1.
+    /// The server's port on 127.0.0.1.
     #[arg(long, default_value_t = 8443)]
     port: u16,
 }
 
 #[derive(Debug, Subcommand)]
 enum ApiKeyCommand {
-    /// Make an API key, and print it alone.
+    /// Create an API key and print only the key.
     Create {
-        /// Who or what will use it.
+        /// The person or program that will use the key.
         #[arg(long)]
         name: String,
-        /// What it may do.
+        /// The role of the key.
         #[arg(long)]
         role: RoleArgument,
     },
@@ -90,15 +90,17 @@ enum ApiKeyCommand {
 
 #[derive(Debug, Subcommand)]
 enum AppleAttestationCommand {
-    /// Verify a chain again, offline: that Apple signed it, what it says, and for which key. Needs no configuration.
+    /// Verify a chain offline: whether Apple signed it, what it claims, and for which key. Needs no configuration.
     Verify(apple_attestation::Verify),
 }
 
 #[derive(Debug, Subcommand)]
 enum AuditCommand {
-    /// Check that no entry was changed or removed, and name the first that was. Prints the last hash, to be noted elsewhere.
+    /// Check that no entry was changed or removed, and name the first that was. Prints the last hash, to be recorded
+    /// elsewhere.
     Verify {
-        /// A hash that was noted before: fail also when the chain lacks it, as its end was cut off.
+        /// A hash recorded earlier. The command also fails if the chain does not contain it, for example because its
+        /// end was removed.
         #[arg(long, value_name = "HASH", value_parser = audit::parse_hash)]
         last_hash: Option<EntryHash>,
     },
@@ -131,12 +133,12 @@ impl From<RoleArgument> for Role {
     }
 }
 
-/// Why a command failed; told on one line.
+/// Why a command failed. It is printed on one line.
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("logging cannot start")]
+    #[error("cannot start logging")]
     Logging(#[from] LoggingError),
     #[error(transparent)]
     Run(#[from] RunError),
@@ -152,7 +154,7 @@ enum CommandError {
     Bootstrap(#[from] crate::rotation::bootstrap::BootstrapError),
     #[error(transparent)]
     Rotation(#[from] crate::rotation::RotationError),
-    #[error("the audit is broken")]
+    #[error("the audit log is broken")]
     AuditBroken,
     #[error("cannot read {}", path.display())]
     File {
@@ -168,17 +170,17 @@ enum CommandError {
     },
     #[error("the attestation is not valid")]
     AttestationInvalid,
-    #[error("the document cannot be written")]
+    #[error("cannot serialize the document")]
     Document(#[from] serde_json::Error),
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
-    #[error("cannot start")]
+    #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
 }
 
-/// Runs the command that the process was started with.
+/// Runs the command of this process.
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
@@ -225,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_of_every_role_can_be_made_at_the_command_line() {
+    fn a_key_of_every_role_can_be_created_on_the_command_line() {
         for role in Role::ALL {
             let name = serde_json::to_value(role).unwrap();
             let parsed = RoleArgument::from_str(name.as_str().unwrap(), false).map(Role::from);

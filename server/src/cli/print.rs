@@ -1,10 +1,10 @@
-//! What a command says: its result on standard output, its failure on one line of standard error.
+//! The output of commands: results on standard output, errors on one line of standard error.
 
 use std::io::{self, Write};
 
 use super::CommandError;
 
-/// Writes a result, ended by a newline.
+/// Prints a result with a final newline.
 pub(super) fn text(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     out.write_all(text.trim_end().as_bytes())
@@ -13,7 +13,7 @@ pub(super) fn text(text: &str) -> Result<(), CommandError> {
         .map_err(CommandError::Output)
 }
 
-/// Writes a failure. There is nobody left to tell when this fails.
+/// Prints an error. A failure to print it is ignored, because it could not be reported either.
 pub(super) fn error_line(message: &str) {
     let line = message.replace('\n', " ");
     let _ = writeln!(io::stderr(), "assay-server: {line}");

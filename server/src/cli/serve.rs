@@ -13,7 +13,8 @@ use crate::{
 /// Serves until SIGTERM or SIGINT.
 pub(super) async fn serve(config: &Config, clock: Arc<dyn Clock>) -> Result<(), CommandError> {
     start_logging(config, &clock)?;
-    // Listened for from the start on; obeyed when everything that was begun, such as a private Postgres, can be ended.
+    // The signal is awaited from the start. It takes effect after the start, when everything that was started can be
+    // stopped.
     let stop = tokio::spawn(ordered_to_stop());
     let server = RunningServer::start(config, clock).await?;
     let _ = stop.await;

@@ -1,4 +1,4 @@
-//! The database, and the key that seals what is secret in it.
+//! The database, and the key that seals the secrets in it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,28 +9,28 @@ use zeroize::Zeroizing;
 
 use super::settings::Settings;
 
-/// Bytes of a master key.
+/// The length of a master key in bytes.
 const MASTER_KEY_LENGTH: usize = 32;
 
-/// The database.
+/// The configuration of the database.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// None: a private Postgres under `data_dir`.
+    /// `None`: a private Postgres under `data_dir`.
     pub url: Option<SecretString>,
-    /// The same database as its owner: who migrates, where that is another than the role of `url`.
+    /// The same database for its owner, which migrates it. `None` if the role of `url` is the owner.
     pub migration_url: Option<SecretString>,
-    /// The connections of one server.
+    /// The maximum number of connections of one server.
     pub max_connections: u32,
-    /// Whether `serve` brings the schema up to date.
+    /// Whether `serve` migrates the schema.
     pub migrate: bool,
 }
 
-/// Where the 32 bytes that seal the private keys come from.
+/// Where the master key comes from. It has 32 bytes and seals the private keys.
 #[derive(Clone, Debug)]
 pub enum MasterKey {
-    /// A file that holds them in base64url, made at the first start when it is missing.
+    /// A file with the key in base64url. It is created at the first start if it is missing.
     File(PathBuf),
-    /// The bytes in base64url.
+    /// The key in base64url.
     Value(SecretString),
 }
 
@@ -38,15 +38,15 @@ impl Database {
     pub(super) fn read(settings: &mut Settings) -> Self {
         let check = |text: &str| match text.parse::<Url>() {
             Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(()),
-            _ => Err("must be a Postgres URL, as in postgres://user:password@host:5432/database"),
+            _ => Err("must be a Postgres URL, such as postgres://user:password@host:5432/database"),
         };
         if !settings.is_given("database.url") {
-            settings.refuse_given("database.migration_url", "has a meaning only beside database.url");
+            settings.refuse_given("database.migration_url", "can only be used with database.url");
         }
         Self {
             url: settings.secret("database.url", check),
             migration_url: settings.secret("database.migration_url", check),
-            // One connection is held by the replica that has the leader's tasks.
+            // The replica that does the periodic work needs one connection for that.
             max_connections: settings.number("database.max_connections", 2..=10_000).unwrap_or(16),
             migrate: settings.boolean("database.migrate").unwrap_or(true),
         }
@@ -60,7 +60,7 @@ impl MasterKey {
             _ => Err("must be 32 bytes in base64url without padding (43 characters)"),
         };
         if settings.is_given("master_key") {
-            settings.refuse_given("master_key_file", "cannot be given together with master_key");
+            settings.refuse_given("master_key_file", "cannot be used together with master_key");
         }
         let file = settings.path("master_key_file");
         match settings.secret("master_key", check) {

@@ -1,23 +1,23 @@
-//! Who becomes a machine.
+//! Which machines may enroll.
 
 use std::time::Duration;
 
 use super::{DAY, MINUTE, settings::Settings};
 
-/// Who becomes a machine.
+/// Which machines may enroll.
 #[derive(Clone, Debug)]
 pub struct Enrollment {
-    /// What happens to a machine that brings no token.
+    /// What happens to an enrollment without a token.
     pub without_token: WithoutToken,
-    /// How many machines without a token may wait at once.
+    /// How many enrollments without a token may wait at the same time.
     pub without_token_limit: u32,
-    /// How long a request waits for an administrator.
+    /// How long an enrollment waits for an administrator's decision.
     pub pending_ttl: Duration,
-    /// What happens to a new key for a known serial number when no token allows it.
+    /// What happens to a new key for a known serial number, if no token allows it.
     pub reenrollment: Reenrollment,
 }
 
-/// The answer to a machine that brings no token.
+/// The response to an enrollment without a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WithoutToken {
     /// `enrollment-token-invalid`.
@@ -26,7 +26,7 @@ pub enum WithoutToken {
     Pending,
 }
 
-/// The answer to a new key for a known serial number.
+/// The response to a new key for a known serial number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reenrollment {
     /// An administrator decides.

@@ -1,9 +1,9 @@
-//! The environment of this process, which nothing else reads.
+//! The environment of this process. Only this module reads it.
 
 use std::ffi::OsString;
 
-/// Every variable. What is not Unicode is replaced, not left out: a setting that is ignored would go unseen.
-#[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+/// All variables. Invalid Unicode is replaced: a setting must not be ignored silently.
+#[allow(clippy::disallowed_methods, reason = "only this module reads the environment")]
 pub fn process_environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| {
         (
@@ -13,9 +13,9 @@ pub fn process_environment() -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// `PATH`: where the system's programs are looked for.
+/// The variable `PATH`, to find the system's programs.
 #[must_use]
-#[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+#[allow(clippy::disallowed_methods, reason = "only this module reads the environment")]
 pub fn search_path() -> OsString {
     std::env::var_os("PATH").unwrap_or_default()
 }

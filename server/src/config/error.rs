@@ -1,10 +1,10 @@
-//! What can be wrong with a configuration.
+//! Errors of the configuration.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a configuration was not accepted, in one line. Values of secret keys are never part of it.
+/// Why a configuration was rejected, in one line. It never contains the value of a secret key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -13,7 +13,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
     /// The file is not TOML.
@@ -21,25 +21,25 @@ pub enum ConfigError {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// The line, from 1 on.
+        /// The line number, starting at 1.
         line: usize,
-        /// What is wrong there.
+        /// The syntax error.
         message: String,
     },
-    /// Keys that are unknown or missing, or have a bad value: all of them.
+    /// All keys that are unknown, missing, or have an invalid value.
     #[error("configuration: {}", Joined(.0))]
     Keys(Vec<KeyError>),
 }
 
-/// What is wrong with one key.
+/// An error about one key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} ({origin}) {problem}")]
 pub struct KeyError {
-    /// The path of the key: `database.url`.
+    /// The path of the key, such as `database.url`.
     pub key: String,
-    /// The file or variable it comes from, or where it could be given.
+    /// The file or variable that sets the key, or the variable that could set it.
     pub origin: String,
-    /// What is wrong, as the rest of a sentence that begins with the key.
+    /// What is wrong: the rest of a sentence that begins with the key.
     pub problem: String,
 }
 

@@ -1,21 +1,21 @@
-//! How long what the server signs is valid, and how its keys follow one another.
+//! The validity of certificates and grant tokens, and the rotation of the keys that sign them.
 
 use std::time::Duration;
 
 use super::{DAY, HOUR, MINUTE, SECOND, settings::Settings};
 
-/// The machines' certificates.
+/// Certificates of machines.
 #[derive(Clone, Debug)]
 pub struct Certificates {
     /// How long one is valid.
     pub ttl: Duration,
-    /// How long after its end it can still be renewed.
+    /// How long an expired certificate can still be renewed.
     pub renewal_grace: Duration,
-    /// How old a machine's key becomes before the machine is told to replace it; none for any age.
+    /// The age at which a machine must replace its key. `None` means never.
     pub rotate_key_after: Option<Duration>,
-    /// How long an issuing CA is published before it signs.
+    /// How long an issuing CA is published before it issues.
     pub ca_overlap: Duration,
-    /// How long a root is published before anything is issued under it.
+    /// How long a root is published before a CA under it issues.
     pub root_overlap: Duration,
 }
 
@@ -24,7 +24,7 @@ pub struct Certificates {
 pub struct Grants {
     /// How long one is valid.
     pub ttl: Duration,
-    /// How long a key signs them.
+    /// How long a key signs tokens.
     pub rotate_key_after: Duration,
     /// How long a key is published before it signs.
     pub key_overlap: Duration,
@@ -33,8 +33,8 @@ pub struct Grants {
 impl Certificates {
     pub(super) fn read(settings: &mut Settings) -> Self {
         Self {
-            // The shortest that leaves a machine time to renew it at two thirds of its life; a year is what revocation
-            // lists, which name every revoked certificate until it ends, are meant to carry.
+            // With a minute, a machine still has time to renew at two thirds of the validity. Revocation lists name
+            // every revoked certificate until it expires, and are designed for at most a year.
             ttl: settings
                 .duration("certificates.ttl", MINUTE..=366 * DAY)
                 .unwrap_or(7 * DAY),
@@ -42,7 +42,8 @@ impl Certificates {
                 .duration("certificates.renewal_grace", Duration::ZERO..=3660 * DAY)
                 .unwrap_or(90 * DAY),
             rotate_key_after: settings.duration("certificates.rotate_key_after", HOUR..=3660 * DAY),
-            // An issuing CA lives for two years: with a certificate's year, and these, there is still time between two.
+            // An issuing CA is valid for two years. With the longest values allowed here, there is still time between
+            // two rotations.
             ca_overlap: settings
                 .duration("certificates.ca_overlap", SECOND..=90 * DAY)
                 .unwrap_or(DAY),
@@ -56,7 +57,8 @@ impl Certificates {
 impl Grants {
     pub(super) fn read(settings: &mut Settings) -> Self {
         Self {
-            // Relying parties verify a grant offline: it stays good this long after it was taken back.
+            // Relying parties verify tokens offline. A token is therefore accepted for this long after its grant was
+            // deleted.
             ttl: settings
                 .duration("grants.ttl", SECOND..=24 * HOUR)
                 .unwrap_or(10 * MINUTE),

@@ -7,25 +7,25 @@ use url::{Host, Url};
 
 use super::Settings;
 
-/// A NanoMDM and the key of its API.
+/// A NanoMDM server and its API key.
 #[derive(Clone, Debug)]
 pub struct NanoMdm {
-    /// Where it is.
+    /// The base URL.
     pub url: Url,
-    /// The key of its API.
+    /// The API key.
     pub api_key: ApiKey,
 }
 
-/// Where a key comes from.
+/// Where an API key comes from.
 #[derive(Clone, Debug)]
 pub enum ApiKey {
-    /// A file that holds it.
+    /// A file that contains it.
     File(PathBuf),
     /// The key itself.
     Value(SecretString),
 }
 
-/// An address of a server that a secret is sent to.
+/// The URL of a server that receives a secret.
 struct SafeUrl(Url);
 
 impl FromStr for SafeUrl {
@@ -34,7 +34,7 @@ impl FromStr for SafeUrl {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let url = text
             .parse::<Url>()
-            .map_err(|_| "it must be a URL, as in https://mdm.example.com")?;
+            .map_err(|_| "it must be a URL, such as https://mdm.example.com")?;
         let is_loopback = match url.host() {
             Some(Host::Domain(name)) => name == "localhost",
             Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -48,7 +48,7 @@ impl FromStr for SafeUrl {
             return Ok(Self(url));
         }
         Err(
-            "it must begin with https:// (plain http only for a loopback host), and hold neither credentials nor a query",
+            "it must begin with https:// (plain http only for a loopback host), and must not contain credentials or a query",
         )
     }
 }
@@ -60,16 +60,16 @@ impl NanoMdm {
         const KEY_FILE: &str = "mdm.nanomdm.api_key_file";
         if !settings.is_given(URL) {
             for key in [KEY, KEY_FILE] {
-                settings.refuse_given(key, "has a meaning only beside mdm.nanomdm.url");
+                settings.refuse_given(key, "can only be used with mdm.nanomdm.url");
             }
         } else if settings.is_given(KEY) {
-            settings.refuse_given(KEY_FILE, "cannot be given together with mdm.nanomdm.api_key");
+            settings.refuse_given(KEY_FILE, "cannot be used together with mdm.nanomdm.api_key");
         } else if !settings.is_given(KEY_FILE) {
             let origin = settings.origin(KEY);
             let _: Option<()> = settings.refuse(
                 KEY,
                 origin,
-                "is required beside mdm.nanomdm.url, or mdm.nanomdm.api_key_file",
+                "or mdm.nanomdm.api_key_file is required with mdm.nanomdm.url",
             );
         }
         let url = settings.parsed::<SafeUrl>(URL);

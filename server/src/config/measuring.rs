@@ -1,16 +1,15 @@
-//! What only a server that is built to be measured reads (the feature `measuring`): a server that is shipped does not know
-//! these keys, and refuses to start with them.
+//! Keys for performance measurements. They exist only with the feature `measuring`; released servers reject them.
 
 use super::settings::Settings;
 
 /// How check-ins are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recording {
-    /// As shipped: all that wait, in one statement.
+    /// As in releases: all waiting check-ins in one statement.
     Group,
-    /// Each in a transaction of its own.
+    /// Each check-in in its own transaction.
     Single,
-    /// Not at all, once a machine has checked in: what all the rest costs.
+    /// Only the first check-in of a machine. This shows the cost of everything else.
     None,
 }
 

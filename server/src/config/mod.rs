@@ -1,7 +1,7 @@
-//! What an operator configures: a TOML file, and over it the environment.
+//! The configuration: a TOML file, overridden by environment variables.
 //!
-//! A key `database.url` is the variable `ASSAY_DATABASE__URL`. A server with a key that is unknown or a value that is
-//! bad does not start: a setting that is misspelled and ignored would be a hole that nobody sees.
+//! The variable of the key `database.url` is `ASSAY_DATABASE__URL`. A server with an unknown key or an invalid value
+//! does not start: a misspelled setting that is silently ignored could be a security hole.
 
 mod database;
 mod enrollment;
@@ -40,7 +40,7 @@ pub use retention::Retention;
 pub use tls::{ClientCertificates, Tls};
 pub use trust_domain::{TrustDomain, TrustDomainError};
 
-/// A configuration with every key, its default and its meaning: what `config example` prints.
+/// An example with every key, its default and its meaning. `config example` prints it.
 pub const EXAMPLE: &str = include_str!("../../../deploy/server/assay-server.example.toml");
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -48,44 +48,44 @@ const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// Everything that is configured, validated.
+/// The validated configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The origin that machines and relying parties know the server by.
+    /// The URL under which machines and relying parties reach the server.
     pub public_url: PublicUrl,
-    /// The trust domain of the machines' SPIFFE ids.
+    /// The trust domain in machines' SPIFFE ids.
     pub trust_domain: TrustDomain,
-    /// Where the API listens; port 0 takes a free one.
+    /// Where the API listens. Port 0 means any free port.
     pub listen: SocketAddr,
     /// Metrics.
     pub telemetry: Telemetry,
-    /// The directory of what is kept outside of the database.
+    /// The directory for files outside of the database.
     pub data_dir: PathBuf,
     /// Postgres.
     pub database: Database,
-    /// What seals the private keys in the database.
+    /// The key that seals the private keys in the database.
     pub master_key: MasterKey,
-    /// How the API is protected on the wire.
+    /// TLS of the API.
     pub tls: Tls,
     /// Whether machines present their certificates in TLS.
     pub client_certificates: ClientCertificates,
-    /// The machines' certificates.
+    /// Certificates of machines.
     pub certificates: Certificates,
     /// Check-ins.
     pub check_in: CheckIn,
     /// Grant tokens.
     pub grants: Grants,
-    /// Who becomes a machine.
+    /// Which machines may enroll.
     pub enrollment: Enrollment,
-    /// How long what has ended is kept.
+    /// How long rows are kept.
     pub retention: Retention,
-    /// What Apple attests.
+    /// Apple's attestations of machines.
     pub apple: Apple,
-    /// The MDM that machines are asked through for their attestations; none where the server asks nobody.
+    /// The MDM through which attestations are requested. `None` if the server requests none.
     pub nano_mdm: Option<NanoMdm>,
-    /// Certificates for what the machines' own systems hold.
+    /// ACME: certificates for keys that macOS stores.
     pub acme: Acme,
-    /// Calls a minute.
+    /// Limits of calls per minute.
     pub rate_limit: RateLimit,
     /// Logs.
     pub log: Log,
@@ -97,7 +97,7 @@ pub struct Config {
 /// Metrics for Prometheus.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
-    /// Where `/metrics` is served; port 0 takes a free one.
+    /// Where `/metrics` is served. Port 0 means any free port.
     pub listen: SocketAddr,
 }
 
@@ -111,60 +111,60 @@ pub struct CheckIn {
 /// Apple's attestations of machines.
 #[derive(Clone, Debug)]
 pub struct Apple {
-    /// A PEM file of roots in place of Apple's.
+    /// A PEM file with roots to use instead of Apple's.
     pub attestation_roots: Option<PathBuf>,
-    /// How long after Apple signed it an attestation stands for its machine.
+    /// How long an attestation is valid after Apple signed it.
     pub attestation_max_age: Duration,
 }
 
 /// ACME, for MDMs.
 #[derive(Clone, Debug)]
 pub struct Acme {
-    /// Whether it is served.
+    /// Whether ACME is enabled.
     pub enabled: bool,
-    /// How long a device's certificate is valid.
+    /// How long a device certificate is valid.
     pub certificate_ttl: Duration,
 }
 
-/// Calls a minute, each none when there is no limit.
+/// Limits of calls per minute. `None` means no limit.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
-    /// Of one key or serial number.
+    /// For one key or serial number.
     pub machine_per_minute: Option<NonZeroU32>,
-    /// Of one address, for calls that name no machine.
+    /// For one address, for calls that identify no machine.
     pub address_per_minute: Option<NonZeroU32>,
-    /// Of one API key.
+    /// For one API key.
     pub api_key_per_minute: Option<NonZeroU32>,
 }
 
-/// Logs, on stdout.
+/// Logs, on standard output.
 #[derive(Clone, Debug)]
 pub struct Log {
-    /// The least severe level that is written.
+    /// The least severe level that is logged.
     pub level: LevelFilter,
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// The form of the logs.
+/// The format of the logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line, for machines.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
 impl Config {
-    /// Reads the file, if there is one, and over it the variables of `environment` that begin with `ASSAY_`.
+    /// Reads the file, if any. The variables in `environment` that begin with `ASSAY_` override it.
     ///
     /// # Errors
-    /// One line that names the file, or every key that is unknown, missing or bad and where it comes from.
+    /// One line. It names the file, or all keys that are unknown, missing or invalid, and where they come from.
     pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         Self::load_with_keys(path, environment).map(|(config, _)| config)
     }
 
-    /// Also names the keys that there are.
+    /// Like [`Self::load`]. Also returns the known keys.
     fn load_with_keys(
         path: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
@@ -177,7 +177,7 @@ impl Config {
         }
     }
 
-    /// None when something is missing, which `settings` then knows.
+    /// `None` if a required key is missing; `settings` has the error.
     fn read(settings: &mut Settings) -> Option<Self> {
         let public_url = settings.parsed("public_url");
         let public_url = settings.require("public_url", public_url);
@@ -197,7 +197,7 @@ impl Config {
         let client_certificates = ClientCertificates::read(settings, &tls);
         let database = Database::read(settings);
         let certificates = Certificates::read(settings);
-        // A machine that is silent for a day counts as unreachable.
+        // A machine that is silent for a day is unreachable.
         let interval = settings
             .duration("check_in.interval", SECOND..=DAY)
             .unwrap_or(5 * MINUTE);
@@ -254,7 +254,7 @@ impl Acme {
     fn read(settings: &mut Settings) -> Self {
         Self {
             enabled: settings.boolean("acme.enabled").unwrap_or(false),
-            // Macs do not renew by themselves: the MDM installs the profile again.
+            // Macs do not renew by themselves: the MDM must install the profile again.
             certificate_ttl: settings
                 .duration("acme.certificate_ttl", HOUR..=366 * DAY)
                 .unwrap_or(90 * DAY),
@@ -321,7 +321,7 @@ mod tests {
         load(None, &[REQUIRED.as_slice(), variables].concat())
     }
 
-    /// The lines of the example that show defaults, made effective.
+    /// The example, with the commented-out defaults enabled.
     fn example_with_defaults() -> String {
         let lines = EXAMPLE.lines().map(|line| match line.strip_prefix('#') {
             Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => rest,
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn has_the_defaults_of_the_contract() {
+    fn has_the_documented_defaults() {
         let config = with_required(&[]).unwrap();
         assert_eq!(config.public_url.as_str(), "https://assay.example.com");
         assert_eq!(config.trust_domain.as_str(), "example.com");
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_wins_and_stays_text() {
+    fn the_environment_overrides_the_file_and_stays_text() {
         let file = "public_url = 'https://a.example'\ntrust_domain = 'file'\n[database]\nmax_connections = 3\n";
         let config = load(
             Some(file),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_has_no_default() {
+    fn reads_keys_without_a_default() {
         let config = with_required(&[
             ("ASSAY_DATABASE__URL", "postgres://u:hunter2@db/assay"),
             ("ASSAY_DATABASE__MIGRATION_URL", "postgres://owner:hunter2@db/assay"),
@@ -439,17 +439,17 @@ mod tests {
     #[case(
         "ASSAY_CHECK_IN__INTERVAL",
         "0s",
-        "check_in.interval (ASSAY_CHECK_IN__INTERVAL) is 0s, and must be whole seconds from 1s to 1day"
+        "check_in.interval (ASSAY_CHECK_IN__INTERVAL) is 0s; it must be whole seconds from 1s to 1day"
     )]
     #[case(
         "ASSAY_GRANTS__TTL",
         "1500ms",
-        "grants.ttl (ASSAY_GRANTS__TTL) is 1500ms, and must be whole seconds from 1s to 1day"
+        "grants.ttl (ASSAY_GRANTS__TTL) is 1500ms; it must be whole seconds from 1s to 1day"
     )]
     #[case(
         "ASSAY_CERTIFICATES__TTL",
         "7",
-        "certificates.ttl (ASSAY_CERTIFICATES__TTL) is \"7\", and must be a time with a unit, as in 90s, 5m or 7d"
+        "certificates.ttl (ASSAY_CERTIFICATES__TTL) is \"7\"; it must be a time with a unit, such as 90s, 5m or 7d"
     )]
     #[case(
         "ASSAY_DATABASE__MAX_CONNECTIONS",
@@ -464,12 +464,12 @@ mod tests {
     #[case(
         "ASSAY_DATABASE__URL",
         "mysql://u:hunter2@db/assay",
-        "database.url (ASSAY_DATABASE__URL) must be a Postgres URL, as in postgres://user:password@host:5432/database"
+        "database.url (ASSAY_DATABASE__URL) must be a Postgres URL, such as postgres://user:password@host:5432/database"
     )]
     #[case(
         "ASSAY_DATABASE__MIGRATION_URL",
         "postgres://u:hunter2@db/assay",
-        "database.migration_url (ASSAY_DATABASE__MIGRATION_URL) has a meaning only beside database.url"
+        "database.migration_url (ASSAY_DATABASE__MIGRATION_URL) can only be used with database.url"
     )]
     #[case(
         "ASSAY_MASTER_KEY",
@@ -479,52 +479,52 @@ mod tests {
     #[case(
         "ASSAY_TLS__MODE",
         "none",
-        "tls.mode (ASSAY_TLS__MODE) is \"none\", and must be one of self-issued, files, upstream"
+        "tls.mode (ASSAY_TLS__MODE) is \"none\"; it must be one of self-issued, files, upstream"
     )]
     #[case(
         "ASSAY_TLS__CERTIFICATE",
         "/x",
-        "tls.certificate (ASSAY_TLS__CERTIFICATE) has a meaning only when tls.mode is \"files\""
+        "tls.certificate (ASSAY_TLS__CERTIFICATE) can only be used if tls.mode is \"files\""
     )]
     #[case(
         "ASSAY_TLS__MODE",
         "files",
-        "tls.certificate (ASSAY_TLS__CERTIFICATE) is required and not given; tls.private_key (ASSAY_TLS__PRIVATE_KEY) is required and not given"
+        "tls.certificate (ASSAY_TLS__CERTIFICATE) is required; tls.private_key (ASSAY_TLS__PRIVATE_KEY) is required"
     )]
     #[case(
         "ASSAY_TLS__CLIENT_CERTIFICATES",
         "yes",
-        "tls.client_certificates (ASSAY_TLS__CLIENT_CERTIFICATES) is \"yes\", and must be one of off, optional, required"
+        "tls.client_certificates (ASSAY_TLS__CLIENT_CERTIFICATES) is \"yes\"; it must be one of off, optional, required"
     )]
     #[case(
         "ASSAY_ENROLLMENT__REENROLLMENT",
         "allow",
-        "enrollment.reenrollment (ASSAY_ENROLLMENT__REENROLLMENT) is \"allow\", and must be one of pending, refuse"
+        "enrollment.reenrollment (ASSAY_ENROLLMENT__REENROLLMENT) is \"allow\"; it must be one of pending, refuse"
     )]
     #[case(
         "ASSAY_APPLE__ATTESTATION_MAX_AGE",
         "90",
-        "apple.attestation_max_age (ASSAY_APPLE__ATTESTATION_MAX_AGE) is \"90\", and must be a time with a unit, as in 90s, 5m or 7d"
+        "apple.attestation_max_age (ASSAY_APPLE__ATTESTATION_MAX_AGE) is \"90\"; it must be a time with a unit, such as 90s, 5m or 7d"
     )]
     #[case(
         "ASSAY_MDM__NANOMDM__URL",
         "http://mdm.example.com:9000",
-        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) is required beside mdm.nanomdm.url, or mdm.nanomdm.api_key_file; mdm.nanomdm.url (ASSAY_MDM__NANOMDM__URL) is \"http://mdm.example.com:9000\": it must begin with https:// (plain http only for a loopback host), and hold neither credentials nor a query"
+        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) or mdm.nanomdm.api_key_file is required with mdm.nanomdm.url; mdm.nanomdm.url (ASSAY_MDM__NANOMDM__URL) is \"http://mdm.example.com:9000\": it must begin with https:// (plain http only for a loopback host), and must not contain credentials or a query"
     )]
     #[case(
         "ASSAY_MDM__NANOMDM__URL",
         "https://mdm.example.com",
-        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) is required beside mdm.nanomdm.url, or mdm.nanomdm.api_key_file"
+        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) or mdm.nanomdm.api_key_file is required with mdm.nanomdm.url"
     )]
     #[case(
         "ASSAY_MDM__NANOMDM__API_KEY",
         "hunter2",
-        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) has a meaning only beside mdm.nanomdm.url"
+        "mdm.nanomdm.api_key (ASSAY_MDM__NANOMDM__API_KEY) can only be used with mdm.nanomdm.url"
     )]
     #[case(
         "ASSAY_LOG__LEVEL",
         "loud",
-        "log.level (ASSAY_LOG__LEVEL) is \"loud\", and must be one of off, error, warn, info, debug, trace"
+        "log.level (ASSAY_LOG__LEVEL) is \"loud\"; it must be one of off, error, warn, info, debug, trace"
     )]
     fn names_a_bad_variable(#[case] name: &'static str, #[case] value: &'static str, #[case] expected: &str) {
         assert_eq!(
@@ -536,11 +536,11 @@ mod tests {
     #[rstest]
     #[case(
         "",
-        "configuration: public_url (ASSAY_PUBLIC_URL) is required and not given; trust_domain (ASSAY_TRUST_DOMAIN) is required and not given"
+        "configuration: public_url (ASSAY_PUBLIC_URL) is required; trust_domain (ASSAY_TRUST_DOMAIN) is required"
     )]
     #[case(
         "public_url = 'http://a.example'\ntrust_domain = 'A'",
-        "configuration: public_url (FILE) is \"http://a.example\": it must begin with https:// (plain http only for a loopback host); trust_domain (FILE) is \"A\": it must be 1 to 255 lower-case letters, digits, dots, dashes and underscores, as in example.com"
+        "configuration: public_url (FILE) is \"http://a.example\": it must begin with https:// (plain http only for a loopback host); trust_domain (FILE) is \"A\": it must be 1 to 255 lower-case letters, digits, dots, dashes and underscores, such as example.com"
     )]
     #[case(
         "public_url = 'https://a.example'\ntrust_domain = 'a'\nlisten = 8443\n[tsl]\nmode = 'files'\n",
@@ -548,7 +548,7 @@ mod tests {
     )]
     #[case(
         "public_url = 'https://a.example'\ntrust_domain = 'a'\nmaster_key_file = '/k'\nmaster_key = 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8'\n",
-        "configuration: master_key_file (FILE) cannot be given together with master_key"
+        "configuration: master_key_file (FILE) cannot be used together with master_key"
     )]
     #[case(
         "public_url = 'https://a.example'\nmaster_key = \"hunter2\n",
@@ -559,19 +559,19 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_proxy_no_client_certificate_is_asked_for_and_none_can_be_required() {
+    fn behind_a_proxy_client_certificates_are_off_and_cannot_be_required() {
         let upstream = ("ASSAY_TLS__MODE", "upstream");
         let config = with_required(&[upstream]).unwrap();
         assert_eq!(config.client_certificates, ClientCertificates::Off);
         let error = with_required(&[upstream, ("ASSAY_TLS__CLIENT_CERTIFICATES", "required")]).unwrap_err();
         assert_eq!(
             error,
-            "configuration: tls.client_certificates (ASSAY_TLS__CLIENT_CERTIFICATES) is \"required\", which tls.mode \"upstream\" cannot give: only the proxy sees the certificates"
+            "configuration: tls.client_certificates (ASSAY_TLS__CLIENT_CERTIFICATES) is \"required\", which tls.mode \"upstream\" does not allow: the proxy terminates TLS"
         );
     }
 
     #[test]
-    fn leaves_what_kubernetes_says_of_a_service_named_assay() {
+    fn ignores_the_variables_of_a_kubernetes_service_named_assay() {
         let links = [
             ("ASSAY_SERVICE_HOST", "10.0.0.7"),
             ("ASSAY_SERVICE_PORT_HTTPS", "8443"),
@@ -582,12 +582,12 @@ mod tests {
     }
 
     #[test]
-    fn leaves_what_configures_an_agent_on_the_same_host() {
+    fn ignores_the_configuration_of_an_agent_on_the_same_host() {
         with_required(&[("ASSAY_AGENT_SERVER", "https://assay.example.com")]).unwrap();
     }
 
     #[test]
-    fn names_a_file_that_is_not_there() {
+    fn names_a_missing_file() {
         let error = Config::load(Some(Path::new("/no/such.toml")), std::iter::empty()).unwrap_err();
         assert_eq!(error.to_string(), "cannot read the configuration /no/such.toml");
     }

@@ -1,12 +1,12 @@
-//! The address that machines and relying parties know the server by.
+//! The URL under which machines and relying parties reach the server.
 
 use std::fmt;
 use std::str::FromStr;
 
 use url::{Host, Url};
 
-/// An https origin: scheme, host and port, with no path and no slash at the end. It is the `aud` of evidence and the
-/// `iss` of grants, compared as text, so only its canonical spelling is accepted.
+/// An https origin: scheme, host and port, without a path or a final slash. It is the `aud` of evidence and the `iss`
+/// of grant tokens. These are compared as strings, so only the canonical spelling is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicUrl {
     text: String,
@@ -14,13 +14,13 @@ pub struct PublicUrl {
 }
 
 impl PublicUrl {
-    /// Without a slash at the end.
+    /// Without a final slash.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Parsed, for its host and port.
+    /// The parsed URL, for its host and port.
     #[must_use]
     pub fn url(&self) -> &Url {
         &self.url
@@ -33,14 +33,14 @@ impl fmt::Display for PublicUrl {
     }
 }
 
-/// Why a text is no public URL.
+/// Why a text is not a valid public URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublicUrlError {
     /// Not a URL with a host.
-    #[error("it must be a URL, as in https://assay.example.com")]
+    #[error("it must be a URL, such as https://assay.example.com")]
     NotAUrl,
-    /// Plain HTTP that leaves the machine.
+    /// Plain HTTP to another host.
     #[error("it must begin with https:// (plain http only for a loopback host)")]
     NotHttps,
     /// More than an origin.
@@ -103,7 +103,7 @@ mod tests {
     #[case("https://127.0.0.1:8443", "https://127.0.0.1:8443")]
     #[case("http://localhost:8080", "http://localhost:8080")]
     #[case("http://[::1]:8080", "http://[::1]:8080")]
-    fn takes_an_origin_without_the_slash(#[case] text: &str, #[case] expected: &str) {
+    fn accepts_an_origin_and_drops_the_slash(#[case] text: &str, #[case] expected: &str) {
         assert_eq!(text.parse::<PublicUrl>().unwrap().as_str(), expected);
     }
 
@@ -119,7 +119,7 @@ mod tests {
     #[case("https://user@assay.example.com", PublicUrlError::NotAnOrigin)]
     #[case("https://Assay.example.com", PublicUrlError::NotCanonical("https://assay.example.com".to_owned()))]
     #[case("https://assay.example.com:443", PublicUrlError::NotCanonical("https://assay.example.com".to_owned()))]
-    fn refuses_what_machines_could_not_agree_on(#[case] text: &str, #[case] expected: PublicUrlError) {
+    fn refuses_other_urls(#[case] text: &str, #[case] expected: PublicUrlError) {
         assert_eq!(text.parse::<PublicUrl>().unwrap_err(), expected);
     }
 }

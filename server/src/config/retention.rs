@@ -1,15 +1,13 @@
-//! How long rows are kept.
-
 use std::time::Duration;
 
 use super::{DAY, settings::Settings};
 
-/// How long rows are kept after they have ended.
+/// How long rows are kept after their end.
 #[derive(Clone, Debug)]
 pub struct Retention {
     /// Events, after they happened.
     pub events: Duration,
-    /// Certificates, after they expired; revoked ones too.
+    /// Certificates, after they expired. This includes revoked ones.
     pub certificates: Duration,
     /// Enrollments, after they were decided.
     pub enrollments: Duration,
@@ -17,7 +15,7 @@ pub struct Retention {
     pub enrollment_tokens: Duration,
     /// API keys, after they expired or were revoked.
     pub api_keys: Duration,
-    /// Deliveries to webhooks, after they were delivered or given up.
+    /// Webhook deliveries, after they were delivered or abandoned.
     pub webhook_deliveries: Duration,
 }
 
@@ -25,9 +23,9 @@ impl Retention {
     pub(super) fn read(settings: &mut Settings) -> Self {
         let mut kept = |key, shortest, default| settings.duration(key, shortest..=36_600 * DAY).unwrap_or(default);
         Self {
-            // A webhook is told of an event for four days, while its receiver fails.
+            // A failing webhook is retried for four days, and needs the event for that.
             events: kept("retention.events", 7 * DAY, 400 * DAY),
-            // A revoked certificate has to be on one more revocation list after its end (RFC 5280, section 3.3).
+            // A revoked certificate must be on one more revocation list after it expired (RFC 5280, section 3.3).
             certificates: kept("retention.certificates", DAY, 90 * DAY),
             enrollments: kept("retention.enrollments", DAY, 400 * DAY),
             enrollment_tokens: kept("retention.enrollment_tokens", DAY, 90 * DAY),

@@ -1,7 +1,7 @@
-//! The keys that are given, by file and by environment, and reading them one by one.
+//! Reads the keys of the file and the environment, one by one.
 //!
-//! Everything that is wrong is collected, so that an operator corrects it in one go. What a variable holds is text, and
-//! read as what its key is: a name of digits stays a name.
+//! All errors are collected, so an operator can correct them at once. The value of a variable is text, and is parsed by
+//! the type of its key: a name that consists of digits stays a name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -18,7 +18,7 @@ use toml::{Table, Value};
 use super::{ConfigError, KeyError};
 
 const PREFIX: &str = "ASSAY_";
-/// What the agent on the same host is configured by.
+/// The prefix of the variables for an agent on the same host.
 const AGENT_PREFIX: &str = "ASSAY_AGENT_";
 
 struct Setting {
@@ -26,7 +26,7 @@ struct Setting {
     origin: String,
 }
 
-/// Settings that are not read yet, and what is wrong with those that are.
+/// The settings that have not been read, and the errors of those that have.
 pub(super) struct Settings {
     given: BTreeMap<String, Setting>,
     known: BTreeSet<&'static str>,
@@ -34,7 +34,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Takes the file's keys, then those of the environment, which win.
+    /// Collects the keys of the file, and then those of the environment, which take precedence.
     ///
     /// # Errors
     /// `Read` and `Syntax`.
@@ -78,7 +78,7 @@ impl Settings {
         }
     }
 
-    /// The text of a key that no message shows. `check` says what is wrong with it, without its value.
+    /// The text of a secret key. No error shows it: `check` describes what is wrong without the value.
     pub(super) fn secret(
         &mut self,
         key: &'static str,
@@ -97,7 +97,7 @@ impl Settings {
         self.text(key).map(PathBuf::from)
     }
 
-    /// A value that has a textual form.
+    /// A value that can be parsed from text.
     pub(super) fn parsed<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<T> {
         let origin = self.origin(key);
         let text = self.text(key)?;
@@ -107,7 +107,7 @@ impl Settings {
         }
     }
 
-    /// One of a few words.
+    /// One of several words.
     pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
         let origin = self.origin(key);
         let text = self.text(key)?;
@@ -118,7 +118,7 @@ impl Settings {
         self.refuse(
             key,
             origin,
-            &format!("is {text:?}, and must be one of {}", words.join(", ")),
+            &format!("is {text:?}; it must be one of {}", words.join(", ")),
         )
     }
 
@@ -153,13 +153,13 @@ impl Settings {
         }
     }
 
-    /// A number of calls a minute: none when there is no limit.
+    /// A number of calls per minute. `None` means no limit.
     pub(super) fn limit(&mut self, key: &'static str, default: u32) -> Option<NonZeroU32> {
         NonZeroU32::new(self.number(key, 0..=1_000_000_000).unwrap_or(default))
     }
 
-    /// A time span with a unit, as in `90s`, `5m`, `12h`, `7d`: whole seconds, as the times in certificates and tokens
-    /// have no fractions.
+    /// A time with a unit, such as `90s`, `5m`, `12h` or `7d`. It must be whole seconds, because times in certificates
+    /// and tokens have no fractions.
     pub(super) fn duration(&mut self, key: &'static str, bounds: RangeInclusive<Duration>) -> Option<Duration> {
         let origin = self.origin(key);
         let text = self.text(key)?;
@@ -167,7 +167,7 @@ impl Settings {
             return self.refuse(
                 key,
                 origin,
-                &format!("is {text:?}, and must be a time with a unit, as in 90s, 5m or 7d"),
+                &format!("is {text:?}; it must be a time with a unit, such as 90s, 5m or 7d"),
             );
         };
         if duration.subsec_nanos() == 0 && bounds.contains(&duration) {
@@ -177,24 +177,24 @@ impl Settings {
         self.refuse(
             key,
             origin,
-            &format!("is {text}, and must be whole seconds from {from} to {to}"),
+            &format!("is {text}; it must be whole seconds from {from} to {to}"),
         )
     }
 
-    /// Says that a key that must be given is not.
+    /// Records an error if a required key is missing.
     pub(super) fn require<T>(&mut self, key: &'static str, value: Option<T>) -> Option<T> {
         if value.is_none() && !self.errors.iter().any(|error| error.key == key) {
-            return self.refuse(key, variable(key), "is required and not given");
+            return self.refuse(key, variable(key), "is required");
         }
         value
     }
 
-    /// Whether a key is given and not read yet.
+    /// Whether a key is given and has not been read yet.
     pub(super) fn is_given(&self, key: &str) -> bool {
         self.given.contains_key(key)
     }
 
-    /// Records what is wrong with a key that is given but must not be, or not so.
+    /// Records an error about a key.
     pub(super) fn refuse<T>(&mut self, key: &str, origin: String, problem: &str) -> Option<T> {
         self.errors.push(KeyError {
             key: key.to_owned(),
@@ -204,21 +204,21 @@ impl Settings {
         None
     }
 
-    /// Refuses a key that has no meaning beside the others.
+    /// Rejects a key that cannot be used with the other settings.
     pub(super) fn refuse_given(&mut self, key: &'static str, problem: &str) {
         if let Some(Setting { origin, .. }) = self.take(key) {
             let _: Option<()> = self.refuse(key, origin, problem);
         }
     }
 
-    /// Where a key comes from, or the variable that would give it.
+    /// Where a key comes from, or the variable that could set it.
     pub(super) fn origin(&self, key: &str) -> String {
         self.given
             .get(key)
             .map_or_else(|| variable(key), |setting| setting.origin.clone())
     }
 
-    /// Everything that is wrong, the keys that nobody asked for included.
+    /// The known keys and all errors, including those about unknown keys.
     pub(super) fn finish(self) -> (BTreeSet<&'static str>, Option<ConfigError>) {
         let unknown = self.given.into_iter().map(|(key, setting)| KeyError {
             key,
@@ -244,8 +244,8 @@ fn is_variable(origin: &str) -> bool {
     origin.starts_with(PREFIX)
 }
 
-/// Kubernetes describes every service to every pod: one named `assay` or `assay-server` gives `ASSAY_SERVICE_HOST`,
-/// `ASSAY_PORT=tcp://10.0.0.7:8443`, `ASSAY_SERVER_PORT_8443_TCP_ADDR` and more.
+/// Kubernetes describes every service to every pod. For a service named `assay` or `assay-server` it sets
+/// `ASSAY_SERVICE_HOST`, `ASSAY_PORT=tcp://10.0.0.7:8443`, `ASSAY_SERVER_PORT_8443_TCP_ADDR` and others.
 fn is_service_link(name: &str, value: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
@@ -259,7 +259,7 @@ fn read_toml(path: &Path) -> Result<Table, ConfigError> {
         source,
     })?;
     text.parse::<Table>().map_err(|error| {
-        // The error's own display quotes the line, which can hold a secret.
+        // The error's own display quotes the line, which may contain a secret.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
         ConfigError::Syntax {

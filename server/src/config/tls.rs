@@ -1,33 +1,33 @@
-//! Transport security: where the certificate comes from, and what becomes of those that machines present.
+//! TLS: the server's certificate, and the certificates of machines.
 
 use std::path::PathBuf;
 
 use super::settings::Settings;
 
-/// Transport security of the API.
+/// TLS of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// A certificate of the server's own CA, renewed by itself.
+    /// A certificate of the server's own CA, renewed automatically.
     SelfIssued,
-    /// PEM files, read again when they change.
+    /// PEM files, reloaded when they change.
     Files {
         /// The chain, leaf first.
         certificate: PathBuf,
-        /// The key of the leaf.
+        /// The leaf's private key.
         private_key: PathBuf,
     },
-    /// None: a proxy in front terminates TLS.
+    /// No TLS: a proxy terminates it.
     Upstream,
 }
 
-/// What becomes of a machine's certificate in TLS.
+/// How certificates of machines are used in TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// Nobody is asked for one.
+    /// Clients are not asked for a certificate.
     Off,
-    /// One that is presented must be in force.
+    /// A certificate is optional. If one is presented, it must be valid.
     Optional,
-    /// Check-in and renew are refused without one.
+    /// Check-in and renewal require a certificate.
     Required,
 }
 
@@ -50,7 +50,7 @@ impl Tls {
                 let path = settings.path(key);
                 return settings.require(key, path);
             }
-            settings.refuse_given(key, "has a meaning only when tls.mode is \"files\"");
+            settings.refuse_given(key, "can only be used if tls.mode is \"files\"");
             None
         };
         let files = (path("tls.certificate"), path("tls.private_key"));
@@ -60,7 +60,7 @@ impl Tls {
                 certificate,
                 private_key,
             },
-            // Without its files it is an error, which `settings` knows.
+            // Without its files this is an error, which `settings` has.
             (Mode::SelfIssued | Mode::Files, _) => Self::SelfIssued,
         }
     }
@@ -75,14 +75,14 @@ impl ClientCertificates {
             ("required", Self::Required),
         ];
         let origin = settings.origin(KEY);
-        let asked_for = settings.word(KEY, &words).unwrap_or(Self::Optional);
+        let configured = settings.word(KEY, &words).unwrap_or(Self::Optional);
         if *tls != Tls::Upstream {
-            return asked_for;
+            return configured;
         }
-        // The proxy is the peer; what a header says of a certificate, anybody who reaches the port could say.
-        if asked_for == Self::Required {
-            let problem =
-                "is \"required\", which tls.mode \"upstream\" cannot give: only the proxy sees the certificates";
+        // The proxy terminates TLS. A header with a certificate is not accepted, because anyone who reaches the port
+        // could send one.
+        if configured == Self::Required {
+            let problem = "is \"required\", which tls.mode \"upstream\" does not allow: the proxy terminates TLS";
             let _: Option<()> = settings.refuse(KEY, origin, problem);
         }
         Self::Off

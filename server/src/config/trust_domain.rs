@@ -1,10 +1,10 @@
-//! The name of the fleet in SPIFFE ids.
+//! The trust domain: the name of the fleet in SPIFFE ids.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The SPIFFE-ID specification, section 2.1, in bytes.
-const LONGEST: usize = 255;
+/// The maximum length in bytes (SPIFFE-ID, section 2.1).
+const MAX_LENGTH: usize = 255;
 
 /// A SPIFFE trust domain: lower-case letters, digits, dots, dashes and underscores.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +24,9 @@ impl fmt::Display for TrustDomain {
     }
 }
 
-/// Why a text is no trust domain.
+/// Why a text is not a valid trust domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it must be 1 to 255 lower-case letters, digits, dots, dashes and underscores, as in example.com")]
+#[error("it must be 1 to 255 lower-case letters, digits, dots, dashes and underscores, such as example.com")]
 pub struct TrustDomainError;
 
 impl FromStr for TrustDomain {
@@ -34,7 +34,7 @@ impl FromStr for TrustDomain {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_');
-        if text.is_empty() || text.len() > LONGEST || !text.bytes().all(allowed) {
+        if text.is_empty() || text.len() > MAX_LENGTH || !text.bytes().all(allowed) {
             return Err(TrustDomainError);
         }
         Ok(Self(text.to_owned()))
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_what_spiffe_allows_and_nothing_else() {
+    fn accepts_exactly_what_spiffe_allows() {
         for text in ["example.com", "a", "prod_1.example-2.com", &"a".repeat(255)] {
             assert_eq!(text.parse::<TrustDomain>().unwrap().as_str(), text);
         }

@@ -1,4 +1,4 @@
-//! The demo's administrator: sets up over the REST API what any administrator would.
+//! The demo's administrator: makes the usual settings over the REST API.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{DemoError, Story, fleet};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Calls the admin API with its key, trusting the demo's root alone.
+/// A client for the admin API that trusts only the demo's root.
 pub(super) struct Administrator {
     client: Client,
     address: String,
@@ -23,9 +23,9 @@ pub(super) struct Administrator {
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdministratorError {
-    #[error("TLS cannot be set up")]
+    #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
-    #[error("the root certificate is unreadable")]
+    #[error("cannot read the root certificate")]
     Root,
     #[error("{call} failed")]
     Call {
@@ -33,10 +33,10 @@ pub(crate) enum AdministratorError {
         #[source]
         source: reqwest::Error,
     },
-    #[error("{call} was refused: {answer}")]
-    Refused { call: String, answer: String },
-    #[error("{call} was not answered with what the API promises")]
-    Answer { call: String },
+    #[error("{call} was refused: {response}")]
+    Refused { call: String, response: String },
+    #[error("{call} got an unexpected response")]
+    Response { call: String },
 }
 
 impl Administrator {
@@ -68,7 +68,7 @@ impl Administrator {
         &self.api_key
     }
 
-    /// Makes two permissions, a grant of each, and a token for the machines; returns the token.
+    /// Creates two permissions, a grant for each, and a token for the machines. Returns the token.
     pub(super) async fn set_up(&self, machines: u32, story: &mut Story) -> Result<SecretString, DemoError> {
         story.chapter("2. An administrator")?;
         let read = self
@@ -122,14 +122,14 @@ impl Administrator {
         if response.status().is_success() {
             return response.json().await.map_err(failed);
         }
-        let answer = response.text().await.map_err(failed)?;
-        Err(AdministratorError::Refused { call, answer })
+        let response = response.text().await.map_err(failed)?;
+        Err(AdministratorError::Refused { call, response })
     }
 }
 
-fn text(answer: &Value, member: &str, noun: &str) -> Result<String, AdministratorError> {
-    let text = answer.get(member).and_then(Value::as_str).map(str::to_owned);
-    text.ok_or_else(|| AdministratorError::Answer {
+fn text(response: &Value, member: &str, noun: &str) -> Result<String, AdministratorError> {
+    let text = response.get(member).and_then(Value::as_str).map(str::to_owned);
+    text.ok_or_else(|| AdministratorError::Response {
         call: format!("POST /v1/admin/{noun}"),
     })
 }

@@ -1,4 +1,4 @@
-//! The demo's machines: the agent's own code, with software keys and made-up facts.
+//! The demo's machines: the agent's code, with software keys and invented facts.
 
 use std::{
     path::{Path, PathBuf},
@@ -51,7 +51,7 @@ impl Fleet {
         })
     }
 
-    /// Where one of the machines keeps its state.
+    /// The state directory of one of the machines.
     pub(super) fn a_machine(&self) -> &Path {
         self.machines
             .first()
@@ -81,15 +81,15 @@ impl Fleet {
         Ok(())
     }
 
-    /// Goes on until `stop`. A machine that fails is logged and tries again at its next turn.
+    /// Checks in until `stop`. A machine that fails is logged, and tries again in the next round.
     pub(super) async fn keep_checking_in(&self, stop: impl Future<Output = ()>) {
         tokio::select! {
             () = stop => {}
-            () = self.check_in_for_ever() => {}
+            () = self.check_in_forever() => {}
         }
     }
 
-    async fn check_in_for_ever(&self) {
+    async fn check_in_forever(&self) {
         let mut turns = interval(Duration::from_secs(CHECK_IN_INTERVAL.whole_seconds().unsigned_abs()));
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -99,7 +99,7 @@ impl Fleet {
                     tracing::warn!(
                         machine = machine.serial_number,
                         error = %Chain(&error),
-                        "no check-in"
+                        "a check-in failed"
                     );
                 }
             }
@@ -137,12 +137,12 @@ impl Machine {
     }
 }
 
-/// The serial number of the demo's machine of this number, from 1.
+/// The serial number of machine `number`, starting at 1.
 pub(super) fn serial_number(number: u32) -> String {
     format!("DEMO{number:06}")
 }
 
-/// Every second machine has FileVault off, so that there is a refusal to see.
+/// FileVault is off on every second machine, which shows a denied permission.
 fn facts(number: u32) -> MachineFacts {
     MachineFacts {
         machine: MachineIdentity {

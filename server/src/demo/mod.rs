@@ -1,5 +1,5 @@
-//! `demo`: a whole installation in one command, to look at. Everything is real (Postgres, TLS, the REST API, the agent's
-//! own code) but the machines, whose keys are software and whose facts are made up.
+//! `demo`: a whole installation in one command. Postgres, TLS, the REST API and the agent's code are real. Only the
+//! machines are simulated, with software keys and invented facts.
 
 mod administrator;
 mod fleet;
@@ -23,7 +23,7 @@ use crate::{
     running::{RunError, RunningServer, ordered_to_stop},
 };
 
-/// What the demo is to do.
+/// The options of the demo.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DemoOptions {
     pub(crate) machines: u32,
@@ -34,11 +34,11 @@ pub(crate) struct DemoOptions {
 /// Why the demo failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DemoError {
-    #[error("the demo's folder cannot be made")]
+    #[error("cannot create the demo's folder")]
     Folder(#[source] io::Error),
-    #[error("the demo's configuration does not fit")]
+    #[error("the demo's configuration is invalid")]
     Config(#[from] ConfigError),
-    #[error("the demo's server does not start (is port {port} taken? --port takes another)")]
+    #[error("the demo's server does not start (if port {port} is in use, choose another with --port)")]
     Start {
         port: u16,
         #[source]
@@ -46,23 +46,23 @@ pub(crate) enum DemoError {
     },
     #[error("the demo's server does not stop")]
     Stop(#[source] RunError),
-    #[error("the administrator's key cannot be made")]
+    #[error("cannot create the administrator's key")]
     ApiKey(#[from] ApiKeyError),
-    #[error("the administrator got no further")]
+    #[error("the administrator's setup failed")]
     Administrator(#[from] AdministratorError),
-    #[error("machine {serial_number} got no further")]
+    #[error("the machine {serial_number} failed")]
     Machine {
         serial_number: String,
         #[source]
         source: Box<assay_agent::AgentError>,
     },
-    #[error("the server's address is none")]
+    #[error("the server's address is invalid")]
     Address(#[source] assay_agent::ServerUrlError),
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
 }
 
-/// Runs the demo until `stop`, or, once, until every machine has checked in.
+/// Runs the demo until `stop`. With `once`, it ends when every machine has checked in.
 pub(crate) async fn run(
     options: DemoOptions,
     clock: Arc<dyn Clock>,
@@ -111,7 +111,7 @@ async fn play(
     Ok(())
 }
 
-/// Under root, Postgres runs as an unprivileged user, who has to get through here to its own folder.
+/// If root runs the demo, Postgres runs as an unprivileged user and must be able to pass through this folder.
 fn folder() -> io::Result<TempDir> {
     let through = std::fs::Permissions::from_mode(0o711);
     tempfile::Builder::new()
@@ -135,5 +135,5 @@ fn config(port: u16, folder: &Path) -> Result<Config, ConfigError> {
     Config::load(None, settings.into_iter().map(|(key, value)| (key.to_owned(), value)))
 }
 
-/// Short, so that there is something to see.
+/// Short, to show check-ins quickly.
 const CHECK_IN_INTERVAL: Duration = Duration::seconds(30);

@@ -1,4 +1,4 @@
-//! What the demo tells while it runs.
+//! The output of the demo.
 
 use std::{
     io::{self, Write},
@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{DemoError, DemoOptions};
 
-/// Writes the steps to standard output as they happen.
+/// Prints the steps as they happen.
 pub(crate) struct Story {
     out: io::Stdout,
 }

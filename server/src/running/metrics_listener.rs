@@ -1,4 +1,4 @@
-//! The listener of `telemetry.listen`: `/metrics`, on an address of its own so that it need not face the fleet.
+//! The listener for `/metrics`. It has its own address, so that machines need not be able to reach it.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::{
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers `/metrics` until `shutdown`. Before each answer `sample` is called, to set the gauges whose values are
-/// asked for rather than counted, such as the pool's.
+/// Serves `/metrics` until `shutdown`. `sample` runs before each response. It sets the gauges that are read rather than
+/// counted, such as the pool's.
 pub(super) async fn serve_metrics<F>(
     listener: TcpListener,
     metrics: Arc<Metrics>,
@@ -41,7 +41,7 @@ pub(super) async fn serve_metrics<F>(
             max_connections: 64,
             ..ConnectionLimits::default()
         },
-        // A scraper's connections do not count among the fleet's.
+        // Connections of scrapers are not counted among those of machines.
         metrics: Arc::new(Metrics::new()),
     };
     connections::serve(listener, server, shutdown).await;

@@ -1,4 +1,4 @@
-//! Structured log lines on standard output, one event a line, with the request they belong to.
+//! Structured logs on standard output: one event per line, with its request.
 
 use std::{
     fmt,
@@ -19,15 +19,14 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 
-/// Libraries that write what passes through them, tokens and headers included, at their finer levels. Whatever the filter
-/// says, nothing below `INFO` comes from these.
-const TALKATIVE: [&str; 6] = ["h2", "hyper", "hyper_util", "rustls", "tokio_rustls", "sqlx"];
+/// Libraries that log tokens and headers below `INFO`. These levels are always dropped, regardless of the filter.
+const VERBOSE_LIBRARIES: [&str; 6] = ["h2", "hyper", "hyper_util", "rustls", "tokio_rustls", "sqlx"];
 
-/// How a line is written.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// A JSON object a line.
+    /// One JSON object per line.
     #[default]
     Json,
     /// Text for people.
@@ -37,15 +36,15 @@ pub enum LogFormat {
 /// Why logging could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The filter cannot be read.
-    #[error("not a log filter")]
+    /// The filter is invalid.
+    #[error("invalid log filter")]
     Filter(#[source] tracing_subscriber::filter::ParseError),
-    /// This process logs already.
-    #[error("logging has been started before")]
+    /// Logging has already been started in this process.
+    #[error("logging has already been started")]
     Twice(#[source] tracing::dispatcher::SetGlobalDefaultError),
 }
 
-/// Starts logging to standard output, for the whole process and once.
+/// Starts logging to standard output, once for the whole process.
 ///
 /// `filter` is a level or a list of `target=level`, such as `info,assay_server=debug`.
 pub fn start(format: LogFormat, filter: &str, clock: Arc<dyn Clock>) -> Result<(), LoggingError> {
@@ -53,9 +52,9 @@ pub fn start(format: LogFormat, filter: &str, clock: Arc<dyn Clock>) -> Result<(
     tracing::dispatcher::set_global_default(dispatch).map_err(LoggingError::Twice)
 }
 
-/// The span that everything about one request happens in, so that each of its lines carries the id.
+/// The span of one request. Each log line in it contains the request's id.
 ///
-/// `endpoint` is the route that matched, never the path: a path or query may hold what somebody pasted there by mistake.
+/// `endpoint` is the matched route and never the path: a caller may have put a secret into a path or query by mistake.
 #[must_use]
 pub fn request_span(request_id: Uuid, method: &http::Method, endpoint: &str) -> Span {
     info_span!("request", %request_id, %method, endpoint)
@@ -74,13 +73,13 @@ where
     let filter = EnvFilter::builder()
         .parse(filter)
         .map_err(LoggingError::Filter)?
-        .and(filter_fn(is_discreet));
+        .and(filter_fn(is_safe));
     let layer = tracing_subscriber::fmt::layer()
         .with_timer(ClockTime(clock))
         .with_writer(writer)
         .with_ansi(colors && format == LogFormat::Text);
     Ok(match format {
-        // The list of spans, since the innermost one need not be the request's.
+        // Lists all spans, because the innermost may not be the request's.
         LogFormat::Json => {
             let layer = layer.json().flatten_event(true).with_current_span(false);
             Registry::default().with(layer.with_filter(filter)).into()
@@ -89,9 +88,9 @@ where
     })
 }
 
-fn is_discreet(metadata: &Metadata<'_>) -> bool {
+fn is_safe(metadata: &Metadata<'_>) -> bool {
     let library = metadata.target().split("::").next().unwrap_or_default();
-    *metadata.level() <= Level::INFO || !TALKATIVE.contains(&library)
+    *metadata.level() <= Level::INFO || !VERBOSE_LIBRARIES.contains(&library)
 }
 
 struct ClockTime(Arc<dyn Clock>);
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_a_request_carries_its_id_in_inner_spans_too() {
+    fn every_line_of_a_request_has_its_id_even_in_inner_spans() {
         let id = Uuid::from_u128(5);
         let log = || {
             let request = request_span(id, &http::Method::GET, "/v1/admin/machines/{id}");
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_that_would_write_headers_stay_silent_whatever_the_filter_says() {
+    fn libraries_that_log_headers_are_silenced_regardless_of_the_filter() {
         let log = || {
             debug!(target: "h2::hpack", "authorization: secret");
             debug!(target: "rustls::conn", "secret");

@@ -1,5 +1,5 @@
-//! Metrics in the OpenMetrics text format. Every label has a bounded set of values: paths as they are matched, never as
-//! they are asked for, and no machine, serial number or address.
+//! Metrics in the OpenMetrics text format. Every label has a bounded set of values: a path is the matched route, and
+//! there are no machines, serial numbers or addresses.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tracing::warn;
 /// The value of the `endpoint` label when no route matched.
 pub const UNMATCHED: &str = "unmatched";
 
-/// All metrics of one server. Cheap to record to; made once and shared.
+/// All metrics of one server. Recording is cheap. Create it once and share it.
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
@@ -29,7 +29,7 @@ pub struct Metrics {
     enrollments: Family<ResultLabels, Counter>,
     certificates: Family<PurposeLabels, Counter>,
     handshakes: Family<ResultLabels, Counter>,
-    /// Connections that are open now.
+    /// Open connections.
     pub connections: Gauge,
     /// The group committer of check-ins.
     pub committer: CommitterMetrics,
@@ -37,13 +37,13 @@ pub struct Metrics {
     pub enrollment_committer: CommitterMetrics,
     /// The database pool.
     pub pool: PoolMetrics,
-    /// Events on their way out.
+    /// Streams, events and webhook deliveries.
     pub events: EventMetrics,
     /// Revocation lists and OCSP.
     pub revocation: RevocationMetrics,
 }
 
-/// Metrics of what relying parties learn of the authority and of revocations.
+/// Metrics of revocation lists and OCSP, and the end of the issuing CA.
 pub struct RevocationMetrics {
     lists_signed: Counter,
     lists_end: Gauge,
@@ -64,27 +64,27 @@ pub struct CommitterMetrics {
 pub struct PoolMetrics {
     acquire_seconds: Histogram,
     acquire_timeouts: Counter,
-    /// Connections that are open, idle ones included.
+    /// Open connections, including idle ones.
     pub size: Gauge,
-    /// Connections that nobody uses now.
+    /// Connections that are not in use.
     pub idle: Gauge,
 }
 
-/// Metrics of events on their way out.
+/// Metrics of streams, events and webhook deliveries.
 pub struct EventMetrics {
-    /// Streams that are open now.
+    /// Open streams.
     pub streams: Gauge,
     waiting: Gauge,
     pending: Gauge,
     deliveries: Family<ResultLabels, Counter>,
 }
 
-/// How a TLS handshake ended.
+/// The result of a TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handshake {
-    /// The connection stands.
+    /// The connection is established.
     Completed,
-    /// The peer spoke no TLS, or no TLS that this server accepts.
+    /// The peer used no TLS, or a version or cipher that this server does not accept.
     Failed,
     /// The peer took too long.
     TimedOut,
@@ -124,28 +124,28 @@ struct PurposeLabels {
 }
 
 impl Metrics {
-    /// Registers everything, at zero.
+    /// Registers all metrics, with the value zero.
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("assay");
         let to = &mut registry;
-        let problems: Family<ProblemLabels, Counter> = counted(to, "problems", "Problems answered");
-        // An alert on a rate needs the series to be there before the first problem.
+        let problems: Family<ProblemLabels, Counter> = counted(to, "problems", "Error responses, by problem");
+        // An alert on a rate needs the series before the first problem.
         for kind in ProblemKind::ALL {
             drop(problems.get_or_create(&ProblemLabels { slug: kind.slug() }));
         }
         Self {
-            requests: counted(to, "http_requests", "Requests answered"),
+            requests: counted(to, "http_requests", "Requests"),
             request_seconds: timed(
                 to,
                 "http_request_duration",
-                "From the end of the head to the response",
+                "Time from the end of the request's head to the response",
                 Family::new_with_constructor(seconds),
             ),
             problems,
-            enrollments: counted(to, "enrollments", "Enrollment calls, by how they ended"),
+            enrollments: counted(to, "enrollments", "Enrollment calls, by result"),
             certificates: counted(to, "certificates_issued", "Certificates issued"),
-            handshakes: counted(to, "tls_handshakes", "TLS handshakes, by how they ended"),
+            handshakes: counted(to, "tls_handshakes", "TLS handshakes, by result"),
             connections: counted(to, "connections", "Open connections"),
             committer: CommitterMetrics::register(to, "committer", "check_ins"),
             enrollment_committer: CommitterMetrics::register(to, "enrollment_committer", "enrollments"),
@@ -156,7 +156,7 @@ impl Metrics {
         }
     }
 
-    /// A request was answered. `endpoint` is the route that matched, or [`UNMATCHED`].
+    /// Counts a response. `endpoint` is the matched route, or [`UNMATCHED`].
     pub fn request_answered(&self, endpoint: &str, method: &Method, status: u16, elapsed: Duration) {
         let method = method_label(method);
         self.requests
@@ -174,22 +174,22 @@ impl Metrics {
             .observe(elapsed.as_secs_f64());
     }
 
-    /// A problem was answered.
+    /// Counts an error response.
     pub fn problem_answered(&self, kind: ProblemKind) {
         self.problems.get_or_create(&ProblemLabels { slug: kind.slug() }).inc();
     }
 
-    /// An enrollment call ended with `result`, such as `issued`, `repeated` or `pending`.
+    /// Counts an enrollment call by `result`, such as `issued`, `repeated` or `pending`.
     pub fn enrollment_ended(&self, result: &'static str) {
         self.enrollments.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// A certificate was issued for `purpose`, such as `enroll` or `renew`.
+    /// Counts a certificate issued for `purpose`, such as `enroll` or `renew`.
     pub fn certificate_issued(&self, purpose: &'static str) {
         self.certificates.get_or_create(&PurposeLabels { purpose }).inc();
     }
 
-    /// A TLS handshake ended.
+    /// Counts a TLS handshake.
     pub fn handshake_ended(&self, handshake: Handshake) {
         let result = match handshake {
             Handshake::Completed => "completed",
@@ -199,13 +199,13 @@ impl Metrics {
         self.handshakes.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// Everything in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     #[must_use]
     pub fn encode(&self) -> String {
         let mut encoded = String::new();
-        // Writing to a string does not fail. Cut short, the text lacks its `# EOF`, and the scraper refuses it.
+        // Writing to a string does not fail. An incomplete text has no `# EOF`, and the scraper rejects it.
         if let Err(error) = text::encode(&mut encoded, &self.registry) {
-            warn!(%error, "the metrics could not be written");
+            warn!(%error, "cannot encode the metrics");
         }
         encoded
     }
@@ -218,22 +218,23 @@ impl Default for Metrics {
 }
 
 impl RevocationMetrics {
-    /// This replica signed a list.
+    /// Counts a list signed by this replica.
     pub fn list_signed(&self) {
         self.lists_signed.inc();
     }
 
-    /// The first of the lists that this replica serves runs out then, in seconds since 1970.
+    /// Sets when the first of this replica's lists expires, in seconds since 1970.
     pub fn lists_end_at(&self, seconds: i64) {
         self.lists_end.set(seconds);
     }
 
-    /// The CA that issues now ends then, in seconds since 1970.
+    /// Sets when the current issuing CA expires, in seconds since 1970.
     pub fn issuing_ca_ends_at(&self, seconds: i64) {
         self.issuing_ca_end.set(seconds);
     }
 
-    /// A question was answered: `good`, `revoked` or `unknown`; or a whole request not: `malformed` or `try_later`.
+    /// Counts the status of a certificate (`good`, `revoked` or `unknown`), or a refused request (`malformed` or
+    /// `try_later`).
     pub fn ocsp_answered(&self, status: &'static str) {
         self.ocsp.get_or_create(&StatusLabels { status }).inc();
     }
@@ -248,25 +249,25 @@ impl RevocationMetrics {
             lists_end: counted(
                 registry,
                 "revocation_lists_end_timestamp_seconds",
-                "When the first of the revocation lists in memory runs out",
+                "When the first of the revocation lists in memory expires",
             ),
             issuing_ca_end: counted(
                 registry,
                 "issuing_ca_end_timestamp_seconds",
-                "When the CA that issues now ends",
+                "When the current issuing CA expires",
             ),
-            ocsp: counted(registry, "ocsp_answers", "What those who asked by OCSP were told"),
+            ocsp: counted(registry, "ocsp_answers", "OCSP responses, by status"),
         }
     }
 }
 
 impl CommitterMetrics {
-    /// So many check-ins wait for the next batch.
+    /// Sets how many calls wait for the next batch.
     pub fn queued(&self, waiting: usize) {
         self.queue_depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
-    /// A batch of `size` calls was committed in `elapsed`, or failed to be.
+    /// Records a batch of `size` calls, the time `elapsed`, and whether it committed.
     pub fn committed(&self, size: usize, elapsed: Duration, succeeded: bool) {
         self.batch_size
             .observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)));
@@ -275,7 +276,7 @@ impl CommitterMetrics {
         self.commits.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// A call ended with `result`, such as `recorded` or `news`.
+    /// Counts a call by `result`, such as `recorded` or `news`.
     pub fn ended(&self, result: &'static str) {
         self.calls.get_or_create(&ResultLabels { result }).inc();
     }
@@ -289,28 +290,28 @@ impl CommitterMetrics {
             commit_seconds: timed(
                 to,
                 &named("commit_duration"),
-                "What is written, and its commit",
+                "Duration of a batch, including its commit",
                 seconds(),
             ),
-            commits: counted(to, &named("commits"), "Batches, by how their commit ended"),
-            calls: counted(to, &named(calls), "Calls, by how they ended"),
+            commits: counted(to, &named("commits"), "Batches, by the result of their commit"),
+            calls: counted(to, &named(calls), "Calls, by result"),
             queue_depth: counted(to, &named("queue_depth"), "Calls that wait for the next commit"),
         }
     }
 }
 
 impl PoolMetrics {
-    /// A connection was handed out after `waited`.
+    /// Records that a caller got a connection after `waited`.
     pub fn acquired(&self, waited: Duration) {
         self.acquire_seconds.observe(waited.as_secs_f64());
     }
 
-    /// No connection came free in time.
+    /// Counts a caller that got no connection in time.
     pub fn acquire_timed_out(&self) {
         self.acquire_timeouts.inc();
     }
 
-    /// The pool has `size` connections open, `idle` of which nobody uses.
+    /// Sets the number of open connections, `idle` of which are not in use.
     pub fn sampled(&self, size: u32, idle: usize) {
         self.size.set(i64::from(size));
         self.idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
@@ -321,42 +322,38 @@ impl PoolMetrics {
             acquire_seconds: timed(
                 to,
                 "database_acquire_duration",
-                "Waiting for a connection of the pool",
+                "Time waiting for a connection of the pool",
                 seconds(),
             ),
             acquire_timeouts: counted(
                 to,
                 "database_acquire_timeouts",
-                "Waits for a connection that were given up",
+                "Timeouts while waiting for a connection",
             ),
             size: counted(to, "database_connections", "Open connections"),
-            idle: counted(to, "database_idle_connections", "Connections that nobody uses"),
+            idle: counted(to, "database_idle_connections", "Connections that are not in use"),
         }
     }
 }
 
 impl EventMetrics {
-    /// So many events wait to be announced, and so many deliveries to be made, in the database that all replicas share.
+    /// Sets how many events wait to be announced and how many deliveries are pending, in the database of all replicas.
     pub fn measured(&self, waiting: i64, pending: i64) {
         self.waiting.set(waiting);
         self.pending.set(pending);
     }
 
-    /// An attempt to deliver ended with `result`: `delivered`, `retried` or `failed`.
+    /// Counts an attempt to deliver by `result`: `delivered`, `retried` or `failed`.
     pub fn delivery_attempted(&self, result: &'static str) {
         self.deliveries.get_or_create(&ResultLabels { result }).inc();
     }
 
     fn register(to: &mut Registry) -> Self {
         Self {
-            streams: counted(to, "event_streams", "Open streams of events"),
+            streams: counted(to, "event_streams", "Open event streams"),
             waiting: counted(to, "events_waiting", "Events that wait to be announced"),
-            pending: counted(to, "webhook_deliveries_pending", "Deliveries to webhooks that wait"),
-            deliveries: counted(
-                to,
-                "webhook_deliveries",
-                "Attempts to deliver to webhooks, by how they ended",
-            ),
+            pending: counted(to, "webhook_deliveries_pending", "Pending webhook deliveries"),
+            deliveries: counted(to, "webhook_deliveries", "Attempts to deliver to webhooks, by result"),
         }
     }
 }
@@ -372,12 +369,12 @@ fn timed<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: M
     metric
 }
 
-/// From 100 µs, below any statement, to 13 s, above any timeout.
+/// Buckets from 100 µs, which is less than any statement takes, to 13 s, which is more than any timeout.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.0001, 2.0, 18))
 }
 
-/// Anybody can invent a method; a label for each would grow without bound.
+/// Callers can invent methods. A label for each would grow without bound.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -396,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_recorded_is_in_the_text() {
+    fn recorded_values_are_in_the_text() {
         let metrics = Metrics::new();
         let elapsed = Duration::from_millis(3);
         metrics.request_answered("/v1/admin/machines/{id}", &Method::GET, 200, elapsed);
@@ -449,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_relying_parties_learn_is_in_the_text() {
+    fn revocation_metrics_are_in_the_text() {
         let metrics = Metrics::new();
         metrics.revocation.list_signed();
         metrics.revocation.lists_end_at(1_795_341_600);
@@ -467,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invented_method_makes_no_series_of_its_own() {
+    fn an_invented_method_has_no_series_of_its_own() {
         let metrics = Metrics::new();
         for method in ["BREW", "PROPFIND"] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();

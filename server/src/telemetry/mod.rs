@@ -1,4 +1,4 @@
-//! What the server tells of itself: metrics to Prometheus, structured lines to standard output. Neither ever holds a secret.
+//! Telemetry: metrics for Prometheus, and structured logs on standard output. Neither contains a secret.
 
 pub mod logging;
 pub mod metrics;

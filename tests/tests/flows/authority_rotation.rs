@@ -374,7 +374,7 @@ async fn of_two_who_rotate_at_once_one_wins_and_both_learn_of_it() {
         let (one, two, three) = tokio::join!(one, two, three);
         let said = [one, two, three];
         let new = said.iter().filter(|said| said.contains("is prepared")).count();
-        let before = said.iter().filter(|said| said.contains("was prepared before")).count();
+        let before = said.iter().filter(|said| said.contains("was already prepared")).count();
         assert_eq!((new, before), (1, 2), "{said:?}");
         let keys: Vec<&str> = said.iter().map(|said| said.split_once(' ').unwrap().0).collect();
         assert!(keys.iter().all(|key| *key == keys[0]), "{said:?}");

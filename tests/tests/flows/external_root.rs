@@ -157,7 +157,7 @@ async fn machines_are_issued_certificates_under_an_external_root(#[case] curve: 
     assert_eq!(installed.code, Some(0), "{}", installed.stderr);
     let again = install(&server, &chain).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
-    assert!(again.stdout.contains("was prepared before"), "{}", again.stdout);
+    assert!(again.stdout.contains("was already prepared"), "{}", again.stdout);
 
     // In the bundle at once, and above nothing before machines had their time to take it.
     let external = pki.read("root.pem");
