@@ -501,10 +501,13 @@ mod tests {
         };
         let old = served().await;
         assert!(!certificate.refresh(NOW).unwrap());
-        // A renewal writes one file after the other: in between they do not belong together.
+        // A renewal writes one file after the other: in between they do not match.
         disk.replace(&disk.certificate(), &second.0);
         assert!(matches!(certificate.refresh(NOW), Err(TlsError::KeyMismatch { .. })));
-        assert!(!certificate.refresh(NOW).unwrap(), "complained of once");
+        assert!(
+            !certificate.refresh(NOW).unwrap(),
+            "an invalid version is reported once"
+        );
         assert_eq!(served().await, old);
         disk.replace(&disk.private_key(), &second.1);
         assert!(certificate.refresh(NOW).unwrap());
@@ -519,7 +522,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_task_sees_a_change_by_itself() {
+    async fn the_task_detects_a_change() {
         let authority = authority(&secrets());
         let disk = OnDisk(tempfile::tempdir().unwrap());
         disk.replace_both(&pair(&authority));
@@ -540,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_at_the_start_is_told_in_a_line_that_names_the_file() {
+    fn an_error_at_the_start_is_one_line_that_names_the_file() {
         let authority = authority(&secrets());
         let (one, two) = (pair(&authority), pair(&authority));
         let bad_der = pem::encode(&pem::Pem::new("CERTIFICATE", b"not DER".to_vec()));
@@ -548,12 +551,12 @@ mod tests {
             (
                 one.0.as_str(),
                 two.1.as_str(),
-                "tls.key does not belong to the certificate in",
+                "tls.key does not match the certificate in",
             ),
-            ("", &one.1, "tls.crt holds no certificate"),
-            (&bad_der, &one.1, "tls.crt cannot be used"),
-            (&one.0, "", "tls.key holds no private key"),
-            (&one.0, &one.0, "tls.key holds no private key"),
+            ("", &one.1, "tls.crt contains no PEM certificate"),
+            (&bad_der, &one.1, "tls.crt is not valid"),
+            (&one.0, "", "tls.key contains no PEM private key"),
+            (&one.0, &one.0, "tls.key contains no PEM private key"),
         ];
         for (certificate, key, expected) in cases {
             let disk = OnDisk(tempfile::tempdir().unwrap());

@@ -179,7 +179,7 @@ async fn a_cursor_serves_the_list_and_the_filters_that_it_was_given_for_and_no_o
         assert!(
             refused
                 .detail()
-                .starts_with("cursor is not one of this list with these filters"),
+                .starts_with("cursor belongs to another list or to other filters"),
             "{refused}"
         );
     }
@@ -201,7 +201,7 @@ async fn a_limit_or_a_sequence_that_is_no_number_is_told_in_words() {
         ("machines?limit=1.5", limit),
         ("machines?limit=", limit),
         ("machines?limit=99999999999999999999", limit),
-        ("machines?limit=1&limit=2", "limit is there twice"),
+        ("machines?limit=1&limit=2", "limit appears twice"),
         ("events/stream?after=99999999999999999999", sequence),
         ("events/stream?after=soon", sequence),
     ] {

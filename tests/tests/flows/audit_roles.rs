@@ -277,11 +277,11 @@ async fn a_schema_that_lacks_one_migration_or_has_another_is_refused_with_its_nu
     for (change, words) in [
         (
             "DELETE FROM _sqlx_migrations WHERE version = 9",
-            "lacks the migration 9",
+            "lacks this server's migration 9",
         ),
         (
             "UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 5",
-            "the migration 5 of the database's schema is another one",
+            "the migration 5 in the database differs",
         ),
     ] {
         let database = Database::create().await;

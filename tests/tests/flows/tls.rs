@@ -140,7 +140,7 @@ async fn a_certificate_in_files_is_served_and_replaced_while_the_server_runs() {
     fs::rename(&new_certificate, &certificate).unwrap();
     let second = fs::read_to_string(&certificate).unwrap();
     assert_ne!(first, second);
-    let replaced = server.wait_for_message("the TLS certificate was replaced").await;
+    let replaced = server.wait_for_message("replaced the TLS certificate").await;
     assert!(replaced.is_some());
     let (accepted, said) = handshake(server.address(), &certificate).await;
     assert!(accepted, "{said}");

@@ -41,7 +41,9 @@ impl From<ApiKeyError> for ApiProblem {
     }
 }
 
-/// Create an API key. Its secret is shown only once.
+/// Create an API key.
+///
+/// Its secret is shown only once.
 #[utoipa::path(
     post, path = "/v1/admin/api-keys", tag = "API keys", security(("api_key" = [])),
     request_body = CreateApiKey,
@@ -72,7 +74,9 @@ async fn list(
     Ok(Json(page.page(keys, |key| key.id)))
 }
 
-/// Revoke an API key. Repeating it changes nothing.
+/// Revoke an API key.
+///
+/// Repeating it changes nothing.
 #[utoipa::path(
     delete, path = "/v1/admin/api-keys/{id}", tag = "API keys", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)),

@@ -87,7 +87,9 @@ async fn find(
     Ok(Json(apple_attestations::find(&services, id).await?))
 }
 
-/// Bind an Apple attestation to a machine's key and serial number. Posting the same attestation again changes nothing.
+/// Bind an Apple attestation to a machine's key and serial number.
+///
+/// Posting the same attestation again changes nothing.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/apple-attestation", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = PostAppleAttestation,
@@ -105,8 +107,9 @@ async fn bind(
     ))
 }
 
-/// List the machines that need an attestation, with the command to send to each. Machines without an attestation come
-/// first, then those whose attestation is due for renewal.
+/// List the machines that need an attestation, with the command to send to each.
+///
+/// Machines without an attestation come first, then those whose attestation is due for renewal.
 #[utoipa::path(
     get, path = "/v1/admin/apple-attestations/due", tag = "Machines", security(("api_key" = [])), params(PageParameters),
     responses((status = 200, body = Page<DueAppleAttestation>), (status = "4XX", body = Problem)),

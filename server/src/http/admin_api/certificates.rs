@@ -132,9 +132,10 @@ async fn find(
     Ok(Json(certificates::find(&services, &serial_number).await?))
 }
 
-/// Revoke a certificate permanently. The machine keeps its key and is asked to renew. With the reason `key-compromise`,
-/// all certificates of the key are revoked and the machine is quarantined. Repeating it with the same reason changes
-/// nothing.
+/// Revoke a certificate permanently.
+///
+/// The machine keeps its key and is asked to renew. With the reason `key-compromise`, all certificates of the key are
+/// revoked and the machine is quarantined. Repeating it with the same reason changes nothing.
 #[utoipa::path(
     post, path = "/v1/admin/certificates/{serial}/revoke", tag = "Certificates", security(("api_key" = [])),
     params(("serial" = String, Path, description = "In hex, in any case, with or without colons")),

@@ -47,7 +47,9 @@ impl From<EnrollmentTokenError> for ApiProblem {
     }
 }
 
-/// Create an enrollment token. Its secret is shown only once.
+/// Create an enrollment token.
+///
+/// Its secret is shown only once.
 #[utoipa::path(
     post, path = "/v1/admin/enrollment-tokens", tag = "Enrollment tokens", security(("api_key" = [])),
     request_body = CreateEnrollmentToken,
@@ -100,7 +102,9 @@ async fn find(
     Ok(Json(enrollment_tokens::find(&services, id).await?))
 }
 
-/// Revoke an enrollment token. Repeating it changes nothing.
+/// Revoke an enrollment token.
+///
+/// Repeating it changes nothing.
 #[utoipa::path(
     delete, path = "/v1/admin/enrollment-tokens/{id}", tag = "Enrollment tokens", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)),

@@ -100,8 +100,9 @@ async fn find(
     Ok(Json(approval::find(&services, id).await?))
 }
 
-/// Approve an enrollment. Repeating the decision with the same reason changes nothing; a different decision or reason
-/// is a conflict.
+/// Approve an enrollment.
+///
+/// Repeating the decision with the same reason changes nothing; a different decision or reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/enrollments/{id}/approve", tag = "Enrollments", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Option<Approve>,
@@ -117,8 +118,10 @@ async fn approve(
     Ok(Json(approval::decide(&services, &caller.origin, id, &decision).await?))
 }
 
-/// Deny an enrollment permanently. Denying a first enrollment deletes the machine record. Repeating the decision with
-/// the same reason changes nothing; a different decision or reason is a conflict.
+/// Deny an enrollment permanently.
+///
+/// Denying a first enrollment deletes the machine record. Repeating the decision with the same reason changes nothing;
+/// a different decision or reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/enrollments/{id}/deny", tag = "Enrollments", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -152,7 +155,9 @@ async fn approve_machine(
     ))
 }
 
-/// Deny the key that waits for this machine. Denying a first enrollment deletes the machine record.
+/// Deny the key that waits for this machine.
+///
+/// Denying a first enrollment deletes the machine record.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/deny", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,

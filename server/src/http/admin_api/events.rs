@@ -116,8 +116,9 @@ async fn list(
     Ok(Json(page.page(found, |event| event.id)))
 }
 
-/// Stream the events of all machines in one order, as server-sent events. The `id` is the sequence. Send it as
-/// `Last-Event-ID` to continue after it, on any replica.
+/// Stream the events of all machines in one order, as server-sent events.
+///
+/// The `id` is the sequence. Send it as `Last-Event-ID` to continue after it, on any replica.
 #[utoipa::path(
     get, path = "/v1/admin/events/stream", tag = "Events", security(("api_key" = [])),
     params(StreamParameters, ("Last-Event-ID" = Option<i64>, Header)),

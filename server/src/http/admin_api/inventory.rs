@@ -142,8 +142,10 @@ async fn list(
     Ok(Json(page.page(found, |item| item.serial_number.clone())))
 }
 
-/// Import the inventory, completely or not at all. CSV needs a header and has the columns `serial_number`, `labels`
-/// (`key=value;key=value`) and `owner`, in any order. Repeating it changes nothing.
+/// Import the inventory, completely or not at all.
+///
+/// CSV needs a header and has the columns `serial_number`, `labels` (`key=value;key=value`) and `owner`, in any order.
+/// Repeating it changes nothing.
 #[utoipa::path(
     put, path = "/v1/admin/inventory", tag = "Inventory", security(("api_key" = [])), params(ImportParameters),
     request_body(content((ImportInventory = "application/json"), (String = "text/csv"))),
@@ -178,8 +180,9 @@ async fn find(
     Ok(Json(inventory::find(&services, &serial_number).await?))
 }
 
-/// Delete a serial number from the inventory. If a machine's assurance depends only on this entry, it falls to
-/// `asserted`.
+/// Delete a serial number from the inventory.
+///
+/// If a machine's assurance depends only on this entry, it falls to `asserted`.
 #[utoipa::path(
     delete, path = "/v1/admin/inventory/{serial_number}", tag = "Inventory", security(("api_key" = [])),
     params(("serial_number" = String, Path)),

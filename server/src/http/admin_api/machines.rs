@@ -150,7 +150,9 @@ async fn patch(
     Ok(Json(machines::patch(&services, &caller.origin, id, &patch).await?))
 }
 
-/// Revoke a machine and delete its record. Its events, certificates and audit entries stay.
+/// Revoke a machine and delete its record.
+///
+/// Its events, certificates and audit entries stay.
 #[utoipa::path(
     delete, path = "/v1/admin/machines/{id}", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)),
@@ -161,7 +163,9 @@ async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// List a machine's certificates, newest first. This includes deleted machines.
+/// List a machine's certificates, newest first.
+///
+/// This includes deleted machines.
 #[utoipa::path(
     get, path = "/v1/admin/machines/{id}/certificates", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path), PageParameters),
@@ -181,7 +185,9 @@ async fn certificates(
     })))
 }
 
-/// List a machine's events, newest first. This includes deleted machines.
+/// List a machine's events, newest first.
+///
+/// This includes deleted machines.
 #[utoipa::path(
     get, path = "/v1/admin/machines/{id}/events", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path), PageParameters),

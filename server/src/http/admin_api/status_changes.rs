@@ -40,8 +40,10 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .routes(routes!(revoke))
 }
 
-/// Quarantine a machine. After the response, no check-in gives a grant. Repeating it with the same reason changes
-/// nothing; another reason is a conflict.
+/// Quarantine a machine.
+///
+/// After the response, no check-in gives a grant. Repeating it with the same reason changes nothing; another reason is
+/// a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/quarantine", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -58,7 +60,9 @@ async fn quarantine(
     Ok(Json(machine))
 }
 
-/// Release a machine from quarantine. Repeating it with the same reason changes nothing; another reason is a conflict.
+/// Release a machine from quarantine.
+///
+/// Repeating it with the same reason changes nothing; another reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/release", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,
@@ -74,8 +78,9 @@ async fn release(
     Ok(Json(machine))
 }
 
-/// Revoke a machine permanently, with its keys and certificates. Repeating it with the same reason changes nothing;
-/// another reason is a conflict.
+/// Revoke a machine permanently, with its keys and certificates.
+///
+/// Repeating it with the same reason changes nothing; another reason is a conflict.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/revoke", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)), request_body = Decide,

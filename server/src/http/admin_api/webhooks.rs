@@ -58,7 +58,9 @@ struct DeliveryParameters {
     status: Option<DeliveryStatus>,
 }
 
-/// Create a webhook. Its secret is shown only once.
+/// Create a webhook.
+///
+/// Its secret is shown only once.
 #[utoipa::path(
     post, path = "/v1/admin/webhooks", tag = "Webhooks", security(("api_key" = [])), request_body = CreateWebhook,
     responses((status = 201, body = CreatedWebhook), (status = "4XX", body = Problem)),
@@ -101,7 +103,9 @@ async fn find(
     Ok(Json(webhooks::find(&services, id).await?))
 }
 
-/// Delete a webhook and its deliveries. A running attempt may still arrive.
+/// Delete a webhook and its deliveries.
+///
+/// A running attempt may still arrive.
 #[utoipa::path(
     delete, path = "/v1/admin/webhooks/{id}", tag = "Webhooks", security(("api_key" = [])),
     params(("id" = Uuid, Path)),

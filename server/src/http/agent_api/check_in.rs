@@ -25,7 +25,9 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(check_in))
 }
 
-/// Check in with fresh evidence. The response contains the current grants, and is sent after the check-in is durable.
+/// Check in with fresh evidence.
+///
+/// The response contains the current grants, and is sent after the check-in is durable.
 #[utoipa::path(
     post, path = "/v1/check-in", tag = "Agents", request_body = CheckInRequest,
     responses((status = 200, body = CheckedIn), (status = "4XX", body = Problem), (status = "5XX", body = Problem)),

@@ -60,7 +60,9 @@ impl From<EnrollError> for ApiProblem {
     }
 }
 
-/// Enroll a key. Repeating it with the same key gives the same machine and its current certificate.
+/// Enroll a key.
+///
+/// Repeating it with the same key gives the same machine and its current certificate.
 #[utoipa::path(
     post, path = "/v1/enroll", tag = "Agents", request_body = EnrollRequest,
     responses(

@@ -12,7 +12,9 @@ pub(in crate::http) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(nonce))
 }
 
-/// Read a fresh nonce from the header `Replay-Nonce`. It is valid for 300 s, once for each machine, on every replica.
+/// Read a fresh nonce from the header `Replay-Nonce`.
+///
+/// It is valid for 300 s, once for each machine, on every replica.
 #[utoipa::path(
     get, path = "/v1/nonce", tag = "Agents",
     responses(

@@ -39,9 +39,11 @@ impl From<RenewError> for ApiProblem {
     }
 }
 
-/// Renew the certificate. The machine's key authenticates the request, even for a while after the certificate has
-/// expired. A CSR with another key starts a rotation. Both keys are valid until the first check-in that the new key
-/// signs, which supersedes the old key.
+/// Renew the certificate.
+///
+/// The machine's key authenticates the request, even for a while after the certificate has expired. A CSR with another
+/// key starts a rotation. Both keys are valid until the first check-in that the new key signs, which supersedes the old
+/// key.
 #[utoipa::path(
     post, path = "/v1/renew", tag = "Agents", request_body = RenewRequest,
     responses((status = 200, body = Renewed), (status = "4XX", body = Problem), (status = "5XX", body = Problem)),

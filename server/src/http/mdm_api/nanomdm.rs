@@ -35,8 +35,10 @@ impl From<MdmError> for ApiProblem {
     }
 }
 
-/// Handle an event of an MDM. An attestation in a device's response is bound to the machine whose serial number Apple
-/// attests. Everything else is ignored. Repeating the event changes nothing.
+/// Handle an event of an MDM.
+///
+/// An attestation in a device's response is bound to the machine whose serial number Apple attests. Everything else is
+/// ignored. Repeating the event changes nothing.
 #[utoipa::path(
     post, path = "/v1/mdm/nanomdm", tag = "MDM", security(("api_key" = []), ("api_key_as_password" = [])),
     request_body = MdmEvent,

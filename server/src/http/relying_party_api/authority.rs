@@ -42,7 +42,9 @@ async fn bundle(State(services): State<Arc<Services>>) -> impl IntoResponse {
     )
 }
 
-/// Read the CA that issues now and its root. The other issuing CAs that may be in use now or soon follow.
+/// Read the CA that issues now and its root.
+///
+/// The other issuing CAs that may be in use now or soon follow.
 #[utoipa::path(
     get, path = "/v1/ca/chain.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String)),
@@ -64,7 +66,9 @@ async fn issuer(State(services): State<Arc<Services>>) -> impl IntoResponse {
     (headers(&services, DER), certificate)
 }
 
-/// Read one issuing CA. The caIssuers URL of a certificate points here.
+/// Read one issuing CA.
+///
+/// The caIssuers URL of a certificate points here.
 #[utoipa::path(
     get, path = "/v1/ca/issuer/{key_identifier}", tag = "Relying parties",
     params(("key_identifier" = String, Path, description = "The CA's subject key identifier, in hex")),

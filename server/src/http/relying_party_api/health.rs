@@ -19,8 +19,9 @@ struct Health {
     status: &'static str,
 }
 
-/// Whether the process responds. This does not depend on the database, because a restart of the server would not repair
-/// it.
+/// Whether the process responds.
+///
+/// This does not depend on the database, because a restart of the server would not repair it.
 #[utoipa::path(get, path = "/healthz", tag = "Health", responses((status = 200, body = Health)))]
 async fn live() -> Json<Health> {
     Json(Health { status: "ok" })

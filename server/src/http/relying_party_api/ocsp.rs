@@ -46,7 +46,9 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .route("/v1/ca/ocsp/{request}/{*rest}", routing::get(get))
 }
 
-/// Read the status of certificates (RFC 6960). The request may contain a nonce (RFC 9654).
+/// Read the status of certificates (RFC 6960).
+///
+/// The request may contain a nonce (RFC 9654).
 #[utoipa::path(
     post, path = "/v1/ca/ocsp", tag = "Relying parties",
     request_body(content_type = REQUEST, content = Vec<u8>),

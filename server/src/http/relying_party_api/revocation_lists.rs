@@ -42,7 +42,9 @@ async fn of_issuing_ca(State(services): State<Arc<Services>>, headers: HeaderMap
     Ok(der(&list, &headers))
 }
 
-/// Read the revocation list of one CA, issuing or root. The certificates' distribution points lead here.
+/// Read the revocation list of one CA, issuing or root.
+///
+/// The certificates' distribution points lead here.
 #[utoipa::path(
     get, path = "/v1/ca/crl/{key_identifier}", tag = "Relying parties",
     params(("key_identifier" = String, Path, description = "The CA's subject key identifier, in hex")),
@@ -63,8 +65,9 @@ async fn of_one(
     Ok(der(&list, &headers))
 }
 
-/// Read the revocation lists of all CAs in use, to check every certificate of a path. If the root's key is elsewhere,
-/// its list is too.
+/// Read the revocation lists of all CAs in use, to check every certificate of a path.
+///
+/// If the root's key is elsewhere, its list is too.
 #[utoipa::path(
     get, path = "/v1/ca/crls.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String), (status = 304), (status = 503, body = Problem)),
