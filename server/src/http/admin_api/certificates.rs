@@ -134,7 +134,7 @@ async fn find(
 
 /// Revoke a certificate permanently.
 ///
-/// The machine keeps its key and is asked to renew. With the reason `key-compromise`, all certificates of the key are
+/// The machine keeps its key and is asked to renew. With the reason `key_compromise`, all certificates of the key are
 /// revoked and the machine is quarantined. Repeating it with the same reason changes nothing.
 #[utoipa::path(
     post, path = "/v1/admin/certificates/{serial}/revoke", tag = "Certificates", security(("api_key" = [])),
