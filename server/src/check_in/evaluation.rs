@@ -22,10 +22,12 @@ use crate::{
     registry::admission::Refusal,
     services::{Policy, Services},
     store::{
-        self, Store, StoreError, Transaction, events,
-        groups::GroupReader,
+        self, Store, StoreError, Transaction,
+        batcher::Batcher,
+        events,
         machines::{self, evaluable::Evaluable, presence::Recorded},
     },
+    telemetry::Metrics,
 };
 
 /// The most evaluations that are kept: about 2 KiB each.
@@ -34,7 +36,7 @@ const CAPACITY: u64 = 20_000;
 /// Evaluations that still hold, and the grants that they were made of.
 pub(crate) struct EvaluationCache {
     evaluated: Cache<Uuid, Arc<Evaluated>>,
-    on_record: GroupReader<Uuid, Evaluable>,
+    on_record: Batcher<Uuid, Evaluable>,
     catalog: ArcSwapOption<Catalog>,
 }
 
@@ -52,10 +54,10 @@ pub(crate) struct Evaluated {
 
 impl EvaluationCache {
     /// Starts the task that reads what is not kept.
-    pub(crate) fn start(store: Store) -> Self {
+    pub(crate) fn start(store: Store, metrics: &Metrics) -> Self {
         Self {
             evaluated: Cache::new(CAPACITY),
-            on_record: GroupReader::start(store, |connection, ids| {
+            on_record: Batcher::start_reader(store, metrics.machine_reader.clone(), |connection, ids| {
                 Box::pin(machines::evaluable::find_all(connection, ids))
             }),
             catalog: ArcSwapOption::empty(),
@@ -89,7 +91,7 @@ pub(super) async fn evaluate(
     let catalog = cache.catalog(&services.store, recorded.grants_version).await?;
     let machine = cache
         .on_record
-        .find(verified.machine_id)
+        .call(verified.machine_id)
         .await?
         .ok_or(Refusal::Unknown)?;
     // Between the commit and this read the machine may have been held back or got another key: then nothing is granted.

@@ -7,10 +7,13 @@ use assay_protocol::{KeyThumbprint, PublicKey};
 use moka::sync::Cache;
 use uuid::Uuid;
 
-use crate::store::{
-    Store,
-    groups::{GroupError, GroupReader},
-    machines::{self, keys::OwnedKey},
+use crate::{
+    store::{
+        Store,
+        batcher::{BatchError, Batcher},
+        machines::{self, keys::OwnedKey},
+    },
+    telemetry::Metrics,
 };
 
 /// The most keys that are kept: about 300 bytes each.
@@ -26,26 +29,26 @@ pub(crate) struct KeyLookup {
 /// The keys that were asked for lately.
 pub(crate) struct KeyCache {
     keys: Cache<KeyThumbprint, KeyLookup>,
-    on_record: GroupReader<KeyThumbprint, OwnedKey>,
+    on_record: Batcher<KeyThumbprint, OwnedKey>,
 }
 
 impl KeyCache {
     /// Starts the task that reads those that are not kept.
-    pub(crate) fn start(store: Store) -> Self {
+    pub(crate) fn start(store: Store, metrics: &Metrics) -> Self {
         Self {
             keys: Cache::new(CAPACITY),
-            on_record: GroupReader::start(store, |connection, keys| {
+            on_record: Batcher::start_reader(store, metrics.key_reader.clone(), |connection, keys| {
                 Box::pin(machines::keys::find_public_keys(connection, keys))
             }),
         }
     }
 
     /// Finds a key. One that is not on record is not remembered: it may be enrolled in the next moment.
-    pub(crate) async fn find(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, GroupError> {
+    pub(crate) async fn find(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, BatchError> {
         if let Some(found) = self.keys.get(&key) {
             return Ok(Some(found));
         }
-        let Some(owned) = self.on_record.find(key).await? else {
+        let Some(owned) = self.on_record.call(key).await? else {
             return Ok(None);
         };
         let found = KeyLookup {

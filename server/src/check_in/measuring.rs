@@ -8,12 +8,12 @@ use std::{
 
 use uuid::Uuid;
 
-use super::committer::{Committer, Outcome};
+use super::committer::Committer;
 use crate::{
     config::Recording,
     store::{
         Store, StoreError,
-        groups::GroupError,
+        batcher::{BatchError, BatchResult},
         machines::{
             self,
             presence::{CheckIn, Recorded},
@@ -40,12 +40,12 @@ impl MeasuredCommitter {
         }
     }
 
-    pub(crate) async fn record(&self, check_in: CheckIn) -> Outcome {
+    pub(crate) async fn call(&self, check_in: CheckIn) -> BatchResult<Recorded> {
         match self.recording {
-            Recording::Group => self.committer.record(check_in).await,
+            Recording::Group => self.committer.call(check_in).await,
             Recording::Single => {
                 let recorded = self.record_alone(check_in).await;
-                recorded.map_err(GroupError::from)
+                recorded.map_err(BatchError::from)
             }
             Recording::None => self.remember(check_in).await,
         }
@@ -57,12 +57,12 @@ impl MeasuredCommitter {
         Ok(recorded.into_iter().next().flatten())
     }
 
-    async fn remember(&self, check_in: CheckIn) -> Outcome {
+    async fn remember(&self, check_in: CheckIn) -> BatchResult<Recorded> {
         let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(recorded) = last().get(&check_in.machine_id) {
             return Ok(Some(recorded.clone()));
         }
-        let recorded = self.committer.record(check_in).await?;
+        let recorded = self.committer.call(check_in).await?;
         if let Some(recorded) = recorded.as_ref().filter(|recorded| recorded.verdict_digest.is_some()) {
             last().insert(check_in.machine_id, recorded.clone());
         }

@@ -36,8 +36,9 @@ use crate::{
     },
     services::Services,
     store::{
-        StoreError, certificates,
-        groups::GroupError,
+        StoreError,
+        batcher::BatchError,
+        certificates,
         machines::{
             self,
             presence::{CheckIn, Recorded},
@@ -63,7 +64,7 @@ pub(crate) enum CheckInError {
     #[error(transparent)]
     RateLimited(#[from] Exceeded),
     #[error("what serves many check-ins at once failed")]
-    Group(#[from] GroupError),
+    Batch(#[from] BatchError),
     #[error("the machine's claims cannot be kept")]
     Claims(#[from] serde_json::Error),
     #[error("a grant token cannot be signed")]
@@ -104,7 +105,7 @@ pub(crate) async fn check_in(
         clock_skew_seconds: verified.evidence.claims().iat.saturating_sub(now.unix_timestamp()),
         live_since: LivenessBoundaries::at(now, services.policy.check_in_interval).live_since(),
     };
-    let recorded = match services.committer.record(check_in).await? {
+    let recorded = match services.committer.call(check_in).await? {
         Some(recorded) => recorded,
         None => record_news(services, request_id, &verified, &check_in).await?,
     };

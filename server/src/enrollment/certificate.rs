@@ -28,12 +28,12 @@ pub(super) struct Signed {
 
 impl Signed {
     /// As it is shown to its machine, once it is on record.
-    pub(super) fn issued(self) -> IssuedCertificate {
+    pub(super) fn issued(&self) -> IssuedCertificate {
         IssuedCertificate {
-            serial_number: self.certificate.serial_number,
+            serial_number: self.certificate.serial_number.clone(),
             not_before: self.certificate.not_before,
             not_after: self.certificate.not_after,
-            chain: self.certificate.chain_pem,
+            chain: self.certificate.chain_pem.clone(),
         }
     }
 

@@ -34,7 +34,7 @@ use crate::{
     registry::{admission::Refusal, client_certificate::CertificateRefusal},
     secrets::SecretHash,
     services::Services,
-    store::{AsStoreError, StoreError, Transaction, certificates, enrollments, groups::GroupError, machines},
+    store::{AsStoreError, StoreError, Transaction, batcher::BatchError, certificates, enrollments, machines},
 };
 
 /// A machine that was just enrolled has no grants yet, and so no reason to wait for the first.
@@ -84,7 +84,7 @@ pub(crate) enum EnrollError {
     #[error("the certificate cannot be issued")]
     Issue(#[from] AuthorityError),
     #[error("the enrollment could not be recorded")]
-    Group(#[from] GroupError),
+    Batch(#[from] BatchError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

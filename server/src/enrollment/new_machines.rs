@@ -120,16 +120,6 @@ impl NewMachine {
         })
     }
 
-    /// What it is answered, once it is on record with these grounds.
-    pub(super) fn decided(self, grounds: Grounds) -> Decided {
-        Decided::Active {
-            machine_id: self.machine_id,
-            assurance: grounds.assurance(),
-            certificate: self.signed.issued(),
-            issued_now: true,
-        }
-    }
-
     fn key(&self) -> KeyThumbprint {
         self.applicant.key()
     }
@@ -139,7 +129,7 @@ impl NewMachine {
     }
 }
 
-/// Lets in who is ordinary, and answers by the place in the slice with the grounds that were found; `None` for the others,
+/// Lets in who is ordinary, and answers by the place in the slice with what was decided; `None` for the others,
 /// of whom nothing is written.
 ///
 /// Tokens are held first, then the serial numbers' places in the inventory, as everybody takes
@@ -149,7 +139,7 @@ pub(super) async fn admit(
     connection: &mut Connection,
     rate_limits: &RateLimits,
     asking: &[NewMachine],
-) -> Result<Vec<Option<Grounds>>, StoreError> {
+) -> Result<Vec<Option<Decided>>, StoreError> {
     let mut tx = store::begin_group(connection).await?;
     let secrets: HashSet<SecretHash> = asking.iter().map(|new_machine| new_machine.secret).collect();
     let secrets: Vec<SecretHash> = secrets.into_iter().collect();
@@ -172,7 +162,10 @@ pub(super) async fn admit(
         write(&mut tx, &admitted).await?;
     }
     store::commit_group(tx).await?;
-    Ok(chosen.into_iter().map(|admitted| Some(admitted?.grounds)).collect())
+    Ok(chosen
+        .iter()
+        .map(|admitted| Some(admitted.as_ref()?.decided()))
+        .collect())
 }
 
 /// Chooses those of whom nothing special has to be known, in the order in which they came, and counts the uses of their
@@ -246,6 +239,15 @@ async fn write(connection: &mut Connection, admitted: &[&Admitted<'_>]) -> Resul
 }
 
 impl Admitted<'_> {
+    fn decided(&self) -> Decided {
+        Decided::Active {
+            machine_id: self.new_machine.machine_id,
+            assurance: self.grounds.assurance(),
+            certificate: self.new_machine.signed.issued(),
+            issued_now: true,
+        }
+    }
+
     fn rows(&self) -> NewRows<'_> {
         let NewMachine { applicant, signed, .. } = self.new_machine;
         NewRows {

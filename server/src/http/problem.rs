@@ -15,7 +15,7 @@ use axum::{
 use time::OffsetDateTime;
 
 use super::request_id::RequestId;
-use crate::store::{StoreError, groups::GroupError};
+use crate::store::{StoreError, batcher::BatchError};
 
 /// How long a caller should wait before it repeats a call that failed because of an outage.
 const UNAVAILABLE_RETRY_SECONDS: u64 = 5;
@@ -119,11 +119,11 @@ impl From<StoreError> for ApiProblem {
     }
 }
 
-impl From<GroupError> for ApiProblem {
-    fn from(error: GroupError) -> Self {
+impl From<BatchError> for ApiProblem {
+    fn from(error: BatchError) -> Self {
         match &error {
-            GroupError::Overloaded => Self::unavailable(),
-            GroupError::Store(cause) => match **cause {
+            BatchError::Overloaded => Self::unavailable(),
+            BatchError::Store(cause) => match **cause {
                 StoreError::Unavailable(_) => {
                     tracing::warn!(error = %Chain(&error), "the database is not available");
                     Self::unavailable()

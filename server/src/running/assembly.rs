@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::RunError;
 use crate::{
     administration::stats::LastCount,
-    check_in::{EvaluationCache, committer::Committer, keys::KeyCache, nonce::Nonces},
+    check_in::{EvaluationCache, committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{self, Config},
     database::Database,
@@ -63,9 +63,8 @@ fn assemble(
     attestation_roots: AttestationRoots,
 ) -> Result<Arc<Services>, RunError> {
     let rate_limits = Arc::new(RateLimits::new(&config.rate_limit));
-    let enrollments =
-        enrollment::committer::Committer::start(store.clone(), Arc::clone(&rate_limits), Arc::clone(&metrics));
-    let committer = Committer::start(store.clone(), Arc::clone(&metrics));
+    let enrollments = enrollment::committer::Committer::start(store.clone(), Arc::clone(&rate_limits), &metrics);
+    let committer = committer::start(store.clone(), &metrics);
     #[cfg(feature = "measuring")]
     let committer = crate::check_in::Committer::new(committer, config.recording, store.clone());
     Ok(Arc::new(Services {
@@ -73,8 +72,8 @@ fn assemble(
         clock,
         committer,
         enrollments,
-        keys: KeyCache::start(store.clone()),
-        evaluations: EvaluationCache::start(store.clone()),
+        keys: KeyCache::start(store.clone(), &metrics),
+        evaluations: EvaluationCache::start(store.clone(), &metrics),
         store,
         authority: Arc::new(ArcSwap::from_pointee(founded.authority)),
         rotation: founded.rotation,

@@ -32,9 +32,13 @@ pub struct Metrics {
     /// Open connections.
     pub connections: Gauge,
     /// The group committer of check-ins.
-    pub committer: CommitterMetrics,
+    pub committer: BatcherMetrics,
     /// The group committer of enrollments.
-    pub enrollment_committer: CommitterMetrics,
+    pub enrollment_committer: BatcherMetrics,
+    /// What reads keys that are not in memory.
+    pub key_reader: BatcherMetrics,
+    /// What reads machines whose evaluation is not in memory.
+    pub machine_reader: BatcherMetrics,
     /// The database pool.
     pub pool: PoolMetrics,
     /// Streams, events and webhook deliveries.
@@ -51,14 +55,52 @@ pub struct RevocationMetrics {
     ocsp: Family<StatusLabels, Counter>,
 }
 
-/// Metrics of a group committer.
-pub struct CommitterMetrics {
+/// Metrics of what does the calls of many in one batch.
+#[derive(Debug, Clone)]
+pub struct BatcherMetrics {
     batch_size: Histogram,
-    commit_seconds: Histogram,
-    commits: Family<ResultLabels, Counter>,
+    batch_seconds: Histogram,
+    batches: Family<ResultLabels, Counter>,
     calls: Family<ResultLabels, Counter>,
     queue_depth: Gauge,
+    words: &'static BatcherWords,
 }
+
+/// What a batcher's metrics call things.
+#[derive(Debug)]
+struct BatcherWords {
+    name: &'static str,
+    /// A batch, and one that succeeded.
+    batch: [&'static str; 2],
+    calls: &'static str,
+    /// A call that the batch answered, and one that it refused.
+    results: [&'static str; 2],
+}
+
+const COMMITTER: BatcherWords = BatcherWords {
+    name: "committer",
+    batch: ["commit", "committed"],
+    calls: "check_ins",
+    results: ["recorded", "news"],
+};
+const ENROLLMENT_COMMITTER: BatcherWords = BatcherWords {
+    name: "enrollment_committer",
+    batch: ["commit", "committed"],
+    calls: "enrollments",
+    results: ["recorded", "special"],
+};
+const KEY_READER: BatcherWords = BatcherWords {
+    name: "key_reader",
+    batch: ["read", "read"],
+    calls: "keys",
+    results: ["found", "missing"],
+};
+const MACHINE_READER: BatcherWords = BatcherWords {
+    name: "machine_reader",
+    batch: ["read", "read"],
+    calls: "machines",
+    results: ["found", "missing"],
+};
 
 /// Metrics of the database pool.
 pub struct PoolMetrics {
@@ -147,8 +189,10 @@ impl Metrics {
             certificates: counted(to, "certificates_issued", "Certificates issued"),
             handshakes: counted(to, "tls_handshakes", "TLS handshakes, by result"),
             connections: counted(to, "connections", "Open connections"),
-            committer: CommitterMetrics::register(to, "committer", "check_ins"),
-            enrollment_committer: CommitterMetrics::register(to, "enrollment_committer", "enrollments"),
+            committer: BatcherMetrics::register(to, &COMMITTER),
+            enrollment_committer: BatcherMetrics::register(to, &ENROLLMENT_COMMITTER),
+            key_reader: BatcherMetrics::register(to, &KEY_READER),
+            machine_reader: BatcherMetrics::register(to, &MACHINE_READER),
             pool: PoolMetrics::register(to),
             events: EventMetrics::register(to),
             revocation: RevocationMetrics::register(to),
@@ -261,41 +305,50 @@ impl RevocationMetrics {
     }
 }
 
-impl CommitterMetrics {
+impl BatcherMetrics {
     /// Sets how many calls wait for the next batch.
     pub fn queued(&self, waiting: usize) {
         self.queue_depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
-    /// Records a batch of `size` calls, the time `elapsed`, and whether it committed.
-    pub fn committed(&self, size: usize, elapsed: Duration, succeeded: bool) {
+    /// Records a batch of `size` calls, the time `elapsed`, and whether it succeeded.
+    pub fn done(&self, size: usize, elapsed: Duration, succeeded: bool) {
         self.batch_size
             .observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)));
-        self.commit_seconds.observe(elapsed.as_secs_f64());
-        let result = if succeeded { "committed" } else { "failed" };
-        self.commits.get_or_create(&ResultLabels { result }).inc();
+        self.batch_seconds.observe(elapsed.as_secs_f64());
+        let result = if succeeded { self.words.batch[1] } else { "failed" };
+        self.batches.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// Counts a call by `result`, such as `recorded` or `news`.
-    pub fn ended(&self, result: &'static str) {
+    /// Counts a call that the batch answered or refused.
+    pub fn answered(&self, accepted: bool) {
+        let [yes, no] = self.words.results;
+        let result = if accepted { yes } else { no };
         self.calls.get_or_create(&ResultLabels { result }).inc();
     }
 
-    fn register(to: &mut Registry, name: &str, calls: &str) -> Self {
-        let named = |metric: &str| format!("{name}_{metric}");
+    /// Counts a call that failed with its batch.
+    pub fn failed(&self) {
+        self.calls.get_or_create(&ResultLabels { result: "failed" }).inc();
+    }
+
+    fn register(to: &mut Registry, words: &'static BatcherWords) -> Self {
+        let [batch, _] = words.batch;
+        let named = |metric: &str| format!("{}_{metric}", words.name);
         let batch_size = Histogram::new(exponential_buckets(1.0, 2.0, 10));
-        to.register(named("batch_size"), "Calls in one commit", batch_size.clone());
+        to.register(named("batch_size"), format!("Calls in one {batch}"), batch_size.clone());
         Self {
             batch_size,
-            commit_seconds: timed(
+            batch_seconds: timed(
                 to,
-                &named("commit_duration"),
+                &named(&format!("{batch}_duration")),
                 "Duration of a batch, including its commit",
                 seconds(),
             ),
-            commits: counted(to, &named("commits"), "Batches, by the result of their commit"),
-            calls: counted(to, &named(calls), "Calls, by result"),
-            queue_depth: counted(to, &named("queue_depth"), "Calls that wait for the next commit"),
+            batches: counted(to, &named(&format!("{batch}s")), "Batches, by result"),
+            calls: counted(to, &named(words.calls), "Calls, by result"),
+            queue_depth: counted(to, &named("queue_depth"), "Calls that wait for the next batch"),
+            words,
         }
     }
 }
@@ -403,10 +456,13 @@ mod tests {
         metrics.certificate_issued("enroll");
         metrics.handshake_ended(Handshake::TimedOut);
         metrics.connections.inc();
-        metrics.committer.committed(512, elapsed, true);
-        metrics.committer.committed(1, elapsed, false);
-        metrics.committer.ended("recorded");
+        metrics.committer.done(512, elapsed, true);
+        metrics.committer.done(1, elapsed, false);
+        metrics.committer.answered(true);
         metrics.committer.queued(7);
+        metrics.enrollment_committer.answered(false);
+        metrics.key_reader.done(2, elapsed, true);
+        metrics.machine_reader.failed();
         metrics.pool.acquired(elapsed);
         metrics.pool.acquire_timed_out();
         metrics.pool.size.set(16);
@@ -431,6 +487,9 @@ mod tests {
             r#"assay_committer_commits_total{result="failed"} 1"#,
             r#"assay_committer_check_ins_total{result="recorded"} 1"#,
             "assay_committer_queue_depth 7",
+            r#"assay_enrollment_committer_enrollments_total{result="special"} 1"#,
+            r#"assay_key_reader_reads_total{result="read"} 1"#,
+            r#"assay_machine_reader_machines_total{result="failed"} 1"#,
             "assay_database_acquire_duration_seconds_count 1",
             "assay_database_acquire_timeouts_total 1",
             "assay_database_connections 16",

@@ -3,4 +3,4 @@
 pub mod logging;
 pub mod metrics;
 
-pub use metrics::{CommitterMetrics, Metrics};
+pub use metrics::{BatcherMetrics, Metrics};

@@ -54,7 +54,7 @@ impl From<EnrollError> for ApiProblem {
             EnrollError::Exists { .. } => Self::new(ProblemKind::MachineExists, error.to_string()),
             EnrollError::RateLimited(exceeded) => exceeded.into(),
             EnrollError::Claims(_) | EnrollError::Issue(_) => Self::internal(&error),
-            EnrollError::Group(error) => error.into(),
+            EnrollError::Batch(error) => error.into(),
             EnrollError::Store(error) => error.into(),
         }
     }

@@ -85,7 +85,7 @@ impl From<CheckInError> for ApiProblem {
             CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
             CheckInError::Refused(refusal) => refusal.into(),
             CheckInError::RateLimited(exceeded) => exceeded.into(),
-            CheckInError::Group(error) => error.into(),
+            CheckInError::Batch(error) => error.into(),
             CheckInError::Claims(_) | CheckInError::Token(_) => Self::internal(&error),
             CheckInError::Store(error) => error.into(),
         }
