@@ -50,7 +50,7 @@ enum BadAttestation {
     NotFresh { attested: String, expected: FreshnessCode },
     #[error("Apple attested the device {attested}, and the order is for {ordered}")]
     OtherDevice { attested: String, ordered: String },
-    #[error("the attested key is {0}")]
+    #[error("the attested key cannot be used")]
     Key(#[from] NotAnEcKey),
 }
 

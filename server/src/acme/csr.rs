@@ -16,7 +16,7 @@ pub(crate) enum CsrError {
     TooLong,
     #[error("the CSR is not a PKCS#10 request in DER")]
     Unreadable(#[source] der::Error),
-    #[error("the CSR's key is {0}")]
+    #[error("the CSR's key cannot be used")]
     Key(#[from] NotAnEcKey),
     #[error("the CSR must be signed with ecdsa-with-SHA256 or ecdsa-with-SHA384")]
     SignatureAlgorithm,

@@ -47,7 +47,7 @@ pub(crate) enum AcmeError {
     Nonce(#[from] NonceError),
     #[error("the nonce has already been used")]
     NonceUsed,
-    #[error("the account's key is {0}")]
+    #[error("the account's key cannot be used")]
     PublicKey(#[from] NotAnEcKey),
     #[error("this server has no such account")]
     UnknownAccount,
@@ -59,7 +59,7 @@ pub(crate) enum AcmeError {
     NotTheCertificatesKey,
     #[error("another account already has this key")]
     KeyInUse(Uuid),
-    #[error("external account binding: {0}")]
+    #[error("the external account binding is invalid")]
     ExternalAccount(#[from] ExternalAccountError),
     #[error("an order must have exactly one identifier, of the type permanent-identifier")]
     UnsupportedIdentifier,

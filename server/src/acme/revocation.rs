@@ -94,7 +94,7 @@ async fn carry_out(
         Ok(false) => Err(AcmeError::AlreadyRevoked),
         Err(CertificateError::Store(error)) => Err(error.into()),
         Err(CertificateError::Expired(_)) => Err(AcmeError::CertificateExpired),
-        Err(CertificateError::Unknown | CertificateError::Note(_) | CertificateError::Revoked(_)) => {
+        Err(CertificateError::Unknown | CertificateError::Note | CertificateError::Revoked(_)) => {
             Err(AcmeError::UnknownCertificate)
         }
     }

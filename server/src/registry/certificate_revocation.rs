@@ -14,7 +14,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::{
-    reason::{NoReason, Reason},
+    reason::{self, Reason},
     record, status_change,
 };
 use crate::{
@@ -31,8 +31,8 @@ use crate::{
 pub(crate) enum CertificateError {
     #[error("there is no such certificate")]
     Unknown,
-    #[error("the note: {0}")]
-    Note(#[from] NoReason),
+    #[error("note must have 1 to {} characters, and no control character", reason::LONGEST)]
+    Note,
     #[error("the certificate was revoked before, with the reason {}", .0.as_str())]
     Revoked(RevocationReason),
     #[error("the certificate expired at {0}: nobody relies on it any more")]
@@ -61,7 +61,8 @@ pub(crate) async fn revoke(
     serial_number: &str,
     request: &RevokeCertificate,
 ) -> Result<CertificateWithPem, CertificateError> {
-    let note = request.note.as_deref().map(Reason::parse).transpose()?;
+    let note = request.note.as_deref().map(Reason::parse).transpose();
+    let note = note.map_err(|_| CertificateError::Note)?;
     let why = Why {
         reason: request.reason,
         note: note.as_ref().map(Reason::as_str),

@@ -2,7 +2,8 @@
 
 use crate::text::is_line;
 
-const LONGEST: usize = 500;
+/// The most characters of a reason.
+pub(super) const LONGEST: usize = 500;
 
 /// A reason that says something.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -978,7 +978,7 @@ async fn accounts_are_found_again_changed_and_ended() {
 #[track_caller]
 fn unauthorized(answer: &AcmeAnswer, says: &str) {
     let detail = answer.expect_error(401, "unauthorized");
-    assert!(detail.contains(says), "{detail}");
+    assert_eq!(detail.matches(says).count(), 1, "{detail}");
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ impl From<CertificateError> for ApiProblem {
     fn from(error: CertificateError) -> Self {
         match error {
             CertificateError::Unknown => Self::not_found("certificate"),
-            CertificateError::Note(_) => Self::malformed(error.to_string()),
+            CertificateError::Note => Self::malformed(error.to_string()),
             CertificateError::Revoked(_) | CertificateError::Expired(_) => {
                 Self::new(ProblemKind::Conflict, error.to_string())
             }
