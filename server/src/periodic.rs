@@ -1,67 +1,198 @@
-//! Work that recurs in the background, on every replica; what only one of them may do takes a duty
+//! Work that recurs in the background, on every replica. Work that only one replica may do at a time takes a duty
 //! ([`crate::store::duties`]) in its transaction.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::time::{Instant, MissedTickBehavior, sleep};
+use assay_protocol::admin_api::background_work;
+use time::OffsetDateTime;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Works at once and then after each interval, until the server stops. What is under way then is finished. The first of
-/// several failures in a row is logged, and the next turn comes as usual: whatever is done here finds out by itself what is
-/// left to do.
-pub(crate) async fn repeat<W, E>(
+use crate::{clock::Clock, telemetry::Metrics};
+
+/// The part of the time that sparing work takes: one in this many.
+const SPARING: u32 = 50;
+/// The shortest pause of sparing work.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// What the API shows of any error: an error's own text may contain SQL, a path or an address.
+const FAILED: &str = "the work failed; see the log";
+
+/// What recurs, and how often.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Work {
     name: &'static str,
     interval: Duration,
-    shutdown: &CancellationToken,
-    work: impl Fn() -> W,
-) where
-    W: Future<Output = Result<(), E>>,
-    E: Error + 'static,
-{
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut is_failing = false;
-    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        let result = work().await;
-        let was_failing = std::mem::replace(&mut is_failing, result.is_err());
+    is_sparing: bool,
+}
+
+impl Work {
+    /// Runs at once and then at each interval.
+    pub(crate) const fn every(interval: Duration, name: &'static str) -> Self {
+        Self {
+            name,
+            interval,
+            is_sparing: false,
+        }
+    }
+
+    /// Runs at once and then with pauses that are as long as the work is slow: it takes a small fleet every second, and at
+    /// most a fiftieth of a core of a large one.
+    pub(crate) const fn sparing(name: &'static str) -> Self {
+        Self {
+            name,
+            interval: SHORTEST_PAUSE,
+            is_sparing: true,
+        }
+    }
+}
+
+/// All background work of this replica, with the last run of each.
+pub(crate) struct BackgroundWork {
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    registered: Mutex<Vec<Arc<Registered>>>,
+}
+
+struct Registered {
+    work: Work,
+    last: Mutex<LastRun>,
+}
+
+/// While a run is under way, it started later than the last one finished.
+#[derive(Debug, Clone, Copy, Default)]
+struct LastRun {
+    started_at: Option<OffsetDateTime>,
+    finished_at: Option<OffsetDateTime>,
+    duration: Option<Duration>,
+    has_failed: bool,
+}
+
+impl BackgroundWork {
+    pub(crate) fn new(clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            clock,
+            metrics,
+            registered: Mutex::default(),
+        }
+    }
+
+    /// Adds work to the list, and returns what runs it until `shutdown`.
+    pub(crate) fn register(&self, work: Work, shutdown: CancellationToken) -> Turns {
+        let registered = Arc::new(Registered {
+            work,
+            last: Mutex::default(),
+        });
+        lock(&self.registered).push(Arc::clone(&registered));
+        Turns {
+            registered,
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown,
+        }
+    }
+
+    /// The list, in the order of registration.
+    pub(crate) fn list(&self) -> Vec<background_work::BackgroundWork> {
+        let registered = lock(&self.registered);
+        registered.iter().map(|registered| registered.shown()).collect()
+    }
+}
+
+impl Registered {
+    fn shown(&self) -> background_work::BackgroundWork {
+        let last = *lock(&self.last);
+        background_work::BackgroundWork {
+            name: self.work.name.to_owned(),
+            interval_seconds: self.work.interval.as_secs_f64(),
+            last_started_at: last.started_at,
+            last_finished_at: last.finished_at,
+            last_duration_ms: last
+                .duration
+                .map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+            last_error: last.has_failed.then(|| FAILED.to_owned()),
+        }
+    }
+}
+
+/// Runs one work until the server stops, and notes each run.
+pub(crate) struct Turns {
+    registered: Arc<Registered>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+}
+
+impl Turns {
+    /// Cancelled when the server stops.
+    pub(crate) fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    /// Works again and again until the server stops. A run that is under way then is finished. After a failure the next run
+    /// comes as usual: each run finds out by itself what is left to do.
+    pub(crate) async fn repeat<W, E>(&self, work: impl Fn() -> W)
+    where
+        W: Future<Output = Result<(), E>>,
+        E: Error + 'static,
+    {
+        let Work {
+            interval: pause,
+            is_sparing,
+            ..
+        } = self.registered.work;
+        let mut ticks = interval(pause);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            let started = Instant::now();
+            self.once(work()).await;
+            if is_sparing {
+                let pause = started.elapsed().saturating_mul(SPARING);
+                // The next tick adds the shortest pause.
+                if self.shutdown.run_until_cancelled(sleep(pause)).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Works once. The first of several failures in a row is a warning.
+    pub(crate) async fn once<E>(&self, work: impl Future<Output = Result<(), E>>)
+    where
+        E: Error + 'static,
+    {
+        let name = self.registered.work.name;
+        let started = Instant::now();
+        lock(&self.registered.last).started_at = Some(self.clock.now());
+        let result = work.await;
+        let was_failing = self.note(started.elapsed(), result.is_err());
         match result {
-            Ok(()) if was_failing => tracing::info!(work = name, "a recurring task works again"),
+            Ok(()) if was_failing => tracing::info!(work = name, "periodic work succeeds again"),
             Ok(()) => {}
             Err(error) if was_failing => {
-                tracing::debug!(
-                    error = &error as &dyn Error,
-                    work = name,
-                    "a recurring task fails still"
-                );
+                tracing::debug!(error = &error as &dyn Error, work = name, "periodic work still fails");
             }
             Err(error) => warn(name, &error),
         }
     }
-}
 
-/// The part of the time that [`repeat_sparingly`] works: one in this many.
-const SPARING: u32 = 50;
-/// Its shortest pause.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// Works at once and then again and again, with pauses that are as long as the work is slow: a small fleet is seen to
-/// every second, and a large one costs a fiftieth of a core.
-pub(crate) async fn repeat_sparingly<W, E>(name: &'static str, shutdown: &CancellationToken, work: impl Fn() -> W)
-where
-    W: Future<Output = Result<(), E>>,
-    E: Error + 'static,
-{
-    loop {
-        let started = Instant::now();
-        attempt(name, work()).await;
-        let pause = started.elapsed().saturating_mul(SPARING).max(SHORTEST_PAUSE);
-        if shutdown.run_until_cancelled(sleep(pause)).await.is_none() {
-            return;
-        }
+    /// Returns whether the run before failed.
+    fn note(&self, duration: Duration, has_failed: bool) -> bool {
+        let finished_at = self.clock.now();
+        let succeeded_at = (!has_failed).then(|| finished_at.unix_timestamp());
+        let background = &self.metrics.background;
+        background.finished(self.registered.work.name, duration, succeeded_at);
+        let mut last = lock(&self.registered.last);
+        last.finished_at = Some(finished_at);
+        last.duration = Some(duration);
+        std::mem::replace(&mut last.has_failed, has_failed)
     }
 }
 
-/// Works once, and logs a failure.
+/// Works once, outside of the list, and logs a failure.
 pub(crate) async fn attempt<E: Error + 'static>(name: &'static str, work: impl Future<Output = Result<(), E>>) {
     if let Err(error) = work.await {
         warn(name, &error);
@@ -69,5 +200,9 @@ pub(crate) async fn attempt<E: Error + 'static>(name: &'static str, work: impl F
 }
 
 fn warn(name: &str, error: &(dyn Error + 'static)) {
-    tracing::warn!(error, work = name, "a recurring task failed");
+    tracing::warn!(error, work = name, "periodic work failed");
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     changes::{Change, Origin},
     clock::Clock,
-    config, periodic,
+    config,
+    periodic::{Turns, Work},
     services::Services,
     store::{
         self, StoreError, Transaction,
@@ -21,8 +22,9 @@ use crate::{
     },
 };
 
-const NAME: &str = "retention";
+const NAME: &str = "delete rows past their retention";
 const INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How many rows one transaction deletes, and the pause before the next. Requests run in between.
 const BATCH: i64 = 500;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -103,8 +105,8 @@ impl Noun {
 }
 
 /// Deletes rows that are past their retention, until the server stops.
-pub(crate) async fn run_retention(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat(NAME, INTERVAL, &shutdown, || remove_due(&services, &shutdown)).await;
+pub(crate) async fn run_retention(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| remove_due(&services, turns.shutdown())).await;
 }
 
 async fn remove_due(services: &Services, shutdown: &CancellationToken) -> Result<(), StoreError> {

@@ -14,6 +14,7 @@ use crate::{
     enrollment,
     events::feed::Feed,
     mdm::NanoMdm,
+    periodic::BackgroundWork,
     rate_limits::RateLimits,
     registry::liveness_sweep::LargeFleet,
     retention::Retention,
@@ -48,6 +49,7 @@ pub(crate) struct Services {
     pub(crate) attestation_roots: AttestationRoots,
     /// Whom machines are asked through for their attestations; `None` leaves that to others.
     pub(crate) nano_mdm: Option<NanoMdm>,
+    pub(crate) background_work: BackgroundWork,
     pub(crate) metrics: Arc<Metrics>,
 }
 

@@ -3,11 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     changes::chain::EntryHash,
-    periodic,
+    periodic::{Turns, Work},
     services::Services,
     store::{
         self, AsStoreError, Store, StoreError, Transaction,
@@ -19,6 +17,7 @@ use crate::{
 const NAME: &str = "seal the audit log";
 /// How long an entry waits at most, while the server and the database work.
 const INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How many entries one transaction seals.
 const BATCH: i64 = 500;
 
@@ -43,10 +42,10 @@ impl AsStoreError for SealingError {
 }
 
 /// Seals new entries until the server stops, and then once more.
-pub(crate) async fn run_sealer(services: Arc<Services>, shutdown: CancellationToken) {
+pub(crate) async fn run_sealer(services: Arc<Services>, turns: Turns) {
     let seal = || seal_pending(&services.store);
-    periodic::repeat(NAME, INTERVAL, &shutdown, seal).await;
-    periodic::attempt(NAME, seal()).await;
+    turns.repeat(seal).await;
+    turns.once(seal()).await;
 }
 
 /// Seals all entries that are not sealed yet. Does nothing if another replica is sealing.

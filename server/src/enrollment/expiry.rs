@@ -12,13 +12,12 @@ use assay_protocol::{
 };
 use serde_json::json;
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Applicant;
 use crate::{
     changes::{Change, Origin},
-    periodic,
+    periodic::{Turns, Work},
     registry::record,
     services::Services,
     store::{
@@ -29,13 +28,14 @@ use crate::{
 
 const NAME: &str = "expire enrollments";
 const INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How many requests one transaction ends: it holds their machines until it commits.
 const BATCH: i64 = 50;
 const REASON: &str = "nobody decided in time";
 
 /// Ends what is over, again and again, until the server stops.
-pub(crate) async fn run(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat(NAME, INTERVAL, &shutdown, || expire_overdue(&services)).await;
+pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| expire_overdue(&services)).await;
 }
 
 /// Whether a request that waits can be decided no more.

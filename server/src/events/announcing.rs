@@ -6,11 +6,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     clock::{self, Clock},
-    periodic,
+    periodic::{Turns, Work},
     services::Services,
     store::{
         self, StoreError, Transaction,
@@ -24,12 +22,13 @@ use crate::{
 const NAME: &str = "announce events";
 /// How long an event waits at most while the server and the database are well.
 const INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How many events one transaction announces.
 const BATCH: i64 = 500;
 
 /// Announces whatever waits, again and again, until the server stops.
-pub(crate) async fn run_announcer(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat(NAME, INTERVAL, &shutdown, || announce_waiting(&services)).await;
+pub(crate) async fn run_announcer(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| announce_waiting(&services)).await;
 }
 
 /// Announces whatever waits; nothing while another replica does.

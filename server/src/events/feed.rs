@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    periodic,
+    periodic::{Turns, Work},
     services::Services,
     store::{self, Store, StoreError},
     telemetry::Metrics,
@@ -27,10 +27,13 @@ use crate::{
 
 /// How long an announced event waits at most until the streams of a replica have it.
 const READ_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const READING: Work = Work::every(READ_INTERVAL, "read announced events");
 /// How long a stream outlives its API key at most.
 const KEY_INTERVAL: Duration = Duration::from_secs(2);
+pub(crate) const CHECKING_KEYS: Work = Work::every(KEY_INTERVAL, "check the keys of event streams");
 /// How often the depths of the queues are measured.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const MEASURING: Work = Work::every(DEPTH_INTERVAL, "measure the event queues");
 /// How many events are read at once.
 pub(super) const PAGE: i64 = 500;
 /// How many events streams may lag behind before they have to read from the database.
@@ -166,27 +169,18 @@ impl Drop for Admission {
 }
 
 /// Reads what is announced, for all streams of this replica, until the server stops.
-pub(crate) async fn run_reader(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat("read announced events", READ_INTERVAL, &shutdown, || {
-        read_on(&services.store, &services.feed)
-    })
-    .await;
+pub(crate) async fn run_reader(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| read_on(&services.store, &services.feed)).await;
 }
 
 /// Ends the streams of API keys that were revoked or have expired, until the server stops.
-pub(crate) async fn run_key_check(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat("look after the keys of streams", KEY_INTERVAL, &shutdown, || {
-        check_keys(&services)
-    })
-    .await;
+pub(crate) async fn run_key_check(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| check_keys(&services)).await;
 }
 
 /// Measures what waits, until the server stops.
-pub(crate) async fn run_depth_gauge(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat("measure the queues of events", DEPTH_INTERVAL, &shutdown, || {
-        measure(&services)
-    })
-    .await;
+pub(crate) async fn run_depth_gauge(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| measure(&services)).await;
 }
 
 async fn read_on(store: &Store, feed: &Feed) -> Result<(), StoreError> {

@@ -16,7 +16,8 @@ use uuid::Uuid;
 use super::{NanoMdm, client::EnqueueResult};
 use crate::{
     changes::{Change, Origin},
-    clock, periodic,
+    clock,
+    periodic::{Turns, Work},
     registry::apple_attestations::{due, request},
     services::Services,
     store::{
@@ -29,6 +30,7 @@ use crate::{
 const NAME: &str = "request attestations";
 /// How long a machine that needs an attestation waits at most, while the MDM works.
 const INTERVAL: StdDuration = StdDuration::from_secs(1);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How many devices one round asks. The MDM notifies each through Apple's push service, which is slow.
 const BATCH: usize = 20;
 /// How many devices one transaction examines.
@@ -55,11 +57,11 @@ enum Decision {
 }
 
 /// Asks all devices that are due, until the server stops.
-pub(crate) async fn run(services: Arc<Services>, shutdown: CancellationToken) {
+pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
     let Some(mdm) = &services.nano_mdm else {
         return;
     };
-    periodic::repeat(NAME, INTERVAL, &shutdown, || ask_due(&services, mdm, &shutdown)).await;
+    turns.repeat(|| ask_due(&services, mdm, turns.shutdown())).await;
 }
 
 /// Asks up to `BATCH` devices, one after the other, and stops when the MDM fails.

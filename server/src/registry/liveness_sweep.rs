@@ -12,13 +12,12 @@ use std::sync::{
 use assay_protocol::machine::Liveness;
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::record::boundaries;
 use crate::{
     machines::liveness::LivenessBoundaries,
-    periodic,
+    periodic::{Turns, Work},
     services::Services,
     store::{
         StoreError, Transaction,
@@ -31,7 +30,8 @@ use crate::{
     },
 };
 
-const NAME: &str = "note who has fallen silent";
+const NAME: &str = "sweep liveness";
+pub(crate) const WORK: Work = Work::sparing(NAME);
 /// The kind of the event.
 const CHANGED: &str = "liveness.changed";
 /// How many machines one statement looks at: quick even where they come from the disk. Lists wait for one such look.
@@ -54,8 +54,8 @@ enum IfTaken {
 }
 
 /// Sweeps again and again, until the server stops.
-pub(crate) async fn run_sweeper(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat_sparingly(NAME, &shutdown, || sweep(&services, IfTaken::Leave)).await;
+pub(crate) async fn run_sweeper(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| sweep(&services, IfTaken::Leave)).await;
 }
 
 /// Sweeps now where one statement does it, so that a list of a small fleet is exact. A large one is swept

@@ -5,13 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use assay_authority::{Authority, AuthorityError, RevocationList, key_identifier};
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::PublishedList;
 use crate::{
     keyring::KeyringError,
-    periodic,
+    periodic::{self, Turns, Work},
     services::Services,
     store::{
         self, AsStoreError, StoreError, Transaction,
@@ -20,9 +19,10 @@ use crate::{
     },
 };
 
-const NAME: &str = "publish revocations";
+const NAME: &str = "publish revocation lists";
 /// How long a revocation waits for its list, and a list for every replica, while the servers and the database work.
 const INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How long a list of machine certificates is valid. After half of that the next list is signed. A relying party
 /// therefore always has a valid list, unless the server is down for half a day.
 const ISSUING_LIFE: time::Duration = time::Duration::hours(24);
@@ -127,12 +127,12 @@ pub(crate) async fn publish_for(services: &Arc<Services>, authority: &Arc<Author
 }
 
 /// Publishes new lists until the server stops.
-pub(crate) async fn keep_published(services: Arc<Services>, shutdown: CancellationToken) {
+pub(crate) async fn keep_published(services: Arc<Services>, turns: Turns) {
     let publish = || async {
         let authority = services.authority.load_full();
         publish(&services, &authority, IfBusy::Skip).await
     };
-    periodic::repeat(NAME, INTERVAL, &shutdown, publish).await;
+    turns.repeat(publish).await;
 }
 
 /// The list of the current issuing CA.

@@ -8,14 +8,13 @@ use std::{
 use arc_swap::ArcSwap;
 use assay_authority::Authority;
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 
 use super::{RotationError, RotationPolicy, Rotator, advance, keys, steps::Keys};
 use crate::{
     changes::Origin,
     clock::Clock,
     keyring::Keyring,
-    periodic,
+    periodic::{Turns, Work},
     revocation::lists,
     services::Services,
     store::{self, Store, settings},
@@ -25,6 +24,7 @@ const NAME: &str = "follow the authority's keys";
 /// How long a change waits for every replica, while the servers and the database are well. Much shorter than any overlap
 /// that makes sense: keys are known to all before they sign.
 const INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How often an operator is told that an external root has to sign another CA.
 const REMINDER: time::Duration = time::Duration::DAY;
 
@@ -91,8 +91,8 @@ impl Rotation {
 }
 
 /// Follows until the server stops.
-pub(crate) async fn run_follower(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat(NAME, INTERVAL, &shutdown, || follow(&services)).await;
+pub(crate) async fn run_follower(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| follow(&services)).await;
 }
 
 async fn follow(services: &Arc<Services>) -> Result<(), RotationError> {

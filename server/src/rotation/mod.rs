@@ -18,7 +18,7 @@ use time::{Duration, OffsetDateTime};
 
 pub(crate) use self::{
     external::{install, request},
-    following::{Rotation, run_follower},
+    following::{Rotation, WORK, run_follower},
     rotate::{Prepared, Wanted, rotate},
     status::{AuthorityStatus, KeyStatus, identifier, status},
 };

@@ -18,6 +18,7 @@ use crate::{
     enrollment,
     events::feed::Feed,
     mdm::NanoMdm,
+    periodic::BackgroundWork,
     rate_limits::RateLimits,
     registry::liveness_sweep::LargeFleet,
     revocation::Revocation,
@@ -67,6 +68,7 @@ fn assemble(
     let committer = committer::start(store.clone(), &metrics);
     #[cfg(feature = "measuring")]
     let committer = crate::check_in::Committer::new(committer, config.recording, store.clone());
+    let background_work = BackgroundWork::new(Arc::clone(&clock), Arc::clone(&metrics));
     Ok(Arc::new(Services {
         policy: Policy::of(config),
         clock,
@@ -91,6 +93,7 @@ fn assemble(
         revocation: Revocation::new(),
         attestation_roots,
         nano_mdm: config.nano_mdm.as_ref().map(nano_mdm).transpose()?,
+        background_work,
         metrics,
     }))
 }

@@ -6,7 +6,7 @@ mod stop_signal;
 
 pub(crate) use self::stop_signal::ordered_to_stop;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::ready, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use assay_authority::attestation::apple::{AttestationRoots, RootsError};
 use assay_protocol::admin_api::api_keys::{CreateApiKey, Role};
@@ -29,6 +29,7 @@ use crate::{
     http::{self, Peers},
     mdm::asking,
     outgoing::ClientError,
+    periodic::{Turns, Work},
     registry::{apple_attestations::lapsing, liveness_sweep},
     retention,
     revocation::lists,
@@ -40,10 +41,8 @@ use crate::{
     webhooks::delivering,
 };
 
-/// How often a TLS certificate is looked at: files may have been replaced, a self-issued one may be due, or another CA issue.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(1);
 /// How often callers that have not called for long are forgotten.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
+const FORGETTING: Work = Work::every(Duration::from_secs(60), "forget idle callers");
 
 /// A server that serves, until it is told to stop.
 pub struct RunningServer {
@@ -229,13 +228,9 @@ impl Started {
             limits: ConnectionLimits::default(),
             metrics: Arc::clone(&services.metrics),
         };
+        spawn_periodic(&background, &services, certificate, &shutdown);
         let ((listener, address), (telemetry, telemetry_address)) = (listener, telemetry);
         let serving = tokio::spawn(connections::serve(listener, server, shutdown.clone()));
-        if let Some(certificate) = certificate {
-            let clock = Arc::clone(&services.clock);
-            background.spawn(certificate.keep_fresh(clock, CERTIFICATE_CHECK, shutdown.clone()));
-        }
-        spawn_periodic(&background, &services, &shutdown);
         let (metrics, pool) = (Arc::clone(&services.metrics), services.store.pool().clone());
         let sample = move |metrics: &Metrics| metrics.pool.sampled(pool.size(), pool.num_idle());
         background.spawn(metrics_listener::serve_metrics(
@@ -269,25 +264,58 @@ impl Started {
     }
 }
 
-/// What recurs as long as the server runs.
-fn spawn_periodic(background: &TaskTracker, services: &Arc<Services>, shutdown: &CancellationToken) {
-    let run = |work: fn(Arc<Services>, CancellationToken) -> BoxFuture<'static, ()>| {
-        background.spawn(work(Arc::clone(services), shutdown.clone()));
+/// What recurs as long as the server runs. The work of a new kind is registered here.
+fn spawn_periodic(
+    background: &TaskTracker,
+    services: &Arc<Services>,
+    certificate: Option<Arc<ServerCertificate>>,
+    shutdown: &CancellationToken,
+) {
+    let register = |work| services.background_work.register(work, shutdown.clone());
+    let run = |work, run: fn(Arc<Services>, Turns) -> BoxFuture<'static, ()>| {
+        background.spawn(run(Arc::clone(services), register(work)));
     };
-    run(|services, shutdown| forget_idle_callers(services, shutdown).boxed());
-    run(|services, shutdown| sealing::run_sealer(services, shutdown).boxed());
-    run(|services, shutdown| liveness_sweep::run_sweeper(services, shutdown).boxed());
-    run(|services, shutdown| lapsing::run(services, shutdown).boxed());
-    run(|services, shutdown| asking::run(services, shutdown).boxed());
-    run(|services, shutdown| expiry::run(services, shutdown).boxed());
-    run(|services, shutdown| announcing::run_announcer(services, shutdown).boxed());
-    run(|services, shutdown| feed::run_reader(services, shutdown).boxed());
-    run(|services, shutdown| feed::run_key_check(services, shutdown).boxed());
-    run(|services, shutdown| feed::run_depth_gauge(services, shutdown).boxed());
-    run(|services, shutdown| delivering::run_deliverer(services, shutdown).boxed());
-    run(|services, shutdown| rotation::run_follower(services, shutdown).boxed());
-    run(|services, shutdown| lists::keep_published(services, shutdown).boxed());
-    run(|services, shutdown| retention::run_retention(services, shutdown).boxed());
+    if let Some(certificate) = certificate {
+        background.spawn(certificate.keep_fresh(Arc::clone(&services.clock), register(tls::REFRESH)));
+    }
+    run(FORGETTING, |services, turns| {
+        forget_idle_callers(services, turns).boxed()
+    });
+    run(sealing::WORK, |services, turns| {
+        sealing::run_sealer(services, turns).boxed()
+    });
+    run(liveness_sweep::WORK, |services, turns| {
+        liveness_sweep::run_sweeper(services, turns).boxed()
+    });
+    run(lapsing::WORK, |services, turns| lapsing::run(services, turns).boxed());
+    if services.nano_mdm.is_some() {
+        run(asking::WORK, |services, turns| asking::run(services, turns).boxed());
+    }
+    run(expiry::WORK, |services, turns| expiry::run(services, turns).boxed());
+    run(announcing::WORK, |services, turns| {
+        announcing::run_announcer(services, turns).boxed()
+    });
+    run(feed::READING, |services, turns| {
+        feed::run_reader(services, turns).boxed()
+    });
+    run(feed::CHECKING_KEYS, |services, turns| {
+        feed::run_key_check(services, turns).boxed()
+    });
+    run(feed::MEASURING, |services, turns| {
+        feed::run_depth_gauge(services, turns).boxed()
+    });
+    run(delivering::WORK, |services, turns| {
+        delivering::run_deliverer(services, turns).boxed()
+    });
+    run(rotation::WORK, |services, turns| {
+        rotation::run_follower(services, turns).boxed()
+    });
+    run(lists::WORK, |services, turns| {
+        lists::keep_published(services, turns).boxed()
+    });
+    run(retention::WORK, |services, turns| {
+        retention::run_retention(services, turns).boxed()
+    });
 }
 
 fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc<ServerCertificate>>, TlsError> {
@@ -325,9 +353,10 @@ fn make_data_dir(path: &std::path::Path) -> Result<(), RunError> {
     })
 }
 
-async fn forget_idle_callers(services: Arc<Services>, shutdown: CancellationToken) {
-    let mut interval = tokio::time::interval(FORGET_EVERY);
-    while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
+async fn forget_idle_callers(services: Arc<Services>, turns: Turns) {
+    let forget = || {
         services.rate_limits.forget_idle();
-    }
+        ready(Ok::<_, Infallible>(()))
+    };
+    turns.repeat(forget).await;
 }

@@ -45,6 +45,15 @@ pub struct Metrics {
     pub events: EventMetrics,
     /// Revocation lists and OCSP.
     pub revocation: RevocationMetrics,
+    /// Periodic work.
+    pub background: BackgroundMetrics,
+}
+
+/// Metrics of periodic work, by its name.
+pub struct BackgroundMetrics {
+    runs: Family<WorkResultLabels, Counter>,
+    seconds: Family<WorkLabels, Histogram, fn() -> Histogram>,
+    succeeded: Family<WorkLabels, Gauge>,
 }
 
 /// Metrics of revocation lists and OCSP, and the end of the issuing CA.
@@ -161,6 +170,17 @@ struct StatusLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkLabels {
+    work: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkResultLabels {
+    work: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PurposeLabels {
     purpose: &'static str,
 }
@@ -196,6 +216,7 @@ impl Metrics {
             pool: PoolMetrics::register(to),
             events: EventMetrics::register(to),
             revocation: RevocationMetrics::register(to),
+            background: BackgroundMetrics::register(to),
             registry,
         }
     }
@@ -353,6 +374,37 @@ impl BatcherMetrics {
     }
 }
 
+impl BackgroundMetrics {
+    /// Records a run of `work`, the time `elapsed`, and when it succeeded, in seconds since 1970. `None` if it failed.
+    pub fn finished(&self, work: &'static str, elapsed: Duration, succeeded_at: Option<i64>) {
+        let result = if succeeded_at.is_some() { "succeeded" } else { "failed" };
+        self.runs.get_or_create(&WorkResultLabels { work, result }).inc();
+        self.seconds
+            .get_or_create(&WorkLabels { work })
+            .observe(elapsed.as_secs_f64());
+        if let Some(at) = succeeded_at {
+            self.succeeded.get_or_create(&WorkLabels { work }).set(at);
+        }
+    }
+
+    fn register(to: &mut Registry) -> Self {
+        Self {
+            runs: counted(to, "background_work_runs", "Runs of periodic work, by their result"),
+            seconds: timed(
+                to,
+                "background_work_duration",
+                "How long a run of periodic work took",
+                Family::new_with_constructor(few_seconds),
+            ),
+            succeeded: counted(
+                to,
+                "background_work_last_success_timestamp_seconds",
+                "When a run of periodic work succeeded last",
+            ),
+        }
+    }
+}
+
 impl PoolMetrics {
     /// Records that a caller got a connection after `waited`.
     pub fn acquired(&self, waited: Duration) {
@@ -425,6 +477,11 @@ fn timed<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: M
 /// Buckets from 100 µs, which is less than any statement takes, to 13 s, which is more than any timeout.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.0001, 2.0, 18))
+}
+
+/// From 1 ms to 16 s, in few series: each kind of work has its own.
+fn few_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 4.0, 8))
 }
 
 /// Callers can invent methods. A label for each would grow without bound.
@@ -511,8 +568,16 @@ mod tests {
         metrics.revocation.lists_end_at(1_795_341_600);
         metrics.revocation.issuing_ca_ends_at(1_858_413_600);
         metrics.revocation.ocsp_answered("good");
+        metrics
+            .background
+            .finished("sweep", Duration::from_millis(2), Some(1_795_341_600));
+        metrics.background.finished("sweep", Duration::from_millis(2), None);
         let text = metrics.encode();
         for line in [
+            r#"assay_background_work_runs_total{work="sweep",result="succeeded"} 1"#,
+            r#"assay_background_work_runs_total{work="sweep",result="failed"} 1"#,
+            r#"assay_background_work_duration_seconds_count{work="sweep"} 2"#,
+            r#"assay_background_work_last_success_timestamp_seconds{work="sweep"} 1795341600"#,
             "assay_revocation_lists_signed_total 1",
             "assay_revocation_lists_end_timestamp_seconds 1795341600",
             "assay_issuing_ca_end_timestamp_seconds 1858413600",

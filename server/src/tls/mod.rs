@@ -26,6 +26,7 @@ use rustls_pki_types::UnixTime;
 use assay_authority::AuthorityError;
 pub use machine_certificates::MachineCertificates;
 pub use server_certificate::ServerCertificate;
+pub(crate) use server_certificate::WORK as REFRESH;
 
 use crate::clock::Clock;
 

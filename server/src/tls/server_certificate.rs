@@ -4,6 +4,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -15,13 +16,8 @@ use rustls::{
 };
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
-use tokio::{
-    select,
-    task::spawn_blocking,
-    time::{Duration, MissedTickBehavior, interval},
-};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tokio::task::{JoinError, spawn_blocking};
+use tracing::info;
 use uuid::Uuid;
 
 use super::{
@@ -29,7 +25,13 @@ use super::{
     files::{Files, Version},
     provider,
 };
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    periodic::{Turns, Work},
+};
+
+/// Files may be replaced, a self-issued certificate may be due, and another CA may issue.
+pub(crate) const WORK: Work = Work::every(Duration::from_secs(1), "refresh the TLS certificate");
 
 /// The certificate for new handshakes.
 pub struct ServerCertificate {
@@ -121,28 +123,29 @@ impl ServerCertificate {
         Ok(true)
     }
 
-    /// Calls [`Self::refresh`] at every interval until `shutdown`, and logs the results.
-    pub async fn keep_fresh(self: Arc<Self>, clock: Arc<dyn Clock>, every: Duration, shutdown: CancellationToken) {
-        let mut interval = interval(every);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            select! {
-                () = shutdown.cancelled() => return,
-                _ = interval.tick() => {}
-            }
+    /// Calls [`Self::refresh`] at every turn.
+    pub(crate) async fn keep_fresh(self: Arc<Self>, clock: Arc<dyn Clock>, turns: Turns) {
+        let refresh = || {
             let (certificate, now) = (Arc::clone(&self), clock.now());
-            // The files may be on a network file system.
-            match spawn_blocking(move || certificate.refresh(now)).await {
-                Ok(Ok(false)) => {}
-                Ok(Ok(true)) => info!("replaced the TLS certificate"),
-                Ok(Err(error)) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    warn!(%error, cause, "cannot replace the TLS certificate; the old one stays in use");
+            async move {
+                // The files may be on a network file system.
+                if spawn_blocking(move || certificate.refresh(now)).await?? {
+                    info!("replaced the TLS certificate");
                 }
-                Err(error) => warn!(%error, "cannot check the TLS certificate"),
+                Ok::<_, RefreshError>(())
             }
-        }
+        };
+        turns.repeat(refresh).await;
     }
+}
+
+/// Why the old certificate stays.
+#[derive(Debug, thiserror::Error)]
+enum RefreshError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("the task that refreshes the certificate ended")]
+    Task(#[from] JoinError),
 }
 
 impl ResolvesServerCert for ServerCertificate {
@@ -195,12 +198,14 @@ mod tests {
         task::JoinHandle,
     };
     use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+    use tokio_util::sync::CancellationToken;
     use uuid::Uuid;
 
     use super::*;
     use crate::{
         clock::MockClock,
         connections::{ConnectionLimits, Server, serve},
+        periodic::BackgroundWork,
         telemetry::Metrics,
         tls::server_config,
     };
@@ -529,8 +534,9 @@ mod tests {
         let certificate = Arc::new(disk.open().unwrap());
         let old = certificate.current.load_full();
         let (clock, shutdown) = (Arc::new(MockClock::new(NOW)), CancellationToken::new());
-        let every = Duration::from_millis(1);
-        let task = tokio::spawn(Arc::clone(&certificate).keep_fresh(clock, every, shutdown.clone()));
+        let work = Work::every(Duration::from_millis(1), "refresh");
+        let turns = BackgroundWork::new(clock.clone(), Arc::default()).register(work, shutdown.clone());
+        let task = tokio::spawn(Arc::clone(&certificate).keep_fresh(clock, turns));
         disk.replace_both(&pair(&authority));
         let changed = async {
             while Arc::ptr_eq(&old, &certificate.current.load_full()) {

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     changes::{Change, Origin},
-    periodic,
+    periodic::{self, Turns, Work},
     services::Services,
     store::{
         self, StoreError, Transaction,
@@ -39,6 +39,7 @@ use crate::{
 
 /// How long a due delivery waits at most, while its receiver works.
 const INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const WORK: Work = Work::every(INTERVAL, "deliver to webhooks");
 /// How long a claim lasts: longer than an attempt and its recording take.
 const CLAIM: time::Duration = time::Duration::seconds(30);
 /// The number of concurrent attempts to one receiver, and to one whose last attempt failed.
@@ -53,16 +54,16 @@ const GRACE: Duration = Duration::from_secs(2);
 const GONE: &str = "the receiver responded 410 Gone: it wants no more messages";
 
 /// Delivers everything that is due, until the server stops.
-pub(crate) async fn run_deliverer(services: Arc<Services>, shutdown: CancellationToken) {
+pub(crate) async fn run_deliverer(services: Arc<Services>, turns: Turns) {
     let deliverer = Arc::new(Deliverer {
         services,
         busy: Mutex::default(),
         permits: Arc::new(Semaphore::new(CONCURRENT_IN_TOTAL)),
         workers: TaskTracker::new(),
-        shutdown: shutdown.clone(),
+        shutdown: turns.shutdown().clone(),
         abort: CancellationToken::new(),
     });
-    periodic::repeat("deliver to webhooks", INTERVAL, &shutdown, || deliverer.start_workers()).await;
+    turns.repeat(|| deliverer.start_workers()).await;
     deliverer.workers.close();
     if timeout(GRACE, deliverer.workers.wait()).await.is_err() {
         deliverer.abort.cancel();

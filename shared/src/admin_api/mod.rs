@@ -4,6 +4,7 @@
 pub mod api_keys;
 pub mod apple_attestations;
 pub mod audit;
+pub mod background_work;
 pub mod certificates;
 pub mod enrollment_tokens;
 pub mod enrollments;

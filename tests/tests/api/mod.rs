@@ -2,6 +2,7 @@
 
 mod addresses;
 mod audited_reenrollment;
+mod background_work;
 mod bodies;
 mod body_in_parts;
 mod claims;

@@ -53,6 +53,7 @@ const CALLERS: &[(&str, &str)] = &[
     ("DELETE /v1/admin/api-keys/{id}", ADMIN),
     ("GET /v1/admin/audit", VIEWER),
     ("GET /v1/admin/audit/verify", VIEWER),
+    ("GET /v1/admin/background-work", VIEWER),
     ("GET /v1/admin/enrollment-tokens", VIEWER),
     ("POST /v1/admin/enrollment-tokens", OPERATOR),
     ("GET /v1/admin/enrollment-tokens/{id}", VIEWER),

@@ -85,9 +85,7 @@ async fn a_stream_survives_an_outage_of_postgres_without_a_gap() {
 
     cluster.stop().await;
     // The reader has noticed: it fails from now on, until the database is back.
-    let noticed = installation.servers[0]
-        .wait_for_message("a recurring task failed")
-        .await;
+    let noticed = installation.servers[0].wait_for_message("periodic work failed").await;
     assert!(noticed.is_some());
     cluster.restart().await;
     installation.administrator().enrolled(&api).await;

@@ -3,6 +3,7 @@
 mod api_keys;
 mod apple_attestations;
 mod audit;
+mod background_work;
 mod certificates;
 mod enrollment_tokens;
 mod enrollments;
@@ -26,6 +27,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(api_keys::router())
         .merge(apple_attestations::router())
         .merge(audit::router())
+        .merge(background_work::router())
         .merge(certificates::router())
         .merge(enrollment_tokens::router())
         .merge(enrollments::router())

@@ -7,12 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use assay_protocol::text::rfc3339;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     changes::{Change, Origin},
-    periodic,
+    periodic::{Turns, Work},
     registry::record,
     services::Services,
     store::{
@@ -22,15 +21,16 @@ use crate::{
     },
 };
 
-const NAME: &str = "let attestations lapse";
+const NAME: &str = "expire attestations";
 const INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How many machines one transaction lowers: it holds them until it commits.
 const BATCH: i64 = 50;
 const REASON: &str = "the Apple attestation is older than apple.attestation_max_age";
 
 /// Lowers whatever rests on an attestation that is too old, again and again, until the server stops.
-pub(crate) async fn run(services: Arc<Services>, shutdown: CancellationToken) {
-    periodic::repeat(NAME, INTERVAL, &shutdown, || lapse_overdue(&services)).await;
+pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
+    turns.repeat(|| lapse_overdue(&services)).await;
 }
 
 /// Lowers all of them; nothing when another replica does.
