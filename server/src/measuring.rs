@@ -65,8 +65,7 @@ impl QuietServer {
             role: Role::Admin,
             expires_in_seconds: None,
         };
-        let (clock, origin) = (services.clock.as_ref(), Origin::command_line());
-        let created = api_keys::create(&services.store, clock, &origin, &request).await;
+        let created = api_keys::create(&services.store, &Origin::command_line(), &request).await;
         Self {
             metrics: Arc::clone(&services.metrics),
             router: http::router(services, Peers::Callers),

@@ -11,14 +11,14 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    changes::{Change, Origin},
-    clock::Clock,
+    changes::{Action, Change, Origin},
     config,
     periodic::{Turns, Work},
     services::Services,
     store::{
-        self, StoreError, Transaction,
+        self, Store, StoreError, Transaction,
         duties::{self, Duty},
+        tx,
     },
 };
 
@@ -78,16 +78,15 @@ impl Retention {
 }
 
 impl Noun {
-    /// The action and the resource kind in the audit log.
-    const fn names(self) -> (&'static str, &'static str) {
+    const fn action(self) -> Action {
         match self {
-            Self::Events => ("event.remove", "event"),
-            Self::Certificates => ("certificate.remove", "certificate"),
-            Self::Enrollments => ("enrollment.remove", "enrollment"),
-            Self::EnrollmentTokens => ("enrollment-token.remove", "enrollment-token"),
-            Self::ApiKeys => ("api-key.remove", "api-key"),
-            Self::WebhookDeliveries => ("webhook-delivery.remove", "webhook-delivery"),
-            Self::AcmeOrders => ("acme-order.remove", "acme-order"),
+            Self::Events => Action::EventRemove,
+            Self::Certificates => Action::CertificateRemove,
+            Self::Enrollments => Action::EnrollmentRemove,
+            Self::EnrollmentTokens => Action::EnrollmentTokenRemove,
+            Self::ApiKeys => Action::ApiKeyRemove,
+            Self::WebhookDeliveries => Action::WebhookDeliveryRemove,
+            Self::AcmeOrders => Action::AcmeOrderRemove,
         }
     }
 
@@ -111,7 +110,7 @@ pub(crate) async fn run_retention(services: Arc<Services>, turns: Turns) {
 
 async fn remove_due(services: &Services, shutdown: &CancellationToken) -> Result<(), StoreError> {
     for rule in services.policy.retention.rules {
-        while remove_batch(services, rule).await? == BATCH.unsigned_abs() {
+        while remove_batch(&services.store, rule).await? == BATCH.unsigned_abs() {
             if shutdown.run_until_cancelled(sleep(PAUSE)).await.is_none() {
                 return Ok(());
             }
@@ -120,36 +119,26 @@ async fn remove_due(services: &Services, shutdown: &CancellationToken) -> Result
     Ok(())
 }
 
-async fn remove_batch(services: &Services, rule: Rule) -> Result<u64, StoreError> {
-    let clock = services.clock.as_ref();
-    let Some(before) = clock.now().checked_sub(rule.kept_for) else {
+async fn remove_batch(store: &Store, rule: Rule) -> Result<u64, StoreError> {
+    let Some(before) = store.now().checked_sub(rule.kept_for) else {
         return Ok(0);
     };
-    let context = (clock, rule.noun, before);
-    let remove = services.store.tx(NAME, &context, |tx, &(clock, noun, before)| {
-        Box::pin(remove_and_record(tx, clock, noun, before))
-    });
-    remove.await
+    tx!(store, RemoveExpired, &Origin::system() => remove_and_record(rule.noun, before)).await
 }
 
 /// Writes one audit entry per batch. Each row had its own entry when it was created.
-async fn remove_and_record(
-    tx: &mut Transaction,
-    clock: &dyn Clock,
-    noun: Noun,
-    before: OffsetDateTime,
-) -> Result<u64, StoreError> {
+async fn remove_and_record(tx: &mut Transaction, noun: Noun, before: OffsetDateTime) -> Result<u64, StoreError> {
     if !duties::try_take(tx, Duty::Retain).await? {
         return Ok(0);
     }
     let removed = noun.remove(tx, before).await?;
     if removed > 0 {
-        let (action, kind) = noun.names();
+        let (action, kind) = (noun.action(), noun.action().resource().as_str());
         let before = before.format(&Rfc3339).unwrap_or_default();
-        let change = Change::new(action, kind, "*")
+        let change = Change::new(action, "*")
             .reason(Some("past its retention"))
             .after(json!({"removed": removed, "ended_before": before}));
-        store::audit_entries::insert(tx, clock, &Origin::system(), change).await?;
+        tx.record(change).await?;
         tracing::info!(kind, removed, before, "removed rows past their retention");
     }
     Ok(removed)

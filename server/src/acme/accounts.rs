@@ -3,7 +3,7 @@
 //! An account without a token and without orders has no value, and its creation is not recorded. Otherwise strangers
 //! could fill the audit log, whose entries are never deleted.
 
-use assay_authority::EcKey;
+use assay_authority::{AcmeSecrets, EcKey};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -11,17 +11,15 @@ use uuid::Uuid;
 use super::{
     AcmeError, external_account,
     jws::UnverifiedJws,
-    requests::{self, AccountRequest, Caller, KeyRequest, Payload},
+    requests::{self, AccountRequest, KeyRequest, Payload},
     urls::Urls,
 };
 use crate::{
-    changes::Change,
-    clock,
-    services::Services,
+    changes::{Action, Change, Origin},
     store::{
-        StoreError, Transaction,
+        Store, StoreError, Transaction,
         acme_accounts::{self, Account, AccountStatus},
-        acme_orders, audit_entries,
+        acme_orders, tx,
     },
 };
 
@@ -59,18 +57,14 @@ struct KeyChange {
 }
 
 /// Creates the account of a key, or finds it. A binding applies only to a new account, and uses its token once.
-pub(crate) async fn open(services: &Services, request: KeyRequest) -> Result<Opened, AcmeError> {
+pub(crate) async fn open(store: &Store, secrets: &AcmeSecrets, request: KeyRequest) -> Result<Opened, AcmeError> {
     let wanted: NewAccount = request.payload.read()?;
-    let context = (services, &request, &wanted);
-    let open = services
-        .store
-        .tx("open an ACME account", &context, |tx, &(services, request, wanted)| {
-            Box::pin(open_once(tx, services, request, wanted))
-        });
-    match open.await {
+    let id = store.new_id();
+    let origin = Origin::acme_account(id, None, request.caller.request_id.clone());
+    match tx!(store, OpenAcmeAccount, &origin => open_once(secrets, id, &request, &wanted)).await {
         // The same request, sent twice, created the account in parallel.
         Err(AcmeError::Store(error)) if error.violates(acme_accounts::ONE_PER_KEY) => {
-            let found = find(services, &request.key).await?;
+            let found = find(store, &request.key).await?;
             let account = found.ok_or(AcmeError::Store(error))?;
             Ok(Opened { account, is_new: false })
         }
@@ -79,7 +73,7 @@ pub(crate) async fn open(services: &Services, request: KeyRequest) -> Result<Ope
 }
 
 /// Changes an account: its holder can deactivate it permanently.
-pub(crate) async fn update(services: &Services, id: Uuid, request: AccountRequest) -> Result<Account, AcmeError> {
+pub(crate) async fn update(store: &Store, id: Uuid, request: AccountRequest) -> Result<Account, AcmeError> {
     require_own(&request.account, id)?;
     if request.payload.is_empty() {
         return Ok(request.account);
@@ -88,13 +82,8 @@ pub(crate) async fn update(services: &Services, id: Uuid, request: AccountReques
     match update.status.as_deref() {
         None | Some("valid") => Ok(request.account),
         Some("deactivated") => {
-            let context = (services, &request);
-            let deactivate = services
-                .store
-                .tx("deactivate an ACME account", &context, |tx, &(services, request)| {
-                    Box::pin(deactivate(tx, services, request))
-                });
-            deactivate.await
+            let origin = request.caller.origin(&request.account, None);
+            tx!(store, DeactivateAcmeAccount, &origin => deactivate(&request.account)).await
         }
         Some(_) => Err(AcmeError::Malformed(
             "the status of an account can only be changed to deactivated",
@@ -103,27 +92,22 @@ pub(crate) async fn update(services: &Services, id: Uuid, request: AccountReques
 }
 
 /// Replaces an account's key (RFC 8555, section 7.3.5). Both keys have signed the request.
-pub(crate) async fn change_key(services: &Services, request: AccountRequest) -> Result<Account, AcmeError> {
+pub(crate) async fn change_key(store: &Store, public_url: &str, request: AccountRequest) -> Result<Account, AcmeError> {
     let inner = UnverifiedJws::from_value(&request.payload.read::<Value>()?)?;
     requests::require_inner(&inner.header, &request.url)?;
     let new_key = requests::inner_key(&inner.header)?;
     let change: KeyChange = Payload::of_inner(inner.verify(&new_key)?).read()?;
     let account = &request.account;
-    let is_account = change.account == Urls(&services.policy.public_url).account(account.id);
+    let is_account = change.account == Urls(public_url).account(account.id);
     if !is_account || EcKey::from_jwk(&change.old_key).ok().as_ref() != Some(&account.key) {
         return Err(AcmeError::Malformed(
             "account and oldKey in the inner JWS must be the account that signed the outer JWS, and its key",
         ));
     }
-    let context = (services, account, &request.caller, &new_key);
-    let changed = services.store.tx(
-        "change an ACME account's key",
-        &context,
-        |tx, &(services, account, caller, new_key)| Box::pin(replace_key(tx, services, account, caller, new_key)),
-    );
-    match changed.await {
+    let origin = request.caller.origin(account, None);
+    match tx!(store, ChangeAcmeAccountKey, &origin => replace_key(account, &new_key)).await {
         Err(AcmeError::Store(error)) if error.violates(acme_accounts::ONE_PER_KEY) => {
-            match find(services, &new_key).await? {
+            match find(store, &new_key).await? {
                 Some(holder) => Err(AcmeError::KeyInUse(holder.id)),
                 None => Err(error.into()),
             }
@@ -153,13 +137,14 @@ pub(super) async fn lock(tx: &mut Transaction, account: &Account) -> Result<Acco
     Ok(locked)
 }
 
-async fn find(services: &Services, key: &EcKey) -> Result<Option<Account>, StoreError> {
-    acme_accounts::find_by_key(&mut *services.store.connection().await?, key.thumbprint()).await
+async fn find(store: &Store, key: &EcKey) -> Result<Option<Account>, StoreError> {
+    acme_accounts::find_by_key(&mut *store.connection().await?, key.thumbprint()).await
 }
 
 async fn open_once(
     tx: &mut Transaction,
-    services: &Services,
+    secrets: &AcmeSecrets,
+    id: Uuid,
     request: &KeyRequest,
     wanted: &NewAccount,
 ) -> Result<Opened, AcmeError> {
@@ -170,13 +155,13 @@ async fn open_once(
     if wanted.only_return_existing {
         return Err(AcmeError::UnknownAccount);
     }
-    let now = services.clock.now();
+    let now = tx.now();
     let binding = wanted.external_account_binding.as_ref();
     let token_id = binding
-        .map(|binding| external_account::verify(services, binding, &request.key, &request.url))
+        .map(|binding| external_account::verify(secrets, binding, &request.key, &request.url))
         .transpose()?;
     let account = Account {
-        id: clock::new_id(services.clock.as_ref()),
+        id,
         key: request.key.clone(),
         status: AccountStatus::Valid,
         token_id,
@@ -184,53 +169,32 @@ async fn open_once(
         has_ordered: false,
     };
     match token_id {
-        Some(token_id) => external_account::spend(tx, services, token_id).await?,
+        Some(token_id) => external_account::spend(tx, token_id).await?,
         None => acme_accounts::remove_idle(tx, MAX_IDLE, now.saturating_sub(IDLE_LIFE)).await?,
     }
     acme_accounts::insert(tx, &account, now).await?;
-    record(
-        tx,
-        services,
-        &account,
-        &request.caller,
-        "acme-account.bind",
-        json!({"token_id": token_id}),
-    )
-    .await?;
+    let after = json!({"token_id": token_id});
+    record(tx, &account, Action::AcmeAccountBind, after).await?;
     Ok(Opened { account, is_new: true })
 }
 
-async fn deactivate(tx: &mut Transaction, services: &Services, request: &AccountRequest) -> Result<Account, AcmeError> {
-    let account = lock(tx, &request.account).await?;
+async fn deactivate(tx: &mut Transaction, account: &Account) -> Result<Account, AcmeError> {
+    let account = lock(tx, account).await?;
     acme_accounts::deactivate(tx, account.id).await?;
     acme_orders::give_up_of_account(tx, account.id).await?;
     let status = json!({"status": "deactivated"});
-    record(
-        tx,
-        services,
-        &account,
-        &request.caller,
-        "acme-account.deactivate",
-        status,
-    )
-    .await?;
+    record(tx, &account, Action::AcmeAccountDeactivate, status).await?;
     Ok(Account {
         status: AccountStatus::Deactivated,
         ..account
     })
 }
 
-async fn replace_key(
-    tx: &mut Transaction,
-    services: &Services,
-    account: &Account,
-    caller: &Caller,
-    new_key: &EcKey,
-) -> Result<Account, AcmeError> {
+async fn replace_key(tx: &mut Transaction, account: &Account, new_key: &EcKey) -> Result<Account, AcmeError> {
     let account = lock(tx, account).await?;
     acme_accounts::set_key(tx, account.id, new_key).await?;
     let keys = json!({"key": new_key.thumbprint(), "previous_key": account.key.thumbprint()});
-    record(tx, services, &account, caller, "acme-account.change-key", keys).await?;
+    record(tx, &account, Action::AcmeAccountChangeKey, keys).await?;
     Ok(Account {
         key: new_key.clone(),
         ..account
@@ -238,17 +202,9 @@ async fn replace_key(
 }
 
 /// Writes an audit entry, if a token or an order gives the account a meaning.
-async fn record(
-    tx: &mut Transaction,
-    services: &Services,
-    account: &Account,
-    caller: &Caller,
-    action: &'static str,
-    after: Value,
-) -> Result<(), StoreError> {
+async fn record(tx: &mut Transaction, account: &Account, action: Action, after: Value) -> Result<(), StoreError> {
     if account.token_id.is_none() && !account.has_ordered {
         return Ok(());
     }
-    let change = Change::new(action, "acme-account", account.id).after(after);
-    audit_entries::insert(tx, services.clock.as_ref(), &caller.origin(account, None), change).await
+    tx.record(Change::new(action, account.id).after(after)).await
 }

@@ -8,7 +8,6 @@ use uuid::Uuid;
 use crate::{
     enrollment::demand_service,
     machines::assurance::names,
-    services::Services,
     store::{StoreError, Transaction, acme_accounts::Account, enrollment_tokens, inventory, machines},
 };
 
@@ -74,13 +73,12 @@ pub(super) fn serial_number(identifier: &str) -> Result<String, Inadmissible> {
 /// Decides, and locks the rows that the decision depends on: first the inventory's, then the machine's.
 pub(super) async fn admit(
     tx: &mut Transaction,
-    services: &Services,
     account: &Account,
     serial_number: &str,
 ) -> Result<Result<Admitted, Inadmissible>, StoreError> {
-    let listed = inventory::hold(tx, serial_number).await?.is_some();
+    let listed = inventory::lock(tx, serial_number).await?.is_some();
     if let Some(found) = machines::record::find_by_serial_number(tx, serial_number).await?
-        && machines::presence::hold(tx, found.id).await?
+        && machines::presence::lock(tx, found.id).await?.is_some()
         && let Some(machine) = machines::record::find_identity(tx, found.id).await?
     {
         let status = match machine.status {
@@ -103,7 +101,7 @@ pub(super) async fn admit(
             machine_id: machine.id,
         }));
     }
-    let by_token = !listed && token_confirms(tx, services, account, serial_number).await?;
+    let by_token = !listed && token_confirms(tx, account, serial_number).await?;
     if listed || by_token {
         return Ok(Ok(Admitted {
             machine_id: None,
@@ -116,12 +114,7 @@ pub(super) async fn admit(
 }
 
 /// A valid token of the account confirms one device. Otherwise one use of a token could admit any number of devices.
-async fn token_confirms(
-    tx: &mut Transaction,
-    services: &Services,
-    account: &Account,
-    serial_number: &str,
-) -> Result<bool, StoreError> {
+async fn token_confirms(tx: &mut Transaction, account: &Account, serial_number: &str) -> Result<bool, StoreError> {
     let Some(token_id) = account.token_id else {
         return Ok(false);
     };
@@ -133,7 +126,7 @@ async fn token_confirms(
         .device_serial_number
         .as_deref()
         .is_none_or(|first| first == serial_number);
-    Ok(of_token && of_account && demand_service(&token, services.clock.now()).is_ok())
+    Ok(of_token && of_account && demand_service(&token, tx.now()).is_ok())
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use assay_authority::{
     EcKey,
-    attestation::apple::{AppleAttestation, AttestationError, UnverifiedAttestation},
+    attestation::apple::{AppleAttestation, AttestationError, AttestationRoots, UnverifiedAttestation},
     ec_key::NotAnEcKey,
 };
 use assay_protocol::{Chain, attestation::FreshnessCode, sha256};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
@@ -16,10 +17,12 @@ use super::{
     requests::AccountRequest,
 };
 use crate::{
+    rate_limits::RateLimits,
     services::Services,
     store::{
         Transaction,
         acme_orders::{self, Order, OrderStatus, Refusal},
+        tx,
     },
 };
 
@@ -64,38 +67,33 @@ struct Proven {
 /// refusal is final; the client needs a new order.
 pub(crate) async fn respond(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
     if request.payload.is_empty() {
-        return orders::find(services, request, id).await;
+        return orders::find(&services.store, request, id).await;
     }
     let response: ChallengeResponse = request.payload.read()?;
-    let context = (services, request, id, &response);
-    services
-        .store
-        .tx(
-            "respond to an ACME challenge",
-            &context,
-            |tx, &(services, request, id, response)| Box::pin(respond_once(tx, services, request, id, response)),
-        )
-        .await
+    let origin = request.caller.origin(&request.account, None);
+    let (roots, rate_limits) = (&services.attestation_roots, services.rate_limits.as_ref());
+    tx!(services.store, AnswerAcmeChallenge, &origin => respond_once(roots, rate_limits, request, id, &response)).await
 }
 
 async fn respond_once(
     tx: &mut Transaction,
-    services: &Services,
+    roots: &AttestationRoots,
+    rate_limits: &RateLimits,
     request: &AccountRequest,
     id: Uuid,
     response: &ChallengeResponse,
 ) -> Result<Order, AcmeError> {
     let account = accounts::lock(tx, &request.account).await?;
     let order = orders::require_own(request, acme_orders::lock(tx, id).await?)?;
-    let now = services.clock.now();
+    let now = tx.now();
     if order.status != OrderStatus::Pending {
         return Ok(order);
     }
     if order.status_at(now) == OrderStatus::Invalid {
         return Err(AcmeError::Expired);
     }
-    let admitted = admission::admit(tx, services, &account, &order.serial_number).await?;
-    let refusal = match (&admitted, verify(services, &order, response)) {
+    let admitted = admission::admit(tx, &account, &order.serial_number).await?;
+    let refusal = match (&admitted, verify(roots, now, &order, response)) {
         (Ok(_), Ok(proven)) => {
             let chain: Vec<Vec<u8>> = proven.attestation.chain().map(<[u8]>::to_vec).collect();
             acme_orders::set_attested(tx, id, &proven.key, &chain, now).await?;
@@ -117,7 +115,7 @@ async fn respond_once(
             order_id: Some(id),
             reason: &detail,
         };
-        refusals::record(tx, services, &refused).await?;
+        refusals::record(tx, rate_limits, &refused).await?;
         let kind = kind.to_owned();
         acme_orders::refuse(tx, id, &Refusal { kind, detail }).await?;
     }
@@ -126,12 +124,17 @@ async fn respond_once(
 
 /// Checks everything that an attestation must prove: Apple's chain, valid now; this challenge's token; this order's
 /// device; a key.
-fn verify(services: &Services, order: &Order, response: &ChallengeResponse) -> Result<Proven, BadAttestation> {
+fn verify(
+    roots: &AttestationRoots,
+    now: OffsetDateTime,
+    order: &Order,
+    response: &ChallengeResponse,
+) -> Result<Proven, BadAttestation> {
     let object = response.att_obj.as_deref().ok_or(BadAttestation::Missing)?;
     let object = URL_SAFE_NO_PAD.decode(object).map_err(|_| BadAttestation::NotBase64)?;
     let chain = attestation_object::parse(&object)?;
     let unverified = UnverifiedAttestation::from_der(chain)?;
-    let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
+    let attestation = unverified.verify(roots, now)?;
     require_freshness(&attestation, &order.token)?;
     let attested = attestation.claims().serial_number.clone();
     let attested = attested.ok_or(AttestationError::NoSerialNumber)?;

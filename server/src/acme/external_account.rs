@@ -2,7 +2,7 @@
 //! is derived from it. A client can use its token without sending it to the server, and there is no second kind of
 //! secret.
 
-use assay_authority::EcKey;
+use assay_authority::{AcmeSecrets, EcKey};
 use assay_protocol::admin_api::enrollment_tokens::Approval;
 use serde_json::Value;
 use uuid::Uuid;
@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::{AcmeError, jws::UnverifiedJws, requests};
 use crate::{
     enrollment::{TokenRefusal, demand_service},
-    services::Services,
     store::{Transaction, enrollment_tokens},
 };
 
@@ -30,7 +29,7 @@ pub(crate) enum ExternalAccountError {
 }
 
 /// Verifies a binding of this key, sent to this URL. Returns the token's id.
-pub(super) fn verify(services: &Services, binding: &Value, key: &EcKey, url: &str) -> Result<Uuid, AcmeError> {
+pub(super) fn verify(secrets: &AcmeSecrets, binding: &Value, key: &EcKey, url: &str) -> Result<Uuid, AcmeError> {
     let jws = UnverifiedJws::from_value(binding).map_err(ExternalAccountError::Jws)?;
     requests::require_inner(&jws.header, url).map_err(|_| ExternalAccountError::Header)?;
     let kid = jws.header.kid.as_deref().ok_or(ExternalAccountError::Header)?;
@@ -38,7 +37,7 @@ pub(super) fn verify(services: &Services, binding: &Value, key: &EcKey, url: &st
     let token_id: Uuid = kid
         .parse()
         .map_err(|_| ExternalAccountError::Token(TokenRefusal::Unknown))?;
-    let mac_key = services.acme.secrets.external_account_key(token_id);
+    let mac_key = secrets.external_account_key(token_id);
     let bound = jws.verify_mac(&mac_key).map_err(ExternalAccountError::Jws)?;
     let bound: Value = serde_json::from_slice(&bound).map_err(|_| ExternalAccountError::OtherKey)?;
     if EcKey::from_jwk(&bound).ok().as_ref() != Some(key) {
@@ -48,11 +47,11 @@ pub(super) fn verify(services: &Services, binding: &Value, key: &EcKey, url: &st
 }
 
 /// Uses the token once, for an account created in this transaction.
-pub(super) async fn spend(tx: &mut Transaction, services: &Services, token_id: Uuid) -> Result<(), AcmeError> {
+pub(super) async fn spend(tx: &mut Transaction, token_id: Uuid) -> Result<(), AcmeError> {
     let token = enrollment_tokens::lock(tx, token_id)
         .await?
         .ok_or(ExternalAccountError::Token(TokenRefusal::Unknown))?;
-    demand_service(&token, services.clock.now()).map_err(ExternalAccountError::Token)?;
+    demand_service(&token, tx.now()).map_err(ExternalAccountError::Token)?;
     if token.uses >= token.max_uses {
         return Err(ExternalAccountError::Token(TokenRefusal::UsedUp).into());
     }

@@ -12,13 +12,14 @@ use super::{
     requests::AccountRequest,
 };
 use crate::{
-    changes::Change,
+    changes::{Action, Change, EventKind},
+    rate_limits::RateLimits,
     services::Services,
     store::{
         Transaction,
         acme_accounts::Account,
         acme_orders::{self, Order, OrderStatus},
-        audit_entries, device_certificates, events, machines,
+        device_certificates, machines, tx,
     },
 };
 
@@ -46,15 +47,8 @@ pub(crate) async fn finalize(
         .decode(&wanted.csr)
         .map_err(|_| AcmeError::Malformed("csr is not base64url without padding"))?;
     let key = csr::proven_key(&csr)?;
-    let context = (services, request, id, &key);
-    let decided = services
-        .store
-        .tx(
-            "finalize an ACME order",
-            &context,
-            |tx, &(services, request, id, key)| Box::pin(finalize_once(tx, services, request, id, key)),
-        )
-        .await?;
+    let origin = request.caller.origin(&request.account, None);
+    let decided = tx!(services.store, FinalizeAcmeOrder, &origin => finalize_once(services, request, id, &key)).await?;
     match decided {
         Decided::Issued(order, issued_now) => Ok((order, issued_now)),
         Decided::Refused(refusal) => Err(refusal),
@@ -70,29 +64,47 @@ async fn finalize_once(
 ) -> Result<Decided, AcmeError> {
     let account = accounts::lock(tx, &request.account).await?;
     let order = orders::require_own(request, acme_orders::lock(tx, id).await?)?;
-    let now = services.clock.now();
+    let now = tx.now();
     match order.status_at(now) {
         OrderStatus::Ready | OrderStatus::Valid => {}
         OrderStatus::Pending => return Err(AcmeError::NotReady("pending")),
         OrderStatus::Invalid => return Err(AcmeError::NotReady("invalid")),
     }
-    let admitted = admission::admit(tx, services, &account, &order.serial_number).await?;
+    let admitted = admission::admit(tx, &account, &order.serial_number).await?;
     let machine_id = match &admitted {
         Ok(admitted) => admitted.machine_id,
         Err(inadmissible) => inadmissible.machine_id(),
     };
     if order.attested_key.as_ref() != Some(key) {
         let refusal = CsrError::OtherKey.into();
-        return refuse(tx, services, request, &account, &order, machine_id, refusal).await;
+        return refuse(
+            tx,
+            &services.rate_limits,
+            request,
+            &account,
+            &order,
+            machine_id,
+            refusal,
+        )
+        .await;
     }
     if order.status == OrderStatus::Valid {
         return Ok(Decided::Issued(order, false));
     }
     if let Err(inadmissible) = admitted {
         let refusal = Inadmissible::into(inadmissible);
-        return refuse(tx, services, request, &account, &order, machine_id, refusal).await;
+        return refuse(
+            tx,
+            &services.rate_limits,
+            request,
+            &account,
+            &order,
+            machine_id,
+            refusal,
+        )
+        .await;
     }
-    device_certificates::hold_device(tx, &order.serial_number).await?;
+    device_certificates::lock_device(tx, &order.serial_number).await?;
     // Another machine may have taken the serial number since, and may have been quarantined. Its row is not locked
     // here.
     let holder = machines::record::find_by_serial_number(tx, &order.serial_number).await?;
@@ -115,7 +127,6 @@ async fn issue(
     key: &EcKey,
     now: OffsetDateTime,
 ) -> Result<(), AcmeError> {
-    let clock = services.clock.as_ref();
     let authority = services.authority.load();
     let issued = authority
         .issuing()
@@ -132,20 +143,20 @@ async fn issue(
         "serial_number": issued.serial_number, "key": key.thumbprint(), "device_serial_number": device,
         "order_id": order.id,
     });
-    if let Some(machine_id) = machine_id {
-        events::insert(tx, clock, machine_id, "device-certificate.issued", detail).await?;
-    }
-    let change = Change::new("certificate.issue", "certificate", &issued.serial_number).after(json!({
+    let mut change = Change::new(Action::CertificateIssue, &issued.serial_number).after(json!({
         "machine_id": machine_id, "key": key.thumbprint(), "device_serial_number": device, "order_id": order.id,
         "account_id": account.id,
     }));
-    let origin = request.caller.origin(account, machine_id);
-    Ok(audit_entries::insert(tx, clock, &origin, change).await?)
+    if let Some(machine_id) = machine_id {
+        change = change.event(machine_id, EventKind::DeviceCertificateIssued, detail);
+    }
+    tx.act_as(request.caller.origin(account, machine_id));
+    Ok(tx.record(change).await?)
 }
 
 async fn refuse(
     tx: &mut Transaction,
-    services: &Services,
+    rate_limits: &RateLimits,
     request: &AccountRequest,
     account: &Account,
     order: &Order,
@@ -161,6 +172,6 @@ async fn refuse(
         order_id: Some(order.id),
         reason: &reason,
     };
-    refusals::record(tx, services, &refused).await?;
+    refusals::record(tx, rate_limits, &refused).await?;
     Ok(Decided::Refused(refusal))
 }

@@ -26,11 +26,7 @@ pub(crate) use self::{
     admission::Inadmissible, attestation_object::AttestationObjectError, csr::CsrError,
     external_account::ExternalAccountError, requests::Signed,
 };
-use crate::{
-    check_in::nonce::NonceError,
-    rate_limits::Exceeded,
-    store::{AsStoreError, StoreError},
-};
+use crate::{check_in::nonce::NonceError, rate_limits::Exceeded, store::StoreError};
 
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -93,11 +89,4 @@ pub(crate) enum AcmeError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for AcmeError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(AcmeError);

@@ -13,12 +13,13 @@ use super::{
     requests::AccountRequest,
 };
 use crate::{
-    clock,
+    rate_limits::RateLimits,
     services::Services,
     store::{
-        Connection, Transaction, acme_accounts,
+        Connection, Store, Transaction,
+        acme_accounts::{self, Account},
         acme_orders::{self, Order, OrderStatus},
-        device_certificates,
+        device_certificates, tx,
     },
 };
 
@@ -68,31 +69,25 @@ pub(crate) async fn create(services: &Services, request: &AccountRequest) -> Res
         Ok(serial_number) => serial_number,
         Err(refusal) => return Err(refuse(services, request, refusal).await?),
     };
-    let context = (services, request, serial_number.as_str());
-    let created = services
-        .store
-        .tx(
-            "create an ACME order",
-            &context,
-            |tx, &(services, request, serial_number)| Box::pin(create_once(tx, services, request, serial_number)),
-        )
-        .await;
-    match created {
+    let origin = request.caller.origin(&request.account, None);
+    let (rate_limits, account) = (services.rate_limits.as_ref(), &request.account);
+    let made = tx!(services.store, CreateAcmeOrder, &origin => create_once(rate_limits, account, &serial_number)).await;
+    match made {
         Err(AcmeError::Inadmissible(refusal)) => Err(refuse(services, request, refusal).await?),
         created => created,
     }
 }
 
 /// An order of the account.
-pub(crate) async fn find(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
+pub(crate) async fn find(store: &Store, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
     request.payload.require_empty()?;
-    find_own(&mut *services.store.connection().await?, request, id).await
+    find_own(&mut *store.connection().await?, request, id).await
 }
 
 /// The order of an authorization. The client may deactivate the authorization (RFC 8555, section 7.5.2).
-pub(crate) async fn authorization(services: &Services, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
+pub(crate) async fn authorization(store: &Store, request: &AccountRequest, id: Uuid) -> Result<Order, AcmeError> {
     if request.payload.is_empty() {
-        return find(services, request, id).await;
+        return find(store, request, id).await;
     }
     let update: AuthorizationUpdate = request.payload.read()?;
     if update.status != "deactivated" {
@@ -100,7 +95,7 @@ pub(crate) async fn authorization(services: &Services, request: &AccountRequest,
             "the status of an authorization can only be changed to deactivated",
         ));
     }
-    let mut connection = services.store.connection().await?;
+    let mut connection = store.connection().await?;
     find_own(&mut connection, request, id).await?;
     acme_orders::give_up(&mut connection, id).await?;
     find_own(&mut connection, request, id).await
@@ -108,21 +103,21 @@ pub(crate) async fn authorization(services: &Services, request: &AccountRequest,
 
 /// The account's orders that are not obsolete, oldest first: one more than a page has.
 pub(crate) async fn list(
-    services: &Services,
+    store: &Store,
     request: &AccountRequest,
     account_id: Uuid,
     after: Option<Uuid>,
 ) -> Result<Vec<Uuid>, AcmeError> {
     request.payload.require_empty()?;
     accounts::require_own(&request.account, account_id)?;
-    let mut connection = services.store.connection().await?;
-    let now = services.clock.now();
+    let mut connection = store.connection().await?;
+    let now = store.now();
     Ok(acme_orders::list_of_account(&mut connection, account_id, after, now, PAGE + 1).await?)
 }
 
 /// The certificate of an order with its chain, in PEM.
 pub(crate) async fn certificate(services: &Services, request: &AccountRequest, id: Uuid) -> Result<String, AcmeError> {
-    let order = find(services, request, id).await?;
+    let order = find(&services.store, request, id).await?;
     let serial_number = order.certificate_serial_number.ok_or(AcmeError::NotFound)?;
     let mut connection = services.store.connection().await?;
     let found = device_certificates::find_der(&mut connection, &serial_number).await?;
@@ -147,27 +142,27 @@ async fn find_own(connection: &mut Connection, request: &AccountRequest, id: Uui
 
 async fn create_once(
     tx: &mut Transaction,
-    services: &Services,
-    request: &AccountRequest,
+    rate_limits: &RateLimits,
+    account: &Account,
     serial_number: &str,
 ) -> Result<Order, AcmeError> {
-    let account = accounts::lock(tx, &request.account).await?;
-    let Admitted { by_token, .. } = admission::admit(tx, services, &account, serial_number).await??;
-    let now = services.clock.now();
+    let account = accounts::lock(tx, account).await?;
+    let Admitted { by_token, .. } = admission::admit(tx, &account, serial_number).await??;
+    let now = tx.now();
     if let Some(order) = acme_orders::find_pending(tx, account.id, serial_number, now).await? {
         return Ok(order);
     }
-    services.rate_limits.charge_device_order(serial_number)?;
-    let order = new_order(services, account.id, serial_number, now);
+    rate_limits.charge_device_order(serial_number)?;
+    let order = new_order(tx.new_id(), account.id, serial_number, now);
     acme_orders::insert(tx, &order, now).await?;
     let confirmed = by_token.then_some(serial_number);
     acme_accounts::note_order(tx, account.id, confirmed).await?;
     Ok(order)
 }
 
-fn new_order(services: &Services, account_id: Uuid, serial_number: &str, now: OffsetDateTime) -> Order {
+fn new_order(id: Uuid, account_id: Uuid, serial_number: &str, now: OffsetDateTime) -> Order {
     Order {
-        id: clock::new_id(services.clock.as_ref()),
+        id,
         account_id,
         serial_number: serial_number.to_owned(),
         token: URL_SAFE_NO_PAD.encode(random_bytes::<32>()),
@@ -192,12 +187,7 @@ async fn refuse(services: &Services, request: &AccountRequest, refusal: Inadmiss
         order_id: None,
         reason: &reason,
     };
-    let context = (services, &refused);
-    services
-        .store
-        .tx::<_, _, AcmeError>("record a refused ACME order", &context, |tx, &(services, refused)| {
-            Box::pin(async move { Ok(refusals::record(tx, services, refused).await?) })
-        })
-        .await?;
+    let origin = request.caller.origin(&request.account, None);
+    tx!(services.store, RefuseAcmeOrder, &origin => refusals::record(&services.rate_limits, &refused)).await?;
     Ok(refusal.into())
 }

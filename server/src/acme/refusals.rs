@@ -5,9 +5,9 @@ use uuid::Uuid;
 
 use super::requests::Caller;
 use crate::{
-    changes::Change,
-    services::Services,
-    store::{StoreError, Transaction, acme_accounts::Account, audit_entries, events},
+    changes::{Action, Change, EventKind},
+    rate_limits::RateLimits,
+    store::{StoreError, Transaction, acme_accounts::Account},
 };
 
 /// The refusal to record.
@@ -28,7 +28,11 @@ pub(super) struct Refused<'a> {
 /// Strangers can cause refusals, because a client proves nothing before the attestation. The number per hour is
 /// therefore limited for each known serial number, and for all unknown ones together. The rest is only logged: audit
 /// entries are never deleted.
-pub(super) async fn record(tx: &mut Transaction, services: &Services, refused: &Refused<'_>) -> Result<(), StoreError> {
+pub(super) async fn record(
+    tx: &mut Transaction,
+    rate_limits: &RateLimits,
+    refused: &Refused<'_>,
+) -> Result<(), StoreError> {
     let Refused {
         account,
         caller,
@@ -39,19 +43,17 @@ pub(super) async fn record(tx: &mut Transaction, services: &Services, refused: &
     } = refused;
     tracing::warn!(serial_number, reason, account_id = %account.id, "refused an ACME certificate");
     let known = order_id.is_some() || machine_id.is_some();
-    if !services.rate_limits.may_record_refusal(known.then_some(*serial_number)) {
+    if !rate_limits.may_record_refusal(known.then_some(*serial_number)) {
         return Ok(());
     }
-    let clock = services.clock.as_ref();
     let detail = json!({
         "serial_number": serial_number, "account_id": account.id, "order_id": order_id, "address": caller.address,
         "reason": reason,
     });
-    if let Some(machine_id) = machine_id {
-        events::insert(tx, clock, *machine_id, "device-certificate.refused", detail.clone()).await?;
+    let mut change = Change::new(Action::DeviceCertificateRefuse, serial_number).reason(Some(reason));
+    if let Some(machine_id) = *machine_id {
+        change = change.event(machine_id, EventKind::DeviceCertificateRefused, detail.clone());
     }
-    let change = Change::new("device-certificate.refuse", "device", serial_number)
-        .reason(Some(reason))
-        .after(detail);
-    audit_entries::insert(tx, clock, &caller.origin(account, *machine_id), change).await
+    tx.act_as(caller.origin(account, *machine_id));
+    tx.record(change.after(detail)).await
 }

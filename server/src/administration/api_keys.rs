@@ -6,10 +6,9 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    changes::{Change, Origin},
-    clock::{self, Clock},
+    changes::{Action, Change, Origin},
     secrets::{self, API_KEY_PREFIX, SecretHash},
-    store::{self, AsStoreError, Store, StoreError, Transaction},
+    store::{self, Store, StoreError, Transaction, tx},
 };
 
 const LONGEST_NAME: usize = 200;
@@ -33,43 +32,30 @@ pub enum ApiKeyError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for ApiKeyError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(ApiKeyError);
 
 /// Makes a key and returns it with its secret, which is not kept.
 pub(crate) async fn create(
     store: &Store,
-    clock: &dyn Clock,
     origin: &Origin,
     request: &CreateApiKey,
 ) -> Result<(ApiKey, SecretString), ApiKeyError> {
+    let now = store.now();
     let key = ApiKey {
-        id: clock::new_id(clock),
+        id: store.new_id(),
         name: checked_name(&request.name)?,
         role: request.role,
-        created_at: clock.now(),
+        created_at: now,
         expires_at: request
             .expires_in_seconds
             .map(checked_life)
             .transpose()?
-            .map(|life| clock.now() + life),
+            .map(|life| now + life),
         revoked_at: None,
     };
     let secret = secrets::generate(API_KEY_PREFIX);
     let hash = SecretHash::of(secret.expose_secret());
-    store
-        .tx(
-            "create an API key",
-            &(clock, origin, &key, hash),
-            |tx, &(clock, origin, key, hash)| Box::pin(insert(tx, clock, origin, key, hash)),
-        )
-        .await?;
+    tx!(store, CreateApiKey, origin => insert(&key, hash)).await?;
     Ok((key, secret))
 }
 
@@ -79,41 +65,32 @@ pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Resul
 }
 
 /// Ends a key's service; one that has ended stays as it is.
-pub(crate) async fn revoke(store: &Store, clock: &dyn Clock, origin: &Origin, id: Uuid) -> Result<(), ApiKeyError> {
-    store
-        .tx("revoke an API key", &(clock, origin, id), |tx, &(clock, origin, id)| {
-            Box::pin(revoke_once(tx, clock, origin, id))
-        })
-        .await
+pub(crate) async fn revoke(store: &Store, origin: &Origin, id: Uuid) -> Result<(), ApiKeyError> {
+    tx!(store, RevokeApiKey, origin => revoke_once(id)).await
 }
 
-async fn insert(
-    tx: &mut Transaction,
-    clock: &dyn Clock,
-    origin: &Origin,
-    key: &ApiKey,
-    secret: SecretHash,
-) -> Result<(), ApiKeyError> {
+async fn insert(tx: &mut Transaction, key: &ApiKey, secret: SecretHash) -> Result<(), ApiKeyError> {
     store::api_keys::insert(tx, key, secret).await?;
-    let change = Change::new("api-key.create", "api-key", key.id).after(store::json(key)?);
-    Ok(store::audit_entries::insert(tx, clock, origin, change).await?)
+    let change = Change::new(Action::ApiKeyCreate, key.id).after(store::json(key)?);
+    Ok(tx.record(change).await?)
 }
 
-async fn revoke_once(tx: &mut Transaction, clock: &dyn Clock, origin: &Origin, id: Uuid) -> Result<(), ApiKeyError> {
+async fn revoke_once(tx: &mut Transaction, id: Uuid) -> Result<(), ApiKeyError> {
     let before = store::api_keys::lock(tx, id).await?.ok_or(ApiKeyError::Unknown)?;
     // As of everything that was deleted: the record is still listed, and there is no key of it any more.
     if before.revoked_at.is_some() {
         return Err(ApiKeyError::Unknown);
     }
+    let now = tx.now();
     let after = ApiKey {
-        revoked_at: Some(clock.now()),
+        revoked_at: Some(now),
         ..before.clone()
     };
-    store::api_keys::revoke(tx, id, clock.now()).await?;
-    let change = Change::new("api-key.revoke", "api-key", id)
+    store::api_keys::revoke(tx, id, now).await?;
+    let change = Change::new(Action::ApiKeyRevoke, id)
         .before(store::json(&before)?)
         .after(store::json(&after)?);
-    Ok(store::audit_entries::insert(tx, clock, origin, change).await?)
+    Ok(tx.record(change).await?)
 }
 
 fn checked_name(name: &str) -> Result<String, ApiKeyError> {

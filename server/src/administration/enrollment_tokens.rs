@@ -9,12 +9,11 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    changes::{Change, Origin},
-    clock,
+    changes::{Action, Change, Origin},
     machines::labels::{self, LabelError},
     secrets::{self, ENROLLMENT_TOKEN_PREFIX, SecretHash},
     services::Services,
-    store::{self, AsStoreError, StoreError, Transaction},
+    store::{self, Store, StoreError, Transaction, tx},
     text::{is_line, is_prose},
 };
 
@@ -49,25 +48,18 @@ pub(crate) enum EnrollmentTokenError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for EnrollmentTokenError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(EnrollmentTokenError);
 
 /// Makes a token and returns it with its secret, which is not kept.
 pub(crate) async fn create(
-    services: &Services,
+    store: &Store,
     origin: &Origin,
     request: CreateEnrollmentToken,
 ) -> Result<(EnrollmentToken, SecretString), EnrollmentTokenError> {
     let (request, life) = check(request)?;
-    let now = services.clock.now();
+    let now = store.now();
     let token = EnrollmentToken {
-        id: clock::new_id(services.clock.as_ref()),
+        id: store.new_id(),
         description: request.description,
         created_at: now,
         expires_at: now.checked_add(life).ok_or(EnrollmentTokenError::Life)?,
@@ -81,14 +73,7 @@ pub(crate) async fn create(
     };
     let secret = secrets::generate(ENROLLMENT_TOKEN_PREFIX);
     let hash = SecretHash::of(secret.expose_secret());
-    services
-        .store
-        .tx(
-            "create an enrollment token",
-            &(services, origin, &token, hash),
-            |tx, &(services, origin, token, hash)| Box::pin(insert(tx, services, origin, token, hash)),
-        )
-        .await?;
+    tx!(store, CreateEnrollmentToken, origin => insert(&token, hash)).await?;
     Ok((token, secret))
 }
 
@@ -103,50 +88,32 @@ pub(crate) fn external_account(services: &Services, token_id: Uuid) -> Option<Ex
 
 /// A page of tokens, in the order in which they were made.
 pub(crate) async fn list(
-    services: &Services,
+    store: &Store,
     after: Option<Uuid>,
     rows: i64,
 ) -> Result<Vec<EnrollmentToken>, EnrollmentTokenError> {
-    Ok(store::enrollment_tokens::list(&mut *services.store.connection().await?, after, rows).await?)
+    Ok(store::enrollment_tokens::list(&mut *store.connection().await?, after, rows).await?)
 }
 
 /// One token.
-pub(crate) async fn find(services: &Services, id: Uuid) -> Result<EnrollmentToken, EnrollmentTokenError> {
-    store::enrollment_tokens::find(&mut *services.store.connection().await?, id)
+pub(crate) async fn find(store: &Store, id: Uuid) -> Result<EnrollmentToken, EnrollmentTokenError> {
+    store::enrollment_tokens::find(&mut *store.connection().await?, id)
         .await?
         .ok_or(EnrollmentTokenError::Unknown)
 }
 
 /// Ends a token's service; one that has ended stays as it is.
-pub(crate) async fn revoke(services: &Services, origin: &Origin, id: Uuid) -> Result<(), EnrollmentTokenError> {
-    services
-        .store
-        .tx(
-            "revoke an enrollment token",
-            &(services, origin, id),
-            |tx, &(services, origin, id)| Box::pin(revoke_once(tx, services, origin, id)),
-        )
-        .await
+pub(crate) async fn revoke(store: &Store, origin: &Origin, id: Uuid) -> Result<(), EnrollmentTokenError> {
+    tx!(store, RevokeEnrollmentToken, origin => revoke_once(id)).await
 }
 
-async fn insert(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    token: &EnrollmentToken,
-    secret: SecretHash,
-) -> Result<(), EnrollmentTokenError> {
+async fn insert(tx: &mut Transaction, token: &EnrollmentToken, secret: SecretHash) -> Result<(), EnrollmentTokenError> {
     store::enrollment_tokens::insert(tx, token, secret).await?;
-    let change = Change::new("enrollment-token.create", "enrollment-token", token.id).after(store::json(token)?);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    let change = Change::new(Action::EnrollmentTokenCreate, token.id).after(store::json(token)?);
+    Ok(tx.record(change).await?)
 }
 
-async fn revoke_once(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    id: Uuid,
-) -> Result<(), EnrollmentTokenError> {
+async fn revoke_once(tx: &mut Transaction, id: Uuid) -> Result<(), EnrollmentTokenError> {
     let before = store::enrollment_tokens::lock(tx, id)
         .await?
         .ok_or(EnrollmentTokenError::Unknown)?;
@@ -154,16 +121,16 @@ async fn revoke_once(
     if before.revoked_at.is_some() {
         return Err(EnrollmentTokenError::Unknown);
     }
-    let now = services.clock.now();
+    let now = tx.now();
     let after = EnrollmentToken {
         revoked_at: Some(now),
         ..before.clone()
     };
     store::enrollment_tokens::revoke(tx, id, now).await?;
-    let change = Change::new("enrollment-token.revoke", "enrollment-token", id)
+    let change = Change::new(Action::EnrollmentTokenRevoke, id)
         .before(store::json(&before)?)
         .after(store::json(&after)?);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    Ok(tx.record(change).await?)
 }
 
 /// The request with its serial numbers trimmed, as a machine's are, and its life.

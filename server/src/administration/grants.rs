@@ -6,12 +6,12 @@ use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
 use crate::{
-    changes::{Change, Origin},
+    changes::{Action, Change, Origin},
     check_in::evaluate_now,
     clock,
     machines::labels::{self, LabelError},
     services::Services,
-    store::{self, AsStoreError, StoreError, Transaction},
+    store::{self, Store, StoreError, Transaction, tx},
 };
 
 const MOST_MACHINE_IDS: usize = 10_000;
@@ -52,52 +52,31 @@ pub(crate) enum GrantError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for GrantError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(GrantError);
 
 /// Makes a grant.
-pub(crate) async fn create(services: &Services, origin: &Origin, request: CreateGrant) -> Result<Grant, GrantError> {
-    let expires_at = check(&request, services.clock.now())?;
+pub(crate) async fn create(store: &Store, origin: &Origin, request: CreateGrant) -> Result<Grant, GrantError> {
+    let expires_at = check(&request, store.now())?;
     let request = CreateGrant { expires_at, ..request };
-    let id = clock::new_id(services.clock.as_ref());
-    services
-        .store
-        .tx(
-            "create a grant",
-            &(services, origin, id, &request),
-            |tx, &(services, origin, id, request)| Box::pin(insert(tx, services, origin, id, request)),
-        )
-        .await
+    let id = store.new_id();
+    tx!(store, CreateGrant, origin => insert(id, &request)).await
 }
 
 /// A page of grants, in the order in which they were made.
-pub(crate) async fn list(services: &Services, after: Option<Uuid>, rows: i64) -> Result<Vec<Grant>, GrantError> {
-    Ok(store::grants::list(&mut *services.store.connection().await?, after, rows).await?)
+pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Grant>, GrantError> {
+    Ok(store::grants::list(&mut *store.connection().await?, after, rows).await?)
 }
 
 /// One grant.
-pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Grant, GrantError> {
-    store::grants::find(&mut *services.store.connection().await?, id)
+pub(crate) async fn find(store: &Store, id: Uuid) -> Result<Grant, GrantError> {
+    store::grants::find(&mut *store.connection().await?, id)
         .await?
         .ok_or(GrantError::Unknown)
 }
 
 /// Deletes a grant.
-pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Result<(), GrantError> {
-    services
-        .store
-        .tx(
-            "delete a grant",
-            &(services, origin, id),
-            |tx, &(services, origin, id)| Box::pin(delete_once(tx, services, origin, id)),
-        )
-        .await
+pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(), GrantError> {
+    tx!(store, DeleteGrant, origin => delete_once(id)).await
 }
 
 /// What a check-in now would give a machine, and why.
@@ -122,14 +101,8 @@ pub(crate) async fn evaluate_for(services: &Services, machine_id: Uuid) -> Resul
     })
 }
 
-async fn insert(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    id: Uuid,
-    request: &CreateGrant,
-) -> Result<Grant, GrantError> {
-    let permission = store::permissions::hold(tx, request.permission_id)
+async fn insert(tx: &mut Transaction, id: Uuid, request: &CreateGrant) -> Result<Grant, GrantError> {
+    let permission = store::permissions::lock_shared(tx, request.permission_id)
         .await?
         .ok_or(GrantError::UnknownPermission)?;
     let grant = Grant {
@@ -140,23 +113,23 @@ async fn insert(
         selector: request.selector.clone(),
         conditions: request.conditions.clone(),
         expires_at: request.expires_at,
-        created_at: services.clock.now(),
+        created_at: tx.now(),
     };
     store::grants::insert(tx, &grant).await?;
     store::settings::bump_grants_version(tx).await?;
-    let change = Change::new("grant.create", "grant", id).after(store::json(&grant)?);
-    store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
+    let change = Change::new(Action::GrantCreate, id).after(store::json(&grant)?);
+    tx.record(change).await?;
     Ok(grant)
 }
 
-async fn delete_once(tx: &mut Transaction, services: &Services, origin: &Origin, id: Uuid) -> Result<(), GrantError> {
+async fn delete_once(tx: &mut Transaction, id: Uuid) -> Result<(), GrantError> {
     let grant = store::grants::find(tx, id).await?.ok_or(GrantError::Unknown)?;
     if !store::grants::delete(tx, id).await? {
         return Err(GrantError::Unknown);
     }
     store::settings::bump_grants_version(tx).await?;
-    let change = Change::new("grant.delete", "grant", id).before(store::json(&grant)?);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    let change = Change::new(Action::GrantDelete, id).before(store::json(&grant)?);
+    Ok(tx.record(change).await?)
 }
 
 /// When a grant expires, as it is read back: in UTC, and in whole microseconds. `9999-12-31T23:59:59-01:00` is a time of

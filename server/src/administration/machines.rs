@@ -12,15 +12,15 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    changes::{Change, Origin},
+    changes::{Action, Change, EventKind, Origin},
     machines::labels::{self, LabelError, Labels},
     registry::{
         liveness_sweep,
         record::{self, boundaries},
         status_change,
     },
-    services::Services,
-    store::{self, AsStoreError, StoreError, Transaction, machines::search::MachineFilter},
+    services::{Policy, Services},
+    store::{self, Store, StoreError, Transaction, machines::search::MachineFilter, tx},
     text::is_prose,
 };
 
@@ -41,14 +41,7 @@ pub(crate) enum MachineError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for MachineError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(MachineError);
 
 /// Machines of a page.
 pub(crate) struct FoundMachines {
@@ -67,7 +60,7 @@ pub(crate) async fn list(
     if filter.liveness.is_some() {
         liveness_sweep::bring_up_to_date(services).await?;
     }
-    let boundaries = boundaries(services);
+    let boundaries = boundaries(&services.policy, services.store.now());
     let mut snapshot = services.store.snapshot().await?;
     let found = store::machines::search::find_ids(&mut snapshot, filter, &boundaries.liveness, after, rows).await?;
     let machines = store::machines::find_all(&mut snapshot, &found.ids, &boundaries).await?;
@@ -80,35 +73,39 @@ pub(crate) async fn list(
 
 /// One machine.
 pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Machine, MachineError> {
-    store::machines::find(&mut *services.store.connection().await?, id, &boundaries(services))
-        .await?
-        .ok_or(MachineError::Unknown)
+    store::machines::find(
+        &mut *services.store.connection().await?,
+        id,
+        &boundaries(&services.policy, services.store.now()),
+    )
+    .await?
+    .ok_or(MachineError::Unknown)
 }
 
 /// A page of a machine's certificates, the newest first; of a deleted one too.
 pub(crate) async fn certificates(
-    services: &Services,
+    store: &Store,
     id: Uuid,
     after: Option<&str>,
     rows: i64,
 ) -> Result<Vec<Certificate>, MachineError> {
-    let mut connection = services.store.connection().await?;
-    let now = services.clock.now();
+    let mut connection = store.connection().await?;
+    let now = store.now();
     let found = store::certificates::list_of_machine(&mut connection, id, after, rows, now).await?;
-    demand_known(services, &mut connection, id, found.is_empty() && after.is_none()).await?;
+    demand_known(&mut connection, id, found.is_empty() && after.is_none()).await?;
     Ok(found)
 }
 
 /// A page of what happened to a machine, the newest first; to a deleted one too.
 pub(crate) async fn events(
-    services: &Services,
+    store: &Store,
     id: Uuid,
     after: Option<Uuid>,
     rows: i64,
 ) -> Result<Vec<Event>, MachineError> {
-    let mut connection = services.store.connection().await?;
+    let mut connection = store.connection().await?;
     let found = store::events::list_of_machine(&mut connection, id, None, after, rows).await?;
-    demand_known(services, &mut connection, id, found.is_empty() && after.is_none()).await?;
+    demand_known(&mut connection, id, found.is_empty() && after.is_none()).await?;
     Ok(found)
 }
 
@@ -119,75 +116,52 @@ pub(crate) async fn patch(
     id: Uuid,
     patch: &PatchMachine,
 ) -> Result<Machine, MachineError> {
-    services
-        .store
-        .tx(
-            "patch a machine",
-            &(services, origin, id, patch),
-            |tx, &(services, origin, id, patch)| Box::pin(patch_once(tx, services, origin, id, patch)),
-        )
-        .await
+    tx!(services.store, PatchMachine, origin => patch_once(&services.policy, id, patch)).await
 }
 
 /// Revokes a machine and removes its record. Events, certificates and audit stay.
 pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Result<(), MachineError> {
-    services
-        .store
-        .tx(
-            "delete a machine",
-            &(services, origin, id),
-            |tx, &(services, origin, id)| Box::pin(delete_once(tx, services, origin, id)),
-        )
-        .await
+    tx!(services.store, DeleteMachine, origin => delete_once(&services.policy, id)).await
 }
 
 async fn patch_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
     id: Uuid,
     patch: &PatchMachine,
 ) -> Result<Machine, MachineError> {
-    let before = record::hold(tx, services, id).await?.ok_or(MachineError::Unknown)?;
+    let (locked, before) = record::lock(tx, policy, id).await?.ok_or(MachineError::Unknown)?;
     let labels = merged_labels(before.labels.clone(), patch)?;
     let note = merged_note(before.note.clone(), patch)?;
     if labels == before.labels && note == before.note {
         return Ok(before);
     }
-    store::machines::set_labels_and_note(tx, id, &labels, note.as_deref()).await?;
+    store::machines::set_labels_and_note(tx, &locked, &labels, note.as_deref()).await?;
+    let mut change = Change::new(Action::MachinePatch, id);
     if labels != before.labels {
-        store::machines::presence::bump_record_version(tx, id).await?;
+        store::machines::presence::bump_record_version(tx, &locked).await?;
         let detail = json!({ "before": before.labels, "after": labels });
-        store::events::insert(tx, services.clock.as_ref(), id, "machine.labels-changed", detail).await?;
+        change = change.event(id, EventKind::MachineLabelsChanged, detail);
     }
-    let change = Change::new("machine.patch", "machine", id);
-    Ok(record::audit(tx, services, origin, change, &before).await?)
+    Ok(record::record(tx, policy, change, &before).await?)
 }
 
-async fn delete_once(tx: &mut Transaction, services: &Services, origin: &Origin, id: Uuid) -> Result<(), MachineError> {
-    let before = record::hold(tx, services, id).await?.ok_or(MachineError::Unknown)?;
+async fn delete_once(tx: &mut Transaction, policy: &Policy, id: Uuid) -> Result<(), MachineError> {
+    let (locked, before) = record::lock(tx, policy, id).await?.ok_or(MachineError::Unknown)?;
     if before.status != MachineStatus::Revoked {
-        status_change::revoke_everything(tx, services, origin, id, DELETED).await?;
+        status_change::revoke_everything(tx, &locked, DELETED).await?;
     }
-    status_change::deny_what_waits(tx, services, origin, id, DELETED).await?;
-    store::machines::delete(tx, id).await?;
-    store::events::insert(tx, services.clock.as_ref(), id, "machine.deleted", json!({})).await?;
-    let change = Change::new("machine.delete", "machine", id).before(store::json(&before)?);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    status_change::deny_what_waits(tx, &locked, DELETED).await?;
+    store::machines::delete(tx, &locked).await?;
+    let change = Change::new(Action::MachineDelete, id)
+        .before(store::json(&before)?)
+        .event(id, EventKind::MachineDeleted, json!({}));
+    Ok(tx.record(change).await?)
 }
 
 /// An id that has left no trace is not found, rather than a machine to which nothing ever happened.
-async fn demand_known(
-    services: &Services,
-    connection: &mut store::Connection,
-    id: Uuid,
-    no_trace: bool,
-) -> Result<(), MachineError> {
-    if no_trace
-        && store::machines::find(connection, id, &boundaries(services))
-            .await?
-            .is_none()
-    {
+async fn demand_known(connection: &mut store::Connection, id: Uuid, no_trace: bool) -> Result<(), MachineError> {
+    if no_trace && !store::machines::presence::exists(connection, id).await? {
         return Err(MachineError::Unknown);
     }
     Ok(())

@@ -5,10 +5,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    changes::{Change, Origin},
-    clock,
-    services::Services,
-    store::{self, AsStoreError, StoreError, Transaction},
+    changes::{Action, Change, Origin},
+    store::{self, Store, StoreError, Transaction, tx},
     text::{is_line, is_prose},
 };
 
@@ -37,89 +35,54 @@ pub(crate) enum PermissionError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for PermissionError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(PermissionError);
 
 /// Makes a permission.
 pub(crate) async fn create(
-    services: &Services,
+    store: &Store,
     origin: &Origin,
     request: CreatePermission,
 ) -> Result<Permission, PermissionError> {
     check(&request)?;
     let permission = Permission {
-        id: clock::new_id(services.clock.as_ref()),
+        id: store.new_id(),
         audience: request.audience,
         name: request.name,
         description: request.description,
-        created_at: services.clock.now(),
+        created_at: store.now(),
     };
-    services
-        .store
-        .tx(
-            "create a permission",
-            &(services, origin, &permission),
-            |tx, &(services, origin, permission)| Box::pin(insert(tx, services, origin, permission)),
-        )
-        .await?;
+    tx!(store, CreatePermission, origin => insert(&permission)).await?;
     Ok(permission)
 }
 
 /// A page of permissions, in the order in which they were made.
-pub(crate) async fn list(
-    services: &Services,
-    after: Option<Uuid>,
-    rows: i64,
-) -> Result<Vec<Permission>, PermissionError> {
-    Ok(store::permissions::list(&mut *services.store.connection().await?, after, rows).await?)
+pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Permission>, PermissionError> {
+    Ok(store::permissions::list(&mut *store.connection().await?, after, rows).await?)
 }
 
 /// One permission.
-pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Permission, PermissionError> {
-    store::permissions::find(&mut *services.store.connection().await?, id)
+pub(crate) async fn find(store: &Store, id: Uuid) -> Result<Permission, PermissionError> {
+    store::permissions::find(&mut *store.connection().await?, id)
         .await?
         .ok_or(PermissionError::Unknown)
 }
 
 /// Deletes a permission and its grants.
-pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Result<(), PermissionError> {
-    services
-        .store
-        .tx(
-            "delete a permission",
-            &(services, origin, id),
-            |tx, &(services, origin, id)| Box::pin(delete_with_grants(tx, services, origin, id)),
-        )
-        .await
+pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(), PermissionError> {
+    tx!(store, DeletePermission, origin => delete_with_grants(id)).await
 }
 
-async fn insert(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    permission: &Permission,
-) -> Result<(), PermissionError> {
+async fn insert(tx: &mut Transaction, permission: &Permission) -> Result<(), PermissionError> {
     match store::permissions::insert(tx, permission).await {
         Err(error) if error.violates(store::permissions::UNIQUE_NAME) => return Err(PermissionError::Exists),
         done => done?,
     }
     store::settings::bump_grants_version(tx).await?;
-    let change = Change::new("permission.create", "permission", permission.id).after(store::json(permission)?);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    let change = Change::new(Action::PermissionCreate, permission.id).after(store::json(permission)?);
+    Ok(tx.record(change).await?)
 }
 
-async fn delete_with_grants(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    id: Uuid,
-) -> Result<(), PermissionError> {
+async fn delete_with_grants(tx: &mut Transaction, id: Uuid) -> Result<(), PermissionError> {
     let permission = store::permissions::lock(tx, id)
         .await?
         .ok_or(PermissionError::Unknown)?;
@@ -127,8 +90,8 @@ async fn delete_with_grants(
     store::permissions::delete(tx, id).await?;
     store::settings::bump_grants_version(tx).await?;
     let before = json!({ "permission": store::json(&permission)?, "grants": grants });
-    let change = Change::new("permission.delete", "permission", id).before(before);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    let change = Change::new(Action::PermissionDelete, id).before(before);
+    Ok(tx.record(change).await?)
 }
 
 fn check(request: &CreatePermission) -> Result<(), PermissionError> {

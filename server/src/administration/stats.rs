@@ -79,7 +79,8 @@ async fn count(services: &Services) -> Result<Stats, StoreError> {
     let assurances = store::machines::stats::by_assurance(&mut snapshot).await?;
     let versions = store::machines::stats::by_os_version(&mut snapshot, UNKNOWN, MOST_VERSIONS).await?;
     let presences =
-        store::machines::stats::by_last_check_in(&mut snapshot, &boundaries(services).liveness, now).await?;
+        store::machines::stats::by_last_check_in(&mut snapshot, &boundaries(&services.policy, now).liveness, now)
+            .await?;
     let certificates =
         store::machines::stats::certificates(&mut snapshot, now, now.saturating_add(EXPIRING_WITHIN)).await?;
     store::end(snapshot).await?;

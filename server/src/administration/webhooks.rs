@@ -1,18 +1,13 @@
 //! Webhooks: made, listed, tested, deleted.
 
-use assay_authority::{SealingError, WebhookSecret};
+use assay_authority::{SealingError, WebhookSecret, WebhookSecrets};
 use assay_protocol::admin_api::webhooks::{CreateWebhook, DeliveryStatus, Webhook, WebhookDelivery, WebhookTest};
 use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
-    changes::{
-        Change, Origin,
-        event_kinds::{KINDS, is_kind},
-    },
-    clock,
-    services::Services,
-    store::{self, AsStoreError, StoreError, Transaction, webhook_deliveries::NewDelivery},
+    changes::{Action, Change, EventKind, Origin},
+    store::{self, Store, StoreError, Transaction, tx, webhook_deliveries::NewDelivery},
     text::is_prose,
     webhooks::{
         TEST_KIND,
@@ -36,7 +31,10 @@ pub(crate) enum WebhookError {
     Description,
     #[error("kinds has to name one kind of events or more; leave it out for all")]
     NoKinds,
-    #[error("kinds: there are no events of the kind {unknown:?}; there are {}", KINDS.join(", "))]
+    #[error(
+        "kinds: there are no events of the kind {unknown:?}; there are {}",
+        EventKind::list()
+    )]
     Kind { unknown: String },
     #[error("there are {MOST_WEBHOOKS} webhooks already")]
     TooMany,
@@ -50,27 +48,21 @@ pub(crate) enum WebhookError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for WebhookError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(WebhookError);
 
 /// Makes a webhook and returns it with its secret, which is kept sealed.
 pub(crate) async fn create(
-    services: &Services,
+    store: &Store,
+    secrets: &WebhookSecrets,
     origin: &Origin,
     request: CreateWebhook,
 ) -> Result<(Webhook, SecretString), WebhookError> {
     let webhook = Webhook {
-        id: clock::new_id(services.clock.as_ref()),
+        id: store.new_id(),
         url: url::check(&request.url)?,
         description: checked_description(request.description)?,
         kinds: request.kinds.map(checked_kinds).transpose()?,
-        created_at: services.clock.now(),
+        created_at: store.now(),
         disabled_at: None,
         disabled_reason: None,
         last_delivered_at: None,
@@ -78,39 +70,32 @@ pub(crate) async fn create(
         pending: 0,
     };
     let secret = WebhookSecret::generate();
-    let sealed = services.webhook_secrets.seal(&webhook.id.to_string(), &secret)?;
-    services
-        .store
-        .tx(
-            "create a webhook",
-            &(services, origin, &webhook, &sealed),
-            |tx, &(services, origin, webhook, sealed)| Box::pin(insert(tx, services, origin, webhook, sealed)),
-        )
-        .await?;
+    let sealed = secrets.seal(&webhook.id.to_string(), &secret)?;
+    tx!(store, CreateWebhook, origin => insert(&webhook, &sealed)).await?;
     Ok((webhook, secret.to_text()))
 }
 
 /// A page of webhooks, in the order in which they were made.
-pub(crate) async fn list(services: &Services, after: Option<Uuid>, rows: i64) -> Result<Vec<Webhook>, WebhookError> {
-    Ok(store::webhooks::list(&mut *services.store.connection().await?, after, rows).await?)
+pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Webhook>, WebhookError> {
+    Ok(store::webhooks::list(&mut *store.connection().await?, after, rows).await?)
 }
 
 /// One webhook.
-pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Webhook, WebhookError> {
-    store::webhooks::find(&mut *services.store.connection().await?, id)
+pub(crate) async fn find(store: &Store, id: Uuid) -> Result<Webhook, WebhookError> {
+    store::webhooks::find(&mut *store.connection().await?, id)
         .await?
         .ok_or(WebhookError::Unknown)
 }
 
 /// A page of a webhook's deliveries, the newest first.
 pub(crate) async fn deliveries(
-    services: &Services,
+    store: &Store,
     id: Uuid,
     status: Option<DeliveryStatus>,
     after: Option<Uuid>,
     rows: i64,
 ) -> Result<Vec<WebhookDelivery>, WebhookError> {
-    let mut connection = services.store.connection().await?;
+    let mut connection = store.connection().await?;
     let found = store::webhook_deliveries::list(&mut connection, id, status, after, rows).await?;
     if found.is_empty() && store::webhooks::find(&mut connection, id).await?.is_none() {
         return Err(WebhookError::Unknown);
@@ -119,75 +104,49 @@ pub(crate) async fn deliveries(
 }
 
 /// Has a delivery made that tells of no event.
-pub(crate) async fn test(services: &Services, origin: &Origin, id: Uuid) -> Result<WebhookTest, WebhookError> {
-    services
-        .store
-        .tx(
-            "test a webhook",
-            &(services, origin, id),
-            |tx, &(services, origin, id)| Box::pin(insert_test(tx, services, origin, id)),
-        )
-        .await
+pub(crate) async fn test(store: &Store, origin: &Origin, id: Uuid) -> Result<WebhookTest, WebhookError> {
+    tx!(store, TestWebhook, origin => insert_test(id)).await
 }
 
 /// Removes a webhook with all of its deliveries.
-pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Result<(), WebhookError> {
-    services
-        .store
-        .tx(
-            "delete a webhook",
-            &(services, origin, id),
-            |tx, &(services, origin, id)| Box::pin(remove(tx, services, origin, id)),
-        )
-        .await
+pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(), WebhookError> {
+    tx!(store, DeleteWebhook, origin => remove(id)).await
 }
 
-async fn insert(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    webhook: &Webhook,
-    sealed_secret: &[u8],
-) -> Result<(), WebhookError> {
+async fn insert(tx: &mut Transaction, webhook: &Webhook, sealed_secret: &[u8]) -> Result<(), WebhookError> {
     if store::webhooks::count(tx).await? >= MOST_WEBHOOKS {
         return Err(WebhookError::TooMany);
     }
     store::webhooks::insert(tx, webhook, sealed_secret).await?;
-    let change = Change::new("webhook.create", "webhook", webhook.id).after(store::json(webhook)?);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    let change = Change::new(Action::WebhookCreate, webhook.id).after(store::json(webhook)?);
+    Ok(tx.record(change).await?)
 }
 
-async fn insert_test(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    webhook_id: Uuid,
-) -> Result<WebhookTest, WebhookError> {
+async fn insert_test(tx: &mut Transaction, webhook_id: Uuid) -> Result<WebhookTest, WebhookError> {
     let webhook = store::webhooks::lock(tx, webhook_id)
         .await?
         .ok_or(WebhookError::Unknown)?;
     if webhook.disabled_at.is_some() {
         return Err(WebhookError::Disabled);
     }
-    let clock = services.clock.as_ref();
-    let id = clock::new_id(clock);
+    let (id, now) = (tx.new_id(), tx.now());
     let delivery = NewDelivery {
         id,
         webhook_id,
         event: None,
         kind: TEST_KIND.to_owned(),
     };
-    store::webhook_deliveries::insert(tx, &[delivery], clock.now()).await?;
-    let change = Change::new("webhook.test", "webhook", webhook_id).after(serde_json::json!({ "delivery_id": id }));
-    store::audit_entries::insert(tx, clock, origin, change).await?;
+    store::webhook_deliveries::insert(tx, &[delivery], now).await?;
+    let change = Change::new(Action::WebhookTest, webhook_id).after(serde_json::json!({ "delivery_id": id }));
+    tx.record(change).await?;
     Ok(WebhookTest { delivery_id: id })
 }
 
-async fn remove(tx: &mut Transaction, services: &Services, origin: &Origin, id: Uuid) -> Result<(), WebhookError> {
+async fn remove(tx: &mut Transaction, id: Uuid) -> Result<(), WebhookError> {
     let before = store::webhooks::lock(tx, id).await?.ok_or(WebhookError::Unknown)?;
     store::webhooks::delete(tx, id).await?;
-    let change = Change::new("webhook.delete", "webhook", id).before(store::json(&before)?);
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    let change = Change::new(Action::WebhookDelete, id).before(store::json(&before)?);
+    Ok(tx.record(change).await?)
 }
 
 fn checked_description(description: Option<String>) -> Result<String, WebhookError> {
@@ -204,7 +163,7 @@ fn checked_kinds(mut kinds: Vec<String>) -> Result<Vec<String>, WebhookError> {
     if kinds.is_empty() {
         return Err(WebhookError::NoKinds);
     }
-    match kinds.iter().find(|kind| !is_kind(kind)) {
+    match kinds.iter().find(|kind| EventKind::find(kind).is_none()) {
         Some(kind) => Err(WebhookError::Kind {
             unknown: kind.chars().take(LONGEST_QUOTED).collect(),
         }),

@@ -4,13 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    changes::chain::EntryHash,
+    changes::{Origin, chain::EntryHash},
     periodic::{Turns, Work},
     services::Services,
     store::{
-        self, AsStoreError, Store, StoreError, Transaction,
+        self, Store, StoreError, Transaction,
         audit_seals::Seal,
         duties::{self, Duty},
+        tx,
     },
 };
 
@@ -32,14 +33,7 @@ pub(crate) enum SealingError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for SealingError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(SealingError);
 
 /// Seals new entries until the server stops, and then once more.
 pub(crate) async fn run_sealer(services: Arc<Services>, turns: Turns) {
@@ -51,7 +45,7 @@ pub(crate) async fn run_sealer(services: Arc<Services>, turns: Turns) {
 /// Seals all entries that are not sealed yet. Does nothing if another replica is sealing.
 pub(crate) async fn seal_pending(store: &Store) -> Result<(), SealingError> {
     loop {
-        let sealed = store.tx(NAME, &(), |tx, ()| Box::pin(seal_batch(tx))).await?;
+        let sealed = tx!(store, SealAudit, &Origin::system() => seal_batch()).await?;
         if i64::try_from(sealed).unwrap_or(BATCH) < BATCH {
             return Ok(());
         }

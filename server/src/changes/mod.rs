@@ -1,34 +1,14 @@
 //! The record of a change: its origin, its audit entry, and the kinds of events. This module is pure.
 
 pub(crate) mod chain;
-pub(crate) mod event_kinds;
 
+pub(crate) use assay_protocol::admin_api::changes::{Action, EventKind, ResourceKind};
 use assay_protocol::{
     KeyThumbprint,
-    admin_api::audit::{Actor, ActorKind, Resource},
+    admin_api::audit::{Actor, ActorKind},
 };
 use serde_json::Value;
 use uuid::Uuid;
-
-/// All kinds of resources. A search for an unknown kind is rejected, which reports misspellings.
-pub(crate) const RESOURCE_KINDS: &[&str] = &[
-    "acme-account",
-    "acme-order",
-    "api-key",
-    "certificate",
-    "device",
-    "enrollment",
-    "enrollment-token",
-    "event",
-    "grant",
-    "inventory",
-    "machine",
-    "mdm-device",
-    "permission",
-    "sealed-key",
-    "webhook",
-    "webhook-delivery",
-];
 
 /// Who made a change, and in which request.
 #[derive(Debug, Clone)]
@@ -41,14 +21,24 @@ pub(crate) struct Origin {
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     /// What was done, such as `machine.revoke`.
-    pub(crate) action: &'static str,
-    pub(crate) resource: Resource,
+    pub(crate) action: Action,
+    pub(crate) resource_id: String,
     /// Why, in the actor's words.
     pub(crate) reason: Option<String>,
     /// The resource before the change; null if it did not exist.
     pub(crate) before: Option<Value>,
     /// The resource after the change; null if it no longer exists.
     pub(crate) after: Option<Value>,
+    /// What streams and webhooks are told of it.
+    pub(crate) event: Option<NewEvent>,
+}
+
+/// An event, as streams and webhooks are told of it.
+#[derive(Debug, Clone)]
+pub(crate) struct NewEvent {
+    pub(crate) machine_id: Uuid,
+    pub(crate) kind: EventKind,
+    pub(crate) detail: Value,
 }
 
 impl Origin {
@@ -58,6 +48,18 @@ impl Origin {
             actor: Actor {
                 kind: ActorKind::Machine,
                 id: Some(id.to_string()),
+                name: None,
+            },
+            request_id: Some(request_id),
+        }
+    }
+
+    /// A key that asks to be let in, before it is known whether a machine has it.
+    pub(crate) fn applicant(request_id: String) -> Self {
+        Self {
+            actor: Actor {
+                kind: ActorKind::Machine,
+                id: None,
                 name: None,
             },
             request_id: Some(request_id),
@@ -114,18 +116,15 @@ impl Origin {
 }
 
 impl Change {
-    /// A change to the resource of this kind and id.
-    pub(crate) fn new(action: &'static str, kind: &'static str, id: impl ToString) -> Self {
-        debug_assert!(RESOURCE_KINDS.contains(&kind), "{kind}");
+    /// A change to the resource of this id.
+    pub(crate) fn new(action: Action, resource_id: impl ToString) -> Self {
         Self {
             action,
-            resource: Resource {
-                kind: kind.to_owned(),
-                id: id.to_string(),
-            },
+            resource_id: resource_id.to_string(),
             reason: None,
             before: None,
             after: None,
+            event: None,
         }
     }
 
@@ -141,6 +140,16 @@ impl Change {
 
     pub(crate) fn after(mut self, after: impl Into<Value>) -> Self {
         self.after = Some(after.into());
+        self
+    }
+
+    /// With an event of a machine.
+    pub(crate) fn event(mut self, machine_id: Uuid, kind: EventKind, detail: Value) -> Self {
+        self.event = Some(NewEvent {
+            machine_id,
+            kind,
+            detail,
+        });
         self
     }
 }

@@ -18,14 +18,15 @@ use uuid::Uuid;
 
 use super::{CheckInError, Verified};
 use crate::{
+    changes::{EventKind, Origin},
     machines::client_certificate::ClientCertificate,
     registry::admission::Refusal,
     services::{Policy, Services},
     store::{
         self, Store, StoreError, Transaction,
         batcher::Batcher,
-        events,
         machines::{self, evaluable::Evaluable, presence::Recorded},
+        tx,
     },
     telemetry::Metrics,
 };
@@ -94,7 +95,7 @@ pub(super) async fn evaluate(
         .call(verified.machine_id)
         .await?
         .ok_or(Refusal::Unknown)?;
-    // Between the commit and this read the machine may have been held back or got another key: then nothing is granted.
+    // Between the commit and this read the machine may have been suspended or got another key: then nothing is granted.
     refuse_unless_active(&machine, verified)?;
     let evaluated = Arc::new(Evaluated::new(&services.policy, &catalog, machine, now));
     cache.evaluated.insert(verified.machine_id, Arc::clone(&evaluated));
@@ -111,14 +112,8 @@ pub(super) async fn remember_verdict(
     if recorded.verdict_digest.as_deref() == Some(&evaluated.verdict_digest) {
         return Ok(());
     }
-    services
-        .store
-        .tx(
-            "change a verdict",
-            &(services, machine_id, evaluated),
-            |tx, &(services, machine_id, evaluated)| Box::pin(write_verdict(tx, services, machine_id, evaluated)),
-        )
-        .await
+    let origin = Origin::system();
+    tx!(services.store, RecordVerdict, &origin => write_verdict(machine_id, evaluated)).await
 }
 
 /// One token for each audience.
@@ -256,12 +251,7 @@ fn verdict_digest(reasons: &[String]) -> [u8; 32] {
     bytes
 }
 
-async fn write_verdict(
-    tx: &mut Transaction,
-    services: &Services,
-    machine_id: Uuid,
-    evaluated: &Evaluated,
-) -> Result<(), StoreError> {
+async fn write_verdict(tx: &mut Transaction, machine_id: Uuid, evaluated: &Evaluated) -> Result<(), StoreError> {
     if !machines::presence::set_verdict(tx, machine_id, &evaluated.verdict_digest).await? {
         return Ok(());
     }
@@ -269,5 +259,5 @@ async fn write_verdict(
     machines::record::set_verdict(tx, machine_id, &reasons).await?;
     let result = if reasons.is_empty() { "pass" } else { "fail" };
     let detail = json!({"result": result, "reasons": reasons});
-    events::insert(tx, services.clock.as_ref(), machine_id, "verdict.changed", detail).await
+    tx.announce(machine_id, EventKind::VerdictChanged, detail).await
 }

@@ -43,6 +43,7 @@ use crate::{
             self,
             presence::{CheckIn, Recorded},
         },
+        tx,
     },
 };
 
@@ -207,15 +208,8 @@ async fn record_news(
         nonce: check_in.nonce,
         claims: &verified.claims,
     };
-    let recorded = services
-        .store
-        .tx(
-            "check in with news",
-            &(services, &origin, check_in, &attempt),
-            |tx, context| Box::pin(news::record(tx, context.0, context.1, context.2, context.3)),
-        )
-        .await?;
-    Ok(recorded?)
+    let interval = services.policy.check_in_interval;
+    Ok(tx!(services.store, CheckIn, &origin => news::record(interval, check_in, &attempt)).await??)
 }
 
 /// The trust bundle, for a machine that says that it has another one.

@@ -3,21 +3,21 @@
 
 use assay_protocol::machine::Liveness;
 use serde_json::{Map, Value, json};
+use time::Duration;
 
 use crate::{
-    changes::Origin,
+    changes::EventKind,
     machines::{claims::Claims, liveness::LivenessBoundaries},
     registry::{
         admission::{self, Attempt, Refusal},
         key_rotation, liveness_sweep,
     },
-    services::Services,
     store::{
-        self, StoreError, Transaction, events,
+        self, StoreError, Transaction,
         machines::{
             self,
             keys::KeyStatus,
-            presence::{CheckIn, Presence, Recorded},
+            presence::{CheckIn, LockedMachine, Presence, Recorded},
         },
     },
 };
@@ -25,66 +25,55 @@ use crate::{
 /// Records the check-in with its news, or says why not.
 pub(crate) async fn record(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    check_in_interval: Duration,
     check_in: &CheckIn,
     attempt: &Attempt<'_>,
 ) -> Result<Result<Recorded, Refusal>, StoreError> {
-    let clock = services.clock.as_ref();
     let Some(key) = machines::keys::find(tx, check_in.key).await? else {
         return Ok(Err(Refusal::Unknown));
     };
-    let admitted = match admission::admit(tx, clock, origin, &key, attempt).await? {
+    let admitted = match admission::admit(tx, &key, attempt).await? {
         Ok(admitted) => admitted,
         Err(refusal) => return Ok(Err(refusal)),
     };
     if admitted.key == KeyStatus::Next {
-        key_rotation::complete(tx, clock, origin, &admitted.identity, check_in.key).await?;
+        key_rotation::complete(tx, &admitted, check_in.key).await?;
     }
-    let changed = admitted.presence.claims_digest != check_in.claims_digest.as_bytes();
+    let presence = &admitted.presence;
+    let changed = presence.claims_digest != check_in.claims_digest.as_bytes();
     if changed {
-        keep_claims(tx, services, check_in, attempt.claims).await?;
+        keep_claims(tx, &presence.machine, attempt.claims).await?;
     }
-    announce_return(tx, services, check_in, &admitted.presence).await?;
-    Ok(Ok(machines::presence::record(tx, check_in, changed).await?))
+    announce_return(tx, check_in_interval, check_in, presence).await?;
+    Ok(Ok(
+        machines::presence::record(tx, &presence.machine, check_in, changed).await?
+    ))
 }
 
-async fn keep_claims(
-    tx: &mut Transaction,
-    services: &Services,
-    check_in: &CheckIn,
-    claims: &Claims,
-) -> Result<(), StoreError> {
-    let before = machines::record::find_claims(tx, check_in.machine_id).await?;
-    machines::record::set_claims(tx, check_in.machine_id, claims).await?;
+async fn keep_claims(tx: &mut Transaction, machine: &LockedMachine, claims: &Claims) -> Result<(), StoreError> {
+    let before = machines::record::find_claims(tx, machine.id()).await?;
+    machines::record::set_claims(tx, machine, claims).await?;
     let differences = differences(&store::json(&before)?, &store::json(claims)?);
     if differences.is_empty() {
         return Ok(());
     }
     let detail = Value::Object(differences);
-    events::insert(
-        tx,
-        services.clock.as_ref(),
-        check_in.machine_id,
-        "posture.changed",
-        detail,
-    )
-    .await
+    tx.announce(machine.id(), EventKind::PostureChanged, detail).await
 }
 
 async fn announce_return(
     tx: &mut Transaction,
-    services: &Services,
+    check_in_interval: Duration,
     check_in: &CheckIn,
     presence: &Presence,
 ) -> Result<(), StoreError> {
-    let boundaries = LivenessBoundaries::at(check_in.at, services.policy.check_in_interval);
+    let boundaries = LivenessBoundaries::at(check_in.at, check_in_interval);
     let before = liveness_sweep::before_check_in(&boundaries, presence.noted_liveness, presence.last_check_in_at);
     if before == Liveness::Live {
         return Ok(());
     }
     let event = liveness_sweep::event(check_in.machine_id, before, Liveness::Live, presence.last_check_in_at);
-    events::insert_all(tx, services.clock.as_ref(), &[event]).await
+    tx.announce_all(&[event]).await
 }
 
 /// Which claims differ, as `{"posture.os_version": {"before": …, "after": …}}`.

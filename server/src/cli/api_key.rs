@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Creates a key and prints only the key, for use in scripts.
-pub(super) async fn create(config: &Config, clock: &dyn Clock, name: &str, role: Role) -> Result<(), CommandError> {
+pub(super) async fn create(config: &Config, clock: Arc<dyn Clock>, name: &str, role: Role) -> Result<(), CommandError> {
     let request = CreateApiKey {
         name: name.to_owned(),
         role,
@@ -27,14 +27,14 @@ pub(super) async fn create(config: &Config, clock: &dyn Clock, name: &str, role:
 async fn create_in(
     database: &Database,
     config: &Config,
-    clock: &dyn Clock,
+    clock: Arc<dyn Clock>,
     request: &CreateApiKey,
 ) -> Result<String, CommandError> {
     if config.database.migrate {
         database.migrate().await?;
     }
     database.check_schema().await?;
-    let store = Store::new(database.pool().clone(), Arc::new(Metrics::new()));
-    let (_key, secret) = api_keys::create(&store, clock, &Origin::command_line(), request).await?;
+    let store = Store::new(database.pool().clone(), clock, Arc::new(Metrics::new()));
+    let (_key, secret) = api_keys::create(&store, &Origin::command_line(), request).await?;
     Ok(secret.expose_secret().to_owned())
 }

@@ -6,14 +6,18 @@ use assay_protocol::admin_api::audit::AuditVerification;
 
 use super::{CommandError, print};
 use crate::{
-    audit::verification, changes::chain::EntryHash, config::Config, database::Database, store::Store,
+    audit::verification, changes::chain::EntryHash, clock::Clock, config::Config, database::Database, store::Store,
     telemetry::Metrics,
 };
 
 /// Verifies the hash chain and prints the result. The command fails if the chain is broken or does not contain `noted`.
-pub(super) async fn verify(config: &Config, noted: Option<EntryHash>) -> Result<(), CommandError> {
+pub(super) async fn verify(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    noted: Option<EntryHash>,
+) -> Result<(), CommandError> {
     let database = Database::open(config).await?;
-    let verified = verify_in(&database, noted).await;
+    let verified = verify_in(&database, clock, noted).await;
     database.close().await?;
     let verification = verified?;
     print::text(&serde_json::to_string_pretty(&verification)?)?;
@@ -24,9 +28,13 @@ pub(super) async fn verify(config: &Config, noted: Option<EntryHash>) -> Result<
     }
 }
 
-async fn verify_in(database: &Database, noted: Option<EntryHash>) -> Result<AuditVerification, CommandError> {
+async fn verify_in(
+    database: &Database,
+    clock: Arc<dyn Clock>,
+    noted: Option<EntryHash>,
+) -> Result<AuditVerification, CommandError> {
     database.check_schema().await?;
-    let store = Store::new(database.pool().clone(), Arc::new(Metrics::new()));
+    let store = Store::new(database.pool().clone(), clock, Arc::new(Metrics::new()));
     Ok(verification::verify(&store, noted).await?)
 }
 

@@ -46,7 +46,7 @@ pub(super) enum CaCommand {
 }
 
 /// Runs a `ca` command.
-pub(super) async fn run(config: &Config, clock: &dyn Clock, command: &CaCommand) -> Result<(), CommandError> {
+pub(super) async fn run(config: &Config, clock: Arc<dyn Clock>, command: &CaCommand) -> Result<(), CommandError> {
     let chain = match command {
         CaCommand::Install { chain } => std::fs::read(chain).map_err(|source| CommandError::File {
             path: chain.clone(),
@@ -63,12 +63,12 @@ pub(super) async fn run(config: &Config, clock: &dyn Clock, command: &CaCommand)
 async fn run_in(
     database: &Database,
     config: &Config,
-    clock: &dyn Clock,
+    clock: Arc<dyn Clock>,
     command: &CaCommand,
     chain: &[u8],
 ) -> Result<String, CommandError> {
     database.check_schema().await?;
-    let store = Store::new(database.pool().clone(), Arc::new(Metrics::new()));
+    let store = Store::new(database.pool().clone(), clock, Arc::new(Metrics::new()));
     if !bootstrap::is_founded(&store).await? {
         return Err(RotationError::NotFounded.into());
     }
@@ -76,27 +76,29 @@ async fn run_in(
     let rotator = Rotator {
         keyring: &keyring,
         policy: &policy,
-        clock,
-        origin: &Origin::command_line(),
     };
+    let origin = Origin::command_line();
     match command {
-        CaCommand::Status { json } => show(&store, &keyring, clock, *json).await,
+        CaCommand::Status { json } => show(&store, &keyring, *json).await,
         CaCommand::Rotate { root, grant_key } => {
             let wanted = match (root, grant_key) {
                 (_, true) => Wanted::GrantKey,
                 (true, false) => Wanted::RootCa,
                 (false, false) => Wanted::IssuingCa,
             };
-            let prepared = rotation::rotate(&store, &rotator, wanted).await?;
+            let prepared = rotation::rotate(&store, &rotator, &origin, wanted).await?;
             Ok(describe(&prepared, &keyring)?)
         }
-        CaCommand::Csr => Ok(rotation::request(&store, &rotator).await?),
-        CaCommand::Install { .. } => Ok(describe(&rotation::install(&store, &rotator, chain).await?, &keyring)?),
+        CaCommand::Csr => Ok(rotation::request(&store, &rotator, &origin).await?),
+        CaCommand::Install { .. } => Ok(describe(
+            &rotation::install(&store, &rotator, &origin, chain).await?,
+            &keyring,
+        )?),
     }
 }
 
-async fn show(store: &Store, keyring: &Keyring, clock: &dyn Clock, as_json: bool) -> Result<String, CommandError> {
-    let status = rotation::status(store, keyring, clock.now()).await?;
+async fn show(store: &Store, keyring: &Keyring, as_json: bool) -> Result<String, CommandError> {
+    let status = rotation::status(store, keyring, store.now()).await?;
     Ok(match as_json {
         true => serde_json::to_string_pretty(&status)?,
         false => as_text(&status)?,

@@ -202,13 +202,13 @@ async fn execute(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Serve => serve::serve(&load()?, clock).await,
         Command::Migrate => migrate(&load()?).await,
         Command::ApiKey(ApiKeyCommand::Create { name, role }) => {
-            api_key::create(&load()?, clock.as_ref(), name, (*role).into()).await
+            api_key::create(&load()?, clock, name, (*role).into()).await
         }
         Command::AppleAttestation(AppleAttestationCommand::Verify(arguments)) => {
             apple_attestation::verify(arguments, clock.as_ref())
         }
-        Command::Audit(AuditCommand::Verify { last_hash }) => audit::verify(&load()?, *last_hash).await,
-        Command::Ca(command) => ca::run(&load()?, clock.as_ref(), command).await,
+        Command::Audit(AuditCommand::Verify { last_hash }) => audit::verify(&load()?, clock, *last_hash).await,
+        Command::Ca(command) => ca::run(&load()?, clock, command).await,
         Command::Config(ConfigCommand::Example) => print::text(config::EXAMPLE),
         Command::Openapi => print::text(&http::openapi()?),
         Command::Demo(arguments) => demo::run(arguments, clock).await,

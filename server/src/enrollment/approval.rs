@@ -12,17 +12,15 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use super::{
-    effects::{carry_out, hold},
+    effects::{Subject, carry_out, lock},
     expiry,
 };
 use crate::{
-    changes::{Change, Origin},
-    registry::{
-        reason::{NoReason, Reason},
-        record,
-    },
-    services::Services,
-    store::{self, AsStoreError, StoreError, Transaction},
+    changes::{Action, Change, Origin},
+    registry::reason::{NoReason, Reason},
+    registry::record,
+    services::{Policy, Services},
+    store::{self, Store, StoreError, Transaction, tx},
 };
 
 /// Why nothing was decided.
@@ -68,14 +66,7 @@ pub(crate) enum ApprovalError {
     Store(StoreError),
 }
 
-impl AsStoreError for ApprovalError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(ApprovalError);
 
 /// The index decides when two records race for one serial number.
 impl From<StoreError> for ApprovalError {
@@ -129,20 +120,20 @@ impl Decision {
 
 /// A page of enrollments, in the order in which they were asked for.
 pub(crate) async fn list(
-    services: &Services,
+    store: &Store,
     status: Option<EnrollmentStatus>,
     after: Option<Uuid>,
     rows: i64,
 ) -> Result<Vec<Enrollment>, ApprovalError> {
-    let mut snapshot = services.store.snapshot().await?;
+    let mut snapshot = store.snapshot().await?;
     let found = store::enrollments::list(&mut snapshot, status, after, rows).await?;
     store::end(snapshot).await?;
     Ok(found)
 }
 
 /// One enrollment.
-pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Enrollment, ApprovalError> {
-    let found = store::enrollments::find(&mut *services.store.connection().await?, id).await?;
+pub(crate) async fn find(store: &Store, id: Uuid) -> Result<Enrollment, ApprovalError> {
+    let found = store::enrollments::find(&mut *store.connection().await?, id).await?;
     Ok(found.ok_or(ApprovalError::Unknown)?.enrollment)
 }
 
@@ -153,14 +144,7 @@ pub(crate) async fn decide(
     id: Uuid,
     decision: &Decision,
 ) -> Result<Enrollment, ApprovalError> {
-    services
-        .store
-        .tx(
-            "decide an enrollment",
-            &(services, origin, id, decision),
-            |tx, &(services, origin, id, decision)| Box::pin(decide_once(tx, services, origin, id, decision)),
-        )
-        .await
+    tx!(services.store, DecideEnrollment, origin => decide_once(&services.policy, id, decision)).await
 }
 
 /// Decides what waits of a machine: its first enrollment, else the one that would take its record over.
@@ -170,82 +154,72 @@ pub(crate) async fn decide_of_machine(
     machine_id: Uuid,
     decision: &Decision,
 ) -> Result<Machine, ApprovalError> {
-    services
-        .store
-        .tx(
-            "decide a machine's enrollment",
-            &(services, origin, machine_id, decision),
-            |tx, &(services, origin, id, decision)| {
-                Box::pin(decide_of_machine_once(tx, services, origin, id, decision))
-            },
-        )
-        .await
+    let policy = &services.policy;
+    tx!(services.store, DecideMachineEnrollment, origin => decide_of_machine_once(policy, machine_id, decision)).await
 }
 
 async fn decide_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
     id: Uuid,
     decision: &Decision,
 ) -> Result<Enrollment, ApprovalError> {
     let found = store::enrollments::find(tx, id).await?.ok_or(ApprovalError::Unknown)?;
-    let held = hold(tx, services, found.enrollment.machine_id).await?;
+    let subject = lock(tx, policy, found.enrollment.machine_id).await?;
     let before = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;
     match before.enrollment.status {
-        EnrollmentStatus::Pending => demand_in_time(services, &before.enrollment)?,
+        EnrollmentStatus::Pending => demand_in_time(&before.enrollment, tx.now())?,
         _ if decision.is_that_of(&before.enrollment) => return Ok(before.enrollment),
         _ => return Err(decided_before(&before.enrollment)),
     }
-    let held = held.ok_or(ApprovalError::MachineDeleted)?;
-    carry_out(tx, services, origin, &held, &before, decision).await?;
+    let subject = subject.ok_or(ApprovalError::MachineDeleted)?;
+    carry_out(tx, &subject, &before, decision).await?;
     let after = store::enrollments::find(tx, id).await?.ok_or(ApprovalError::Unknown)?;
     let action = match decision {
-        Decision::Approve(_) => "enrollment.approve",
-        Decision::Deny(_) => "enrollment.deny",
+        Decision::Approve(_) => Action::EnrollmentApprove,
+        Decision::Deny(_) => Action::EnrollmentDeny,
     };
-    let change = Change::new(action, "enrollment", id)
+    let change = Change::new(action, id)
         .reason(decision.reason())
         .before(store::json(&before.enrollment)?)
         .after(store::json(&after.enrollment)?);
-    store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
-    remove_if_denied(tx, &before.enrollment, decision).await?;
+    tx.record(change).await?;
+    remove_if_denied(tx, &subject, &before.enrollment, decision).await?;
     Ok(after.enrollment)
 }
 
 async fn decide_of_machine_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
     machine_id: Uuid,
     decision: &Decision,
 ) -> Result<Machine, ApprovalError> {
-    let Some(held) = hold(tx, services, machine_id).await? else {
-        // A denial has removed the record: whoever comes second is told so.
+    let Some(subject) = lock(tx, policy, machine_id).await? else {
+        // A denial has removed the record: a second decision is told of it.
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
         let denied = last.filter(|last| last.status == EnrollmentStatus::Denied);
         return Err(denied.as_ref().map_or(ApprovalError::UnknownMachine, decided_before));
     };
-    let before = &held.machine;
-    let Some(id) = only_pending(tx, services, machine_id).await? else {
+    let before = &subject.machine;
+    let Some(id) = only_pending(tx, machine_id).await? else {
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
         return match (decision, before.status, last) {
             (Decision::Approve(_), MachineStatus::Quarantined, _) => Err(ApprovalError::Quarantined),
             (Decision::Approve(_), MachineStatus::Revoked, _) => Err(ApprovalError::Revoked),
-            (_, _, Some(last)) if decision.is_that_of(&last) => Ok(held.machine),
+            (_, _, Some(last)) if decision.is_that_of(&last) => Ok(subject.machine),
             (_, _, Some(last)) if last.status == decision.status() => Err(decided_before(&last)),
             _ => Err(ApprovalError::NothingPending),
         };
     };
     let enrollment = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;
-    carry_out(tx, services, origin, &held, &enrollment, decision).await?;
+    carry_out(tx, &subject, &enrollment, decision).await?;
     let action = match decision {
-        Decision::Approve(_) => "machine.approve",
-        Decision::Deny(_) => "machine.deny",
+        Decision::Approve(_) => Action::MachineApprove,
+        Decision::Deny(_) => Action::MachineDeny,
     };
-    let change = Change::new(action, "machine", machine_id).reason(decision.reason());
-    let after = record::audit(tx, services, origin, change, before).await?;
-    remove_if_denied(tx, &enrollment.enrollment, decision).await?;
+    let change = Change::new(action, machine_id).reason(decision.reason());
+    let after = record::record(tx, policy, change, before).await?;
+    remove_if_denied(tx, &subject, &enrollment.enrollment, decision).await?;
     Ok(after)
 }
 
@@ -253,28 +227,25 @@ async fn decide_of_machine_once(
 /// like. Its key stays denied, and the enrollment says what it claimed and why it was denied.
 async fn remove_if_denied(
     tx: &mut Transaction,
+    subject: &Subject,
     enrollment: &Enrollment,
     decision: &Decision,
 ) -> Result<(), StoreError> {
     match (decision, enrollment.kind) {
-        (Decision::Deny(_), EnrollmentKind::Enrollment) => store::machines::delete(tx, enrollment.machine_id).await,
+        (Decision::Deny(_), EnrollmentKind::Enrollment) => store::machines::delete(tx, &subject.locked).await,
         _ => Ok(()),
     }
 }
 
 /// The enrollment that a decision on a machine is meant for. Where several keys ask for one record, no decision that
 /// names only the machine is meant for one of them: the newest may be a stranger's, made to slip in.
-async fn only_pending(
-    tx: &mut Transaction,
-    services: &Services,
-    machine_id: Uuid,
-) -> Result<Option<Uuid>, ApprovalError> {
-    let now = services.clock.now();
+async fn only_pending(tx: &mut Transaction, machine_id: Uuid) -> Result<Option<Uuid>, ApprovalError> {
+    let now = tx.now();
     let waiting = store::enrollments::pending_of_machine(tx, machine_id, now, 2).await?;
     let Some(first) = waiting.first() else {
         return Ok(None);
     };
-    demand_in_time(services, first)?;
+    demand_in_time(first, now)?;
     let others = waiting.iter().skip(1).any(|other| !expiry::is_overdue(other, now));
     if others && first.kind == EnrollmentKind::ReEnrollment {
         return Err(ApprovalError::SeveralPending);
@@ -282,9 +253,9 @@ async fn only_pending(
     Ok(Some(first.id))
 }
 
-fn demand_in_time(services: &Services, enrollment: &Enrollment) -> Result<(), ApprovalError> {
+fn demand_in_time(enrollment: &Enrollment, now: OffsetDateTime) -> Result<(), ApprovalError> {
     match enrollment.expires_at {
-        Some(end) if expiry::is_overdue(enrollment, services.clock.now()) => Err(ApprovalError::Expired(end)),
+        Some(end) if expiry::is_overdue(enrollment, now) => Err(ApprovalError::Expired(end)),
         _ => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! Issuing to a machine: the certificate is a row before it leaves the server.
 
-use assay_authority::{AuthorityError, IssuedClientCertificate, MachineCertificateRequest};
+use assay_authority::{Authority, AuthorityError, IssuedClientCertificate, MachineCertificateRequest};
 use assay_protocol::{KeyThumbprint, PublicKey, agent_api::IssuedCertificate, machine::Assurance};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -8,13 +8,12 @@ use uuid::Uuid;
 
 use super::EnrollError;
 use crate::{
-    changes::{Change, Origin},
+    changes::{Action, Change, EventKind},
     registry::record,
-    services::Services,
+    services::{Policy, Services},
     store::{
-        Transaction, audit_entries,
+        Transaction,
         certificates::{self, CertificateRecord},
-        events::{self, NewEvent},
         machines,
     },
 };
@@ -37,17 +36,16 @@ impl Signed {
         }
     }
 
-    /// What is told of it, in an event and in the audit.
-    pub(super) fn trace(&self, machine_id: Uuid, key: KeyThumbprint) -> (NewEvent, Change) {
+    /// What the audit and an event say of it.
+    pub(super) fn change(&self, machine_id: Uuid, key: KeyThumbprint) -> Change {
         let serial_number = &self.certificate.serial_number;
-        let event = NewEvent {
-            machine_id,
-            kind: "certificate.issued",
-            detail: json!({"serial_number": serial_number, "key": key}),
-        };
-        let change = Change::new("certificate.issue", "certificate", serial_number)
-            .after(json!({"machine_id": machine_id, "key": key}));
-        (event, change)
+        Change::new(Action::CertificateIssue, serial_number)
+            .after(json!({"machine_id": machine_id, "key": key}))
+            .event(
+                machine_id,
+                EventKind::CertificateIssued,
+                json!({"serial_number": serial_number, "key": key}),
+            )
     }
 }
 
@@ -58,7 +56,7 @@ pub(super) fn sign(
     public_key: &PublicKey,
     attested_serial_number: Option<&str>,
 ) -> Result<Signed, AuthorityError> {
-    let now = services.clock.now();
+    let now = services.store.now();
     let authority = services.authority.load();
     let request = MachineCertificateRequest {
         machine_id,
@@ -78,28 +76,25 @@ pub(super) fn sign(
 pub(super) async fn issue(
     tx: &mut Transaction,
     services: &Services,
-    origin: &Origin,
     machine_id: Uuid,
     public_key: &PublicKey,
 ) -> Result<IssuedCertificate, EnrollError> {
-    let attested_serial_number = attested_serial_number(tx, services, machine_id, public_key).await?;
+    let attested_serial_number = attested_serial_number(tx, &services.policy, machine_id, public_key).await?;
     let signed = sign(services, machine_id, public_key, attested_serial_number.as_deref())?;
     let key = public_key.thumbprint();
     certificates::insert(tx, machine_id, key, signed.issuer_id, &signed.certificate, signed.at).await?;
-    let (event, change) = signed.trace(machine_id, key);
-    events::insert_all(tx, services.clock.as_ref(), &[event]).await?;
-    audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
+    tx.record(signed.change(machine_id, key)).await?;
     Ok(signed.issued())
 }
 
 /// The serial number on record, if the machine is attested now and this is the key that the attestation is of.
 async fn attested_serial_number(
     tx: &mut Transaction,
-    services: &Services,
+    policy: &Policy,
     machine_id: Uuid,
     public_key: &PublicKey,
 ) -> Result<Option<String>, EnrollError> {
-    let attested_since = record::boundaries(services).attested_since;
+    let attested_since = record::boundaries(policy, tx.now()).attested_since;
     let identity = machines::record::find_identity(tx, machine_id).await?;
     let attested = identity.filter(|identity| {
         identity.assurance_at(attested_since) == Assurance::Attested && identity.current_key == public_key.thumbprint()
@@ -108,15 +103,14 @@ async fn attested_serial_number(
 }
 
 /// A certificate that was issued before, as it is shown to its machine.
-pub(super) fn on_record(services: &Services, record: &CertificateRecord) -> Result<IssuedCertificate, AuthorityError> {
+pub(super) fn on_record(
+    authority: &Authority,
+    record: &CertificateRecord,
+) -> Result<IssuedCertificate, AuthorityError> {
     Ok(IssuedCertificate {
         serial_number: record.serial_number.clone(),
         not_before: record.not_before,
         not_after: record.not_after,
-        chain: services
-            .authority
-            .load()
-            .issuer(record.issuer_id)?
-            .chain_pem(&record.der),
+        chain: authority.issuer(record.issuer_id)?.chain_pem(&record.der),
     })
 }

@@ -9,62 +9,68 @@ use uuid::Uuid;
 
 use super::approval::{ApprovalError, Decision};
 use crate::{
-    changes::Origin,
+    changes::EventKind,
     machines::{assurance::Grounds, labels::Labels},
-    registry::{record, status_change},
-    services::Services,
-    store::{self, StoreError, Transaction, certificates::Revoked, enrollments::ClaimedEnrollment},
+    registry::record,
+    registry::status_change,
+    services::Policy,
+    store::{
+        self, StoreError, Transaction, certificates::Revoked, enrollments::ClaimedEnrollment,
+        machines::presence::LockedMachine,
+    },
 };
 
-/// A machine that is held, with the inventory's labels for its serial number if that is there.
-pub(super) struct Held {
+/// A locked machine with its record, and the inventory's labels for its serial number if that is there.
+pub(super) struct Subject {
+    pub(super) locked: LockedMachine,
     pub(super) machine: Machine,
     listed: Option<Labels>,
 }
 
-/// Holds a machine, and before it the serial number's place in the inventory, as everybody takes the two.
-pub(super) async fn hold(
+/// Locks the serial number's row in the inventory, then the machine.
+pub(super) async fn lock(
     tx: &mut Transaction,
-    services: &Services,
+    policy: &Policy,
     machine_id: Uuid,
-) -> Result<Option<Held>, StoreError> {
+) -> Result<Option<Subject>, StoreError> {
     // The serial number of a record never changes.
     let identity = store::machines::record::find_identity(tx, machine_id).await?;
     let listed = match identity.and_then(|identity| identity.serial_number) {
-        Some(serial_number) => store::inventory::hold(tx, &serial_number).await?,
+        Some(serial_number) => store::inventory::lock(tx, &serial_number).await?,
         None => None,
     };
-    let machine = record::hold(tx, services, machine_id).await?;
-    Ok(machine.map(|machine| Held { machine, listed }))
+    let found = record::lock(tx, policy, machine_id).await?;
+    Ok(found.map(|(locked, machine)| Subject {
+        locked,
+        machine,
+        listed,
+    }))
 }
 
-/// Does what was decided on an enrollment that waits, with its machine held.
+/// Does what was decided on an enrollment that waits for a machine.
 pub(super) async fn carry_out(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    held: &Held,
+    subject: &Subject,
     waiting: &ClaimedEnrollment,
     decision: &Decision,
 ) -> Result<(), ApprovalError> {
-    let (id, now) = (waiting.enrollment.id, services.clock.now());
-    let (status, by) = (decision.status(), &origin.actor);
-    store::enrollments::decide(tx, id, status, by, decision.reason(), now).await?;
+    store::enrollments::decide(tx, waiting.enrollment.id, decision.status(), decision.reason()).await?;
     match (decision, waiting.enrollment.kind) {
-        (Decision::Approve(_), EnrollmentKind::Enrollment) => {
-            admit(tx, services, held, waiting, decision.reason()).await
-        }
+        (Decision::Approve(_), EnrollmentKind::Enrollment) => admit(tx, subject, waiting, decision.reason()).await,
         (Decision::Approve(_), EnrollmentKind::ReEnrollment) => {
-            replace_key(tx, services, held, waiting, decision.reason()).await
+            replace_key(tx, subject, waiting, decision.reason()).await
         }
-        (Decision::Deny(reason), _) => deny(tx, services, origin, &held.machine, waiting, reason.as_str()).await,
+        (Decision::Deny(reason), _) => deny(tx, subject, waiting, reason.as_str()).await,
     }
 }
 
 async fn admit(
     tx: &mut Transaction,
-    services: &Services,
-    Held { machine, listed }: &Held,
+    Subject {
+        locked,
+        machine,
+        listed,
+    }: &Subject,
     waiting: &ClaimedEnrollment,
     reason: Option<&str>,
 ) -> Result<(), ApprovalError> {
@@ -72,42 +78,40 @@ async fn admit(
         return Err(ApprovalError::NotPending);
     }
     demand_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
-    store::machines::record::let_in(tx, machine.id, reason, services.clock.now()).await?;
+    let now = tx.now();
+    store::machines::record::let_in(tx, locked, reason, now).await?;
     let before = store::machines::grounds::find(tx, machine.id)
         .await?
         .unwrap_or_default();
     let grounds = before.approved(waiting.enrollment.id, listed.is_some());
-    store::machines::grounds::set(tx, machine.id, grounds).await?;
+    store::machines::grounds::set(tx, locked, grounds).await?;
     // The labels come with the match, and the match may have come while the machine waited.
     if let (None, Some(listed)) = (before.inventory, listed) {
         let mut labels = listed.clone();
         labels.extend(machine.labels.clone());
-        store::machines::set_labels_and_note(tx, machine.id, &labels, machine.note.as_deref()).await?;
+        store::machines::set_labels_and_note(tx, locked, &labels, machine.note.as_deref()).await?;
     }
-    store::machines::presence::set_admitted(tx, machine.id, true).await?;
+    store::machines::presence::set_admitted(tx, locked, true).await?;
     store::machines::keys::make_current(tx, waiting.enrollment.key.thumbprint).await?;
     let detail = json!({ "enrollment_id": waiting.enrollment.id, "reason": reason });
-    store::events::insert(tx, services.clock.as_ref(), machine.id, "machine.approved", detail).await?;
-    Ok(())
+    Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)
 }
 
 /// The record stays, with its labels and history; the old key and its certificates serve no more.
 async fn replace_key(
     tx: &mut Transaction,
-    services: &Services,
-    Held { machine, listed }: &Held,
+    Subject {
+        locked,
+        machine,
+        listed,
+    }: &Subject,
     waiting: &ClaimedEnrollment,
     reason: Option<&str>,
 ) -> Result<(), ApprovalError> {
-    let (id, key, claims, now) = (
-        machine.id,
-        waiting.enrollment.key.thumbprint,
-        &waiting.claims,
-        services.clock.now(),
-    );
+    let (id, key, claims, now) = (machine.id, waiting.enrollment.key.thumbprint, &waiting.claims, tx.now());
     let serial_number = machine.serial_number.as_deref();
     demand_free_serial_number(tx, id, serial_number).await?;
-    // What is on record now is not what this one asked to replace, nor what whoever approves it has looked at.
+    // What is on record now is not what this one asked to replace, nor what the administrator who approves it has looked at.
     if let Some(other) = store::enrollments::taken_over_since(tx, &waiting.enrollment).await? {
         return Err(ApprovalError::TakenOver(other));
     }
@@ -119,36 +123,33 @@ async fn replace_key(
     let grounds = Grounds::of(token.as_ref(), serial_number, listed).approved(waiting.enrollment.id, listed);
     let created_at = store::machines::keys::created_at(tx, key).await?.unwrap_or(now);
     let digest = claims.digest().map_err(ApprovalError::Claims)?;
-    store::machines::presence::replace_key(tx, id, key, digest).await?;
-    store::machines::keys::supersede_all(tx, id, now).await?;
+    store::machines::presence::replace_key(tx, locked, key, digest).await?;
+    store::machines::keys::supersede_all(tx, locked, now).await?;
     store::machines::keys::make_current(tx, key).await?;
-    store::certificates::revoke(tx, id, Revoked::All, RevocationReason::Superseded, now).await?;
-    store::machines::record::replace_key(tx, id, key, claims, grounds, created_at).await?;
-    store::machines::record::set_status(tx, id, MachineStatus::Active, reason).await?;
+    store::certificates::revoke(tx, locked, Revoked::All, RevocationReason::Superseded, now).await?;
+    store::machines::record::replace_key(tx, locked, key, claims, grounds, created_at).await?;
+    store::machines::record::set_status(tx, locked, MachineStatus::Active, reason).await?;
     let detail = json!({
         "enrollment_id": waiting.enrollment.id,
         "before": { "key": machine.key.thumbprint, "status": machine.status, "assurance": machine.assurance },
         "after": { "key": key },
         "reason": reason,
     });
-    store::events::insert(tx, services.clock.as_ref(), id, "machine.re-enrolled", detail).await?;
-    Ok(())
+    Ok(tx.announce(id, EventKind::MachineReEnrolled, detail).await?)
 }
 
 async fn deny(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    machine: &Machine,
+    Subject { locked, machine, .. }: &Subject,
     waiting: &ClaimedEnrollment,
     reason: &str,
 ) -> Result<(), ApprovalError> {
-    let key = waiting.enrollment.key.thumbprint;
-    store::machines::keys::deny(tx, key, reason, services.clock.now()).await?;
+    let (key, now) = (waiting.enrollment.key.thumbprint, tx.now());
+    store::machines::keys::deny(tx, key, reason, now).await?;
     let detail = json!({ "enrollment_id": waiting.enrollment.id, "key": key, "reason": reason });
-    store::events::insert(tx, services.clock.as_ref(), machine.id, "enrollment.denied", detail).await?;
+    tx.announce(machine.id, EventKind::EnrollmentDenied, detail).await?;
     if waiting.enrollment.kind == EnrollmentKind::Enrollment && machine.status == MachineStatus::Pending {
-        status_change::revoke_everything(tx, services, origin, machine.id, reason).await?;
+        status_change::revoke_everything(tx, locked, reason).await?;
     }
     Ok(())
 }

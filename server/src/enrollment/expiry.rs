@@ -16,20 +16,21 @@ use uuid::Uuid;
 
 use super::Applicant;
 use crate::{
-    changes::{Change, Origin},
+    changes::{Action, Change, EventKind, Origin},
     periodic::{Turns, Work},
     registry::record,
-    services::Services,
+    services::{Policy, Services},
     store::{
         self, StoreError, Transaction,
         duties::{self, Duty},
+        tx,
     },
 };
 
 const NAME: &str = "expire enrollments";
 const INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
-/// How many requests one transaction ends: it holds their machines until it commits.
+/// How many requests one transaction ends: their machines are locked until it commits.
 const BATCH: i64 = 50;
 const REASON: &str = "nobody decided in time";
 
@@ -46,49 +47,51 @@ pub(super) fn is_overdue(enrollment: &Enrollment, now: OffsetDateTime) -> bool {
 /// Forgets a key whose request is over, as the background work would have; otherwise changes nothing.
 pub(super) async fn forget_if_overdue(
     tx: &mut Transaction,
-    services: &Services,
+    policy: &Policy,
     applicant: &Applicant,
 ) -> Result<(), StoreError> {
     let Some(asked) = store::enrollments::find_decision(tx, applicant.key()).await? else {
         return Ok(());
     };
-    if asked.status != EnrollmentStatus::Pending || services.clock.now() < asked.expires_at {
+    if asked.status != EnrollmentStatus::Pending || tx.now() < asked.expires_at {
         return Ok(());
     }
-    // Before the machine, as everybody takes the two: what follows needs it.
+    // Before the machine: what follows locks it.
     if let Some(serial_number) = &applicant.claims.machine.serial_number {
-        store::inventory::hold(tx, serial_number).await?;
+        store::inventory::lock(tx, serial_number).await?;
     }
-    expire(tx, services, asked.id, asked.machine_id).await
+    let applicant = tx.act_as(Origin::system());
+    expire(tx, policy, asked.id, asked.machine_id).await?;
+    tx.act_as(applicant);
+    Ok(())
 }
 
 /// Ends whatever is over; nothing when another replica does.
 async fn expire_overdue(services: &Services) -> Result<(), StoreError> {
     loop {
-        let ended = services
-            .store
-            .tx(NAME, services, |tx, services| Box::pin(expire_batch(tx, services)));
-        if i64::try_from(ended.await?).unwrap_or(BATCH) < BATCH {
+        let ended = tx!(services.store, ExpireEnrollments, &Origin::system() => expire_batch(&services.policy)).await?;
+        if i64::try_from(ended).unwrap_or(BATCH) < BATCH {
             return Ok(());
         }
     }
 }
 
-async fn expire_batch(tx: &mut Transaction, services: &Services) -> Result<usize, StoreError> {
+async fn expire_batch(tx: &mut Transaction, policy: &Policy) -> Result<usize, StoreError> {
     if !duties::try_take(tx, Duty::ExpireEnrollments).await? {
         return Ok(0);
     }
-    let overdue = store::enrollments::overdue(tx, services.clock.now(), BATCH).await?;
+    let now = tx.now();
+    let overdue = store::enrollments::overdue(tx, now, BATCH).await?;
     for &(id, machine_id) in &overdue {
-        expire(tx, services, id, machine_id).await?;
+        expire(tx, policy, id, machine_id).await?;
     }
     Ok(overdue.len())
 }
 
-async fn expire(tx: &mut Transaction, services: &Services, id: Uuid, machine_id: Uuid) -> Result<(), StoreError> {
-    let (origin, now) = (Origin::system(), services.clock.now());
-    let machine = record::hold(tx, services, machine_id).await?;
-    // Read now that the machine is held: a decision may have come first.
+async fn expire(tx: &mut Transaction, policy: &Policy, id: Uuid, machine_id: Uuid) -> Result<(), StoreError> {
+    let now = tx.now();
+    let machine = record::lock(tx, policy, machine_id).await?;
+    // Read now that the machine is locked: a decision may have come first.
     let Some(before) = store::enrollments::lock(tx, id)
         .await?
         .map(|waiting| waiting.enrollment)
@@ -99,20 +102,20 @@ async fn expire(tx: &mut Transaction, services: &Services, id: Uuid, machine_id:
         return Ok(());
     }
     let (expired, key) = (EnrollmentStatus::Expired, before.key.thumbprint);
-    store::enrollments::decide(tx, id, expired, &origin.actor, Some(REASON), now).await?;
+    store::enrollments::decide(tx, id, expired, Some(REASON)).await?;
     store::machines::keys::forget(tx, key).await?;
-    let was_never_let_in = machine.is_some_and(|machine| machine.status == MachineStatus::Pending);
-    if before.kind == EnrollmentKind::Enrollment && was_never_let_in {
-        store::machines::delete(tx, machine_id).await?;
+    let never_let_in = machine.filter(|(_, machine)| machine.status == MachineStatus::Pending);
+    if let (EnrollmentKind::Enrollment, Some((locked, _))) = (before.kind, never_let_in) {
+        store::machines::delete(tx, &locked).await?;
     }
     let detail = json!({ "enrollment_id": id, "key": key, "reason": REASON });
-    store::events::insert(tx, services.clock.as_ref(), machine_id, "enrollment.expired", detail).await?;
     let after = store::enrollments::find(tx, id)
         .await?
         .map(|expired| expired.enrollment);
-    let change = Change::new("enrollment.expire", "enrollment", id)
+    let change = Change::new(Action::EnrollmentExpire, id)
         .reason(Some(REASON))
         .before(store::json(&before)?)
-        .after(store::json(&after)?);
-    store::audit_entries::insert(tx, services.clock.as_ref(), &origin, change).await
+        .after(store::json(&after)?)
+        .event(machine_id, EventKind::EnrollmentExpired, detail);
+    tx.record(change).await
 }

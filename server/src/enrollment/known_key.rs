@@ -7,6 +7,7 @@ use assay_protocol::{
 
 use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
+    rate_limits::RateLimits,
     registry::{
         admission::{self, Attempt, Refusal},
         record::boundaries,
@@ -34,18 +35,19 @@ pub(super) async fn decide(
     {
         return Ok(Err(refusal));
     }
-    let origin = applicant.origin(record.machine_id);
+    tx.act_as(applicant.origin(record.machine_id));
     let attempt = Attempt {
         key: applicant.key(),
         nonce: applicant.nonce,
         claims: &applicant.claims,
     };
-    let clock = services.clock.as_ref();
-    match admission::admit(tx, clock, &origin, record, &attempt).await? {
+    match admission::admit(tx, record, &attempt).await? {
         Ok(admitted) => {
-            let assurance = admitted.identity.assurance_at(boundaries(services).attested_since);
+            let assurance = admitted
+                .identity
+                .assurance_at(boundaries(&services.policy, tx.now()).attested_since);
             let (certificate, issued_now) = current_certificate(tx, services, applicant, record).await?;
-            machines::presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
+            machines::presence::use_nonce(tx, &admitted.presence.machine, applicant.nonce).await?;
             Ok(Ok(Decided::Active {
                 machine_id: record.machine_id,
                 assurance,
@@ -53,7 +55,7 @@ pub(super) async fn decide(
                 issued_now,
             }))
         }
-        Err(Refusal::Pending) => still_pending(tx, services, applicant, record).await,
+        Err(Refusal::Pending) => still_pending(tx, &services.rate_limits, applicant, record).await,
         Err(refusal) => Ok(Err(refusal)),
     }
 }
@@ -70,22 +72,21 @@ async fn current_certificate(
 ) -> Result<(IssuedCertificate, bool), EnrollError> {
     if let Some(last) = certificates::find_last_of_key(tx, record.machine_id, applicant.key()).await? {
         if last.is_in_force(applicant.now) {
-            return Ok((certificate::on_record(services, &last)?, false));
+            return Ok((certificate::on_record(&services.authority.load(), &last)?, false));
         }
         if applicant.now >= last.not_after + services.policy.renewal_grace {
             let secret = applicant.token.ok_or(TokenRefusal::MissingForReturn)?;
             token::spend(tx, applicant, secret).await?;
         }
     }
-    let origin = applicant.origin(record.machine_id);
     let public_key = applicant.csr.public_key();
-    let issued = certificate::issue(tx, services, &origin, record.machine_id, public_key).await?;
+    let issued = certificate::issue(tx, services, record.machine_id, public_key).await?;
     Ok((issued, true))
 }
 
 async fn still_pending(
     tx: &mut Transaction,
-    services: &Services,
+    rate_limits: &RateLimits,
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
@@ -94,11 +95,13 @@ async fn still_pending(
         return Ok(Err(Refusal::Pending));
     };
     if applicant.token.is_none() {
-        applicant.charge_address(services)?;
+        applicant.charge_address(rate_limits)?;
     }
     let machine_id = match decision.kind {
         EnrollmentKind::Enrollment => {
-            machines::presence::use_nonce(tx, record.machine_id, applicant.nonce).await?;
+            if let Some(presence) = machines::presence::lock(tx, record.machine_id).await? {
+                machines::presence::use_nonce(tx, &presence.machine, applicant.nonce).await?;
+            }
             Some(record.machine_id)
         }
         // The old key keeps working meanwhile; its nonces are not this key's to use up.

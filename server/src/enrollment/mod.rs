@@ -30,11 +30,11 @@ use crate::{
     changes::Origin,
     check_in::nonce::NonceError,
     machines::{claims::Claims, client_certificate::ClientCertificate},
-    rate_limits::Exceeded,
+    rate_limits::{Exceeded, RateLimits},
     registry::{admission::Refusal, client_certificate::CertificateRefusal},
     secrets::SecretHash,
     services::Services,
-    store::{AsStoreError, StoreError, Transaction, batcher::BatchError, certificates, enrollments, machines},
+    store::{StoreError, Transaction, batcher::BatchError, certificates, enrollments, machines, tx},
 };
 
 /// A machine that was just enrolled has no grants yet, and so no reason to wait for the first.
@@ -89,14 +89,7 @@ pub(crate) enum EnrollError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for EnrollError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(EnrollError);
 
 /// What came of an enrollment.
 pub(crate) enum Outcome {
@@ -159,9 +152,9 @@ impl Applicant {
     }
 
     /// Whoever brings no token has proved nothing but a key that it made itself, so that its address is charged.
-    fn charge_address(&self, services: &Services) -> Result<(), Exceeded> {
+    fn charge_address(&self, rate_limits: &RateLimits) -> Result<(), Exceeded> {
         match self.caller.address {
-            Some(address) => services.rate_limits.charge_address(address),
+            Some(address) => rate_limits.charge_address(address),
             None => Ok(()),
         }
     }
@@ -190,20 +183,12 @@ pub(crate) async fn enroll(
 
 /// Decides in a transaction of its own, which knows every special case.
 async fn decide_alone(services: &Services, applicant: &Applicant) -> Result<Decided, EnrollError> {
-    let decided = services
-        .store
-        .tx("enroll", &(services, applicant), |tx, &(services, applicant)| {
-            Box::pin(decide(tx, services, applicant))
-        })
-        .await;
+    let origin = Origin::applicant(applicant.caller.request_id.clone());
+    let decided = tx!(services.store, Enroll, &origin => decide(services, applicant)).await;
     // A machine that took the serial number in the same moment is found by the next try.
     match decided {
         Err(EnrollError::Store(error)) if lost_a_race(&error) => {
-            let context = (services, applicant);
-            let again = services.store.tx("enroll", &context, |tx, &(services, applicant)| {
-                Box::pin(decide(tx, services, applicant))
-            });
-            Ok(again.await??)
+            Ok(tx!(services.store, Enroll, &origin => decide(services, applicant)).await??)
         }
         other => Ok(other??),
     }
@@ -253,7 +238,7 @@ async fn decide(
     {
         return Err(presented.not_in_force().into());
     }
-    expiry::forget_if_overdue(tx, services, applicant).await?;
+    expiry::forget_if_overdue(tx, &services.policy, applicant).await?;
     if let Some(record) = machines::keys::find(tx, applicant.key()).await? {
         return known_key::decide(tx, services, applicant, &record).await;
     }

@@ -13,28 +13,27 @@ use uuid::Uuid;
 
 use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
-    changes::Change,
-    clock,
+    changes::{Action, Change, EventKind},
     config::{Reenrollment, WithoutToken},
     machines::{assurance::Grounds, labels::Labels},
-    services::Services,
+    services::{Policy, Services},
     store::{
-        self, StoreError, Transaction, audit_entries,
+        self, StoreError, Transaction,
         certificates::{self, Revoked},
         duties::{self, Duty},
         enrollments::{self, NewEnrollment},
-        events::{self, NewEvent},
         inventory,
         machines::{
             self,
             keys::KeyStatus,
+            presence::LockedMachine,
             record::{Identity, NewMachine},
         },
     },
 };
 
-/// What a new machine is called in the audit, and as an event.
-pub(super) const ENROLLED: (&str, &str) = ("machine.enroll", "machine.enrolled");
+/// What the audit and the event call a new machine.
+pub(super) const ENROLLED: (Action, EventKind) = (Action::MachineEnroll, EventKind::MachineEnrolled);
 
 /// What speaks for a key that asks.
 struct Backing {
@@ -71,26 +70,26 @@ pub(super) async fn decide(
         Some(serial_number) => machines::record::find_by_serial_number(tx, serial_number).await?,
         None => None,
     };
-    // What is decided from here on holds until the commit: a revocation, a quarantine or a deletion that came first is
+    // From here on the machine does not change until the commit: a revocation, a quarantine or a deletion that came first is
     // seen, and one that comes now waits.
-    let Some(known) = hold(tx, known).await? else {
+    let Some((locked, known)) = lock(tx, known).await? else {
         return new_machine(tx, services, applicant, &backing).await;
     };
-    // A token that names this serial number speaks for its owner, but not against an administrator who holds the
-    // machine back.
+    // A token that names this serial number speaks for its owner, but not against an administrator who has suspended the
+    // machine.
     let allowed = backing.allows_to_replace();
     if allowed && known.status == MachineStatus::Active && !backing.waits() {
-        return take_over(tx, services, applicant, &backing, &known).await;
+        return take_over(tx, services, applicant, &backing, &locked, &known).await;
     }
     if !allowed && services.policy.reenrollment == Reenrollment::Refuse {
         return Err(EnrollError::Exists {
             serial_number: known.serial_number.unwrap_or_default(),
         });
     }
-    wait_to_take_over(tx, services, applicant, &backing, &known).await
+    wait_to_take_over(tx, &services.policy, applicant, &backing, &known).await
 }
 
-/// The token is held first, then the serial number's place in the inventory: a row that goes in this moment either has
+/// Locks the token first, then the serial number's row in the inventory: a row that is removed in this moment either has
 /// gone already, or goes after this enrollment and takes its ground away.
 async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<Backing, EnrollError> {
     let serial_number = applicant.claims.machine.serial_number.as_deref();
@@ -107,7 +106,7 @@ async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applican
         services.rate_limits.charge_serial_number(serial_number)?;
     }
     let listed = match serial_number {
-        Some(serial_number) => inventory::hold(tx, serial_number).await?,
+        Some(serial_number) => inventory::lock(tx, serial_number).await?,
         None => None,
     };
     let (grounds, labels) = grounds_and_labels(token.as_ref(), serial_number, listed);
@@ -129,7 +128,7 @@ pub(super) fn grounds_and_labels(
 
 /// Strangers can make rows that somebody has to look at: so many at once, and no more.
 async fn demand_room(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<(), EnrollError> {
-    applicant.charge_address(services)?;
+    applicant.charge_address(&services.rate_limits)?;
     let limit = services.policy.without_token_limit;
     let is_full = async |tx: &mut Transaction| {
         let waiting = enrollments::count_waiting_without_token(tx, applicant.now).await?;
@@ -146,13 +145,14 @@ async fn demand_room(tx: &mut Transaction, services: &Services, applicant: &Appl
     Ok(())
 }
 
-/// Holds the machine that a serial number was found to belong to, and reads it again.
-async fn hold(tx: &mut Transaction, found: Option<Identity>) -> Result<Option<Identity>, EnrollError> {
+/// Locks the machine that a serial number was found to belong to, and reads it again.
+async fn lock(tx: &mut Transaction, found: Option<Identity>) -> Result<Option<(LockedMachine, Identity)>, EnrollError> {
     let Some(found) = found else { return Ok(None) };
-    if machines::presence::lock(tx, found.id).await?.is_none() {
+    let Some(presence) = machines::presence::lock(tx, found.id).await? else {
         return Ok(None);
-    }
-    Ok(machines::record::find_identity(tx, found.id).await?)
+    };
+    let identity = machines::record::find_identity(tx, found.id).await?;
+    Ok(identity.map(|identity| (presence.machine, identity)))
 }
 
 async fn new_machine(
@@ -161,7 +161,7 @@ async fn new_machine(
     applicant: &Applicant,
     backing: &Backing,
 ) -> Result<Decided, EnrollError> {
-    let machine_id = clock::new_id(services.clock.as_ref());
+    let machine_id = tx.new_id();
     let waits = backing.waits();
     let new = NewMachine {
         id: machine_id,
@@ -179,9 +179,11 @@ async fn new_machine(
     machines::record::insert(tx, &new).await?;
     let digest = applicant.claims.digest()?;
     machines::presence::insert(tx, machine_id, !waits, applicant.key(), digest, applicant.nonce).await?;
-    let enrollment_id = record(tx, services, applicant, backing, machine_id, None, waits).await?;
+    let enrollment_id = record(tx, &services.policy, applicant, backing, machine_id, None, waits).await?;
     let labels = ("labels", json!(backing.labels));
-    announce(tx, services, applicant, machine_id, ENROLLED, Value::Null, labels).await?;
+    tx.act_as(applicant.origin(machine_id));
+    tx.record(change(applicant, machine_id, ENROLLED, Value::Null, labels)?)
+        .await?;
     if waits {
         return Ok(Decided::Pending {
             enrollment_id,
@@ -198,49 +200,40 @@ async fn take_over(
     services: &Services,
     applicant: &Applicant,
     backing: &Backing,
+    locked: &LockedMachine,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
     let digest = applicant.claims.digest()?;
-    machines::keys::supersede_all(tx, known.id, applicant.now).await?;
-    certificates::revoke(tx, known.id, Revoked::All, RevocationReason::Superseded, applicant.now).await?;
+    machines::keys::supersede_all(tx, locked, applicant.now).await?;
+    certificates::revoke(tx, locked, Revoked::All, RevocationReason::Superseded, applicant.now).await?;
     let (grounds, assurance) = (backing.grounds, backing.grounds.assurance());
     let (key, claims, now) = (applicant.key(), &applicant.claims, applicant.now);
-    machines::record::replace_key(tx, known.id, key, claims, grounds, now).await?;
-    machines::presence::replace_key(tx, known.id, applicant.key(), digest).await?;
-    machines::presence::use_nonce(tx, known.id, applicant.nonce).await?;
-    record(tx, services, applicant, backing, known.id, Some(known), false).await?;
-    announce(
-        tx,
-        services,
-        applicant,
-        known.id,
-        ("machine.re-enroll", "machine.re-enrolled"),
-        json!({"key": known.current_key, "assurance": known.assurance}),
-        ("assurance", json!(assurance)),
-    )
-    .await?;
+    machines::record::replace_key(tx, locked, key, claims, grounds, now).await?;
+    machines::presence::replace_key(tx, locked, applicant.key(), digest).await?;
+    machines::presence::use_nonce(tx, locked, applicant.nonce).await?;
+    record(tx, &services.policy, applicant, backing, known.id, Some(known), false).await?;
+    let what = (Action::MachineReEnroll, EventKind::MachineReEnrolled);
+    let before = json!({"key": known.current_key, "assurance": known.assurance});
+    let after = ("assurance", json!(assurance));
+    tx.act_as(applicant.origin(known.id));
+    tx.record(change(applicant, known.id, what, before, after)?).await?;
     issue(tx, services, applicant, known.id, assurance).await
 }
 
 async fn wait_to_take_over(
     tx: &mut Transaction,
-    services: &Services,
+    policy: &Policy,
     applicant: &Applicant,
     backing: &Backing,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
-    let enrollment_id = record(tx, services, applicant, backing, known.id, Some(known), true).await?;
+    let enrollment_id = record(tx, policy, applicant, backing, known.id, Some(known), true).await?;
     let detail = json!({"enrollment_id": enrollment_id, "key": applicant.key(), "previous_key": known.current_key});
-    events::insert(
-        tx,
-        services.clock.as_ref(),
-        known.id,
-        "machine.re-enrollment-requested",
-        detail.clone(),
-    )
-    .await?;
-    let change = Change::new("enrollment.request", "enrollment", enrollment_id).after(detail);
-    audit_entries::insert(tx, services.clock.as_ref(), &applicant.origin(known.id), change).await?;
+    let change = Change::new(Action::EnrollmentRequest, enrollment_id)
+        .after(detail.clone())
+        .event(known.id, EventKind::MachineReEnrollmentRequested, detail);
+    tx.act_as(applicant.origin(known.id));
+    tx.record(change).await?;
     Ok(Decided::Pending {
         enrollment_id,
         machine_id: None,
@@ -251,7 +244,7 @@ async fn wait_to_take_over(
 /// Keeps the key and what was decided on it.
 async fn record(
     tx: &mut Transaction,
-    services: &Services,
+    policy: &Policy,
     applicant: &Applicant,
     backing: &Backing,
     machine_id: Uuid,
@@ -260,7 +253,7 @@ async fn record(
 ) -> Result<Uuid, EnrollError> {
     let key_status = if waits { KeyStatus::Pending } else { KeyStatus::Current };
     machines::keys::insert(tx, applicant.csr.public_key(), machine_id, key_status, applicant.now).await?;
-    let id = clock::new_id(services.clock.as_ref());
+    let id = tx.new_id();
     let new = NewEnrollment {
         id,
         kind: if replaces.is_some() {
@@ -279,47 +272,30 @@ async fn record(
         token_id: backing.token.as_ref().map(|token| token.id),
         claims: &applicant.claims,
         now: applicant.now,
-        expires_at: applicant.now.saturating_add(services.policy.pending_ttl),
+        expires_at: applicant.now.saturating_add(policy.pending_ttl),
     };
     enrollments::insert(tx, &new).await?;
     Ok(id)
 }
 
-async fn announce(
-    tx: &mut Transaction,
-    services: &Services,
+/// What the audit and an event say of a key that got in.
+pub(super) fn change(
     applicant: &Applicant,
     machine_id: Uuid,
-    what: (&'static str, &'static str),
-    before: Value,
-    value: (&str, Value),
-) -> Result<(), EnrollError> {
-    let (event, change) = trace(applicant, machine_id, what, before, value)?;
-    events::insert_all(tx, services.clock.as_ref(), &[event]).await?;
-    audit_entries::insert(tx, services.clock.as_ref(), &applicant.origin(machine_id), change).await?;
-    Ok(())
-}
-
-/// What is told of a key that got in, in an event and in the audit.
-pub(super) fn trace(
-    applicant: &Applicant,
-    machine_id: Uuid,
-    (action, kind): (&'static str, &'static str),
+    (action, kind): (Action, EventKind),
     before: Value,
     (member, value): (&str, Value),
-) -> Result<(NewEvent, Change), StoreError> {
+) -> Result<Change, StoreError> {
     let machine = store::json(&applicant.claims.machine)?;
     let after = json!({"key": applicant.key(), "machine": machine, member: value});
-    let event = NewEvent {
-        machine_id,
-        kind,
-        detail: json!({"before": before, "after": after}),
-    };
-    let mut change = Change::new(action, "machine", machine_id).after(after);
-    if !before.is_null() {
-        change = change.before(before);
-    }
-    Ok((event, change))
+    let detail = json!({"before": before, "after": after});
+    let change = Change::new(action, machine_id)
+        .after(after)
+        .event(machine_id, kind, detail);
+    Ok(match before {
+        Value::Null => change,
+        before => change.before(before),
+    })
 }
 
 async fn issue(
@@ -329,8 +305,7 @@ async fn issue(
     machine_id: Uuid,
     assurance: Assurance,
 ) -> Result<Decided, EnrollError> {
-    let origin = applicant.origin(machine_id);
-    let certificate = certificate::issue(tx, services, &origin, machine_id, applicant.csr.public_key()).await?;
+    let certificate = certificate::issue(tx, services, machine_id, applicant.csr.public_key()).await?;
     Ok(Decided::Active {
         machine_id,
         assurance,

@@ -20,17 +20,16 @@ use super::{
     new_key, token,
 };
 use crate::{
-    changes::{Change, Origin},
-    clock::{self, Clock},
+    changes::Origin,
+    clock,
     machines::{assurance::Grounds, claims::ClaimsDigest, labels::Labels},
     rate_limits::RateLimits,
     secrets::SecretHash,
     services::Services,
     store::{
         self, Connection, StoreError,
-        audit_entries::{self, TimedEntry},
+        changes::{self, Stamp},
         enrollment_tokens,
-        events::{self, TimedEvent},
         machines::{
             self,
             new::{Asking, NewRows, OnRecord},
@@ -49,16 +48,9 @@ pub(super) struct NewMachine {
     machine_id: Uuid,
     enrollment_id: Uuid,
     waits_until: OffsetDateTime,
-    enrolled: Noted,
+    enrolled: Stamp,
     signed: Signed,
-    issued: Noted,
-}
-
-/// When something was noted, and under which ids: made before the transaction, in the order of what has happened.
-struct Noted {
-    at: OffsetDateTime,
-    event_id: Uuid,
-    entry_id: Uuid,
+    issued: Stamp,
 }
 
 /// A new machine that is let in, with what its token and the inventory add.
@@ -69,33 +61,6 @@ struct Admitted<'a> {
     labels: Labels,
 }
 
-impl Noted {
-    fn now(clock: &dyn Clock) -> Self {
-        Self {
-            at: clock.now(),
-            event_id: clock::new_id(clock),
-            entry_id: clock::new_id(clock),
-        }
-    }
-
-    fn event<'a>(&self, event: &'a events::NewEvent) -> TimedEvent<'a> {
-        TimedEvent {
-            id: self.event_id,
-            at: self.at,
-            event,
-        }
-    }
-
-    fn entry<'a>(&self, origin: &'a Origin, change: &'a Change) -> TimedEntry<'a> {
-        TimedEntry {
-            id: self.entry_id,
-            at: self.at,
-            origin,
-            change,
-        }
-    }
-}
-
 impl NewMachine {
     /// Prepares a key that brings a token, and no certificate: one that does may be known. `None` for any other, and where no
     /// certificate can be signed: a transaction of its own tells whether the key needs one.
@@ -104,7 +69,7 @@ impl NewMachine {
         let clock = services.clock.as_ref();
         let machine_id = clock::new_id(clock);
         let enrollment_id = clock::new_id(clock);
-        let enrolled = Noted::now(clock);
+        let enrolled = Stamp::now(clock);
         let signed = certificate::sign(services, machine_id, applicant.csr.public_key(), None).ok()?;
         Some(Self {
             secret,
@@ -115,7 +80,7 @@ impl NewMachine {
             waits_until: applicant.now.saturating_add(services.policy.pending_ttl),
             enrolled,
             signed,
-            issued: Noted::now(clock),
+            issued: Stamp::now(clock),
             applicant: Arc::clone(applicant),
         })
     }
@@ -132,9 +97,9 @@ impl NewMachine {
 /// Lets in who is ordinary, and answers by the place in the slice with what was decided; `None` for the others,
 /// of whom nothing is written.
 ///
-/// Tokens are held first, then the serial numbers' places in the inventory, as everybody takes
-/// them. What is found on record is not held: whoever makes the same key or serial number a machine's in this moment
-/// violates an index, or this transaction does and is undone.
+/// Locks tokens first, then the serial numbers' rows in the inventory. What is found on record is not locked: another
+/// transaction that makes the same key or serial number a machine's in this moment violates an index, or this one does and is
+/// undone.
 pub(super) async fn admit(
     connection: &mut Connection,
     rate_limits: &RateLimits,
@@ -212,30 +177,26 @@ fn choose<'a>(
 async fn write(connection: &mut Connection, admitted: &[&Admitted<'_>]) -> Result<(), StoreError> {
     let rows: Vec<NewRows<'_>> = admitted.iter().map(|admitted| admitted.rows()).collect();
     machines::new::insert(connection, &rows).await?;
-    let mut traces = Vec::with_capacity(admitted.len());
+    let mut changes = Vec::with_capacity(admitted.len() * 2);
     for Admitted {
         new_machine, labels, ..
     } in admitted
     {
-        let labels = ("labels", json!(labels));
-        let enrolled = new_key::trace(
+        let (applicant, machine_id, labels) = (
             &new_machine.applicant,
             new_machine.machine_id,
-            new_key::ENROLLED,
-            Value::Null,
-            labels,
-        )?;
-        let issued = new_machine.signed.trace(new_machine.machine_id, new_machine.key());
-        traces.push((&new_machine.origin, &new_machine.enrolled, enrolled));
-        traces.push((&new_machine.origin, &new_machine.issued, issued));
+            ("labels", json!(labels)),
+        );
+        let enrolled = new_key::change(applicant, machine_id, new_key::ENROLLED, Value::Null, labels)?;
+        changes.push((new_machine.enrolled, &new_machine.origin, enrolled));
+        let issued = new_machine.signed.change(machine_id, new_machine.key());
+        changes.push((new_machine.issued, &new_machine.origin, issued));
     }
-    let events: Vec<TimedEvent<'_>> = traces.iter().map(|(_, noted, (event, _))| noted.event(event)).collect();
-    events::insert_timed(connection, &events).await?;
-    let entries: Vec<TimedEntry<'_>> = traces
+    let stamped: Vec<_> = changes
         .iter()
-        .map(|(origin, noted, (_, change))| noted.entry(origin, change))
+        .map(|(stamp, origin, change)| (*stamp, *origin, change))
         .collect();
-    audit_entries::insert_timed(connection, &entries).await
+    changes::record(connection, &stamped).await
 }
 
 impl Admitted<'_> {

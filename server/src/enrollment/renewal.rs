@@ -21,8 +21,8 @@ use crate::{
         admission::{self, Attempt, Refusal},
         key_rotation::{self, RotationRefusal},
     },
-    services::Services,
-    store::{AsStoreError, StoreError, Transaction, certificates, machines},
+    services::{Policy, Services},
+    store::{AsStoreError, StoreError, Transaction, certificates, machines, tx},
 };
 
 /// Why a renewal is refused.
@@ -85,17 +85,9 @@ pub(crate) async fn renew(
     if verified.evidence.claims().csr_sha256.as_deref() != Some(&digest) {
         return Err(RenewError::OtherCsr);
     }
-    let context = (services, request_id, certificate, &verified, csr.public_key());
-    let renewed = services
-        .store
-        .tx(
-            "renew",
-            &context,
-            |tx, &(services, request_id, certificate, verified, public_key)| {
-                Box::pin(issue(tx, services, request_id, certificate, verified, public_key))
-            },
-        )
-        .await?;
+    let origin = Origin::machine(verified.machine_id, request_id.to_owned());
+    let (verified, public_key) = (&verified, csr.public_key());
+    let renewed = tx!(services.store, Renew, &origin => issue(services, certificate, verified, public_key)).await?;
     let renewed = renewed.map_err(|refusal| RenewError::Evidence(refusal.into()))?;
     Ok(Answer {
         renewed,
@@ -106,13 +98,11 @@ pub(crate) async fn renew(
 async fn issue(
     tx: &mut Transaction,
     services: &Services,
-    request_id: &str,
     presented: Option<&ClientCertificate>,
     verified: &Verified,
     public_key: &PublicKey,
 ) -> Result<Result<Renewed, Refusal>, RenewError> {
     let machine_id = verified.machine_id;
-    let origin = Origin::machine(machine_id, request_id.to_owned());
     let attempt = Attempt {
         key: verified.evidence.key(),
         nonce: verified.nonce,
@@ -121,8 +111,7 @@ async fn issue(
     let Some(key) = machines::keys::find(tx, attempt.key).await? else {
         return Ok(Err(Refusal::Unknown));
     };
-    let clock = services.clock.as_ref();
-    let admitted = match admission::admit(tx, clock, &origin, &key, &attempt).await? {
+    let admitted = match admission::admit(tx, &key, &attempt).await? {
         Ok(admitted) => admitted,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -131,17 +120,17 @@ async fn issue(
     {
         return Err(CheckInError::from(presented.not_in_force()).into());
     }
-    demand_within_grace(tx, services, machine_id, attempt.key).await?;
-    machines::presence::use_nonce(tx, machine_id, verified.nonce).await?;
+    demand_within_grace(tx, &services.policy, machine_id, attempt.key).await?;
+    machines::presence::use_nonce(tx, &admitted.presence.machine, verified.nonce).await?;
     let issued_before = if public_key.thumbprint() == attempt.key {
         None
     } else {
-        key_rotation::begin(tx, clock, &origin, &admitted, public_key).await??;
+        key_rotation::begin(tx, &admitted, public_key).await??;
         certificates::find_last_of_key(tx, machine_id, public_key.thumbprint()).await?
     };
-    let certificate = match issued_before.filter(|before| before.is_in_force(clock.now())) {
-        Some(before) => certificate::on_record(services, &before).map_err(EnrollError::from)?,
-        None => certificate::issue(tx, services, &origin, machine_id, public_key).await?,
+    let certificate = match issued_before.filter(|before| before.is_in_force(tx.now())) {
+        Some(before) => certificate::on_record(&services.authority.load(), &before).map_err(EnrollError::from)?,
+        None => certificate::issue(tx, services, machine_id, public_key).await?,
     };
     Ok(Ok(Renewed {
         certificate,
@@ -151,16 +140,14 @@ async fn issue(
 
 async fn demand_within_grace(
     tx: &mut Transaction,
-    services: &Services,
+    policy: &Policy,
     machine_id: Uuid,
     key: KeyThumbprint,
 ) -> Result<(), RenewError> {
     let certificate = certificates::find_last_of_key(tx, machine_id, key).await?;
     let expired_at = certificate.map(|certificate| certificate.not_after);
     match expired_at {
-        Some(expired_at) if services.clock.now() >= expired_at + services.policy.renewal_grace => {
-            Err(RenewError::Expired { expired_at })
-        }
+        Some(expired_at) if tx.now() >= expired_at + policy.renewal_grace => Err(RenewError::Expired { expired_at }),
         _ => Ok(()),
     }
 }

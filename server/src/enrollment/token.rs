@@ -31,7 +31,7 @@ pub(crate) enum TokenRefusal {
     OtherSerialNumber,
 }
 
-/// Finds a token by what the applicant brought, holds it, and uses it once.
+/// Locks the token that the applicant brought, and uses it once.
 pub(super) async fn spend(
     tx: &mut Transaction,
     applicant: &Applicant,

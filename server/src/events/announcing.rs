@@ -7,13 +7,15 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    changes::Origin,
     clock::{self, Clock},
     periodic::{Turns, Work},
     services::Services,
     store::{
-        self, StoreError, Transaction,
+        self, Store, StoreError, Transaction,
         duties::{self, Duty},
         events::Announcement,
+        tx,
         webhook_deliveries::NewDelivery,
         webhooks::Interest,
     },
@@ -28,24 +30,20 @@ const BATCH: i64 = 500;
 
 /// Announces whatever waits, again and again, until the server stops.
 pub(crate) async fn run_announcer(services: Arc<Services>, turns: Turns) {
-    turns.repeat(|| announce_waiting(&services)).await;
+    turns.repeat(|| announce_waiting(&services.store)).await;
 }
 
 /// Announces whatever waits; nothing while another replica does.
-async fn announce_waiting(services: &Services) -> Result<(), StoreError> {
+async fn announce_waiting(store: &Store) -> Result<(), StoreError> {
     loop {
-        let clock = services.clock.as_ref();
-        let announced = services
-            .store
-            .tx(NAME, &clock, |tx, &clock| Box::pin(announce_batch(tx, clock)))
-            .await?;
+        let announced = tx!(store, AnnounceEvents, &Origin::system() => announce_batch()).await?;
         if i64::try_from(announced).unwrap_or(BATCH) < BATCH {
             return Ok(());
         }
     }
 }
 
-async fn announce_batch(tx: &mut Transaction, clock: &dyn Clock) -> Result<usize, StoreError> {
+async fn announce_batch(tx: &mut Transaction) -> Result<usize, StoreError> {
     if !duties::try_take(tx, Duty::AnnounceEvents).await? {
         return Ok(0);
     }
@@ -54,8 +52,9 @@ async fn announce_batch(tx: &mut Transaction, clock: &dyn Clock) -> Result<usize
         return Ok(0);
     }
     let interests = store::webhooks::interests(tx).await?;
-    let deliveries = deliveries(&announced, &interests, clock);
-    store::webhook_deliveries::insert(tx, &deliveries, clock.now()).await?;
+    let deliveries = deliveries(&announced, &interests, tx.clock());
+    let now = tx.now();
+    store::webhook_deliveries::insert(tx, &deliveries, now).await?;
     Ok(announced.len())
 }
 

@@ -4,7 +4,7 @@ pub(crate) mod announcing;
 pub(crate) mod feed;
 pub(crate) mod subscription;
 
-use assay_protocol::admin_api::events::Event;
+use assay_protocol::admin_api::{changes::EventKind, events::Event};
 use uuid::Uuid;
 
 use crate::{
@@ -16,13 +16,13 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct EventFilter {
     pub(crate) machine_id: Option<Uuid>,
-    pub(crate) kind: Option<String>,
+    pub(crate) kind: Option<EventKind>,
 }
 
 impl EventFilter {
     fn wants(&self, event: &Event) -> bool {
         self.machine_id.is_none_or(|id| id == event.machine_id)
-            && self.kind.as_ref().is_none_or(|kind| *kind == event.kind)
+            && self.kind.is_none_or(|kind| kind.as_str() == event.kind)
     }
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn list(
 ) -> Result<Vec<Event>, StoreError> {
     let mut connection = services.store.connection().await?;
     // A query for each, so that each has its index.
-    match (filter.machine_id, filter.kind.as_deref()) {
+    match (filter.machine_id, filter.kind.map(EventKind::as_str)) {
         (Some(id), kind) => store::events::list_of_machine(&mut connection, id, kind, after, rows).await,
         (None, Some(kind)) => store::events::list_of_kind(&mut connection, kind, after, rows).await,
         (None, None) => store::events::list(&mut connection, after, rows).await,

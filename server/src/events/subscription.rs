@@ -257,7 +257,7 @@ mod tests {
         let nowhere = PgPoolOptions::new().connect_lazy("postgres://localhost:1/").unwrap();
         let (items, received) = mpsc::channel(room);
         let stream = Stream {
-            store: Store::new(nowhere, Arc::new(Metrics::new())),
+            store: Store::new(nowhere, Arc::new(crate::clock::SystemClock), Arc::new(Metrics::new())),
             filter: EventFilter::default(),
             events: broadcast::Sender::new(1).subscribe(),
             items,

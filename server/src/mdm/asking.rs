@@ -11,19 +11,18 @@ use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use tokio::{select, time::sleep};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{NanoMdm, client::EnqueueResult};
 use crate::{
-    changes::{Change, Origin},
-    clock,
+    changes::{Action, Change, Origin},
     periodic::{Turns, Work},
     registry::apple_attestations::{due, request},
-    services::Services,
+    services::{Policy, Services},
     store::{
-        self, StoreError, Transaction,
+        StoreError, Transaction,
         duties::{self, Duty},
         mdm_devices::{self, Turn, TurnMachine},
+        tx,
     },
 };
 
@@ -70,10 +69,8 @@ async fn ask_due(services: &Services, mdm: &NanoMdm, shutdown: &CancellationToke
         if shutdown.is_cancelled() {
             return Ok(());
         }
-        let claim = services
-            .store
-            .tx(NAME, services, |tx, services| Box::pin(claim(tx, services)));
-        let Some(request) = claim.await? else {
+        let (policy, origin) = (&services.policy, &Origin::system());
+        let Some(request) = tx!(services.store, AskForAttestation, origin => claim(policy)).await? else {
             return Ok(());
         };
         let result = select! {
@@ -88,15 +85,7 @@ async fn ask_due(services: &Services, mdm: &NanoMdm, shutdown: &CancellationToke
                 "cannot ask a device for its attestation"
             );
         }
-        let context = (services, &request.turn, &result);
-        services
-            .store
-            .tx(
-                "record the result of a command",
-                &context,
-                |tx, &(services, turn, result)| Box::pin(record(tx, services, turn, result)),
-            )
-            .await?;
+        tx!(services.store, RecordAttestationCommand, origin => record(&request.turn, &result)).await?;
         if !continues {
             return Ok(());
         }
@@ -111,15 +100,15 @@ async fn after_grace(shutdown: &CancellationToken) {
 
 /// Chooses the next device to ask, and records that it is asked. `None` if no device is due, if calls to the MDM are
 /// paused, or if another replica does this work.
-async fn claim(tx: &mut Transaction, services: &Services) -> Result<Option<Request>, StoreError> {
+async fn claim(tx: &mut Transaction, policy: &Policy) -> Result<Option<Request>, StoreError> {
     if !duties::try_take(tx, Duty::AskForAttestations).await? {
         return Ok(None);
     }
-    let now = services.clock.now();
+    let now = tx.now();
     if mdm_devices::pause(tx).await?.is_some_and(|(until, _)| now < until) {
         return Ok(None);
     }
-    let renewed_after = due::due_after(services);
+    let renewed_after = due::due_after(policy);
     let mut put_off = Vec::new();
     let mut next = None;
     for turn in mdm_devices::due(tx, now, EXAMINED).await? {
@@ -134,38 +123,32 @@ async fn claim(tx: &mut Transaction, services: &Services) -> Result<Option<Reque
     }
     mdm_devices::put_off(tx, &put_off).await?;
     match next {
-        Some((machine, turn)) => Ok(Some(note(tx, services, &machine, turn, now).await?)),
+        Some((machine, turn)) => Ok(Some(note(tx, &machine, turn, now).await?)),
         None => Ok(None),
     }
 }
 
 async fn note(
     tx: &mut Transaction,
-    services: &Services,
     machine: &TurnMachine,
     turn: Turn,
     now: OffsetDateTime,
 ) -> Result<Request, StoreError> {
-    let command: Uuid = clock::new_id(services.clock.as_ref());
+    let command = tx.new_id();
     let nonce = FreshnessCode::of(&machine.key);
     mdm_devices::note_asked(tx, &turn.enrollment_id, command, now, now.saturating_add(ASK_EVERY)).await?;
-    let change = Change::new("machine.ask-for-attestation", "machine", machine.id).after(json!({
+    let change = Change::new(Action::MachineAskForAttestation, machine.id).after(json!({
         "enrollment_id": turn.enrollment_id, "command_uuid": command, "nonce_hex": nonce,
     }));
-    store::audit_entries::insert(tx, services.clock.as_ref(), &Origin::system(), change).await?;
+    tx.record(change).await?;
     Ok(Request {
         plist: request::device_information(nonce, command),
         turn,
     })
 }
 
-async fn record(
-    tx: &mut Transaction,
-    services: &Services,
-    turn: &Turn,
-    result: &EnqueueResult,
-) -> Result<(), StoreError> {
-    let now = services.clock.now();
+async fn record(tx: &mut Transaction, turn: &Turn, result: &EnqueueResult) -> Result<(), StoreError> {
+    let now = tx.now();
     match result {
         EnqueueResult::Queued => {
             mdm_devices::end_pause(tx).await?;

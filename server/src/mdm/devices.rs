@@ -7,18 +7,15 @@ use uuid::Uuid;
 
 use super::RefusedAttestation;
 use crate::{
-    changes::{Change, Origin},
-    services::Services,
+    changes::{Action, Change, EventKind, Origin},
     store::{
-        self, StoreError, Transaction,
+        Store, StoreError, Transaction,
         duties::{self, Duty},
         machines,
         mdm_devices::{self, Device, Refused},
+        tx,
     },
 };
-
-/// The resource kind in the audit log.
-const KIND: &str = "mdm-device";
 
 /// A device's response to a command.
 pub(super) struct DeviceResponse<'a> {
@@ -31,12 +28,12 @@ pub(super) struct DeviceResponse<'a> {
 /// Records where a device can be reached. `serial_number` is the one in this event. If there is none and the device is
 /// new, the machine that reports this hardware UUID gives the serial number. If nothing is new, nothing is written.
 pub(super) async fn learn(
-    services: &Services,
+    store: &Store,
     origin: &Origin,
     enrollment_id: &str,
     serial_number: Option<&str>,
 ) -> Result<Device, StoreError> {
-    let mut connection = services.store.connection().await?;
+    let mut connection = store.connection().await?;
     let known = mdm_devices::find(&mut connection, enrollment_id).await?;
     let said = serial_number
         .and_then(|text| hardware_id(text).ok().flatten())
@@ -50,47 +47,32 @@ pub(super) async fn learn(
     if let Some(device) = known.filter(|device| is_known(device, serial_number.as_deref())) {
         return Ok(device);
     }
-    let context = (services, origin, enrollment_id, serial_number.as_deref());
-    let keep = services.store.tx(
-        "record an MDM device",
-        &context,
-        |tx, &(services, origin, id, serial_number)| Box::pin(keep(tx, services, origin, id, serial_number)),
-    );
-    keep.await
+    let serial_number = serial_number.as_deref();
+    tx!(store, LearnMdmDevice, origin => keep(enrollment_id, serial_number)).await
 }
 
 /// Clears the refusal of a device whose latest response was accepted.
-pub(super) async fn clear_refusal(services: &Services, device: &Device, enrollment_id: &str) -> Result<(), StoreError> {
+pub(super) async fn clear_refusal(store: &Store, device: &Device, enrollment_id: &str) -> Result<(), StoreError> {
     if device.refused_digest.is_none() {
         return Ok(());
     }
-    let mut connection = services.store.connection().await?;
+    let mut connection = store.connection().await?;
     mdm_devices::set_refused(&mut connection, enrollment_id, None).await
 }
 
 /// Records a refusal for administrators, once for each response and reason. Returns the machine concerned: the one with
 /// the attested serial number, or else the device's.
 pub(super) async fn record_refusal(
-    services: &Services,
+    store: &Store,
     origin: &Origin,
     response: &DeviceResponse<'_>,
     refusal: &RefusedAttestation,
 ) -> Result<Option<Uuid>, StoreError> {
-    let context = (services, origin, response, refusal);
-    let note = services.store.tx(
-        "refuse an attestation",
-        &context,
-        |tx, &(services, origin, response, refusal)| {
-            Box::pin(record_refusal_once(tx, services, origin, response, refusal))
-        },
-    );
-    note.await
+    tx!(store, RefuseAttestation, origin => record_refusal_once(response, refusal)).await
 }
 
 async fn record_refusal_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
     response: &DeviceResponse<'_>,
     refusal: &RefusedAttestation,
 ) -> Result<Option<Uuid>, StoreError> {
@@ -109,50 +91,42 @@ async fn record_refusal_once(
     if device.refused_digest.as_deref() == Some(digest.as_slice()) {
         return Ok(machine_id);
     }
-    let clock = services.clock.as_ref();
     let refused = Refused {
         digest,
         refusal: &refusal.detail,
-        at: clock.now(),
+        at: tx.now(),
     };
     mdm_devices::set_refused(tx, response.enrollment_id, Some(&refused)).await?;
     let detail = json!({
         "reason": refusal.reason, "detail": refusal.detail, "enrollment_id": response.enrollment_id,
         "command_uuid": response.command, "machine_id": machine_id,
     });
+    let mut change =
+        Change::new(Action::MdmDeviceRefuseAttestation, response.enrollment_id).reason(Some(&refusal.detail));
     if let Some(machine_id) = machine_id {
-        store::events::insert(tx, clock, machine_id, "machine.attestation-refused", detail.clone()).await?;
+        change = change.event(machine_id, EventKind::MachineAttestationRefused, detail.clone());
     }
-    let change = Change::new("mdm-device.refuse-attestation", KIND, response.enrollment_id)
-        .reason(Some(&refusal.detail))
-        .after(detail);
-    store::audit_entries::insert(tx, clock, origin, change).await?;
+    tx.record(change.after(detail)).await?;
     Ok(machine_id)
 }
 
 /// Runs one at a time. Otherwise two devices with the same serial number would conflict on its unique index.
-async fn keep(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    enrollment_id: &str,
-    serial_number: Option<&str>,
-) -> Result<Device, StoreError> {
+async fn keep(tx: &mut Transaction, enrollment_id: &str, serial_number: Option<&str>) -> Result<Device, StoreError> {
     duties::wait_for(tx, Duty::LearnMdmDevices).await?;
     let before = mdm_devices::lock(tx, enrollment_id).await?;
     if let Some(device) = before.clone().filter(|device| is_known(device, serial_number)) {
         return Ok(device);
     }
-    let clock = services.clock.as_ref();
-    mdm_devices::keep(tx, enrollment_id, serial_number, clock.now()).await?;
+    let now = tx.now();
+    mdm_devices::keep(tx, enrollment_id, serial_number, now).await?;
     let after = mdm_devices::find(tx, enrollment_id).await?;
     let after = after.ok_or_else(|| StoreError::Corrupt("a device that was just recorded is missing".to_owned()))?;
     let seen = |device: &Device| json!({ "serial_number": device.serial_number });
-    let mut change = Change::new("mdm-device.learn", KIND, enrollment_id).after(seen(&after));
+    let mut change = Change::new(Action::MdmDeviceLearn, enrollment_id).after(seen(&after));
     if let Some(before) = &before {
         change = change.before(seen(before));
     }
-    store::audit_entries::insert(tx, clock, origin, change).await?;
+    tx.record(change).await?;
     Ok(after)
 }
 

@@ -27,7 +27,7 @@ use crate::{
     changes::Origin,
     registry::apple_attestations::{self, AppleAttestationError},
     services::Services,
-    store::{StoreError, machines, mdm_devices::Device},
+    store::{Store, StoreError, machines, mdm_devices::Device},
 };
 
 pub(crate) use self::client::NanoMdm;
@@ -105,7 +105,7 @@ pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEve
         _ => Report::default(),
     };
     if let Some(enrollment_id) = name(message, &report)? {
-        devices::learn(services, origin, enrollment_id, report.serial_number.as_deref()).await?;
+        devices::learn(&services.store, origin, enrollment_id, report.serial_number.as_deref()).await?;
     }
     Ok(ignored(NO_REPORT))
 }
@@ -113,18 +113,18 @@ pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEve
 async fn connect(services: &Services, origin: &Origin, message: &MdmMessage) -> Result<MdmReceipt, MdmError> {
     let report = read(message)?;
     let enrollment_id = name(message, &report)?.ok_or(MdmError::Nameless)?;
-    let device = devices::learn(services, origin, enrollment_id, report.serial_number.as_deref()).await?;
+    let device = devices::learn(&services.store, origin, enrollment_id, report.serial_number.as_deref()).await?;
     let response = DeviceResponse {
         enrollment_id,
         command: message.command_uuid.as_deref(),
         chain: report.attestation.as_deref(),
     };
     let Some(chain) = report.attestation.clone() else {
-        return without_attestation(services, origin, message, &device, &response).await;
+        return without_attestation(&services.store, origin, message, &device, &response).await;
     };
     match attest(services, origin, enrollment_id, chain).await {
         Ok(machine_id) => {
-            devices::clear_refusal(services, &device, enrollment_id).await?;
+            devices::clear_refusal(&services.store, &device, enrollment_id).await?;
             Ok(MdmReceipt {
                 outcome: MdmOutcome::Bound,
                 machine_id: Some(machine_id),
@@ -132,14 +132,14 @@ async fn connect(services: &Services, origin: &Origin, message: &MdmMessage) -> 
                 detail: "the attestation is recorded".to_owned(),
             })
         }
-        Err(BindError::Refused(refusal)) => refused(services, origin, &response, refusal).await,
+        Err(BindError::Refused(refusal)) => refused(&services.store, origin, &response, refusal).await,
         Err(BindError::Store(error)) => Err(error.into()),
     }
 }
 
 /// A device that has completed the command for an attestation without giving one will not give one later.
 async fn without_attestation(
-    services: &Services,
+    store: &Store,
     origin: &Origin,
     message: &MdmMessage,
     device: &Device,
@@ -163,16 +163,16 @@ async fn without_attestation(
         detail,
         machine_id: None,
     };
-    refused(services, origin, response, refusal).await
+    refused(store, origin, response, refusal).await
 }
 
 async fn refused(
-    services: &Services,
+    store: &Store,
     origin: &Origin,
     response: &DeviceResponse<'_>,
     refusal: RefusedAttestation,
 ) -> Result<MdmReceipt, MdmError> {
-    let machine_id = devices::record_refusal(services, origin, response, &refusal).await?;
+    let machine_id = devices::record_refusal(store, origin, response, &refusal).await?;
     Ok(MdmReceipt {
         outcome: MdmOutcome::Refused,
         machine_id,
@@ -189,10 +189,10 @@ async fn attest(
     chain: Vec<Vec<u8>>,
 ) -> Result<Uuid, BindError> {
     let unverified = UnverifiedAttestation::from_der(chain)?;
-    let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
+    let attestation = unverified.verify(&services.attestation_roots, services.store.now())?;
     let serial_number = attestation.claims().serial_number.clone();
     let serial_number = serial_number.ok_or(AttestationError::NoSerialNumber)?;
-    devices::learn(services, origin, enrollment_id, Some(&serial_number)).await?;
+    devices::learn(&services.store, origin, enrollment_id, Some(&serial_number)).await?;
     let mut connection = services.store.connection().await?;
     let machine = machines::record::find_by_serial_number(&mut connection, &serial_number).await?;
     drop(connection);

@@ -7,15 +7,14 @@ use time::OffsetDateTime;
 
 use super::devices;
 use crate::{
-    changes::{Change, Origin},
-    clock::Clock,
+    changes::{Action, Change, EventKind},
     machines::claims::Claims,
     store::{
-        self, StoreError, Transaction, audit_entries, events,
+        self, StoreError, Transaction,
         machines::{
             self,
             keys::{KeyRecord, KeyStatus},
-            presence::Presence,
+            presence::{LockedMachine, Presence},
             record::Identity,
         },
     },
@@ -48,7 +47,7 @@ pub(crate) enum Refusal {
     },
 }
 
-/// The rows that a decision rests on, all of one machine, its presence locked.
+/// The rows that a decision rests on, all of one machine.
 pub(crate) struct Admitted {
     pub(crate) presence: Presence,
     pub(crate) identity: Identity,
@@ -67,8 +66,6 @@ pub(crate) struct Attempt<'a> {
 /// therefore has to be committed although the answer is a refusal.
 pub(crate) async fn admit(
     tx: &mut Transaction,
-    clock: &dyn Clock,
-    origin: &Origin,
     record: &KeyRecord,
     attempt: &Attempt<'_>,
 ) -> Result<Result<Admitted, Refusal>, StoreError> {
@@ -82,7 +79,7 @@ pub(crate) async fn admit(
     // Read again now that the row is locked: what was read before may have changed while we waited.
     let (Some(record), Some(identity)) = (
         machines::keys::find(tx, attempt.key).await?,
-        machines::record::find_identity(tx, presence.machine_id).await?,
+        machines::record::find_identity(tx, presence.machine.id()).await?,
     ) else {
         return Ok(Err(Refusal::Unknown));
     };
@@ -102,7 +99,7 @@ pub(crate) async fn admit(
         }));
     }
     if let Some(difference) = identity_difference(&identity, attempt.claims) {
-        quarantine(tx, clock, origin, &identity, attempt, &difference).await?;
+        quarantine(tx, &presence.machine, &identity, attempt, &difference).await?;
         return Ok(Err(Refusal::IdentityMismatch { difference }));
     }
     Ok(Ok(Admitted {
@@ -158,17 +155,16 @@ fn identity_difference(identity: &Identity, claims: &Claims) -> Option<String> {
 
 async fn quarantine(
     tx: &mut Transaction,
-    clock: &dyn Clock,
-    origin: &Origin,
+    machine: &LockedMachine,
     identity: &Identity,
     attempt: &Attempt<'_>,
     difference: &str,
 ) -> Result<(), StoreError> {
     let reason = format!("identity mismatch: {difference}");
-    machines::presence::use_nonce(tx, identity.id, attempt.nonce).await?;
-    machines::presence::set_admitted(tx, identity.id, false).await?;
-    devices::revoke_certificates(tx, clock, identity.id, &reason).await?;
-    machines::record::set_status(tx, identity.id, MachineStatus::Quarantined, Some(&reason)).await?;
+    machines::presence::use_nonce(tx, machine, attempt.nonce).await?;
+    machines::presence::set_admitted(tx, machine, false).await?;
+    devices::revoke_certificates(tx, machine, &reason).await?;
+    machines::record::set_status(tx, machine, MachineStatus::Quarantined, Some(&reason)).await?;
     let detail = json!({
         "on_record": {"serial_number": identity.serial_number, "hardware_uuid": identity.hardware_uuid},
         "claimed": {
@@ -177,21 +173,16 @@ async fn quarantine(
         },
         "key": attempt.key,
     });
-    events::insert(tx, clock, identity.id, "machine.identity-mismatch", detail.clone()).await?;
-    // Whoever waits for quarantines hears of this one, too, and not only of those that an administrator decides.
-    events::insert(
-        tx,
-        clock,
-        identity.id,
-        "machine.quarantined",
-        json!({ "reason": reason }),
-    )
-    .await?;
-    let change = Change::new("machine.quarantine", "machine", identity.id)
+    tx.announce(identity.id, EventKind::MachineIdentityMismatch, detail.clone())
+        .await?;
+    // A receiver of quarantines learns of this one as of those that an administrator decides.
+    let quarantined = json!({ "reason": reason });
+    let change = Change::new(Action::MachineQuarantine, identity.id)
         .reason(Some(&reason))
         .before(json!({"status": store::text(&identity.status)?}))
-        .after(json!({"status": "quarantined", "identity": detail}));
-    audit_entries::insert(tx, clock, origin, change).await
+        .after(json!({"status": "quarantined", "identity": detail}))
+        .event(identity.id, EventKind::MachineQuarantined, quarantined);
+    tx.record(change).await
 }
 
 #[cfg(test)]

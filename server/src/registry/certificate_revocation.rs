@@ -3,11 +3,8 @@
 use assay_authority::issuing::certificate_pem;
 use assay_protocol::{
     KeyThumbprint,
-    admin_api::{
-        certificates::{
-            Certificate, CertificatePurpose, CertificateStatus, CertificateWithPem, RevocationReason, RevokeCertificate,
-        },
-        machines::Machine,
+    admin_api::certificates::{
+        Certificate, CertificatePurpose, CertificateStatus, CertificateWithPem, RevocationReason, RevokeCertificate,
     },
 };
 use serde_json::json;
@@ -18,11 +15,14 @@ use super::{
     record, status_change,
 };
 use crate::{
-    changes::{Change, Origin},
-    services::Services,
+    changes::{Action, Change, EventKind, Origin},
+    services::{Policy, Services},
     store::{
-        self, AsStoreError, Connection, StoreError, Transaction, certificates::Revoked, device_certificates,
-        machines::keys::KeyStatus,
+        self, Connection, StoreError, Transaction,
+        certificates::Revoked,
+        device_certificates,
+        machines::{keys::KeyStatus, presence::LockedMachine},
+        tx,
     },
 };
 
@@ -41,14 +41,7 @@ pub(crate) enum CertificateError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for CertificateError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(CertificateError);
 
 /// Revokes a certificate for good. With the same reason again nothing changes.
 ///
@@ -67,17 +60,8 @@ pub(crate) async fn revoke(
         reason: request.reason,
         note: note.as_ref().map(Reason::as_str),
     };
-    let context = (services, origin, serial_number, why);
-    services
-        .store
-        .tx(
-            "revoke a certificate",
-            &context,
-            |tx, &(services, origin, serial_number, why)| {
-                Box::pin(revoke_once(tx, services, origin, serial_number, why))
-            },
-        )
-        .await
+    let policy = &services.policy;
+    tx!(services.store, RevokeCertificate, origin => revoke_once(policy, serial_number, why)).await
 }
 
 /// Revokes a device's certificate at its holder's word; false where it is revoked already, for whichever reason.
@@ -88,25 +72,8 @@ pub(crate) async fn revoke_device_certificate(
     reason: RevocationReason,
 ) -> Result<bool, CertificateError> {
     let why = Why { reason, note: None };
-    let context = (services, origin, serial_number, why);
-    services
-        .store
-        .tx(
-            "revoke a device's certificate",
-            &context,
-            |tx, &(services, origin, serial_number, why)| {
-                Box::pin(async move {
-                    let found = store::certificates::find(tx, serial_number, services.clock.now()).await?;
-                    let found = found.ok_or(CertificateError::Unknown)?;
-                    if found.revoked_at.is_some() {
-                        return Ok(false);
-                    }
-                    revoke_once(tx, services, origin, serial_number, why).await?;
-                    Ok(true)
-                })
-            },
-        )
-        .await
+    let policy = &services.policy;
+    tx!(services.store, RevokeDeviceCertificate, origin => revoke_unless_revoked(policy, serial_number, why)).await
 }
 
 /// Why a certificate is revoked: for relying parties, and in the administrator's words.
@@ -123,23 +90,37 @@ impl Why<'_> {
     }
 }
 
+async fn revoke_unless_revoked(
+    tx: &mut Transaction,
+    policy: &Policy,
+    serial_number: &str,
+    why: Why<'_>,
+) -> Result<bool, CertificateError> {
+    let now = tx.now();
+    let found = store::certificates::find(tx, serial_number, now).await?;
+    if found.ok_or(CertificateError::Unknown)?.revoked_at.is_some() {
+        return Ok(false);
+    }
+    revoke_once(tx, policy, serial_number, why).await?;
+    Ok(true)
+}
+
 async fn revoke_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
     serial_number: &str,
     why: Why<'_>,
 ) -> Result<CertificateWithPem, CertificateError> {
-    let now = services.clock.now();
+    let now = tx.now();
     let found = store::certificates::find(tx, serial_number, now)
         .await?
         .ok_or(CertificateError::Unknown)?;
-    // A renewal holds the same row: it is finished before, or sees that the certificate is revoked.
+    // A renewal locks the same row: it is finished before, or sees that the certificate is revoked.
     let machine = match (found.purpose, found.machine_id) {
-        (CertificatePurpose::Machine, Some(machine_id)) => record::hold(tx, services, machine_id).await?,
+        (CertificatePurpose::Machine, Some(machine_id)) => record::lock(tx, policy, machine_id).await?,
         _ => None,
     };
-    let before = find_with_pem(tx, services, serial_number).await?;
+    let before = find_with_pem(tx, serial_number, now).await?;
     match (before.certificate.status, before.certificate.revocation_reason) {
         (CertificateStatus::Revoked, Some(reason)) if reason == why.reason => return Ok(before),
         (CertificateStatus::Revoked, reason) => {
@@ -152,33 +133,43 @@ async fn revoke_once(
     }
     let key = before.certificate.key_thumbprint;
     let compromised = why.reason == RevocationReason::KeyCompromise;
-    let revoked = revoke_rows(tx, &before.certificate, compromised, why.reason, now).await?;
-    if let Some(machine) = machine {
+    let revoked = revoke_rows(
+        tx,
+        machine.as_ref().map(|(locked, _)| locked),
+        &before.certificate,
+        compromised,
+        why.reason,
+    )
+    .await?;
+    if let Some((locked, machine)) = &machine {
         let current = machine
             .certificate
             .as_ref()
             .map(|certificate| &certificate.serial_number);
         if current.is_some_and(|current| revoked.contains(current)) {
-            store::machines::presence::bump_record_version(tx, machine.id).await?;
+            store::machines::presence::bump_record_version(tx, locked).await?;
         }
         if compromised && serves(tx, key).await? {
-            hold_back(tx, services, origin, &machine, why).await?;
+            let reason = format!("its key is reported to be compromised: {}", why.text());
+            status_change::quarantine_active(tx, policy, locked, machine, &reason).await?;
         }
     }
     for serial_number in &revoked {
-        announce(tx, services, origin, serial_number, why).await?;
+        record_revocation(tx, serial_number, why).await?;
     }
-    find_with_pem(tx, services, serial_number).await
+    let now = tx.now();
+    find_with_pem(tx, serial_number, now).await
 }
 
 /// A compromised key takes all its certificates with it.
 async fn revoke_rows(
     tx: &mut Transaction,
+    machine: Option<&LockedMachine>,
     certificate: &Certificate,
     compromised: bool,
     reason: RevocationReason,
-    now: OffsetDateTime,
 ) -> Result<Vec<String>, CertificateError> {
+    let now = tx.now();
     let (serial_number, key) = (certificate.serial_number.as_str(), certificate.key_thumbprint);
     let revoked = match (&certificate.device_serial_number, certificate.machine_id) {
         (Some(device), _) => {
@@ -193,7 +184,10 @@ async fn revoke_rows(
                 true => Revoked::OfKey(key),
                 false => Revoked::One(serial_number),
             };
-            store::certificates::revoke(tx, machine_id, which, reason, now).await?
+            match machine {
+                Some(machine) => store::certificates::revoke(tx, machine, which, reason, now).await?,
+                None => store::certificates::revoke_of_deleted(tx, machine_id, which, reason, now).await?,
+            }
         }
         (None, None) => return Err(CertificateError::Unknown),
     };
@@ -206,57 +200,37 @@ async fn serves(tx: &mut Transaction, key: KeyThumbprint) -> Result<bool, StoreE
     Ok(record.is_some_and(|record| matches!(record.status, KeyStatus::Current | KeyStatus::Next)))
 }
 
-/// An event and an audit entry for a certificate that is revoked now.
-async fn announce(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    serial_number: &str,
-    why: Why<'_>,
-) -> Result<(), CertificateError> {
-    let clock = services.clock.as_ref();
-    let after = store::certificates::find(tx, serial_number, clock.now())
+/// Writes the event and the audit entry of a certificate that is revoked now.
+async fn record_revocation(tx: &mut Transaction, serial_number: &str, why: Why<'_>) -> Result<(), CertificateError> {
+    let now = tx.now();
+    let after = store::certificates::find(tx, serial_number, now)
         .await?
         .ok_or(CertificateError::Unknown)?;
-    let before = json!({"revoked_at": null, "revocation_reason": null});
-    let change = Change::new("certificate.revoke", "certificate", serial_number)
+    let mut change = Change::new(Action::CertificateRevoke, serial_number)
         .reason(Some(why.text()))
-        .before(before)
+        .before(json!({"revoked_at": null, "revocation_reason": null}))
         .after(store::json(&after)?);
-    store::audit_entries::insert(tx, clock, origin, change).await?;
-    let Some(machine_id) = after.machine_id else {
-        return Ok(());
-    };
-    let (event, device) = match after.purpose {
-        CertificatePurpose::Machine => ("certificate.revoked", None),
-        CertificatePurpose::Device => ("device-certificate.revoked", after.device_serial_number),
-    };
-    let mut detail = json!({"serial_number": serial_number, "reason": why.reason, "note": why.note});
-    if let (Some(device), Some(members)) = (device, detail.as_object_mut()) {
-        members.insert("device_serial_number".to_owned(), device.into());
+    if let Some(machine_id) = after.machine_id {
+        let (kind, device) = match after.purpose {
+            CertificatePurpose::Machine => (EventKind::CertificateRevoked, None),
+            CertificatePurpose::Device => (EventKind::DeviceCertificateRevoked, after.device_serial_number),
+        };
+        let mut detail = json!({"serial_number": serial_number, "reason": why.reason, "note": why.note});
+        if let (Some(device), Some(members)) = (device, detail.as_object_mut()) {
+            members.insert("device_serial_number".to_owned(), device.into());
+        }
+        change = change.event(machine_id, kind, detail);
     }
-    Ok(store::events::insert(tx, clock, machine_id, event, detail).await?)
-}
-
-/// Quarantines a machine whose key somebody else has.
-async fn hold_back(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    machine: &Machine,
-    why: Why<'_>,
-) -> Result<(), StoreError> {
-    let reason = format!("its key is reported to be compromised: {}", why.text());
-    status_change::quarantine_active(tx, services, origin, machine, &reason).await
+    Ok(tx.record(change).await?)
 }
 
 /// One certificate, with itself in PEM.
 pub(crate) async fn find_with_pem(
     connection: &mut Connection,
-    services: &Services,
     serial_number: &str,
+    now: OffsetDateTime,
 ) -> Result<CertificateWithPem, CertificateError> {
-    let found = store::certificates::find(connection, serial_number, services.clock.now()).await?;
+    let found = store::certificates::find(connection, serial_number, now).await?;
     let der = store::certificates::find_der(connection, serial_number).await?;
     let (Some(certificate), Some(der)) = (found, der) else {
         return Err(CertificateError::Unknown);

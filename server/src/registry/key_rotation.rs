@@ -6,13 +6,11 @@ use serde_json::{Value, json};
 
 use super::admission::Admitted;
 use crate::{
-    changes::{Change, Origin},
-    clock::Clock,
+    changes::{Action, Change, EventKind},
     store::{
-        StoreError, Transaction, audit_entries,
+        StoreError, Transaction,
         certificates::{self, Revoked},
-        events,
-        machines::{self, keys::KeyStatus, record::Identity},
+        machines::{self, keys::KeyStatus, presence::LockedMachine, record::Identity},
     },
 };
 
@@ -30,16 +28,15 @@ pub(crate) enum RotationRefusal {
     Unfinished,
 }
 
-/// Lets a key in beside the one that signed, with the machine's rows held. Repeated, it changes nothing; begun anew with
-/// another key, the one that never checked in goes.
+/// Lets a key in beside the one that signed. Repeated, it changes nothing; begun anew with another key, the one that never
+/// checked in goes.
 pub(crate) async fn begin(
     tx: &mut Transaction,
-    clock: &dyn Clock,
-    origin: &Origin,
     admitted: &Admitted,
     next: &PublicKey,
 ) -> Result<Result<(), RotationRefusal>, StoreError> {
-    let (machine, key, now) = (&admitted.identity, next.thumbprint(), clock.now());
+    let (machine, locked) = (&admitted.identity, &admitted.presence.machine);
+    let (key, now) = (next.thumbprint(), tx.now());
     if let Some(known) = machines::keys::find(tx, key).await? {
         return Ok(if known.machine_id != machine.id {
             Err(RotationRefusal::OtherMachinesKey)
@@ -52,56 +49,49 @@ pub(crate) async fn begin(
     if admitted.key == KeyStatus::Next {
         return Ok(Err(RotationRefusal::Unfinished));
     }
-    if let Some(abandoned) = machines::keys::supersede_next(tx, machine.id, now).await? {
-        certificates::revoke(tx, machine.id, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
+    if let Some(abandoned) = machines::keys::supersede_next(tx, locked, now).await? {
+        certificates::revoke(tx, locked, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
     }
     machines::keys::insert(tx, next, machine.id, KeyStatus::Next, now).await?;
-    let what = ("machine.begin-key-rotation", "machine.key-rotation-begun");
     let (before, after) = (json!({"key": machine.current_key}), json!({"key": key}));
-    announce(tx, clock, origin, machine, what, (before, after)).await?;
+    let what = (Action::MachineBeginKeyRotation, EventKind::MachineKeyRotationBegun);
+    tx.record(change(machine, what, before, after)).await?;
     Ok(Ok(()))
 }
 
-/// Supersedes the current key by the next one, which has just signed a check-in, with the machine's rows held.
-pub(crate) async fn complete(
-    tx: &mut Transaction,
-    clock: &dyn Clock,
-    origin: &Origin,
-    machine: &Identity,
-    next: KeyThumbprint,
-) -> Result<(), StoreError> {
-    let now = clock.now();
-    machines::keys::rotate(tx, machine.id, next, now).await?;
-    certificates::revoke(tx, machine.id, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
-    let assurance = drop_attestation(tx, machine).await?;
-    machines::record::rotate_key(tx, machine.id, next).await?;
-    machines::presence::rotate_key(tx, machine.id, next).await?;
-    let what = ("machine.rotate-key", "machine.key-rotated");
+/// Supersedes the current key by the next one, which has just signed a check-in.
+pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: KeyThumbprint) -> Result<(), StoreError> {
+    let (machine, locked) = (&admitted.identity, &admitted.presence.machine);
+    let now = tx.now();
+    machines::keys::rotate(tx, locked, next, now).await?;
+    certificates::revoke(tx, locked, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
+    let assurance = drop_attestation(tx, locked, machine).await?;
+    machines::record::rotate_key(tx, locked, next).await?;
+    machines::presence::rotate_key(tx, locked, next).await?;
     let before = json!({"key": machine.current_key, "assurance": machine.assurance});
     let after = json!({"key": next, "assurance": assurance});
-    announce(tx, clock, origin, machine, what, (before, after)).await
+    let what = (Action::MachineRotateKey, EventKind::MachineKeyRotated);
+    tx.record(change(machine, what, before, after)).await
 }
 
 /// Apple vouched for the old key alone. What else stands behind the serial number stays; the level that follows.
-async fn drop_attestation(tx: &mut Transaction, machine: &Identity) -> Result<Assurance, StoreError> {
+async fn drop_attestation(
+    tx: &mut Transaction,
+    locked: &LockedMachine,
+    machine: &Identity,
+) -> Result<Assurance, StoreError> {
     if machine.grounds.attestation.is_none() {
         return Ok(machine.assurance);
     }
     let rest = machine.grounds.without_attestation();
-    machines::grounds::set(tx, machine.id, rest).await?;
+    machines::grounds::set(tx, locked, rest).await?;
     Ok(rest.assurance())
 }
 
-async fn announce(
-    tx: &mut Transaction,
-    clock: &dyn Clock,
-    origin: &Origin,
-    machine: &Identity,
-    (action, event): (&'static str, &str),
-    (before, after): (Value, Value),
-) -> Result<(), StoreError> {
+fn change(machine: &Identity, (action, event): (Action, EventKind), before: Value, after: Value) -> Change {
     let detail = json!({"before": before, "after": after});
-    events::insert(tx, clock, machine.id, event, detail).await?;
-    let change = Change::new(action, "machine", machine.id).before(before).after(after);
-    audit_entries::insert(tx, clock, origin, change).await
+    Change::new(action, machine.id)
+        .before(before)
+        .after(after)
+        .event(machine.id, event, detail)
 }

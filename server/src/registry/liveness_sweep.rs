@@ -16,24 +16,20 @@ use uuid::Uuid;
 
 use super::record::boundaries;
 use crate::{
+    changes::{EventKind, NewEvent, Origin},
     machines::liveness::LivenessBoundaries,
     periodic::{Turns, Work},
     services::Services,
     store::{
         StoreError, Transaction,
         duties::{self, Duty},
-        events::{self, NewEvent},
-        machines::{
-            self,
-            liveness::{Contradictions, Noted},
-        },
+        machines::{self, liveness::Contradictions, presence::Presence},
+        tx,
     },
 };
 
 const NAME: &str = "sweep liveness";
 pub(crate) const WORK: Work = Work::sparing(NAME);
-/// The kind of the event.
-const CHANGED: &str = "liveness.changed";
 /// How many machines one statement looks at: quick even where they come from the disk. Lists wait for one such look.
 const LOOKED_AT: i64 = 20_000;
 /// How many one transaction notes: check-ins of these wait for it.
@@ -89,13 +85,13 @@ pub(crate) fn event(
     let last_check_in_at = last_check_in_at.and_then(|at| at.format(&Rfc3339).ok());
     NewEvent {
         machine_id,
-        kind: CHANGED,
+        kind: EventKind::LivenessChanged,
         detail: json!({"before": before, "after": after, "last_check_in_at": last_check_in_at}),
     }
 }
 
 async fn sweep(services: &Services, if_taken: IfTaken) -> Result<(), StoreError> {
-    let boundaries = boundaries(services).liveness;
+    let boundaries = boundaries(&services.policy, services.store.now()).liveness;
     let contradictions = contradictions(&boundaries);
     let mut after = Some(Uuid::nil());
     let mut looks = 0;
@@ -109,13 +105,7 @@ async fn sweep(services: &Services, if_taken: IfTaken) -> Result<(), StoreError>
         .await?;
         looks += 1;
         for batch in look.contradicted.chunks(BATCH) {
-            let context = (services, &boundaries, batch, if_taken);
-            services
-                .store
-                .tx(NAME, &context, |tx, &(services, boundaries, batch, if_taken)| {
-                    Box::pin(note(tx, services, boundaries, batch, if_taken))
-                })
-                .await?;
+            tx!(services.store, NoteLiveness, &Origin::system() => note(&boundaries, batch, if_taken)).await?;
         }
         after = look.last;
     }
@@ -125,7 +115,6 @@ async fn sweep(services: &Services, if_taken: IfTaken) -> Result<(), StoreError>
 
 async fn note(
     tx: &mut Transaction,
-    services: &Services,
     boundaries: &LivenessBoundaries,
     machine_ids: &[Uuid],
     if_taken: IfTaken,
@@ -138,18 +127,30 @@ async fn note(
             }
         }
     }
-    let turned: Vec<(Noted, Liveness)> = machines::liveness::hold(tx, machine_ids)
+    // A machine whose row another transaction has locked is about to get a newer note, or is found at the next sweep.
+    let turned: Vec<(Presence, Liveness)> = machines::presence::lock_free(tx, machine_ids)
         .await?
         .into_iter()
-        .map(|noted| (noted, boundaries.liveness(noted.last_check_in_at)))
-        .filter(|(noted, liveness)| noted.liveness != *liveness)
+        .map(|presence| {
+            let liveness = boundaries.liveness(presence.last_check_in_at);
+            (presence, liveness)
+        })
+        .filter(|(presence, liveness)| presence.noted_liveness != *liveness)
         .collect();
     machines::liveness::note(tx, &turned).await?;
     let announced: Vec<NewEvent> = turned
         .iter()
-        .map(|(noted, liveness)| event(noted.machine_id, noted.liveness, *liveness, noted.last_check_in_at))
+        .map(|(presence, liveness)| {
+            let Presence {
+                machine,
+                noted_liveness,
+                last_check_in_at,
+                ..
+            } = presence;
+            event(machine.id(), *noted_liveness, *liveness, *last_check_in_at)
+        })
         .collect();
-    events::insert_all(tx, services.clock.as_ref(), &announced).await
+    tx.announce_all(&announced).await
 }
 
 fn contradictions(boundaries: &LivenessBoundaries) -> Contradictions {

@@ -1,7 +1,7 @@
 //! Changes of a machine's status: quarantined, released, revoked.
 //!
-//! Each decision holds the machine's presence first, the row that a check-in writes: one that is under way is finished
-//! before, and every later one sees the decision.
+//! Each decision locks the machine first: a check-in that is under way is finished before, and every later one sees the
+//! decision.
 
 use assay_protocol::{
     admin_api::{certificates::RevocationReason, enrollments::EnrollmentStatus, machines::Machine},
@@ -16,18 +16,15 @@ use super::{
     record,
 };
 use crate::{
-    changes::{Change, Origin},
-    services::Services,
-    store::{self, AsStoreError, StoreError, Transaction, certificates::Revoked},
+    changes::{Action, Change, EventKind, Origin},
+    services::{Policy, Services},
+    store::{self, StoreError, Transaction, certificates::Revoked, machines::presence::LockedMachine, tx},
 };
-
-/// What the audit calls it.
-const QUARANTINE: &str = "machine.quarantine";
 
 /// What an administrator decides on a machine's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StatusChange {
-    /// Held back: from now on no check-in yields a grant.
+    /// Suspended: from now on no check-in yields a grant.
     Quarantine,
     /// Quarantined no more: it may check in again.
     Release,
@@ -57,14 +54,7 @@ fn because(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!(", because: {reason}"))
 }
 
-impl AsStoreError for StatusChangeError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(StatusChangeError);
 
 /// Carries a decision out. Where it stands so already for this reason, nothing changes; for another one it is refused.
 pub(crate) async fn decide(
@@ -75,85 +65,68 @@ pub(crate) async fn decide(
     reason: &str,
 ) -> Result<Machine, StatusChangeError> {
     let reason = Reason::parse(reason)?;
-    let context = (services, origin, id, change, reason.as_str());
-    services
-        .store
-        .tx(
-            "change a machine's status",
-            &context,
-            |tx, &(services, origin, id, change, reason)| {
-                Box::pin(decide_once(tx, services, origin, id, change, reason))
-            },
-        )
-        .await
+    let policy = &services.policy;
+    tx!(services.store, ChangeMachineStatus, origin => decide_once(policy, id, change, reason.as_str())).await
 }
 
-/// Revokes a machine that is held, its keys and its certificates; a first enrollment that waits is denied by it.
+/// Revokes a machine, its keys and its certificates; a first enrollment that waits is denied by it.
 pub(crate) async fn revoke_everything(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    id: Uuid,
+    machine: &LockedMachine,
     reason: &str,
 ) -> Result<(), StoreError> {
-    let now = services.clock.now();
-    store::machines::presence::set_admitted(tx, id, false).await?;
-    devices::revoke_certificates(tx, services.clock.as_ref(), id, reason).await?;
-    store::machines::record::set_status(tx, id, MachineStatus::Revoked, Some(reason)).await?;
+    let now = tx.now();
+    store::machines::presence::set_admitted(tx, machine, false).await?;
+    devices::revoke_certificates(tx, machine, reason).await?;
+    store::machines::record::set_status(tx, machine, MachineStatus::Revoked, Some(reason)).await?;
     let reason_to_publish = RevocationReason::PrivilegeWithdrawn;
-    store::certificates::revoke(tx, id, Revoked::All, reason_to_publish, now).await?;
-    store::machines::keys::revoke_all(tx, id, reason, now).await?;
-    store::enrollments::deny_first_of_machine(tx, id, &origin.actor, reason, now).await?;
+    store::certificates::revoke(tx, machine, Revoked::All, reason_to_publish, now).await?;
+    store::machines::keys::revoke_all(tx, machine, reason, now).await?;
+    store::enrollments::deny_first_of_machine(tx, machine, reason).await?;
     let detail = json!({ "reason": reason });
-    store::events::insert(tx, services.clock.as_ref(), id, "machine.revoked", detail).await
+    tx.announce(machine.id(), EventKind::MachineRevoked, detail).await
 }
 
-/// Denies every enrollment that waits for a machine that is held, and its key.
+/// Denies every enrollment that waits for a machine, and its key.
 pub(crate) async fn deny_what_waits(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    id: Uuid,
+    machine: &LockedMachine,
     reason: &str,
 ) -> Result<(), StoreError> {
-    let now = services.clock.now();
-    for enrollment in store::enrollments::lock_pending_of_machine(tx, id).await? {
-        let (denied, by) = (EnrollmentStatus::Denied, &origin.actor);
-        store::enrollments::decide(tx, enrollment.id, denied, by, Some(reason), now).await?;
+    let now = tx.now();
+    for enrollment in store::enrollments::lock_pending_of_machine(tx, machine).await? {
+        store::enrollments::decide(tx, enrollment.id, EnrollmentStatus::Denied, Some(reason)).await?;
         store::machines::keys::deny(tx, enrollment.key.thumbprint, reason, now).await?;
     }
     Ok(())
 }
 
-/// Quarantines a machine that is held, if it is active.
+/// Quarantines a machine, if it is active.
 pub(super) async fn quarantine_active(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
+    locked: &LockedMachine,
     machine: &Machine,
     reason: &str,
 ) -> Result<(), StoreError> {
     if machine.status != MachineStatus::Active {
         return Ok(());
     }
-    quarantine(tx, services, machine.id, reason).await?;
-    let change = Change::new(QUARANTINE, "machine", machine.id).reason(Some(reason));
-    record::audit(tx, services, origin, change, machine).await?;
+    suspend(tx, locked, reason).await?;
+    record::record(tx, policy, quarantine(locked, reason), machine).await?;
     Ok(())
 }
 
 async fn decide_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
     id: Uuid,
     change: StatusChange,
     reason: &str,
 ) -> Result<Machine, StatusChangeError> {
-    let before = record::hold(tx, services, id)
-        .await?
-        .ok_or(StatusChangeError::Unknown)?;
-    let action = match (change, before.status) {
+    let found = record::lock(tx, policy, id).await?;
+    let (locked, before) = found.ok_or(StatusChangeError::Unknown)?;
+    let change = match (change, before.status) {
         (StatusChange::Quarantine, MachineStatus::Quarantined) => return repeated(before, "quarantined", reason),
         (StatusChange::Release, MachineStatus::Active) => return repeated(before, "active", reason),
         (StatusChange::Revoke, MachineStatus::Revoked) => return repeated(before, "revoked", reason),
@@ -164,20 +137,20 @@ async fn decide_once(
             return Err(StatusChangeError::Status("revoked, which is final"));
         }
         (StatusChange::Quarantine, MachineStatus::Active) => {
-            quarantine(tx, services, id, reason).await?;
-            QUARANTINE
+            suspend(tx, &locked, reason).await?;
+            quarantine(&locked, reason)
         }
         (StatusChange::Release, MachineStatus::Quarantined) => {
-            move_to(tx, services, id, MachineStatus::Active, "machine.released", reason).await?;
-            "machine.release"
+            set_status(tx, &locked, MachineStatus::Active, reason).await?;
+            let detail = json!({ "reason": reason });
+            Change::new(Action::MachineRelease, id).event(id, EventKind::MachineReleased, detail)
         }
         (StatusChange::Revoke, _) => {
-            revoke_everything(tx, services, origin, id, reason).await?;
-            "machine.revoke"
+            revoke_everything(tx, &locked, reason).await?;
+            Change::new(Action::MachineRevoke, id)
         }
     };
-    let change = Change::new(action, "machine", id).reason(Some(reason));
-    Ok(record::audit(tx, services, origin, change, &before).await?)
+    Ok(record::record(tx, policy, change.reason(Some(reason)), &before).await?)
 }
 
 /// The answer may have been lost, and the same decision gets it again. One with another reason is another decision, which
@@ -192,21 +165,24 @@ fn repeated(machine: Machine, state: &'static str, reason: &str) -> Result<Machi
     })
 }
 
-async fn quarantine(tx: &mut Transaction, services: &Services, id: Uuid, reason: &str) -> Result<(), StoreError> {
-    let status = MachineStatus::Quarantined;
-    devices::revoke_certificates(tx, services.clock.as_ref(), id, reason).await?;
-    move_to(tx, services, id, status, "machine.quarantined", reason).await
+async fn suspend(tx: &mut Transaction, machine: &LockedMachine, reason: &str) -> Result<(), StoreError> {
+    devices::revoke_certificates(tx, machine, reason).await?;
+    set_status(tx, machine, MachineStatus::Quarantined, reason).await
 }
 
-async fn move_to(
+fn quarantine(machine: &LockedMachine, reason: &str) -> Change {
+    let detail = json!({ "reason": reason });
+    Change::new(Action::MachineQuarantine, machine.id())
+        .reason(Some(reason))
+        .event(machine.id(), EventKind::MachineQuarantined, detail)
+}
+
+async fn set_status(
     tx: &mut Transaction,
-    services: &Services,
-    id: Uuid,
+    machine: &LockedMachine,
     status: MachineStatus,
-    event: &str,
     reason: &str,
 ) -> Result<(), StoreError> {
-    store::machines::presence::set_admitted(tx, id, status == MachineStatus::Active).await?;
-    store::machines::record::set_status(tx, id, status, Some(reason)).await?;
-    store::events::insert(tx, services.clock.as_ref(), id, event, json!({ "reason": reason })).await
+    store::machines::presence::set_admitted(tx, machine, status == MachineStatus::Active).await?;
+    store::machines::record::set_status(tx, machine, status, Some(reason)).await
 }

@@ -9,13 +9,15 @@ use uuid::Uuid;
 
 use super::PublishedList;
 use crate::{
+    changes::Origin,
     keyring::KeyringError,
     periodic::{self, Turns, Work},
     services::Services,
     store::{
-        self, AsStoreError, StoreError, Transaction,
+        self, StoreError, Transaction,
         duties::{self, Duty},
         revocation_lists::{ListState, StoredList},
+        tx,
     },
 };
 
@@ -51,14 +53,7 @@ pub(crate) enum PublishingError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for PublishingError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(PublishingError);
 
 /// A CA that has a list: an issuing CA, or a root whose key this server has. The list of any other root is signed by
 /// its owner.
@@ -167,7 +162,7 @@ pub(crate) fn is_known(services: &Services, key_identifier: &[u8]) -> bool {
 
 impl PublishedList {
     fn is_in_force(&self, services: &Services) -> bool {
-        services.clock.now() < self.next_update
+        services.store.now() < self.next_update
     }
 }
 
@@ -175,19 +170,11 @@ impl PublishedList {
 async fn publish(services: &Arc<Services>, authority: &Arc<Authority>, if_busy: IfBusy) -> Result<(), PublishingError> {
     let issuers = Issuer::all(authority);
     let mut states = states(services).await?;
-    let now = services.clock.now();
+    let now = services.store.now();
     for issuer in &issuers {
         if Issuer::is_due(state_of(&states, issuer.id), now) {
-            services
-                .store
-                .tx(
-                    NAME,
-                    &(services, authority, issuer, if_busy),
-                    |tx, &(services, authority, issuer, if_busy)| {
-                        Box::pin(sign(tx, services, authority, issuer, if_busy))
-                    },
-                )
-                .await?;
+            let origin = Origin::system();
+            tx!(services.store, SignRevocationList, &origin => sign(services, authority, issuer, if_busy)).await?;
             states = self::states(services).await?;
         }
     }
@@ -215,7 +202,7 @@ async fn sign(
         IfBusy::Skip if duties::try_take(tx, Duty::SignRevocationLists).await? => {}
         IfBusy::Skip => return Ok(()),
     }
-    let now = services.clock.now();
+    let now = tx.now();
     let states = store::revocation_lists::states(tx).await?;
     let last = state_of(&states, issuer.id);
     if !Issuer::is_due(last, now) {

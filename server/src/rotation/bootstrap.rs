@@ -1,7 +1,5 @@
 //! The server's own keys: the first start makes them, every later one and every other replica reads them.
 
-use std::sync::Arc;
-
 use assay_authority::{
     AcmeSecrets, Authority, AuthorityError, CertifiedKey, InitialSecrets, MasterKey, MasterKeyError, SealingError,
     WebhookSecrets, master_key,
@@ -11,15 +9,15 @@ use zeroize::Zeroizing;
 
 use super::{Rotation, RotationError, RotationPolicy};
 use crate::{
-    changes::{Change, Origin},
+    changes::{Action, Change, Origin},
     clock::Clock,
     config::{self, Config},
     keyring::{Keyring, KeyringError},
     store::{
-        AsStoreError, Store, StoreError, Transaction, audit_entries,
+        Store, StoreError, Transaction,
         duties::{self, Duty},
         sealed_keys::{self, KeyPurpose, SealedKey},
-        settings,
+        settings, tx,
     },
 };
 
@@ -66,35 +64,18 @@ pub enum BootstrapError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for BootstrapError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(BootstrapError);
 
 /// Reads the server's keys, or makes them where there are none.
-pub(crate) async fn bootstrap(
-    store: &Store,
-    config: &Config,
-    clock: &Arc<dyn Clock>,
-) -> Result<Bootstrapped, BootstrapError> {
+pub(crate) async fn bootstrap(store: &Store, config: &Config) -> Result<Bootstrapped, BootstrapError> {
     let master_key = master_key(config, is_founded(store).await?)?;
     let webhook_secrets = WebhookSecrets::under(&master_key).map_err(BootstrapError::Derived)?;
     let acme_secrets = AcmeSecrets::under(&master_key).map_err(BootstrapError::Derived)?;
     let keyring = Keyring::new(master_key);
-    let keys = store
-        .tx(
-            "make the first keys",
-            &(&keyring, config, clock),
-            |tx, &(keyring, config, clock)| Box::pin(read_or_make(tx, keyring, config, clock.as_ref())),
-        )
-        .await?;
+    let keys = tx!(store, Bootstrap, &Origin::system() => read_or_make(&keyring, config)).await?;
     let nonce_key = nonce_key(&keyring, &keys)?;
     let policy = RotationPolicy::of(config);
-    let (rotation, authority) = Rotation::begin(store, keyring, policy, clock.as_ref()).await?;
+    let (rotation, authority) = Rotation::begin(store, keyring, policy).await?;
     Ok(Bootstrapped {
         authority,
         rotation,
@@ -130,7 +111,6 @@ async fn read_or_make(
     tx: &mut Transaction,
     keyring: &Keyring,
     config: &Config,
-    clock: &dyn Clock,
 ) -> Result<Vec<SealedKey>, BootstrapError> {
     // One replica makes the keys, the others wait and then read them.
     duties::wait_for(tx, Duty::Found).await?;
@@ -149,12 +129,13 @@ async fn read_or_make(
     if !keys.is_empty() {
         return Ok(keys);
     }
-    let secrets = assay_authority::generate_initial(config.trust_domain.as_str(), clock.now())?;
-    let keys = seal_all(keyring, &secrets, clock)?;
+    let secrets = assay_authority::generate_initial(config.trust_domain.as_str(), tx.now())?;
+    let keys = seal_all(keyring, &secrets, tx.clock())?;
     for key in &keys {
-        sealed_keys::insert(tx, key, clock.now()).await?;
-        let change = Change::new("key.create", "sealed-key", key.id).after(serde_json::json!({"purpose": key.purpose}));
-        audit_entries::insert(tx, clock, &Origin::system(), change).await?;
+        let now = tx.now();
+        sealed_keys::insert(tx, key, now).await?;
+        let change = Change::new(Action::KeyCreate, key.id).after(serde_json::json!({"purpose": key.purpose}));
+        tx.record(change).await?;
     }
     Ok(keys)
 }

@@ -11,10 +11,10 @@ use super::{
     steps::{GRANT_KEY_LINGERS, Keys, LINGERS, Step},
 };
 use crate::{
-    changes::Change,
+    changes::{Action, Change},
     keyring::{KeyringError, certificate},
     store::{
-        StoreError, Transaction, audit_entries,
+        StoreError, Transaction,
         duties::{self, Duty},
         revocation_lists,
         sealed_keys::{self, KeyPurpose, KeyState, SealedKey},
@@ -24,22 +24,22 @@ use crate::{
 
 /// Takes the first step that is due; `false` when there is none.
 pub(super) async fn take_step(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<bool, RotationError> {
-    let keys = hold(tx).await?;
-    let Some(step) = keys.next_step(rotator.policy, rotator.clock.now()) else {
+    let keys = lock(tx).await?;
+    let Some(step) = keys.next_step(rotator.policy, tx.now()) else {
         return Ok(false);
     };
     match step {
         Step::Prepare(KeyPurpose::GrantSigning) => prepare_grant_key(tx, rotator).await.map(drop)?,
         Step::Prepare(_) => prepare_issuing(tx, rotator, &keys, false).await.map(drop)?,
         Step::Activate(id) => activate(tx, rotator, &keys, id).await?,
-        Step::Retire(id) => retire(tx, rotator, &keys, id).await?,
+        Step::Retire(id) => retire(tx, &keys, id).await?,
     }
     tracing::info!(?step, "a key of the authority was changed");
     Ok(true)
 }
 
-/// Keeps everybody else from changing keys until the end of the transaction, and reads them.
-pub(super) async fn hold(tx: &mut Transaction) -> Result<Keys, RotationError> {
+/// Locks the keys against other changes until the end of the transaction, and reads them.
+pub(super) async fn lock(tx: &mut Transaction) -> Result<Keys, RotationError> {
     duties::wait_for(tx, Duty::RotateKeys).await?;
     let keys = keys::read(tx).await?;
     match keys.keys.is_empty() {
@@ -55,7 +55,7 @@ pub(super) async fn prepare_issuing(
     keys: &Keys,
     with_root: bool,
 ) -> Result<SealedKey, RotationError> {
-    let (now, policy) = (rotator.clock.now(), rotator.policy);
+    let (now, policy) = (tx.now(), rotator.policy);
     let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
     let current = current.ok_or(RotationError::NotFounded)?;
     let present_root = keys.root_of(current).ok_or(RotationError::NotFounded)?;
@@ -69,17 +69,17 @@ pub(super) async fn prepare_issuing(
     let made = issuing::generate_issuing(&root, &policy.trust_domain, now)?;
     let secret = made.key.pkcs8_der();
     let keyring = rotator.keyring;
-    let mut key = keyring.seal(rotator.clock, KeyPurpose::IssuingCa, secret, Some(&made.certificate))?;
+    let mut key = keyring.seal(tx.clock(), KeyPurpose::IssuingCa, secret, Some(&made.certificate))?;
     key.root_id = Some(root_id);
-    insert_next(tx, rotator, key, signs_from).await
+    insert_next(tx, key, signs_from).await
 }
 
 /// Makes the next key for grant tokens.
 pub(super) async fn prepare_grant_key(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
     let secret = PrivateKey::generate()?;
-    let key = (rotator.keyring).seal(rotator.clock, KeyPurpose::GrantSigning, secret.pkcs8_der(), None)?;
-    let signs_from = rotator.clock.now() + rotator.policy.grant_key_overlap;
-    insert_next(tx, rotator, key, signs_from).await
+    let key = (rotator.keyring).seal(tx.clock(), KeyPurpose::GrantSigning, secret.pkcs8_der(), None)?;
+    let signs_from = tx.now() + rotator.policy.grant_key_overlap;
+    insert_next(tx, key, signs_from).await
 }
 
 /// When the next issuing CA begins: a server whose present one ends before the overlap cannot wait for it.
@@ -95,28 +95,21 @@ pub(super) fn signs_from(
 /// Keeps a change of a key, and says so in the audit.
 pub(super) async fn update(
     tx: &mut Transaction,
-    rotator: &Rotator<'_>,
-    action: &'static str,
+    action: Action,
     before: &SealedKey,
     after: &SealedKey,
 ) -> Result<(), RotationError> {
     sealed_keys::update(tx, after).await?;
-    let change = Change::new(action, "sealed-key", after.id)
-        .before(shown(before))
-        .after(shown(after));
-    Ok(written(tx, rotator, change).await?)
+    let change = Change::new(action, after.id).before(shown(before)).after(shown(after));
+    Ok(written(tx, change).await?)
 }
 
 /// Keeps a new key, and says so in the audit.
-pub(super) async fn insert(
-    tx: &mut Transaction,
-    rotator: &Rotator<'_>,
-    action: &'static str,
-    key: &SealedKey,
-) -> Result<(), RotationError> {
-    sealed_keys::insert(tx, key, rotator.clock.now()).await?;
-    let change = Change::new(action, "sealed-key", key.id).after(shown(key));
-    Ok(written(tx, rotator, change).await?)
+pub(super) async fn insert(tx: &mut Transaction, action: Action, key: &SealedKey) -> Result<(), RotationError> {
+    let now = tx.now();
+    sealed_keys::insert(tx, key, now).await?;
+    let change = Change::new(action, key.id).after(shown(key));
+    Ok(written(tx, change).await?)
 }
 
 /// A key as the audit shows it.
@@ -139,16 +132,15 @@ async fn new_root(
     rotator: &Rotator<'_>,
     signs_from: OffsetDateTime,
 ) -> Result<(Uuid, CertifiedKey), RotationError> {
-    let root = issuing::generate_root(&rotator.policy.trust_domain, rotator.clock.now())?;
+    let root = issuing::generate_root(&rotator.policy.trust_domain, tx.now())?;
     let (keyring, secret) = (rotator.keyring, root.key.pkcs8_der());
-    let key = keyring.seal(rotator.clock, KeyPurpose::RootCa, secret, Some(&root.certificate))?;
-    let key = insert_next(tx, rotator, key, signs_from).await?;
+    let key = keyring.seal(tx.clock(), KeyPurpose::RootCa, secret, Some(&root.certificate))?;
+    let key = insert_next(tx, key, signs_from).await?;
     Ok((key.id, root))
 }
 
 async fn insert_next(
     tx: &mut Transaction,
-    rotator: &Rotator<'_>,
     key: SealedKey,
     signs_from: OffsetDateTime,
 ) -> Result<SealedKey, RotationError> {
@@ -157,7 +149,7 @@ async fn insert_next(
         signs_from: Some(signs_from),
         ..key
     };
-    insert(tx, rotator, "key.prepare", &key).await?;
+    insert(tx, Action::KeyPrepare, &key).await?;
     Ok(key)
 }
 
@@ -177,7 +169,7 @@ async fn replace(
     keys: &Keys,
     by: &SealedKey,
 ) -> Result<(), RotationError> {
-    let now = rotator.clock.now();
+    let now = tx.now();
     if let Some(current) = keys.find(by.purpose, KeyState::Current) {
         let lingers = match by.purpose {
             KeyPurpose::GrantSigning => rotator.policy.grants_ttl + GRANT_KEY_LINGERS,
@@ -188,7 +180,7 @@ async fn replace(
             retires_at: Some(now + lingers),
             ..current.clone()
         };
-        update(tx, rotator, "key.supersede", current, &previous).await?;
+        update(tx, Action::KeySupersede, current, &previous).await?;
     }
     let current = SealedKey {
         state: KeyState::Current,
@@ -196,23 +188,23 @@ async fn replace(
         retires_at: None,
         ..by.clone()
     };
-    update(tx, rotator, "key.activate", by, &current).await
+    update(tx, Action::KeyActivate, by, &current).await
 }
 
 /// Gives a key up for good: what is erased here cannot leak any more.
-async fn retire(tx: &mut Transaction, rotator: &Rotator<'_>, keys: &Keys, id: Uuid) -> Result<(), RotationError> {
+async fn retire(tx: &mut Transaction, keys: &Keys, id: Uuid) -> Result<(), RotationError> {
     let Some(previous) = keys.get(id) else { return Ok(()) };
     let retired = SealedKey {
         state: KeyState::Retired,
         sealed: None,
-        retired_at: Some(rotator.clock.now()),
+        retired_at: Some(tx.now()),
         ..previous.clone()
     };
     revocation_lists::remove(tx, id).await?;
-    update(tx, rotator, "key.retire", previous, &retired).await
+    update(tx, Action::KeyRetire, previous, &retired).await
 }
 
-async fn written(tx: &mut Transaction, rotator: &Rotator<'_>, change: Change) -> Result<(), StoreError> {
+async fn written(tx: &mut Transaction, change: Change) -> Result<(), StoreError> {
     settings::bump_authority_version(tx).await?;
-    audit_entries::insert(tx, rotator.clock, rotator.origin, change).await
+    tx.record(change).await
 }

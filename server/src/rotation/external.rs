@@ -9,55 +9,55 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use super::{
     RotationError, Rotator,
-    changes::{self, hold},
+    changes::{self, lock},
     rotate::{Prepared, under_way},
     steps::Keys,
 };
 use crate::{
-    clock,
+    changes::{Action, Origin},
     keyring::certificate,
     store::{
         Store, Transaction,
         sealed_keys::{KeyPurpose, KeyState, SealedKey},
+        tx,
     },
 };
 
 /// The CSR of the key that is pending; one is made where there is none. Repeating this gives a CSR for the same key.
-pub(crate) async fn request(store: &Store, rotator: &Rotator<'_>) -> Result<String, RotationError> {
-    let key = store
-        .tx("request a CA", &rotator, |tx, rotator| Box::pin(requested(tx, rotator)))
-        .await?;
+pub(crate) async fn request(store: &Store, rotator: &Rotator<'_>, origin: &Origin) -> Result<String, RotationError> {
+    let key = tx!(store, RequestCa, origin => requested(rotator)).await?;
     let private_key = rotator.keyring.private_key(&key)?;
     Ok(issuing::issuing_request(&private_key, &rotator.policy.trust_domain)?)
 }
 
 /// Installs what an external root issued for the CSR: it issues after the overlap. Repeating this changes nothing.
-pub(crate) async fn install(store: &Store, rotator: &Rotator<'_>, chain: &[u8]) -> Result<Prepared, RotationError> {
-    store
-        .tx("install a CA", &(rotator, chain), |tx, &(rotator, chain)| {
-            Box::pin(install_in(tx, rotator, chain))
-        })
-        .await
+pub(crate) async fn install(
+    store: &Store,
+    rotator: &Rotator<'_>,
+    origin: &Origin,
+    chain: &[u8],
+) -> Result<Prepared, RotationError> {
+    tx!(store, InstallCa, origin => install_in(rotator, chain)).await
 }
 
 async fn requested(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
-    let keys = hold(tx).await?;
+    let keys = lock(tx).await?;
     if let Some(key) = keys.find(KeyPurpose::IssuingCa, KeyState::Requested) {
         return Ok(key.clone());
     }
     let secret = PrivateKey::generate()?;
-    let key = (rotator.keyring).seal(rotator.clock, KeyPurpose::IssuingCa, secret.pkcs8_der(), None)?;
+    let key = (rotator.keyring).seal(tx.clock(), KeyPurpose::IssuingCa, secret.pkcs8_der(), None)?;
     let key = SealedKey {
         state: KeyState::Requested,
         signs_from: None,
         ..key
     };
-    changes::insert(tx, rotator, "key.request", &key).await?;
+    changes::insert(tx, Action::KeyRequest, &key).await?;
     Ok(key)
 }
 
 async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -> Result<Prepared, RotationError> {
-    let keys = hold(tx).await?;
+    let keys = lock(tx).await?;
     let Some(requested) = keys.find(KeyPurpose::IssuingCa, KeyState::Requested) else {
         let installed = installed_before(&keys, chain).ok_or(RotationError::NothingRequested)?;
         return Ok(Prepared {
@@ -68,7 +68,7 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
     if let Some(next) = keys.find(KeyPurpose::IssuingCa, KeyState::Next) {
         return Err(under_way(next)?);
     }
-    let now = rotator.clock.now();
+    let now = tx.now();
     let terms = Terms {
         key: &rotator.keyring.private_key(requested)?,
         now,
@@ -86,7 +86,7 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
         Some(root) => root.id,
         None => {
             let root = SealedKey {
-                id: clock::new_id(rotator.clock),
+                id: tx.new_id(),
                 purpose: KeyPurpose::RootCa,
                 state: KeyState::Next,
                 sealed: None,
@@ -94,7 +94,7 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
                 signs_from: Some(signs_from),
                 ..requested.clone()
             };
-            changes::insert(tx, rotator, "key.install", &root).await?;
+            changes::insert(tx, Action::KeyInstall, &root).await?;
             root.id
         }
     };
@@ -106,7 +106,7 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
         signs_from: Some(signs_from),
         ..requested.clone()
     };
-    changes::update(tx, rotator, "key.install", requested, &next).await?;
+    changes::update(tx, Action::KeyInstall, requested, &next).await?;
     Ok(Prepared {
         key: next,
         is_new: true,

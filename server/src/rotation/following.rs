@@ -11,8 +11,6 @@ use time::OffsetDateTime;
 
 use super::{RotationError, RotationPolicy, Rotator, advance, keys, steps::Keys};
 use crate::{
-    changes::Origin,
-    clock::Clock,
     keyring::Keyring,
     periodic::{Turns, Work},
     revocation::lists,
@@ -43,7 +41,6 @@ impl Rotation {
         store: &Store,
         keyring: Keyring,
         policy: RotationPolicy,
-        clock: &dyn Clock,
     ) -> Result<(Self, Authority), RotationError> {
         let rotation = Self {
             keyring,
@@ -51,18 +48,16 @@ impl Rotation {
             keys: ArcSwap::default(),
             reminded_at: Mutex::default(),
         };
-        rotation.advance(store, clock).await?;
+        rotation.advance(store).await?;
         let (authority, keys) = rotation.read(store).await?;
         rotation.keys.store(Arc::new(keys));
         Ok((rotation, authority))
     }
 
-    async fn advance(&self, store: &Store, clock: &dyn Clock) -> Result<(), RotationError> {
+    async fn advance(&self, store: &Store) -> Result<(), RotationError> {
         let rotator = Rotator {
             keyring: &self.keyring,
             policy: &self.policy,
-            clock,
-            origin: &Origin::system(),
         };
         advance(store, &rotator).await
     }
@@ -96,10 +91,10 @@ pub(crate) async fn run_follower(services: Arc<Services>, turns: Turns) {
 }
 
 async fn follow(services: &Arc<Services>) -> Result<(), RotationError> {
-    let (rotation, now) = (&services.rotation, services.clock.now());
+    let (rotation, now) = (&services.rotation, services.store.now());
     let keys = rotation.keys.load_full();
     if keys.next_step(&rotation.policy, now).is_some() {
-        rotation.advance(&services.store, services.clock.as_ref()).await?;
+        rotation.advance(&services.store).await?;
     }
     rotation.remind(&keys, now);
     let end = services.authority.load().issuing().not_after();

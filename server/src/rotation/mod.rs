@@ -26,10 +26,9 @@ use assay_authority::{AuthorityError, ChainRefusal, KeyError};
 
 use crate::{
     changes::Origin,
-    clock::Clock,
     config::{Config, PublicUrl},
     keyring::{Keyring, KeyringError},
-    store::{AsStoreError, Store, StoreError},
+    store::{Store, StoreError, tx},
 };
 
 /// What the operator decided that rotations depend on.
@@ -53,8 +52,6 @@ pub(crate) struct RotationPolicy {
 pub(crate) struct Rotator<'a> {
     pub(crate) keyring: &'a Keyring,
     pub(crate) policy: &'a RotationPolicy,
-    pub(crate) clock: &'a dyn Clock,
-    pub(crate) origin: &'a Origin,
 }
 
 /// Why keys are not changed, or cannot be read.
@@ -103,14 +100,7 @@ pub enum RotationError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for RotationError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(RotationError);
 
 impl RotationPolicy {
     pub(crate) fn of(config: &Config) -> Self {
@@ -142,12 +132,7 @@ pub(crate) async fn advance(store: &Store, rotator: &Rotator<'_>) -> Result<(), 
     // A prepared key that signs at once is two steps, and each of three kinds may have keys to retire.
     const MOST_STEPS: usize = 16;
     for _ in 0..MOST_STEPS {
-        let took = store
-            .tx("rotate keys", &rotator, |tx, rotator| {
-                Box::pin(changes::take_step(tx, rotator))
-            })
-            .await?;
-        if !took {
+        if !tx!(store, RotateKeys, &Origin::system() => changes::take_step(rotator)).await? {
             break;
         }
     }

@@ -4,10 +4,12 @@ use assay_authority::key_identifier;
 
 use super::{RotationError, Rotator, changes};
 use crate::{
+    changes::Origin,
     keyring::certificate,
     store::{
         Store, Transaction,
         sealed_keys::{KeyPurpose, KeyState, SealedKey},
+        tx,
     },
 };
 
@@ -29,16 +31,17 @@ pub(crate) struct Prepared {
 }
 
 /// Prepares the next key; the one that is prepared already stays.
-pub(crate) async fn rotate(store: &Store, rotator: &Rotator<'_>, wanted: Wanted) -> Result<Prepared, RotationError> {
-    store
-        .tx("prepare a key", &(rotator, wanted), |tx, &(rotator, wanted)| {
-            Box::pin(prepare(tx, rotator, wanted))
-        })
-        .await
+pub(crate) async fn rotate(
+    store: &Store,
+    rotator: &Rotator<'_>,
+    origin: &Origin,
+    wanted: Wanted,
+) -> Result<Prepared, RotationError> {
+    tx!(store, PrepareKey, origin => prepare(rotator, wanted)).await
 }
 
 async fn prepare(tx: &mut Transaction, rotator: &Rotator<'_>, wanted: Wanted) -> Result<Prepared, RotationError> {
-    let keys = changes::hold(tx).await?;
+    let keys = changes::lock(tx).await?;
     let purpose = match wanted {
         Wanted::GrantKey => KeyPurpose::GrantSigning,
         Wanted::IssuingCa | Wanted::RootCa => KeyPurpose::IssuingCa,

@@ -48,8 +48,8 @@ pub(crate) async fn prepare(
         );
     }
     let metrics = Arc::new(Metrics::new());
-    let store = Store::new(database.pool().clone(), Arc::clone(&metrics));
-    let founded = bootstrap::bootstrap(&store, config, &clock).await?;
+    let store = Store::new(database.pool().clone(), Arc::clone(&clock), Arc::clone(&metrics));
+    let founded = bootstrap::bootstrap(&store, config).await?;
     let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
     assemble(config, clock, store, metrics, founded, feed, attestation_roots)
 }

@@ -151,9 +151,7 @@ impl RunningServer {
             role,
             expires_in_seconds: None,
         };
-        let origin = Origin::command_line();
-        let (_key, secret) =
-            api_keys::create(&self.services.store, self.services.clock.as_ref(), &origin, &request).await?;
+        let (_key, secret) = api_keys::create(&self.services.store, &Origin::command_line(), &request).await?;
         Ok(secret)
     }
 

@@ -84,7 +84,7 @@ pub(crate) async fn find_by_key(
     row.map(TryInto::try_into).transpose()
 }
 
-/// Finds an account and holds it until the end of the transaction.
+/// Locks an account, and reads it.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<Account>, StoreError> {
     let row = select!("WHERE id = $1 FOR UPDATE", id)
         .fetch_optional(connection)

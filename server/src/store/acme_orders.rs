@@ -109,7 +109,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
-/// Finds an order and holds it until the end of the transaction.
+/// Locks an order, and reads it.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<Order>, StoreError> {
     let row = select!("WHERE id = $1 FOR UPDATE", id)
         .fetch_optional(connection)

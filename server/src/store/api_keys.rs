@@ -83,7 +83,7 @@ pub(crate) async fn list(
     .collect()
 }
 
-/// Finds a key and holds it until the end of the transaction.
+/// Locks a key, and reads it.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<ApiKey>, StoreError> {
     sqlx::query_as!(
         Row,

@@ -5,7 +5,7 @@ use assay_protocol::{PublicKey, admin_api::apple_attestations::MdmDevice, attest
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, json, parse_json};
+use super::{Connection, StoreError, json, machines::presence::LockedMachine, parse_json};
 
 /// The attestation on a machine's record, as it was bound.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ pub(crate) async fn find_on_record(
 pub(crate) async fn insert(
     connection: &mut Connection,
     id: Uuid,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     bound: &BoundAttestation,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
@@ -61,7 +61,7 @@ pub(crate) async fn insert(
             (id, machine_id, key_thumbprint, serial_number, attested_at, not_after, bound_at, claims, chain)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         id,
-        machine_id,
+        machine.id(),
         key.as_bytes(),
         bound.serial_number(),
         attestation.attested_at(),

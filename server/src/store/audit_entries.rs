@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Connection, StoreError, parse_text, text};
 use crate::{
     changes::{Change, Origin},
-    clock::{self, Clock},
+    clock,
 };
 
 /// An entry's id and its time are taken one after the other: this far apart at most, while no clock is set.
@@ -89,42 +89,18 @@ impl TryFrom<Row> for AuditEntry {
 
 /// An entry to be, with its id and its time.
 #[derive(Debug)]
-pub(crate) struct TimedEntry<'a> {
-    pub(crate) id: Uuid,
-    pub(crate) at: OffsetDateTime,
-    pub(crate) origin: &'a Origin,
-    pub(crate) change: &'a Change,
+pub(super) struct StampedEntry<'a> {
+    pub(super) id: Uuid,
+    pub(super) at: OffsetDateTime,
+    pub(super) origin: &'a Origin,
+    pub(super) change: &'a Change,
 }
 
-/// Writes one entry, to be sealed later.
-pub(crate) async fn insert(
-    connection: &mut Connection,
-    clock: &dyn Clock,
-    origin: &Origin,
-    change: Change,
-) -> Result<(), StoreError> {
-    insert_all(connection, clock, origin, &[change]).await
-}
-
-/// Writes many entries of one origin, to be sealed later.
-pub(crate) async fn insert_all(
-    connection: &mut Connection,
-    clock: &dyn Clock,
-    origin: &Origin,
-    changes: &[Change],
-) -> Result<(), StoreError> {
-    let at = clock.now();
-    let entries = changes.iter().map(|change| TimedEntry {
-        id: clock::new_id(clock),
-        at,
-        origin,
-        change,
-    });
-    insert_timed(connection, &entries.collect::<Vec<_>>()).await
-}
-
-/// Writes entries, each of its moment and its origin, to be sealed later.
-pub(crate) async fn insert_timed(connection: &mut Connection, entries: &[TimedEntry<'_>]) -> Result<(), StoreError> {
+/// Writes entries, to be sealed later.
+pub(super) async fn insert(connection: &mut Connection, entries: &[StampedEntry<'_>]) -> Result<(), StoreError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
     let columns = Columns::of(entries)?;
     sqlx::query!(
         "WITH entry AS (
@@ -290,18 +266,18 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(entries: &[TimedEntry<'a>]) -> Result<Self, StoreError> {
+    fn of(entries: &[StampedEntry<'a>]) -> Result<Self, StoreError> {
         let mut columns = Self::default();
-        for TimedEntry { id, at, origin, change } in entries {
+        for StampedEntry { id, at, origin, change } in entries {
             columns.ids.push(*id);
             columns.times.push(*at);
             columns.actor_kinds.push(text(&origin.actor.kind)?);
             columns.actor_ids.push(origin.actor.id.as_deref());
             columns.actor_names.push(origin.actor.name.as_deref());
             columns.request_ids.push(origin.request_id.as_deref());
-            columns.actions.push(change.action);
-            columns.resource_kinds.push(&change.resource.kind);
-            columns.resource_ids.push(&change.resource.id);
+            columns.actions.push(change.action.as_str());
+            columns.resource_kinds.push(change.action.resource().as_str());
+            columns.resource_ids.push(&change.resource_id);
             columns.reasons.push(change.reason.as_deref());
             columns.before.push(change.before.as_ref());
             columns.after.push(change.after.as_ref());

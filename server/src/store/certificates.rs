@@ -8,7 +8,7 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, revocations::reason, thumbprint};
+use super::{Connection, StoreError, machines::presence::LockedMachine, revocations::reason, thumbprint};
 use crate::machines::client_certificate::ClientCertificate;
 
 /// A certificate that is on record.
@@ -264,9 +264,30 @@ pub(crate) async fn is_in_force(
     .await?)
 }
 
-/// Revokes such certificates of a machine as are not revoked yet, and tells which. The machine's presence has to be held.
-/// Whoever looks at revocation lists has nothing to learn of one that has expired.
+/// Revokes such certificates of a machine as are not revoked yet, and returns their serial numbers.
 pub(crate) async fn revoke(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    which: Revoked<'_>,
+    reason: RevocationReason,
+    now: OffsetDateTime,
+) -> Result<Vec<String>, StoreError> {
+    revoke_of(connection, machine.id(), which, reason, now).await
+}
+
+/// Revokes a certificate whose machine's record was deleted.
+pub(crate) async fn revoke_of_deleted(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    which: Revoked<'_>,
+    reason: RevocationReason,
+    now: OffsetDateTime,
+) -> Result<Vec<String>, StoreError> {
+    revoke_of(connection, machine_id, which, reason, now).await
+}
+
+/// Revocation lists do not name a certificate that has expired.
+async fn revoke_of(
     connection: &mut Connection,
     machine_id: Uuid,
     which: Revoked<'_>,

@@ -5,7 +5,7 @@ use assay_protocol::{KeyThumbprint, admin_api::certificates::RevocationReason};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, thumbprint};
+use super::{Connection, StoreError, machines::presence::LockedMachine, thumbprint};
 
 /// A device's certificate, as its holder presents it to have it revoked.
 #[derive(Debug)]
@@ -25,9 +25,9 @@ pub(crate) enum Revoked<'a> {
     One(&'a str),
 }
 
-/// Holds a device until the end of the transaction: whoever issues to it and whoever revokes come one after the other, also
-/// while it is no machine's that could be held.
-pub(crate) async fn hold_device(connection: &mut Connection, serial_number: &str) -> Result<(), StoreError> {
+/// Locks a device until the end of the transaction: its certificates are issued and revoked one after the other, also while
+/// no machine has its serial number.
+pub(crate) async fn lock_device(connection: &mut Connection, serial_number: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "SELECT pg_advisory_xact_lock(hashtextextended('device ' || $1, 0))",
         serial_number
@@ -37,14 +37,14 @@ pub(crate) async fn hold_device(connection: &mut Connection, serial_number: &str
     Ok(())
 }
 
-/// The serial number that a machine has, by which it and no other holds a device; it has to be held.
+/// The serial number that a machine has: of all machines it alone has the device.
 pub(crate) async fn device_of_machine(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
 ) -> Result<Option<String>, StoreError> {
     let serial_number = sqlx::query_scalar!(
         "SELECT serial_number FROM machines WHERE id = $1 AND status IN ('active', 'quarantined')",
-        machine_id
+        machine.id()
     )
     .fetch_optional(connection)
     .await?;

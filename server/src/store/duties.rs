@@ -1,4 +1,4 @@
-//! Work that one replica does at a time: the one that holds the work's advisory lock, until its transaction ends. A
+//! Work that one replica does at a time: the one that has the work's advisory lock, until its transaction ends. A
 //! replica that dies lets go of it with its connection.
 
 use super::{Connection, StoreError};

@@ -108,7 +108,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     .transpose()
 }
 
-/// Finds a token and holds it until the end of the transaction.
+/// Locks a token, and reads it.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<EnrollmentToken>, StoreError> {
     sqlx::query_as!(
         Row,
@@ -135,7 +135,7 @@ pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDate
     Ok(())
 }
 
-/// Finds a token by its secret and holds it, so that its uses are counted one after the other.
+/// Locks a token by its secret, and reads it: its uses are counted one after the other.
 pub(crate) async fn lock_by_secret(
     connection: &mut Connection,
     secret: SecretHash,

@@ -2,16 +2,16 @@
 
 use assay_protocol::{
     KeyThumbprint,
-    admin_api::{
-        audit::Actor,
-        enrollments::{Enrollment, EnrollmentKey, EnrollmentKind, EnrollmentStatus, PreviousKey},
-    },
+    admin_api::enrollments::{Enrollment, EnrollmentKey, EnrollmentKind, EnrollmentStatus, PreviousKey},
 };
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
+use super::{
+    Connection, StoreError, Transaction, json, machines::presence::LockedMachine, parse_json, parse_text, text,
+    thumbprint,
+};
 use crate::{clock, machines::claims::Claims};
 
 /// An enrollment with all that was claimed when it was asked for.
@@ -138,8 +138,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
-/// Finds an enrollment and holds it until the end of the transaction. Its machine has to be held before: everybody takes
-/// the two in this order.
+/// Locks an enrollment, and reads it. Its machine, if it is on record, is locked before.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<ClaimedEnrollment>, StoreError> {
     let row = select!("WHERE id = $1 FOR UPDATE", id)
         .fetch_optional(connection)
@@ -182,7 +181,7 @@ pub(crate) async fn count_waiting_without_token(
     .await?)
 }
 
-/// Enrollments that wait although their time is up, with their machines, in the order in which machines are held.
+/// Enrollments that wait although their time is up, with their machines, in the order in which machines are locked.
 pub(crate) async fn overdue(
     connection: &mut Connection,
     now: OffsetDateTime,
@@ -250,11 +249,11 @@ pub(crate) async fn taken_over_since(
 /// All that wait for a decision on one machine.
 pub(crate) async fn lock_pending_of_machine(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
 ) -> Result<Vec<Enrollment>, StoreError> {
     select!(
         "WHERE machine_id = $1 AND status = 'pending' ORDER BY id FOR UPDATE",
-        machine_id
+        machine.id()
     )
     .fetch_all(connection)
     .await?
@@ -265,23 +264,22 @@ pub(crate) async fn lock_pending_of_machine(
 
 /// Decides an enrollment that waits.
 pub(crate) async fn decide(
-    connection: &mut Connection,
+    tx: &mut Transaction,
     id: Uuid,
     status: EnrollmentStatus,
-    decided_by: &Actor,
     reason: Option<&str>,
-    at: OffsetDateTime,
 ) -> Result<(), StoreError> {
+    let (decided_by, at) = (json(&tx.origin().actor)?, tx.now());
     sqlx::query!(
         "UPDATE enrollments SET status = $2, decided_by = $3, reason = $4, decided_at = $5
          WHERE id = $1 AND status = 'pending'",
         id,
         text(&status)?,
-        json(decided_by)?,
+        decided_by,
         reason,
         at
     )
-    .execute(connection)
+    .execute(&mut **tx)
     .await?;
     Ok(())
 }
@@ -312,21 +310,20 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewEnrollment<'_>)
 
 /// Denies the first enrollment of a machine, if that waits.
 pub(crate) async fn deny_first_of_machine(
-    connection: &mut Connection,
-    machine_id: Uuid,
-    decided_by: &Actor,
+    tx: &mut Transaction,
+    machine: &LockedMachine,
     reason: &str,
-    at: OffsetDateTime,
 ) -> Result<(), StoreError> {
+    let (decided_by, at) = (json(&tx.origin().actor)?, tx.now());
     sqlx::query!(
         "UPDATE enrollments SET status = 'denied', decided_by = $2, reason = $3, decided_at = $4
          WHERE machine_id = $1 AND kind = 'enrollment' AND status = 'pending'",
-        machine_id,
-        json(decided_by)?,
+        machine.id(),
+        decided_by,
         reason,
         at
     )
-    .execute(connection)
+    .execute(&mut **tx)
     .await?;
     Ok(())
 }

@@ -7,10 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError};
-use crate::{
-    changes::event_kinds::is_kind,
-    clock::{self, Clock},
-};
+use crate::{changes::NewEvent, clock};
 
 /// An event that has just been given its place.
 #[derive(Debug, Clone)]
@@ -20,45 +17,24 @@ pub(crate) struct Announcement {
     pub(crate) kind: String,
 }
 
-/// An event to be.
-#[derive(Debug, Clone)]
-pub(crate) struct NewEvent {
-    pub(crate) machine_id: Uuid,
-    pub(crate) kind: &'static str,
-    pub(crate) detail: Value,
-}
-
-/// An event with the id and the time that it is to have.
+/// An event to be, with its id and its time.
 #[derive(Debug)]
-pub(crate) struct TimedEvent<'a> {
-    pub(crate) id: Uuid,
-    pub(crate) at: OffsetDateTime,
-    pub(crate) event: &'a NewEvent,
+pub(super) struct StampedEvent<'a> {
+    pub(super) id: Uuid,
+    pub(super) at: OffsetDateTime,
+    pub(super) event: &'a NewEvent,
 }
 
-/// Writes events of one moment.
-pub(crate) async fn insert_all(
-    connection: &mut Connection,
-    clock: &dyn Clock,
-    events: &[NewEvent],
-) -> Result<(), StoreError> {
-    let at = clock.now();
-    let timed = events.iter().map(|event| TimedEvent {
-        id: clock::new_id(clock),
-        at,
-        event,
-    });
-    insert_timed(connection, &timed.collect::<Vec<_>>()).await
-}
-
-/// Writes events, each of its moment, to be announced later.
-pub(crate) async fn insert_timed(connection: &mut Connection, events: &[TimedEvent<'_>]) -> Result<(), StoreError> {
-    debug_assert!(events.iter().all(|timed| is_kind(timed.event.kind)), "{events:?}");
-    let ids: Vec<Uuid> = events.iter().map(|timed| timed.id).collect();
-    let times: Vec<OffsetDateTime> = events.iter().map(|timed| timed.at).collect();
-    let machine_ids: Vec<Uuid> = events.iter().map(|timed| timed.event.machine_id).collect();
-    let kinds: Vec<&str> = events.iter().map(|timed| timed.event.kind).collect();
-    let details: Vec<Option<&Value>> = events.iter().map(|timed| Some(&timed.event.detail)).collect();
+/// Writes events, to be announced later.
+pub(super) async fn insert(connection: &mut Connection, events: &[StampedEvent<'_>]) -> Result<(), StoreError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = events.iter().map(|stamped| stamped.id).collect();
+    let times: Vec<OffsetDateTime> = events.iter().map(|stamped| stamped.at).collect();
+    let machine_ids: Vec<Uuid> = events.iter().map(|stamped| stamped.event.machine_id).collect();
+    let kinds: Vec<&str> = events.iter().map(|stamped| stamped.event.kind.as_str()).collect();
+    let details: Vec<Option<&Value>> = events.iter().map(|stamped| Some(&stamped.event.detail)).collect();
     sqlx::query!(
         "INSERT INTO events (id, at, machine_id, kind, detail)
          SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::text[], $5::jsonb[])",
@@ -67,28 +43,6 @@ pub(crate) async fn insert_timed(connection: &mut Connection, events: &[TimedEve
         &machine_ids,
         &kinds as &[&str],
         &details as &[Option<&Value>],
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Writes one event, to be announced later.
-pub(crate) async fn insert(
-    connection: &mut Connection,
-    clock: &dyn Clock,
-    machine_id: Uuid,
-    kind: &str,
-    detail: Value,
-) -> Result<(), StoreError> {
-    debug_assert!(is_kind(kind), "{kind}");
-    sqlx::query!(
-        "INSERT INTO events (id, at, machine_id, kind, detail) VALUES ($1, $2, $3, $4, $5)",
-        clock::new_id(clock),
-        clock.now(),
-        machine_id,
-        kind,
-        detail
     )
     .execute(connection)
     .await?;

@@ -112,9 +112,9 @@ pub(crate) async fn find(
         .transpose()
 }
 
-/// The labels of a serial number that is in the inventory, which stays there until the end of the transaction. Before
-/// the machine, of all that a transaction holds: whoever takes a row out of the inventory holds it, then its machines.
-pub(crate) async fn hold(connection: &mut Connection, serial_number: &str) -> Result<Option<Labels>, StoreError> {
+/// Locks a serial number's row in the inventory, which stays until the end of the transaction, and reads its labels. It is the
+/// first row that a transaction locks, before the machine's: an import removes rows, and then locks their machines.
+pub(crate) async fn lock(connection: &mut Connection, serial_number: &str) -> Result<Option<Labels>, StoreError> {
     let labels = sqlx::query_scalar!(
         "SELECT labels FROM inventory WHERE serial_number = $1 FOR KEY SHARE",
         serial_number

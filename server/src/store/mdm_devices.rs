@@ -56,7 +56,7 @@ pub(crate) async fn find(connection: &mut Connection, enrollment_id: &str) -> Re
     .await?)
 }
 
-/// Finds a device and holds it until the end of the transaction.
+/// Locks a device, and reads it.
 pub(crate) async fn lock(connection: &mut Connection, enrollment_id: &str) -> Result<Option<Device>, StoreError> {
     Ok(sqlx::query_as!(
         Device,
@@ -111,7 +111,7 @@ pub(crate) async fn set_refused(
     Ok(())
 }
 
-/// The devices whose turn it is, the longest due first, held until the end of the transaction.
+/// Locks the devices whose turn it is, and reads them; the longest due first.
 pub(crate) async fn due(connection: &mut Connection, now: OffsetDateTime, limit: i64) -> Result<Vec<Turn>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT enrollment_id, asked_at, asked_command, failures, machine.id AS "machine_id?",

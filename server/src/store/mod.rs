@@ -9,6 +9,7 @@ pub(crate) mod audit_entries;
 pub(crate) mod audit_seals;
 pub(crate) mod batcher;
 pub(crate) mod certificates;
+pub(crate) mod changes;
 pub(crate) mod device_certificates;
 pub(crate) mod duties;
 pub(crate) mod enrollment_tokens;
@@ -37,19 +38,25 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnection, Postgres},
 };
+use time::OffsetDateTime;
+use uuid::Uuid;
 
-use crate::telemetry::Metrics;
+use crate::{
+    clock::{self, Clock},
+    telemetry::Metrics,
+};
 
 pub use transaction::{AsStoreError, Transaction};
+pub(crate) use transaction::{has_store_error, tx};
 
 /// A prepared statement is planned for all values alike after its fifth run. A list's filters are as different as one
 /// machine and half a fleet, so it is planned for the values that it is called with.
 const BEGIN_SNAPSHOT: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan";
 
-/// A transaction that works for many callers at once. What one of them waits for, all do: it waits for no lock that is held
-/// for long. Its statements are planned once, and for tables that grow under them: a plan that reads all of a table is good
-/// as long as that is empty, and is kept.
+/// A transaction that works for many callers at once. What one of them waits for, all do: it waits for no lock for long. Its
+/// statements are planned once, and for tables that grow under them: a plan that reads all of a table is good as long as that
+/// is empty, and is kept.
 const BEGIN_GROUP: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL enable_seqscan = off; \
                            SET LOCAL plan_cache_mode = force_generic_plan";
 
@@ -57,6 +64,7 @@ const BEGIN_GROUP: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL en
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
 
@@ -75,16 +83,26 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// Works on this pool, and counts how long callers wait for it.
+    /// Works on this pool with the time of this clock, and meters the waits for connections and the transactions.
     #[must_use]
-    pub fn new(pool: PgPool, metrics: Arc<Metrics>) -> Self {
-        Self { pool, metrics }
+    pub fn new(pool: PgPool, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
+        Self { pool, clock, metrics }
     }
 
     /// The pool, for its metrics.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// The present time.
+    pub(crate) fn now(&self) -> OffsetDateTime {
+        self.clock.now()
+    }
+
+    /// A new id of the present time.
+    pub(crate) fn new_id(&self) -> Uuid {
+        clock::new_id(self.clock.as_ref())
     }
 
     /// Whether the database answers.

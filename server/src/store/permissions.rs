@@ -51,8 +51,8 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     .await?)
 }
 
-/// Finds a permission and keeps it from being deleted until the end of the transaction.
-pub(crate) async fn hold(connection: &mut Connection, id: Uuid) -> Result<Option<Permission>, StoreError> {
+/// Locks a permission against deletion, and reads it. Other transactions may do so at the same time.
+pub(crate) async fn lock_shared(connection: &mut Connection, id: Uuid) -> Result<Option<Permission>, StoreError> {
     Ok(sqlx::query_as!(
         Permission,
         "SELECT id, audience, name, description, created_at FROM permissions WHERE id = $1 FOR KEY SHARE",
@@ -62,7 +62,7 @@ pub(crate) async fn hold(connection: &mut Connection, id: Uuid) -> Result<Option
     .await?)
 }
 
-/// Finds a permission and keeps everybody else from it, and new grants from arising, until the end of the transaction.
+/// Locks a permission, and reads it. No other transaction can make a grant of it meanwhile.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<Permission>, StoreError> {
     Ok(sqlx::query_as!(
         Permission,

@@ -1,19 +1,140 @@
-//! Transactions with a name, repeated when Postgres says that they collided.
+//! Units of work: named transactions that carry the time and the origin of their changes, repeated when Postgres says that
+//! they collided, and metered.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Instant,
+};
 
 use futures_util::future::BoxFuture;
 use sqlx::{PgConnection, Postgres};
+use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{Store, StoreError};
+use crate::{
+    changes::Origin,
+    clock::{self, Clock},
+    telemetry::transactions::TransactionEnd,
+};
 
 /// How often a transaction that collided is tried.
 const TRIES: usize = 5;
 
-/// A transaction under way. Rolled back when it is dropped.
-#[derive(Debug)]
+assay_protocol::names! {
+    /// The transactions that the server runs, as metrics and logs name them.
+    pub(crate) enum Name {
+        AnnounceEvents = "announce_events",
+        AnswerAcmeChallenge = "answer_acme_challenge",
+        AskForAttestation = "ask_for_attestation",
+        BindAppleAttestation = "bind_apple_attestation",
+        Bootstrap = "bootstrap",
+        ChangeAcmeAccountKey = "change_acme_account_key",
+        ChangeMachineStatus = "change_machine_status",
+        CheckIn = "check_in",
+        CreateAcmeOrder = "create_acme_order",
+        CreateApiKey = "create_api_key",
+        CreateEnrollmentToken = "create_enrollment_token",
+        CreateGrant = "create_grant",
+        CreatePermission = "create_permission",
+        CreateWebhook = "create_webhook",
+        DeactivateAcmeAccount = "deactivate_acme_account",
+        DecideEnrollment = "decide_enrollment",
+        DecideMachineEnrollment = "decide_machine_enrollment",
+        DeleteGrant = "delete_grant",
+        DeleteMachine = "delete_machine",
+        DeletePermission = "delete_permission",
+        DeleteWebhook = "delete_webhook",
+        DisableWebhook = "disable_webhook",
+        Enroll = "enroll",
+        ExpireEnrollments = "expire_enrollments",
+        FinalizeAcmeOrder = "finalize_acme_order",
+        ImportInventory = "import_inventory",
+        InstallCa = "install_ca",
+        LapseAttestations = "lapse_attestations",
+        LearnMdmDevice = "learn_mdm_device",
+        NoteLiveness = "note_liveness",
+        OpenAcmeAccount = "open_acme_account",
+        PatchMachine = "patch_machine",
+        PrepareKey = "prepare_key",
+        RecordAttestationCommand = "record_attestation_command",
+        RecordDelivery = "record_delivery",
+        RecordFailedDelivery = "record_failed_delivery",
+        RecordVerdict = "record_verdict",
+        RefuseAcmeOrder = "refuse_acme_order",
+        RefuseAttestation = "refuse_attestation",
+        RemoveExpired = "remove_expired",
+        RemoveFromInventory = "remove_from_inventory",
+        Renew = "renew",
+        RequestCa = "request_ca",
+        RevokeApiKey = "revoke_api_key",
+        RevokeCertificate = "revoke_certificate",
+        RevokeDeviceCertificate = "revoke_device_certificate",
+        RevokeEnrollmentToken = "revoke_enrollment_token",
+        RotateKeys = "rotate_keys",
+        SealAudit = "seal_audit",
+        SignRevocationList = "sign_revocation_list",
+        TestWebhook = "test_webhook",
+    }
+}
+
+/// Runs a function in one transaction of a store: `tx!(store, Name, origin => function(arguments)).await`.
+///
+/// The function takes the transaction before these arguments. It may run several times, so the arguments are `Copy`, and it
+/// has no effect but in the database. (A closure that borrowed the arguments could not be proved `Send`; therefore
+/// [`Store::tx`] takes them apart from the function, and this macro spells both.)
+macro_rules! tx {
+    // Each step of the recursion makes an `argument` of its own, which macro hygiene keeps apart from the others.
+    (@bind $call:tt [$($bound:tt)*] $argument:expr, $($rest:expr,)*) => {
+        $crate::store::transaction::tx!(@bind $call [$($bound)* (argument = $argument)] $($rest,)*)
+    };
+    (@bind [$store:expr, $name:ident, $origin:expr, $($function:ident)::+] [$(($argument:ident = $value:expr))*]) => {
+        $store.tx(
+            $crate::store::transaction::Name::$name,
+            $origin,
+            &($($value,)*),
+            |tx, &($($argument,)*)| Box::pin($($function)::+(tx, $($argument),*)),
+        )
+    };
+    ($store:expr, $name:ident, $origin:expr => $($function:ident)::+ ($($argument:expr),* $(,)?)) => {
+        $crate::store::transaction::tx!(@bind [$store, $name, $origin, $($function)::+] [] $($argument,)*)
+    };
+}
+pub(crate) use tx;
+
+/// A transaction under way, with the origin of what it changes. Rolled back when it is dropped.
 pub struct Transaction {
     inner: sqlx::Transaction<'static, Postgres>,
+    clock: Arc<dyn Clock>,
+    origin: Origin,
+}
+
+impl Transaction {
+    /// The present time.
+    pub(crate) fn now(&self) -> OffsetDateTime {
+        self.clock.now()
+    }
+
+    /// A new id of the present time.
+    pub(crate) fn new_id(&self) -> Uuid {
+        clock::new_id(self.clock())
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.clock.as_ref()
+    }
+
+    /// Who causes the changes.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Attributes what follows to another origin, and returns the one before. A caller is known better once its key or account
+    /// has been found.
+    pub(crate) fn act_as(&mut self, origin: Origin) -> Origin {
+        std::mem::replace(&mut self.origin, origin)
+    }
 }
 
 impl Deref for Transaction {
@@ -31,47 +152,60 @@ impl DerefMut for Transaction {
 }
 
 impl Store {
-    /// Runs `operation` in one transaction and commits it when it succeeds.
+    /// Runs `operation` in one transaction and commits it when it succeeds: see [`tx!`].
     ///
-    /// A serialization failure or a deadlock rolls back and runs it again, so `operation` has no effect but in the
-    /// database. What it needs is handed to it as `context`: a closure that borrowed it could not be proved `Send`.
-    pub async fn tx<C, T, E>(
+    /// A serialization failure or a deadlock rolls back and runs it again.
+    pub(crate) async fn tx<C, T, E>(
         &self,
-        name: &'static str,
+        name: Name,
+        origin: &Origin,
         context: &C,
         operation: impl for<'c> Fn(&'c mut Transaction, &'c C) -> BoxFuture<'c, Result<T, E>>,
     ) -> Result<T, E>
     where
         E: From<StoreError> + AsStoreError,
     {
+        let started = Instant::now();
         let mut tries = 1;
-        loop {
-            let error = match self.attempt(context, &operation).await {
-                Ok(done) => return Ok(done),
-                Err(error) => error,
-            };
-            if tries == TRIES || !error.as_store_error().is_some_and(StoreError::is_collision) {
-                return Err(error);
+        let result = loop {
+            let result = self.attempt(origin, context, &operation).await;
+            let collided = result
+                .as_ref()
+                .is_err_and(|error| error.as_store_error().is_some_and(StoreError::is_collision));
+            if !collided || tries == TRIES {
+                break result;
             }
-            tracing::debug!(transaction = name, tries, "collided, trying again");
+            tracing::debug!(transaction = name.as_str(), tries, "collided, trying again");
+            self.metrics.transactions.collided(name);
             tries += 1;
-        }
+        };
+        let end = match &result {
+            Ok(_) => TransactionEnd::Committed,
+            Err(error) if error.as_store_error().is_some() => TransactionEnd::Failed,
+            Err(_) => TransactionEnd::Refused,
+        };
+        self.metrics.transactions.ended(name, end, started.elapsed());
+        result
     }
 
     async fn attempt<C, T, E: From<StoreError>>(
         &self,
+        origin: &Origin,
         context: &C,
         operation: &impl for<'c> Fn(&'c mut Transaction, &'c C) -> BoxFuture<'c, Result<T, E>>,
     ) -> Result<T, E> {
-        let inner = self.wait_for(self.pool.begin()).await?;
-        let mut transaction = Transaction { inner };
+        let mut transaction = Transaction {
+            inner: self.wait_for(self.pool.begin()).await?,
+            clock: Arc::clone(&self.clock),
+            origin: origin.clone(),
+        };
         let done = operation(&mut transaction, context).await?;
         transaction.inner.commit().await.map_err(StoreError::from)?;
         Ok(done)
     }
 }
 
-/// Finds the database's word in an error, to tell a collision from the rest.
+/// Finds the database's error in an error, to tell a collision from the rest.
 pub trait AsStoreError {
     /// The database's error, if that is what it is.
     fn as_store_error(&self) -> Option<&StoreError>;
@@ -82,6 +216,21 @@ impl AsStoreError for StoreError {
         Some(self)
     }
 }
+
+/// Implements [`AsStoreError`] for an error whose member `Store` is the database's.
+macro_rules! has_store_error {
+    ($error:ty) => {
+        impl $crate::store::AsStoreError for $error {
+            fn as_store_error(&self) -> Option<&$crate::store::StoreError> {
+                match self {
+                    Self::Store(error) => Some(error),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+pub(crate) use has_store_error;
 
 impl StoreError {
     /// Whether the database cannot be reached or cannot work, whatever it is asked.

@@ -76,7 +76,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     Ok(select!("WHERE id = $1", id).fetch_optional(connection).await?)
 }
 
-/// Finds a webhook and holds it until the end of the transaction.
+/// Locks a webhook, and reads it.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<Webhook>, StoreError> {
     Ok(select!("WHERE id = $1 FOR UPDATE", id)
         .fetch_optional(connection)

@@ -17,6 +17,8 @@ use prometheus_client::{
 };
 use tracing::warn;
 
+use super::transactions::TransactionMetrics;
+
 /// The value of the `endpoint` label when no route matched.
 pub const UNMATCHED: &str = "unmatched";
 
@@ -41,6 +43,8 @@ pub struct Metrics {
     pub machine_reader: BatcherMetrics,
     /// The database pool.
     pub pool: PoolMetrics,
+    /// Transactions, by their names.
+    pub transactions: TransactionMetrics,
     /// Streams, events and webhook deliveries.
     pub events: EventMetrics,
     /// Revocation lists and OCSP.
@@ -214,6 +218,7 @@ impl Metrics {
             key_reader: BatcherMetrics::register(to, &KEY_READER),
             machine_reader: BatcherMetrics::register(to, &MACHINE_READER),
             pool: PoolMetrics::register(to),
+            transactions: TransactionMetrics::register(to),
             events: EventMetrics::register(to),
             revocation: RevocationMetrics::register(to),
             background: BackgroundMetrics::register(to),
@@ -463,13 +468,13 @@ impl EventMetrics {
     }
 }
 
-fn counted<M: Metric + Clone + Default>(to: &mut Registry, name: &str, help: &str) -> M {
+pub(super) fn counted<M: Metric + Clone + Default>(to: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     to.register(name, help, metric.clone());
     metric
 }
 
-fn timed<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: M) -> M {
+pub(super) fn timed<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: M) -> M {
     to.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
 }

@@ -2,5 +2,6 @@
 
 pub mod logging;
 pub mod metrics;
+pub mod transactions;
 
 pub use metrics::{BatcherMetrics, Metrics};

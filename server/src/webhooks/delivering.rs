@@ -27,11 +27,11 @@ use super::{
     schedule,
 };
 use crate::{
-    changes::{Change, Origin},
+    changes::{Action, Change, Origin},
     periodic::{self, Turns, Work},
     services::Services,
     store::{
-        self, StoreError, Transaction,
+        self, StoreError, Transaction, tx,
         webhook_deliveries::{Claimed, FailedAttempt},
         webhooks::Receiver,
     },
@@ -191,26 +191,15 @@ impl Deliverer {
             delivery,
             now,
         };
+        let (store, origin) = (&self.services.store, Origin::system());
         match result {
             AttemptResult::Delivered(status) => {
-                let context = (&ended, status);
-                self.services
-                    .store
-                    .tx("record a delivery", &context, |tx, &(ended, status)| {
-                        Box::pin(ended.delivered(tx, status))
-                    })
-                    .await?;
+                tx!(store, RecordDelivery, &origin => delivered(&ended, status)).await?;
                 self.services.metrics.events.delivery_attempted("delivered");
                 Ok(true)
             }
             AttemptResult::Gone => {
-                let context = (&ended, self.services.as_ref());
-                self.services
-                    .store
-                    .tx("disable a webhook", &context, |tx, &(ended, services)| {
-                        Box::pin(ended.gone(tx, services))
-                    })
-                    .await?;
+                tx!(store, DisableWebhook, &origin => gone(&ended)).await?;
                 self.services.metrics.events.delivery_attempted("failed");
                 Ok(false)
             }
@@ -234,13 +223,7 @@ impl Deliverer {
             error,
             next_attempt_at,
         };
-        let context = (ended, &attempt);
-        self.services
-            .store
-            .tx("record a failed delivery", &context, |tx, &(ended, attempt)| {
-                Box::pin(ended.failed(tx, attempt))
-            })
-            .await?;
+        tx!(self.services.store, RecordFailedDelivery, &Origin::system() => failed(ended, &attempt)).await?;
         let result = if next_attempt_at.is_some() { "retried" } else { "failed" };
         self.services.metrics.events.delivery_attempted(result);
         tracing::info!(webhook = %ended.webhook_id, delivery = %ended.delivery.id, error, "a delivery failed");
@@ -259,38 +242,36 @@ struct Ended<'a> {
     now: OffsetDateTime,
 }
 
-impl Ended<'_> {
-    async fn delivered(&self, tx: &mut Transaction, status: u16) -> Result<(), StoreError> {
-        store::webhooks::note_delivered(tx, self.webhook_id, self.now).await?;
-        store::webhook_deliveries::note_delivered(tx, self.delivery.id, i32::from(status), self.now).await
-    }
+async fn delivered(tx: &mut Transaction, ended: &Ended<'_>, status: u16) -> Result<(), StoreError> {
+    store::webhooks::note_delivered(tx, ended.webhook_id, ended.now).await?;
+    store::webhook_deliveries::note_delivered(tx, ended.delivery.id, i32::from(status), ended.now).await
+}
 
-    async fn failed(&self, tx: &mut Transaction, attempt: &FailedAttempt<'_>) -> Result<(), StoreError> {
-        store::webhooks::note_failing(tx, self.webhook_id, self.now).await?;
-        store::webhook_deliveries::note_failed(tx, self.delivery.id, attempt, self.now).await
-    }
+async fn failed(tx: &mut Transaction, ended: &Ended<'_>, attempt: &FailedAttempt<'_>) -> Result<(), StoreError> {
+    store::webhooks::note_failing(tx, ended.webhook_id, ended.now).await?;
+    store::webhook_deliveries::note_failed(tx, ended.delivery.id, attempt, ended.now).await
+}
 
-    async fn gone(&self, tx: &mut Transaction, services: &Services) -> Result<(), StoreError> {
-        let Some(before) = store::webhooks::lock(tx, self.webhook_id).await? else {
-            return Ok(());
-        };
-        if before.disabled_at.is_some() {
-            return Ok(());
-        }
-        store::webhooks::note_failing(tx, self.webhook_id, self.now).await?;
-        store::webhooks::disable(tx, self.webhook_id, GONE, self.now).await?;
-        let attempt = FailedAttempt {
-            status: Some(410),
-            error: GONE,
-            next_attempt_at: None,
-        };
-        store::webhook_deliveries::note_failed(tx, self.delivery.id, &attempt, self.now).await?;
-        store::webhook_deliveries::give_up_all(tx, self.webhook_id, GONE, self.now).await?;
-        let after = store::webhooks::find(tx, self.webhook_id).await?;
-        let change = Change::new("webhook.disable", "webhook", self.webhook_id)
-            .reason(Some(GONE))
-            .before(store::json(&before)?)
-            .after(store::json(&after)?);
-        store::audit_entries::insert(tx, services.clock.as_ref(), &Origin::system(), change).await
+async fn gone(tx: &mut Transaction, ended: &Ended<'_>) -> Result<(), StoreError> {
+    let Some(before) = store::webhooks::lock(tx, ended.webhook_id).await? else {
+        return Ok(());
+    };
+    if before.disabled_at.is_some() {
+        return Ok(());
     }
+    store::webhooks::note_failing(tx, ended.webhook_id, ended.now).await?;
+    store::webhooks::disable(tx, ended.webhook_id, GONE, ended.now).await?;
+    let attempt = FailedAttempt {
+        status: Some(410),
+        error: GONE,
+        next_attempt_at: None,
+    };
+    store::webhook_deliveries::note_failed(tx, ended.delivery.id, &attempt, ended.now).await?;
+    store::webhook_deliveries::give_up_all(tx, ended.webhook_id, GONE, ended.now).await?;
+    let after = store::webhooks::find(tx, ended.webhook_id).await?;
+    let change = Change::new(Action::WebhookDisable, ended.webhook_id)
+        .reason(Some(GONE))
+        .before(store::json(&before)?)
+        .after(store::json(&after)?);
+    tx.record(change).await
 }

@@ -37,6 +37,7 @@ pub struct Actor {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Resource {
     /// Such as `machine` or `grant`.
+    #[cfg_attr(feature = "openapi", schema(value_type = super::changes::ResourceKind))]
     pub kind: String,
     /// Its id.
     pub id: String,
@@ -54,6 +55,7 @@ pub struct AuditEntry {
     /// Who.
     pub actor: Actor,
     /// What, such as `machine.revoke`.
+    #[cfg_attr(feature = "openapi", schema(value_type = super::changes::Action))]
     pub action: String,
     /// To what.
     pub resource: Resource,

@@ -17,6 +17,7 @@ pub struct Event {
     /// The machine; its record may be deleted.
     pub machine_id: Uuid,
     /// What happened, such as `machine.enrolled`.
+    #[cfg_attr(feature = "openapi", schema(value_type = super::changes::EventKind))]
     pub kind: String,
     /// The values before and after, where there are such.
     pub detail: Value,

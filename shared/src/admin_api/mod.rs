@@ -6,6 +6,7 @@ pub mod apple_attestations;
 pub mod audit;
 pub mod background_work;
 pub mod certificates;
+pub mod changes;
 pub mod enrollment_tokens;
 pub mod enrollments;
 pub mod events;

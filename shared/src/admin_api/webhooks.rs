@@ -15,6 +15,7 @@ pub struct CreateWebhook {
     #[serde(default)]
     pub description: Option<String>,
     /// The kinds of events that it is told of; without this, all.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<super::changes::EventKind>>))]
     #[serde(default)]
     pub kinds: Option<Vec<String>>,
 }
@@ -30,6 +31,7 @@ pub struct Webhook {
     /// What it is for.
     pub description: String,
     /// The kinds of events that it is told of; null for all.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<super::changes::EventKind>>))]
     pub kinds: Option<Vec<String>>,
     /// When it was made.
     #[serde(with = "time::serde::rfc3339")]

@@ -10,6 +10,7 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use uuid::Uuid;
 
 #[tokio::test]
 async fn endpoints_committer_and_pool_are_counted_and_no_secret_is_told() {
@@ -27,6 +28,11 @@ async fn endpoints_committer_and_pool_are_counted_and_no_secret_is_told() {
     assert_eq!(machine.enroll(&api, Some(&token.secret)).await.status, 201);
     let permission = administrator.permission("told").await;
     administrator.grant(&permission, &machine, json!({})).await;
+    let of_no_permission = json!({"permission_id": Uuid::nil(), "selector": {"all": true}});
+    let refused = administrator
+        .call(Method::POST, "grants", Some(&of_no_permission))
+        .await;
+    refused.expect_problem(ProblemKind::NotFound);
     let nonce = api.nonce().await;
     let evidence = text(&machine.check_in_body(api.audience(), &nonce), "evidence");
     let checked_in = api
@@ -45,6 +51,10 @@ async fn endpoints_committer_and_pool_are_counted_and_no_secret_is_told() {
         r#"assay_http_requests_total{endpoint="/v1/enroll",method="POST",status="201"} 1"#,
         r#"assay_problems_total{slug="unauthenticated"} 1"#,
         "assay_committer_batch_size_count 1",
+        r#"assay_transactions_total{transaction="create_grant",result="committed"} 1"#,
+        r#"assay_transactions_total{transaction="create_grant",result="refused"} 1"#,
+        r#"assay_transactions_total{transaction="check_in",result="committed"} 1"#,
+        r#"assay_transaction_duration_seconds_count{transaction="create_grant"} 2"#,
         "assay_database_connections ",
     ] {
         assert!(figures.contains(figure), "no {figure} in\n{figures}");

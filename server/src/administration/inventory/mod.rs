@@ -12,17 +12,16 @@ use axum::body::Bytes;
 use self::import::Import;
 pub(crate) use self::{import::Format, rows::RowError};
 use crate::{
-    changes::{Change, Origin},
-    services::Services,
+    changes::{Action, Change, Origin},
     store::{
-        self, AsStoreError, StoreError, Transaction,
+        self, Store, StoreError, Transaction,
         duties::{self, Duty},
         inventory::InventoryFilter,
+        tx,
     },
 };
 
-/// The kind of resource that the audit names; an import is one of all of it.
-const RESOURCE: &str = "inventory";
+/// What the audit calls the resource of an import.
 const ALL: &str = "all";
 
 /// Why nothing was done.
@@ -48,35 +47,28 @@ pub(crate) enum InventoryError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for InventoryError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(InventoryError);
 
 /// A page of the inventory, in the order of the serial numbers.
 pub(crate) async fn list(
-    services: &Services,
+    store: &Store,
     filter: &InventoryFilter,
     after: Option<&str>,
     rows: i64,
 ) -> Result<Vec<InventoryItem>, InventoryError> {
-    Ok(store::inventory::list(&mut *services.store.connection().await?, filter, after, rows).await?)
+    Ok(store::inventory::list(&mut *store.connection().await?, filter, after, rows).await?)
 }
 
 /// What the inventory says of a serial number.
-pub(crate) async fn find(services: &Services, serial_number: &str) -> Result<InventoryItem, InventoryError> {
-    store::inventory::find(&mut *services.store.connection().await?, serial_number)
+pub(crate) async fn find(store: &Store, serial_number: &str) -> Result<InventoryItem, InventoryError> {
+    store::inventory::find(&mut *store.connection().await?, serial_number)
         .await?
         .ok_or(InventoryError::Unknown)
 }
 
 /// Takes over what a file says, or nothing of it. A file of no row is taken for a mistake where nobody says that it is none.
 pub(crate) async fn import(
-    services: &Services,
+    store: &Store,
     origin: &Origin,
     (mode, allow_empty): (ImportMode, bool),
     format: Format,
@@ -88,32 +80,16 @@ pub(crate) async fn import(
     if mode == ImportMode::Replace && import.serial_numbers().is_empty() && !allow_empty {
         return Err(InventoryError::Empty);
     }
-    services
-        .store
-        .tx(
-            "import the inventory",
-            &(services, origin, mode, &import),
-            |tx, &(services, origin, mode, import)| Box::pin(import_once(tx, services, origin, mode, import)),
-        )
-        .await
+    tx!(store, ImportInventory, origin => import_once(mode, &import)).await
 }
 
 /// Takes a serial number out. Its machine loses what it said for it.
-pub(crate) async fn remove(services: &Services, origin: &Origin, serial_number: &str) -> Result<(), InventoryError> {
-    services
-        .store
-        .tx(
-            "remove from the inventory",
-            &(services, origin, serial_number),
-            |tx, &(services, origin, serial_number)| Box::pin(remove_once(tx, services, origin, serial_number)),
-        )
-        .await
+pub(crate) async fn remove(store: &Store, origin: &Origin, serial_number: &str) -> Result<(), InventoryError> {
+    tx!(store, RemoveFromInventory, origin => remove_once(serial_number)).await
 }
 
 async fn import_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
     mode: ImportMode,
     import: &Import,
 ) -> Result<ImportedInventory, InventoryError> {
@@ -122,18 +98,18 @@ async fn import_once(
         return Err(InventoryError::Busy);
     }
     store::inventory::allow_time(tx).await?;
-    let now = services.clock.now();
+    let now = tx.now();
     let (mut added, mut changed) = (0, 0);
     for columns in import.batches() {
         changed += store::inventory::update(tx, &columns, now).await?;
         added += store::inventory::add(tx, &columns, now).await?;
     }
-    // Last, as machines that enroll wait for what is held from here on.
+    // Last, because machines that enroll wait for what is locked from here on.
     let removed = match mode {
         ImportMode::Replace => store::inventory::remove_others(tx, import.serial_numbers()).await?,
         ImportMode::Merge => Vec::new(),
     };
-    let lowered = lowering::lower(tx, services, origin, &removed).await?;
+    let lowered = lowering::lower(tx, &removed).await?;
     let (total, removed) = (count(import.serial_numbers().len()), count(removed.len()));
     let imported = ImportedInventory {
         mode,
@@ -149,29 +125,24 @@ async fn import_once(
         if let Some(members) = after.as_object_mut() {
             members.insert("sha256".to_owned(), import.sha256().into());
         }
-        let change = Change::new("inventory.import", RESOURCE, ALL).after(after);
-        store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?;
+        let change = Change::new(Action::InventoryImport, ALL).after(after);
+        tx.record(change).await?;
     }
     Ok(imported)
 }
 
-async fn remove_once(
-    tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
-    serial_number: &str,
-) -> Result<(), InventoryError> {
+async fn remove_once(tx: &mut Transaction, serial_number: &str) -> Result<(), InventoryError> {
     let before = store::inventory::find(tx, serial_number).await?;
     let before = before.ok_or(InventoryError::Unknown)?;
     // Somebody may have come first.
     if !store::inventory::remove(tx, serial_number).await? {
         return Err(InventoryError::Unknown);
     }
-    let lowered = lowering::lower(tx, services, origin, &[serial_number.to_owned()]).await?;
-    let change = Change::new("inventory.remove", RESOURCE, serial_number)
+    let lowered = lowering::lower(tx, &[serial_number.to_owned()]).await?;
+    let change = Change::new(Action::InventoryRemove, serial_number)
         .before(store::json(&before)?)
         .after(serde_json::json!({ "lowered": lowered }));
-    Ok(store::audit_entries::insert(tx, services.clock.as_ref(), origin, change).await?)
+    Ok(tx.record(change).await?)
 }
 
 fn count(rows: usize) -> u64 {

@@ -21,7 +21,7 @@ use crate::{
 
 pub(super) async fn open(State(services): State<Arc<Services>>, signed: Signed) -> AcmeResult<Response> {
     let request = requests::of_key(&services, signed).await?;
-    let opened = accounts::open(&services, request).await?;
+    let opened = accounts::open(&services.store, &services.acme.secrets, request).await?;
     let status = if opened.is_new {
         StatusCode::CREATED
     } else {
@@ -39,7 +39,7 @@ pub(super) async fn update(
 ) -> AcmeResult<Json<AccountDocument>> {
     let Id(id) = id.map_err(|_| AcmeProblem::no_such_resource())?;
     let request = requests::of_account(&services, signed).await?;
-    let account = accounts::update(&services, id, request).await?;
+    let account = accounts::update(&services.store, id, request).await?;
     Ok(Json(AccountDocument::of(&services, &account)))
 }
 
@@ -50,7 +50,7 @@ pub(super) async fn change_key(
     let located = |problem: AcmeProblem| problem.located(&services);
     let request = requests::of_account(&services, signed).await;
     let request = request.map_err(|error| located(error.into()))?;
-    let changed = accounts::change_key(&services, request).await;
+    let changed = accounts::change_key(&services.store, &services.policy.public_url, request).await;
     let account = changed.map_err(|error| located(error.into()))?;
     Ok(Json(AccountDocument::of(&services, &account)))
 }

@@ -50,7 +50,7 @@ pub(super) async fn find(
     signed: Signed,
 ) -> AcmeResult<Json<OrderDocument>> {
     let (id, request) = of(&services, id, signed).await?;
-    let order = orders::find(&services, &request, id).await?;
+    let order = orders::find(&services.store, &request, id).await?;
     Ok(Json(OrderDocument::of(&services, &order)))
 }
 
@@ -64,7 +64,7 @@ pub(super) async fn list(
     let Ok(Query(Cursor { cursor })) = query else {
         return Err(AcmeProblem::no_such_resource());
     };
-    let found = orders::list(&services, &request, account_id, cursor).await?;
+    let found = orders::list(&services.store, &request, account_id, cursor).await?;
     let urls = Urls(&services.policy.public_url);
     let page = usize::try_from(orders::PAGE).unwrap_or(usize::MAX);
     let shown = found.get(..page.min(found.len())).unwrap_or_default();
@@ -94,7 +94,7 @@ pub(super) async fn authorization(
     signed: Signed,
 ) -> AcmeResult<Json<AuthorizationDocument>> {
     let (id, request) = of(&services, id, signed).await?;
-    let order = orders::authorization(&services, &request, id).await?;
+    let order = orders::authorization(&services.store, &request, id).await?;
     Ok(Json(AuthorizationDocument::of(&services, &order)))
 }
 

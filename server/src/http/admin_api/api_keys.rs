@@ -54,8 +54,7 @@ async fn create(
     State(services): State<Arc<Services>>,
     extract::Json(request): extract::Json<CreateApiKey>,
 ) -> ApiResult<(StatusCode, Json<CreatedApiKey>)> {
-    let (api_key, secret) =
-        api_keys::create(&services.store, services.clock.as_ref(), &caller.origin, &request).await?;
+    let (api_key, secret) = api_keys::create(&services.store, &caller.origin, &request).await?;
     let key = secret.expose_secret().to_owned();
     Ok((StatusCode::CREATED, Json(CreatedApiKey { api_key, key })))
 }
@@ -83,6 +82,6 @@ async fn list(
     responses((status = 204), (status = "4XX", body = Problem)),
 )]
 async fn revoke(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
-    api_keys::revoke(&services.store, services.clock.as_ref(), &caller.origin, id).await?;
+    api_keys::revoke(&services.store, &caller.origin, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -18,7 +18,7 @@ use crate::{
         entries,
         verification::{self, VerificationError},
     },
-    changes::{RESOURCE_KINDS, chain::EntryHash},
+    changes::{ResourceKind, chain::EntryHash},
     http::{
         authentication::{Authorized, Viewer},
         deadline::Deadline,
@@ -74,11 +74,14 @@ impl AuditParameters {
                 None => (Some(resource), None),
             },
         };
-        if let Some(unknown) = resource_kind.as_deref().filter(|kind| !RESOURCE_KINDS.contains(kind)) {
+        if let Some(unknown) = resource_kind
+            .as_deref()
+            .filter(|kind| ResourceKind::find(kind).is_none())
+        {
             let unknown: String = unknown.chars().take(MAX_QUOTED).collect();
             return Err(ApiProblem::malformed(format!(
                 "resource: the kind {unknown:?} is unknown; known kinds are {}",
-                RESOURCE_KINDS.join(", ")
+                ResourceKind::list()
             )));
         }
         Ok(AuditFilter {

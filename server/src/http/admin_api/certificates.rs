@@ -114,7 +114,7 @@ async fn list(
         page,
     }: List<CertificateParameters, ExpiryPlace>,
 ) -> ApiResult<Json<Page<Certificate>>> {
-    let found = certificates::list(&services, &parameters.filter()?, page.after.as_ref(), page.rows()).await?;
+    let found = certificates::list(&services.store, &parameters.filter()?, page.after.as_ref(), page.rows()).await?;
     Ok(Json(page.page(found, |certificate| certificate.into())))
 }
 
@@ -129,7 +129,7 @@ async fn find(
     State(services): State<Arc<Services>>,
     SerialNumber(serial_number): SerialNumber,
 ) -> ApiResult<Json<CertificateWithPem>> {
-    Ok(Json(certificates::find(&services, &serial_number).await?))
+    Ok(Json(certificates::find(&services.store, &serial_number).await?))
 }
 
 /// Revoke a certificate permanently.

@@ -60,7 +60,7 @@ async fn create(
     State(services): State<Arc<Services>>,
     extract::Json(request): extract::Json<CreateEnrollmentToken>,
 ) -> ApiResult<(StatusCode, Json<CreatedEnrollmentToken>)> {
-    let (enrollment_token, secret) = enrollment_tokens::create(&services, &caller.origin, request).await?;
+    let (enrollment_token, secret) = enrollment_tokens::create(&services.store, &caller.origin, request).await?;
     let token = secret.expose_secret().to_owned();
     let external_account = enrollment_tokens::external_account(&services, enrollment_token.id);
     Ok((
@@ -84,7 +84,7 @@ async fn list(
     State(services): State<Arc<Services>>,
     List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<EnrollmentToken>>> {
-    let tokens = enrollment_tokens::list(&services, page.after, page.rows()).await?;
+    let tokens = enrollment_tokens::list(&services.store, page.after, page.rows()).await?;
     Ok(Json(page.page(tokens, |token| token.id)))
 }
 
@@ -99,7 +99,7 @@ async fn find(
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<Json<EnrollmentToken>> {
-    Ok(Json(enrollment_tokens::find(&services, id).await?))
+    Ok(Json(enrollment_tokens::find(&services.store, id).await?))
 }
 
 /// Revoke an enrollment token.
@@ -115,6 +115,6 @@ async fn revoke(
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<StatusCode> {
-    enrollment_tokens::revoke(&services, &caller.origin, id).await?;
+    enrollment_tokens::revoke(&services.store, &caller.origin, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -82,7 +82,7 @@ async fn list(
         page,
     }: List<EnrollmentParameters>,
 ) -> ApiResult<Json<Page<Enrollment>>> {
-    let found = approval::list(&services, parameters.status, page.after, page.rows()).await?;
+    let found = approval::list(&services.store, parameters.status, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |enrollment| enrollment.id)))
 }
 
@@ -97,7 +97,7 @@ async fn find(
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<Json<Enrollment>> {
-    Ok(Json(approval::find(&services, id).await?))
+    Ok(Json(approval::find(&services.store, id).await?))
 }
 
 /// Approve an enrollment.

@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use assay_protocol::{
     Problem, ProblemKind,
-    admin_api::{events::Event, page::Page},
+    admin_api::{changes::EventKind, events::Event, page::Page},
 };
 use axum::{
     Json,
@@ -20,7 +20,6 @@ use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
 use crate::{
-    changes::event_kinds::{KINDS, is_kind},
     events::{
         self, EventFilter,
         feed::TooManyStreams,
@@ -75,6 +74,7 @@ impl From<SubscribeError> for ApiProblem {
 #[serde(deny_unknown_fields)]
 struct EventParameters {
     /// The kind, such as `machine.enrolled`.
+    #[param(value_type = Option<EventKind>)]
     kind: Option<String>,
     /// The machine concerned.
     machine_id: Option<Uuid>,
@@ -86,6 +86,7 @@ struct EventParameters {
 #[serde(deny_unknown_fields)]
 struct StreamParameters {
     /// The kind, such as `machine.enrolled`.
+    #[param(value_type = Option<EventKind>)]
     kind: Option<String>,
     /// The machine concerned.
     machine_id: Option<Uuid>,
@@ -150,14 +151,13 @@ async fn stream_events(
     Ok((headers, body).into_response())
 }
 
-fn checked_kind(kind: Option<String>) -> ApiResult<Option<String>> {
-    match kind {
-        Some(unknown) if !is_kind(&unknown) => Err(ApiProblem::malformed(format!(
-            "kind: this kind is unknown; known kinds are {}",
-            KINDS.join(", ")
-        ))),
-        kind => Ok(kind),
-    }
+fn checked_kind(kind: Option<String>) -> ApiResult<Option<EventKind>> {
+    let refusal = || {
+        let kinds = EventKind::list();
+        ApiProblem::malformed(format!("kind: this kind is unknown; known kinds are {kinds}"))
+    };
+    let find = |kind: String| EventKind::find(&kind).ok_or_else(refusal);
+    kind.map(find).transpose()
 }
 
 fn sequence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {

@@ -63,7 +63,7 @@ async fn create(
     State(services): State<Arc<Services>>,
     extract::Json(request): extract::Json<CreateGrant>,
 ) -> ApiResult<(StatusCode, Json<Grant>)> {
-    let grant = grants::create(&services, &caller.origin, request).await?;
+    let grant = grants::create(&services.store, &caller.origin, request).await?;
     Ok((StatusCode::CREATED, Json(grant)))
 }
 
@@ -77,7 +77,7 @@ async fn list(
     State(services): State<Arc<Services>>,
     List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Grant>>> {
-    let found = grants::list(&services, page.after, page.rows()).await?;
+    let found = grants::list(&services.store, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |grant| grant.id)))
 }
 
@@ -92,7 +92,7 @@ async fn find(
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<Json<Grant>> {
-    Ok(Json(grants::find(&services, id).await?))
+    Ok(Json(grants::find(&services.store, id).await?))
 }
 
 /// Delete a grant.
@@ -102,7 +102,7 @@ async fn find(
     responses((status = 204), (status = "4XX", body = Problem)),
 )]
 async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
-    grants::delete(&services, &caller.origin, id).await?;
+    grants::delete(&services.store, &caller.origin, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -138,7 +138,7 @@ async fn list(
     let filter = InventoryFilter {
         enrolled: parameters.enrolled,
     };
-    let found = inventory::list(&services, &filter, page.after.as_deref(), page.rows()).await?;
+    let found = inventory::list(&services.store, &filter, page.after.as_deref(), page.rows()).await?;
     Ok(Json(page.page(found, |item| item.serial_number.clone())))
 }
 
@@ -162,7 +162,7 @@ async fn import(
         deadline.allow(IMPORT_TIME);
     }
     let mode = (parameters.mode.unwrap_or_default(), parameters.allow_empty);
-    let imported = inventory::import(&services, &caller.origin, mode, format, body).await?;
+    let imported = inventory::import(&services.store, &caller.origin, mode, format, body).await?;
     Ok(Json(imported))
 }
 
@@ -177,7 +177,7 @@ async fn find(
     State(services): State<Arc<Services>>,
     SerialNumber(serial_number): SerialNumber,
 ) -> ApiResult<Json<InventoryItem>> {
-    Ok(Json(inventory::find(&services, &serial_number).await?))
+    Ok(Json(inventory::find(&services.store, &serial_number).await?))
 }
 
 /// Delete a serial number from the inventory.
@@ -193,6 +193,6 @@ async fn remove(
     State(services): State<Arc<Services>>,
     SerialNumber(serial_number): SerialNumber,
 ) -> ApiResult<StatusCode> {
-    inventory::remove(&services, &caller.origin, &serial_number).await?;
+    inventory::remove(&services.store, &caller.origin, &serial_number).await?;
     Ok(StatusCode::NO_CONTENT)
 }

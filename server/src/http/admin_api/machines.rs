@@ -179,7 +179,7 @@ async fn certificates(
 ) -> ApiResult<Json<Page<Certificate>>> {
     // A serial number has 16 bytes, like an id.
     let after = page.after.map(|serial_number: Uuid| serial_number.simple().to_string());
-    let found = machines::certificates(&services, id, after.as_deref(), page.rows()).await?;
+    let found = machines::certificates(&services.store, id, after.as_deref(), page.rows()).await?;
     Ok(Json(page.page(found, |certificate| {
         Uuid::try_parse(&certificate.serial_number).unwrap_or_default()
     })))
@@ -199,6 +199,6 @@ async fn events(
     Id(id): Id,
     List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Event>>> {
-    let found = machines::events(&services, id, page.after, page.rows()).await?;
+    let found = machines::events(&services.store, id, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |event| event.id)))
 }

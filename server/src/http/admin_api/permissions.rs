@@ -54,7 +54,7 @@ async fn create(
     State(services): State<Arc<Services>>,
     extract::Json(request): extract::Json<CreatePermission>,
 ) -> ApiResult<(StatusCode, Json<Permission>)> {
-    let permission = permissions::create(&services, &caller.origin, request).await?;
+    let permission = permissions::create(&services.store, &caller.origin, request).await?;
     Ok((StatusCode::CREATED, Json(permission)))
 }
 
@@ -68,7 +68,7 @@ async fn list(
     State(services): State<Arc<Services>>,
     List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Permission>>> {
-    let found = permissions::list(&services, page.after, page.rows()).await?;
+    let found = permissions::list(&services.store, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |permission| permission.id)))
 }
 
@@ -83,7 +83,7 @@ async fn find(
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<Json<Permission>> {
-    Ok(Json(permissions::find(&services, id).await?))
+    Ok(Json(permissions::find(&services.store, id).await?))
 }
 
 /// Delete a permission and its grants.
@@ -93,6 +93,6 @@ async fn find(
     responses((status = 204), (status = "4XX", body = Problem)),
 )]
 async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
-    permissions::delete(&services, &caller.origin, id).await?;
+    permissions::delete(&services.store, &caller.origin, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

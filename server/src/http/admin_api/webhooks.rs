@@ -70,7 +70,8 @@ async fn create(
     State(services): State<Arc<Services>>,
     extract::Json(request): extract::Json<CreateWebhook>,
 ) -> ApiResult<(StatusCode, Json<CreatedWebhook>)> {
-    let (webhook, secret) = webhooks::create(&services, &caller.origin, request).await?;
+    let (webhook, secret) =
+        webhooks::create(&services.store, &services.webhook_secrets, &caller.origin, request).await?;
     let secret = secret.expose_secret().to_owned();
     Ok((StatusCode::CREATED, Json(CreatedWebhook { webhook, secret })))
 }
@@ -85,7 +86,7 @@ async fn list(
     State(services): State<Arc<Services>>,
     List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Webhook>>> {
-    let found = webhooks::list(&services, page.after, page.rows()).await?;
+    let found = webhooks::list(&services.store, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |webhook| webhook.id)))
 }
 
@@ -100,7 +101,7 @@ async fn find(
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<Json<Webhook>> {
-    Ok(Json(webhooks::find(&services, id).await?))
+    Ok(Json(webhooks::find(&services.store, id).await?))
 }
 
 /// Delete a webhook and its deliveries.
@@ -112,7 +113,7 @@ async fn find(
     responses((status = 204), (status = "4XX", body = Problem)),
 )]
 async fn delete(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
-    webhooks::delete(&services, &caller.origin, id).await?;
+    webhooks::delete(&services.store, &caller.origin, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -127,7 +128,7 @@ async fn test(
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<(StatusCode, Json<WebhookTest>)> {
-    let test = webhooks::test(&services, &caller.origin, id).await?;
+    let test = webhooks::test(&services.store, &caller.origin, id).await?;
     Ok((StatusCode::ACCEPTED, Json(test)))
 }
 
@@ -146,6 +147,6 @@ async fn deliveries(
         page,
     }: List<DeliveryParameters>,
 ) -> ApiResult<Json<Page<WebhookDelivery>>> {
-    let found = webhooks::deliveries(&services, id, parameters.status, page.after, page.rows()).await?;
+    let found = webhooks::deliveries(&services.store, id, parameters.status, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |delivery| delivery.id)))
 }

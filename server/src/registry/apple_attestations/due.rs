@@ -6,8 +6,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::request;
 use crate::{
-    clock,
-    services::Services,
+    services::{Policy, Services},
     store::{
         self, StoreError,
         apple_attestations::{Due, DuePlace},
@@ -16,8 +15,8 @@ use crate::{
 
 /// How long after Apple signed it an attestation is due for renewal: two thirds of the time that it stands, as with
 /// certificates. The rest is for Macs that are asleep, and for the 7 days before which a Mac makes no new one.
-pub(crate) fn due_after(services: &Services) -> Duration {
-    services.policy.attestation_max_age * 2 / 3
+pub(crate) fn due_after(policy: &Policy) -> Duration {
+    policy.attestation_max_age * 2 / 3
 }
 
 /// A page of the active machines whose current key is not attested or due for renewal: those that are not first, then the
@@ -27,7 +26,7 @@ pub(crate) async fn list(
     after: Option<DuePlace>,
     rows: i64,
 ) -> Result<Vec<(DuePlace, DueAppleAttestation)>, StoreError> {
-    let boundary = services.clock.now().saturating_sub(due_after(services));
+    let boundary = services.store.now().saturating_sub(due_after(&services.policy));
     let mut snapshot = services.store.snapshot().await?;
     let found = store::apple_attestations::list_due(&mut snapshot, boundary, after, rows).await?;
     store::end(snapshot).await?;
@@ -44,7 +43,7 @@ fn shown(services: &Services, due: Due) -> (DuePlace, DueAppleAttestation) {
         lapses_at: due.attested_at.map(lapses_at),
         nonce: STANDARD.encode(nonce.as_bytes()),
         nonce_hex: nonce,
-        device_information: request::device_information(nonce, clock::new_id(services.clock.as_ref())),
+        device_information: request::device_information(nonce, services.store.new_id()),
         mdm_device: due.mdm_device,
     };
     (due.place, item)

@@ -10,21 +10,22 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    changes::{Change, Origin},
+    changes::{Action, Change, EventKind, Origin},
     periodic::{Turns, Work},
     registry::record,
-    services::Services,
+    services::{Policy, Services},
     store::{
-        self, StoreError, Transaction,
+        StoreError, Transaction,
         duties::{self, Duty},
-        machines,
+        machines::{self, presence::Presence},
+        tx,
     },
 };
 
 const NAME: &str = "expire attestations";
 const INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
-/// How many machines one transaction lowers: it holds them until it commits.
+/// How many machines one transaction lowers: they are locked until it commits.
 const BATCH: i64 = 50;
 const REASON: &str = "the Apple attestation is older than apple.attestation_max_age";
 
@@ -36,35 +37,34 @@ pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
 /// Lowers all of them; nothing when another replica does.
 async fn lapse_overdue(services: &Services) -> Result<(), StoreError> {
     loop {
-        let lowered = services
-            .store
-            .tx(NAME, services, |tx, services| Box::pin(lapse_batch(tx, services)));
-        if i64::try_from(lowered.await?).unwrap_or(BATCH) < BATCH {
+        let lowered =
+            tx!(services.store, LapseAttestations, &Origin::system() => lapse_batch(&services.policy)).await?;
+        if i64::try_from(lowered).unwrap_or(BATCH) < BATCH {
             return Ok(());
         }
     }
 }
 
-async fn lapse_batch(tx: &mut Transaction, services: &Services) -> Result<usize, StoreError> {
+async fn lapse_batch(tx: &mut Transaction, policy: &Policy) -> Result<usize, StoreError> {
     if !duties::try_take(tx, Duty::LapseAttestations).await? {
         return Ok(0);
     }
-    let attested_since = record::boundaries(services).attested_since;
+    let attested_since = record::boundaries(policy, tx.now()).attested_since;
     let mut overdue = machines::grounds::resting_on_attestations_until(tx, attested_since, BATCH).await?;
-    // Whoever holds several machines takes them in this order.
+    // The order in which machines are locked.
     overdue.sort_unstable();
     for id in &overdue {
-        lapse(tx, services, *id).await?;
+        lapse(tx, policy, *id).await?;
     }
     Ok(overdue.len())
 }
 
-async fn lapse(tx: &mut Transaction, services: &Services, id: Uuid) -> Result<(), StoreError> {
-    if record::hold(tx, services, id).await?.is_none() {
+async fn lapse(tx: &mut Transaction, policy: &Policy, id: Uuid) -> Result<(), StoreError> {
+    let Some(Presence { machine, .. }) = machines::presence::lock(tx, id).await? else {
         return Ok(());
-    }
-    // Read now that the machine is held: a newer attestation may have come first.
-    let attested_since = record::boundaries(services).attested_since;
+    };
+    // Read now that the machine is locked: a newer attestation may have come first.
+    let attested_since = record::boundaries(policy, tx.now()).attested_since;
     let Some(before) = machines::grounds::find(tx, id).await? else {
         return Ok(());
     };
@@ -72,8 +72,8 @@ async fn lapse(tx: &mut Transaction, services: &Services, id: Uuid) -> Result<()
     let (Some(attestation), true) = (after.attestation, after != before) else {
         return Ok(());
     };
-    machines::grounds::set(tx, id, after).await?;
-    machines::presence::bump_record_version(tx, id).await?;
+    machines::grounds::set(tx, &machine, after).await?;
+    machines::presence::bump_record_version(tx, &machine).await?;
     let (from, to) = (
         json!({ "assurance": before.assurance() }),
         json!({ "assurance": after.assurance() }),
@@ -82,11 +82,10 @@ async fn lapse(tx: &mut Transaction, services: &Services, id: Uuid) -> Result<()
         "before": from, "after": to, "reason": REASON, "attestation_id": attestation.id(),
         "attested_at": rfc3339(attestation.attested_at()),
     });
-    let clock = services.clock.as_ref();
-    store::events::insert(tx, clock, id, "machine.assurance-lowered", detail).await?;
-    let change = Change::new("machine.lower-assurance", "machine", id)
+    let change = Change::new(Action::MachineLowerAssurance, id)
         .reason(Some(REASON))
         .before(from)
-        .after(to);
-    store::audit_entries::insert(tx, clock, &Origin::system(), change).await
+        .after(to)
+        .event(id, EventKind::MachineAssuranceLowered, detail);
+    tx.record(change).await
 }

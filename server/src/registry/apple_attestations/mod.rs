@@ -24,10 +24,14 @@ use uuid::Uuid;
 
 use super::record;
 use crate::{
-    changes::{Change, Origin},
-    clock,
-    services::Services,
-    store::{self, AsStoreError, Connection, StoreError, Transaction, apple_attestations::OnRecord, machines},
+    changes::{Action, Change, EventKind, Origin},
+    services::{Policy, Services},
+    store::{
+        self, Connection, StoreError, Transaction,
+        apple_attestations::OnRecord,
+        machines::{self, presence::LockedMachine},
+        tx,
+    },
 };
 
 /// Why nothing was bound.
@@ -43,24 +47,22 @@ pub(crate) enum AppleAttestationError {
     Store(#[from] StoreError),
 }
 
-impl AsStoreError for AppleAttestationError {
-    fn as_store_error(&self) -> Option<&StoreError> {
-        match self {
-            Self::Store(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+crate::store::has_store_error!(AppleAttestationError);
 
 /// What to ask a machine's MDM for, and what is on record.
 pub(crate) async fn find(services: &Services, id: Uuid) -> Result<AppleAttestationState, AppleAttestationError> {
     let mut connection = services.store.connection().await?;
-    let machine = machines::find(&mut connection, id, &record::boundaries(services))
-        .await?
-        .ok_or(AppleAttestationError::Unknown)?;
+    let machine = machines::find(
+        &mut connection,
+        id,
+        &record::boundaries(&services.policy, services.store.now()),
+    )
+    .await?
+    .ok_or(AppleAttestationError::Unknown)?;
     let key = public_key(&mut connection, &machine).await?;
     let on_record = store::apple_attestations::find_on_record(&mut connection, id).await?;
-    Ok(state(services, &machine, &key, on_record))
+    let command_id = services.store.new_id();
+    Ok(state(&services.policy, command_id, &machine, &key, on_record))
 }
 
 /// Verifies a chain in DER, leaf first, and binds it to the machine whose key and serial number it is of. The one that is
@@ -76,7 +78,7 @@ pub(crate) async fn bind(
         return Err(AppleAttestationError::Unknown);
     }
     let unverified = UnverifiedAttestation::from_der(chain)?;
-    let attestation = unverified.verify(&services.attestation_roots, services.clock.now())?;
+    let attestation = unverified.verify(&services.attestation_roots, services.store.now())?;
     bind_verified(services, origin, id, &attestation).await
 }
 
@@ -87,24 +89,17 @@ pub(crate) async fn bind_verified(
     id: Uuid,
     attestation: &apple::AppleAttestation,
 ) -> Result<AppleAttestationState, AppleAttestationError> {
-    services
-        .store
-        .tx(
-            "bind an Apple attestation",
-            &(services, origin, id, attestation),
-            |tx, &(services, origin, id, attestation)| Box::pin(bind_once(tx, services, origin, id, attestation)),
-        )
-        .await
+    let policy = &services.policy;
+    tx!(services.store, BindAppleAttestation, origin => bind_once(policy, id, attestation)).await
 }
 
 async fn bind_once(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
     id: Uuid,
     attestation: &apple::AppleAttestation,
 ) -> Result<AppleAttestationState, AppleAttestationError> {
-    let machine = record::hold(tx, services, id)
+    let (locked, machine) = record::lock(tx, policy, id)
         .await?
         .ok_or(AppleAttestationError::Unknown)?;
     match machine.status {
@@ -116,7 +111,7 @@ async fn bind_once(
     let bound = attestation.clone().bind(Record {
         key: &key,
         serial_number: machine.serial_number.as_deref(),
-        attested_since: record::boundaries(services).attested_since,
+        attested_since: record::boundaries(policy, tx.now()).attested_since,
     })?;
     let on_record = store::apple_attestations::find_on_record(tx, id).await?;
     let known_leaf = on_record.as_ref().and_then(|known| known.chain.first());
@@ -125,28 +120,29 @@ async fn bind_once(
             bound.require_newer_than(known.attested_at)?;
         }
     } else if machine.assurance == Assurance::Attested {
-        return Ok(state(services, &machine, &key, on_record));
+        return Ok(state(policy, tx.new_id(), &machine, &key, on_record));
     }
-    let machine = put_on_record(tx, services, origin, &machine, &bound).await?;
+    let machine = put_on_record(tx, policy, &locked, &machine, &bound).await?;
     let on_record = store::apple_attestations::find_on_record(tx, id).await?;
-    Ok(state(services, &machine, &key, on_record))
+    Ok(state(policy, tx.new_id(), &machine, &key, on_record))
 }
 
 async fn put_on_record(
     tx: &mut Transaction,
-    services: &Services,
-    origin: &Origin,
+    policy: &Policy,
+    locked: &LockedMachine,
     before: &Machine,
     bound: &BoundAttestation,
 ) -> Result<Machine, AppleAttestationError> {
-    let clock = services.clock.as_ref();
-    let (id, machine_id) = (clock::new_id(clock), before.id);
-    store::apple_attestations::insert(tx, id, machine_id, bound, clock.now()).await?;
+    let (id, machine_id, now) = (tx.new_id(), before.id, tx.now());
+    store::apple_attestations::insert(tx, id, locked, bound, now).await?;
     let grounds = machines::grounds::find(tx, machine_id).await?.unwrap_or_default();
-    machines::grounds::set(tx, machine_id, grounds.attested(id, bound)).await?;
-    machines::presence::bump_record_version(tx, machine_id).await?;
-    let change = Change::new("machine.attest", "machine", machine_id);
-    let after = record::audit(tx, services, origin, change, before).await?;
+    machines::grounds::set(tx, locked, grounds.attested(id, bound)).await?;
+    machines::presence::bump_record_version(tx, locked).await?;
+    let boundaries = record::boundaries(policy, tx.now());
+    let after = machines::find(tx, machine_id, &boundaries)
+        .await?
+        .ok_or(AppleAttestationError::Unknown)?;
     let seen = |machine: &Machine| {
         json!({ "assurance": machine.assurance, "attested_at": machine.attested_at.map(rfc3339),
                 "attested": machine.posture.attested })
@@ -154,7 +150,11 @@ async fn put_on_record(
     let detail = json!({
         "attestation_id": id, "key": before.key.thumbprint, "before": seen(before), "after": seen(&after),
     });
-    store::events::insert(tx, clock, machine_id, "machine.attested", detail).await?;
+    let change = Change::new(Action::MachineAttest, machine_id)
+        .before(store::json(before)?)
+        .after(store::json(&after)?)
+        .event(machine_id, EventKind::MachineAttested, detail);
+    tx.record(change).await?;
     Ok(after)
 }
 
@@ -167,13 +167,13 @@ async fn public_key(connection: &mut Connection, machine: &Machine) -> Result<Pu
 }
 
 fn state(
-    services: &Services,
+    policy: &Policy,
+    command_id: Uuid,
     machine: &Machine,
     key: &PublicKey,
     on_record: Option<OnRecord>,
 ) -> AppleAttestationState {
     let nonce = FreshnessCode::of(key);
-    let command_id = clock::new_id(services.clock.as_ref());
     AppleAttestationState {
         machine_id: machine.id,
         serial_number: machine.serial_number.clone(),
@@ -186,7 +186,7 @@ fn state(
             id: known.id,
             attested_at: known.attested_at,
             bound_at: known.bound_at,
-            lapses_at: known.attested_at.saturating_add(services.policy.attestation_max_age),
+            lapses_at: known.attested_at.saturating_add(policy.attestation_max_age),
             not_after: known.not_after,
             claims: known.claims,
             chain: known.chain.iter().map(|der| certificate_pem(der)).collect(),

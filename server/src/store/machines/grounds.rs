@@ -1,22 +1,23 @@
 //! `machines`, as far as their assurance goes: what it rests on. Whoever writes the grounds writes the level that follows.
 
+use std::collections::HashMap;
+
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{
-    machines::assurance::{AttestationGround, Grounds},
-    store::{Connection, StoreError, parse_text, text},
-};
+use super::presence::LockedMachine;
+use crate::machines::assurance::{AttestationGround, Grounds};
+use crate::store::{Connection, StoreError, Transaction, parse_text, text};
 
-/// A machine and what stands behind its serial number.
+/// What stands behind the serial number of a machine whose record is locked as well.
 #[derive(Debug, Clone)]
-pub(crate) struct Standing {
-    pub(crate) machine_id: Uuid,
+pub(crate) struct LockedGrounds<'a> {
+    pub(crate) machine: &'a LockedMachine,
     pub(crate) serial_number: String,
     pub(crate) grounds: Grounds,
 }
 
-impl Standing {
+impl LockedGrounds<'_> {
     /// The same, when the serial number has gone from the inventory.
     pub(crate) fn without_inventory(&self) -> Self {
         Self {
@@ -85,13 +86,17 @@ pub(crate) async fn find(connection: &mut Connection, machine_id: Uuid) -> Resul
 }
 
 /// Sets what stands behind a machine's serial number, and the level.
-pub(crate) async fn set(connection: &mut Connection, machine_id: Uuid, grounds: Grounds) -> Result<(), StoreError> {
+pub(crate) async fn set(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    grounds: Grounds,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines
          SET assurance = $2, ground_token_id = $3, ground_inventory = $4, ground_enrollment_id = $5,
              apple_attestation_id = $6, attested_at = $7, ground_attestation = $8
          WHERE id = $1",
-        machine_id,
+        machine.id(),
         text(&grounds.assurance())?,
         grounds.token,
         grounds.inventory.as_ref().map(text).transpose()?,
@@ -108,54 +113,41 @@ pub(crate) async fn set(connection: &mut Connection, machine_id: Uuid, grounds: 
     Ok(())
 }
 
-/// Holds the presence of every machine that rests on one of these serial numbers being in the inventory, in the order
-/// in which presences are held, and returns their ids.
-pub(crate) async fn hold_on_inventory(
-    connection: &mut Connection,
-    serial_numbers: &[String],
-) -> Result<Vec<Uuid>, StoreError> {
-    Ok(sqlx::query_scalar!(
-        "SELECT presence.machine_id
-         FROM machine_presence AS presence
-              JOIN machines ON machines.id = presence.machine_id
-              JOIN unnest($1::text[]) AS gone (serial_number) ON gone.serial_number = machines.serial_number
-         WHERE ground_inventory = 'matched'
-         ORDER BY presence.machine_id FOR UPDATE OF presence",
-        serial_numbers
-    )
-    .fetch_all(connection)
-    .await?)
-}
-
-/// Reads what machines rest on whose presence is held, of those that still rest on the inventory, and holds the records.
-pub(crate) async fn lock_on_inventory(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<Standing>, StoreError> {
+/// Locks the records of those of these machines that still rest on the inventory, and reads what they rest on.
+pub(crate) async fn lock_on_inventory<'a>(
+    tx: &mut Transaction,
+    machines: &'a [LockedMachine],
+) -> Result<Vec<LockedGrounds<'a>>, StoreError> {
+    let by_id: HashMap<Uuid, &LockedMachine> = machines.iter().map(|machine| (machine.id(), machine)).collect();
+    let ids: Vec<Uuid> = machines.iter().map(LockedMachine::id).collect();
     let rows = sqlx::query!(
         r#"SELECT id, serial_number AS "serial_number!", ground_token_id, ground_inventory, ground_enrollment_id,
                   apple_attestation_id, attested_at, ground_attestation
            FROM machines WHERE id = ANY ($1) AND ground_inventory = 'matched' AND serial_number IS NOT NULL
            ORDER BY id FOR UPDATE"#,
-        ids
+        &ids
     )
-    .fetch_all(connection)
+    .fetch_all(&mut **tx)
     .await?;
     rows.into_iter()
-        .map(|row| {
-            Ok(Standing {
-                machine_id: row.id,
+        .filter_map(|row| {
+            let machine = by_id.get(&row.id)?;
+            Some(grounds_of!(row).map(|grounds| LockedGrounds {
+                machine,
                 serial_number: row.serial_number,
-                grounds: grounds_of!(row)?,
-            })
+                grounds,
+            }))
         })
         .collect()
 }
 
-/// Sets what the inventory says for machines that are held, and the levels that follow.
-pub(crate) async fn set_all(connection: &mut Connection, all: &[Standing]) -> Result<(), StoreError> {
+/// Sets what the inventory says of several machines, and the levels that follow.
+pub(crate) async fn set_all(connection: &mut Connection, all: &[LockedGrounds<'_>]) -> Result<(), StoreError> {
     let (mut ids, mut levels, mut inventory) = (Vec::new(), Vec::new(), Vec::new());
-    for standing in all {
-        ids.push(standing.machine_id);
-        levels.push(text(&standing.grounds.assurance())?);
-        inventory.push(standing.grounds.inventory.as_ref().map(text).transpose()?);
+    for of_machine in all {
+        ids.push(of_machine.machine.id());
+        levels.push(text(&of_machine.grounds.assurance())?);
+        inventory.push(of_machine.grounds.inventory.as_ref().map(text).transpose()?);
     }
     sqlx::query!(
         "UPDATE machines SET assurance = given.assurance, ground_inventory = given.inventory

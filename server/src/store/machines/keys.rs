@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::presence::LockedMachine;
 use crate::store::{Connection, StoreError, parse_text, text, thumbprint};
 
 /// The constraint that a second row of one key violates.
@@ -149,13 +150,13 @@ pub(crate) async fn make_current(connection: &mut Connection, key: KeyThumbprint
 /// Takes the key out of service that was to replace the current one, and names it.
 pub(crate) async fn supersede_next(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     at: OffsetDateTime,
 ) -> Result<Option<KeyThumbprint>, StoreError> {
     let key = sqlx::query_scalar!(
         "UPDATE machine_keys SET status = 'superseded', retired_at = $2 WHERE machine_id = $1 AND status = 'next'
          RETURNING thumbprint",
-        machine_id,
+        machine.id(),
         at
     )
     .fetch_optional(connection)
@@ -166,7 +167,7 @@ pub(crate) async fn supersede_next(
 /// Makes a machine's next key its current one, and the current one superseded.
 pub(crate) async fn rotate(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     next: KeyThumbprint,
     at: OffsetDateTime,
 ) -> Result<(), StoreError> {
@@ -175,7 +176,7 @@ pub(crate) async fn rotate(
          SET status = CASE thumbprint WHEN $2 THEN 'current' ELSE 'superseded' END,
              retired_at = CASE thumbprint WHEN $2 THEN retired_at ELSE $3 END
          WHERE machine_id = $1 AND status IN ('current', 'next')",
-        machine_id,
+        machine.id(),
         next.as_bytes(),
         at
     )
@@ -217,12 +218,12 @@ pub(crate) async fn forget(connection: &mut Connection, key: KeyThumbprint) -> R
 /// Takes the keys out of service that another one replaces. Revoked ones stay revoked.
 pub(crate) async fn supersede_all(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     at: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_keys SET status = 'superseded', retired_at = $2 WHERE machine_id = $1 AND status IN ('current', 'next')",
-        machine_id,
+        machine.id(),
         at
     )
     .execute(connection)
@@ -234,7 +235,7 @@ pub(crate) async fn supersede_all(
 /// administrator may still let in.
 pub(crate) async fn revoke_all(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     reason: &str,
     at: OffsetDateTime,
 ) -> Result<(), StoreError> {
@@ -243,7 +244,7 @@ pub(crate) async fn revoke_all(
          WHERE machine_id = $1 AND status IN ('pending', 'current', 'next', 'superseded')
            AND NOT EXISTS (SELECT FROM enrollments
                            WHERE key_thumbprint = thumbprint AND kind = 're-enrollment' AND enrollments.status = 'pending')",
-        machine_id,
+        machine.id(),
         reason,
         at
     )

@@ -4,7 +4,8 @@ use assay_protocol::machine::Liveness;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::store::{Connection, StoreError, parse_text, text};
+use super::presence::Presence;
+use crate::store::{Connection, StoreError, text};
 
 /// Last check-ins that contradict what is noted.
 #[derive(Debug, Clone, Copy)]
@@ -17,14 +18,6 @@ pub(crate) struct Contradictions {
     pub(crate) live_after: OffsetDateTime,
     /// Noted as unreachable, and checked in last after this.
     pub(crate) reachable_after: OffsetDateTime,
-}
-
-/// What is noted of a machine that is held.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Noted {
-    pub(crate) machine_id: Uuid,
-    pub(crate) liveness: Liveness,
-    pub(crate) last_check_in_at: Option<OffsetDateTime>,
 }
 
 /// What a look at some machines has found.
@@ -66,30 +59,9 @@ pub(crate) async fn look(
     .await?)
 }
 
-/// Holds those of these machines that nobody else holds: who does is about to note something newer, or will be seen to
-/// at the next turn.
-pub(crate) async fn hold(connection: &mut Connection, machine_ids: &[Uuid]) -> Result<Vec<Noted>, StoreError> {
-    sqlx::query!(
-        "SELECT machine_id, noted_liveness, last_check_in_at FROM machine_presence
-         WHERE machine_id = ANY ($1) ORDER BY machine_id FOR NO KEY UPDATE SKIP LOCKED",
-        machine_ids
-    )
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(|row| {
-        Ok(Noted {
-            machine_id: row.machine_id,
-            liveness: parse_text(&row.noted_liveness)?,
-            last_check_in_at: row.last_check_in_at,
-        })
-    })
-    .collect()
-}
-
-/// Notes the liveness of machines that are held.
-pub(crate) async fn note(connection: &mut Connection, turned: &[(Noted, Liveness)]) -> Result<(), StoreError> {
-    let machine_ids: Vec<Uuid> = turned.iter().map(|(noted, _)| noted.machine_id).collect();
+/// Notes the liveness of machines.
+pub(crate) async fn note(connection: &mut Connection, turned: &[(Presence, Liveness)]) -> Result<(), StoreError> {
+    let machine_ids: Vec<Uuid> = turned.iter().map(|(presence, _)| presence.machine.id()).collect();
     let livenesses: Vec<String> = turned
         .iter()
         .map(|(_, liveness)| text(liveness))

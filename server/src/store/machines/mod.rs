@@ -18,7 +18,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use self::grounds::grounds_of;
+use self::{grounds::grounds_of, presence::LockedMachine};
 use super::{Connection, StoreError, json, parse_json, parse_text, thumbprint};
 use crate::machines::{assurance::Circumstances, boundaries::Boundaries, labels::Labels};
 
@@ -92,14 +92,13 @@ pub(crate) async fn find(
     row.map(|row| machine(row, boundaries)).transpose()
 }
 
-/// Finds a machine and holds its record until the end of the transaction. Its presence has to be held before: everybody
-/// takes the two in this order.
+/// Locks a machine's record and reads it.
 pub(crate) async fn lock(
     connection: &mut Connection,
-    id: Uuid,
+    locked: &LockedMachine,
     boundaries: &Boundaries,
 ) -> Result<Option<Machine>, StoreError> {
-    let row = select!("WHERE machines.id = $1 FOR UPDATE OF machines", id)
+    let row = select!("WHERE machines.id = $1 FOR UPDATE OF machines", locked.id())
         .fetch_optional(connection)
         .await?;
     row.map(|row| machine(row, boundaries)).transpose()
@@ -135,13 +134,13 @@ pub(crate) async fn other_holder_of_serial_number(
 /// Sets what people keep of a machine.
 pub(crate) async fn set_labels_and_note(
     connection: &mut Connection,
-    id: Uuid,
+    machine: &LockedMachine,
     labels: &Labels,
     note: Option<&str>,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines SET labels = $2, note = $3 WHERE id = $1",
-        id,
+        machine.id(),
         json(labels)?,
         note
     )
@@ -151,8 +150,8 @@ pub(crate) async fn set_labels_and_note(
 }
 
 /// Removes a record, and its presence with it. Keys, certificates, enrollments, events and audit stay.
-pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
-    sqlx::query!("DELETE FROM machines WHERE id = $1", id)
+pub(crate) async fn delete(connection: &mut Connection, machine: &LockedMachine) -> Result<(), StoreError> {
+    sqlx::query!("DELETE FROM machines WHERE id = $1", machine.id())
         .execute(connection)
         .await?;
     Ok(())

@@ -28,9 +28,9 @@ pub(crate) struct Asking<'a> {
 pub(crate) struct OnRecord {
     /// Whether the key is, or its serial number with a machine that was ever let in.
     pub(crate) is_known: bool,
-    /// Whether the serial number has a row in the inventory that somebody else holds now.
+    /// Whether the serial number has a row in the inventory that another transaction has locked.
     pub(crate) is_contended: bool,
-    /// The labels in the inventory's row, if there is one that is held now.
+    /// The labels in the inventory's row, if there is one, locked by this transaction.
     pub(crate) listed: Option<Labels>,
 }
 
@@ -53,9 +53,9 @@ pub(crate) struct NewRows<'a> {
     pub(crate) issued_at: OffsetDateTime,
 }
 
-/// Looks up what is on record about keys that ask, and holds their serial numbers' places in the inventory until the end of
-/// the transaction, as [`crate::store::inventory::hold`] does; answers by the place in the slice. A place that somebody holds is
-/// not waited for: an import may take a minute.
+/// Looks up what is on record about keys that ask, and locks their serial numbers' rows in the inventory until the end of
+/// the transaction, as [`crate::store::inventory::lock`] does; answers by the place in the slice. A row that another transaction
+/// has locked is not waited for: an import may take a minute.
 ///
 /// Each look-up is a subquery with a limit, which Postgres does along an index for one key after the other: joined, a plan
 /// that was made for small tables would read all of them.

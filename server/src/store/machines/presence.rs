@@ -4,10 +4,8 @@ use assay_protocol::{KeyThumbprint, machine::Liveness};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{
-    machines::claims::ClaimsDigest,
-    store::{Connection, StoreError, parse_text, thumbprint},
-};
+use crate::machines::claims::ClaimsDigest;
+use crate::store::{Connection, StoreError, Transaction, parse_text, thumbprint};
 
 /// A check-in whose evidence is verified, on its way into its machine's row.
 #[derive(Debug, Clone, Copy)]
@@ -33,10 +31,24 @@ pub(crate) struct Recorded {
     pub(crate) verdict_digest: Option<Vec<u8>>,
 }
 
-/// A machine's row, held until the end of the transaction.
-#[derive(Debug, Clone)]
+/// A machine whose row is locked until the end of the transaction: no check-in and no other change of the machine comes
+/// between. Only the statements of this module that lock the row make one.
+///
+/// The row is the first of a machine's that any transaction locks, after the serial number's row in the inventory; several
+/// machines are locked in the order of their ids. Otherwise two transactions could deadlock.
+#[derive(Debug)]
+pub(crate) struct LockedMachine(Uuid);
+
+impl LockedMachine {
+    pub(crate) fn id(&self) -> Uuid {
+        self.0
+    }
+}
+
+/// A machine's row, locked.
+#[derive(Debug)]
 pub(crate) struct Presence {
-    pub(crate) machine_id: Uuid,
+    pub(crate) machine: LockedMachine,
     pub(crate) admitted: bool,
     pub(crate) current_key: KeyThumbprint,
     pub(crate) claims_digest: Vec<u8>,
@@ -49,11 +61,11 @@ pub(crate) struct Presence {
 /// Records the check-ins that bring nothing new, all in one statement, and answers for each by its place in the
 /// slice: `None` where something about it is new or wrong, which only a transaction of its own can tell.
 ///
-/// At most one check-in a machine: Postgres would record an arbitrary one of several. A row that somebody holds is left
-/// to a transaction of its own, which waits for it alone: waiting here, two replicas whose batches hold the same
-/// machines would deadlock, and one row that is held for long would keep every other machine waiting.
+/// At most one check-in a machine: Postgres would record an arbitrary one of several. A row that another transaction has
+/// locked is left to a transaction of its own, which waits for it alone: waiting here, two replicas whose batches have
+/// machines in common would deadlock, and one row that is locked for long would keep every other machine waiting.
 ///
-/// `IS TRUE` has Postgres look the held rows up in a hash table: as a join, which it would make of the rest, it compares
+/// `IS TRUE` has Postgres look the locked rows up in a hash table: as a join, which it would make of the rest, it compares
 /// each of a batch with each.
 pub(crate) async fn record_unchanged(
     connection: &mut Connection,
@@ -105,27 +117,50 @@ pub(crate) async fn record_unchanged(
     Ok(answers)
 }
 
-/// Holds a machine's row until the end of the transaction.
-pub(crate) async fn lock(connection: &mut Connection, machine_id: Uuid) -> Result<Option<Presence>, StoreError> {
-    let row = sqlx::query!(
-        "SELECT admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, noted_liveness
+/// Locks a machine's row. `None` when there is no such machine.
+pub(crate) async fn lock(tx: &mut Transaction, machine_id: Uuid) -> Result<Option<Presence>, StoreError> {
+    let row = sqlx::query_as!(
+        Row,
+        "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, noted_liveness
          FROM machine_presence WHERE machine_id = $1 FOR UPDATE",
         machine_id
     )
-    .fetch_optional(connection)
+    .fetch_optional(&mut **tx)
     .await?;
-    row.map(|row| {
-        Ok(Presence {
-            machine_id,
-            admitted: row.admitted,
-            current_key: thumbprint(&row.current_key)?,
-            claims_digest: row.claims_digest,
-            last_nonce_at: row.last_nonce_at,
-            last_check_in_at: row.last_check_in_at,
-            noted_liveness: parse_text(&row.noted_liveness)?,
-        })
-    })
-    .transpose()
+    row.map(TryInto::try_into).transpose()
+}
+
+/// Locks the rows of those of these machines that no other transaction has locked.
+pub(crate) async fn lock_free(tx: &mut Transaction, machine_ids: &[Uuid]) -> Result<Vec<Presence>, StoreError> {
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, noted_liveness
+         FROM machine_presence WHERE machine_id = ANY ($1) ORDER BY machine_id FOR NO KEY UPDATE SKIP LOCKED",
+        machine_ids
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Locks the row of every machine that rests on one of these serial numbers being in the inventory; in the order of their
+/// ids.
+pub(crate) async fn lock_on_inventory(
+    tx: &mut Transaction,
+    serial_numbers: &[String],
+) -> Result<Vec<LockedMachine>, StoreError> {
+    let ids = sqlx::query_scalar!(
+        "SELECT presence.machine_id
+         FROM machine_presence AS presence
+              JOIN machines ON machines.id = presence.machine_id
+              JOIN unnest($1::text[]) AS gone (serial_number) ON gone.serial_number = machines.serial_number
+         WHERE ground_inventory = 'matched'
+         ORDER BY presence.machine_id FOR UPDATE OF presence",
+        serial_numbers
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(ids.into_iter().map(LockedMachine).collect())
 }
 
 /// Whether there is such a machine.
@@ -138,9 +173,10 @@ pub(crate) async fn exists(connection: &mut Connection, machine_id: Uuid) -> Res
     .await?)
 }
 
-/// Records a check-in in a row that is locked and was found in order.
+/// Records a check-in in a row that was found in order.
 pub(crate) async fn record(
     connection: &mut Connection,
+    machine: &LockedMachine,
     check_in: &CheckIn,
     news: bool,
 ) -> Result<Recorded, StoreError> {
@@ -151,7 +187,7 @@ pub(crate) async fn record(
                record_version = record_version + CASE WHEN $6::boolean THEN 1 ELSE 0 END
            WHERE machine_id = $1
            RETURNING record_version, verdict_digest, (SELECT grants_version FROM settings) AS "grants_version!""#,
-        check_in.machine_id,
+        machine.id(),
         check_in.nonce,
         check_in.at,
         check_in.clock_skew_seconds,
@@ -190,15 +226,15 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// Uses a nonce up, in a row that is locked.
+/// Uses a nonce up.
 pub(crate) async fn use_nonce(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     nonce: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_presence SET last_nonce_at = $2 WHERE machine_id = $1",
-        machine_id,
+        machine.id(),
         nonce
     )
     .execute(connection)
@@ -222,27 +258,15 @@ pub(crate) async fn set_verdict(
     Ok(done.rows_affected() == 1)
 }
 
-/// Holds a machine's presence until the end of the transaction: no check-in comes between. First of all that a
-/// transaction locks of a machine. Says whether there is such a machine.
-pub(crate) async fn hold(connection: &mut Connection, machine_id: Uuid) -> Result<bool, StoreError> {
-    let found = sqlx::query_scalar!(
-        "SELECT machine_id FROM machine_presence WHERE machine_id = $1 FOR UPDATE",
-        machine_id
-    )
-    .fetch_optional(connection)
-    .await?;
-    Ok(found.is_some())
-}
-
 /// Sets whether check-ins count, and makes what was evaluated stale.
 pub(crate) async fn set_admitted(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     admitted: bool,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_presence SET admitted = $2, record_version = record_version + 1 WHERE machine_id = $1",
-        machine_id,
+        machine.id(),
         admitted
     )
     .execute(connection)
@@ -251,21 +275,28 @@ pub(crate) async fn set_admitted(
 }
 
 /// Makes what was evaluated for a machine stale.
-pub(crate) async fn bump_record_version(connection: &mut Connection, machine_id: Uuid) -> Result<(), StoreError> {
+pub(crate) async fn bump_record_version(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = $1",
-        machine_id
+        machine.id()
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Makes what was evaluated for machines that are held stale.
-pub(crate) async fn bump_record_versions(connection: &mut Connection, machine_ids: &[Uuid]) -> Result<(), StoreError> {
+/// Makes what was evaluated for several machines stale.
+pub(crate) async fn bump_record_versions(
+    connection: &mut Connection,
+    machines: &[&LockedMachine],
+) -> Result<(), StoreError> {
+    let machine_ids: Vec<Uuid> = machines.iter().map(|machine| machine.id()).collect();
     sqlx::query!(
         "UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = ANY ($1)",
-        machine_ids
+        &machine_ids
     )
     .execute(connection)
     .await?;
@@ -275,7 +306,7 @@ pub(crate) async fn bump_record_versions(connection: &mut Connection, machine_id
 /// Makes another key the only one whose check-ins count, and lets them count.
 pub(crate) async fn replace_key(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     key: KeyThumbprint,
     claims: ClaimsDigest,
 ) -> Result<(), StoreError> {
@@ -284,7 +315,7 @@ pub(crate) async fn replace_key(
          SET admitted = true, current_key = $2, claims_digest = $3, verdict_digest = NULL,
              record_version = record_version + 1
          WHERE machine_id = $1",
-        machine_id,
+        machine.id(),
         key.as_bytes(),
         claims.as_bytes()
     )
@@ -296,17 +327,44 @@ pub(crate) async fn replace_key(
 /// Makes a machine's next key the only one whose check-ins count.
 pub(crate) async fn rotate_key(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     key: KeyThumbprint,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_presence SET current_key = $2, record_version = record_version + 1 WHERE machine_id = $1",
-        machine_id,
+        machine.id(),
         key.as_bytes()
     )
     .execute(connection)
     .await?;
     Ok(())
+}
+
+struct Row {
+    machine_id: Uuid,
+    admitted: bool,
+    current_key: Vec<u8>,
+    claims_digest: Vec<u8>,
+    last_nonce_at: OffsetDateTime,
+    last_check_in_at: Option<OffsetDateTime>,
+    noted_liveness: String,
+}
+
+/// The rows of [`lock`] and [`lock_free`] alone: they are locked.
+impl TryFrom<Row> for Presence {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            machine: LockedMachine(row.machine_id),
+            admitted: row.admitted,
+            current_key: thumbprint(&row.current_key)?,
+            claims_digest: row.claims_digest,
+            last_nonce_at: row.last_nonce_at,
+            last_check_in_at: row.last_check_in_at,
+            noted_liveness: parse_text(&row.noted_liveness)?,
+        })
+    }
 }
 
 /// The check-ins as `unnest` takes them, a column each.

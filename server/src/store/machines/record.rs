@@ -9,11 +9,9 @@ use assay_protocol::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::grounds::grounds_of;
-use crate::{
-    machines::{assurance::Grounds, claims::Claims},
-    store::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint},
-};
+use super::{grounds::grounds_of, presence::LockedMachine};
+use crate::machines::{assurance::Grounds, claims::Claims};
+use crate::store::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
 
 /// A new machine's record.
 #[derive(Debug)]
@@ -169,13 +167,13 @@ pub(crate) async fn serial_number_by_hardware_uuid(
 /// Changes where a machine stands.
 pub(crate) async fn set_status(
     connection: &mut Connection,
-    id: Uuid,
+    machine: &LockedMachine,
     status: MachineStatus,
     reason: Option<&str>,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines SET status = $2, status_reason = $3 WHERE id = $1",
-        id,
+        machine.id(),
         text(&status)?,
         reason
     )
@@ -187,13 +185,13 @@ pub(crate) async fn set_status(
 /// Lets a machine in that waits.
 pub(crate) async fn let_in(
     connection: &mut Connection,
-    id: Uuid,
+    machine: &LockedMachine,
     reason: Option<&str>,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines SET status = $2, status_reason = $3, enrolled_at = $4 WHERE id = $1",
-        id,
+        machine.id(),
         text(&MachineStatus::Active)?,
         reason,
         now
@@ -220,13 +218,17 @@ pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result
 }
 
 /// Keeps what the machine claims now. The serial number on record stays: only an enrollment sets it.
-pub(crate) async fn set_claims(connection: &mut Connection, id: Uuid, claims: &Claims) -> Result<(), StoreError> {
+pub(crate) async fn set_claims(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    claims: &Claims,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines
          SET hardware_uuid = coalesce(hardware_uuid, $2), model_identifier = $3, hostname = $4, claimed_posture = $5,
              key_store = $6, key_accessibility = $7
          WHERE id = $1",
-        id,
+        machine.id(),
         claims.machine.hardware_uuid,
         claims.machine.model_identifier,
         claims.machine.hostname,
@@ -243,7 +245,7 @@ pub(crate) async fn set_claims(connection: &mut Connection, id: Uuid, claims: &C
 /// off the record: a trigger on the table does that whoever replaces a key.
 pub(crate) async fn replace_key(
     connection: &mut Connection,
-    id: Uuid,
+    machine: &LockedMachine,
     key: KeyThumbprint,
     claims: &Claims,
     grounds: Grounds,
@@ -256,7 +258,7 @@ pub(crate) async fn replace_key(
              key_created_at = $10, certificate_serial_number = NULL, verdict_reasons = NULL, ground_token_id = $11,
              ground_inventory = $12, ground_enrollment_id = $13
          WHERE id = $1",
-        id,
+        machine.id(),
         text(&grounds.assurance())?,
         claims.machine.hardware_uuid,
         claims.machine.model_identifier,
@@ -276,7 +278,11 @@ pub(crate) async fn replace_key(
 }
 
 /// Gives a record its next key, with the newest certificate of that.
-pub(crate) async fn rotate_key(connection: &mut Connection, id: Uuid, key: KeyThumbprint) -> Result<(), StoreError> {
+pub(crate) async fn rotate_key(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    key: KeyThumbprint,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines
          SET current_key = $2,
@@ -285,7 +291,7 @@ pub(crate) async fn rotate_key(connection: &mut Connection, id: Uuid, key: KeyTh
                                           WHERE machine_id = $1 AND key_thumbprint = $2 AND revoked_at IS NULL
                                           ORDER BY issued_at DESC LIMIT 1)
          WHERE id = $1",
-        id,
+        machine.id(),
         key.as_bytes(),
     )
     .execute(connection)

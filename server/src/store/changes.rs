@@ -1,0 +1,105 @@
+//! Changes: an audit entry, with the event of the machine that it happened to, written by one call.
+
+use assay_protocol::admin_api::changes::EventKind;
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    Connection, StoreError, Transaction,
+    audit_entries::{self, StampedEntry},
+    events::{self, StampedEvent},
+};
+use crate::{
+    changes::{Change, NewEvent, Origin},
+    clock::{self, Clock},
+};
+
+/// The time of a change and the ids of its event and its audit entry, in the order of what has happened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    at: OffsetDateTime,
+    event_id: Uuid,
+    entry_id: Uuid,
+}
+
+impl Stamp {
+    pub(crate) fn now(clock: &dyn Clock) -> Self {
+        Self {
+            at: clock.now(),
+            event_id: clock::new_id(clock),
+            entry_id: clock::new_id(clock),
+        }
+    }
+}
+
+impl Transaction {
+    /// Writes a change into the audit, and its event if it has one.
+    pub(crate) async fn record(&mut self, change: Change) -> Result<(), StoreError> {
+        self.record_all(&[change]).await
+    }
+
+    /// Writes many changes of one moment.
+    pub(crate) async fn record_all(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let origin = self.origin().clone();
+        let stamped = changes.iter().map(|change| (Stamp::now(self.clock()), &origin, change));
+        let stamped: Vec<_> = stamped.collect();
+        record(self, &stamped).await
+    }
+
+    /// Writes an event that comes with another change, or that the server has only observed.
+    pub(crate) async fn announce(
+        &mut self,
+        machine_id: Uuid,
+        kind: EventKind,
+        detail: Value,
+    ) -> Result<(), StoreError> {
+        self.announce_all(&[NewEvent {
+            machine_id,
+            kind,
+            detail,
+        }])
+        .await
+    }
+
+    /// Writes many such events.
+    pub(crate) async fn announce_all(&mut self, events: &[NewEvent]) -> Result<(), StoreError> {
+        let stamped: Vec<_> = events
+            .iter()
+            .map(|event| StampedEvent {
+                id: self.new_id(),
+                at: self.now(),
+                event,
+            })
+            .collect();
+        events::insert(self, &stamped).await
+    }
+}
+
+/// Writes changes, each of its moment and its origin: first their events, then their entries.
+pub(crate) async fn record(
+    connection: &mut Connection,
+    changes: &[(Stamp, &Origin, &Change)],
+) -> Result<(), StoreError> {
+    let events: Vec<StampedEvent<'_>> = changes
+        .iter()
+        .filter_map(|(stamp, _, change)| {
+            Some(StampedEvent {
+                id: stamp.event_id,
+                at: stamp.at,
+                event: change.event.as_ref()?,
+            })
+        })
+        .collect();
+    events::insert(connection, &events).await?;
+    let entries: Vec<StampedEntry<'_>> = changes
+        .iter()
+        .map(|&(stamp, origin, change)| StampedEntry {
+            id: stamp.entry_id,
+            at: stamp.at,
+            origin,
+            change,
+        })
+        .collect();
+    audit_entries::insert(connection, &entries).await
+}

@@ -1,0 +1,207 @@
+//! What can happen: the kinds of events, the actions that the audit knows, and the kinds of resources that they change.
+//!
+//! The API documents and the servers' messages take their lists from here. A newer server may have further names, so that
+//! callers read them as texts.
+
+use crate::names;
+
+/// What callers see of a set of names: each is found by its text, and the API document lists them.
+macro_rules! on_the_wire {
+    ($($set:ident as $schema:literal),+) => {$(
+        impl $set {
+            /// Finds a name by its text; `None` for one that this build does not know.
+            #[must_use]
+            pub fn find(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|name| name.as_str() == text)
+            }
+
+            /// All of them, separated by commas, for a message.
+            #[must_use]
+            pub fn list() -> String {
+                Self::ALL.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ")
+            }
+        }
+
+        #[cfg(feature = "openapi")]
+        impl utoipa::ToSchema for $set {
+            fn name() -> std::borrow::Cow<'static, str> {
+                $schema.into()
+            }
+        }
+
+        #[cfg(feature = "openapi")]
+        impl utoipa::PartialSchema for $set {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                let names = Self::ALL.iter().map(|name| name.as_str());
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .enum_values(Some(names))
+                    .into()
+            }
+        }
+    )+};
+}
+
+/// An action with the kind of resource that it changes.
+macro_rules! actions {
+    ($($name:ident = $text:literal on $resource:ident,)+) => {
+        names! {
+            /// What the audit says was done.
+            pub enum Action { $($name = $text,)+ }
+        }
+
+        impl Action {
+            /// What it was done to.
+            #[must_use]
+            pub const fn resource(self) -> ResourceKind {
+                match self { $(Self::$name => ResourceKind::$resource,)+ }
+            }
+        }
+    };
+}
+
+names! {
+    /// What an event says has happened to a machine.
+    pub enum EventKind {
+        CertificateIssued = "certificate.issued",
+        CertificateRevoked = "certificate.revoked",
+        DeviceCertificateIssued = "device-certificate.issued",
+        DeviceCertificateRefused = "device-certificate.refused",
+        DeviceCertificateRevoked = "device-certificate.revoked",
+        EnrollmentDenied = "enrollment.denied",
+        EnrollmentExpired = "enrollment.expired",
+        LivenessChanged = "liveness.changed",
+        MachineApproved = "machine.approved",
+        MachineAssuranceLowered = "machine.assurance-lowered",
+        MachineAttestationRefused = "machine.attestation-refused",
+        MachineAttested = "machine.attested",
+        MachineDeleted = "machine.deleted",
+        MachineEnrolled = "machine.enrolled",
+        MachineIdentityMismatch = "machine.identity-mismatch",
+        MachineKeyRotated = "machine.key-rotated",
+        MachineKeyRotationBegun = "machine.key-rotation-begun",
+        MachineLabelsChanged = "machine.labels-changed",
+        MachineQuarantined = "machine.quarantined",
+        MachineReEnrolled = "machine.re-enrolled",
+        MachineReEnrollmentRequested = "machine.re-enrollment-requested",
+        MachineReleased = "machine.released",
+        MachineRevoked = "machine.revoked",
+        PostureChanged = "posture.changed",
+        VerdictChanged = "verdict.changed",
+    }
+}
+
+names! {
+    /// What a change can be made to.
+    pub enum ResourceKind {
+        AcmeAccount = "acme-account",
+        AcmeOrder = "acme-order",
+        ApiKey = "api-key",
+        Certificate = "certificate",
+        Device = "device",
+        Enrollment = "enrollment",
+        EnrollmentToken = "enrollment-token",
+        Event = "event",
+        Grant = "grant",
+        Inventory = "inventory",
+        Machine = "machine",
+        MdmDevice = "mdm-device",
+        Permission = "permission",
+        SealedKey = "sealed-key",
+        Webhook = "webhook",
+        WebhookDelivery = "webhook-delivery",
+    }
+}
+
+actions! {
+    AcmeAccountBind = "acme-account.bind" on AcmeAccount,
+    AcmeAccountChangeKey = "acme-account.change-key" on AcmeAccount,
+    AcmeAccountDeactivate = "acme-account.deactivate" on AcmeAccount,
+    AcmeOrderRemove = "acme-order.remove" on AcmeOrder,
+    ApiKeyCreate = "api-key.create" on ApiKey,
+    ApiKeyRemove = "api-key.remove" on ApiKey,
+    ApiKeyRevoke = "api-key.revoke" on ApiKey,
+    CertificateIssue = "certificate.issue" on Certificate,
+    CertificateRemove = "certificate.remove" on Certificate,
+    CertificateRevoke = "certificate.revoke" on Certificate,
+    DeviceCertificateRefuse = "device-certificate.refuse" on Device,
+    EnrollmentApprove = "enrollment.approve" on Enrollment,
+    EnrollmentDeny = "enrollment.deny" on Enrollment,
+    EnrollmentExpire = "enrollment.expire" on Enrollment,
+    EnrollmentRemove = "enrollment.remove" on Enrollment,
+    EnrollmentRequest = "enrollment.request" on Enrollment,
+    EnrollmentTokenCreate = "enrollment-token.create" on EnrollmentToken,
+    EnrollmentTokenRemove = "enrollment-token.remove" on EnrollmentToken,
+    EnrollmentTokenRevoke = "enrollment-token.revoke" on EnrollmentToken,
+    EventRemove = "event.remove" on Event,
+    GrantCreate = "grant.create" on Grant,
+    GrantDelete = "grant.delete" on Grant,
+    InventoryImport = "inventory.import" on Inventory,
+    InventoryRemove = "inventory.remove" on Inventory,
+    KeyActivate = "key.activate" on SealedKey,
+    KeyCreate = "key.create" on SealedKey,
+    KeyInstall = "key.install" on SealedKey,
+    KeyPrepare = "key.prepare" on SealedKey,
+    KeyRequest = "key.request" on SealedKey,
+    KeyRetire = "key.retire" on SealedKey,
+    KeySupersede = "key.supersede" on SealedKey,
+    MachineApprove = "machine.approve" on Machine,
+    MachineAskForAttestation = "machine.ask-for-attestation" on Machine,
+    MachineAttest = "machine.attest" on Machine,
+    MachineBeginKeyRotation = "machine.begin-key-rotation" on Machine,
+    MachineDelete = "machine.delete" on Machine,
+    MachineDeny = "machine.deny" on Machine,
+    MachineEnroll = "machine.enroll" on Machine,
+    MachineLowerAssurance = "machine.lower-assurance" on Machine,
+    MachinePatch = "machine.patch" on Machine,
+    MachineQuarantine = "machine.quarantine" on Machine,
+    MachineReEnroll = "machine.re-enroll" on Machine,
+    MachineRelease = "machine.release" on Machine,
+    MachineRevoke = "machine.revoke" on Machine,
+    MachineRotateKey = "machine.rotate-key" on Machine,
+    MdmDeviceLearn = "mdm-device.learn" on MdmDevice,
+    MdmDeviceRefuseAttestation = "mdm-device.refuse-attestation" on MdmDevice,
+    PermissionCreate = "permission.create" on Permission,
+    PermissionDelete = "permission.delete" on Permission,
+    WebhookCreate = "webhook.create" on Webhook,
+    WebhookDelete = "webhook.delete" on Webhook,
+    WebhookDeliveryRemove = "webhook-delivery.remove" on WebhookDelivery,
+    WebhookDisable = "webhook.disable" on Webhook,
+    WebhookTest = "webhook.test" on Webhook,
+}
+
+on_the_wire!(Action as "AuditAction", EventKind as "EventKind", ResourceKind as "ResourceKind");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_found_by_its_text_which_no_other_has() {
+        for &kind in EventKind::ALL {
+            assert_eq!(EventKind::find(kind.as_str()), Some(kind));
+        }
+        for &action in Action::ALL {
+            assert_eq!(Action::find(action.as_str()), Some(action));
+        }
+        for &kind in ResourceKind::ALL {
+            assert_eq!(ResourceKind::find(kind.as_str()), Some(kind));
+        }
+        assert_eq!(EventKind::find("machine.enroled"), None);
+    }
+
+    #[test]
+    fn the_manual_names_every_kind_of_event() {
+        let manual = include_str!("../../../docs/operating.md");
+        for kind in EventKind::ALL {
+            let quoted = format!("`{}`", kind.as_str());
+            assert!(manual.contains(&quoted), "docs/operating.md lacks {quoted}");
+        }
+    }
+
+    #[test]
+    fn lists_are_in_the_order_of_the_alphabet() {
+        assert!(EventKind::ALL.is_sorted_by_key(|kind| kind.as_str()));
+        assert!(ResourceKind::ALL.is_sorted_by_key(|kind| kind.as_str()));
+    }
+}
