@@ -143,7 +143,7 @@ async fn patch_once(
         let detail = json!({ "before": before.labels, "after": labels });
         change = change.event(id, EventKind::MachineLabelsChanged, detail);
     }
-    Ok(record::record(tx, policy, change, &before).await?)
+    Ok(record::write(tx, policy, change, &before).await?)
 }
 
 async fn delete_once(tx: &mut Transaction, policy: &Policy, id: Uuid) -> Result<(), MachineError> {

@@ -218,7 +218,7 @@ async fn decide_of_machine_once(
         Decision::Deny(_) => Action::MachineDeny,
     };
     let change = Change::new(action, machine_id).reason(decision.reason());
-    let after = record::record(tx, policy, change, before).await?;
+    let after = record::write(tx, policy, change, before).await?;
     remove_if_denied(tx, &subject, &enrollment.enrollment, decision).await?;
     Ok(after)
 }

@@ -32,7 +32,7 @@ pub(crate) async fn lock(
 }
 
 /// Writes a change to a machine that was made since `before`, and returns the machine as it is now.
-pub(crate) async fn record(
+pub(crate) async fn write(
     tx: &mut Transaction,
     policy: &Policy,
     change: Change,

@@ -113,7 +113,7 @@ pub(super) async fn quarantine_active(
         return Ok(());
     }
     suspend(tx, locked, reason).await?;
-    record::record(tx, policy, quarantine(locked, reason), machine).await?;
+    record::write(tx, policy, quarantine(locked, reason), machine).await?;
     Ok(())
 }
 
@@ -150,7 +150,7 @@ async fn decide_once(
             Change::new(Action::MachineRevoke, id)
         }
     };
-    Ok(record::record(tx, policy, change.reason(Some(reason)), &before).await?)
+    Ok(record::write(tx, policy, change.reason(Some(reason)), &before).await?)
 }
 
 /// The answer may have been lost, and the same decision gets it again. One with another reason is another decision, which
