@@ -1,9 +1,9 @@
-//! The Assay agent: it holds a machine's key, enrolls it, and checks in.
+//! The Assay agent: owns a machine's key, enrolls the machine, and checks in.
 //!
-//! [`Agent`] is one machine. The program is [`commands::main`] around it; a simulated fleet is many of them in one process.
+//! [`Agent`] is one machine. [`commands::main`] is the program. A simulated fleet has many agents in one process.
 
 #[cfg(all(feature = "enclave-stand-in", not(debug_assertions)))]
-compile_error!("enclave-stand-in pretends a Secure Enclave, for tests: it has no place in a release");
+compile_error!("enclave-stand-in simulates a Secure Enclave for tests: a release must not contain it");
 
 pub mod clock;
 pub mod commands;
@@ -18,7 +18,7 @@ mod proxy;
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
 #[allow(
     unsafe_code,
-    reason = "the boundary to Swift, which Rust cannot check; nothing else may be unsafe"
+    reason = "the boundary to Swift, which Rust cannot check; no other module may be unsafe"
 )]
 mod shim;
 pub mod state;

@@ -1,4 +1,4 @@
-//! The program `assay-agent` with a stand-in for the Secure Enclave: for tests, and never released.
+//! The program `assay-agent` with a stand-in for the Secure Enclave: only for tests, never released.
 
 use std::process::ExitCode;
 

@@ -1,30 +1,34 @@
-//! The command line's grammar, and how it goes over the configuration.
+//! The command line. Its arguments override the configuration.
 
 use std::path::PathBuf;
 
 use assay_protocol::machine::KeyStoreKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use secrecy::SecretString;
 
 use crate::{
     config::{ConfigurationError, LogLevel, Settings, read_file, read_token},
     exchanges::EnrollOptions,
+    key_store::{KINDS, kind_of, name},
     local::LocalAddress,
     proxy::ProxyOptions,
     trust::{Fingerprint, ServerUrl, Trust},
 };
 
-/// The version, with what must not be mistaken for a release.
+/// The version. A build with the stand-in says so, because it must not be mistaken for a release.
 const VERSION: &str = if cfg!(feature = "enclave-stand-in") {
     concat!(
         env!("CARGO_PKG_VERSION"),
-        " with a stand-in for the Secure Enclave: for tests alone"
+        " with a stand-in for the Secure Enclave: only for tests"
     )
 } else {
     env!("CARGO_PKG_VERSION")
 };
 
-/// Gives this machine an identity of its own, and keeps it.
+/// Machine identity: enrolls this machine with an Assay server, checks in and renews its certificate
 #[derive(Debug, Parser)]
 #[command(name = "assay-agent", version = VERSION, propagate_version = true)]
 pub(crate) struct CommandLine {
@@ -36,72 +40,66 @@ pub(crate) struct CommandLine {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SharedArguments {
-    /// A configuration file (TOML); `ASSAY_AGENT_CONFIG` names one too
+    /// Configuration file (TOML); the environment variable is `ASSAY_AGENT_CONFIG`
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Where the key and the record of this machine are kept [default: /var/db/assay]
+    /// Directory of the machine's key and record [default: /var/db/assay]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
-    /// Where the key lives [default: secure-enclave]; `software` is a file, which can be copied
-    #[arg(long, global = true, value_name = "STORE")]
-    pub(crate) key_store: Option<KeyStoreArgument>,
-    /// Facts about the machine (JSON), in place of what the system says
+    /// Key store [default: secure-enclave]; `software` stores the key in a file, which can be copied
+    #[arg(long, global = true, value_name = "STORE", value_parser = key_store())]
+    pub(crate) key_store: Option<KeyStoreKind>,
+    /// Read the facts about the machine from this file (JSON) instead of from the system
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) facts: Option<PathBuf>,
-    /// How much is logged [default: info for `run`, else warn]
+    /// Log level [default: info for `run` and `proxy`, warn for other commands]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(crate) log_level: Option<LogLevel>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum KeyStoreArgument {
-    SecureEnclave,
-    Software,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a key, if there is none, and have the server issue a certificate for it
+    /// Enroll this machine: create a key if there is none, and get a certificate for it
     Enroll(EnrollArguments),
-    /// Check in again and again, and renew the certificate in time: the daemon
+    /// Run the daemon: check in periodically, renew the certificate and serve the grant socket
     Run {
-        /// Check in once, then end
+        /// Check in once, then exit
         #[arg(long)]
         once: bool,
     },
-    /// Say who this machine is and how it stands; works while the daemon runs
+    /// Show the identity and status of this machine; works while the daemon runs
     Status {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Print the current grant token for an audience; works while the daemon runs
     Grant {
-        /// The relying party
+        /// Name of the relying party
         #[arg(long)]
         audience: String,
     },
-    /// Look at everything that the agent needs on this machine, and say what is the matter and what to do
+    /// Check what the agent needs on this machine, and print each problem with its remedy
     Doctor {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Make keys in this machine's key store, sign, verify and let them go; touches nothing of the machine's
+    /// Test the key store: create keys, sign, verify and delete them; does not touch the machine's key
     Selftest {
-        /// How often
+        /// Number of iterations
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         iterations: u32,
     },
     /// Renew the certificate now
     Renew,
-    /// Replace this machine's key now: the old one serves until the server has taken the new one
+    /// Replace the machine's key now; the old key stays valid until the server has accepted the new one
     RotateKey,
-    /// Lead programs of this machine to a service, with the machine's certificate and grant
+    /// Run a local proxy to one service, which presents the machine's certificate and grant
     Proxy(ProxyArguments),
-    /// Give this machine's identity up: delete its key and everything it remembers
+    /// Delete the identity of this machine: its key and its record
     Reset {
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -109,62 +107,58 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct ProxyArguments {
-    /// Where to listen: a loopback address, as 127.0.0.1:8080, or a socket, as unix:/path
+    /// Address to listen on: a loopback address (127.0.0.1:8080) or a Unix socket (unix:/path)
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: LocalAddress,
-    /// The service, as https://wiki.example.com
+    /// URL of the service, for example https://wiki.example.com
     #[arg(long, value_name = "URL")]
     pub(crate) upstream: ServerUrl,
-    /// The relying party whose grant goes along as bearer token, in place of what the program sends as Authorization
+    /// Relying party whose grant token is sent as bearer token; replaces the program's Authorization header
     #[arg(long)]
     pub(crate) audience: Option<String>,
-    /// The roots that the service's certificate may lead to (PEM) [default: what the system trusts]
+    /// Trusted roots for the service's certificate (PEM) [default: the system's roots]
     #[arg(long, value_name = "FILE")]
     pub(crate) upstream_ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct EnrollArguments {
-    /// The server's public URL
+    /// Public URL of the server
     #[arg(long, value_name = "URL")]
     pub(crate) server: Option<ServerUrl>,
-    /// An enrollment token; other users of this machine can read it off the process list, so rather use --token-file
+    /// Enrollment token; other users can read it in the process list, so prefer --token-file
     #[arg(long, value_parser = token, conflicts_with = "token_file")]
     pub(crate) token: Option<SecretString>,
-    /// A file with an enrollment token
+    /// File with an enrollment token
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// The SHA-256 fingerprint of the server's root certificate, which is then fetched and pinned
+    /// SHA-256 fingerprint of the server's root certificate; the agent fetches that root and pins it
     #[arg(long, value_name = "SHA256", conflicts_with = "ca_file")]
     pub(crate) ca_fingerprint: Option<Fingerprint>,
-    /// The roots that the server's certificate may lead to (PEM)
+    /// Trusted roots for the server's certificate (PEM)
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
 }
 
 impl SharedArguments {
-    /// The configuration, with what the command line says over it.
+    /// The configuration, overridden by the command line.
     pub(crate) fn settings(&self) -> Result<Settings, ConfigurationError> {
         let mut settings = Settings::load(self.config.as_deref())?;
         settings.state_dir = self.state_dir.clone().or(settings.state_dir);
         settings.facts = self.facts.clone().or(settings.facts);
         settings.log_level = self.log_level.or(settings.log_level);
-        let key_store = self.key_store.map(|store| match store {
-            KeyStoreArgument::SecureEnclave => KeyStoreKind::SecureEnclave,
-            KeyStoreArgument::Software => KeyStoreKind::Software,
-        });
-        settings.key_store = key_store.or(settings.key_store);
+        settings.key_store = self.key_store.or(settings.key_store);
         Ok(settings)
     }
 }
 
 impl ProxyArguments {
-    /// What the proxy takes.
+    /// The options of the proxy.
     pub(crate) fn options(self, settings: &Settings) -> Result<ProxyOptions, ConfigurationError> {
         let trust = match &self.upstream_ca_file {
             Some(path) => {
                 let roots = read_file("CA file", path)?;
-                Trust::in_certificates(&roots).map_err(|error| ConfigurationError::Bad {
+                Trust::from_certificates(&roots).map_err(|error| ConfigurationError::Bad {
                     place: path.display().to_string(),
                     reason: error.to_string(),
                 })?
@@ -182,7 +176,7 @@ impl ProxyArguments {
 }
 
 impl EnrollArguments {
-    /// What the enrollment takes, by the command line over the configuration; `None` where neither names a server.
+    /// The options of the enrollment, overridden by the command line. `None` if no server is named.
     pub(crate) fn options(self, mut settings: Settings) -> Result<Option<EnrollOptions>, ConfigurationError> {
         if self.token.is_some() || self.token_file.is_some() {
             (settings.token, settings.token_file) = (None, None);
@@ -203,6 +197,10 @@ impl EnrollArguments {
             ..options
         }))
     }
+}
+
+fn key_store() -> impl TypedValueParser<Value = KeyStoreKind> {
+    PossibleValuesParser::new(KINDS.map(name)).try_map(|text| kind_of(&text).ok_or("unknown key store"))
 }
 
 fn token(text: &str) -> Result<SecretString, &'static str> {

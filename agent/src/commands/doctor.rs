@@ -1,5 +1,5 @@
-//! `assay-agent doctor`: looks at everything that the agent needs on this machine, says in words what is the matter
-//! and what to do, and changes nothing. It works beside a running daemon.
+//! `assay-agent doctor`: checks what the agent needs on this machine, and prints each problem with its remedy. It
+//! changes nothing, and can run while the daemon runs.
 
 use std::fmt;
 
@@ -17,33 +17,33 @@ use crate::{
 
 const MESSAGE: &[u8] = b"assay-agent doctor";
 
-/// Everything that was looked at.
+/// The result of all checks.
 #[derive(Debug, Serialize)]
-pub(crate) struct Examination {
+pub(crate) struct Diagnosis {
     findings: Vec<Finding>,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     subject: &'static str,
     is_well: bool,
-    /// What the key is troubled by, for scripts.
+    /// The kind of a key problem, for scripts.
     key: Option<KeyTrouble>,
     finding: String,
     advice: Option<String>,
 }
 
-/// Looks at it all.
-pub(crate) async fn examine(settings: &Settings, facts: Option<&dyn Facts>) -> Examination {
+/// Runs all checks.
+pub(crate) async fn diagnose(settings: &Settings, facts: Option<&dyn Facts>) -> Diagnosis {
     let directory = StateDirectory::at(settings.state_dir());
     let record = directory.record();
     let mut findings = vec![match &record {
-        Ok(_) => Finding::well("state", directory.path().display().to_string()),
-        Err(error) => Finding::trouble(
+        Ok(_) => Finding::ok("state", directory.path().display().to_string()),
+        Err(error) => Finding::problem(
             "state",
             Chain(error).to_string(),
-            "run this as root, or name the state directory with --state-dir; `assay-agent reset` gives a damaged one up",
+            "run this as root, or name the state directory with --state-dir; `assay-agent reset` deletes a damaged one",
         ),
     }];
     let record = record.unwrap_or_default();
@@ -57,35 +57,35 @@ pub(crate) async fn examine(settings: &Settings, facts: Option<&dyn Facts>) -> E
             )
             .await
         }
-        Err(error) => Finding::of_key(&KeyFault::Store(error)),
+        Err(error) => Finding::of_key_fault(&KeyFault::Store(error)),
     });
     findings.extend(record.rotation.as_ref().map(|rotation| Finding {
-        advice: Some("nothing: the daemon goes on with it at its next check-in".to_owned()),
-        ..Finding::well("key rotation", RotationStatus::of(rotation).to_string())
+        advice: Some("nothing: the daemon continues it at the next check-in".to_owned()),
+        ..Finding::ok("key rotation", RotationStatus::of(rotation).to_string())
     }));
     findings.extend(facts.map(unreadable_facts));
     findings.push(last_exchange(&record));
-    Examination { findings }
+    Diagnosis { findings }
 }
 
 fn server(record: &Record, settings: &Settings) -> Finding {
     let on_record = record.server.as_ref().map(|server| &server.url);
     match (on_record, &settings.server) {
-        (None, None) => Finding::trouble(
+        (None, None) => Finding::problem(
             "server",
             "none is configured".to_owned(),
-            "set `server` in the configuration or in a configuration profile, or enroll with --server URL",
+            "set `server` in the configuration or in a configuration profile, or use `assay-agent enroll --server URL`",
         ),
         (Some(on_record), Some(configured)) if on_record != configured && record.is_known_to_a_server() => {
-            Finding::trouble(
+            Finding::problem(
                 "server",
-                format!("this machine belongs to {on_record}, and is configured for {configured}"),
-                "configure the former, or give the identity up: `assay-agent reset`",
+                format!("this machine is enrolled with {on_record}, but configured for {configured}"),
+                "configure the former, or run `assay-agent reset` and enroll with the latter",
             )
         }
         (on_record, configured) => {
             let server = on_record.or(configured.as_ref()).map(ToString::to_string);
-            Finding::well("server", server.unwrap_or_default())
+            Finding::ok("server", server.unwrap_or_default())
         }
     }
 }
@@ -100,27 +100,29 @@ async fn key(key: MachineKey, record: &Record, configured: KeyAccessibility) -> 
     });
     match used.await {
         Ok((public_key, _, _)) if record.key.is_some_and(|known| known != public_key.thumbprint()) => {
-            Finding::of_trouble(KeyTrouble::Changed, key.file().display().to_string())
+            Finding::of_key_trouble(KeyTrouble::Changed, key.file().display().to_string())
         }
-        Ok((_, false, _)) => Finding::of_trouble(KeyTrouble::Unavailable, "its signature does not verify".to_owned()),
+        Ok((_, false, _)) => {
+            Finding::of_key_trouble(KeyTrouble::Unavailable, "its signature does not verify".to_owned())
+        }
         Ok((public_key, true, accessibility)) => {
             let mut finding = format!("{} in {}", public_key.thumbprint(), key.file().display());
             if accessibility.is_some_and(|accessibility| accessibility != configured) {
-                finding.push_str("; another accessibility is configured, which holds for new keys alone");
+                finding.push_str("; the configured accessibility differs, and applies only to new keys");
             }
-            Finding::well("key", finding)
+            Finding::ok("key", finding)
         }
         Err(KeyFault::Missing(_)) if record.key.is_none() => {
-            Finding::well("key", "none yet: enrolling makes one".to_owned())
+            Finding::ok("key", "none yet: the enrollment creates one".to_owned())
         }
-        Err(fault) => Finding::of_key(&fault),
+        Err(fault) => Finding::of_key_fault(&fault),
     }
 }
 
 fn unreadable_facts(facts: &dyn Facts) -> Finding {
     let facts = match facts.read() {
         Ok(facts) => facts,
-        Err(error) => return Finding::trouble("facts", Chain(&error).to_string(), "mend what is named here"),
+        Err(error) => return Finding::problem("facts", Chain(&error).to_string(), "correct the file"),
     };
     let names = |value: serde_json::Result<Value>| match value {
         Ok(Value::Object(members)) => members
@@ -133,12 +135,13 @@ fn unreadable_facts(facts: &dyn Facts) -> Finding {
     let mut unreadable = names(serde_json::to_value(&facts.machine));
     unreadable.extend(names(serde_json::to_value(&facts.posture)));
     match unreadable.is_empty() {
-        true => Finding::well("facts", "all can be read".to_owned()),
+        true => Finding::ok("facts", "all readable".to_owned()),
         false => Finding {
             advice: Some(
-                "conditions on these fail. Some can be read by root alone, some not on every system".to_owned(),
+                "conditions on these facts fail. Some are readable only by root, some do not exist on every system"
+                    .to_owned(),
             ),
-            ..Finding::well("facts", format!("not to be read: {}", unreadable.join(", ")))
+            ..Finding::ok("facts", format!("not readable: {}", unreadable.join(", ")))
         },
     }
 }
@@ -148,31 +151,31 @@ fn last_exchange(record: &Record) -> Finding {
         (Some(failure), _) => Finding {
             key: failure.key,
             advice: failure.key.map(|trouble| trouble.advice().to_owned()),
-            ..Finding::trouble(
+            ..Finding::problem(
                 "last exchange",
                 format!("{}: {}", failure.exchange, failure.message),
                 "see above",
             )
         },
-        (None, Some(_)) => Finding::well("last exchange", "went through".to_owned()),
-        (None, None) => Finding::well("last exchange", "none yet".to_owned()),
+        (None, Some(_)) => Finding::ok("last exchange", "succeeded".to_owned()),
+        (None, None) => Finding::ok("last exchange", "none yet".to_owned()),
     }
 }
 
-impl Examination {
-    /// Whether nothing is the matter.
+impl Diagnosis {
+    /// Whether no check found a problem.
     pub(crate) fn is_well(&self) -> bool {
         self.findings.iter().all(|finding| finding.is_well)
     }
 
-    /// Whether it is the key.
+    /// Whether a check found a problem with the key.
     pub(crate) fn has_key_trouble(&self) -> bool {
         self.findings.iter().any(|finding| finding.key.is_some())
     }
 }
 
 impl Finding {
-    fn well(subject: &'static str, finding: String) -> Self {
+    fn ok(subject: &'static str, finding: String) -> Self {
         Self {
             subject,
             is_well: true,
@@ -182,30 +185,30 @@ impl Finding {
         }
     }
 
-    fn trouble(subject: &'static str, finding: String, advice: &str) -> Self {
+    fn problem(subject: &'static str, finding: String, advice: &str) -> Self {
         Self {
             is_well: false,
             advice: Some(advice.to_owned()),
-            ..Self::well(subject, finding)
+            ..Self::ok(subject, finding)
         }
     }
 
-    fn of_key(fault: &KeyFault) -> Self {
-        Self::of_trouble(KeyTrouble::from(fault), Chain(fault).to_string())
+    fn of_key_fault(fault: &KeyFault) -> Self {
+        Self::of_key_trouble(KeyTrouble::from(fault), Chain(fault).to_string())
     }
 
-    fn of_trouble(trouble: KeyTrouble, detail: String) -> Self {
+    fn of_key_trouble(trouble: KeyTrouble, detail: String) -> Self {
         Self {
             key: Some(trouble),
-            ..Self::trouble("key", format!("{} ({detail})", trouble.matter()), trouble.advice())
+            ..Self::problem("key", format!("{} ({detail})", trouble.matter()), trouble.advice())
         }
     }
 }
 
-impl fmt::Display for Examination {
+impl fmt::Display for Diagnosis {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.findings {
-            let word = if finding.is_well { "well" } else { "TROUBLE" };
+            let word = if finding.is_well { "ok" } else { "PROBLEM" };
             writeln!(
                 formatter,
                 "{word:<9}{:<15}{}",

@@ -1,4 +1,4 @@
-//! How a command ends: its errors, and the exit code that tells the caller's shell.
+//! Errors of commands, and their exit codes.
 
 use std::{io, process::ExitCode};
 
@@ -13,7 +13,7 @@ use crate::{
     state::{GrantError, StateError},
 };
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CommandError {
     #[error(transparent)]
@@ -30,17 +30,19 @@ pub(super) enum CommandError {
     Proxy(#[from] ProxyError),
     #[error("{0}")]
     Usage(&'static str),
-    #[error("the new key does not serve yet; the old one does, and the rotation goes on with the next check-in")]
+    #[error(
+        "the server has not accepted the new key yet; the old key stays valid, and the next check-in continues the rotation"
+    )]
     NotRotated,
-    #[error("nothing was removed")]
+    #[error("not confirmed; nothing was removed")]
     NotConfirmed,
-    #[error("the answer cannot be written")]
+    #[error("the output cannot be written")]
     Output(#[from] io::Error),
 }
 
-/// How a command ended, as the caller's shell sees it.
+/// The outcome of a command. Each has an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum Exit {
     Done,
     Failed,
     WrongUsage,
@@ -60,49 +62,49 @@ impl From<DaemonError> for CommandError {
 }
 
 impl CommandError {
-    pub(super) fn ended(&self) -> Ended {
+    pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::Agent(error) => agent_failed(error),
-            Self::Configuration(_) | Self::Usage(_) => Ended::WrongUsage,
-            Self::KeyStore(_) => Ended::KeyStoreUnavailable,
+            Self::Agent(error) => exit_after(error),
+            Self::Configuration(_) | Self::Usage(_) => Exit::WrongUsage,
+            Self::KeyStore(_) => Exit::KeyStoreUnavailable,
             Self::State(_)
             | Self::Grant(_)
             | Self::Proxy(_)
             | Self::NotRotated
             | Self::NotConfirmed
-            | Self::Output(_) => Ended::Failed,
+            | Self::Output(_) => Exit::Failed,
         }
     }
 }
 
-fn agent_failed(error: &AgentError) -> Ended {
+fn exit_after(error: &AgentError) -> Exit {
     match error.failure() {
-        // It answered, and again and again took no nonce of its own.
+        // The server responded, but rejected a fresh nonce several times.
         Failure::Unreachable { .. }
             if error
                 .refusal()
                 .is_some_and(|refusal| refusal.problem.retry() == Retry::Now) =>
         {
-            Ended::Refused
+            Exit::Refused
         }
-        Failure::Unreachable { .. } => Ended::ServerUnreachable,
-        Failure::HeldBack { is_pending: true, .. } => Ended::WaitingForApproval,
-        Failure::HeldBack { is_pending: false, .. } | Failure::Refused | Failure::Unknown => Ended::Refused,
-        Failure::KeyLocked | Failure::KeyRefused | Failure::KeyStore => Ended::KeyStoreUnavailable,
-        Failure::Local => Ended::Failed,
+        Failure::Unreachable { .. } => Exit::ServerUnreachable,
+        Failure::Suspended { is_pending: true, .. } => Exit::WaitingForApproval,
+        Failure::Suspended { is_pending: false, .. } | Failure::Refused | Failure::Unknown => Exit::Refused,
+        Failure::KeyLocked | Failure::KeyRefused | Failure::KeyStore => Exit::KeyStoreUnavailable,
+        Failure::Local => Exit::Failed,
     }
 }
 
-impl From<Ended> for ExitCode {
-    fn from(ended: Ended) -> Self {
+impl From<Exit> for ExitCode {
+    fn from(ended: Exit) -> Self {
         Self::from(match ended {
-            Ended::Done => 0,
-            Ended::Failed => 1,
-            Ended::WrongUsage => 2,
-            Ended::WaitingForApproval => 3,
-            Ended::Refused => 4,
-            Ended::ServerUnreachable => 5,
-            Ended::KeyStoreUnavailable => 6,
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::WrongUsage => 2,
+            Exit::WaitingForApproval => 3,
+            Exit::Refused => 4,
+            Exit::ServerUnreachable => 5,
+            Exit::KeyStoreUnavailable => 6,
         })
     }
 }
@@ -116,20 +118,20 @@ mod tests {
     use crate::connection::{ClientError, Refusal};
 
     #[rstest]
-    #[case(ProblemKind::MachinePending, Ended::WaitingForApproval)]
-    #[case(ProblemKind::MachineQuarantined, Ended::Refused)]
-    #[case(ProblemKind::MachineRevoked, Ended::Refused)]
-    #[case(ProblemKind::EnrollmentTokenInvalid, Ended::Refused)]
-    #[case(ProblemKind::MachineUnknown, Ended::Refused)]
-    #[case(ProblemKind::BadNonce, Ended::Refused)]
-    #[case(ProblemKind::Unavailable, Ended::ServerUnreachable)]
-    #[case(ProblemKind::RateLimited, Ended::ServerUnreachable)]
-    fn the_exit_code_says_what_the_server_said(#[case] kind: ProblemKind, #[case] ended: Ended) {
+    #[case(ProblemKind::MachinePending, Exit::WaitingForApproval)]
+    #[case(ProblemKind::MachineQuarantined, Exit::Refused)]
+    #[case(ProblemKind::MachineRevoked, Exit::Refused)]
+    #[case(ProblemKind::EnrollmentTokenInvalid, Exit::Refused)]
+    #[case(ProblemKind::MachineUnknown, Exit::Refused)]
+    #[case(ProblemKind::BadNonce, Exit::Refused)]
+    #[case(ProblemKind::Unavailable, Exit::ServerUnreachable)]
+    #[case(ProblemKind::RateLimited, Exit::ServerUnreachable)]
+    fn the_exit_code_says_what_the_server_said(#[case] kind: ProblemKind, #[case] exit: Exit) {
         let refusal = Refusal {
             problem: Problem::new(kind, String::new(), String::new()),
             retry_after: None,
         };
         let error = AgentError::Server(ClientError::Refused(Box::new(refusal)));
-        assert_eq!(CommandError::Agent(error).ended(), ended);
+        assert_eq!(CommandError::Agent(error).exit(), exit);
     }
 }

@@ -1,4 +1,4 @@
-//! The log: to standard error, or to the system's own log for a daemon on a Mac.
+//! The log: to standard error, or to the system log for a daemon on a Mac.
 
 use std::io::{self, IsTerminal};
 
@@ -33,7 +33,8 @@ pub(super) fn start(settings: &Settings, command: &Command) {
     subscriber.with_ansi(io::stderr().is_terminal()).init();
 }
 
-/// The daemon's log is the system's, unless somebody runs it by hand and looks on. Commands answer whoever called them.
+/// By default, a daemon on a Mac logs to the system log, unless standard error is a terminal. Other commands log to
+/// standard error.
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
 fn logs_to_system(settings: &Settings, command: &Command) -> bool {
     let is_daemon = matches!(command, Command::Run { once: false });

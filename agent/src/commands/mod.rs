@@ -1,4 +1,4 @@
-//! The commands: what each does and answers.
+//! The commands, and what they print.
 
 mod arguments;
 mod doctor;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     arguments::{Command, CommandLine},
-    exit::{CommandError, Ended},
+    exit::{CommandError, Exit},
     status::{Status, printable},
 };
 use crate::{
@@ -39,41 +39,41 @@ use crate::{
     state::{Record, current_grant, read_record},
 };
 
-/// How long writes that are under way may take when the process ends.
-const LAST_WRITES: Duration = Duration::from_secs(1);
+/// How long writes in progress may take when the process exits.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-const WHICH_SERVER: CommandError = CommandError::Usage("which server? Give --server URL");
+const NO_SERVER: CommandError = CommandError::Usage("no server is configured: use --server URL");
 
-/// Runs the program: the command line in, the exit code out.
+/// Runs the program with these arguments, and returns its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command_line = match CommandLine::try_parse_from(arguments) {
         Ok(command_line) => command_line,
         Err(error) => {
-            // Nothing is left to do where not even that can be written.
+            // If the error cannot be printed, there is no other place to report it.
             let _ = error.print();
             return match error.use_stderr() {
-                true => Ended::WrongUsage.into(),
-                false => Ended::Done.into(),
+                true => Exit::WrongUsage.into(),
+                false => Exit::Done.into(),
             };
         }
     };
     let ended = execute(command_line).unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "assay-agent: {}", printable(&Chain(&error).to_string()));
-        error.ended()
+        error.exit()
     });
     ended.into()
 }
 
-fn execute(command_line: CommandLine) -> Result<Ended, CommandError> {
+fn execute(command_line: CommandLine) -> Result<Exit, CommandError> {
     let CommandLine { shared, command } = command_line;
     let settings = shared.settings()?;
     logging::start(&settings, &command);
     match command {
         Command::Status { json } => status(&settings, json),
         Command::Grant { audience } => grant(&settings, &audience),
-        Command::Reset { yes } => give_up(&settings, yes),
+        Command::Reset { yes } => reset_machine(&settings, yes),
         Command::Enroll(arguments) => {
-            let options = arguments.options(settings.clone())?.ok_or(WHICH_SERVER)?;
+            let options = arguments.options(settings.clone())?.ok_or(NO_SERVER)?;
             let agent = open(&settings)?;
             block_on(async { enroll(&agent, options).await })
         }
@@ -81,7 +81,7 @@ fn execute(command_line: CommandLine) -> Result<Ended, CommandError> {
             let agent = open(&settings)?;
             block_on(run(&agent, &|| shared.settings(), once))
         }
-        Command::Doctor { json } => block_on(examine(&settings, json)),
+        Command::Doctor { json } => block_on(diagnose(&settings, json)),
         Command::Selftest { iterations } => {
             let store = key_store::open(settings.key_store(), settings.accessibility())?;
             block_on(async { selftest(store, iterations).await })
@@ -102,7 +102,7 @@ fn execute(command_line: CommandLine) -> Result<Ended, CommandError> {
     }
 }
 
-async fn enroll(agent: &Agent, options: EnrollOptions) -> Result<Ended, CommandError> {
+async fn enroll(agent: &Agent, options: EnrollOptions) -> Result<Exit, CommandError> {
     match agent.enroll(options).await? {
         EnrollOutcome::Enrolled { enrolled, was_enrolled } => {
             let how = if was_enrolled {
@@ -114,29 +114,29 @@ async fn enroll(agent: &Agent, options: EnrollOptions) -> Result<Ended, CommandE
             writeln!(output, "{how}: machine {}", enrolled.machine_id)?;
             writeln!(output, "SPIFFE id    {}", printable(&enrolled.spiffe_id))?;
             writeln!(output, "certificate  until {}", rfc3339(enrolled.certificate.not_after))?;
-            Ok(Ended::Done)
+            Ok(Exit::Done)
         }
         EnrollOutcome::Pending(pending) => {
             writeln!(
                 io::stdout(),
-                "Waiting for approval: enrollment {}. `assay-agent run` goes on once an administrator has approved it.",
+                "Waiting for approval: enrollment {}. `assay-agent run` continues once an administrator has approved it.",
                 pending.enrollment_id
             )?;
-            Ok(Ended::WaitingForApproval)
+            Ok(Exit::WaitingForApproval)
         }
     }
 }
 
-async fn proxy(agent: Agent, options: ProxyOptions) -> Result<Ended, CommandError> {
-    let stop = at_the_order_to_stop()?;
+async fn proxy(agent: Agent, options: ProxyOptions) -> Result<Exit, CommandError> {
+    let stop = stop_signal()?;
     let proxy = Proxy::open(agent, options).await?;
     writeln!(io::stdout(), "Listening on {}", proxy.address())?;
     proxy.run(stop).await;
-    Ok(Ended::Done)
+    Ok(Exit::Done)
 }
 
-/// Cancelled when the process is told to end.
-fn at_the_order_to_stop() -> io::Result<CancellationToken> {
+/// A token that SIGTERM or SIGINT cancels.
+fn stop_signal() -> io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let (mut signals, stop) = (signal(kind)?, stop.clone());
@@ -148,11 +148,11 @@ fn at_the_order_to_stop() -> io::Result<CancellationToken> {
     Ok(stop)
 }
 
-async fn run(agent: &Agent, settings: ReadSettings<'_>, once: bool) -> Result<Ended, CommandError> {
-    let stop = at_the_order_to_stop()?;
+async fn run(agent: &Agent, settings: ReadSettings<'_>, once: bool) -> Result<Exit, CommandError> {
+    let stop = stop_signal()?;
     if !once {
         daemon::run(agent, settings, stop).await?;
-        return Ok(Ended::Done);
+        return Ok(Exit::Done);
     }
     let checked_in = tokio::select! {
         result = daemon::run_once(agent, settings) => result?,
@@ -161,12 +161,12 @@ async fn run(agent: &Agent, settings: ReadSettings<'_>, once: bool) -> Result<En
     let status = Status::of(&agent.record().await?, SystemClock.now());
     write!(io::stdout(), "{status}")?;
     Ok(match checked_in {
-        Some(_) => Ended::Done,
-        None => Ended::WaitingForApproval,
+        Some(_) => Exit::Done,
+        None => Exit::WaitingForApproval,
     })
 }
 
-async fn renew(agent: &Agent) -> Result<Ended, CommandError> {
+async fn renew(agent: &Agent) -> Result<Exit, CommandError> {
     let certificate = agent.renew().await?.certificate;
     writeln!(
         io::stdout(),
@@ -174,11 +174,12 @@ async fn renew(agent: &Agent) -> Result<Ended, CommandError> {
         printable(&certificate.serial_number),
         rfc3339(certificate.not_after)
     )?;
-    Ok(Ended::Done)
+    Ok(Exit::Done)
 }
 
-/// Ends well once the server has gone over to the new key. Before, the daemon or another call goes on where it stopped.
-async fn rotate_key(agent: &Agent) -> Result<Ended, CommandError> {
+/// Succeeds once the server has accepted the new key. If it fails before, the daemon or another call continues the
+/// rotation.
+async fn rotate_key(agent: &Agent) -> Result<Exit, CommandError> {
     let certificate = agent.rotate_key().await?;
     agent.check_in().await?;
     let record = agent.record().await?;
@@ -192,10 +193,10 @@ async fn rotate_key(agent: &Agent) -> Result<Ended, CommandError> {
         printable(&certificate.serial_number),
         rfc3339(certificate.not_after)
     )?;
-    Ok(Ended::Done)
+    Ok(Exit::Done)
 }
 
-fn status(settings: &Settings, json: bool) -> Result<Ended, CommandError> {
+fn status(settings: &Settings, json: bool) -> Result<Exit, CommandError> {
     let status = Status::of(&read_record(&settings.state_dir())?, SystemClock.now());
     let mut output = io::stdout().lock();
     if json {
@@ -204,53 +205,53 @@ fn status(settings: &Settings, json: bool) -> Result<Ended, CommandError> {
     } else {
         write!(output, "{status}")?;
     }
-    Ok(Ended::Done)
+    Ok(Exit::Done)
 }
 
-async fn examine(settings: &Settings, json: bool) -> Result<Ended, CommandError> {
+async fn diagnose(settings: &Settings, json: bool) -> Result<Exit, CommandError> {
     let facts = facts(settings).ok();
-    let examination = doctor::examine(settings, facts.as_deref()).await;
+    let diagnosis = doctor::diagnose(settings, facts.as_deref()).await;
     let mut output = io::stdout().lock();
     if json {
-        serde_json::to_writer_pretty(&mut output, &examination).map_err(io::Error::from)?;
+        serde_json::to_writer_pretty(&mut output, &diagnosis).map_err(io::Error::from)?;
         writeln!(output)?;
     } else {
-        write!(output, "{examination}")?;
+        write!(output, "{diagnosis}")?;
     }
-    Ok(match examination.is_well() {
-        true => Ended::Done,
-        false if examination.has_key_trouble() => Ended::KeyStoreUnavailable,
-        false => Ended::Failed,
+    Ok(match diagnosis.is_well() {
+        true => Exit::Done,
+        false if diagnosis.has_key_trouble() => Exit::KeyStoreUnavailable,
+        false => Exit::Failed,
     })
 }
 
-async fn selftest(store: Arc<dyn KeyStore>, iterations: u32) -> Result<Ended, CommandError> {
+async fn selftest(store: Arc<dyn KeyStore>, iterations: u32) -> Result<Exit, CommandError> {
     let outcome = selftest::run(store, iterations).await;
     write!(io::stdout(), "{outcome}")?;
     Ok(match outcome.is_well() {
-        true => Ended::Done,
-        false => Ended::KeyStoreUnavailable,
+        true => Exit::Done,
+        false => Exit::KeyStoreUnavailable,
     })
 }
 
-fn grant(settings: &Settings, audience: &str) -> Result<Ended, CommandError> {
+fn grant(settings: &Settings, audience: &str) -> Result<Exit, CommandError> {
     let record: Record = read_record(&settings.state_dir())?;
     let grant = current_grant(&record, audience, SystemClock.now())?;
     writeln!(io::stdout(), "{}", grant.token)?;
-    Ok(Ended::Done)
+    Ok(Exit::Done)
 }
 
-fn give_up(settings: &Settings, is_confirmed: bool) -> Result<Ended, CommandError> {
+fn reset_machine(settings: &Settings, is_confirmed: bool) -> Result<Exit, CommandError> {
     let state_dir = settings.state_dir();
     if !is_confirmed {
         confirm(&state_dir)?;
     }
-    // A record that cannot be read is a reason for a reset, not against it.
+    // A damaged record must not prevent a reset.
     let machine = read_record(&state_dir).ok().and_then(|record| record.machine);
     let removed = reset(&state_dir)?;
     let mut output = io::stdout().lock();
     if removed.is_empty() {
-        writeln!(output, "There was nothing to remove in {}", state_dir.display())?;
+        writeln!(output, "Nothing to remove in {}", state_dir.display())?;
     }
     for path in removed {
         writeln!(output, "removed {}", path.display())?;
@@ -262,18 +263,18 @@ fn give_up(settings: &Settings, is_confirmed: bool) -> Result<Ended, CommandErro
             machine.machine_id
         )?;
     }
-    Ok(Ended::Done)
+    Ok(Exit::Done)
 }
 
 fn confirm(state_dir: &Path) -> Result<(), CommandError> {
     if !io::stdin().is_terminal() {
         return Err(CommandError::Usage(
-            "reset deletes this machine's key: say --yes to do it without being asked",
+            "reset deletes this machine's key; without a terminal, confirm with --yes",
         ));
     }
     write!(
         io::stderr(),
-        "This deletes the key of this machine in {}, for good. Type yes to do it: ",
+        "This permanently deletes this machine's key in {}. Type yes to confirm: ",
         state_dir.display()
     )?;
     let mut answer = String::new();
@@ -301,10 +302,10 @@ fn open(settings: &Settings) -> Result<Agent, CommandError> {
     Ok(Agent::open(options)?)
 }
 
-fn block_on(work: impl Future<Output = Result<Ended, CommandError>>) -> Result<Ended, CommandError> {
+fn block_on(work: impl Future<Output = Result<Exit, CommandError>>) -> Result<Exit, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(work);
-    runtime.shutdown_timeout(LAST_WRITES);
+    runtime.shutdown_timeout(SHUTDOWN_GRACE);
     ended
 }
 
@@ -315,7 +316,7 @@ mod tests {
     #[test]
     fn a_key_store_that_this_build_lacks_has_its_own_exit_code_and_names_the_way_out() {
         let error = open(&Settings::default()).unwrap_err();
-        assert_eq!(error.ended(), Ended::KeyStoreUnavailable);
+        assert_eq!(error.exit(), Exit::KeyStoreUnavailable);
         assert!(error.to_string().contains("--key-store software"), "{error}");
     }
 }

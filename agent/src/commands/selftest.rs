@@ -1,5 +1,5 @@
-//! `assay-agent selftest`: makes keys in this machine's key store, signs with them, verifies and lets them go, over and
-//! over, and says how fast that was and what failed. It touches no key of the machine's and nothing on the disk.
+//! `assay-agent selftest`: creates keys in this machine's key store, signs with them and verifies, then prints the rate
+//! and the failures. It touches neither the machine's key nor the disk.
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +14,9 @@ use crate::key_store::{Calls, KeyFault, KeyStore, KeyStoreError, name};
 
 const MESSAGE: &[u8] = b"assay-agent selftest";
 
-/// What came of it.
+/// The result of the test.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct SelftestResult {
     store: &'static str,
     iterations: u32,
     took: Duration,
@@ -24,25 +24,25 @@ pub(crate) struct Outcome {
     handles: Option<Handles>,
 }
 
-/// How many keys the hardware had loaded for this process.
+/// The number of keys that the hardware had loaded for this process.
 #[derive(Debug, Clone, Copy)]
 struct Handles {
     open: u64,
     most: u64,
 }
 
-/// Does it.
-pub(crate) async fn run(store: Arc<dyn KeyStore>, iterations: u32) -> Outcome {
+/// Runs the test.
+pub(crate) async fn run(store: Arc<dyn KeyStore>, iterations: u32) -> SelftestResult {
     let (calls, begin) = (Calls::default(), Instant::now());
     let mut failures = BTreeMap::new();
     for _ in 0..iterations {
         let store = Arc::clone(&store);
-        // Four calls of a key's life, made as the daemon makes them: on a thread of their own, with a timeout.
+        // Same calls as the daemon's: on a thread of their own, with a timeout.
         if let Err(fault) = calls.call(move || once(store.as_ref())).await {
             *failures.entry(Chain(&fault).to_string()).or_default() += 1;
         }
     }
-    Outcome {
+    SelftestResult {
         store: name(store.kind()),
         iterations,
         took: begin.elapsed(),
@@ -58,7 +58,7 @@ fn once(store: &dyn KeyStore) -> Result<(), KeyFault> {
     let verified = public_key.verify_der(MESSAGE, &signature);
     verified.map_err(|error| {
         KeyFault::Store(KeyStoreError::Unavailable {
-            reason: format!("its own signature: {error}"),
+            reason: format!("its signature does not verify: {error}"),
         })
     })
 }
@@ -74,10 +74,10 @@ fn handles() -> Option<Handles> {
     None
 }
 
-impl Outcome {
-    /// Whether every iteration went well, and no key stayed loaded.
+impl SelftestResult {
+    /// Whether every iteration succeeded, and no key stayed loaded.
     pub(crate) fn is_well(&self) -> bool {
-        // One call at a time is one key at a time.
+        // The calls run one after the other, so at most one key is loaded.
         let are_released = self
             .handles
             .is_none_or(|handles| handles.open == 0 && handles.most <= 1);
@@ -85,7 +85,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for SelftestResult {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rate = f64::from(self.iterations) / self.took.as_secs_f64().max(f64::EPSILON);
         writeln!(formatter, "key store     {}", self.store)?;

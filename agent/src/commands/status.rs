@@ -1,4 +1,4 @@
-//! What a machine remembers, as a person or a script reads it: without secrets, but for the token that is asked for.
+//! `assay-agent status`: the record without secrets, for people and scripts.
 
 use std::fmt;
 
@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use crate::{
     clock::rfc3339,
-    state::{FailureOnRecord, KeyRotation, KeyTrouble, Record, because},
+    state::{KeyRotation, KeyTrouble, Record, RecordedFailure, because},
     trust::ServerUrl,
 };
 
-/// How this machine stands, by what it remembers.
+/// The status of this machine, from its record.
 #[derive(Debug, Serialize)]
 pub(crate) struct Status {
     standing: Standing,
@@ -36,11 +36,11 @@ pub(crate) struct Status {
     next_check_in_at: Option<OffsetDateTime>,
     grants: Vec<GrantStatus>,
     denied: Vec<Denial>,
-    last_failure: Option<FailureOnRecord>,
+    last_failure: Option<RecordedFailure>,
     key_trouble: Option<KeyTroubleStatus>,
 }
 
-/// A replacement of the key that is under way.
+/// A key rotation in progress.
 #[derive(Debug, Serialize)]
 pub(crate) struct RotationStatus {
     next_key_thumbprint: String,
@@ -49,7 +49,7 @@ pub(crate) struct RotationStatus {
     waits_for: WaitsFor,
 }
 
-/// What is missing of it.
+/// The step that a key rotation waits for.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum WaitsFor {
@@ -57,7 +57,7 @@ enum WaitsFor {
     CheckIn,
 }
 
-/// What is the matter with the key, in words.
+/// A problem with the key, in words.
 #[derive(Debug, Serialize)]
 struct KeyTroubleStatus {
     kind: KeyTrouble,
@@ -65,14 +65,14 @@ struct KeyTroubleStatus {
     advice: &'static str,
 }
 
-/// How far the machine has come.
+/// How far the enrollment of the machine has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Standing {
     NotEnrolled,
     Enrolling,
     WaitingForApproval,
-    /// An administrator denied this key, which stays so.
+    /// An administrator denied this key. The denial is final.
     Denied,
     Enrolled,
 }
@@ -96,7 +96,8 @@ struct GrantStatus {
     is_expired: bool,
 }
 
-/// Text from outside, on one line and fit for a terminal: an escape sequence could rewrite what was printed before.
+/// Replaces control characters and line breaks. Escape sequences in text from the server could otherwise rewrite
+/// earlier output of the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.trim_end()
         .chars()
@@ -176,11 +177,11 @@ impl fmt::Display for RotationStatus {
         match waits_for {
             WaitsFor::Certificate => write!(
                 formatter,
-                "to {key}, begun at {begun_at}: waits for its certificate, and the old key serves"
+                "to {key}, begun at {begun_at}: waiting for its certificate; the old key is still valid"
             ),
             WaitsFor::CheckIn => write!(
                 formatter,
-                "to {key}, begun at {begun_at}: waits for its first check-in, after which the old key is let go"
+                "to {key}, begun at {begun_at}: waiting for its first check-in, which ends the old key"
             ),
         }
     }
@@ -207,7 +208,7 @@ impl fmt::Display for Standing {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::NotEnrolled => "not enrolled",
-            Self::Enrolling => "enrollment begun, not answered yet",
+            Self::Enrolling => "enrolling",
             Self::WaitingForApproval => "waiting for approval",
             Self::Denied => "denied by an administrator",
             Self::Enrolled => "enrolled",
@@ -272,7 +273,7 @@ fn until(end: OffsetDateTime, is_expired: bool) -> String {
     }
 }
 
-/// The word that the protocol has for it.
+/// The wire form of an enum.
 fn word<T: Serialize>(value: T) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
@@ -286,7 +287,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::state::{CheckInOnRecord, EnrolledMachine, PendingEnrollment};
+    use crate::state::{EnrolledMachine, PendingEnrollment, RecordedCheckIn};
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
 
@@ -305,7 +306,7 @@ mod tests {
             },
             trust_bundle: String::new(),
         });
-        record.last_check_in = Some(CheckInOnRecord {
+        record.last_check_in = Some(RecordedCheckIn {
             at: NOW,
             status: MachineStatus::Active,
             grants: vec![AudienceGrant {

@@ -1,4 +1,4 @@
-//! macOS' unified log, as a writer of log lines: `log show --predicate 'subsystem == "dev.assay.agent"'`.
+//! macOS' unified log as a writer: `log show --predicate 'subsystem == "dev.assay.agent"'`.
 
 use std::io::{self, Write};
 
@@ -7,11 +7,11 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::shim;
 
-/// The system's log. It keeps time and level itself.
+/// The unified log. It records time and level itself.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SystemLog;
 
-/// Takes one event, and hands it over when it is dropped.
+/// Collects one log line, and writes it to the unified log when dropped.
 #[derive(Debug)]
 pub(crate) struct Line {
     level: Level,

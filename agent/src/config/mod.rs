@@ -1,4 +1,5 @@
-//! The configuration: command line over environment over file. The environment is read here and nowhere else.
+//! The configuration: managed settings override the environment, and the environment overrides the file. The command
+//! line overrides all. No other module reads the environment.
 
 pub(crate) mod managed;
 
@@ -37,144 +38,142 @@ const KEYS: &[&str] = &[
     "grant_socket__groups",
     "log_to",
 ];
-/// What a configuration profile can set beside these.
+/// The additional key that only a configuration profile can set.
 const MANAGED_TOKEN: &str = "token";
 
-/// What an operator can set, in a TOML file or as `ASSAY_AGENT_` and the key in capitals.
+/// The settings, from a TOML file or from environment variables: `ASSAY_AGENT_` and the key in capitals.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// The server's public URL.
+    /// The public URL of the server.
     pub(crate) server: Option<ServerUrl>,
-    /// An enrollment token, which a configuration profile alone can set: it is readable there, and so should be one that
-    /// names the machine's serial number and serves once.
+    /// An enrollment token. Only a configuration profile can set it. Users can read the profile, so the token should be
+    /// bound to the machine's serial number and usable once.
     #[serde(skip)]
     pub(crate) token: Option<SecretString>,
-    /// A file with an enrollment token in it.
+    /// A file with an enrollment token.
     pub(crate) token_file: Option<PathBuf>,
     /// The SHA-256 fingerprint of the server's root.
     pub(crate) ca_fingerprint: Option<Fingerprint>,
-    /// A PEM file with the roots that the server's certificate may lead to.
+    /// A PEM file with the trusted roots for the server's certificate.
     pub(crate) ca_file: Option<PathBuf>,
-    /// Where the agent keeps its key and its record.
+    /// The directory of the key and the record.
     pub(crate) state_dir: Option<PathBuf>,
-    /// Where the key lives.
+    /// The key store.
     pub(crate) key_store: Option<KeyStoreKind>,
-    /// When a key that is made in the enclave can be used.
+    /// When a new key in the enclave is usable.
     pub(crate) accessibility: Option<KeyAccessibility>,
-    /// A file with facts, in place of the system's.
+    /// A file with facts, instead of the system's.
     pub(crate) facts: Option<PathBuf>,
-    /// How much is logged.
+    /// The log level.
     pub(crate) log_level: Option<LogLevel>,
-    /// Who may take grants from the daemon's socket.
+    /// The users and groups that may read grants from the daemon's socket.
     #[serde(default)]
     pub(crate) grant_socket: GrantSocketSettings,
-    /// Where the daemon logs.
+    /// The destination of the daemon's log.
     #[cfg_attr(
         not(any(target_os = "macos", feature = "enclave-stand-in", test)),
-        allow(
-            dead_code,
-            reason = "only a Mac has a log beside standard error; the key is accepted everywhere"
-        )
+        allow(dead_code, reason = "only a Mac has a system log; all systems accept the key")
     )]
     pub(crate) log_to: Option<LogTarget>,
 }
 
-/// The users of this machine, beside root and the agent's own, that sockets of the agent are for: names or numbers.
+/// The users and groups that may use the agent's sockets, by name or number. Root and the agent's own user always may.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GrantSocketSettings {
     /// Users.
     #[serde(default, deserialize_with = "names")]
     pub(crate) users: Vec<String>,
-    /// Groups, by their direct members.
+    /// Groups: their direct members.
     #[serde(default, deserialize_with = "names")]
     pub(crate) groups: Vec<String>,
 }
 
-/// Reads the settings again: a configuration profile may have changed them.
+/// Reads the settings again, because a configuration profile may have changed them.
 pub(crate) type ReadSettings<'a> = &'a (dyn Fn() -> Result<Settings, ConfigurationError> + Send + Sync);
 
-/// Where the daemon logs.
+/// The destination of the daemon's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LogTarget {
-    /// To standard error: under systemd that is the journal.
+    /// Standard error: under systemd, the journal.
     Stderr,
-    /// To the system's own log: macOS' unified log.
+    /// The system log: macOS' unified log.
     System,
 }
 
-/// How much is logged.
+/// The log level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogLevel {
-    /// What failed.
+    /// Failures.
     Error,
-    /// And what may fail.
+    /// Failures and warnings.
     Warn,
-    /// And what was done.
+    /// Also what the agent did.
     Info,
-    /// And why.
+    /// Also why.
     Debug,
     /// Everything.
     Trace,
 }
 
-/// Why the configuration does not serve.
+/// Why the configuration is not valid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigurationError {
-    /// An unknown key, a bad value, or no TOML.
+    /// An unknown key, an invalid value, or invalid TOML.
     #[error("{place}: {reason}")]
     Bad {
-        /// The file or the variable.
+        /// The file, the environment or the managed settings.
         place: String,
-        /// Which key, and what is wrong with it.
+        /// The key, and what is wrong with it.
         reason: String,
     },
     /// A file that the configuration names cannot be read.
     #[error("the {what} {} cannot be read", path.display())]
     File {
-        /// What the file is for.
+        /// The purpose of the file.
         what: &'static str,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The token file is empty.
-    #[error("the token file {} holds no token", .0.display())]
+    #[error("the token file {} is empty", .0.display())]
     NoToken(PathBuf),
-    /// Two keys that exclude each other.
-    #[error("ca_fingerprint and ca_file are two answers to one question: set one of them")]
+    /// Two keys are set that exclude each other.
+    #[error("ca_fingerprint and ca_file exclude each other: set only one of them")]
     TwoTrusts,
 }
 
 impl Settings {
-    /// Reads the file (the one named on the command line, else by `ASSAY_AGENT_CONFIG`, else none) and the environment.
+    /// Reads managed settings, environment and file. The command line names the file; otherwise `ASSAY_AGENT_CONFIG`
+    /// does, if set.
     pub(crate) fn load(file: Option<&Path>) -> Result<Self, ConfigurationError> {
         let mut environment = environment();
         let named = environment.remove(CONFIG_VARIABLE).map(PathBuf::from);
         Self::from_sources(file.or(named.as_deref()), environment, managed_settings()?)
     }
 
-    /// The state directory.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(|| DEFAULT_STATE_DIR.into())
     }
 
-    /// The key store; a software key has to be asked for.
+    /// The key store. A software key requires explicit configuration, because it can be copied.
     pub(crate) fn key_store(&self) -> KeyStoreKind {
         self.key_store.unwrap_or(KeyStoreKind::SecureEnclave)
     }
 
-    /// When a new key in the enclave can be used: for a daemon, from boot on.
+    /// When a new key in the enclave is usable. The default is from boot, because the daemon runs before any login.
     pub(crate) fn accessibility(&self) -> KeyAccessibility {
         self.accessibility.unwrap_or(KeyAccessibility::Always)
     }
 
-    /// What an enrollment takes, with the token and the CA file read; `None` where no server is set.
+    /// The options of an enrollment, including the content of the token file and the CA file. `None` if no server is
+    /// set.
     pub(crate) fn enroll_options(&self) -> Result<Option<EnrollOptions>, ConfigurationError> {
         let Some(server) = self.server.clone() else {
             return Ok(None);
@@ -201,14 +200,14 @@ impl Settings {
         if let Some(variable) = environment.keys().find(|variable| !is_known(variable)) {
             return Err(ConfigurationError::Bad {
                 place,
-                reason: format!("{variable} is no variable of the agent"),
+                reason: format!("{variable} is not a variable of the agent"),
             });
         }
         let mut sources = Config::builder();
         if let Some(path) = file {
             place = path.display().to_string();
             let text = read_file("configuration file", path)?;
-            // Read by itself first, so that what is wrong in it is said of it and not of the environment.
+            // Parse the file alone first. An error in it must name the file, not the environment.
             parse(
                 &place,
                 Config::builder().add_source(File::from_str(&text, FileFormat::Toml)),
@@ -225,7 +224,7 @@ impl Settings {
     }
 }
 
-/// What a configuration profile sets now: to find out whether that has changed.
+/// The managed settings that are forced now. The daemon compares them with earlier ones.
 pub(crate) fn managed_settings() -> Result<Map<String, Value>, ConfigurationError> {
     let keys: Vec<_> = KEYS.iter().copied().chain([MANAGED_TOKEN]).collect();
     managed::settings(&keys).map_err(|error| ConfigurationError::Bad {
@@ -234,7 +233,7 @@ pub(crate) fn managed_settings() -> Result<Map<String, Value>, ConfigurationErro
     })
 }
 
-/// Managed settings go over all but the command line: what an administrator forces on a fleet, a file does not undo.
+/// Managed settings override file and environment: a local file must not undo what an administrator forces on a fleet.
 fn managed_over(sources: Sources, managed: Map<String, Value>) -> Result<Settings, ConfigurationError> {
     let bad = |reason: String| ConfigurationError::Bad {
         place: managed::place(),
@@ -245,7 +244,7 @@ fn managed_over(sources: Sources, managed: Map<String, Value>) -> Result<Setting
     let (has_fingerprint, has_ca_file) = (is_managed("ca_fingerprint"), is_managed("ca_file"));
     for (key, value) in managed {
         let Value::String(text) = value else {
-            return Err(bad(format!("{key} is not a string")));
+            return Err(bad(format!("the value of {key} is not a string")));
         };
         match key.as_str() {
             MANAGED_TOKEN if text.trim().is_empty() => return Err(bad("token is empty".to_owned())),
@@ -258,7 +257,7 @@ fn managed_over(sources: Sources, managed: Map<String, Value>) -> Result<Setting
     }
     let mut settings = parse(&managed::place(), sources)?;
     settings.token = token;
-    // One answer to the question how the server is recognized replaces the other.
+    // `ca_fingerprint` and `ca_file` exclude each other, so a managed one replaces an unmanaged other one.
     match (has_fingerprint, has_ca_file) {
         (true, false) => settings.ca_file = None,
         (false, true) => settings.ca_fingerprint = None,
@@ -267,7 +266,7 @@ fn managed_over(sources: Sources, managed: Map<String, Value>) -> Result<Setting
     Ok(settings)
 }
 
-/// Reads a file with an enrollment token; white space around it does not count.
+/// Reads a file with an enrollment token, without surrounding white space.
 pub(crate) fn read_token(path: &Path) -> Result<SecretString, ConfigurationError> {
     let text = Zeroizing::new(read_file("token file", path)?);
     match text.trim() {
@@ -299,7 +298,7 @@ fn is_known(variable: &str) -> bool {
     key.is_some_and(|key| KEYS.contains(&key.as_str()))
 }
 
-/// A list of names or, as a variable has it, a text with commas between them.
+/// A list of names. In an environment variable, the names are separated by commas.
 fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "a list of names")]
@@ -317,7 +316,7 @@ fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::E
     }
 }
 
-/// The variables that are meant for the agent; one that is not Unicode is none of its.
+/// The environment variables of the agent. Variables that are not Unicode are ignored.
 fn environment() -> HashMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -343,7 +342,7 @@ mod tests {
         Settings::from_sources(Some(&file), environment.collect(), Map::new())
     }
 
-    /// What a configuration profile forces.
+    /// Managed settings, as a configuration profile forces them.
     fn forced(settings: Value) -> Map<String, Value> {
         settings.as_object().unwrap().clone()
     }

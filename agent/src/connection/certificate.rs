@@ -1,4 +1,4 @@
-//! What the agent looks at in a certificate that it was issued: that it is for its own key.
+//! Checks of issued certificates.
 
 use assay_protocol::{PublicKey, agent_api::IssuedCertificate};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -12,7 +12,7 @@ pub(crate) fn is_certificate_for(certificate: &IssuedCertificate, public_key: &P
     leaf_key(&certificate.chain).is_some_and(|spki| spki == public_key.spki_der())
 }
 
-/// The public key of a chain's first certificate, as SubjectPublicKeyInfo in DER.
+/// The public key of the first certificate in a chain, as SubjectPublicKeyInfo in DER.
 pub(super) fn leaf_key(chain: &str) -> Option<Vec<u8>> {
     let leaf = CertificateDer::from_pem_slice(chain.as_bytes()).ok()?;
     let leaf = Certificate::from_der(&leaf).ok()?;

@@ -1,4 +1,4 @@
-//! The HTTP side of the exchanges: bounded in time and size, errors parsed, nonces kept.
+//! The HTTP client of the exchanges. It limits time and sizes, parses problems, and stores nonces.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -16,107 +16,107 @@ use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::{
     client_certificate::{ClientCertificate, Identity},
-    handshake::{connecting, is_about_the_certificate},
-    nonce::NonceAtHand,
+    handshake::{configure_connections, is_certificate_rejection},
+    nonce::StoredNonce,
 };
 use crate::{
     clock::Clock,
     key_store::KeyFault,
-    trust::{Fingerprint, ServerOnRecord, ServerUrl, Trust, TrustError, unverified_tls},
+    trust::{Fingerprint, KnownServer, ServerUrl, Trust, TrustError, unverified_tls},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longer than the server takes to say that its database does not answer.
+/// Longer than the server takes to report that its database does not respond.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest answer that is read, in bytes. A check-in with a thousand grants fits.
-const LONGEST_ANSWER: usize = 4 * 1024 * 1024;
-/// The longest answer that is read from a server that has not been recognized yet, in bytes.
-const LONGEST_BUNDLE: usize = 256 * 1024;
-/// The longest nonce that is kept, in bytes.
-const LONGEST_NONCE: usize = 512;
-/// How far ahead a server may put the agent off: a machine must not fall silent for good by one wrong answer.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(24);
+/// Limit for a response body, in bytes. A check-in with a thousand grants is smaller.
+const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
+/// Limit for a response body of a server that is not authenticated yet, in bytes.
+const MAX_BUNDLE_BYTES: usize = 256 * 1024;
+/// Limit for a nonce, in bytes.
+const MAX_NONCE_BYTES: usize = 512;
+/// Limit for `Retry-After`: one wrong response must not silence a machine for ever.
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(24);
 
-/// Talks to one server, with one certificate or none.
+/// An HTTP client for one server, with at most one client certificate.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
-    server: ServerOnRecord,
+    server: KnownServer,
     identity: Identity,
-    /// In place of `http` once the server has turned the certificate down.
+    /// Replaces `http` after the server has rejected the certificate.
     anonymous: OnceLock<reqwest::Client>,
-    nonce: Mutex<NonceAtHand>,
+    nonce: Mutex<StoredNonce>,
     clock: Arc<dyn Clock>,
 }
 
-/// An answer that is no problem.
+/// A successful response.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct ApiResponse {
     pub(crate) status: StatusCode,
     body: Vec<u8>,
 }
 
-/// Why an exchange did not go through.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// There is no way to tell the server from an impostor.
-    #[error("the server cannot be recognized")]
+    /// The server cannot be authenticated.
+    #[error("the server cannot be authenticated")]
     Trust(#[from] TrustError),
-    /// The request cannot be written as JSON.
-    #[error("the request cannot be written")]
+    /// The request cannot be encoded as JSON.
+    #[error("the request cannot be encoded")]
     Encode(#[source] serde_json::Error),
-    /// The HTTP library refused the configuration.
-    #[error("the connection cannot be set up")]
+    /// The HTTP library rejected the configuration.
+    #[error("the HTTP client cannot be configured")]
     SetUp(#[source] reqwest::Error),
-    /// The server could not be reached, was not recognized, or did not answer in time.
+    /// The connection failed, the server was not authenticated, or the response came too late.
     #[error("{server} cannot be reached")]
     Unreachable {
-        /// Which server.
+        /// The server.
         server: ServerUrl,
-        /// Why.
+        /// The cause.
         #[source]
         source: reqwest::Error,
     },
-    /// The server said no.
-    #[error("{}", said(.0))]
+    /// The server refused the request.
+    #[error("{}", describe(.0))]
     Refused(Box<Refusal>),
-    /// The server said no to a call without the machine's certificate, which could not be presented or was turned down.
-    /// The machine's key is known, so enrolling again brings a new one.
-    #[error("{}", said(.0))]
+    /// The server refused a request without the machine's certificate. The certificate was not usable, or the server
+    /// had rejected it. The server knows the key, so a new enrollment brings a new certificate.
+    #[error("{}", describe(.0))]
     NoCertificate(Box<Refusal>),
-    /// The key store did not sign the handshake.
-    #[error("the machine's key cannot sign the connection to {server}")]
+    /// The key store did not sign the TLS handshake.
+    #[error("the machine's key cannot sign the TLS handshake with {server}")]
     Key {
-        /// To which server.
+        /// The server.
         server: ServerUrl,
-        /// Why.
+        /// The cause.
         #[source]
         fault: KeyFault,
     },
-    /// The answer is not one of this protocol: a proxy's error page, say.
-    #[error("{server} answered with what no Assay server says (HTTP status {status}): {what}")]
-    NotAnAnswer {
-        /// Which server.
+    /// The response violates the protocol, for example because a proxy sent an error page.
+    #[error("{server} sent a response that is not Assay's (HTTP status {status}): {what}")]
+    InvalidResponse {
+        /// The server.
         server: ServerUrl,
         /// The HTTP status.
         status: u16,
-        /// What was wrong with it.
+        /// What is wrong with the response.
         what: String,
     },
 }
 
-/// A problem, with what came beside it.
+/// A problem (RFC 9457) with its `Retry-After`.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// What the server said.
+    /// The problem document.
     pub problem: Problem,
-    /// How long it wants to be left alone, at most a day.
+    /// The server's `Retry-After`, at most one day.
     pub retry_after: Option<Duration>,
 }
 
 impl Client {
-    /// Sets the connection up; nothing is sent yet.
-    pub(crate) fn new(server: ServerOnRecord, identity: Identity, clock: Arc<dyn Clock>) -> Result<Self, ClientError> {
+    /// Configures the client. Sends nothing.
+    pub(crate) fn new(server: KnownServer, identity: Identity, clock: Arc<dyn Clock>) -> Result<Self, ClientError> {
         Ok(Self {
             http: http_client(tls(&server, identity.certificate())?, identity.certificate())?,
             server,
@@ -127,56 +127,56 @@ impl Client {
         })
     }
 
-    /// The server that it talks to.
-    pub(crate) fn server(&self) -> &ServerOnRecord {
+    pub(crate) fn server(&self) -> &KnownServer {
         &self.server
     }
 
-    /// What it presents.
+    /// The client certificate, or why there is none.
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether a refusal may be about the certificate that was presented; if so, none is presented from now on.
-    pub(crate) fn turns_down_certificate(&self, refusal: &Refusal) -> bool {
+    /// Whether the request should be repeated without the certificate, because the refusal may be about it. If so, the
+    /// client stops presenting it.
+    pub(crate) fn drop_rejected_certificate(&self, refusal: &Refusal) -> bool {
         let presents = self.identity.certificate().is_some() && self.anonymous.get().is_none();
-        presents && refusal.kind() == Some(ProblemKind::BadEvidence) && self.present_nothing()
+        presents && refusal.kind() == Some(ProblemKind::BadEvidence) && self.stop_presenting()
     }
 
-    /// A nonce: the one at hand, or a fresh one.
+    /// The stored nonce, or a fresh one from the server.
     pub(crate) async fn nonce(&self) -> Result<String, ClientError> {
-        if let Some(nonce) = self.nonce_at_hand().take(self.clock.now()) {
+        if let Some(nonce) = self.stored_nonce().take(self.clock.now()) {
             return Ok(nonce);
         }
         let answer = self.send(Method::HEAD, "/v1/nonce", Vec::new()).await?;
-        let nonce = self.nonce_at_hand().take(self.clock.now());
-        nonce.ok_or_else(|| self.not_an_answer(answer.status, "there is no Replay-Nonce in it".to_owned()))
+        let nonce = self.stored_nonce().take(self.clock.now());
+        nonce.ok_or_else(|| self.invalid_response(answer.status, "it has no Replay-Nonce header".to_owned()))
     }
 
-    /// Whether an answer brought a nonce that can be used at once.
+    /// Whether a response brought a nonce, so that the next request needs no extra round trip.
     pub(crate) fn has_nonce(&self) -> bool {
-        self.nonce_at_hand().is_some()
+        self.stored_nonce().is_some()
     }
 
     /// Posts to an agent endpoint.
-    pub(crate) async fn post(&self, path: &str, request: &impl Serialize) -> Result<Answer, ClientError> {
+    pub(crate) async fn post(&self, path: &str, request: &impl Serialize) -> Result<ApiResponse, ClientError> {
         let body = serde_json::to_vec(request).map_err(ClientError::Encode)?;
         self.send(Method::POST, path, body).await
     }
 
-    /// Reads an answer's body.
-    pub(crate) fn read<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, ClientError> {
-        serde_json::from_slice(&answer.body).map_err(|error| self.not_an_answer(answer.status, error.to_string()))
+    /// Parses the body of a response.
+    pub(crate) fn read<T: DeserializeOwned>(&self, answer: &ApiResponse) -> Result<T, ClientError> {
+        serde_json::from_slice(&answer.body).map_err(|error| self.invalid_response(answer.status, error.to_string()))
     }
 
-    /// An answer that breaks the protocol.
-    pub(crate) fn not_an_answer(&self, status: StatusCode, what: String) -> ClientError {
-        not_an_answer(&self.server.url, status, what)
+    /// An error for a response that violates the protocol.
+    pub(crate) fn invalid_response(&self, status: StatusCode, what: String) -> ClientError {
+        invalid_response(&self.server.url, status, what)
     }
 
-    /// A certificate for another key than this machine's: it would be kept and shown, and serve nobody.
-    pub(crate) fn foreign_certificate(&self, answer: &Answer) -> ClientError {
-        self.not_an_answer(
+    /// An error for a certificate that is not for this machine's key. Such a certificate would be unusable.
+    pub(crate) fn wrong_certificate(&self, answer: &ApiResponse) -> ClientError {
+        self.invalid_response(
             answer.status,
             "its certificate is not for this machine's key".to_owned(),
         )
@@ -192,12 +192,12 @@ impl Client {
         request.send().await
     }
 
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Answer, ClientError> {
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<ApiResponse, ClientError> {
         let server = &self.server.url;
         let answer = match self.request(method.clone(), path, body.clone()).await {
-            // By this machine's clock it may be valid, and by the server's it is not.
-            Err(error) if is_about_the_certificate(&error) && self.present_nothing() => {
-                tracing::warn!("the server does not accept this machine's certificate; going on without");
+            // The clocks differ: by the server's, the certificate may have expired.
+            Err(error) if is_certificate_rejection(&error) && self.stop_presenting() => {
+                tracing::warn!("the server rejected this machine's certificate: continuing without it");
                 self.request(method, path, body).await
             }
             answer => answer,
@@ -206,18 +206,18 @@ impl Client {
         self.keep_nonce(answer.headers());
         let retry_after = retry_after(answer.headers(), self.clock.now());
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = read_body(server, answer, LONGEST_ANSWER).await?;
+        let body = read_body(server, answer, MAX_RESPONSE_BYTES).await?;
         if status.is_success() {
-            return Ok(Answer { status, body });
+            return Ok(ApiResponse { status, body });
         }
         Err(match parse_problem(status, &headers, &body) {
             Some(problem) => self.refused(Refusal { problem, retry_after }),
-            None => self.not_an_answer(status, "it is no problem of RFC 9457".to_owned()),
+            None => self.invalid_response(status, "its body is not a problem of RFC 9457".to_owned()),
         })
     }
 
-    /// Presents no certificate any more; false where it presents none.
-    fn present_nothing(&self) -> bool {
+    /// Stops presenting the certificate. Returns false if none was presented.
+    fn stop_presenting(&self) -> bool {
         let anonymous = tls(&self.server, None).map_err(ClientError::Trust);
         let anonymous = anonymous.and_then(|tls| http_client(tls, None));
         let presented = self.identity.certificate().is_some();
@@ -253,24 +253,24 @@ impl Client {
 
     fn keep_nonce(&self, headers: &HeaderMap) {
         let nonce = headers.get(REPLAY_NONCE).and_then(|nonce| nonce.to_str().ok());
-        if let Some(nonce) = nonce.filter(|nonce| !nonce.is_empty() && nonce.len() <= LONGEST_NONCE) {
-            self.nonce_at_hand().keep(nonce.to_owned(), self.clock.now());
+        if let Some(nonce) = nonce.filter(|nonce| !nonce.is_empty() && nonce.len() <= MAX_NONCE_BYTES) {
+            self.stored_nonce().keep(nonce.to_owned(), self.clock.now());
         }
     }
 
-    /// No code panics with the lock held, and a nonce that does not serve costs one round trip.
-    fn nonce_at_hand(&self) -> MutexGuard<'_, NonceAtHand> {
+    /// No code panics while it holds the lock. A rejected nonce costs only one round trip.
+    fn stored_nonce(&self) -> MutexGuard<'_, StoredNonce> {
         self.nonce.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Fetches the server's roots from whoever answers, and trusts the one with this fingerprint alone.
+/// Fetches the roots from an unauthenticated server, and trusts only the root with this fingerprint.
 pub(crate) async fn fetch_root(server: &ServerUrl, fingerprint: Fingerprint) -> Result<Trust, ClientError> {
     let http = http_client(unverified_tls()?, None)?;
     let request = http.get(server.endpoint("/v1/ca/bundle.pem"));
     let answer = request.send().await.map_err(|error| unreachable(server, error))?;
     let (status, headers) = (answer.status(), answer.headers().clone());
-    let bundle = read_body(server, answer, LONGEST_BUNDLE).await?;
+    let bundle = read_body(server, answer, MAX_BUNDLE_BYTES).await?;
     if let Some(problem) = parse_problem(status, &headers, &bundle) {
         return Err(ClientError::Refused(Box::new(Refusal {
             problem,
@@ -278,13 +278,13 @@ pub(crate) async fn fetch_root(server: &ServerUrl, fingerprint: Fingerprint) -> 
         })));
     }
     if !status.is_success() {
-        return Err(not_an_answer(server, status, "these are no roots".to_owned()));
+        return Err(invalid_response(server, status, "it does not contain roots".to_owned()));
     }
-    Ok(Trust::in_root_of(&bundle, fingerprint)?)
+    Ok(Trust::from_pinned_root(&bundle, fingerprint)?)
 }
 
 impl Refusal {
-    /// Which problem of the registry it is.
+    /// The problem's kind, if this version knows it.
     #[must_use]
     pub fn kind(&self) -> Option<ProblemKind> {
         self.problem.kind()
@@ -295,21 +295,21 @@ fn http_client(
     tls: ClientConfig,
     certificate: Option<&Arc<ClientCertificate>>,
 ) -> Result<reqwest::Client, ClientError> {
-    connecting(reqwest::Client::builder(), tls, certificate, CONNECT_TIMEOUT)
+    configure_connections(reqwest::Client::builder(), tls, certificate, CONNECT_TIMEOUT)
         .timeout(TIMEOUT)
         .user_agent(concat!("assay-agent/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(ClientError::SetUp)
 }
 
-fn tls(server: &ServerOnRecord, certificate: Option<&Arc<ClientCertificate>>) -> Result<ClientConfig, TrustError> {
+fn tls(server: &KnownServer, certificate: Option<&Arc<ClientCertificate>>) -> Result<ClientConfig, TrustError> {
     match server.url.is_https() {
         true => server.trust.tls(
             certificate
                 .cloned()
                 .map(|certificate| certificate as Arc<dyn ResolvesClientCert>),
         ),
-        // A loopback address without TLS: there is nothing to verify, and no root may be at hand.
+        // The server is on a loopback address without TLS, so there is nothing to verify. The system may have no roots.
         false => unverified_tls(),
     }
 }
@@ -319,14 +319,14 @@ async fn read_body(server: &ServerUrl, mut answer: Response, longest: usize) -> 
     while let Some(chunk) = answer.chunk().await.map_err(|error| unreachable(server, error))? {
         if body.len() + chunk.len() > longest {
             let what = format!("it is longer than {longest} bytes");
-            return Err(not_an_answer(server, answer.status(), what));
+            return Err(invalid_response(server, answer.status(), what));
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
 }
 
-/// An answer to `HEAD` has no body, so that the status is all there is of its problem.
+/// A response to `HEAD` has no body, so the kind of problem follows from the status.
 fn parse_problem(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<Problem> {
     if status.is_success() {
         return None;
@@ -355,26 +355,26 @@ fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
             Duration::try_from(date - now).unwrap_or_default()
         }
     };
-    Some(wait.min(LONGEST_RETRY_AFTER))
+    Some(wait.min(MAX_RETRY_AFTER))
 }
 
 fn unreachable(server: &ServerUrl, error: reqwest::Error) -> ClientError {
     ClientError::Unreachable {
         server: server.clone(),
-        // The URL is in the sentence already.
+        // The error message already contains the URL.
         source: error.without_url(),
     }
 }
 
-fn not_an_answer(server: &ServerUrl, status: StatusCode, what: String) -> ClientError {
-    ClientError::NotAnAnswer {
+fn invalid_response(server: &ServerUrl, status: StatusCode, what: String) -> ClientError {
+    ClientError::InvalidResponse {
         server: server.clone(),
         status: status.as_u16(),
         what,
     }
 }
 
-fn said(refusal: &Refusal) -> String {
+fn describe(refusal: &Refusal) -> String {
     let Problem {
         title,
         detail,

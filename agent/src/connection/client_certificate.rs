@@ -1,8 +1,9 @@
-//! The machine's certificate as TLS client certificate, with the key where it lives: the key store signs the handshake.
+//! The machine's certificate as TLS client certificate. The key store signs the handshake, so the key does not leave
+//! it.
 //!
-//! Key and certificate are chosen together, from one reading of the state, and stay together: after a renewal or a
-//! rotation there is another [`ClientCertificate`], with connections and TLS sessions of its own. A session that is
-//! resumed repeats the certificate it began with, which a server may have stopped to accept.
+//! Key and certificate come from one reading of the record. After a renewal or a rotation there is a new
+//! [`ClientCertificate`], with its own connections and TLS sessions. A resumed session repeats its original
+//! certificate, which a server may no longer accept.
 
 use std::{
     sync::{
@@ -27,51 +28,52 @@ use crate::{
     key_store::{KeyFault, MachineKey, SealedKey},
 };
 
-/// What is presented to servers that ask for it, until it expires.
+/// The client certificate, which is presented until it expires.
 #[derive(Debug)]
 pub(crate) struct ClientCertificate {
     serial_number: String,
     not_after: OffsetDateTime,
     certified: Arc<CertifiedKey>,
-    key: StoredKey,
+    key: KeyStoreSigner,
     clock: Arc<dyn Clock>,
 }
 
-/// What a client presents where a server asks for a certificate.
+/// What a client presents when a server requests a certificate.
 #[derive(Debug)]
 pub(crate) enum Identity {
-    /// Nothing: an enrollment takes no certificate.
+    /// Nothing, because an enrollment uses no certificate.
     None,
-    /// Nothing, though the machine has a certificate: it has expired, or its key cannot be used.
+    /// Nothing, because the machine's certificate has expired or its key is not usable.
     Withheld,
     /// The machine's certificate.
     Certificate(Arc<ClientCertificate>),
 }
 
-/// A key that signs where it lives.
+/// A signing key in the key store.
 #[derive(Debug, Clone)]
-struct StoredKey {
+struct KeyStoreSigner {
     key: MachineKey,
     sealed: Arc<SealedKey>,
     calls: Arc<Calls>,
 }
 
-/// What became of the calls into the key store: TLS tells its peers' faults from ours, but not to whom it is told.
+/// The signing calls of the handshakes. rustls does not return the key store's error to the HTTP client, so it is
+/// stored here.
 #[derive(Debug, Default)]
 struct Calls {
     under_way: AtomicUsize,
     fault: Mutex<Option<KeyFault>>,
 }
 
-/// The serial number of the certificate, if it is to be presented now: it has not expired.
+/// The serial number of the certificate, unless it has expired.
 ///
-/// One that is not valid yet by this machine's clock is presented: the clock is behind, and the server's counts.
+/// A certificate that is not yet valid by this machine's clock is presented, because the clock may be behind.
 pub(crate) fn presentable(certificate: &IssuedCertificate, now: OffsetDateTime) -> Option<&str> {
     (now < certificate.not_after).then_some(certificate.serial_number.as_str())
 }
 
 impl ClientCertificate {
-    /// Takes a certificate and the key that it is for; `None` where it is not to be presented now.
+    /// Loads the key of a certificate. `None` if the certificate has expired or is not for this key.
     pub(crate) async fn load(
         certificate: &IssuedCertificate,
         key: &MachineKey,
@@ -81,14 +83,14 @@ impl ClientCertificate {
             return Ok(None);
         };
         let (sealed, public_key) = key.load().await?;
-        // Somebody replaced the one and not yet the other.
+        // The key file was replaced, but not the certificate.
         if leaf_key(&certificate.chain).as_deref() != Some(public_key.spki_der()) {
-            tracing::warn!(serial_number, "the certificate on record is not for this machine's key");
+            tracing::warn!(serial_number, "the certificate on record is not for the machine's key");
             return Ok(None);
         }
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.chain.as_bytes()).collect();
         let Ok(chain) = chain else { return Ok(None) };
-        let key = StoredKey {
+        let key = KeyStoreSigner {
             key: key.clone(),
             sealed: Arc::new(sealed),
             calls: Arc::default(),
@@ -102,18 +104,18 @@ impl ClientCertificate {
         }))
     }
 
-    /// Names it.
+    /// The serial number.
     pub(crate) fn serial_number(&self) -> &str {
         &self.serial_number
     }
 
-    /// What the key store last refused within a handshake, once.
+    /// Takes the last error of the key store in a handshake.
     pub(crate) fn take_fault(&self) -> Option<KeyFault> {
         self.key.calls.fault().take()
     }
 
-    /// Notes that a handshake was given up, which may be the key store's fault.
-    pub(crate) fn gave_up(&self, after: Duration) {
+    /// Records that a handshake timed out. If a signing call is still running, the key store is the cause.
+    pub(crate) fn record_timeout(&self, after: Duration) {
         if self.key.calls.under_way.load(Ordering::Relaxed) > 0 {
             *self.key.calls.fault() = Some(KeyFault::TimedOut(after));
         }
@@ -132,7 +134,7 @@ impl Identity {
         matches!(self, Self::None)
     }
 
-    /// Whether this is still what a machine presents whose certificate is this one, or none.
+    /// Whether a client with this identity can be reused for a machine with this usable certificate, or none.
     pub(crate) fn is_presenting(&self, serial_number: Option<&str>) -> bool {
         match self {
             Self::None => false,
@@ -152,7 +154,7 @@ impl ResolvesClientCert for ClientCertificate {
     }
 }
 
-impl SigningKey for StoredKey {
+impl SigningKey for KeyStoreSigner {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         offered
             .contains(&SignatureScheme::ECDSA_NISTP256_SHA256)
@@ -164,11 +166,11 @@ impl SigningKey for StoredKey {
     }
 }
 
-/// Waits for the key store: whoever drives the handshake must be allowed to, as [`super::handshake`] sees to.
-impl Signer for StoredKey {
+/// Blocks while the key store signs. [`super::handshake`] therefore runs handshakes on threads that may block.
+impl Signer for KeyStoreSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
         self.calls.under_way.fetch_add(1, Ordering::Relaxed);
-        let signed = self.key.sign_here(&self.sealed, message);
+        let signed = self.key.sign_blocking(&self.sealed, message);
         self.calls.under_way.fetch_sub(1, Ordering::Relaxed);
         signed.map_err(|fault| {
             let error = Error::Other(OtherError(Arc::new(std::io::Error::other(fault.to_string()))));

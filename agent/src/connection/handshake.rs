@@ -1,8 +1,8 @@
-//! Connections that are made on a thread of their own.
+//! TLS connections whose handshake runs on a thread of its own.
 //!
-//! A TLS handshake with the machine's key waits for the key store while it is polled, for milliseconds in the Secure
-//! Enclave, and for ever where that hangs. On one of the runtime's threads that would stop everything else; here it stops
-//! one connection, which is given up in time, and a second one has a thread of its own.
+//! A handshake with the machine's key blocks while the key store signs: milliseconds in the Secure Enclave, and for
+//! ever if the enclave hangs. On a thread of the runtime, this would block all other work. On its own thread it blocks
+//! only one connection, which times out.
 
 use std::{
     future::Future,
@@ -21,10 +21,11 @@ use super::client_certificate::ClientCertificate;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How connections are made: with the machine's certificate, on threads that may wait for its key.
+/// Configures connections with this TLS configuration and time limit. With a client certificate, each handshake runs on
+/// its own thread.
 ///
-/// No proxy and no redirect: what goes to the server that was named goes nowhere else.
-pub(crate) fn connecting(
+/// Proxies and redirects are disabled: requests go only to the server that was named.
+pub(crate) fn configure_connections(
     builder: ClientBuilder,
     tls: ClientConfig,
     certificate: Option<&Arc<ClientCertificate>>,
@@ -35,13 +36,13 @@ pub(crate) fn connecting(
         .no_proxy()
         .redirect(redirect::Policy::none());
     match certificate {
-        Some(certificate) => builder.connector_layer(OnAThread::new(Arc::clone(certificate), limit)),
+        Some(certificate) => builder.connector_layer(ThreadLayer::new(Arc::clone(certificate), limit)),
         None => builder.connect_timeout(limit),
     }
 }
 
-/// The server's TLS library has looked at our certificate and said no.
-pub(crate) fn is_about_the_certificate(error: &reqwest::Error) -> bool {
+/// Whether the server's TLS library rejected the client certificate.
+pub(crate) fn is_certificate_rejection(error: &reqwest::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
         let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
@@ -55,7 +56,7 @@ pub(crate) fn is_about_the_certificate(error: &reqwest::Error) -> bool {
                     | AlertDescription::CertificateUnknown
                     | AlertDescription::UnknownCA
                     | AlertDescription::AccessDenied
-                    // An issuer of the same name, and another key.
+                    // The server's CA has the issuer's name, but another key.
                     | AlertDescription::DecryptError
             );
         }
@@ -64,49 +65,49 @@ pub(crate) fn is_about_the_certificate(error: &reqwest::Error) -> bool {
     false
 }
 
-/// Makes each connection on a thread of its own, within a time limit.
+/// A connector layer: each connection is made on a thread of its own, with a time limit.
 #[derive(Debug, Clone)]
-struct OnAThread {
+struct ThreadLayer {
     certificate: Arc<ClientCertificate>,
     limit: Duration,
 }
 
-/// What the layer makes of a connector.
+/// A connector that is wrapped by the layer.
 #[derive(Debug, Clone)]
-struct Connecting<S> {
+struct ThreadConnector<S> {
     connector: S,
-    layer: OnAThread,
+    layer: ThreadLayer,
 }
 
-/// Why there is no connection.
+/// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
-enum NoConnection {
-    #[error("no connection within {} s", .0.as_secs_f32())]
+enum ConnectionError {
+    #[error("the connection was not made within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
-    #[error("no thread for the connection")]
-    NoThread(#[source] std::io::Error),
-    #[error("the connection's thread ended without one")]
+    #[error("a thread for the connection cannot be created")]
+    Thread(#[source] std::io::Error),
+    #[error("the connection's thread ended without a result")]
     Ended,
 }
 
-impl OnAThread {
+impl ThreadLayer {
     fn new(certificate: Arc<ClientCertificate>, limit: Duration) -> Self {
         Self { certificate, limit }
     }
 }
 
-impl<S> Layer<S> for OnAThread {
-    type Service = Connecting<S>;
+impl<S> Layer<S> for ThreadLayer {
+    type Service = ThreadConnector<S>;
 
-    fn layer(&self, connector: S) -> Connecting<S> {
-        Connecting {
+    fn layer(&self, connector: S) -> ThreadConnector<S> {
+        ThreadConnector {
             connector,
             layer: self.clone(),
         }
     }
 }
 
-impl<S, R> Service<R> for Connecting<S>
+impl<S, R> Service<R> for ThreadConnector<S>
 where
     S: Service<R, Error = BoxError>,
     S::Future: Send + 'static,
@@ -122,22 +123,22 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         let connecting = self.connector.call(request);
-        let OnAThread { certificate, limit } = self.layer.clone();
+        let ThreadLayer { certificate, limit } = self.layer.clone();
         Box::pin(async move {
-            match timeout(limit, on_a_thread(connecting)).await {
+            match timeout(limit, on_own_thread(connecting)).await {
                 Ok(connection) => connection,
                 Err(_) => {
-                    certificate.gave_up(limit);
-                    Err(NoConnection::TimedOut(limit).into())
+                    certificate.record_timeout(limit);
+                    Err(ConnectionError::TimedOut(limit).into())
                 }
             }
         })
     }
 }
 
-/// Polls the future on a new thread, and drops it when nobody waits for it any more; only a call that hangs keeps the
-/// thread. What it opens belongs to this runtime.
-async fn on_a_thread<T: Send + 'static>(
+/// Polls the future on a new thread. The thread ends when the caller drops the returned future, unless a call hangs.
+/// Sockets belong to the current runtime.
+async fn on_own_thread<T: Send + 'static>(
     connecting: impl Future<Output = Result<T, BoxError>> + Send + 'static,
 ) -> Result<T, BoxError> {
     let (mut answer, answered) = oneshot::channel();
@@ -152,12 +153,12 @@ async fn on_a_thread<T: Send + 'static>(
                 }
             });
             if let Some(connection) = connection {
-                // It was given up in this very moment.
+                // The caller has stopped waiting.
                 let _ = answer.send(connection);
             }
         })
-        .map_err(NoConnection::NoThread)?;
-    answered.await.unwrap_or_else(|_| Err(NoConnection::Ended.into()))
+        .map_err(ConnectionError::Thread)?;
+    answered.await.unwrap_or_else(|_| Err(ConnectionError::Ended.into()))
 }
 
 #[cfg(test)]
@@ -198,10 +199,10 @@ mod tests {
         clock::{Clock, SystemClock},
         key_store::{KeyFault, KeyStore, KeyStoreError, MachineKey, SealedKey, SoftwareKeyStore},
         state::StateDirectory,
-        trust::{ServerOnRecord, Trust},
+        trust::{KnownServer, Trust},
     };
 
-    /// What one handshake came to, as the server saw it.
+    /// One handshake, as the server saw it.
     #[derive(Debug, PartialEq)]
     struct Seen {
         version: ProtocolVersion,
@@ -209,7 +210,7 @@ mod tests {
         client: Option<Vec<u8>>,
     }
 
-    /// An authority for both sides, and a server that requires a certificate of it and answers 204.
+    /// A CA for both sides, and a server that requires a client certificate and responds with 204.
     struct Ground {
         issuer: Issuer<'static, KeyPair>,
         root_pem: String,
@@ -275,7 +276,7 @@ mod tests {
         let directory = StateDirectory::create(folder.path().to_owned()).unwrap();
         let key = MachineKey::new(store, directory.clone());
         let lock = Arc::new(directory.lock().unwrap());
-        let _kept = key.keep(lock, key.make().await.unwrap()).await.unwrap();
+        let _kept = key.save(lock, key.create().await.unwrap()).await.unwrap();
         Ground {
             issuer,
             root_pem: root.pem(),
@@ -288,7 +289,7 @@ mod tests {
     }
 
     impl Ground {
-        /// A certificate of this authority, for the machine's key or for `other`.
+        /// Issues a certificate for the machine's key, or for `other`.
         async fn issue(&self, not_after: OffsetDateTime, other: Option<&PublicKey>) -> IssuedCertificate {
             let own = self.key.public_key().await.unwrap().unwrap();
             let public_key = SubjectPublicKeyInfo::from_der(other.unwrap_or(&own).spki_der()).unwrap();
@@ -309,20 +310,20 @@ mod tests {
         }
 
         fn client(&self, certificate: Arc<ClientCertificate>) -> Client {
-            let server = ServerOnRecord {
+            let server = KnownServer {
                 url: self.url.parse().unwrap(),
-                trust: Trust::in_certificates(&self.root_pem).unwrap(),
+                trust: Trust::from_certificates(&self.root_pem).unwrap(),
             };
             Client::new(server, Identity::Certificate(certificate), Arc::new(SystemClock)).unwrap()
         }
 
-        /// A client as it is everywhere, with a limit of its own.
+        /// A client as in production, with its own time limit.
         fn http(&self, certificate: &Arc<ClientCertificate>, limit: Duration) -> reqwest::Client {
-            let tls = Trust::in_certificates(&self.root_pem).unwrap();
+            let tls = Trust::from_certificates(&self.root_pem).unwrap();
             let tls = tls
                 .tls(Some(Arc::clone(certificate) as Arc<dyn ResolvesClientCert>))
                 .unwrap();
-            connecting(reqwest::Client::builder(), tls, Some(certificate), limit)
+            configure_connections(reqwest::Client::builder(), tls, Some(certificate), limit)
                 .build()
                 .unwrap()
         }
@@ -348,7 +349,7 @@ mod tests {
         let seen = ground.seen.recv().await.unwrap();
         assert_eq!(seen.version, version);
         assert!(seen.client.is_some());
-        // The hybrid key exchange belongs to TLS 1.3.
+        // Only TLS 1.3 has the hybrid key exchange.
         let is_hybrid = seen.group == NamedGroup::X25519MLKEM768;
         assert_eq!(is_hybrid, version == ProtocolVersion::TLSv1_3, "{:?}", seen.group);
     }
@@ -367,10 +368,10 @@ mod tests {
         assert!(!load(ground.issue(tomorrow(), Some(&other)).await).await);
     }
 
-    /// What the store does at each call to sign; past the end it signs.
+    /// What the store does at each signing call. After the last entry, it signs.
     #[derive(Debug)]
     enum Call {
-        /// Tells that it was called, and waits until the other end is dropped.
+        /// Reports the call, and waits until the other end is dropped.
         Hang(events::UnboundedSender<()>, mpsc::Receiver<()>),
         Locked,
     }
@@ -422,7 +423,7 @@ mod tests {
         let http = ground.http(&certificate, PATIENT);
         let first = tokio::spawn(http.get(&ground.url).send());
         hangs.recv().await.unwrap();
-        // This test has one thread, which is not the one that hangs.
+        // The test's runtime has one thread. The hanging call runs on another.
         assert_eq!(http.get(&ground.url).send().await.unwrap().status(), 204);
         assert!(!first.is_finished());
         drop(release);
@@ -468,14 +469,14 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_turns_the_certificate_down_is_spoken_to_without() {
         let ground = ground(Arc::new(SoftwareKeyStore), &TLS13).await;
-        // Issued by somebody else, and valid by this machine's clock.
+        // Issued by another CA, and valid by this machine's clock.
         let stranger = Ground {
             issuer: authority().0,
             directory: ground.directory.clone(),
             ..ground
         };
         let client = stranger.client(stranger.certificate().await);
-        // This server takes nobody without, so that the second try fails for another reason.
+        // This server requires a certificate, so the second attempt fails for that reason.
         let error = Chain(&client.nonce().await.unwrap_err()).to_string();
         assert!(error.contains("CertificateRequired"), "{error}");
     }

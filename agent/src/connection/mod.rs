@@ -1,4 +1,4 @@
-//! The connection to a server: HTTP over TLS, with the machine's certificate where it has one.
+//! The connection to a server: HTTP over TLS, with the machine's certificate if it has one.
 
 mod certificate;
 mod client;
@@ -9,7 +9,7 @@ mod nonce;
 pub use self::client::{ClientError, Refusal};
 pub(crate) use self::{
     certificate::is_certificate_for,
-    client::{Answer, Client, fetch_root},
+    client::{ApiResponse, Client, fetch_root},
     client_certificate::{ClientCertificate, Identity, presentable},
-    handshake::connecting,
+    handshake::configure_connections,
 };

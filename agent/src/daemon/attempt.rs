@@ -1,28 +1,28 @@
-//! When the daemon tries what it has to do, and how often that has come to nothing.
+//! When an exchange is due, and how often it has failed.
 
 use time::OffsetDateTime;
 
 use super::delay::{Jitter, after_failure};
 use crate::exchanges::Failure;
 
-/// When something is tried, and how often it has failed in a row.
+/// When an exchange is due, and how many times in a row it has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attempt {
     pub(crate) due: OffsetDateTime,
     pub(crate) failures: u32,
 }
 
-/// When the machine begins to replace its key, if it is to.
+/// When the next step of a key rotation is due, if any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Rotation {
     pub(crate) due: Option<OffsetDateTime>,
-    /// How often in a row it was begun, or failed to begin, and no check-in has ended it: of a server that certifies a
-    /// next key and does not take it, the machine must not make keys in a tight circle.
+    /// The number of rotations in a row that were begun, or failed to begin, and were not completed by a check-in. It
+    /// limits the rate of new keys if a server certifies the next key but never accepts it.
     pub(crate) begun: u32,
 }
 
 impl Attempt {
-    /// Now, unless it is put off as it has failed.
+    /// Due now, unless failures have delayed it.
     pub(crate) fn at_once(self, now: OffsetDateTime) -> Self {
         match self.failures {
             0 => Self { due: now, failures: 0 },
@@ -32,7 +32,7 @@ impl Attempt {
 }
 
 impl Rotation {
-    /// The next key is certified; whether the server takes it shows at the next check-in.
+    /// The next key has its certificate. The next check-in shows whether the server accepts it.
     pub(crate) fn certified(self) -> Self {
         Self {
             due: None,
@@ -40,16 +40,17 @@ impl Rotation {
         }
     }
 
-    /// Not before this, if at all.
-    pub(crate) fn put_off(self, until: Option<OffsetDateTime>) -> Self {
+    /// Delays the rotation until this time, if it is due.
+    pub(crate) fn delay_until(self, until: Option<OffsetDateTime>) -> Self {
         Self {
             due: self.due.max(self.due.and(until)),
             ..self
         }
     }
 
-    /// At once, unless it was begun before and has come to nothing: then after a back-off, which goes on if it runs.
-    pub(crate) fn asked_for(self, now: OffsetDateTime, jitter: Jitter) -> Self {
+    /// The server requested a rotation. It is due now, or after a back-off if earlier rotations were not completed. A
+    /// running back-off continues.
+    pub(crate) fn requested(self, now: OffsetDateTime, jitter: Jitter) -> Self {
         let due = match (self.due, self.begun) {
             (Some(due), _) => due,
             (None, 0) => now,

@@ -1,41 +1,41 @@
-//! How long the daemon waits, and why: the server's word first, else exponential back-off, and jitter on all of it,
-//! so that a fleet that lost its server does not come back all at once.
+//! How long the daemon waits: the server's `Retry-After`, otherwise exponential back-off. Jitter on both keeps a fleet
+//! from returning at once after an outage of its server.
 
 use std::time::Duration;
 
 use crate::exchanges::Failure;
 
-/// The least that a server can ask for: a `Retry-After: 0` to a whole fleet must not become a flood.
-const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Lower limit for `Retry-After`: a value of 0 for a whole fleet would cause a flood.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A random number from 0 (included) to 1 (excluded).
+/// A random number in [0, 1).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Jitter(f64);
 
-/// First wait and longest wait.
+/// The first and the longest delay.
 struct BackOff {
     first: Duration,
     longest: Duration,
 }
 
 impl Jitter {
-    /// From random bits, all of which count the same.
+    /// From uniformly random bits.
     pub(crate) fn from_bits(bits: u32) -> Self {
         Self(f64::from(bits) / (f64::from(u32::MAX) + 1.0))
     }
 }
 
-/// The wait for the next check-in: the interval that the server set, a tenth more or less.
+/// The delay before the next check-in: the server's interval, ±10 %.
 pub(crate) fn until_next_check_in(interval: Duration, jitter: Jitter) -> Duration {
     interval.mul_f64(0.9 + 0.2 * jitter.0)
 }
 
-/// What the server asked for, and up to a quarter more, so that those that it put off do not come back together.
+/// The server's `Retry-After` plus up to 25 %, so that the machines do not return at once.
 pub(crate) fn after(retry_after: Duration, jitter: Jitter) -> Duration {
-    retry_after.max(SHORTEST_RETRY_AFTER).mul_f64(1.0 + 0.25 * jitter.0)
+    retry_after.max(MIN_RETRY_AFTER).mul_f64(1.0 + 0.25 * jitter.0)
 }
 
-/// The wait after so many failures in a row, the last of which was this one.
+/// The delay after this many failures in a row. `failure` is the last of them.
 pub(crate) fn after_failure(failure: Failure, failures: u32, jitter: Jitter) -> Duration {
     match failure.retry_after() {
         Some(retry_after) => after(retry_after, jitter),
@@ -48,11 +48,11 @@ fn back_off(failure: Failure) -> BackOff {
         Failure::Unreachable { .. } => (2, 5 * 60),
         Failure::Local => (5, 5 * 60),
         Failure::Unknown | Failure::KeyRefused => (2, 60 * 60),
-        // Someone is going to log in, in minutes or tomorrow morning, and then wants to work.
+        // A user may log in at any time, and then needs grants soon.
         Failure::KeyLocked => (15, 5 * 60),
         Failure::KeyStore => (30, 15 * 60),
-        // A person has to act first; what they did should still show while they look.
-        Failure::HeldBack { .. } => (60, 15 * 60),
+        // An administrator must act first, and should see the effect soon after.
+        Failure::Suspended { .. } => (60, 15 * 60),
         Failure::Refused => (60, 60 * 60),
     };
     BackOff {
@@ -62,7 +62,7 @@ fn back_off(failure: Failure) -> BackOff {
 }
 
 impl BackOff {
-    /// Doubles with each failure; of the result, half is certain and half is chance.
+    /// Doubles with each failure. Half of the delay is random.
     fn wait(&self, failures: u32, jitter: Jitter) -> Duration {
         let doublings = failures.saturating_sub(1).min(16);
         let full = self.first.saturating_mul(1 << doublings).min(self.longest);
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     const UNREACHABLE: Failure = Failure::Unreachable { retry_after: None };
-    const QUARANTINED: Failure = Failure::HeldBack {
+    const QUARANTINED: Failure = Failure::Suspended {
         retry_after: None,
         is_pending: false,
     };
@@ -112,11 +112,11 @@ mod tests {
             let retry_after = Duration::from_secs(seconds);
             for failure in [
                 Failure::Unreachable { retry_after: Some(retry_after) },
-                Failure::HeldBack { retry_after: Some(retry_after), is_pending: true },
+                Failure::Suspended { retry_after: Some(retry_after), is_pending: true },
             ] {
                 let wait = after_failure(failure, failures, Jitter::from_bits(bits));
-                prop_assert!(wait >= retry_after.max(SHORTEST_RETRY_AFTER));
-                prop_assert!(wait <= retry_after.max(SHORTEST_RETRY_AFTER) * 5 / 4);
+                prop_assert!(wait >= retry_after.max(MIN_RETRY_AFTER));
+                prop_assert!(wait <= retry_after.max(MIN_RETRY_AFTER) * 5 / 4);
             }
         }
 

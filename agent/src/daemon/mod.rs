@@ -1,4 +1,4 @@
-//! The daemon's loop: it performs what [`step::step`] decides, and decides nothing itself.
+//! The daemon's loop. [`step::step`] decides, and the loop carries out the decisions.
 
 mod attempt;
 mod delay;
@@ -9,7 +9,7 @@ use std::{future::Future, io, pin::Pin, time::Duration};
 
 use assay_protocol::{
     Chain,
-    agent_api::{Action as Requested, CheckedIn},
+    agent_api::{Action as RequestedAction, CheckedIn},
 };
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use serde_json::{Map, Value};
@@ -18,28 +18,28 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     delay::Jitter,
-    step::{Action, Event, Exchange, Happening, Validity, plan, step, wait},
+    step::{Action, Event, Exchange, Input, Validity, plan, step, wait},
 };
 use crate::{
     clock::Clock,
     config::{self, ConfigurationError, ReadSettings, Settings, managed},
-    exchanges::{Agent, AgentError, EnrollOptions, EnrollOutcome, Failure, interval, off_the_network},
+    exchanges::{Agent, AgentError, EnrollOptions, EnrollOutcome, Failure, interval, run_blocking},
     local::grant_socket,
     state::Record,
 };
 
-/// Why the daemon ended, or did not do what it began.
+/// Why the daemon ended, or why one pass failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DaemonError {
     /// An exchange failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The configuration cannot be read, or does not say what an enrollment takes.
+    /// The configuration is not valid, or a file that it names cannot be read.
     #[error(transparent)]
     Configuration(#[from] ConfigurationError),
 }
 
-type Running<'a> = Pin<Box<dyn Future<Output = Happening> + Send + 'a>>;
+type Running<'a> = Pin<Box<dyn Future<Output = Event> + Send + 'a>>;
 
 /// What the loop waits for.
 #[derive(Default)]
@@ -47,16 +47,16 @@ struct Pending<'a> {
     exchange: Option<Running<'a>>,
     due: Option<Running<'a>>,
     grace: Option<Running<'a>>,
-    /// The next look at the managed settings.
-    look: Option<Running<'a>>,
+    /// The next reading of the managed settings.
+    settings_poll: Option<Running<'a>>,
 }
 
-/// The managed settings as they were when they were last looked at; none where a system has none.
-struct SettingsSeen(Option<Result<Map<String, Value>, ConfigurationError>>);
+/// The managed settings at the last reading; `None` on systems that have none.
+struct ManagedSettingsSeen(Option<Result<Map<String, Value>, ConfigurationError>>);
 
-/// Serves until it is told to stop: enrolls where that is needed, checks in, renews, and hands grants out on its socket.
+/// Runs the daemon until `stop` is cancelled: enrolls if necessary, checks in, renews, and serves the grant socket.
 ///
-/// Failures are logged and tried again; it ends with an error only where nothing can be tried.
+/// Failures are logged and retried. It returns an error only if nothing can be retried.
 pub(crate) async fn run(agent: &Agent, settings: ReadSettings<'_>, stop: CancellationToken) -> Result<(), DaemonError> {
     let stop_socket = CancellationToken::new();
     let at_start = settings()?;
@@ -78,65 +78,67 @@ async fn keep_exchanging(
     stop: CancellationToken,
 ) -> Result<(), DaemonError> {
     let record = agent.record().await?;
-    let (mut pending, mut seen) = (Pending::default(), SettingsSeen::now());
+    let (mut pending, mut seen) = (Pending::default(), ManagedSettingsSeen::now());
     match check_server(&record, &settings()?) {
-        // The profile that names it may come later than the program.
-        Err(AgentError::NotEnrolled) if managed::can_come() => tracing::warn!("waiting for a server to be configured"),
+        // The profile that names the server may be installed later than the agent.
+        Err(AgentError::NotEnrolled) if managed::are_supported() => {
+            tracing::warn!("no server is configured: waiting for managed settings")
+        }
         checked => checked?,
     }
     let (mut state, mut actions) = wait(plan(&record, agent.machine().clock.now()));
-    let mut was_told = false;
+    let mut is_stopping = false;
     loop {
         for action in actions {
             match action {
                 Action::Wait { until } => {
                     pending.due = Some(Box::pin(wait_until(agent.machine().clock.as_ref(), until)))
                 }
-                Action::Begin(exchange) => pending.exchange = Some(Box::pin(perform(agent, settings, exchange))),
+                Action::Begin(exchange) => pending.exchange = Some(Box::pin(run_exchange(agent, settings, exchange))),
                 Action::AllowGrace(grace) => pending.grace = Some(Box::pin(wait_for(grace))),
                 Action::Stop => return Ok(()),
             }
         }
-        pending.look_while(state.is_enrolling());
-        let what = tokio::select! {
-            () = stop.cancelled(), if !was_told => Happening::Terminate,
-            what = pending.next() => what,
+        pending.poll_settings_while(state.is_enrolling());
+        let event = tokio::select! {
+            () = stop.cancelled(), if !is_stopping => Event::Terminate,
+            event = pending.next() => event,
         };
-        let event = |what| Event {
+        let input = |event| Input {
             now: agent.machine().clock.now(),
             jitter: jitter(),
-            what,
+            event,
         };
         if seen.have_changed() {
-            tell_reconfigured(agent, settings).await;
-            // What follows from it follows from what woke the daemon, too.
-            (state, _) = step(state, event(Happening::Reconfigured));
-        } else if what == Happening::Reconfigured {
+            log_reconfigured(agent, settings).await;
+            // The actions of the event that woke the daemon take its place.
+            (state, _) = step(state, input(Event::Reconfigured));
+        } else if event == Event::Reconfigured {
             actions = Vec::new();
             continue;
         }
-        if what == Happening::Terminate {
-            tracing::info!("told to end");
-            was_told = true;
+        if event == Event::Terminate {
+            tracing::info!("stopping");
+            is_stopping = true;
         }
-        (state, actions) = step(state, event(what));
-        tracing::debug!(?what, ?state, "next");
+        (state, actions) = step(state, input(event));
+        tracing::debug!(?event, ?state, "next");
     }
 }
 
-/// Does once what the daemon does over and over: enrolls where that is needed, checks in, renews where that is due.
+/// One pass of the daemon: enrolls if necessary, checks in, and renews if due.
 ///
-/// `None` when the enrollment waits for an administrator.
+/// `None` if the enrollment waits for approval.
 pub(crate) async fn run_once(agent: &Agent, settings: ReadSettings<'_>) -> Result<Option<CheckedIn>, DaemonError> {
     let record = agent.record().await?;
     check_server(&record, &settings()?)?;
-    if record.must_enroll() && !is_through(&enroll(agent, settings).await?) {
+    if record.must_enroll() && !is_enrolled(&enroll(agent, settings).await?) {
         return Ok(None);
     }
     let checked_in = match agent.check_in().await {
         Err(error) if error.failure().asks_for_enrollment() => {
-            tracing::warn!(error = %Chain(&error), "enrolling again");
-            if !is_through(&enroll(agent, settings).await?) {
+            tracing::warn!(error = %Chain(&error), "check-in failed: enrolling again");
+            if !is_enrolled(&enroll(agent, settings).await?) {
                 return Ok(None);
             }
             agent.check_in().await?
@@ -151,7 +153,7 @@ pub(crate) async fn run_once(agent: &Agent, settings: ReadSettings<'_>) -> Resul
     let machine = record.machine;
     let now = agent.machine().clock.now();
     let is_due = machine.is_some_and(|machine| Validity::of(&machine.certificate).renewal_due(now) <= now);
-    if is_due || checked_in.actions.contains(&Requested::RenewCertificate) {
+    if is_due || checked_in.actions.contains(&RequestedAction::RenewCertificate) {
         agent.renew().await?;
     }
     Ok(Some(checked_in))
@@ -167,37 +169,38 @@ impl DaemonError {
 }
 
 impl Pending<'_> {
-    /// What happens first; what has happened is waited for no more.
-    async fn next(&mut self) -> Happening {
+    /// The next event. Its future is removed.
+    async fn next(&mut self) -> Event {
         tokio::select! {
-            what = first(&mut self.exchange) => what,
-            what = first(&mut self.due) => what,
-            what = first(&mut self.grace) => what,
-            what = first(&mut self.look) => what,
+            event = first(&mut self.exchange) => event,
+            event = first(&mut self.due) => event,
+            event = first(&mut self.grace) => event,
+            event = first(&mut self.settings_poll) => event,
         }
     }
 
-    /// Looks at the managed settings from time to time as long as the machine waits for what they may bring.
-    fn look_while(&mut self, is_enrolling: bool) {
-        match is_enrolling && managed::can_come() {
-            true if self.look.is_none() => {
-                self.look = Some(Box::pin(async {
-                    wake::after(managed::LOOK).await;
-                    Happening::Reconfigured
+    /// Reads the managed settings periodically while the machine is not enrolled.
+    fn poll_settings_while(&mut self, is_enrolling: bool) {
+        match is_enrolling && managed::are_supported() {
+            true if self.settings_poll.is_none() => {
+                self.settings_poll = Some(Box::pin(async {
+                    wake::sleep(managed::POLL_INTERVAL).await;
+                    Event::Reconfigured
                 }));
             }
             true => {}
-            false => self.look = None,
+            false => self.settings_poll = None,
         }
     }
 }
 
-impl SettingsSeen {
+impl ManagedSettingsSeen {
     fn now() -> Self {
-        Self(managed::can_come().then(config::managed_settings))
+        Self(managed::are_supported().then(config::managed_settings))
     }
 
-    /// Whether they are others than before. What cannot be read now is no change: it is said when it is used.
+    /// Whether the settings have changed since the last reading. An unreadable value is no change; the error is
+    /// reported when the settings are used.
     fn have_changed(&mut self) -> bool {
         match (&self.0, Self::now().0) {
             (Some(Ok(before)), Some(Ok(now))) if *before == now => false,
@@ -210,16 +213,16 @@ impl SettingsSeen {
     }
 }
 
-async fn first(running: &mut Option<Running<'_>>) -> Happening {
+async fn first(running: &mut Option<Running<'_>>) -> Event {
     let Some(future) = running else {
         return std::future::pending().await;
     };
-    let what = future.await;
+    let event = future.await;
     *running = None;
-    what
+    event
 }
 
-async fn perform(agent: &Agent, settings: ReadSettings<'_>, exchange: Exchange) -> Happening {
+async fn run_exchange(agent: &Agent, settings: ReadSettings<'_>, exchange: Exchange) -> Event {
     let result = match exchange {
         Exchange::Enroll => enroll(agent, settings).await.map(|outcome| enrolled(&outcome)),
         Exchange::CheckIn => check_in(agent).await.map_err(DaemonError::from),
@@ -228,18 +231,18 @@ async fn perform(agent: &Agent, settings: ReadSettings<'_>, exchange: Exchange) 
     };
     result.unwrap_or_else(|error| {
         let failure = error.failure();
-        tracing::warn!(?exchange, ?failure, error = %Chain(&error), "failed");
-        Happening::Failed(failure)
+        tracing::warn!(?exchange, ?failure, error = %Chain(&error), "exchange failed");
+        Event::Failed(failure)
     })
 }
 
-/// Enrolls by the configuration, or as it was begun.
+/// Enrolls with the configured options, or repeats the enrollment on record.
 async fn enroll(agent: &Agent, settings: ReadSettings<'_>) -> Result<EnrollOutcome, DaemonError> {
     let record = agent.record().await?;
     let settings = settings()?;
-    let configured = off_the_network(move || Ok(settings.enroll_options())).await?;
+    let configured = run_blocking(move || Ok(settings.enroll_options())).await?;
     let configured = match configured {
-        // A token file is taken away once it has served; the machine can do without, as its key is known.
+        // Administrators may delete a token file after use. A machine whose key the server knows needs no token.
         Err(ConfigurationError::File { source, .. })
             if source.kind() == io::ErrorKind::NotFound && record.is_known_to_a_server() =>
         {
@@ -257,11 +260,11 @@ async fn enroll(agent: &Agent, settings: ReadSettings<'_>) -> Result<EnrollOutco
         .await?)
 }
 
-/// Says what a change means for a machine that has its server already; the rest is read when it is used.
-async fn tell_reconfigured(agent: &Agent, settings: ReadSettings<'_>) {
+/// Logs whether the changed settings fit the machine's server. Other settings take effect when they are used.
+async fn log_reconfigured(agent: &Agent, settings: ReadSettings<'_>) {
     tracing::info!("the managed settings have changed");
     if let Err(error) = check_settings(agent, settings).await {
-        tracing::warn!(error = %Chain(&error), "the managed settings do not fit");
+        tracing::warn!(error = %Chain(&error), "the managed settings do not fit this machine");
     }
 }
 
@@ -269,95 +272,96 @@ async fn check_settings(agent: &Agent, settings: ReadSettings<'_>) -> Result<(),
     Ok(check_server(&agent.record().await?, &settings()?)?)
 }
 
-/// A machine that belongs to one server and is configured for another waits for a person to decide.
+/// A machine that belongs to one server and is configured for another needs a decision by its administrator.
 fn check_server(record: &Record, settings: &Settings) -> Result<(), AgentError> {
     match (&record.server, &settings.server) {
         (None, None) => Err(AgentError::NotEnrolled),
-        (Some(on_record), Some(asked_for)) if on_record.url != *asked_for && record.is_known_to_a_server() => {
+        (Some(on_record), Some(requested)) if on_record.url != *requested && record.is_known_to_a_server() => {
             Err(AgentError::OtherServer {
                 on_record: on_record.url.clone(),
-                asked_for: asked_for.clone(),
+                requested: requested.clone(),
             })
         }
         _ => Ok(()),
     }
 }
 
-fn is_through(outcome: &EnrollOutcome) -> bool {
+fn is_enrolled(outcome: &EnrollOutcome) -> bool {
     matches!(outcome, EnrollOutcome::Enrolled { .. })
 }
 
-fn enrolled(outcome: &EnrollOutcome) -> Happening {
+fn enrolled(outcome: &EnrollOutcome) -> Event {
     match outcome {
         EnrollOutcome::Enrolled { enrolled, .. } => {
             tracing::info!(machine = %enrolled.machine_id, "enrolled");
-            Happening::Enrolled {
+            Event::Enrolled {
                 interval: interval(enrolled.next_check_in_seconds),
                 validity: Validity::of(&enrolled.certificate),
             }
         }
         EnrollOutcome::Pending(pending) => {
             tracing::info!(enrollment = %pending.enrollment_id, "waiting for approval");
-            Happening::Pending {
+            Event::Pending {
                 retry_after: interval(pending.retry_after_seconds),
             }
         }
     }
 }
 
-async fn check_in(agent: &Agent) -> Result<Happening, AgentError> {
+async fn check_in(agent: &Agent) -> Result<Event, AgentError> {
     let answer = agent.check_in().await?;
     let record = agent.record().await?;
     let (grants, denied) = (answer.grants.len(), answer.denied.len());
     tracing::info!(machine = %answer.machine_id, grants, denied, "checked in");
-    Ok(Happening::CheckedIn {
+    Ok(Event::CheckedIn {
         interval: interval(answer.next_check_in_seconds),
-        must_renew: answer.actions.contains(&Requested::RenewCertificate),
+        must_renew: answer.actions.contains(&RequestedAction::RenewCertificate),
         must_rotate: must_rotate(&answer, &record),
     })
 }
 
-async fn renew(agent: &Agent) -> Result<Happening, AgentError> {
+async fn renew(agent: &Agent) -> Result<Event, AgentError> {
     let certificate = agent.renew().await?.certificate;
-    tracing::info!(not_after = %certificate.not_after, "the certificate is renewed");
-    Ok(Happening::Renewed {
+    tracing::info!(not_after = %certificate.not_after, "certificate renewed");
+    Ok(Event::Renewed {
         validity: Validity::of(&certificate),
     })
 }
 
-async fn rotate_key(agent: &Agent) -> Result<Happening, AgentError> {
+async fn rotate_key(agent: &Agent) -> Result<Event, AgentError> {
     let certificate = agent.rotate_key().await?;
-    tracing::info!("the next key is certified");
-    Ok(Happening::NextKeyCertified {
+    tracing::info!("the next key has its certificate");
+    Ok(Event::NextKeyCertified {
         validity: Validity::of(&certificate),
     })
 }
 
-/// Whether the machine is to begin to replace its key, or to go on with what it has begun. What is certified ends with a
-/// check-in, not here.
+/// Whether to begin or continue a key rotation. Once the next key has its certificate, a check-in completes the
+/// rotation.
 fn must_rotate(answer: &CheckedIn, record: &Record) -> bool {
     match &record.rotation {
         Some(rotation) => rotation.certificate.is_none(),
-        None => answer.actions.contains(&Requested::RotateKey),
+        None => answer.actions.contains(&RequestedAction::RotateKey),
     }
 }
 
-async fn wait_for(time: Duration) -> Happening {
+async fn wait_for(time: Duration) -> Event {
     tokio::time::sleep(time).await;
-    Happening::GraceOver
+    Event::GraceOver
 }
 
-async fn wait_until(clock: &dyn Clock, until: OffsetDateTime) -> Happening {
-    // What is over by now is due at once.
-    wake::after((until - clock.now()).try_into().unwrap_or_default()).await;
-    Happening::Due
+async fn wait_until(clock: &dyn Clock, until: OffsetDateTime) -> Event {
+    // A time in the past is due now.
+    wake::sleep((until - clock.now()).try_into().unwrap_or_default()).await;
+    Event::Due
 }
 
-/// The one place where the daemon takes randomness. Without any (it never is) there is still the fleet's own scatter.
+/// The daemon's only source of randomness. If it fails, all jitter is the same, and only the fleet's own scatter
+/// remains.
 fn jitter() -> Jitter {
     let mut bits = [0; 4];
     if SystemRandom::new().fill(&mut bits).is_err() {
-        tracing::error!("the system gives no randomness");
+        tracing::error!("the system's random number generator failed");
     }
     Jitter::from_bits(u32::from_ne_bytes(bits))
 }

@@ -1,4 +1,4 @@
-//! The daemon: what it does next is decided by [`step`], which is pure; the loop in [`super::run`] only performs it.
+//! The daemon's decisions: [`step`] is pure, and the loop in [`super::run`] carries them out.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::{
 };
 use crate::{exchanges::Failure, state::Record};
 
-/// How long an exchange that is under way may still take when the daemon is told to end.
+/// How long an exchange in progress may take after the daemon is told to stop.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
-/// The longest that is waited on the word of a record: a clock that was set back must not silence the machine.
-const LONGEST_WAIT: Duration = Duration::from_hours(24);
-/// Not even a certificate that expires at once is renewed more often.
-const SHORTEST_RENEWAL: time::Duration = time::Duration::SECOND;
+/// Upper limit for a wait that comes from the record: a clock that was set back must not silence the machine.
+const MAX_WAIT: Duration = Duration::from_hours(24);
+/// Lower limit for the time between renewals, even if certificates expire at once.
+const MIN_RENEWAL_INTERVAL: time::Duration = time::Duration::SECOND;
 
-/// One conversation with the server.
+/// One exchange with the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exchange {
     Enroll,
@@ -27,23 +27,23 @@ pub(crate) enum Exchange {
     RotateKey,
 }
 
-/// Where the daemon stands.
+/// The state of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Nothing is under way; the plan says what comes when.
+    /// No exchange is in progress. The plan says what is due when.
     Waiting(Plan),
-    /// One exchange is under way.
+    /// One exchange is in progress.
     Exchanging(Plan, Exchange),
-    /// One exchange is under way, and after it comes nothing more.
+    /// The last exchange is in progress.
     Stopping,
-    /// It is over.
+    /// The daemon has stopped.
     Stopped,
 }
 
-/// What comes next.
+/// The exchanges to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// The machine has no identity yet, or the server does not know it any more.
+    /// The machine has no identity, or the server no longer knows it.
     Enroll(Attempt),
     /// The machine is enrolled.
     Serve {
@@ -53,22 +53,22 @@ pub(crate) enum Plan {
     },
 }
 
-/// Something happened.
+/// An event, with what a decision depends on beside it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Event {
+pub(crate) struct Input {
     pub(crate) now: OffsetDateTime,
     pub(crate) jitter: Jitter,
-    pub(crate) what: Happening,
+    pub(crate) event: Event,
 }
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Happening {
+pub(crate) enum Event {
     /// The wait is over.
     Due,
     /// The exchange ended: the machine is enrolled.
     Enrolled { interval: Duration, validity: Validity },
-    /// The exchange ended: an administrator has to approve it.
+    /// The exchange ended: the enrollment waits for approval.
     Pending { retry_after: Duration },
     /// The exchange ended: the machine has checked in.
     CheckedIn {
@@ -76,41 +76,41 @@ pub(crate) enum Happening {
         must_renew: bool,
         must_rotate: bool,
     },
-    /// The exchange ended: the certificate is new.
+    /// The exchange ended: the certificate is renewed.
     Renewed { validity: Validity },
-    /// The exchange ended: the next key is certified, and the next check-in is its.
+    /// The exchange ended: the next key has its certificate and signs the next check-in.
     NextKeyCertified { validity: Validity },
-    /// The exchange ended in a failure.
+    /// The exchange failed.
     Failed(Failure),
     /// The configuration has changed.
     Reconfigured,
-    /// The daemon is told to end.
+    /// The process was told to stop.
     Terminate,
-    /// The exchange took longer than it may when the daemon is to end.
+    /// The exchange did not end within the grace period after `Terminate`.
     GraceOver,
 }
 
-/// When a certificate begins and ends.
+/// The validity of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Validity {
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
 }
 
-/// What the loop has to do.
+/// An action for the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Wait, then tell that it is due.
+    /// Wait, then send `Due`.
     Wait { until: OffsetDateTime },
-    /// Begin an exchange, and tell how it ended.
+    /// Begin an exchange, and send its result.
     Begin(Exchange),
-    /// Tell when this time is over, if the exchange has not ended by then.
+    /// Send `GraceOver` after this time.
     AllowGrace(Duration),
-    /// End, and drop the exchange if there is one.
+    /// Stop, and drop the exchange in progress.
     Stop,
 }
 
-/// What comes first, by what is on record.
+/// The first plan, from the record.
 pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
     let at_once = Attempt { due: now, failures: 0 };
     let Some(machine) = record.machine.as_ref().filter(|_| !record.must_enroll()) else {
@@ -119,7 +119,7 @@ pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
     let rotation = record.rotation.as_ref();
     let completes_rotation = rotation.is_some_and(|rotation| rotation.certificate.is_some());
     let due = match (&record.last_check_in, record.next_check_in_at) {
-        (Some(_), Some(due)) if !completes_rotation => due.min(now + LONGEST_WAIT),
+        (Some(_), Some(due)) if !completes_rotation => due.min(now + MAX_WAIT),
         _ => now,
     };
     Plan::Serve {
@@ -135,43 +135,41 @@ pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
     }
 }
 
-/// What follows from an event: the next state, and what is to be done for it.
-pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
-    match (state, event.what) {
+/// The next state, and the actions for it.
+pub(crate) fn step(state: State, input: Input) -> (State, Vec<Action>) {
+    match (state, input.event) {
         (State::Stopped, _) => (State::Stopped, Vec::new()),
-        (State::Waiting(_), Happening::Terminate) => (State::Stopped, vec![Action::Stop]),
-        (State::Exchanging(..), Happening::Terminate) => (State::Stopping, vec![Action::AllowGrace(GRACE)]),
-        (State::Waiting(Plan::Enroll(_)), Happening::Reconfigured) => wait(Plan::Enroll(Attempt {
-            due: event.now,
+        (State::Waiting(_), Event::Terminate) => (State::Stopped, vec![Action::Stop]),
+        (State::Exchanging(..), Event::Terminate) => (State::Stopping, vec![Action::AllowGrace(GRACE)]),
+        (State::Waiting(Plan::Enroll(_)), Event::Reconfigured) => wait(Plan::Enroll(Attempt {
+            due: input.now,
             failures: 0,
         })),
-        // What is under way began with the old one: when that fails, the next attempt is as good as the first.
-        (State::Exchanging(Plan::Enroll(attempt), exchange), Happening::Reconfigured) => {
+        // The exchange in progress uses the old settings. If it fails, the next attempt counts as the first.
+        (State::Exchanging(Plan::Enroll(attempt), exchange), Event::Reconfigured) => {
             let plan = Plan::Enroll(Attempt { failures: 0, ..attempt });
             (State::Exchanging(plan, exchange), Vec::new())
         }
-        (State::Stopping, Happening::Terminate | Happening::Due | Happening::Reconfigured) => {
-            (State::Stopping, Vec::new())
-        }
+        (State::Stopping, Event::Terminate | Event::Due | Event::Reconfigured) => (State::Stopping, Vec::new()),
         (State::Stopping, _) => (State::Stopped, vec![Action::Stop]),
-        (State::Waiting(plan), Happening::Due) => {
+        (State::Waiting(plan), Event::Due) => {
             let (exchange, _) = plan.next();
             (State::Exchanging(plan, exchange), vec![Action::Begin(exchange)])
         }
-        (State::Exchanging(plan, exchange), what) if what.ends_exchange() => wait(plan.after(exchange, event)),
-        // An echo of what was dropped; nothing follows from it.
+        (State::Exchanging(plan, exchange), event) if event.ends_exchange() => wait(plan.after(exchange, input)),
+        // A late event of something that was dropped.
         (state, _) => (state, Vec::new()),
     }
 }
 
-/// Begins to wait for what the plan has next.
+/// Waits for the plan's next exchange.
 pub(crate) fn wait(plan: Plan) -> (State, Vec<Action>) {
     let (_, until) = plan.next();
     (State::Waiting(plan), vec![Action::Wait { until }])
 }
 
 impl State {
-    /// Whether the machine still has to get its identity.
+    /// Whether the machine is not enrolled yet.
     pub(crate) fn is_enrolling(self) -> bool {
         matches!(
             self,
@@ -180,14 +178,14 @@ impl State {
     }
 }
 
-impl Happening {
+impl Event {
     fn ends_exchange(self) -> bool {
         !matches!(self, Self::Due | Self::Reconfigured | Self::Terminate | Self::GraceOver)
     }
 }
 
 impl Plan {
-    /// What comes next, and when.
+    /// The next exchange, and when it is due.
     fn next(&self) -> (Exchange, OffsetDateTime) {
         match self {
             Self::Enroll(attempt) => (Exchange::Enroll, attempt.due),
@@ -207,13 +205,13 @@ impl Plan {
     }
 
     /// The plan after an exchange has ended.
-    fn after(self, exchange: Exchange, Event { now, jitter, what }: Event) -> Self {
-        match (self, what) {
-            (_, Happening::Enrolled { interval, validity }) => Self::Serve {
+    fn after(self, exchange: Exchange, Input { now, jitter, event }: Input) -> Self {
+        match (self, event) {
+            (_, Event::Enrolled { interval, validity }) => Self::Serve {
                 check_in: Attempt {
                     due: now + until_next_check_in(interval, jitter),
-                    // Kept until a check-in goes through: a server that enrolls the machine and then does not know it
-                    // must not be asked in a tight circle.
+                    // Kept until a check-in succeeds. Otherwise, a server that enrolls the machine but rejects its
+                    // check-ins would receive requests without pause.
                     failures: self.failures(),
                 },
                 renewal: Attempt {
@@ -222,13 +220,13 @@ impl Plan {
                 },
                 rotation: Rotation::default(),
             },
-            (Self::Enroll(_), Happening::Pending { retry_after }) => Self::Enroll(Attempt {
+            (Self::Enroll(_), Event::Pending { retry_after }) => Self::Enroll(Attempt {
                 due: now + after(retry_after, jitter),
                 failures: 0,
             }),
             (
                 Self::Serve { renewal, rotation, .. },
-                Happening::CheckedIn {
+                Event::CheckedIn {
                     interval,
                     must_renew,
                     must_rotate,
@@ -238,33 +236,34 @@ impl Plan {
                     due: now + until_next_check_in(interval, jitter),
                     failures: 0,
                 },
-                // A renewal that has failed keeps its back-off, however often the server asks for it.
+                // A failed renewal keeps its back-off, even if the server requests a renewal again.
                 renewal: match must_renew && renewal.failures == 0 {
                     true => Attempt { due: now, failures: 0 },
                     false => renewal,
                 },
                 rotation: match must_rotate {
-                    true => rotation.asked_for(now, jitter),
+                    true => rotation.requested(now, jitter),
                     false => Rotation::default(),
                 },
             },
-            (Self::Serve { check_in, rotation, .. }, Happening::Renewed { validity }) => {
+            (Self::Serve { check_in, rotation, .. }, Event::Renewed { validity }) => {
                 Self::with_new_certificate(check_in, rotation, validity, now)
             }
-            (Self::Serve { check_in, rotation, .. }, Happening::NextKeyCertified { validity }) => {
+            (Self::Serve { check_in, rotation, .. }, Event::NextKeyCertified { validity }) => {
                 Self::with_new_certificate(check_in, rotation.certified(), validity, now)
             }
-            (plan, Happening::Failed(failure)) => {
-                let put_off = failure
+            (plan, Event::Failed(failure)) => {
+                let delay_until = failure
                     .retry_after()
                     .map(|retry_after| now + after(retry_after, jitter));
-                plan.after_failure(exchange, failure, now, jitter).put_off(put_off)
+                plan.after_failure(exchange, failure, now, jitter)
+                    .delay_until(delay_until)
             }
             (plan, _) => plan,
         }
     }
 
-    /// Grant tokens name the certificate: those at hand belong to the old one, and where that was revoked there are none.
+    /// Grant tokens are bound to the certificate, so the machine checks in at once for new ones.
     fn with_new_certificate(check_in: Attempt, rotation: Rotation, validity: Validity, now: OffsetDateTime) -> Self {
         Self::Serve {
             check_in: check_in.at_once(now),
@@ -317,8 +316,8 @@ impl Plan {
         }
     }
 
-    /// A server that wants to be left alone means all that is said to it, not just what it answered to.
-    fn put_off(self, until: Option<OffsetDateTime>) -> Self {
+    /// `Retry-After` delays all exchanges with the server, not only the one that failed.
+    fn delay_until(self, until: Option<OffsetDateTime>) -> Self {
         let later = |attempt: Attempt| Attempt {
             due: until.map_or(attempt.due, |until| attempt.due.max(until)),
             ..attempt
@@ -332,7 +331,7 @@ impl Plan {
             } => Self::Serve {
                 check_in: later(check_in),
                 renewal: later(renewal),
-                rotation: rotation.put_off(until),
+                rotation: rotation.delay_until(until),
             },
         }
     }
@@ -353,7 +352,8 @@ impl Validity {
         }
     }
 
-    /// When to renew: at two thirds of the life. By a clock that is far behind, two thirds of a life from now.
+    /// Renewal is due after two thirds of the validity, and at the latest two thirds of a validity from now. The second
+    /// limit is for a clock that is far behind.
     pub(crate) fn renewal_due(self, now: OffsetDateTime) -> OffsetDateTime {
         let two_thirds = self.life() * 2 / 3;
         self.not_before
@@ -361,10 +361,11 @@ impl Validity {
             .min(now.saturating_add(two_thirds))
     }
 
-    /// When to renew a certificate that is new: by a clock that is far ahead, not before a third of the life is over.
+    /// The same for a new certificate, and at the earliest a third of a validity from now. This limit is for a clock
+    /// that is far ahead.
     fn renewal_due_after_renewal(self, now: OffsetDateTime) -> OffsetDateTime {
         let third: time::Duration = self.life() / 3;
-        let least = third.max(SHORTEST_RENEWAL);
+        let least = third.max(MIN_RENEWAL_INTERVAL);
         self.renewal_due(now).max(now.saturating_add(least))
     }
 
@@ -384,14 +385,14 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
     const INTERVAL: Duration = Duration::from_secs(300);
     const UNREACHABLE: Failure = Failure::Unreachable { retry_after: None };
-    const QUARANTINED: Failure = Failure::HeldBack {
+    const QUARANTINED: Failure = Failure::Suspended {
         retry_after: None,
         is_pending: false,
     };
 
-    fn at(now: OffsetDateTime, what: Happening) -> Event {
+    fn at(now: OffsetDateTime, event: Event) -> Input {
         let jitter = Jitter::from_bits(0);
-        Event { now, jitter, what }
+        Input { now, jitter, event }
     }
 
     fn validity(days: i64) -> Validity {
@@ -412,7 +413,7 @@ mod tests {
         }
     }
 
-    /// The next check-in is an interval away.
+    /// The next check-in is one interval away.
     fn serving_later() -> Plan {
         let Plan::Serve { renewal, rotation, .. } = serving() else {
             panic!("an enrolled machine serves")
@@ -429,7 +430,7 @@ mod tests {
         Plan::Enroll(Attempt { due: NOW, failures: 0 })
     }
 
-    /// What comes next, and in how many seconds from `NOW`.
+    /// The next exchange, and in how many seconds from `NOW`.
     fn next(state: State) -> (Exchange, f64) {
         let State::Waiting(plan) = state else {
             panic!("{state:?} waits for nothing");
@@ -439,70 +440,52 @@ mod tests {
     }
 
     #[rstest]
-    #[case::enrolled(enrolling(), Exchange::Enroll, Happening::Enrolled { interval: INTERVAL, validity: validity(6) }, Exchange::CheckIn, 270.0)]
-    #[case::pending(enrolling(), Exchange::Enroll, Happening::Pending { retry_after: INTERVAL }, Exchange::Enroll, 300.0)]
-    #[case::no_server(enrolling(), Exchange::Enroll, Happening::Failed(UNREACHABLE), Exchange::Enroll, 1.0)]
+    #[case::enrolled(enrolling(), Exchange::Enroll, Event::Enrolled { interval: INTERVAL, validity: validity(6) }, Exchange::CheckIn, 270.0)]
+    #[case::pending(enrolling(), Exchange::Enroll, Event::Pending { retry_after: INTERVAL }, Exchange::Enroll, 300.0)]
+    #[case::no_server(enrolling(), Exchange::Enroll, Event::Failed(UNREACHABLE), Exchange::Enroll, 1.0)]
     #[case::denied(
         enrolling(),
         Exchange::Enroll,
-        Happening::Failed(Failure::Refused),
+        Event::Failed(Failure::Refused),
         Exchange::Enroll,
         30.0
     )]
-    #[case::checked_in(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: false }, Exchange::CheckIn, 270.0)]
-    #[case::asked_to_renew(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: true, must_rotate: false }, Exchange::Renew, 0.0)]
-    #[case::asked_to_rotate(serving(), Exchange::CheckIn, Happening::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: true }, Exchange::RotateKey, 0.0)]
-    #[case::next_key_certified(serving_later(), Exchange::RotateKey, Happening::NextKeyCertified { validity: validity(6) }, Exchange::CheckIn, 0.0)]
+    #[case::checked_in(serving(), Exchange::CheckIn, Event::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: false }, Exchange::CheckIn, 270.0)]
+    #[case::asked_to_renew(serving(), Exchange::CheckIn, Event::CheckedIn { interval: INTERVAL, must_renew: true, must_rotate: false }, Exchange::Renew, 0.0)]
+    #[case::asked_to_rotate(serving(), Exchange::CheckIn, Event::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: true }, Exchange::RotateKey, 0.0)]
+    #[case::next_key_certified(serving_later(), Exchange::RotateKey, Event::NextKeyCertified { validity: validity(6) }, Exchange::CheckIn, 0.0)]
     #[case::rotation_failed(
         serving_later(),
         Exchange::RotateKey,
-        Happening::Failed(UNREACHABLE),
+        Event::Failed(UNREACHABLE),
         Exchange::RotateKey,
         1.0
     )]
-    #[case::renewed(serving_later(), Exchange::Renew, Happening::Renewed { validity: validity(6) }, Exchange::CheckIn, 0.0)]
-    #[case::check_in_failed(serving(), Exchange::CheckIn, Happening::Failed(UNREACHABLE), Exchange::CheckIn, 1.0)]
-    #[case::put_off(serving(), Exchange::CheckIn, Happening::Failed(Failure::Unreachable { retry_after: Some(Duration::from_secs(90)) }), Exchange::CheckIn, 90.0)]
-    #[case::quarantined(
-        serving(),
-        Exchange::CheckIn,
-        Happening::Failed(QUARANTINED),
-        Exchange::CheckIn,
-        30.0
-    )]
+    #[case::renewed(serving_later(), Exchange::Renew, Event::Renewed { validity: validity(6) }, Exchange::CheckIn, 0.0)]
+    #[case::check_in_failed(serving(), Exchange::CheckIn, Event::Failed(UNREACHABLE), Exchange::CheckIn, 1.0)]
+    #[case::delay_until(serving(), Exchange::CheckIn, Event::Failed(Failure::Unreachable { retry_after: Some(Duration::from_secs(90)) }), Exchange::CheckIn, 90.0)]
+    #[case::quarantined(serving(), Exchange::CheckIn, Event::Failed(QUARANTINED), Exchange::CheckIn, 30.0)]
     #[case::locked(
         serving(),
         Exchange::CheckIn,
-        Happening::Failed(Failure::KeyLocked),
+        Event::Failed(Failure::KeyLocked),
         Exchange::CheckIn,
         7.5
     )]
     #[case::refused_by_the_enclave(
         serving(),
         Exchange::CheckIn,
-        Happening::Failed(Failure::KeyRefused),
+        Event::Failed(Failure::KeyRefused),
         Exchange::Enroll,
         1.0
     )]
-    #[case::unknown(
-        serving(),
-        Exchange::CheckIn,
-        Happening::Failed(Failure::Unknown),
-        Exchange::Enroll,
-        1.0
-    )]
-    #[case::renewal_expired(
-        serving(),
-        Exchange::Renew,
-        Happening::Failed(Failure::Unknown),
-        Exchange::Enroll,
-        1.0
-    )]
-    #[case::renewal_failed(serving(), Exchange::Renew, Happening::Failed(UNREACHABLE), Exchange::CheckIn, 0.0)]
+    #[case::unknown(serving(), Exchange::CheckIn, Event::Failed(Failure::Unknown), Exchange::Enroll, 1.0)]
+    #[case::renewal_expired(serving(), Exchange::Renew, Event::Failed(Failure::Unknown), Exchange::Enroll, 1.0)]
+    #[case::renewal_failed(serving(), Exchange::Renew, Event::Failed(UNREACHABLE), Exchange::CheckIn, 0.0)]
     fn how_an_exchange_ended_decides_what_comes_next(
         #[case] plan: Plan,
         #[case] exchange: Exchange,
-        #[case] ended: Happening,
+        #[case] ended: Event,
         #[case] then: Exchange,
         #[case] seconds: f64,
     ) {
@@ -514,7 +497,7 @@ mod tests {
 
     #[test]
     fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
-        let ended = Happening::CheckedIn {
+        let ended = Event::CheckedIn {
             interval: Duration::from_hours(24),
             must_renew: false,
             must_rotate: false,
@@ -526,9 +509,9 @@ mod tests {
             at(evening_before, ended),
         );
         assert_eq!(next(state), (Exchange::Renew, (day_4 - NOW).as_seconds_f64()));
-        let (state, actions) = step(state, at(day_4, Happening::Due));
+        let (state, actions) = step(state, at(day_4, Event::Due));
         assert_eq!(actions, [Action::Begin(Exchange::Renew)]);
-        let renewed = Happening::Renewed {
+        let renewed = Event::Renewed {
             validity: Validity {
                 not_before: day_4,
                 not_after: day_4 + time::Duration::days(6),
@@ -570,8 +553,8 @@ mod tests {
             },
         };
         let retry_after = Some(Duration::from_secs(90));
-        let put_off = Happening::Failed(Failure::Unreachable { retry_after });
-        let (_, actions) = step(State::Exchanging(due_at_once, Exchange::CheckIn), at(NOW, put_off));
+        let delay_until = Event::Failed(Failure::Unreachable { retry_after });
+        let (_, actions) = step(State::Exchanging(due_at_once, Exchange::CheckIn), at(NOW, delay_until));
         let until = NOW + time::Duration::seconds(90);
         assert_eq!(actions, [Action::Wait { until }]);
     }
@@ -580,12 +563,12 @@ mod tests {
     fn a_failing_renewal_keeps_its_back_off_though_the_server_asks_for_it() {
         let (state, _) = step(
             State::Exchanging(serving(), Exchange::Renew),
-            at(NOW, Happening::Failed(Failure::Refused)),
+            at(NOW, Event::Failed(Failure::Refused)),
         );
         let State::Waiting(plan) = state else {
             panic!("{state:?}");
         };
-        let asked = Happening::CheckedIn {
+        let asked = Event::CheckedIn {
             interval: INTERVAL,
             must_renew: true,
             must_rotate: false,
@@ -599,22 +582,22 @@ mod tests {
         let mut state = State::Exchanging(serving(), Exchange::CheckIn);
         let mut waits = Vec::new();
         for _ in 0..5 {
-            (state, _) = step(state, at(NOW, Happening::Failed(Failure::Unknown)));
+            (state, _) = step(state, at(NOW, Event::Failed(Failure::Unknown)));
             waits.push(next(state).1);
-            (state, _) = step(state, at(NOW, Happening::Due));
-            let enrolled = Happening::Enrolled {
+            (state, _) = step(state, at(NOW, Event::Due));
+            let enrolled = Event::Enrolled {
                 interval: INTERVAL,
                 validity: validity(6),
             };
             (state, _) = step(state, at(NOW, enrolled));
-            (state, _) = step(state, at(NOW, Happening::Due));
+            (state, _) = step(state, at(NOW, Event::Due));
         }
         assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 16.0]);
     }
 
     #[test]
     fn a_next_key_that_is_never_taken_is_not_made_in_a_tight_circle() {
-        let asked = Happening::CheckedIn {
+        let asked = Event::CheckedIn {
             interval: INTERVAL,
             must_renew: false,
             must_rotate: true,
@@ -627,12 +610,12 @@ mod tests {
                 panic!("{plan:?}")
             };
             waits.push((rotation.due.unwrap() - NOW).whole_seconds());
-            let certified = Happening::NextKeyCertified { validity: validity(6) };
+            let certified = Event::NextKeyCertified { validity: validity(6) };
             plan = plan.after(Exchange::RotateKey, at(NOW, certified));
         }
         assert_eq!(waits, [0, 30, 60]);
-        // Once the server is content, the next time is a first time.
-        let content = Happening::CheckedIn {
+        // A success resets the back-off.
+        let content = Event::CheckedIn {
             interval: INTERVAL,
             must_renew: false,
             must_rotate: false,
@@ -646,21 +629,21 @@ mod tests {
 
     #[test]
     fn told_to_end_it_lets_an_exchange_finish_and_begins_none() {
-        let (state, actions) = step(State::Waiting(serving()), at(NOW, Happening::Terminate));
+        let (state, actions) = step(State::Waiting(serving()), at(NOW, Event::Terminate));
         assert_eq!((state, actions), (State::Stopped, vec![Action::Stop]));
         let exchanging = State::Exchanging(serving(), Exchange::CheckIn);
-        let (stopping, actions) = step(exchanging, at(NOW, Happening::Terminate));
+        let (stopping, actions) = step(exchanging, at(NOW, Event::Terminate));
         assert_eq!((stopping, actions), (State::Stopping, vec![Action::AllowGrace(GRACE)]));
-        for last in [Happening::GraceOver, Happening::Failed(UNREACHABLE)] {
+        for last in [Event::GraceOver, Event::Failed(UNREACHABLE)] {
             assert_eq!(step(stopping, at(NOW, last)), (State::Stopped, vec![Action::Stop]));
         }
     }
 
-    fn happening() -> impl Strategy<Value = Happening> {
+    fn happening() -> impl Strategy<Value = Event> {
         let seconds = || (0..100_000_u64).prop_map(Duration::from_secs);
         let failure = prop_oneof![
             proptest::option::of(seconds()).prop_map(|retry_after| Failure::Unreachable { retry_after }),
-            proptest::option::of(seconds()).prop_map(|retry_after| Failure::HeldBack {
+            proptest::option::of(seconds()).prop_map(|retry_after| Failure::Suspended {
                 retry_after,
                 is_pending: true
             }),
@@ -677,60 +660,60 @@ mod tests {
             })
         };
         prop_oneof![
-            4 => Just(Happening::Due),
-            2 => (seconds(), validity()).prop_map(|(interval, validity)| Happening::Enrolled {
+            4 => Just(Event::Due),
+            2 => (seconds(), validity()).prop_map(|(interval, validity)| Event::Enrolled {
                 interval: interval.max(Duration::from_secs(1)),
                 validity
             }),
-            1 => seconds().prop_map(|retry_after| Happening::Pending { retry_after }),
-            2 => (seconds(), any::<bool>(), any::<bool>()).prop_map(|(interval, must_renew, must_rotate)| Happening::CheckedIn {
+            1 => seconds().prop_map(|retry_after| Event::Pending { retry_after }),
+            2 => (seconds(), any::<bool>(), any::<bool>()).prop_map(|(interval, must_renew, must_rotate)| Event::CheckedIn {
                 interval: interval.max(Duration::from_secs(1)),
                 must_renew,
                 must_rotate
             }),
-            1 => validity().prop_map(|validity| Happening::Renewed { validity }),
-            1 => validity().prop_map(|validity| Happening::NextKeyCertified { validity }),
-            4 => failure.prop_map(Happening::Failed),
-            1 => Just(Happening::Terminate),
-            1 => Just(Happening::GraceOver),
+            1 => validity().prop_map(|validity| Event::Renewed { validity }),
+            1 => validity().prop_map(|validity| Event::NextKeyCertified { validity }),
+            4 => failure.prop_map(Event::Failed),
+            1 => Just(Event::Terminate),
+            1 => Just(Event::GraceOver),
         ]
     }
 
     proptest! {
         #[test]
         fn whatever_happens_one_exchange_runs_at_a_time_and_none_after_the_end(
-            happenings in vec((happening(), 0..100_000_i64, any::<u32>()), 0..60),
+            events in vec((happening(), 0..100_000_i64, any::<u32>()), 0..60),
             is_enrolled: bool,
         ) {
             let plan = if is_enrolled { serving() } else { enrolling() };
             let (mut state, _) = wait(plan);
             let mut now = NOW;
             let (mut is_running, mut was_told) = (false, false);
-            for (what, seconds, bits) in happenings {
+            for (event, seconds, bits) in events {
                 now += time::Duration::seconds(seconds);
-                let (before, event) = (state, Event { now, jitter: Jitter::from_bits(bits), what });
-                let (after, actions) = step(state, event);
+                let (before, input) = (state, Input { now, jitter: Jitter::from_bits(bits), event });
+                let (after, actions) = step(state, input);
                 state = after;
-                was_told |= what == Happening::Terminate;
-                is_running &= !what.ends_exchange();
+                was_told |= event == Event::Terminate;
+                is_running &= !event.ends_exchange();
                 for action in actions {
                     match action {
                         Action::Begin(_) => {
-                            prop_assert!(!is_running && !was_told, "{before:?} {what:?}");
+                            prop_assert!(!is_running && !was_told, "{before:?} {event:?}");
                             is_running = true;
                         }
-                        // Every failure is followed by a pause before the same exchange is tried again.
-                        Action::Wait { until } => if let (State::Exchanging(_, exchange), Happening::Failed(_), State::Waiting(plan)) = (before, what, state) {
+                        // After each failure there is a delay before the same exchange.
+                        Action::Wait { until } => if let (State::Exchanging(_, exchange), Event::Failed(_), State::Waiting(plan)) = (before, event, state) {
                             let (next, _) = plan.next();
-                            prop_assert!(next != exchange || until >= now + Duration::from_millis(500), "{before:?} {what:?}");
+                            prop_assert!(next != exchange || until >= now + Duration::from_millis(500), "{before:?} {event:?}");
                         },
                         Action::AllowGrace(_) => prop_assert!(was_told),
                         Action::Stop => prop_assert_eq!(state, State::Stopped),
                     }
                 }
             }
-            let (state, _) = step(state, at(now, Happening::Terminate));
-            let (state, _) = step(state, at(now, Happening::GraceOver));
+            let (state, _) = step(state, at(now, Event::Terminate));
+            let (state, _) = step(state, at(now, Event::GraceOver));
             prop_assert_eq!(state, State::Stopped);
         }
     }

@@ -1,18 +1,17 @@
-//! Waits that the system times, so that the daemon sleeps until something is due and not a moment less: by a clock that
-//! goes on while a laptop sleeps, and that nobody sets back.
+//! Timers that count time while the machine is suspended. Changes of the wall clock do not affect them.
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Waits for so long. What passes while the machine is suspended counts.
-pub(crate) async fn after(time: Duration) {
+/// Waits. The time during which the machine is suspended counts.
+pub(crate) async fn sleep(time: Duration) {
     if time.is_zero() {
         return;
     }
     #[allow(
         deprecated,
-        reason = "its replacement is unsafe, for types that name another descriptor at each call, which OwnedFd does not"
+        reason = "the replacement is unsafe, because of types that return different descriptors; OwnedFd does not"
     )]
     let armed = timer(time).and_then(|timer| AsyncFd::with_interest(timer, Interest::READABLE));
     let ended = match &armed {
@@ -20,12 +19,12 @@ pub(crate) async fn after(time: Duration) {
         Err(error) => Err(io::Error::from(error.kind())),
     };
     if let Err(error) = ended {
-        tracing::warn!(%error, "no timer that counts while the machine sleeps");
+        tracing::warn!(%error, "no suspend-aware timer: waiting with the runtime's");
         tokio::time::sleep(time).await;
     }
 }
 
-/// A timer that becomes readable when it is over: Linux counts the time that it was suspended itself.
+/// A timer that becomes readable when it expires. `CLOCK_BOOTTIME` counts suspended time.
 #[cfg(not(target_os = "macos"))]
 fn timer(time: Duration) -> io::Result<OwnedFd> {
     use rustix::time::{
@@ -44,8 +43,8 @@ fn timer(time: Duration) -> io::Result<OwnedFd> {
     Ok(timer)
 }
 
-/// A timer that becomes readable when it is over. Both of a Mac's usual clocks stand still while it sleeps, an absolute
-/// deadline by the wall clock included, as the kernel converts that once; the continuous one goes on.
+/// A timer that becomes readable when it expires. Both usual clocks of a Mac stop while it sleeps. So does an absolute
+/// wall-clock deadline, because the kernel converts it once. Only the continuous clock goes on.
 #[cfg(target_os = "macos")]
 fn timer(time: Duration) -> io::Result<OwnedFd> {
     use nix::{
@@ -72,7 +71,7 @@ mod tests {
     async fn a_wait_is_as_long_as_it_is_said_to_be() {
         for milliseconds in [0, 1, 50] {
             let (time, begin) = (Duration::from_millis(milliseconds), Instant::now());
-            after(time).await;
+            sleep(time).await;
             assert!(begin.elapsed() >= time, "{:?}", begin.elapsed());
         }
     }

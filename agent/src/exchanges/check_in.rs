@@ -1,4 +1,4 @@
-//! Check-in: one exchange that proves the machine's presence and state, and brings its grants.
+//! Check-in: proves the machine's presence and state, and brings its grants.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,13 +15,13 @@ use super::{
     machine::{Machine, update_record},
     trust_bundle,
 };
-use crate::state::{CheckInOnRecord, Record, StateLock};
+use crate::state::{Record, RecordedCheckIn, StateLock};
 
-/// The server sets the interval within these: by one wrong answer a machine must neither hammer it nor fall silent for good.
-const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
-const LONGEST_INTERVAL: Duration = Duration::from_hours(24);
+/// Limits for the server's interval: one wrong response must neither flood the server nor silence the machine.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_hours(24);
 
-/// Checks in with the key that the server knew this machine by until now.
+/// Checks in with the current key.
 pub(super) async fn check_in(
     machine: &Machine,
     lock: &Arc<StateLock>,
@@ -30,11 +30,11 @@ pub(super) async fn check_in(
     let current = Credential::current(&machine.key, record).ok_or(AgentError::NotEnrolled)?;
     machine.key_on_record(record).await?;
     let checked_in = call(machine, record, &current).await?;
-    remember(machine, lock, &checked_in, |_| ()).await?;
+    record_result(machine, lock, &checked_in, |_| ()).await?;
     Ok(checked_in)
 }
 
-/// The exchange, signed by this key.
+/// The exchange with the server, signed by this credential's key.
 pub(super) async fn call(machine: &Machine, record: &Record, credential: &Credential) -> Result<CheckedIn, AgentError> {
     let (Some(server), Some(enrolled)) = (&record.server, &record.machine) else {
         return Err(AgentError::NotEnrolled);
@@ -52,14 +52,14 @@ pub(super) async fn call(machine: &Machine, record: &Record, credential: &Creden
     let checked_in: CheckedIn = client.read(&answer)?;
     if checked_in.machine_id != enrolled.machine_id {
         return Err(client
-            .not_an_answer(answer.status, "it is about another machine".to_owned())
+            .invalid_response(answer.status, "it names another machine".to_owned())
             .into());
     }
     Ok(checked_in)
 }
 
-/// Writes the answer down, together with what else follows from it.
-pub(super) async fn remember(
+/// Records the response, and applies a further change to the record in the same write.
+pub(super) async fn record_result(
     machine: &Machine,
     lock: &Arc<StateLock>,
     checked_in: &CheckedIn,
@@ -68,7 +68,7 @@ pub(super) async fn remember(
     let now = machine.clock.now();
     let next = next_check_in(now, checked_in.next_check_in_seconds);
     let (assurance, roots) = (checked_in.assurance, checked_in.trust_bundle.clone());
-    let on_record = CheckInOnRecord {
+    let on_record = RecordedCheckIn {
         at: now,
         status: checked_in.status,
         grants: checked_in.grants.clone(),
@@ -89,14 +89,14 @@ pub(super) async fn remember(
     .await
 }
 
-/// When the next check-in is due, up to jitter.
+/// When the next check-in is due, without jitter.
 pub(super) fn next_check_in(now: OffsetDateTime, seconds: u64) -> OffsetDateTime {
     now + interval(seconds)
 }
 
-/// What the server set, within bounds.
+/// The server's interval, within limits.
 pub(crate) fn interval(seconds: u64) -> Duration {
-    Duration::from_secs(seconds).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+    Duration::from_secs(seconds).clamp(MIN_INTERVAL, MAX_INTERVAL)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a machine shows of itself: one of its keys, with the certificate for it. Chosen together from one reading of the
-//! record, so that the certificate in TLS is always the one for the key that signs.
+//! A key with its certificate. Both come from one reading of the record, so the certificate in TLS always belongs to
+//! the key that signs.
 
 use assay_protocol::agent_api::IssuedCertificate;
 
@@ -13,7 +13,7 @@ pub(crate) struct Credential {
 }
 
 impl Credential {
-    /// The key that the server knows this machine by.
+    /// The current key.
     pub(crate) fn current(keys: &MachineKey, record: &Record) -> Option<Self> {
         let machine = record.machine.as_ref()?;
         Some(Self {
@@ -22,7 +22,7 @@ impl Credential {
         })
     }
 
-    /// The key that is to replace it, once it is certified.
+    /// The next key, if it has its certificate.
     pub(crate) fn next(keys: &MachineKey, record: &Record) -> Option<Self> {
         let certificate = record.rotation.as_ref()?.certificate.clone()?;
         Some(Self {

@@ -1,7 +1,7 @@
-//! Enrollment: one exchange that makes the machine known to its server, and that can be repeated until it is through.
+//! Enrollment: registers the machine with its server. It can be repeated until it is complete.
 //!
-//! What it takes to repeat it is on the disk before anything is sent, so that a lost answer, a crash or an approval that
-//! takes days all end in the same machine, with the same key and the token used once.
+//! Everything that a repetition needs is on disk before the first request. A lost response, a crash or a late approval
+//! therefore ends in the same machine with the same key, and uses the token once.
 
 use std::sync::Arc;
 
@@ -25,20 +25,20 @@ use crate::{
     connection::{Client, ClientError, fetch_root, is_certificate_for},
     key_store::{KeyFault, KeyStoreError, MachineKey},
     state::{EnrolledMachine, PendingEnrollment, Record, StateLock},
-    trust::{ServerOnRecord, Trust, TrustAnchor},
+    trust::{KnownServer, Trust, TrustAnchor},
 };
 
-/// What came of an enrollment.
+/// The result of an enrollment.
 #[derive(Debug, Clone)]
 pub enum EnrollOutcome {
     /// The machine is enrolled.
     Enrolled {
-        /// What the server answered.
+        /// The server's response.
         enrolled: Box<Enrolled>,
-        /// Whether it was this very machine before.
+        /// Whether this machine was enrolled before, under the same id.
         was_enrolled: bool,
     },
-    /// An administrator has to approve it; the call is to be repeated.
+    /// The enrollment waits for approval. Repeat the call later.
     Pending(EnrollmentPending),
 }
 
@@ -68,7 +68,7 @@ pub(super) async fn enroll(
     .await?;
     let client = machine.anonymous_client(&server)?;
     let result = call(machine, &client, &keys, token.as_ref(), &public_key).await;
-    remember(machine, lock, &result).await?;
+    record_result(machine, lock, &result).await?;
     result.map(|outcome| with_history(outcome, &record))
 }
 
@@ -90,7 +90,7 @@ async fn call(
     }
     let enrolled: Enrolled = client.read(&answer)?;
     if !is_certificate_for(&enrolled.certificate, public_key) {
-        return Err(client.foreign_certificate(&answer).into());
+        return Err(client.wrong_certificate(&answer).into());
     }
     Ok(EnrollOutcome::Enrolled {
         enrolled: Box::new(enrolled),
@@ -98,13 +98,13 @@ async fn call(
     })
 }
 
-/// The server to enroll with, and how to recognize it.
-async fn server(record: &Record, options: &EnrollOptions) -> Result<ServerOnRecord, AgentError> {
+/// The server, and how to authenticate it.
+async fn server(record: &Record, options: &EnrollOptions) -> Result<KnownServer, AgentError> {
     let known = record.server.as_ref();
     if let Some(known) = known.filter(|known| known.url != options.server && record.is_known_to_a_server()) {
         return Err(AgentError::OtherServer {
             on_record: known.url.clone(),
-            asked_for: options.server.clone(),
+            requested: options.server.clone(),
         });
     }
     let known = known.filter(|known| known.url == options.server);
@@ -113,28 +113,28 @@ async fn server(record: &Record, options: &EnrollOptions) -> Result<ServerOnReco
             known.trust.clone()
         }
         (Some(TrustAnchor::Fingerprint(fingerprint)), _) => fetch_root(&options.server, *fingerprint).await?,
-        (Some(TrustAnchor::Certificates(pem)), _) => Trust::in_certificates(pem).map_err(ClientError::Trust)?,
+        (Some(TrustAnchor::Certificates(pem)), _) => Trust::from_certificates(pem).map_err(ClientError::Trust)?,
         (Some(TrustAnchor::System), _) | (None, None) => Trust::System,
         (None, Some(known)) => known.trust.clone(),
     };
-    Ok(ServerOnRecord {
+    Ok(KnownServer {
         url: options.server.clone(),
         trust,
     })
 }
 
-/// The machine's key: the one that there is, and a new one only where none was ever shown to a server, or where the
-/// hardware says that it will never use the old one again.
+/// The machine's key. A new key is created only if no server knows one, or if the hardware permanently rejects the old
+/// one.
 async fn key(machine: &Machine, lock: &Arc<StateLock>, record: &Record) -> Result<PublicKey, AgentError> {
     let key = machine.key.at(record.key_place);
-    match key.signing().await {
+    match key.test_signing().await {
         Ok(None) if record.key.is_none() => {
-            let new = key.make().await.map_err(ProofError::Key)?;
-            let kept = key.keep(Arc::clone(lock), new).await;
+            let new = key.create().await.map_err(ProofError::Key)?;
+            let kept = key.save(Arc::clone(lock), new).await;
             Ok(kept.map_err(ProofError::Key)?)
         }
         Err(KeyFault::Store(error @ KeyStoreError::Foreign { .. })) => {
-            tracing::warn!(error = %Chain(&error), "the old key is set aside, and a new one made");
+            tracing::warn!(error = %Chain(&error), "the hardware rejects the key: creating a new one, and keeping the old file as *.key.refused");
             replace_key(&key, lock).await
         }
         Err(fault) => Err(ProofError::Key(fault).into()),
@@ -142,27 +142,27 @@ async fn key(machine: &Machine, lock: &Arc<StateLock>, record: &Record) -> Resul
     }
 }
 
-/// The record comes first: a crash in between leaves a key that the hardware refuses, and all of this is done again.
-/// In the other order it would leave a key that nobody knows why to trust.
+/// The record is written first. After a crash before the key file is written, the hardware rejects the old key again,
+/// and this function runs again. In the other order, a crash would leave a key that does not match the record.
 async fn replace_key(key: &MachineKey, lock: &Arc<StateLock>) -> Result<PublicKey, AgentError> {
-    let new = key.make().await.map_err(ProofError::Key)?;
+    let new = key.create().await.map_err(ProofError::Key)?;
     let thumbprint = new.public_key.thumbprint();
     update_record(lock, move |record| {
         record.key = Some(thumbprint);
         record.key_is_unknown = true;
-        // The key that was to follow the old one goes with it: only that could have let it in.
+        // A rotation in progress ends, because only the old key could admit the next one.
         record.rotation = None;
-        // Its tokens are bound to the old key.
+        // The tokens are bound to the old key.
         if let Some(last) = record.last_check_in.as_mut() {
             last.grants.clear();
         }
     })
     .await?;
-    let kept = key.keep_in_place_of_refused(Arc::clone(lock), new).await;
+    let kept = key.save_in_place_of_rejected(Arc::clone(lock), new).await;
     Ok(kept.map_err(ProofError::Key)?)
 }
 
-async fn remember(
+async fn record_result(
     machine: &Machine,
     lock: &Arc<StateLock>,
     result: &Result<EnrollOutcome, AgentError>,
@@ -170,7 +170,7 @@ async fn remember(
     match result {
         Ok(EnrollOutcome::Enrolled { enrolled, .. }) => {
             let (enrolled, now) = (enrolled.clone(), machine.clock.now());
-            update_record(lock, move |record| admit(record, *enrolled, now)).await
+            update_record(lock, move |record| record_enrollment(record, *enrolled, now)).await
         }
         Ok(EnrollOutcome::Pending(answer)) => {
             let enrollment_id = Some(answer.enrollment_id);
@@ -187,7 +187,7 @@ async fn remember(
     }
 }
 
-fn admit(record: &mut Record, enrolled: Enrolled, now: OffsetDateTime) {
+fn record_enrollment(record: &mut Record, enrolled: Enrolled, now: OffsetDateTime) {
     let before = record.machine.take();
     let same = before.filter(|machine| machine.machine_id == enrolled.machine_id);
     if same.is_none() {
@@ -209,7 +209,7 @@ fn admit(record: &mut Record, enrolled: Enrolled, now: OffsetDateTime) {
     record.last_failure = None;
 }
 
-/// A refusal that repeating cannot mend: the token in it is of no more use, and is not kept.
+/// Whether a repetition would be refused again. The token is then useless and is deleted.
 fn is_final(error: &AgentError) -> bool {
     error
         .refusal()

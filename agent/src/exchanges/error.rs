@@ -1,4 +1,4 @@
-//! What goes wrong in an exchange, and what that means for whoever wanted it.
+//! Errors of exchanges, and the kind of failure that each one is.
 
 use std::path::PathBuf;
 
@@ -14,42 +14,44 @@ use crate::{
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// There is no identity to use.
-    #[error("this machine is not enrolled: `assay-agent enroll --server URL` does that")]
+    /// The machine has no identity.
+    #[error("this machine is not enrolled: run `assay-agent enroll --server URL`")]
     NotEnrolled,
     /// The machine belongs to another server.
-    #[error("this machine belongs to {on_record}, not to {asked_for}: `assay-agent reset` gives that identity up")]
+    #[error(
+        "this machine is enrolled with {on_record}, not with {requested}: to change servers, run `assay-agent reset` first"
+    )]
     OtherServer {
-        /// Whose it is.
+        /// The server on record.
         on_record: ServerUrl,
-        /// Whose it was to become.
-        asked_for: ServerUrl,
+        /// The requested server.
+        requested: ServerUrl,
     },
-    /// The key that the server knows is gone.
-    #[error("the key of this machine is gone from {}: `assay-agent reset`, then enroll again", .0.display())]
+    /// The current key's file is missing.
+    #[error("the machine's key file {} is missing: run `assay-agent reset`, then enroll again", .0.display())]
     KeyLost(PathBuf),
-    /// There is a key, and it is not the one that the server knows.
-    #[error("the key in {} is not the one that this machine enrolled with", .0.display())]
+    /// The key file contains a key other than the one on record.
+    #[error("the key in {} is not the one on record", .0.display())]
     KeyReplaced(PathBuf),
-    /// The state directory did not serve.
-    #[error("the agent's state cannot be kept")]
+    /// The state directory failed.
+    #[error("the state directory cannot be used")]
     State(#[from] StateError),
-    /// The facts could not be read.
+    /// The facts cannot be read.
     #[error("the facts about this machine cannot be read")]
     Facts(#[from] FactsError),
-    /// Nothing could be signed.
-    #[error("nothing can be proved to the server")]
+    /// The evidence or the certificate request cannot be signed.
+    #[error("the evidence cannot be made")]
     Proof(#[from] ProofError),
-    /// The server did not answer, or said no.
+    /// The server did not respond, or refused the request.
     #[error(transparent)]
     Server(#[from] ClientError),
-    /// The process is ending.
-    #[error("the agent is being stopped")]
+    /// The process is stopping.
+    #[error("the agent is stopping")]
     Interrupted,
 }
 
 impl AgentError {
-    /// What the server said, if it was the server that said no.
+    /// The server's refusal, if it refused the request.
     #[must_use]
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
@@ -58,7 +60,7 @@ impl AgentError {
         }
     }
 
-    /// What is the matter with the key, if it is that.
+    /// The problem with the key, if the key caused the failure.
     #[must_use]
     pub fn key_trouble(&self) -> Option<KeyTrouble> {
         match self {
@@ -69,13 +71,13 @@ impl AgentError {
         }
     }
 
-    /// What kind of failure it is.
+    /// The kind of failure.
     #[must_use]
     pub fn failure(&self) -> Failure {
         match self {
             Self::Server(ClientError::Refused(refusal)) => Failure::of(refusal),
             Self::Server(ClientError::NoCertificate(_)) => Failure::Unknown,
-            Self::Server(ClientError::Unreachable { .. } | ClientError::NotAnAnswer { .. }) => {
+            Self::Server(ClientError::Unreachable { .. } | ClientError::InvalidResponse { .. }) => {
                 Failure::Unreachable { retry_after: None }
             }
             Self::Proof(ProofError::Key(fault)) | Self::Server(ClientError::Key { fault, .. }) => match fault {

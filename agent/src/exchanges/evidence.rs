@@ -1,4 +1,4 @@
-//! Evidence and certificate requests of this machine: what it says, signed with its key.
+//! Evidence and certificate requests, signed with the machine's keys.
 
 use assay_protocol::{
     Csr, EvidenceClaims, Purpose, UnverifiedCsr,
@@ -18,7 +18,7 @@ use crate::{
     trust::ServerUrl,
 };
 
-/// What one piece of evidence is to say.
+/// The content of one piece of evidence.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
     pub(crate) purpose: Purpose,
@@ -29,12 +29,12 @@ pub(crate) struct Statement {
     pub(crate) issued_at: OffsetDateTime,
 }
 
-/// The keys that a proof takes.
+/// The keys of a proof.
 #[derive(Debug, Clone)]
 pub(crate) struct Keys {
     /// Signs the evidence.
     pub(crate) signing: MachineKey,
-    /// Gets the certificate that is asked for: another one where the machine replaces its key.
+    /// Signs the certificate request. In a key rotation this is the next key.
     pub(crate) certified: MachineKey,
 }
 
@@ -48,35 +48,35 @@ impl Keys {
     }
 }
 
-/// What is sent to prove it.
+/// Signed evidence, with a certificate request if the purpose needs one.
 #[derive(Debug)]
 pub(crate) struct Proof {
-    /// PEM; empty for a check-in, which asks for no certificate.
+    /// PEM. Empty for a check-in.
     pub(crate) csr: String,
     pub(crate) evidence: String,
 }
 
-/// Why nothing could be proved.
+/// Why evidence or a certificate request cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
     /// The key failed.
-    #[error("this machine's key cannot be used")]
+    #[error("the machine's key cannot be used")]
     Key(#[from] KeyFault),
-    /// The claims do not encode.
+    /// The claims cannot be encoded.
     #[error("the evidence cannot be encoded")]
     Encode(#[from] serde_json::Error),
-    /// The certificate request could not be made.
+    /// The certificate request cannot be made.
     #[error("the certificate request cannot be made")]
     Csr(#[source] BuildCsrError<KeyStoreError>),
-    /// The key store's own signature does not verify: the request would be refused.
-    #[error("the certificate request does not verify")]
+    /// The certificate request's own signature does not verify, so the server would refuse it.
+    #[error("the signature of the certificate request is invalid")]
     OwnCsr(#[from] CsrError),
-    /// The key store's signature is not what ECDSA gives.
-    #[error("the key store's signature is not in DER")]
+    /// The key store's signature is not an ECDSA signature in DER.
+    #[error("the key store's signature is not valid DER")]
     Signature(#[source] p256::ecdsa::Error),
 }
 
-/// Signs a statement, and lets the key to be certified sign a request where the purpose takes one.
+/// Signs the evidence, and the certificate request if the purpose needs one.
 pub(crate) async fn prove(keys: &Keys, statement: Statement) -> Result<Proof, ProofError> {
     let csr = match statement.purpose {
         Purpose::Enroll | Purpose::Renew => keys.certified.use_key(build_csr).await?,
@@ -111,7 +111,7 @@ pub(crate) async fn prove(keys: &Keys, statement: Statement) -> Result<Proof, Pr
 fn build_csr(store: &dyn KeyStore, sealed: &SealedKey) -> Result<String, ProofError> {
     let public_key = store.public_key(sealed).map_err(KeyFault::Store)?;
     Csr::build(&public_key, |message| store.sign(sealed, message)).map_err(|error| match error {
-        // A locked key must be told from a request that cannot be made: the one passes, the other does not.
+        // Callers distinguish a locked key, which is temporary, from a request that cannot be made.
         BuildCsrError::Sign(error) => ProofError::Key(KeyFault::Store(error)),
         error @ BuildCsrError::Encode(_) => ProofError::Csr(error),
     })
@@ -148,7 +148,7 @@ mod tests {
         let directory = StateDirectory::create(folder.path().to_owned()).unwrap();
         let key = MachineKey::new(Arc::new(SoftwareKeyStore), directory.clone());
         let lock = Arc::new(directory.lock().unwrap());
-        let public_key = key.keep(lock, key.make().await.unwrap()).await.unwrap();
+        let public_key = key.save(lock, key.create().await.unwrap()).await.unwrap();
         let statement = Statement {
             purpose,
             audience: "https://assay.example.com/".parse().unwrap(),

@@ -1,4 +1,4 @@
-//! What kind a failure is.
+//! Kinds of failures.
 
 use std::time::Duration;
 
@@ -6,58 +6,58 @@ use assay_protocol::{ProblemKind, Retry};
 
 use crate::connection::Refusal;
 
-/// What kind of failure it is: what a daemon waits by, and a command's exit code.
+/// The kind of a failure. It determines the daemon's delay and a command's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The server could not be reached, or cannot do it now.
+    /// The server cannot be reached, or cannot process requests now.
     Unreachable {
-        /// How long the server wants to be left alone.
+        /// The server's `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// An administrator holds the machine back, and can let it go.
-    HeldBack {
-        /// How long the server wants to be left alone.
+    /// The machine waits for an administrator: it is pending, quarantined, or its identity does not match.
+    Suspended {
+        /// The server's `Retry-After`.
         retry_after: Option<Duration>,
-        /// Whether it waits for its first approval.
+        /// Whether the machine waits for its first approval.
         is_pending: bool,
     },
-    /// The server said no; somebody has to change something.
+    /// The server refused the request. A repetition does not help before something is changed.
     Refused,
-    /// The server does not know this machine any more.
+    /// The server no longer knows this machine.
     Unknown,
-    /// The key cannot be used until someone logs in.
+    /// The key is locked until a user logs in.
     KeyLocked,
-    /// The hardware has refused the key for good: enrolling makes another.
+    /// The hardware permanently rejects the key. An enrollment creates a new one.
     KeyRefused,
-    /// The key store failed otherwise.
+    /// Another failure of the key store.
     KeyStore,
-    /// Something on this machine is wrong.
+    /// A failure on this machine.
     Local,
 }
 
 impl Failure {
-    /// Whether enrolling is what helps.
+    /// Whether an enrollment can repair this failure.
     pub(crate) fn asks_for_enrollment(self) -> bool {
         matches!(self, Self::Unknown | Self::KeyRefused)
     }
 
-    /// How long the server wants to be left alone, if it said so.
+    /// The server's `Retry-After`, if any.
     pub(crate) fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::Unreachable { retry_after } | Self::HeldBack { retry_after, .. } => retry_after,
+            Self::Unreachable { retry_after } | Self::Suspended { retry_after, .. } => retry_after,
             Self::Refused | Self::Unknown | Self::KeyLocked | Self::KeyRefused | Self::KeyStore | Self::Local => None,
         }
     }
 
-    /// What kind a refusal is.
+    /// The kind of failure that a refusal is.
     pub(crate) fn of(refusal: &Refusal) -> Self {
         let retry_after = refusal.retry_after;
         match refusal.kind() {
-            Some(ProblemKind::MachinePending) => Self::HeldBack {
+            Some(ProblemKind::MachinePending) => Self::Suspended {
                 retry_after,
                 is_pending: true,
             },
-            Some(ProblemKind::MachineQuarantined | ProblemKind::IdentityMismatch) => Self::HeldBack {
+            Some(ProblemKind::MachineQuarantined | ProblemKind::IdentityMismatch) => Self::Suspended {
                 retry_after,
                 is_pending: false,
             },

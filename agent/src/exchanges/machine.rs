@@ -1,4 +1,4 @@
-//! One machine, and what its exchanges share: its directory, its key, its facts, and the way to its server.
+//! What the exchanges share: the machine's directory, key, facts, and connection to the server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,15 +13,15 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    connection::{Answer, Client, ClientCertificate, ClientError, Identity, Refusal, presentable},
+    connection::{ApiResponse, Client, ClientCertificate, ClientError, Identity, Refusal, presentable},
     facts::{Facts, MachineFacts},
     key_store::{self, MachineKey},
     state::{Record, StateDirectory, StateLock},
-    trust::ServerOnRecord,
+    trust::KnownServer,
 };
 
-/// How often one exchange is tried with a fresh nonce before it counts as failed.
-const MOST_NONCES: u32 = 3;
+/// Maximum attempts of one exchange, each with a fresh nonce.
+const MAX_ATTEMPTS: u32 = 3;
 
 /// One machine.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct Machine {
     pub(crate) key: MachineKey,
     pub(crate) clock: Arc<dyn Clock>,
     facts: Arc<dyn Facts>,
-    /// Kept between exchanges for its connections and its nonce.
+    /// Reused between exchanges, with its connections and its nonce.
     client: Mutex<Option<Arc<Client>>>,
 }
 
@@ -50,16 +50,16 @@ impl Machine {
         }
     }
 
-    /// What the machine remembers.
+    /// Reads the record.
     pub(crate) async fn record(&self) -> Result<Record, AgentError> {
         let directory = self.directory.clone();
-        off_the_network(move || Ok(directory.record()?)).await
+        run_blocking(move || Ok(directory.record()?)).await
     }
 
-    /// Waits for the state directory, and removes the key that a crash or a rotation left in it.
+    /// Locks the state directory, and removes a key file that a crash or a rotation left behind.
     pub(super) async fn lock(&self) -> Result<Arc<StateLock>, AgentError> {
         let directory = self.directory.clone();
-        off_the_network(move || {
+        run_blocking(move || {
             let lock = directory.lock()?;
             key_store::remove_left_over(&lock)?;
             Ok(Arc::new(lock))
@@ -67,12 +67,12 @@ impl Machine {
         .await
     }
 
-    /// The public key that the server knows this machine by; an error when there is none, or another.
+    /// The current public key. Fails if the key file is missing or does not match the record.
     pub(crate) async fn key_on_record(&self, record: &Record) -> Result<PublicKey, AgentError> {
         self.expect_key(&self.key.at(record.key_place), record.key).await
     }
 
-    /// The public half of a key, which has to be this one.
+    /// The public half of a key. Fails if the key file is missing or contains a key other than the expected one.
     pub(crate) async fn expect_key(
         &self,
         key: &MachineKey,
@@ -86,27 +86,27 @@ impl Machine {
         }
     }
 
-    /// The way to this server without a certificate.
-    pub(crate) fn anonymous_client(&self, server: &ServerOnRecord) -> Result<Arc<Client>, AgentError> {
-        let open = self.open_client();
+    /// A client without a certificate.
+    pub(crate) fn anonymous_client(&self, server: &KnownServer) -> Result<Arc<Client>, AgentError> {
+        let open = self.current_client();
         match open.filter(|client| client.server() == server && client.identity().is_none()) {
             Some(client) => Ok(client),
-            None => self.keep_open(server, Identity::None),
+            None => self.replace_client(server, Identity::None),
         }
     }
 
-    /// The way to the machine's server with a certificate of the machine's: the one that is open, unless it leads
-    /// elsewhere or presents another certificate than the one to present now.
+    /// A client with the machine's certificate. The existing client is reused if its server and certificate are still
+    /// current.
     pub(crate) async fn client(
         &self,
-        server: &ServerOnRecord,
+        server: &KnownServer,
         credential: &Credential,
     ) -> Result<Arc<Client>, AgentError> {
         if !server.url.is_https() {
             return self.anonymous_client(server);
         }
         let presentable = presentable(&credential.certificate, self.clock.now());
-        let open = self.open_client().filter(|client| client.server() == server);
+        let open = self.current_client().filter(|client| client.server() == server);
         if let Some(client) = open.filter(|client| client.identity().is_presenting(presentable)) {
             return Ok(client);
         }
@@ -114,33 +114,34 @@ impl Machine {
             match ClientCertificate::load(&credential.certificate, &credential.key, Arc::clone(&self.clock)).await {
                 Ok(Some(certificate)) => Identity::Certificate(Arc::new(certificate)),
                 Ok(None) => Identity::Withheld,
-                // The evidence will not be signed either, and says why.
+                // The evidence cannot be signed either, and its error is reported.
                 Err(fault) => {
-                    tracing::debug!(error = %Chain(&fault), "no certificate is presented");
+                    tracing::debug!(error = %Chain(&fault), "no client certificate");
                     Identity::Withheld
                 }
             };
-        self.keep_open(server, identity)
+        self.replace_client(server, identity)
     }
 
-    fn open_client(&self) -> Option<Arc<Client>> {
+    fn current_client(&self) -> Option<Arc<Client>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn keep_open(&self, server: &ServerOnRecord, identity: Identity) -> Result<Arc<Client>, AgentError> {
+    fn replace_client(&self, server: &KnownServer, identity: Identity) -> Result<Arc<Client>, AgentError> {
         let client = Arc::new(Client::new(server.clone(), identity, Arc::clone(&self.clock))?);
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&client));
         Ok(client)
     }
 
-    /// One exchange: evidence over a nonce, and again with the fresh one that comes with a `bad-nonce`.
+    /// One exchange with signed evidence. It is repeated with the fresh nonce of a `bad-nonce` response, and without
+    /// the certificate if the server rejected it.
     pub(crate) async fn exchange<R: Serialize>(
         &self,
         client: &Client,
         keys: &Keys,
         (purpose, subject): (Purpose, Option<Uuid>),
         request: impl Fn(Proof) -> R,
-    ) -> Result<Answer, AgentError> {
+    ) -> Result<ApiResponse, AgentError> {
         let facts = self.read_facts().await?;
         let mut tries = 1;
         loop {
@@ -155,8 +156,8 @@ impl Machine {
             let proof = prove(keys, statement).await?;
             match client.post(path(purpose), &request(proof)).await {
                 Err(ClientError::Refused(refusal))
-                    if tries < MOST_NONCES
-                        && (is_repeated_at_once(&refusal, client) || client.turns_down_certificate(&refusal)) =>
+                    if tries < MAX_ATTEMPTS
+                        && (should_retry(&refusal, client) || client.drop_rejected_certificate(&refusal)) =>
                 {
                     tries += 1;
                 }
@@ -167,21 +168,22 @@ impl Machine {
 
     async fn read_facts(&self) -> Result<MachineFacts, AgentError> {
         let facts = Arc::clone(&self.facts);
-        let mut facts = off_the_network(move || Ok(facts.read()?)).await?;
+        let mut facts = run_blocking(move || Ok(facts.read()?)).await?;
         let version = &mut facts.posture.agent_version;
         version.get_or_insert_with(|| env!("CARGO_PKG_VERSION").to_owned());
         Ok(facts)
     }
 }
 
-/// Changes what is remembered, in one atomic write.
+/// Changes the record in one atomic write.
 pub(crate) async fn update_record(
     lock: &Arc<StateLock>,
     change: impl FnOnce(&mut Record) + Send + 'static,
 ) -> Result<(), AgentError> {
-    // The lock goes along: when the exchange is abandoned, it holds until this write is through.
+    // The closure owns a reference to the lock: if the exchange is dropped, the lock is kept until the write is
+    // complete.
     let lock = Arc::clone(lock);
-    off_the_network(move || {
+    run_blocking(move || {
         let mut record = lock.record()?;
         change(&mut record);
         Ok(lock.write(&record)?)
@@ -189,8 +191,8 @@ pub(crate) async fn update_record(
     .await
 }
 
-/// Runs what waits for the disk on a thread that may wait.
-pub(crate) async fn off_the_network<T: Send + 'static>(
+/// Runs blocking work on a thread for it.
+pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
     tokio::task::spawn_blocking(work)
@@ -198,7 +200,7 @@ pub(crate) async fn off_the_network<T: Send + 'static>(
         .unwrap_or(Err(AgentError::Interrupted))
 }
 
-/// Where a purpose is served.
+/// The endpoint for a purpose.
 fn path(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Enroll => "/v1/enroll",
@@ -207,6 +209,6 @@ fn path(purpose: Purpose) -> &'static str {
     }
 }
 
-fn is_repeated_at_once(refusal: &Refusal, client: &Client) -> bool {
+fn should_retry(refusal: &Refusal, client: &Client) -> bool {
     refusal.problem.retry() == Retry::Now && client.has_nonce()
 }

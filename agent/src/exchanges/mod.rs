@@ -1,4 +1,4 @@
-//! The exchanges with the server, one file each, and [`Agent`], which carries out one at a time.
+//! The exchanges with the server, one file each. [`Agent`] runs one at a time.
 
 mod check_in;
 mod credential;
@@ -28,7 +28,7 @@ use self::machine::update_record;
 pub(crate) use self::{
     check_in::interval,
     credential::Credential,
-    machine::{Machine, off_the_network},
+    machine::{Machine, run_blocking},
 };
 pub use self::{
     enrollment::EnrollOutcome, error::AgentError, evidence::ProofError, failure::Failure, options::EnrollOptions,
@@ -37,30 +37,30 @@ use crate::{
     clock::Clock,
     facts::Facts,
     key_store::{self, KeyStore, MachineKey},
-    state::{FailureOnRecord, Record, StateDirectory, StateError, StateLock},
+    state::{Record, RecordedFailure, StateDirectory, StateError, StateLock},
 };
 
-/// What a machine is made of.
+/// The parts of a machine.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
-    /// Where it keeps its key and its record; made with mode 0700 where it is missing.
+    /// The directory of its key and record. Created with mode 0700 if missing.
     pub state_dir: PathBuf,
-    /// Where its key lives.
+    /// The key store.
     pub key_store: Arc<dyn KeyStore>,
-    /// What it says of itself.
+    /// The facts that its evidence claims.
     pub facts: Arc<dyn Facts>,
-    /// Its clock.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
-/// One machine. Many can live in one process; on one state directory, one exchange runs at a time.
+/// One machine. A process can run many. On one state directory, only one exchange runs at a time.
 #[derive(Debug)]
 pub struct Agent {
     machine: Machine,
 }
 
 impl Agent {
-    /// Opens a machine's state directory. Nothing is sent, and no key is made.
+    /// Opens a machine's state directory. Sends nothing, and creates no key.
     pub fn open(options: AgentOptions) -> Result<Self, AgentError> {
         let directory = StateDirectory::create(options.state_dir)?;
         let key = MachineKey::new(options.key_store, directory.clone());
@@ -69,36 +69,37 @@ impl Agent {
         })
     }
 
-    /// Enrolls the machine, or repeats an enrollment that is not through. Safe to repeat: the same key gives the same machine.
+    /// Enrolls the machine, or repeats an incomplete enrollment. Safe to repeat: the same key leads to the same
+    /// machine.
     pub async fn enroll(&self, options: EnrollOptions) -> Result<EnrollOutcome, AgentError> {
         let lock = self.machine.lock().await?;
         let result = enrollment::enroll(&self.machine, &lock, options).await;
-        self.remember_failure(&lock, "enroll", result).await
+        self.record_failure(&lock, "enroll", result).await
     }
 
-    /// Checks in: proves the machine's presence and state, and takes the grants.
+    /// Checks in: proves the machine's presence and state, and receives its grants.
     pub async fn check_in(&self) -> Result<CheckedIn, AgentError> {
         let lock = self.machine.lock().await?;
         let result = self.check_in_with_current_or_next_key(&lock).await;
-        self.remember_failure(&lock, "check-in", result).await
+        self.record_failure(&lock, "check-in", result).await
     }
 
     /// Renews the machine's certificate, with the same key.
     pub async fn renew(&self) -> Result<Renewed, AgentError> {
         let lock = self.machine.lock().await?;
         let result = renewal::renew(&self.machine, &lock).await;
-        self.remember_failure(&lock, "renew", result).await
+        self.record_failure(&lock, "renew", result).await
     }
 
-    /// Makes the machine's next key, or takes the one of an unfinished rotation, and has it certified. The next check-in
-    /// is the new key's, and lets the old one go. Safe to repeat.
+    /// Gets a certificate for the machine's next key, which it creates unless a rotation is in progress. The next
+    /// check-in is signed by the next key and completes the rotation. Safe to repeat.
     pub async fn rotate_key(&self) -> Result<IssuedCertificate, AgentError> {
         let lock = self.machine.lock().await?;
         let result = rotation::begin(&self.machine, &lock).await;
-        self.remember_failure(&lock, "rotate-key", result).await
+        self.record_failure(&lock, "rotate-key", result).await
     }
 
-    /// What the machine remembers.
+    /// Reads the record.
     pub async fn record(&self) -> Result<Record, AgentError> {
         self.machine.record().await
     }
@@ -107,7 +108,7 @@ impl Agent {
         &self.machine
     }
 
-    /// Checks in with the key that is to replace the current one, where there is one that is certified.
+    /// Checks in with the next key if it has its certificate, otherwise with the current key.
     async fn check_in_with_current_or_next_key(&self, lock: &Arc<StateLock>) -> Result<CheckedIn, AgentError> {
         let record = self.machine.record().await?;
         match Credential::next(&self.machine.key, &record) {
@@ -116,8 +117,8 @@ impl Agent {
         }
     }
 
-    /// Writes down what an exchange failed with. What it failed with counts more than that it could not be written down.
-    async fn remember_failure<T>(
+    /// Records the failure of an exchange. If it cannot be recorded, the exchange's error is still the result.
+    async fn record_failure<T>(
         &self,
         lock: &Arc<StateLock>,
         exchange: &str,
@@ -127,7 +128,7 @@ impl Agent {
             return result;
         };
         let failure = error.failure();
-        let on_record = FailureOnRecord {
+        let on_record = RecordedFailure {
             at: self.machine.clock.now(),
             exchange: exchange.to_owned(),
             problem: error.refusal().map(|refusal| refusal.problem.kind_urn.clone()),
@@ -135,7 +136,7 @@ impl Agent {
             key: error.key_trouble(),
         };
         let written = update_record(lock, move |record| {
-            // A token that the server would not give out any more is not handed out from here either.
+            // If the server would no longer issue the grants, the agent no longer hands them out.
             let keeps_grants = matches!(
                 failure,
                 Failure::Unreachable { .. }
@@ -151,15 +152,15 @@ impl Agent {
         })
         .await;
         if let Err(error) = written {
-            tracing::warn!(error = %Chain(&error).to_string(), "a failure could not be written down");
+            tracing::warn!(error = %Chain(&error), "the failure could not be recorded");
         }
         Err(error)
     }
 }
 
-/// Gives a machine's identity up: removes its key and all it remembers, and names what it removed.
+/// Deletes a machine's identity: its keys and its record. Returns the removed files.
 ///
-/// It takes no key store, so that it works where the key store does not.
+/// It needs no key store, so it works if the key store does not.
 pub fn reset(state_dir: &Path) -> Result<Vec<PathBuf>, StateError> {
     if !state_dir.exists() {
         return Ok(Vec::new());
@@ -243,7 +244,7 @@ mod tests {
         json!({"serial_number": "0a", "not_before": "2026-11-22T10:00:00Z", "not_after": "2026-11-29T10:00:00Z", "chain": chain})
     }
 
-    /// What a server answers when all is well.
+    /// The responses of a server without errors.
     fn well(request: &Received) -> Reply {
         let body = match request.what.as_str() {
             "POST /v1/check-in" => json!({
@@ -258,7 +259,7 @@ mod tests {
             }),
             _ => json!({"certificate": certificate_for(request.body["csr"].as_str().unwrap()), "trust_bundle": ""}),
         };
-        Reply::Answer(200, String::new(), body)
+        Reply::Response(200, String::new(), body)
     }
 
     fn evidence_nonce(request: &Received) -> String {
@@ -359,7 +360,7 @@ mod tests {
         let mut is_approved = false;
         let server = ScriptedServer::start(move |request| match std::mem::replace(&mut is_approved, true) {
             true => well(request),
-            false => Reply::Answer(202, String::new(), pending.clone()),
+            false => Reply::Response(202, String::new(), pending.clone()),
         })
         .await;
         let machine = Machine::new();
@@ -383,8 +384,8 @@ mod tests {
         let mut replies = vec![
             Reply::problem(403, "machine-quarantined"),
             match Reply::problem(503, "unavailable") {
-                Reply::Answer(status, headers, body) => {
-                    Reply::Answer(status, format!("retry-after: 7\r\n{headers}"), body)
+                Reply::Response(status, headers, body) => {
+                    Reply::Response(status, format!("retry-after: 7\r\n{headers}"), body)
                 }
                 Reply::Lost => Reply::Lost,
             },
@@ -407,7 +408,7 @@ mod tests {
         assert_eq!(error.failure(), Failure::Unreachable { retry_after });
         assert_eq!(machine.grants().await, 1);
         let error = machine.agent.check_in().await.unwrap_err();
-        assert!(matches!(error.failure(), Failure::HeldBack { is_pending: false, .. }));
+        assert!(matches!(error.failure(), Failure::Suspended { is_pending: false, .. }));
         assert_eq!(machine.grants().await, 0);
         let failure = machine.agent.record().await.unwrap().last_failure.unwrap();
         assert_eq!(
@@ -426,7 +427,7 @@ mod tests {
         let machine = Machine::new();
         let error = machine.enroll(&server, None).await.unwrap_err();
         assert!(
-            matches!(error, AgentError::Server(ClientError::NotAnAnswer { .. })),
+            matches!(error, AgentError::Server(ClientError::InvalidResponse { .. })),
             "{error}"
         );
         assert!(machine.agent.record().await.unwrap().machine.is_none());
@@ -459,7 +460,7 @@ mod tests {
         let (first, second) = tokio::join!(machine.agent.check_in(), machine.agent.check_in());
         first.unwrap();
         second.unwrap();
-        // Had they run at the same time, one of them would have had to fetch a nonce.
+        // Two concurrent exchanges would need an extra nonce.
         assert_eq!(
             server.calls().iter().filter(|call| *call == "HEAD /v1/nonce").count(),
             1

@@ -1,16 +1,17 @@
-//! What an enrollment takes.
+//! The options of an enrollment.
 
 use secrecy::SecretString;
 
 use crate::trust::{ServerUrl, TrustAnchor};
 
-/// What an enrollment takes.
+/// The options of an enrollment.
 #[derive(Debug, Clone)]
 pub struct EnrollOptions {
     /// The server.
     pub server: ServerUrl,
-    /// An enrollment token. Without one, that of an unfinished enrollment is used, if there is one.
+    /// The enrollment token. If absent, the token of an incomplete enrollment is used, if any.
     pub token: Option<SecretString>,
-    /// How to recognize the server. Without it, as before; at the first time, by what the system trusts.
+    /// How to authenticate the server. If absent, the trust on record is used. At the first enrollment, this is the
+    /// system's roots.
     pub trust: Option<TrustAnchor>,
 }

@@ -1,4 +1,4 @@
-//! Renewal: one exchange that replaces the certificate before it expires, with the same key.
+//! Renewal: replaces the certificate before it expires, with the same key.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub(super) async fn renew(machine: &Machine, lock: &Arc<StateLock>) -> Result<Re
     Ok(renewed)
 }
 
-/// Has a key certified, for which the current one speaks: itself, or the one that is to replace it.
+/// Requests a certificate for a key: the current one, or the next one. The current key signs the evidence.
 pub(super) async fn request(
     machine: &Machine,
     record: &Record,
@@ -60,7 +60,7 @@ pub(super) async fn request(
     let answer = machine.exchange(&client, &keys, what, request).await?;
     let renewed: Renewed = client.read(&answer)?;
     if !is_certificate_for(&renewed.certificate, public_key) {
-        return Err(client.foreign_certificate(&answer).into());
+        return Err(client.wrong_certificate(&answer).into());
     }
     Ok(renewed)
 }

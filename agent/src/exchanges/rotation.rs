@@ -1,10 +1,10 @@
-//! The machine replaces its key. The next key is on the disk before anybody hears of it, the current one lets it in, and
-//! the next one's first check-in makes it the current one: of the server's record by its commit, of this machine's by one
-//! write. Until then both keys are kept, so that a crash or a lost answer, on either side and at any step, leaves a
-//! machine with a key that serves, and the step is repeated.
+//! Key rotation. The next key is on disk before the server learns of it. The current key signs the request for its
+//! certificate. The first check-in with the next key completes the rotation: on the server by its commit, on this
+//! machine by one write of the record. Both keys are kept until then. After a crash or a lost response at any step, the
+//! machine still has a valid key, and the step is repeated.
 //!
-//! What the key store says of the next key never leads to another identity: while the current key serves, the next one
-//! can be let go, and once it does not, the next one is the machine's key like any other.
+//! A failure of the next key never leads to a new identity. While the current key is valid, the next key can be
+//! abandoned. After that, the next key is the machine's key like any other.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::{
     credential::Credential,
     error::AgentError,
     evidence::ProofError,
-    machine::{Machine, off_the_network, update_record},
+    machine::{Machine, run_blocking, update_record},
     renewal, trust_bundle,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     state::{KeyRotation, Record, StateLock},
 };
 
-/// Makes the next key and has it certified; what is done already is not done again.
+/// Creates the next key and gets its certificate. Steps that are already complete are skipped.
 pub(super) async fn begin(machine: &Machine, lock: &Arc<StateLock>) -> Result<IssuedCertificate, AgentError> {
     let record = machine.record().await?;
     let current = Credential::current(&machine.key, &record).ok_or(AgentError::NotEnrolled)?;
@@ -38,7 +38,7 @@ pub(super) async fn begin(machine: &Machine, lock: &Arc<StateLock>) -> Result<Is
     let public_key = next_key(machine, lock, &record).await?;
     let next = machine.key.at(record.key_place.other());
     let renewed = match renewal::request(machine, &record, &current, (&next, &public_key)).await {
-        // It was this machine's before, or is another's: none that can be used.
+        // The server knows this key already, so it cannot become the next key.
         Err(error) if error.refusal().and_then(Refusal::kind) == Some(ProblemKind::Conflict) => {
             abandon(lock).await?;
             return Err(error);
@@ -57,67 +57,67 @@ pub(super) async fn begin(machine: &Machine, lock: &Arc<StateLock>) -> Result<Is
     Ok(certificate)
 }
 
-/// Checks in with the next key, which then is the current one.
+/// Checks in with the next key, which then becomes the current one.
 ///
-/// Where it does not serve, the current key is asked for: if that one still serves, nothing has been replaced.
+/// If the next key fails, the current key checks in. If that succeeds, the rotation is not complete.
 pub(super) async fn complete(
     machine: &Machine,
     lock: &Arc<StateLock>,
     record: &Record,
     next: Credential,
 ) -> Result<CheckedIn, AgentError> {
-    let doubt = match check_in_with(machine, record, &next).await {
+    let failure = match check_in_with_next_key(machine, record, &next).await {
         Ok(checked_in) => {
-            check_in::remember(machine, lock, &checked_in, promote).await?;
+            check_in::record_result(machine, lock, &checked_in, promote).await?;
             remove_key_left_over(lock).await?;
-            tracing::info!("the key is replaced");
+            tracing::info!("key rotation complete");
             return Ok(checked_in);
         }
-        Err(error) if Doubt::of(&error).is_some() => error,
+        Err(error) if NextKeyFailure::of(&error).is_some() => error,
         Err(error) => return Err(error),
     };
-    tracing::warn!(error = %Chain(&doubt), "the next key does not serve: trying the current one");
+    tracing::warn!(error = %Chain(&failure), "the next key failed: checking in with the current one");
     match check_in::check_in(machine, lock, record).await {
         Ok(checked_in) => {
-            if Doubt::of(&doubt) == Some(Doubt::ForGood) {
+            if NextKeyFailure::of(&failure) == Some(NextKeyFailure::Permanent) {
                 abandon(lock).await?;
             }
             Ok(checked_in)
         }
-        // The server has gone over to the next key already, so that one is what has to be mended.
-        Err(error) if is_superseded(&error) && doubt.refusal().is_none() => {
+        // The server has already replaced the current key, so the next key is now the machine's key.
+        Err(error) if is_superseded(&error) && failure.refusal().is_none() => {
             update_record(lock, promote).await?;
-            Err(doubt)
+            Err(failure)
         }
         Err(error) => Err(error),
     }
 }
 
-/// What a failure of the next key means.
+/// What a failure says about the next key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doubt {
-    /// It may serve later.
-    ForNow,
-    /// It will not.
-    ForGood,
+enum NextKeyFailure {
+    /// The next key may work later.
+    Temporary,
+    /// The next key will never work.
+    Permanent,
 }
 
-impl Doubt {
-    /// `None` where the failure says nothing of this key: the current one would fare no better.
+impl NextKeyFailure {
+    /// `None` if the failure is not about this key. The current key would fail, too.
     fn of(error: &AgentError) -> Option<Self> {
         match error {
-            AgentError::KeyLost(_) | AgentError::KeyReplaced(_) => Some(Self::ForGood),
+            AgentError::KeyLost(_) | AgentError::KeyReplaced(_) => Some(Self::Permanent),
             AgentError::Proof(ProofError::Key(fault)) | AgentError::Server(ClientError::Key { fault, .. }) => {
                 Some(match fault {
                     KeyFault::Store(
                         KeyStoreError::Corrupt { .. } | KeyStoreError::Foreign { .. } | KeyStoreError::Changed,
-                    ) => Self::ForGood,
-                    _ => Self::ForNow,
+                    ) => Self::Permanent,
+                    _ => Self::Temporary,
                 })
             }
             _ => match error.refusal()?.kind()? {
                 ProblemKind::KeySuperseded | ProblemKind::BadEvidence | ProblemKind::MachineUnknown => {
-                    Some(Self::ForGood)
+                    Some(Self::Permanent)
                 }
                 _ => None,
             },
@@ -125,26 +125,31 @@ impl Doubt {
     }
 }
 
-async fn check_in_with(machine: &Machine, record: &Record, next: &Credential) -> Result<CheckedIn, AgentError> {
+async fn check_in_with_next_key(
+    machine: &Machine,
+    record: &Record,
+    next: &Credential,
+) -> Result<CheckedIn, AgentError> {
     machine.expect_key(&next.key, thumbprint(record)).await?;
     check_in::call(machine, record, next).await
 }
 
-/// The next key: the one that was made for this, and a new one where there is none, or none that ever served.
+/// The next key of the rotation in progress. A new one if there is none, or if it can never work.
 async fn next_key(machine: &Machine, lock: &Arc<StateLock>, record: &Record) -> Result<PublicKey, AgentError> {
     let key = machine.key.at(record.key_place.other());
     if record.rotation.is_some() {
         match machine.expect_key(&key, thumbprint(record)).await {
-            Err(error) if Doubt::of(&error) == Some(Doubt::ForGood) => {
-                tracing::warn!(error = %Chain(&error), "the next key is let go, and another one made");
+            Err(error) if NextKeyFailure::of(&error) == Some(NextKeyFailure::Permanent) => {
+                tracing::warn!(error = %Chain(&error), "the next key is unusable: creating another one");
                 abandon(lock).await?;
             }
             result => return result,
         }
     }
-    let new = key.make().await.map_err(ProofError::Key)?;
-    // The key comes first: of a record without it nothing could be repeated, and a key without one is nobody's.
-    let public_key = key.keep(Arc::clone(lock), new).await.map_err(ProofError::Key)?;
+    let new = key.create().await.map_err(ProofError::Key)?;
+    // The key is written first: a key without a record entry is deleted later, but a record entry without its key could
+    // not be used.
+    let public_key = key.save(Arc::clone(lock), new).await.map_err(ProofError::Key)?;
     let rotation = KeyRotation {
         key: public_key.thumbprint(),
         begun_at: machine.clock.now(),
@@ -158,7 +163,7 @@ fn thumbprint(record: &Record) -> Option<KeyThumbprint> {
     record.rotation.as_ref().map(|rotation| rotation.key)
 }
 
-/// The next key is the current one from now on, with all that belongs to it.
+/// Makes the next key the current one.
 fn promote(record: &mut Record) {
     let Some(rotation) = record.rotation.take() else { return };
     record.key = Some(rotation.key);
@@ -166,13 +171,13 @@ fn promote(record: &mut Record) {
     if let (Some(machine), Some(certificate)) = (record.machine.as_mut(), rotation.certificate) {
         machine.certificate = certificate;
     }
-    // Its tokens are bound to the old key.
+    // The tokens are bound to the old key.
     if let Some(last) = record.last_check_in.as_mut() {
         last.grants.clear();
     }
 }
 
-/// Lets the next key go.
+/// Abandons the next key.
 async fn abandon(lock: &Arc<StateLock>) -> Result<(), AgentError> {
     update_record(lock, |record| record.rotation = None).await?;
     remove_key_left_over(lock).await
@@ -184,5 +189,5 @@ fn is_superseded(error: &AgentError) -> bool {
 
 async fn remove_key_left_over(lock: &Arc<StateLock>) -> Result<(), AgentError> {
     let lock = Arc::clone(lock);
-    off_the_network(move || Ok(key_store::remove_left_over(&lock)?)).await
+    run_blocking(move || Ok(key_store::remove_left_over(&lock)?)).await
 }

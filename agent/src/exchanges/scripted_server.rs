@@ -1,4 +1,4 @@
-//! A server for tests of the exchanges: it speaks plain HTTP on a loopback address, and answers as the test says.
+//! A server for tests of the exchanges. It speaks plain HTTP on a loopback address, and responds as the test says.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::trust::ServerUrl;
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(crate) struct Received {
     /// Method and path.
@@ -18,16 +18,16 @@ pub(crate) struct Received {
     pub(crate) body: Value,
 }
 
-/// What to answer.
+/// The response to a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Reply {
-    /// Status, more headers, body.
-    Answer(u16, String, Value),
-    /// Close the connection: the answer is lost on its way.
+    /// Status, additional headers, body.
+    Response(u16, String, Value),
+    /// Close the connection: the response is lost.
     Lost,
 }
 
-/// The server; it ends with the test's runtime.
+/// The server. It stops with the test's runtime.
 #[derive(Debug)]
 pub(crate) struct ScriptedServer {
     pub(crate) url: ServerUrl,
@@ -37,12 +37,12 @@ pub(crate) struct ScriptedServer {
 impl Reply {
     pub(crate) fn problem(status: u16, slug: &str) -> Self {
         let problem = json!({"type": format!("urn:assay:problem:{slug}"), "title": slug, "status": status});
-        Self::Answer(status, "content-type: application/problem+json\r\n".into(), problem)
+        Self::Response(status, "content-type: application/problem+json\r\n".into(), problem)
     }
 }
 
 impl ScriptedServer {
-    /// Answers each `POST` as `reply` says, and everything else with 204; each answer brings a nonce of its own.
+    /// Responds to each `POST` with `reply`, and to everything else with 204. Each response brings a new nonce.
     pub(crate) async fn start(mut reply: impl FnMut(&Received) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -55,9 +55,9 @@ impl ScriptedServer {
                 log.lock().unwrap().push(request.clone());
                 let reply = match request.what.starts_with("POST") {
                     true => reply(&request),
-                    false => Reply::Answer(204, String::new(), Value::Null),
+                    false => Reply::Response(204, String::new(), Value::Null),
                 };
-                if let Reply::Answer(status, headers, body) = reply {
+                if let Reply::Response(status, headers, body) = reply {
                     let body = if body.is_null() {
                         String::new()
                     } else {
@@ -74,12 +74,12 @@ impl ScriptedServer {
         Self { url, received }
     }
 
-    /// Everything that came, in order.
+    /// All requests, in order.
     pub(crate) fn received(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
     }
 
-    /// Methods and paths of everything that came, in order.
+    /// Methods and paths of all requests, in order.
     pub(crate) fn calls(&self) -> Vec<String> {
         self.received().into_iter().map(|request| request.what).collect()
     }

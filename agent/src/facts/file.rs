@@ -1,4 +1,4 @@
-//! Facts from a file, in place of the system's: for tests and for simulated fleets.
+//! Facts from a file, instead of the system's: for tests and simulated fleets.
 
 use std::{
     fs,
@@ -10,14 +10,14 @@ use serde_json::{Map, Value};
 
 use super::{Facts, FactsError, MachineFacts};
 
-/// A JSON file with `machine` and `posture` as evidence has them. It is read again at each use.
+/// A JSON file with `machine` and `posture` in the form of evidence. Each use reads the file again.
 #[derive(Debug, Clone)]
 pub struct FileFacts {
     file: PathBuf,
 }
 
 impl FileFacts {
-    /// Takes the facts from this file. It is looked at when facts are asked for, not now.
+    /// Names the file. It is read when facts are needed.
     #[must_use]
     pub fn new(file: PathBuf) -> Self {
         Self { file }
@@ -61,7 +61,7 @@ fn parse(file: &Path, text: &[u8]) -> Result<MachineFacts, FactsError> {
     Ok(facts)
 }
 
-/// Reads one object field by field, so that an error can name the field, which serde's own errors do not.
+/// Parses an object field by field, because serde's errors do not name the field.
 fn parse_object<T>(file: &Path, object: &str, value: Value) -> Result<T, FactsError>
 where
     T: Default + Serialize + DeserializeOwned,
@@ -88,7 +88,7 @@ where
             .and_then(|object| fields(&object))
             .map_err(|error| bad_value(field.clone(), Some(error)))?;
         let is_blank = value.is_null() || value.as_str().is_some_and(|text| text.trim().is_empty());
-        // The wire format takes an unknown word for null, so that old servers stand new agents; here it is a typing error.
+        // The wire format parses unknown words as null, for compatibility. In this file they are mistakes.
         if !is_blank && read.get(name).is_none_or(Value::is_null) {
             return Err(bad_value(field, None));
         }

@@ -1,4 +1,4 @@
-//! Facts of a Linux system: what the firmware and the distribution say. Apple's protections do not exist here: null.
+//! Facts of a Linux system, from firmware and distribution. Apple's protections do not exist here, so they are null.
 
 use std::{
     fs, io,
@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::{Facts, FactsError, MachineFacts, claim};
 
-/// What boards carry that nobody gave a serial number: many machines would look like one.
+/// Placeholders that vendors leave in place of a serial number. Taken as serial numbers, they would make many machines
+/// look like one.
 const PLACEHOLDERS: &[&str] = &[
     "0",
     "0123456789",
@@ -27,7 +28,7 @@ const PLACEHOLDERS: &[&str] = &[
     "unknown",
 ];
 
-/// Reads the facts below a root folder.
+/// Reads the facts below a root directory.
 #[derive(Debug, Clone)]
 pub struct LinuxFacts {
     root: PathBuf,
@@ -64,10 +65,10 @@ impl Facts for LinuxFacts {
 }
 
 impl LinuxFacts {
-    /// The firmware's UUID; the installation's where there is no firmware to ask (a container, a board without DMI).
+    /// The UUID of the firmware, or of the installation if there is no firmware (a container, a board without DMI).
     ///
-    /// Firmware that is there and may not be read gives null: a machine whose UUID depended on who asks would look like
-    /// a copied identity, and be quarantined for it.
+    /// Null if the firmware exists but is not readable. If the UUID depended on the user who reads it, the machine
+    /// would look like a copied identity and be quarantined.
     fn hardware_uuid(&self) -> Option<String> {
         let text = match self.text("sys/class/dmi/id/product_uuid") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.text("etc/machine-id"),
@@ -91,7 +92,7 @@ impl LinuxFacts {
     }
 }
 
-/// A value of `os-release` (freedesktop.org's os-release(5)): shell-like assignments, quoted or not.
+/// A value of `os-release` (os-release(5)): shell-like assignments, quoted or not.
 fn os_release_value(os_release: &str, name: &str) -> Option<String> {
     let assigned = os_release
         .lines()

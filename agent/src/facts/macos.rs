@@ -1,42 +1,43 @@
-//! Facts of a Mac: what its own programs say, each at its fixed path and within a time. What none of them says is null.
+//! Facts of a Mac, from the output of its own programs. Each has a fixed path and a time limit. Facts that no program
+//! reports are null.
 //!
-//! Programs rather than IOKit and other libraries: what they print is documented, can be recorded and tested on any
-//! system, and takes no `unsafe`.
+//! The agent runs programs instead of calling IOKit or other libraries: their output is documented, tests on any system
+//! can use recorded output, and no `unsafe` code is necessary.
 
 use std::{thread, time::Duration};
 
 use assay_protocol::machine::{MachineIdentity, Posture, SecureBoot};
 
-use super::{Facts, FactsError, MachineFacts, claim, command::ask};
+use super::{Facts, FactsError, MachineFacts, claim, command::output_of};
 
-/// `profiles` asks a daemon and may take a second; the others take milliseconds.
+/// `profiles` queries a daemon and may take a second. The others take milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-type Question = (&'static str, &'static [&'static str]);
+type Invocation = (&'static str, &'static [&'static str]);
 
-const HARDWARE: Question = ("/usr/sbin/ioreg", &["-rd1", "-c", "IOPlatformExpertDevice"]);
-const SYSTEM: Question = (
+const HARDWARE: Invocation = ("/usr/sbin/ioreg", &["-rd1", "-c", "IOPlatformExpertDevice"]);
+const SYSTEM: Invocation = (
     "/usr/sbin/sysctl",
     &["kern.osproductversion", "kern.osversion", "hw.model"],
 );
-const SIP: Question = ("/usr/bin/csrutil", &["status"]);
-const FILEVAULT: Question = ("/usr/bin/fdesetup", &["status"]);
-const FIREWALL: Question = ("/usr/libexec/ApplicationFirewall/socketfilterfw", &["--getglobalstate"]);
-const GATEKEEPER: Question = ("/usr/sbin/spctl", &["--status"]);
-const BOOT_POLICY: Question = ("/usr/bin/bputil", &["-d"]);
-const T2_BOOT_POLICY: Question = (
+const SIP: Invocation = ("/usr/bin/csrutil", &["status"]);
+const FILEVAULT: Invocation = ("/usr/bin/fdesetup", &["status"]);
+const FIREWALL: Invocation = ("/usr/libexec/ApplicationFirewall/socketfilterfw", &["--getglobalstate"]);
+const GATEKEEPER: Invocation = ("/usr/sbin/spctl", &["--status"]);
+const BOOT_POLICY: Invocation = ("/usr/bin/bputil", &["-d"]);
+const T2_BOOT_POLICY: Invocation = (
     "/usr/sbin/nvram",
     &["94b73556-2197-4702-82a8-3e1337dafbfb:AppleSecureBootPolicy"],
 );
-const MDM: Question = ("/usr/bin/profiles", &["status", "-type", "enrollment"]);
+const MDM: Invocation = ("/usr/bin/profiles", &["status", "-type", "enrollment"]);
 
-/// Reads the facts of this Mac. Some can be read by root alone.
+/// Reads the facts of this Mac. Some are readable only by root.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MacFacts;
 
-/// What the programs have printed.
+/// The output of the programs.
 #[derive(Debug, Default)]
-struct Answers {
+struct Outputs {
     hardware: Option<String>,
     system: Option<String>,
     sip: Option<String>,
@@ -50,19 +51,20 @@ struct Answers {
 
 impl Facts for MacFacts {
     fn read(&self) -> Result<MachineFacts, FactsError> {
-        let mut facts = Answers::collect().facts();
+        let mut facts = Outputs::collect().facts();
         let hostname = hostname::get().ok().and_then(|name| name.into_string().ok());
         facts.machine.hostname = hostname.and_then(claim);
         Ok(facts)
     }
 }
 
-impl Answers {
-    /// Asks them all at once: one that hangs costs its time once.
+impl Outputs {
+    /// Runs all programs concurrently, so that a hanging one delays the result only once.
     fn collect() -> Self {
         thread::scope(|scope| {
-            let ask = |(program, arguments): Question| scope.spawn(move || ask(program, arguments, TIMEOUT));
-            let asked = [
+            let output_of =
+                |(program, arguments): Invocation| scope.spawn(move || output_of(program, arguments, TIMEOUT));
+            let running = [
                 HARDWARE,
                 SYSTEM,
                 SIP,
@@ -73,7 +75,7 @@ impl Answers {
                 T2_BOOT_POLICY,
                 MDM,
             ]
-            .map(ask);
+            .map(output_of);
             let [
                 hardware,
                 system,
@@ -84,7 +86,7 @@ impl Answers {
                 boot_policy,
                 t2_boot_policy,
                 mdm,
-            ] = asked.map(|answer| answer.join().ok().flatten());
+            ] = running.map(|answer| answer.join().ok().flatten());
             Self {
                 hardware,
                 system,
@@ -145,7 +147,7 @@ fn system_value(text: &str, name: &str) -> Option<String> {
     claim(named?.to_owned())
 }
 
-/// A custom configuration has something off, whatever else is on: `csr_get_active_config` is not 0 there.
+/// A custom configuration disables parts of SIP: `csr_get_active_config` is not 0.
 fn is_sip_enabled(text: &str) -> Option<bool> {
     let status = text
         .lines()
@@ -157,7 +159,7 @@ fn is_sip_enabled(text: &str) -> Option<bool> {
     }
 }
 
-/// Not before it is through: while a volume is encrypted or decrypted, part of it is in the clear.
+/// False while encryption or decryption is in progress, because part of the volume is not encrypted.
 fn is_filevault_enabled(text: &str) -> Option<bool> {
     let status = text
         .lines()
@@ -170,7 +172,7 @@ fn is_filevault_enabled(text: &str) -> Option<bool> {
     }
 }
 
-/// `Firewall is enabled. (State = 1)`; 2 blocks everything that it may.
+/// `Firewall is enabled. (State = 1)`. State 2 blocks all incoming connections.
 fn is_firewall_enabled(text: &str) -> Option<bool> {
     match text.split_once("(State = ")?.1.split_once(')')?.0.trim() {
         "0" => Some(false),
@@ -187,7 +189,7 @@ fn is_gatekeeper_enabled(text: &str) -> Option<bool> {
     })
 }
 
-/// Apple silicon: `Security Mode:               Full       (smb0): absent`. With several policies, the weakest.
+/// Apple silicon: `Security Mode:               Full       (smb0): absent`. The weakest of several policies counts.
 fn boot_policy(text: &str) -> Option<SecureBoot> {
     let modes = text
         .lines()
@@ -201,7 +203,7 @@ fn boot_policy(text: &str) -> Option<SecureBoot> {
     levels.collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
-/// Intel with T2: the variable's byte, of which 2 is full security, 1 medium and 0 none.
+/// Intel with T2: 2 is full security, 1 is medium, 0 is none.
 fn t2_boot_policy(text: &str) -> Option<SecureBoot> {
     let (name, value) = text.trim().split_once(char::is_whitespace)?;
     match value.trim() {
@@ -227,8 +229,8 @@ fn is_mdm_enrolled(text: &str) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    //! The outputs are in the forms that are publicly documented for macOS 12 to 26: Apple's manual pages, and reports of
-    //! those who manage Macs. None was recorded by us.
+    //! These outputs follow the public documentation for macOS 12 to 26: Apple's manual pages and reports of
+    //! administrators. None was recorded on a Mac by this project.
 
     use rstest::rstest;
 
@@ -254,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_mac_in_order_says_so() {
-        let answers = Answers {
+        let answers = Outputs {
             hardware: Some(IOREG.into()),
             system: Some(SYSCTL.into()),
             sip: Some("System Integrity Protection status: enabled.\n".into()),
@@ -291,9 +293,9 @@ mod tests {
             },
             ..MachineFacts::default()
         };
-        assert_eq!(Answers::default().facts(), nothing);
+        assert_eq!(Outputs::default().facts(), nothing);
         let nonsense = || Some("\u{1b}[31mSegmentation fault\n".to_owned());
-        let answers = Answers {
+        let answers = Outputs {
             hardware: nonsense(),
             system: nonsense(),
             sip: nonsense(),

@@ -1,4 +1,4 @@
-//! What a machine can say of itself: who it is, and the state of its defences. What cannot be read is null, never guessed.
+//! Facts about a machine: its identity and the state of its protections. What cannot be read is null, never guessed.
 
 #[cfg(any(target_os = "macos", test))]
 mod command;
@@ -18,93 +18,93 @@ pub use linux::LinuxFacts;
 #[cfg(any(target_os = "macos", test))]
 pub use macos::MacFacts;
 
-/// The facts that evidence carries.
+/// The facts in evidence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MachineFacts {
-    /// Which machine it is.
+    /// The identity of the machine.
     pub machine: MachineIdentity,
-    /// The state it is in.
+    /// The state of its protections.
     pub posture: Posture,
 }
 
-/// A source of facts, read anew for each piece of evidence. Reading may block.
+/// A source of facts. Each piece of evidence reads them again. Reading may block.
 pub trait Facts: Send + Sync + fmt::Debug {
-    /// Reads them.
+    /// Reads the facts.
     fn read(&self) -> Result<MachineFacts, FactsError>;
 }
 
-/// Why there are no facts.
+/// Why the facts cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
     /// The file cannot be read.
     #[error("{} cannot be read", file.display())]
     Unreadable {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The file is not JSON, or not an object.
+    /// The file is not a JSON object.
     #[error("{} is not a JSON object with \"machine\" and \"posture\"", file.display())]
     NotAnObject {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// Where and why.
+        /// The cause, if the file is not JSON.
         #[source]
         source: Option<serde_json::Error>,
     },
-    /// A field that no facts have.
-    #[error("{}: {field} is no field of the facts", file.display())]
+    /// The file has an unknown field.
+    #[error("{}: {field} is not a field of the facts", file.display())]
     UnknownField {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// Which field, with the object that it is in.
+        /// The field, with its object.
         field: String,
     },
-    /// A field with a value that does not fit.
-    #[error("{}: {field} has a value that does not fit", file.display())]
+    /// A field has an invalid value.
+    #[error("{}: {field} has an invalid value", file.display())]
     BadValue {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// Which field, with the object that it is in.
+        /// The field, with its object.
         field: String,
-        /// Why; `None` when the value is none of those that the field can have.
+        /// The cause. `None` if the value is not one of the field's words.
         #[source]
         source: Option<serde_json::Error>,
     },
-    /// Nobody has taught this build to read facts from this system.
+    /// This build supports no facts of this system.
     #[error("this build cannot read facts from this system; give them with --facts FILE")]
     UnsupportedSystem,
 }
 
-/// A simulated machine: its facts are what they are set to.
+/// Fixed facts, for simulated machines.
 impl Facts for MachineFacts {
     fn read(&self) -> Result<MachineFacts, FactsError> {
         Ok(self.clone())
     }
 }
 
-/// The facts of the system that this runs on.
+/// The facts of this system.
 #[cfg(target_os = "linux")]
 pub fn system() -> Result<Arc<dyn Facts>, FactsError> {
     Ok(Arc::new(LinuxFacts::default()))
 }
 
-/// The facts of the system that this runs on.
+/// The facts of this system.
 #[cfg(target_os = "macos")]
 pub fn system() -> Result<Arc<dyn Facts>, FactsError> {
     Ok(Arc::new(MacFacts))
 }
 
-/// The facts of the system that this runs on.
+/// The facts of this system.
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 pub fn system() -> Result<Arc<dyn Facts>, FactsError> {
     Err(FactsError::UnsupportedSystem)
 }
 
 #[cfg(any(target_os = "linux", target_os = "macos"))]
-/// What the server would refuse as a claim (blank, overlong, with control characters) is as good as unreadable.
+/// Drops claims that the server would reject: blank, overlong, or with control characters.
 fn claim(text: String) -> Option<String> {
     let text = text.trim();
     let is_fit = !text.is_empty() && text.len() <= 256 && !text.chars().any(char::is_control);

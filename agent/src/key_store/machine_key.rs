@@ -1,23 +1,23 @@
-//! A key of a machine: its sealed bytes in the state directory, and the store that they belong to.
+//! A machine's key: its sealed bytes in the state directory, and its store.
 //!
-//! There is one, and a second beside it while the machine replaces the first: each in a file of its own, so that the two
-//! change places by one write of the record. A key is made only where there is no file, or where the hardware refuses the one in it for good. A file that cannot
-//! be read or a key that does not work now is an error: a second key beside a first one that was only locked would look
-//! like a copied machine.
+//! There is one key, and a second one during a rotation. Each has its own file, so one write of the record exchanges
+//! them. A key is created only if there is no file, or if the hardware permanently rejects the key in it. An unreadable
+//! file and a failing key are errors: if a locked key were replaced by a second one, the machine would look like a
+//! copied one.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use assay_protocol::{PublicKey, machine::KeyStoreKind};
 
-use super::{Calls, KeyStore, KeyStoreError, SealedKey, calls::unavailable, name};
+use super::{Calls, KINDS, KeyStore, KeyStoreError, SealedKey, calls::unavailable, name};
 use crate::state::{KeyPlace, StateDirectory, StateError, StateLock};
 
-/// What a key signs to show that it does. It is no JWS, no CSR and no handshake: whoever has the signature has nothing.
+/// The message that a key signs as a test. It is no JWS, CSR or TLS handshake, so the signature is useless to an
+/// attacker.
 const PROBE: &[u8] = b"assay-agent probe";
-const KINDS: &[KeyStoreKind] = &[KeyStoreKind::SecureEnclave, KeyStoreKind::Software];
 const PLACES: &[KeyPlace] = &[KeyPlace::First, KeyPlace::Second];
 
-/// The machine's key in one of the two places.
+/// The machine's key in one of its two places.
 #[derive(Debug, Clone)]
 pub(crate) struct MachineKey {
     store: Arc<dyn KeyStore>,
@@ -26,34 +26,36 @@ pub(crate) struct MachineKey {
     calls: Calls,
 }
 
-/// A key that was made and is not kept yet.
+/// A new key that is not stored yet.
 #[derive(Debug)]
 pub(crate) struct NewKey {
     sealed: SealedKey,
     pub(crate) public_key: PublicKey,
 }
 
-/// Why the machine's key could not be used.
+/// Why the machine's key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFault {
-    /// The key store refused.
+    /// The key store failed.
     #[error("the key store failed")]
     Store(#[from] KeyStoreError),
-    /// The file with the sealed key cannot be read or written.
-    #[error("the key's file failed")]
+    /// The key file cannot be read or written.
+    #[error("the key file cannot be used")]
     File(#[source] StateError),
-    /// The machine has a key in another store than the one asked for.
-    #[error("this machine's key is in the {found} key store, not in {asked_for}; `assay-agent reset` gives it up")]
+    /// The machine's key is in a store other than the configured one.
+    #[error(
+        "the machine's key is in the {found} key store, but {configured} is configured; `assay-agent reset` deletes the key"
+    )]
     OtherStore {
-        /// Where the key is.
+        /// The store of the key.
         found: &'static str,
-        /// Where it was looked for.
-        asked_for: &'static str,
+        /// The configured store.
+        configured: &'static str,
     },
-    /// There is no key.
-    #[error("there is no key at {}", .0.display())]
+    /// There is no key file.
+    #[error("the key file {} does not exist", .0.display())]
     Missing(PathBuf),
-    /// The store did not answer.
+    /// The store did not return in time.
     #[error("the key store did not answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
 }
@@ -73,12 +75,12 @@ impl MachineKey {
         Self { place, ..self.clone() }
     }
 
-    /// Where its sealed bytes are.
+    /// The key file.
     pub(crate) fn file(&self) -> PathBuf {
         file(&self.directory, self.store.kind(), self.place)
     }
 
-    /// The public half, or `None` where no key was ever made.
+    /// The public half. `None` if there is no key.
     pub(crate) async fn public_key(&self) -> Result<Option<PublicKey>, KeyFault> {
         let read = self.use_key(|store, key| store.public_key(key).map_err(KeyFault::Store));
         match read.await {
@@ -88,8 +90,9 @@ impl MachineKey {
         }
     }
 
-    /// The public half of a key that signs, or `None` where no key was ever made. A damaged key may load all the same.
-    pub(crate) async fn signing(&self) -> Result<Option<PublicKey>, KeyFault> {
+    /// The public half, after a test signature. `None` if there is no key. The signature is necessary because a damaged
+    /// key may still load.
+    pub(crate) async fn test_signing(&self) -> Result<Option<PublicKey>, KeyFault> {
         let signed = self.use_key(|store, key| {
             let public_key = store.public_key(key).map_err(KeyFault::Store)?;
             let _signature = store.sign(key, PROBE).map_err(KeyFault::Store)?;
@@ -102,8 +105,8 @@ impl MachineKey {
         }
     }
 
-    /// Makes a key. It is nobody's until it is kept.
-    pub(crate) async fn make(&self) -> Result<NewKey, KeyFault> {
+    /// Creates a key, without storing it.
+    pub(crate) async fn create(&self) -> Result<NewKey, KeyFault> {
         let store = Arc::clone(&self.store);
         self.calls
             .call(move || {
@@ -114,8 +117,8 @@ impl MachineKey {
             .await
     }
 
-    /// Keeps a key where there is none. The lock, and a write that never replaces a file, keep two from being kept.
-    pub(crate) async fn keep(&self, lock: Arc<StateLock>, new: NewKey) -> Result<PublicKey, KeyFault> {
+    /// Stores a new key. The lock, and a write that never replaces a file, prevent a second key.
+    pub(crate) async fn save(&self, lock: Arc<StateLock>, new: NewKey) -> Result<PublicKey, KeyFault> {
         let file = self.file();
         on_the_disk(move || {
             lock.create_file(&file, new.sealed.expose())?;
@@ -124,14 +127,17 @@ impl MachineKey {
         .await
     }
 
-    /// Keeps a key in place of one that the store has refused for good, whose bytes are set aside: to be looked at, and
-    /// never read by the agent again.
-    pub(crate) async fn keep_in_place_of_refused(
+    /// Stores a new key in place of one that the store permanently rejects. The old file is renamed for later analysis.
+    /// The agent never reads it again.
+    pub(crate) async fn save_in_place_of_rejected(
         &self,
         lock: Arc<StateLock>,
         new: NewKey,
     ) -> Result<PublicKey, KeyFault> {
-        let (file, aside) = (self.file(), refused(&self.directory, self.store.kind(), self.place));
+        let (file, aside) = (
+            self.file(),
+            rejected_file(&self.directory, self.store.kind(), self.place),
+        );
         on_the_disk(move || {
             lock.replace_file(&file, new.sealed.expose(), &aside)?;
             Ok(new.public_key)
@@ -139,7 +145,7 @@ impl MachineKey {
         .await
     }
 
-    /// The key itself, sealed, and its public half.
+    /// Loads the sealed key and its public half.
     pub(crate) async fn load(&self) -> Result<(SealedKey, PublicKey), KeyFault> {
         let (store, directory, place) = (Arc::clone(&self.store), self.directory.clone(), self.place);
         self.calls
@@ -151,13 +157,13 @@ impl MachineKey {
             .await
     }
 
-    /// Signs on this very thread, which may hang: never one that serves others.
-    pub(crate) fn sign_here(&self, key: &SealedKey, message: &[u8]) -> Result<Vec<u8>, KeyFault> {
+    /// Signs on the current thread, which may hang. Call it only on a thread that no other task uses.
+    pub(crate) fn sign_blocking(&self, key: &SealedKey, message: &[u8]) -> Result<Vec<u8>, KeyFault> {
         let _permit = self.calls.permit()?;
         Ok(self.store.sign(key, message)?)
     }
 
-    /// Does something with the key, away from the threads that serve the network.
+    /// Uses the key on a thread of its own.
     pub(crate) async fn use_key<T, E, F>(&self, work: F) -> Result<T, E>
     where
         T: Send + 'static,
@@ -174,17 +180,17 @@ impl MachineKey {
     }
 }
 
-/// The files that hold keys, of whatever store: what a reset removes.
+/// All key files, of all stores. A reset removes them.
 pub(crate) fn files(directory: &StateDirectory) -> Vec<PathBuf> {
     let files = PLACES.iter().flat_map(|place| {
         let kept = KINDS.iter().map(|kind| file(directory, *kind, *place));
-        kept.chain(KINDS.iter().map(|kind| refused(directory, *kind, *place)))
+        kept.chain(KINDS.iter().map(|kind| rejected_file(directory, *kind, *place)))
     });
     files.collect()
 }
 
-/// Removes the key that is neither the machine's nor to become it: one that was replaced, or that was made and never
-/// shown to anybody. Only where the record names the machine's key, and that key's file is there.
+/// Removes the key file that is neither the current key nor the next one: a replaced key, or a new one that was never
+/// used. It does so only if the record names the current key and its file exists.
 pub(crate) fn remove_left_over(lock: &StateLock) -> Result<(), StateError> {
     let (record, directory) = (lock.record()?, lock.directory());
     let kept = files_at(directory, record.key_place);
@@ -195,7 +201,7 @@ pub(crate) fn remove_left_over(lock: &StateLock) -> Result<(), StateError> {
     left_over.iter().try_for_each(|path| lock.remove_file(path))
 }
 
-/// The files that hold a key in this place, of whatever store.
+/// The key files in this place, of all stores.
 fn files_at(directory: &StateDirectory, place: KeyPlace) -> Vec<PathBuf> {
     KINDS.iter().map(|kind| file(directory, *kind, place)).collect()
 }
@@ -208,8 +214,8 @@ fn file(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> Path
     directory.path().join(format!("{}{suffix}.key", name(kind)))
 }
 
-/// Where a key's bytes are set aside when the store has refused them.
-fn refused(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> PathBuf {
+/// The file name for a rejected key.
+fn rejected_file(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> PathBuf {
     file(directory, kind, place).with_extension("key.refused")
 }
 
@@ -231,7 +237,7 @@ fn load(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> Resu
         if directory.read_file(&elsewhere).map_err(KeyFault::File)?.is_some() {
             return Err(KeyFault::OtherStore {
                 found: name(*other),
-                asked_for: name(kind),
+                configured: name(kind),
             });
         }
     }
@@ -243,7 +249,7 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
-    use crate::key_store::{SoftwareKeyStore, calls::MOST_CALLS};
+    use crate::key_store::{SoftwareKeyStore, calls::MAX_CALLS};
 
     fn machine_key() -> (tempfile::TempDir, StateDirectory, MachineKey) {
         let folder = tempfile::tempdir().unwrap();
@@ -257,10 +263,10 @@ mod tests {
         let (_folder, directory, key) = machine_key();
         assert!(key.public_key().await.unwrap().is_none());
         let lock = Arc::new(directory.lock().unwrap());
-        let made = key.keep(Arc::clone(&lock), key.make().await.unwrap()).await.unwrap();
+        let made = key.save(Arc::clone(&lock), key.create().await.unwrap()).await.unwrap();
         assert_eq!(key.public_key().await.unwrap(), Some(made.clone()));
-        let second = key.make().await.unwrap();
-        assert!(matches!(key.keep(lock, second).await, Err(KeyFault::File(_))));
+        let second = key.create().await.unwrap();
+        assert!(matches!(key.save(lock, second).await, Err(KeyFault::File(_))));
         assert_eq!(key.public_key().await.unwrap(), Some(made));
         let mode = fs::metadata(key.file()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -320,7 +326,7 @@ mod tests {
         let (release, hang) = std::sync::mpsc::channel();
         let key = MachineKey::new(Arc::new(HangingStore(std::sync::Mutex::new(hang))), directory);
         fs::write(key.file(), "sealed").unwrap();
-        let hanging: Vec<_> = (0..MOST_CALLS)
+        let hanging: Vec<_> = (0..MAX_CALLS)
             .map(|_| {
                 let key = key.clone();
                 tokio::spawn(async move { key.public_key().await })

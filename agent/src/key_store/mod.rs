@@ -1,8 +1,8 @@
-//! Where a machine's private key lives, and how it signs.
+//! Key stores: where a machine's private key is, and how it signs.
 //!
-//! A [`KeyStore`] is stateless: it makes a key and hands out a [`SealedKey`], which is all there is of that key; each
-//! later call brings the sealed key along. So the Secure Enclave fits, whose channels are few and must not stay open,
-//! and whose keys, as a daemon has them, are sealed bytes in a file. Deleting a key is deleting its sealed bytes.
+//! A [`KeyStore`] is stateless. It creates a key and returns a [`SealedKey`], and each later call passes the sealed key
+//! again. This fits the Secure Enclave: it has few channels, so they must not stay open, and a daemon's keys are sealed
+//! bytes in a file. Deleting the sealed bytes deletes the key.
 
 mod calls;
 mod machine_key;
@@ -26,95 +26,95 @@ pub(crate) use machine_key::{MachineKey, files, remove_left_over};
 pub use secure_enclave::SecureEnclave;
 pub use software::SoftwareKeyStore;
 
-/// What a key store hands out for a key. Secret: with the software store it is the private key itself.
+/// A key in the form that its store returns. Secret: in the software store, it is the private key itself.
 #[derive(Debug)]
 pub struct SealedKey(SecretSlice<u8>);
 
-/// Makes P-256 keys and signs with them.
+/// Creates P-256 keys and signs with them.
 ///
-/// Calls may block, and may hang in the worst case: the agent makes them on a thread of their own, with a timeout.
+/// Calls may block, and may even hang. The agent makes them on separate threads, with a timeout.
 pub trait KeyStore: Send + Sync + fmt::Debug {
-    /// Which store this is; the agent claims it in its evidence.
+    /// The kind of store, which evidence claims.
     fn kind(&self) -> KeyStoreKind;
 
-    /// When a key can be used; `None` where the store knows no such thing.
+    /// When a key is usable. `None` if the store has no such property.
     fn accessibility(&self, key: &SealedKey) -> Option<KeyAccessibility>;
 
-    /// Makes a new key.
+    /// Creates a key.
     fn create(&self) -> Result<SealedKey, KeyStoreError>;
 
     /// The public half of a key.
     fn public_key(&self, key: &SealedKey) -> Result<PublicKey, KeyStoreError>;
 
-    /// Signs a message with ECDSA and SHA-256 (the store hashes it), and answers in DER.
+    /// Signs a message with ECDSA and SHA-256, and returns DER. The store hashes the message.
     fn sign(&self, key: &SealedKey, message: &[u8]) -> Result<Vec<u8>, KeyStoreError>;
 }
 
-/// Why a key store did not do what it was asked.
+/// Why a key store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
-    /// The key cannot be used yet: nobody has logged in since the machine started. Waiting helps.
-    #[error("waiting for first unlock: the key is locked until someone logs in")]
+    /// The key is locked, because no user has logged in since boot. Temporary.
+    #[error("waiting for first unlock: the key is locked until a user logs in")]
     Locked,
-    /// The sealed key's bytes are no key of this store. Repeating the call does not help.
+    /// The bytes are not a key of this store. Permanent.
     #[error("the key is damaged: {reason}")]
     Corrupt {
-        /// What is wrong with it.
+        /// What is wrong.
         reason: String,
     },
-    /// The hardware says that the sealed key is damaged, or was made on another machine: of no more use, here and now
-    /// and after a restart. The only error that a new key answers.
+    /// The hardware says that the key is damaged or belongs to another machine. Permanent, even after a restart. This
+    /// is the only error that leads to a new key.
     #[error("the key is damaged or belongs to another machine: {reason}")]
     Foreign {
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// The key that was loaded is not the one that was kept.
-    #[error("the key store loads another key than the one that was kept")]
+    /// The store loaded a key other than the stored one.
+    #[error("the key store loaded a key other than the stored one")]
     Changed,
-    /// The hardware has no channel left, or serves no one in this context. Repeating the call later may help.
-    #[error("the key store has no channel left, or serves no one in this context: {reason}")]
+    /// The hardware has no free channel, or does not work in this context. May be temporary.
+    #[error("the key store has no free channel, or does not work in this context: {reason}")]
     Exhausted {
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// The agent asked for what it may not have: a defect of the agent.
-    #[error("the agent asked the key store for what it may not have, which is a defect of the agent: {reason}")]
+    /// The agent made an invalid call: a bug.
+    #[error("the agent made an invalid call to the key store, which is a bug in the agent: {reason}")]
     Misused {
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// The machine has no such hardware.
+    /// The machine has no Secure Enclave.
     #[error(
-        "this machine has no Secure Enclave; a key in a file, which can be copied, has to be asked for with --key-store software"
+        "this machine has no Secure Enclave; --key-store software uses a key in a file instead, which can be copied"
     )]
     Absent,
-    /// The store cannot be reached now. Repeating the call later may help.
-    #[error("the key store cannot be used: {reason}")]
+    /// The store is unavailable. May be temporary.
+    #[error("the key store is unavailable: {reason}")]
     Unavailable {
-        /// What the system said.
+        /// The cause.
         reason: String,
     },
-    /// This build, or this system, has no such store.
+    /// This build does not contain this store.
     #[error("{}", not_built(.0))]
     NotBuilt(KeyStoreKind),
 }
 
 impl SealedKey {
-    /// Wraps what a store made, or what was read back from the disk.
+    /// Wraps bytes from a store or from a file.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(bytes.into())
     }
 
-    /// The bytes, to store them or to hand them to the store that made them.
+    /// The bytes, for storing them or for a call to their store.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         self.0.expose_secret()
     }
 }
 
-/// Opens the store of this kind, or says that this build has none. New keys in the enclave get this accessibility.
+/// Opens a key store. New keys in the enclave get this accessibility.
 pub fn open(kind: KeyStoreKind, accessibility: KeyAccessibility) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
     match kind {
         KeyStoreKind::Software => Ok(Arc::new(SoftwareKeyStore)),
@@ -123,7 +123,7 @@ pub fn open(kind: KeyStoreKind, accessibility: KeyAccessibility) -> Result<Arc<d
 }
 
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in"))]
-#[allow(clippy::unnecessary_wraps, reason = "other systems have none")]
+#[allow(clippy::unnecessary_wraps, reason = "on other systems it can fail")]
 fn secure_enclave(accessibility: KeyAccessibility) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
     Ok(Arc::new(SecureEnclave::new(accessibility)))
 }
@@ -133,7 +133,15 @@ fn secure_enclave(_accessibility: KeyAccessibility) -> Result<Arc<dyn KeyStore>,
     Err(KeyStoreError::NotBuilt(KeyStoreKind::SecureEnclave))
 }
 
-/// The name of a kind, as the command line and the file names have it.
+/// All kinds of key stores.
+pub(crate) const KINDS: [KeyStoreKind; 2] = [KeyStoreKind::SecureEnclave, KeyStoreKind::Software];
+
+/// The kind with this name.
+pub(crate) fn kind_of(text: &str) -> Option<KeyStoreKind> {
+    KINDS.into_iter().find(|kind| name(*kind) == text)
+}
+
+/// The name of a kind, on the command line and in file names.
 pub(crate) fn name(kind: KeyStoreKind) -> &'static str {
     match kind {
         KeyStoreKind::Software => "software",
@@ -142,11 +150,25 @@ pub(crate) fn name(kind: KeyStoreKind) -> &'static str {
 }
 
 fn not_built(kind: &KeyStoreKind) -> String {
-    let asked_for = name(*kind);
+    let name = name(*kind);
     match kind {
         KeyStoreKind::SecureEnclave => format!(
-            "this build has no {asked_for} key store; a key in a file, which can be copied, has to be asked for with --key-store software"
+            "this build has no {name} key store; --key-store software uses a key in a file instead, which can be copied"
         ),
-        KeyStoreKind::Software => format!("this build has no {asked_for} key store"),
+        KeyStoreKind::Software => format!("this build has no {name} key store"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_the_name_that_the_protocol_and_the_configuration_use() {
+        for kind in KINDS {
+            assert_eq!(serde_json::to_value(kind).unwrap(), name(kind));
+            assert_eq!(kind_of(name(kind)), Some(kind));
+        }
+        assert_eq!(kind_of("tpm"), None);
     }
 }

@@ -1,7 +1,7 @@
-//! Keys in the Secure Enclave of a Mac, for a daemon: sealed bytes that this machine's enclave alone can open.
+//! Keys in the Secure Enclave of a Mac: sealed bytes that only the enclave of this machine can use.
 //!
-//! What is kept of a key is a small JSON object: the enclave's bytes, and beside them the public half, so that a key
-//! that loads as another one is noticed before it signs for this machine.
+//! A key is stored as a small JSON object: the sealed bytes and the public key. If the sealed bytes load as another
+//! key, the comparison with the public key fails before that key signs anything.
 
 use assay_protocol::{
     PublicKey,
@@ -15,8 +15,8 @@ use crate::shim::{self, Point, Report, SystemError};
 
 /// The version of the object that this build writes, and the newest that it reads.
 const VERSION: u32 = 1;
-/// How often a call is made that fails in a way that may pass at once.
-const MOST_TRIES: u32 = 3;
+/// Maximum attempts for a call that fails with a possibly temporary error.
+const MAX_ATTEMPTS: u32 = 3;
 
 /// The Secure Enclave of this machine.
 #[derive(Debug, Clone, Copy)]
@@ -24,35 +24,35 @@ pub struct SecureEnclave {
     accessibility: KeyAccessibility,
 }
 
-/// What is kept of a key.
+/// A key as it is stored.
 #[derive(Debug, Serialize, Deserialize)]
-struct KeptKey {
+struct StoredKey {
     version: u32,
     accessibility: KeyAccessibility,
     public_key: String,
     sealed_key: String,
 }
 
-/// The same, parsed.
+/// A parsed key.
 struct OpenedKey {
     accessibility: KeyAccessibility,
     public_key: Point,
     blob: Vec<u8>,
 }
 
-/// What an error of the system asks for.
+/// The meaning of a system error for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
     Locked,
     Foreign,
-    Passing,
+    Temporary,
     Exhausted,
     Misused,
     Unknown,
 }
 
 impl SecureEnclave {
-    /// Makes its keys with this accessibility; keys that exist keep theirs.
+    /// New keys get this accessibility. Existing keys keep theirs.
     #[must_use]
     pub fn new(accessibility: KeyAccessibility) -> Self {
         Self { accessibility }
@@ -72,14 +72,14 @@ impl KeyStore for SecureEnclave {
         if !shim::has_enclave() {
             return Err(KeyStoreError::Absent);
         }
-        let created = tried(|| shim::create(self.accessibility))?;
-        let kept = KeptKey {
+        let created = with_retries(|| shim::create(self.accessibility))?;
+        let stored = StoredKey {
             version: VERSION,
             accessibility: self.accessibility,
             public_key: STANDARD.encode(created.public_key),
             sealed_key: STANDARD.encode(created.blob),
         };
-        let bytes = serde_json::to_vec(&kept).map_err(|error| KeyStoreError::Unavailable {
+        let bytes = serde_json::to_vec(&stored).map_err(|error| KeyStoreError::Unavailable {
             reason: error.to_string(),
         })?;
         Ok(SealedKey::new(bytes))
@@ -87,32 +87,32 @@ impl KeyStore for SecureEnclave {
 
     fn public_key(&self, key: &SealedKey) -> Result<PublicKey, KeyStoreError> {
         let key = OpenedKey::parse(key)?;
-        key.check(tried(|| shim::public_key(&key.blob))?)
+        key.check(with_retries(|| shim::public_key(&key.blob))?)
     }
 
     fn sign(&self, key: &SealedKey, message: &[u8]) -> Result<Vec<u8>, KeyStoreError> {
         let key = OpenedKey::parse(key)?;
-        let signed = tried(|| shim::sign(&key.blob, message))?;
+        let signed = with_retries(|| shim::sign(&key.blob, message))?;
         key.check(signed.public_key)?;
         Ok(signed.der)
     }
 }
 
 impl OpenedKey {
-    /// What does not parse is damaged on the disk: the enclave has not said that it refuses it.
+    /// A parse error means that the file is damaged. It does not mean that the enclave rejects the key.
     fn parse(key: &SealedKey) -> Result<Self, KeyStoreError> {
-        let kept: KeptKey = serde_json::from_slice(key.expose()).map_err(|error| corrupt(&error.to_string()))?;
-        if kept.version > VERSION {
-            return Err(corrupt("it was written by a newer agent"));
+        let stored: StoredKey = serde_json::from_slice(key.expose()).map_err(|error| corrupt(&error.to_string()))?;
+        if stored.version > VERSION {
+            return Err(corrupt("a newer agent wrote it"));
         }
         let decode = |text: &str| STANDARD.decode(text).map_err(|error| corrupt(&error.to_string()));
-        let public_key = decode(&kept.public_key)?;
+        let public_key = decode(&stored.public_key)?;
         Ok(Self {
-            accessibility: kept.accessibility,
+            accessibility: stored.accessibility,
             public_key: public_key
                 .try_into()
-                .map_err(|_| corrupt("its public key has another length"))?,
-            blob: decode(&kept.sealed_key)?,
+                .map_err(|_| corrupt("the public key has the wrong length"))?,
+            blob: decode(&stored.sealed_key)?,
         })
     }
 
@@ -124,45 +124,46 @@ impl OpenedKey {
     }
 }
 
-/// Makes a call, and again at once where that may help. Each loads the key anew and releases it.
-fn tried<T>(call: impl Fn() -> Result<T, Report>) -> Result<T, KeyStoreError> {
+/// Makes a call, and repeats it if the error may be temporary. Each attempt loads and releases the key.
+fn with_retries<T>(call: impl Fn() -> Result<T, Report>) -> Result<T, KeyStoreError> {
     let mut tries = 1;
     loop {
         match call() {
-            Err(report) if Meaning::of(&report).may_pass_at_once() && tries < MOST_TRIES => tries += 1,
-            result => return result.map_err(refused),
+            Err(report) if Meaning::of(&report).is_retried() && tries < MAX_ATTEMPTS => tries += 1,
+            result => return result.map_err(to_error),
         }
     }
 }
 
-fn refused(report: Report) -> KeyStoreError {
+fn to_error(report: Report) -> KeyStoreError {
     let reason = report.to_string();
     match Meaning::of(&report) {
         Meaning::Locked => KeyStoreError::Locked,
         Meaning::Foreign => KeyStoreError::Foreign { reason },
         Meaning::Exhausted => KeyStoreError::Exhausted { reason },
         Meaning::Misused => KeyStoreError::Misused { reason },
-        Meaning::Passing | Meaning::Unknown => KeyStoreError::Unavailable { reason },
+        Meaning::Temporary | Meaning::Unknown => KeyStoreError::Unavailable { reason },
     }
 }
 
 impl Meaning {
-    /// CryptoKit wraps what the system said in errors of its own, of which the outermost that is known decides. But one that
-    /// passes counts wherever it is: a key that is given up for what would have passed is gone.
+    /// CryptoKit wraps system errors in its own. The outermost known error decides, unless any of them is temporary: a
+    /// key that is abandoned because of a temporary error is lost.
     fn of(report: &Report) -> Self {
         let meanings: Vec<Self> = report.0.iter().map(Self::of_error).collect();
-        let passes = [Self::Locked, Self::Exhausted, Self::Passing];
+        let passes = [Self::Locked, Self::Exhausted, Self::Temporary];
         let passing = passes.into_iter().find(|meaning| meanings.contains(meaning));
         let known = meanings.iter().copied().find(|meaning| *meaning != Self::Unknown);
         passing.or(known).unwrap_or(Self::Unknown)
     }
 
-    /// That a key is foreign ends it, and CryptoTokenKit is known to say so of failures of the moment: once is not enough.
-    fn may_pass_at_once(self) -> bool {
-        matches!(self, Self::Passing | Self::Foreign)
+    /// CryptoTokenKit also reports temporary failures as `Foreign`, which would end the key. One report is therefore
+    /// not enough.
+    fn is_retried(self) -> bool {
+        matches!(self, Self::Temporary | Self::Foreign)
     }
 
-    /// CryptoTokenKit's codes are those of TKError, the others of SecBase.h.
+    /// CryptoTokenKit's codes are those of TKError. The others are from SecBase.h.
     fn of_error(error: &SystemError) -> Self {
         match (error.domain.as_str(), error.code) {
             // errSecInteractionNotAllowed
@@ -170,7 +171,7 @@ impl Meaning {
             // corruptedData
             ("CryptoTokenKit", -3) => Self::Foreign,
             // communicationError, objectNotFound, tokenNotFound, authenticationNeeded
-            ("CryptoTokenKit", -2 | -6 | -7 | -9) => Self::Passing,
+            ("CryptoTokenKit", -2 | -6 | -7 | -9) => Self::Temporary,
             // errSecInternal
             ("NSOSStatusErrorDomain", -26276) => Self::Exhausted,
             // errSecMissingEntitlement, errSecParam
@@ -207,10 +208,10 @@ mod tests {
     #[case(&[("NSOSStatusErrorDomain", -25308)], Meaning::Locked)]
     #[case::nested(&[("CryptoKit.CryptoKitError", 3), ("NSOSStatusErrorDomain", -25308)], Meaning::Locked)]
     #[case(&[("CryptoTokenKit", -3)], Meaning::Foreign)]
-    #[case(&[("CryptoTokenKit", -6)], Meaning::Passing)]
-    #[case(&[("CryptoTokenKit", -7)], Meaning::Passing)]
-    #[case(&[("CryptoTokenKit", -2)], Meaning::Passing)]
-    #[case(&[("CryptoTokenKit", -9)], Meaning::Passing)]
+    #[case(&[("CryptoTokenKit", -6)], Meaning::Temporary)]
+    #[case(&[("CryptoTokenKit", -7)], Meaning::Temporary)]
+    #[case(&[("CryptoTokenKit", -2)], Meaning::Temporary)]
+    #[case(&[("CryptoTokenKit", -9)], Meaning::Temporary)]
     #[case(&[("NSOSStatusErrorDomain", -26276)], Meaning::Exhausted)]
     #[case(&[("NSOSStatusErrorDomain", -34018)], Meaning::Misused)]
     #[case(&[("NSOSStatusErrorDomain", -50)], Meaning::Misused)]
@@ -218,19 +219,19 @@ mod tests {
     #[case::outermost_first(&[("CryptoTokenKit", -3), ("NSOSStatusErrorDomain", -50)], Meaning::Foreign)]
     #[case::locked_within(&[("CryptoTokenKit", -3), ("NSOSStatusErrorDomain", -25308)], Meaning::Locked)]
     #[case::exhausted_within(&[("CryptoTokenKit", -3), ("NSOSStatusErrorDomain", -26276)], Meaning::Exhausted)]
-    #[case::passing_within(&[("CryptoTokenKit", -3), ("CryptoTokenKit", -2)], Meaning::Passing)]
+    #[case::passing_within(&[("CryptoTokenKit", -3), ("CryptoTokenKit", -2)], Meaning::Temporary)]
     #[case(&[("NSCocoaErrorDomain", 4)], Meaning::Unknown)]
     fn an_error_of_the_system_has_one_meaning(#[case] errors: &[(&str, i64)], #[case] meaning: Meaning) {
         assert_eq!(Meaning::of(&report(errors)), meaning);
     }
 
     #[rstest]
-    #[case::passing(("CryptoTokenKit", -7), MOST_TRIES)]
-    #[case::foreign(("CryptoTokenKit", -3), MOST_TRIES)]
+    #[case::passing(("CryptoTokenKit", -7), MAX_ATTEMPTS)]
+    #[case::foreign(("CryptoTokenKit", -3), MAX_ATTEMPTS)]
     #[case::exhausted(("NSOSStatusErrorDomain", -26276), 1)]
     fn only_what_may_pass_at_once_is_tried_at_once(#[case] error: (&str, i64), #[case] tries: u32) {
         let calls = Cell::new(0);
-        let result = tried(|| {
+        let result = with_retries(|| {
             calls.set(calls.get() + 1);
             Err::<(), _>(report(&[error]))
         });

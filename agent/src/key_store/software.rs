@@ -1,4 +1,4 @@
-//! Keys in a file: for machines without a Secure Enclave, for tests and for simulated fleets. Such a key can be copied.
+//! Keys in files: for machines without a Secure Enclave, for tests, and for simulated fleets. Such a key can be copied.
 
 use assay_protocol::{
     PublicKey,
@@ -47,7 +47,7 @@ impl KeyStore for SoftwareKeyStore {
     }
 }
 
-/// A uniform scalar by rejection: about one draw in 2^32 is past the group's order.
+/// A uniform scalar by rejection sampling. About one draw in 2^32 is rejected.
 fn random_scalar() -> Result<SecretKey, KeyStoreError> {
     let random = SystemRandom::new();
     let mut bytes = Zeroizing::new([0_u8; 32]);

@@ -1,4 +1,4 @@
-//! What a fault of a key means for the one who sits before the machine, or looks at its status from afar.
+//! The problem behind each error of a key.
 
 use super::{KeyFault, KeyStoreError};
 use crate::state::KeyTrouble;

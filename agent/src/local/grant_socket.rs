@@ -1,7 +1,7 @@
-//! The grant socket: `GET /grant?audience=` for the users of this machine that the configuration names.
+//! The grant socket: `GET /grant?audience=` for the users that the configuration names.
 //!
-//! It is in `run` under the state directory. Where others may use it, they may pass through the state directory, and
-//! neither list it nor read anything in it.
+//! The socket is in `run` in the state directory. If other users may use it, they get only search permission on the
+//! state directory: they can neither list it nor read its files.
 
 use std::{io, sync::Arc};
 
@@ -15,7 +15,7 @@ use url::form_urlencoded;
 
 use super::{
     peers::{LocalPeers, OwnedSocket},
-    server::{Answer, Listener, LocalService, json_answer, problem, serve},
+    server::{Listener, LocalResponse, LocalService, json_answer, problem, serve},
 };
 use crate::{
     clock::Clock,
@@ -31,9 +31,9 @@ struct GrantSocket {
     clock: Arc<dyn Clock>,
 }
 
-/// A grant as it is handed out.
+/// A grant, as the response contains it.
 #[derive(Serialize)]
-struct HandedOut<'a> {
+struct GrantResponse<'a> {
     audience: &'a str,
     token: &'a str,
     permissions: &'a [String],
@@ -42,20 +42,21 @@ struct HandedOut<'a> {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum NoSocket {
+enum SocketError {
     #[error(transparent)]
     State(#[from] StateError),
-    #[error("no socket at {path}")]
+    #[error("the socket {path} cannot be opened")]
     Io {
         path: String,
         #[source]
         source: io::Error,
     },
-    #[error("the agent is being stopped")]
+    #[error("the agent is stopping")]
     Stopped,
 }
 
-/// Hands grants out until it is told to stop. Without a socket the daemon goes on: checking in counts more.
+/// Serves grants until `stop` is cancelled. If the socket cannot be opened, the daemon continues without it, because
+/// check-ins are more important.
 pub(crate) async fn run(machine: &Machine, settings: &Settings, stop: CancellationToken) {
     let service = GrantSocket {
         directory: machine.directory.clone(),
@@ -63,53 +64,62 @@ pub(crate) async fn run(machine: &Machine, settings: &Settings, stop: Cancellati
     };
     let peers = LocalPeers::new(settings.grant_socket.clone());
     for name in peers.unknown_names() {
-        tracing::warn!(name, "this system has no such user or group; nobody gets grants by it");
+        tracing::warn!(name, "this system has no such user or group: grant_socket ignores it");
     }
     let opened = stop
         .run_until_cancelled(open(&service.directory, peers.includes_others()))
         .await;
-    match opened.unwrap_or(Err(NoSocket::Stopped)) {
+    match opened.unwrap_or(Err(SocketError::Stopped)) {
         Ok((socket, listener)) => {
             serve(Listener::Unix(listener, peers), Arc::new(service), stop).await;
             drop(socket);
         }
-        Err(NoSocket::Stopped) => {}
-        Err(error) => tracing::warn!(error = %Chain(&error), "grants are not handed out on a socket"),
+        Err(SocketError::Stopped) => {}
+        Err(error) => tracing::warn!(error = %Chain(&error), "the grant socket is not available"),
     }
 }
 
 async fn open(
     directory: &StateDirectory,
     is_for_others: bool,
-) -> Result<(OwnedSocket, tokio::net::UnixListener), NoSocket> {
+) -> Result<(OwnedSocket, tokio::net::UnixListener), SocketError> {
     let folder = directory.open_run(is_for_others)?;
     let path = folder.join(SOCKET);
-    let failed = |source| NoSocket::Io {
+    let failed = |source| SocketError::Io {
         path: path.display().to_string(),
         source,
     };
     let (answer, answered) = oneshot::channel();
     let waited_for = path.clone();
-    // Not a thread of the runtime's: another daemon may be in its place for long, and this one must be able to end.
+    // Not on a thread of the runtime: another daemon may own the socket for a long time, and this process must still be
+    // able to exit.
     std::thread::Builder::new()
         .name("grant-socket".to_owned())
         .spawn(move || drop(answer.send(OwnedSocket::wait(waited_for))))
         .map_err(failed)?;
-    let socket = answered.await.map_err(|_| NoSocket::Stopped)?.map_err(failed)?;
+    let socket = answered.await.map_err(|_| SocketError::Stopped)?.map_err(failed)?;
     let listener = socket.listen(is_for_others).map_err(failed)?;
-    tracing::info!(socket = %path.display(), is_for_others, "grants are handed out");
+    tracing::info!(socket = %path.display(), is_for_others, "serving grants");
     Ok((socket, listener))
 }
 
 impl LocalService for GrantSocket {
-    const MOST_CONNECTIONS: usize = 64;
+    const MAX_CONNECTIONS: usize = 64;
 
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, request: Request<Incoming>) -> LocalResponse {
         if request.uri().path() != "/grant" {
-            return problem(StatusCode::NOT_FOUND, "there is /grant?audience= alone", &[]);
+            return problem(
+                StatusCode::NOT_FOUND,
+                "not found; the only resource is /grant?audience=",
+                &[],
+            );
         }
         if request.method() != Method::GET {
-            let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "a grant is read with GET", &[]);
+            let mut answer = problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method not allowed; see the Allow header",
+                &[],
+            );
             answer
                 .headers_mut()
                 .insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
@@ -118,19 +128,23 @@ impl LocalService for GrantSocket {
         let query = request.uri().query().unwrap_or_default().as_bytes();
         let mut audiences = form_urlencoded::parse(query).filter(|(name, _)| name == "audience");
         let (Some((_, audience)), None) = (audiences.next(), audiences.next()) else {
-            return problem(StatusCode::BAD_REQUEST, "name one audience: /grant?audience=A", &[]);
+            return problem(
+                StatusCode::BAD_REQUEST,
+                "exactly one audience is required: /grant?audience=A",
+                &[],
+            );
         };
         let (directory, audience, now) = (self.directory.clone(), audience.into_owned(), self.clock.now());
         let answer = tokio::task::spawn_blocking(move || grant(&directory, &audience, now)).await;
-        answer.unwrap_or_else(|_| problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is being stopped", &[]))
+        answer.unwrap_or_else(|_| problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping", &[]))
     }
 }
 
-fn grant(directory: &StateDirectory, audience: &str, now: OffsetDateTime) -> Answer {
+fn grant(directory: &StateDirectory, audience: &str, now: OffsetDateTime) -> LocalResponse {
     let record = match directory.record() {
         Ok(record) => record,
         Err(error) => {
-            tracing::warn!(error = %Chain(&error), "a grant cannot be handed out");
+            tracing::warn!(error = %Chain(&error), "cannot serve a grant");
             return problem(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "the agent cannot read its state",
@@ -140,13 +154,13 @@ fn grant(directory: &StateDirectory, audience: &str, now: OffsetDateTime) -> Ans
     };
     match current_grant(&record, audience, now) {
         Ok(grant) => {
-            let handed_out = HandedOut {
+            let body = GrantResponse {
                 audience: &grant.audience,
                 token: &grant.token,
                 permissions: &grant.permissions,
                 expires_at: grant.expires_at,
             };
-            let body = serde_json::to_string(&handed_out).unwrap_or_default();
+            let body = serde_json::to_string(&body).unwrap_or_default();
             json_answer(StatusCode::OK, "application/json", body)
         }
         Err(error) => error.answer(),
@@ -154,13 +168,13 @@ fn grant(directory: &StateDirectory, audience: &str, now: OffsetDateTime) -> Ans
 }
 
 impl GrantError {
-    /// What a program that asked for a grant is told.
-    fn answer(&self) -> Answer {
+    /// The response for a program that requested a grant.
+    fn answer(&self) -> LocalResponse {
         let detail = self.to_string();
         match self {
             Self::NotGranted { reasons, .. } if !reasons.is_empty() => problem(StatusCode::FORBIDDEN, &detail, reasons),
             Self::NotGranted { .. } | Self::NotEnrolled => problem(StatusCode::NOT_FOUND, &detail, &[]),
-            // The daemon has not reached the server for too long, and goes on trying.
+            // The daemon has not reached the server for too long, and retries.
             Self::Expired { .. } => problem(StatusCode::SERVICE_UNAVAILABLE, &detail, &[]),
         }
     }

@@ -1,4 +1,4 @@
-//! What the agent serves to programs of this machine, and to which of its users.
+//! Services for other programs on this machine, and the users that may use them.
 
 pub(crate) mod grant_socket;
 mod peers;
@@ -6,5 +6,5 @@ mod server;
 
 pub(crate) use self::{
     peers::{LocalPeers, OwnedSocket},
-    server::{Answer, Listener, LocalAddress, LocalService, problem, serve},
+    server::{Listener, LocalAddress, LocalResponse, LocalService, problem, serve},
 };

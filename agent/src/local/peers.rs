@@ -1,4 +1,4 @@
-//! Unix sockets for programs of this machine, and which users may use them: the kernel names the peer.
+//! Unix sockets, and the users that may use them. The kernel reports the user of each peer.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -13,13 +13,13 @@ use tokio::net::UnixListener;
 
 use crate::config::GrantSocketSettings;
 
-/// Who may use a socket: root and the agent's own user, and whom the configuration names.
+/// The users that may use a socket: root, the agent's own user, and those that the configuration names.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalPeers {
     named: Arc<GrantSocketSettings>,
 }
 
-/// A socket that nobody else of us listens on, until it is dropped.
+/// Exclusive ownership of a socket path among the agent's processes, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct OwnedSocket {
     path: PathBuf,
@@ -31,13 +31,13 @@ impl LocalPeers {
         Self { named: Arc::new(named) }
     }
 
-    /// Whether it is for more than root and the agent's own user.
+    /// Whether users other than root and the agent's own are allowed.
     pub(crate) fn includes_others(&self) -> bool {
         !(self.named.users.is_empty() && self.named.groups.is_empty())
     }
 
-    /// Whether this user may. Names are looked up each time, so that a change of the user database counts.
-    pub(crate) async fn admit(&self, uid: u32, gid: u32) -> bool {
+    /// Whether this user is allowed. Each call looks the names up again, so changes of the user database take effect.
+    pub(crate) async fn allows(&self, uid: u32, gid: u32) -> bool {
         if uid == 0 || uid == geteuid().as_raw() {
             return true;
         }
@@ -45,12 +45,12 @@ impl LocalPeers {
             return false;
         }
         let peers = self.clone();
-        // A directory service may take its time, or be away.
+        // A directory service may be slow or unavailable.
         let admitted = tokio::task::spawn_blocking(move || peers.names(uid, gid)).await;
         admitted.unwrap_or(false)
     }
 
-    /// Names in the configuration that this system does not know: nobody is admitted by them.
+    /// Configured names that this system does not know. They allow no one.
     pub(crate) fn unknown_names(&self) -> Vec<&str> {
         let users = self.named.users.iter().filter(|name| uid_of(name).is_none());
         let groups = self.named.groups.iter().filter(|name| group_of(name).is_none());
@@ -70,17 +70,18 @@ impl LocalPeers {
 }
 
 impl OwnedSocket {
-    /// Waits until no other process of ours listens there. Blocks; a process that ended, however it did, holds nothing.
+    /// Waits until no other agent process owns this path. Blocks. The operating system releases the lock of a process
+    /// that ended.
     pub(crate) fn wait(path: PathBuf) -> io::Result<Self> {
         let lock = lock_file(&path)?;
         if lock.try_lock().is_err() {
-            tracing::info!(socket = %path.display(), "another agent listens there; waiting for it to end");
+            tracing::info!(socket = %path.display(), "another agent listens on the socket: waiting for it to stop");
             lock.lock()?;
         }
         Ok(Self { path, lock })
     }
 
-    /// Takes the place of a process that has ended; an error while another listens there.
+    /// Takes ownership of this path. Fails if another process owns it.
     pub(crate) fn take(path: PathBuf) -> io::Result<Self> {
         let lock = lock_file(&path)?;
         lock.try_lock().map_err(|error| match error {
@@ -90,21 +91,21 @@ impl OwnedSocket {
         Ok(Self { path, lock })
     }
 
-    /// Listens. What a crash left there is replaced; a file that is no socket is not.
+    /// Listens. Replaces a socket that a crash left behind, but no other kind of file.
     pub(crate) fn listen(&self, is_for_others: bool) -> io::Result<UnixListener> {
         match fs::symlink_metadata(&self.path) {
             Ok(there) if there.file_type().is_socket() => fs::remove_file(&self.path)?,
             Ok(_) => {
                 return Err(io::Error::new(
                     io::ErrorKind::AlreadyExists,
-                    "there is a file that is no socket",
+                    "the file exists and is not a socket",
                 ));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         let listener = UnixListener::bind(&self.path)?;
-        // Who may connect is not who is answered: that is decided by the peer's user.
+        // All users may connect. The peer's user then decides whether the request is served.
         let mode = if is_for_others { 0o666 } else { 0o600 };
         fs::set_permissions(&self.path, Permissions::from_mode(mode))?;
         Ok(listener)
@@ -113,7 +114,7 @@ impl OwnedSocket {
 
 impl Drop for OwnedSocket {
     fn drop(&mut self) {
-        // Nobody else has bound it as long as the lock is held.
+        // No other agent process has bound the path, because this one still holds the lock.
         if fs::symlink_metadata(&self.path).is_ok_and(|there| there.file_type().is_socket()) {
             let _ = fs::remove_file(&self.path);
         }
@@ -161,15 +162,15 @@ mod tests {
         let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
         let group = Group::from_gid(nobody.gid).unwrap().unwrap().name;
         let own = geteuid().as_raw();
-        assert!(peers(&[], &[]).admit(0, 0).await);
-        assert!(peers(&[], &[]).admit(own, 12_345).await);
-        assert!(!peers(&[], &[]).admit(uid, gid).await);
-        assert!(!peers(&["root"], &["daemon"]).admit(uid, gid).await);
-        assert!(peers(&["nobody"], &[]).admit(uid, gid).await);
-        assert!(peers(&[&uid.to_string()], &[]).admit(uid, gid).await);
-        assert!(peers(&[], &[&group]).admit(uid, gid).await);
-        // Its group by the user database, whatever group its process runs in.
-        assert!(peers(&[], &[&group]).admit(uid, 12_345).await);
+        assert!(peers(&[], &[]).allows(0, 0).await);
+        assert!(peers(&[], &[]).allows(own, 12_345).await);
+        assert!(!peers(&[], &[]).allows(uid, gid).await);
+        assert!(!peers(&["root"], &["daemon"]).allows(uid, gid).await);
+        assert!(peers(&["nobody"], &[]).allows(uid, gid).await);
+        assert!(peers(&[&uid.to_string()], &[]).allows(uid, gid).await);
+        assert!(peers(&[], &[&group]).allows(uid, gid).await);
+        // The group in the user database counts, not the group of the process.
+        assert!(peers(&[], &[&group]).allows(uid, 12_345).await);
         assert_eq!(
             peers(&["nobody", "no-such-user"], &["no-such-group"]).unknown_names(),
             ["no-such-user", "no-such-group"]

@@ -1,4 +1,5 @@
-//! HTTP for programs on this machine: connections within limits, and answers in the form of RFC 9457.
+//! An HTTP server for other programs on this machine, with limits for connections and with problem documents of RFC
+//! 9457.
 
 use std::{
     fmt, io,
@@ -28,61 +29,61 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::peers::LocalPeers;
 
-/// For a request's head, from the connection or the answer before on.
+/// Time limit for a request's head, from the connection or the previous response on.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same for a user who is told no, and must not keep others waiting by it.
-const STRANGERS_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest head, in bytes. Browsers and gateways stay far below.
-const LONGEST_HEAD: usize = 64 * 1024;
-const MOST_HEADERS: usize = 100;
-/// After an accept that failed for want of file descriptors, which the next one would, too.
+/// The same for a user that is not allowed, who must not occupy a connection for long.
+const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit for a request's head, in bytes. Browsers and gateways stay far below it.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_HEADERS: usize = 100;
+/// Pause after a failed accept. The usual cause is a lack of file descriptors, and the next accept would fail, too.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
-/// What is being answered when the program is told to end may take this long.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// Time limit for requests in progress when the server stops.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
-pub(crate) type Answer = Response<Body>;
+pub(crate) type LocalResponse = Response<Body>;
 
-/// Answers requests of this machine's programs.
+/// Responds to requests of other programs on this machine.
 pub(crate) trait LocalService: Send + Sync + 'static {
-    /// How many connections it has at a time; more wait.
-    const MOST_CONNECTIONS: usize;
+    /// Limit for concurrent connections. More connections wait.
+    const MAX_CONNECTIONS: usize;
 
-    /// Answers one.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Answer> + Send;
+    /// Responds to one request.
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = LocalResponse> + Send;
 }
 
-/// Where it listens, and to whom.
+/// A listener, and the users it serves.
 #[derive(Debug)]
 pub(crate) enum Listener {
-    /// A loopback address, which every user of this machine reaches.
+    /// A loopback address, which every user of this machine can reach.
     Loopback(TcpListener),
-    /// A Unix socket, whose peers the kernel names.
+    /// A Unix socket. The kernel reports the user of each peer.
     Unix(UnixListener, LocalPeers),
 }
 
-/// An address that only this machine reaches.
+/// An address that only this machine can reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LocalAddress {
     Loopback(SocketAddr),
     Unix(PathBuf),
 }
 
-/// The text names no such address.
+/// The text is not such an address.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NotLocal {
-    #[error("{0:?} is no address to listen on: one looks like 127.0.0.1:8080, [::1]:8080 or unix:/path/to/socket")]
-    NoAddress(String),
+pub(crate) enum LocalAddressError {
+    #[error("{0:?} is not an address to listen on; examples are 127.0.0.1:8080, [::1]:8080 and unix:/path/to/socket")]
+    Invalid(String),
     #[error(
-        "{0} is not a loopback address: whoever reaches the proxy speaks in this machine's name, so it listens to this machine alone"
+        "{0} is not a loopback address; the proxy acts with this machine's identity, so other machines must not reach it"
     )]
     NotLoopback(SocketAddr),
 }
 
-/// Answers until it is told to stop, and then what it has begun to.
+/// Serves connections until `stop` is cancelled, then completes requests in progress.
 pub(crate) async fn serve<S: LocalService>(listener: Listener, service: Arc<S>, stop: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(S::MOST_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(S::MAX_CONNECTIONS));
     let connections = TaskTracker::new();
     while let Some(Ok(slot)) = stop.run_until_cancelled(Arc::clone(&slots).acquire_owned()).await {
         let (service, ending) = (Arc::clone(&service), stop.clone());
@@ -91,26 +92,26 @@ pub(crate) async fn serve<S: LocalService>(listener: Listener, service: Arc<S>, 
         };
         match accepted {
             Ok(Accepted::Loopback(stream)) => drop(connections.spawn(async move {
-                attend(stream, true, service, ending).await;
+                serve_connection(stream, true, service, ending).await;
                 drop(slot);
             })),
             Ok(Accepted::Unix(stream, is_allowed)) => drop(connections.spawn(async move {
-                attend(stream, is_allowed.await, service, ending).await;
+                serve_connection(stream, is_allowed.await, service, ending).await;
                 drop(slot);
             })),
             Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
     connections.close();
-    // What does not end in time is cut off with the process.
-    let _ = tokio::time::timeout(LAST_ANSWERS, connections.wait()).await;
+    // Remaining connections end with the process.
+    let _ = tokio::time::timeout(SHUTDOWN_GRACE, connections.wait()).await;
 }
 
-/// A problem document. It is none of the server's registry: these are between programs of one machine.
-pub(crate) fn problem(status: StatusCode, detail: &str, reasons: &[String]) -> Answer {
+/// A problem document. Its type is not in the protocol's registry, because the server does not take part.
+pub(crate) fn problem(status: StatusCode, detail: &str, reasons: &[String]) -> LocalResponse {
     let title = status.canonical_reason().unwrap_or_default();
     let problem = json!({
         "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "reasons": reasons,
@@ -118,8 +119,8 @@ pub(crate) fn problem(status: StatusCode, detail: &str, reasons: &[String]) -> A
     json_answer(status, "application/problem+json", problem.to_string())
 }
 
-/// An answer that nobody is to keep.
-pub(crate) fn json_answer(status: StatusCode, content_type: &'static str, body: String) -> Answer {
+/// A response that must not be cached.
+pub(crate) fn json_answer(status: StatusCode, content_type: &'static str, body: String) -> LocalResponse {
     let body = Full::new(Bytes::from(body))
         .map_err(|never| match never {})
         .boxed_unsync();
@@ -142,11 +143,11 @@ impl Listener {
             Self::Loopback(listener) => Ok(Accepted::Loopback(listener.accept().await?.0)),
             Self::Unix(listener, peers) => {
                 let (stream, _) = listener.accept().await?;
-                // A peer that is gone already is nobody.
+                // Without credentials, the peer has already closed the connection and is not allowed.
                 let (credentials, peers) = (stream.peer_cred().ok(), peers.clone());
                 Ok(Accepted::Unix(stream, async move {
                     match credentials {
-                        Some(credentials) => peers.admit(credentials.uid(), credentials.gid()).await,
+                        Some(credentials) => peers.allows(credentials.uid(), credentials.gid()).await,
                         None => false,
                     }
                 }))
@@ -155,7 +156,7 @@ impl Listener {
     }
 }
 
-async fn attend<S: LocalService>(
+async fn serve_connection<S: LocalService>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     is_allowed: bool,
     service: Arc<S>,
@@ -177,14 +178,10 @@ async fn attend<S: LocalService>(
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(if is_allowed {
-            HEAD_TIMEOUT
-        } else {
-            STRANGERS_HEAD_TIMEOUT
-        })
+        .header_read_timeout(if is_allowed { HEAD_TIMEOUT } else { REFUSED_HEAD_TIMEOUT })
         .keep_alive(is_allowed)
-        .max_buf_size(LONGEST_HEAD)
-        .max_headers(MOST_HEADERS);
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), answering));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -194,24 +191,24 @@ async fn attend<S: LocalService>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a local connection ended badly");
+        tracing::debug!(%error, "a local connection ended with an error");
     }
 }
 
 impl FromStr for LocalAddress {
-    type Err = NotLocal;
+    type Err = LocalAddressError;
 
-    fn from_str(text: &str) -> Result<Self, NotLocal> {
+    fn from_str(text: &str) -> Result<Self, LocalAddressError> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(path.into()));
         }
         let address = match text.strip_prefix("localhost:").map(str::parse) {
             Some(Ok(port)) => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
-            _ => text.parse().map_err(|_| NotLocal::NoAddress(text.to_owned()))?,
+            _ => text.parse().map_err(|_| LocalAddressError::Invalid(text.to_owned()))?,
         };
         match address.ip().is_loopback() {
             true => Ok(Self::Loopback(address)),
-            false => Err(NotLocal::NotLoopback(address)),
+            false => Err(LocalAddressError::NotLoopback(address)),
         }
     }
 }
@@ -246,9 +243,9 @@ mod tests {
     #[case("[::]:8080", "loopback")]
     #[case("192.0.2.1:8080", "loopback")]
     #[case("[::ffff:127.0.0.1]:8080", "loopback")]
-    #[case("localhost.example.com:8080", "no address")]
-    #[case("127.0.0.1", "no address")]
-    #[case("unix:", "no address")]
+    #[case("localhost.example.com:8080", "not an address")]
+    #[case("127.0.0.1", "not an address")]
+    #[case("unix:", "not an address")]
     fn what_others_reach_is_none(#[case] text: &str, #[case] why: &str) {
         let error = text.parse::<LocalAddress>().unwrap_err().to_string();
         assert!(error.contains(why), "{error}");

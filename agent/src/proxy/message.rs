@@ -1,8 +1,8 @@
-//! What a proxy changes in a message, and which requests it does not take.
+//! How the proxy changes messages, and which requests it rejects.
 //!
-//! On a loopback address it is reached by every program of this machine, browsers included, and these do what any web
-//! page tells them to. A page of elsewhere that has its name resolve to 127.0.0.1 (DNS rebinding) shows in `Host`; one
-//! that sends its requests across origins shows in `Origin` or, where that is left out, in `Sec-Fetch-Site`.
+//! On a loopback address, every program of this machine can reach the proxy. This includes browsers, which send
+//! requests for any web page. The `Host` header reveals a foreign page whose name resolves to 127.0.0.1 (DNS
+//! rebinding). `Origin` or `Sec-Fetch-Site` reveal cross-origin requests.
 
 use std::net::IpAddr;
 
@@ -15,10 +15,10 @@ use hyper::{
     http::{request, response, uri::Authority},
 };
 
-const VIA_US: HeaderValue = HeaderValue::from_static("1.1 assay-agent");
+const VIA_AGENT: HeaderValue = HeaderValue::from_static("1.1 assay-agent");
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What concerns one connection alone (RFC 9110, section 7.6.1), beside what `Connection` names.
+/// Headers that apply to one connection (RFC 9110, section 7.6.1), in addition to those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -29,34 +29,34 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     TRAILER,
     TRANSFER_ENCODING,
     UPGRADE,
-    // hyper has answered it.
+    // hyper has already answered it.
     EXPECT,
 ];
 
-/// Where requests come in.
+/// Where the proxy listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Site {
     Loopback,
-    /// No browser speaks to one.
+    /// Browsers cannot use Unix sockets.
     UnixSocket,
 }
 
-/// Why a request is not taken.
+/// Why a request is rejected.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum Misplaced {
-    #[error("this proxy leads to one service: ask for a path, as of a server")]
+pub(super) enum RejectedRequest {
+    #[error("this proxy forwards to one service: send requests with a path, as to a server")]
     NoPath,
-    #[error("the request names no host, or several")]
+    #[error("the request must have exactly one Host header")]
     NoHost,
-    #[error("{0:?} is not this machine: a request to the proxy is for localhost or a loopback address")]
+    #[error("the Host header {0:?} is not localhost or a loopback address")]
     OtherHost(String),
-    #[error("the request comes from a web page of {0:?}, which is not to speak in this machine's name")]
+    #[error("the request comes from a web page of {0:?}, which must not use this machine's identity")]
     OtherSite(String),
-    #[error("the proxy does not pass on a change of protocol (Upgrade: {0})")]
+    #[error("the proxy does not forward protocol upgrades (Upgrade: {0})")]
     Upgrade(String),
 }
 
-impl Misplaced {
+impl RejectedRequest {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::NoPath | Self::NoHost => StatusCode::BAD_REQUEST,
@@ -66,62 +66,62 @@ impl Misplaced {
     }
 }
 
-/// Takes a request or refuses it, takes out of it what is for this connection alone, and says which path it is for.
-pub(super) fn prepare_request(head: &mut request::Parts, site: Site) -> Result<String, Misplaced> {
+/// Checks a request, removes its hop-by-hop headers, and returns the path with its query.
+pub(super) fn prepare_request(head: &mut request::Parts, site: Site) -> Result<String, RejectedRequest> {
     let target = path(&head.method, &head.uri)?;
     if site == Site::Loopback {
         check_site(&head.headers)?;
     }
     if let Some(upgrade) = head.headers.get(UPGRADE) {
         let upgrade = String::from_utf8_lossy(upgrade.as_bytes()).into_owned();
-        // Clients offer this one beside what they ask for, and do without (RFC 7540, section 3.2).
+        // Some clients offer an upgrade to `h2c` with every request and work without it (RFC 7540, section 3.2).
         if !upgrade.eq_ignore_ascii_case("h2c") {
-            return Err(Misplaced::Upgrade(upgrade));
+            return Err(RejectedRequest::Upgrade(upgrade));
         }
     }
     remove_hop_by_hop(&mut head.headers);
     head.headers.remove(HOST);
-    head.headers.append(VIA, VIA_US);
+    head.headers.append(VIA, VIA_AGENT);
     Ok(target)
 }
 
-/// Takes out of an answer what was for the other connection alone.
-pub(super) fn prepare_answer(head: &mut response::Parts) {
+/// Removes the hop-by-hop headers of a response.
+pub(super) fn prepare_response(head: &mut response::Parts) {
     remove_hop_by_hop(&mut head.headers);
-    head.headers.append(VIA, VIA_US);
+    head.headers.append(VIA, VIA_AGENT);
     head.version = hyper::Version::HTTP_11;
     head.extensions.clear();
 }
 
-fn path(method: &Method, uri: &Uri) -> Result<String, Misplaced> {
+fn path(method: &Method, uri: &Uri) -> Result<String, RejectedRequest> {
     let is_for_a_server = uri.scheme().is_none() && uri.authority().is_none() && *method != Method::CONNECT;
     let path = uri
         .path_and_query()
         .filter(|path| is_for_a_server && path.as_str().starts_with('/'));
-    path.map(|path| path.as_str().to_owned()).ok_or(Misplaced::NoPath)
+    path.map(|path| path.as_str().to_owned()).ok_or(RejectedRequest::NoPath)
 }
 
-fn check_site(headers: &HeaderMap) -> Result<(), Misplaced> {
+fn check_site(headers: &HeaderMap) -> Result<(), RejectedRequest> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return Err(Misplaced::NoHost);
+        return Err(RejectedRequest::NoHost);
     };
     let text = String::from_utf8_lossy(host.as_bytes()).into_owned();
     let Some(host) = text.parse::<Authority>().ok().filter(is_this_machine) else {
-        return Err(Misplaced::OtherHost(text));
+        return Err(RejectedRequest::OtherHost(text));
     };
     for origin in headers.get_all(ORIGIN) {
-        // A page that the service itself gave through this proxy is of this very origin.
+        // A page that was loaded through this proxy has the proxy's own origin.
         let own = format!("http://{host}");
         if !origin.as_bytes().eq_ignore_ascii_case(own.as_bytes()) {
-            return Err(Misplaced::OtherSite(
+            return Err(RejectedRequest::OtherSite(
                 String::from_utf8_lossy(origin.as_bytes()).into_owned(),
             ));
         }
     }
     for site in headers.get_all(FETCH_SITE) {
         if !matches!(site.as_bytes(), b"same-origin" | b"none") {
-            return Err(Misplaced::OtherSite(
+            return Err(RejectedRequest::OtherSite(
                 String::from_utf8_lossy(site.as_bytes()).into_owned(),
             ));
         }

@@ -1,8 +1,8 @@
-//! The proxy: any program of this machine reaches one service with the machine's identity.
+//! A proxy that gives any program of this machine access to one service, with the machine's identity.
 //!
-//! It answers on a loopback address or a Unix socket, and passes on over TLS with the machine's certificate and, for an
-//! audience, with the grant that is current at each request. Certificate and grant are those that the daemon keeps: after
-//! a renewal there are new connections with the new certificate.
+//! It listens on a loopback address or a Unix socket. It forwards requests over TLS with the machine's certificate and,
+//! for an audience, the current grant token. The daemon keeps certificate and grants current. After a renewal, the
+//! proxy opens new connections with the new certificate.
 
 mod message;
 mod upstream;
@@ -17,30 +17,30 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    message::{Misplaced, Site, prepare_answer, prepare_request},
-    upstream::{Unreachable, Upstream},
+    message::{RejectedRequest, Site, prepare_request, prepare_response},
+    upstream::{Upstream, UpstreamError},
 };
 use crate::{
     config::GrantSocketSettings,
     exchanges::{Agent, AgentError},
-    local::{Answer, Listener, LocalAddress, LocalPeers, LocalService, OwnedSocket, problem, serve},
+    local::{Listener, LocalAddress, LocalPeers, LocalResponse, LocalService, OwnedSocket, problem, serve},
     state::{GrantError, Record, current_grant},
     trust::{ServerUrl, Trust},
 };
 
-/// What is passed on, where to, and for whom.
+/// The options of the proxy.
 #[derive(Debug)]
 pub(crate) struct ProxyOptions {
     pub(crate) listen: LocalAddress,
     pub(crate) upstream: ServerUrl,
     pub(crate) trust: Trust,
-    /// Whose grant goes along as bearer token.
+    /// The relying party whose grant token is sent as bearer token.
     pub(crate) audience: Option<String>,
-    /// Who may use it where it listens on a Unix socket.
+    /// The users that may use the proxy's Unix socket.
     pub(crate) peers: GrantSocketSettings,
 }
 
-/// Why the proxy does not serve.
+/// Why the proxy cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
     #[error("cannot listen on {address}")]
@@ -51,39 +51,39 @@ pub(crate) enum ProxyError {
     },
 }
 
-/// A proxy that listens.
+/// A listening proxy.
 pub(crate) struct Proxy {
     listener: Listener,
     address: LocalAddress,
-    passing: Passing,
-    /// Held while it listens there.
+    forwarder: Forwarder,
+    /// Owned while the proxy listens.
     _socket: Option<OwnedSocket>,
 }
 
-struct Passing {
+struct Forwarder {
     agent: Agent,
     upstream: Upstream,
     audience: Option<String>,
     site: Site,
 }
 
-/// Why a request is not passed on, or brings no answer.
+/// Why a request is not forwarded, or has no response.
 #[derive(Debug, thiserror::Error)]
-enum NotPassed {
+enum ForwardError {
     #[error(transparent)]
-    Misplaced(#[from] Misplaced),
+    RejectedRequest(#[from] RejectedRequest),
     #[error("the agent cannot read its state")]
     State(#[source] AgentError),
     #[error(transparent)]
     Grant(#[from] GrantError),
-    #[error("the grant for {0} is no token")]
-    NotAToken(String),
+    #[error("the grant token for {0} is not a valid header value")]
+    InvalidToken(String),
     #[error(transparent)]
-    Unreachable(#[from] Unreachable),
+    UpstreamError(#[from] UpstreamError),
 }
 
 impl Proxy {
-    /// Listens.
+    /// Opens the listener.
     pub(crate) async fn open(agent: Agent, options: ProxyOptions) -> Result<Self, ProxyError> {
         let failed = |source| ProxyError::Listen {
             address: options.listen.clone(),
@@ -107,7 +107,7 @@ impl Proxy {
         Ok(Self {
             listener,
             address,
-            passing: Passing {
+            forwarder: Forwarder {
                 agent,
                 upstream,
                 audience: options.audience,
@@ -117,37 +117,37 @@ impl Proxy {
         })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn address(&self) -> &LocalAddress {
         &self.address
     }
 
-    /// Passes on until it is told to stop.
+    /// Forwards requests until `stop` is cancelled.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        serve(self.listener, Arc::new(self.passing), stop).await;
+        serve(self.listener, Arc::new(self.forwarder), stop).await;
     }
 }
 
-impl LocalService for Passing {
-    const MOST_CONNECTIONS: usize = 256;
+impl LocalService for Forwarder {
+    const MAX_CONNECTIONS: usize = 256;
 
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        match self.pass(request).await {
+    async fn answer(&self, request: Request<Incoming>) -> LocalResponse {
+        match self.forward(request).await {
             Ok(answer) => answer,
             Err(error) => {
-                tracing::debug!(error = %Chain(&error), "not passed on");
+                tracing::debug!(error = %Chain(&error), "request not forwarded");
                 error.answer()
             }
         }
     }
 }
 
-impl Passing {
-    async fn pass(&self, request: Request<Incoming>) -> Result<Answer, NotPassed> {
+impl Forwarder {
+    async fn forward(&self, request: Request<Incoming>) -> Result<LocalResponse, ForwardError> {
         let (mut head, body) = request.into_parts();
         let target = prepare_request(&mut head, self.site)?;
-        // Read each time: the daemon writes what is current.
-        let record = self.agent.record().await.map_err(NotPassed::State)?;
+        // Read for each request, because the daemon updates it.
+        let record = self.agent.record().await.map_err(ForwardError::State)?;
         if let Some(audience) = &self.audience {
             head.headers.insert(AUTHORIZATION, self.bearer(&record, audience)?);
         }
@@ -156,26 +156,28 @@ impl Passing {
             .send(self.agent.machine(), &record, head, &target, body)
             .await?;
         let (mut head, body) = answer.into_parts();
-        prepare_answer(&mut head);
-        Ok(Answer::from_parts(head, body.map_err(Into::into).boxed_unsync()))
+        prepare_response(&mut head);
+        Ok(LocalResponse::from_parts(head, body.map_err(Into::into).boxed_unsync()))
     }
 
-    fn bearer(&self, record: &Record, audience: &str) -> Result<HeaderValue, NotPassed> {
+    fn bearer(&self, record: &Record, audience: &str) -> Result<HeaderValue, ForwardError> {
         let grant = current_grant(record, audience, self.agent.machine().clock.now())?;
         let bearer = HeaderValue::from_str(&format!("Bearer {}", grant.token));
-        let mut bearer = bearer.map_err(|_| NotPassed::NotAToken(audience.to_owned()))?;
+        let mut bearer = bearer.map_err(|_| ForwardError::InvalidToken(audience.to_owned()))?;
         bearer.set_sensitive(true);
         Ok(bearer)
     }
 }
 
-impl NotPassed {
-    fn answer(&self) -> Answer {
+impl ForwardError {
+    fn answer(&self) -> LocalResponse {
         let (status, reasons) = match self {
-            Self::Misplaced(misplaced) => (misplaced.status(), [].as_slice()),
+            Self::RejectedRequest(rejected) => (rejected.status(), [].as_slice()),
             Self::Grant(GrantError::NotGranted { reasons, .. }) => (StatusCode::FORBIDDEN, reasons.as_slice()),
-            Self::Unreachable(unreachable) if unreachable.is_timeout() => (StatusCode::GATEWAY_TIMEOUT, [].as_slice()),
-            Self::State(_) | Self::Grant(_) | Self::NotAToken(_) | Self::Unreachable(_) => {
+            Self::UpstreamError(upstream_error) if upstream_error.is_timeout() => {
+                (StatusCode::GATEWAY_TIMEOUT, [].as_slice())
+            }
+            Self::State(_) | Self::Grant(_) | Self::InvalidToken(_) | Self::UpstreamError(_) => {
                 (StatusCode::BAD_GATEWAY, [].as_slice())
             }
         };

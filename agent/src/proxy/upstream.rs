@@ -1,4 +1,4 @@
-//! The service behind the proxy: connections with the machine's certificate of the moment.
+//! Connections to the service behind the proxy, with the machine's current certificate.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -9,7 +9,7 @@ use hyper::{Response, body::Incoming, http::request};
 use rustls::client::ResolvesClientCert;
 
 use crate::{
-    connection::{ClientCertificate, connecting, presentable},
+    connection::{ClientCertificate, configure_connections, presentable},
     exchanges::{Credential, Machine},
     key_store::KeyFault,
     state::Record,
@@ -17,8 +17,8 @@ use crate::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Until an answer begins, and for each pause within it.
-const SILENCE: Duration = Duration::from_mins(10);
+/// Time limit for the start of a response, and for each pause within it.
+const READ_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The service, and the connections to it.
 #[derive(Debug)]
@@ -28,33 +28,33 @@ pub(super) struct Upstream {
     open: Mutex<Option<Arc<Open>>>,
 }
 
-/// Connections with one certificate.
+/// The connections with one certificate.
 #[derive(Debug)]
 struct Open {
     http: reqwest::Client,
     certificate: Arc<ClientCertificate>,
 }
 
-/// Why a request did not reach the service, or its answer not us.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unreachable {
+pub(crate) enum UpstreamError {
     #[error("this machine is not enrolled, or its certificate has expired; `assay-agent run` renews it")]
     NoCertificate,
     #[error("the machine's key cannot be used")]
     Key(#[source] KeyFault),
-    #[error("the service cannot be recognized")]
+    #[error("the service cannot be authenticated")]
     Trust(#[from] TrustError),
     #[error("{upstream} does not answer")]
-    NoAnswer {
+    NoResponse {
         upstream: ServerUrl,
         #[source]
         source: reqwest::Error,
     },
 }
 
-impl Unreachable {
+impl UpstreamError {
     pub(crate) fn is_timeout(&self) -> bool {
-        matches!(self, Self::NoAnswer { source, .. } if source.is_timeout())
+        matches!(self, Self::NoResponse { source, .. } if source.is_timeout())
     }
 }
 
@@ -67,7 +67,7 @@ impl Upstream {
         }
     }
 
-    /// Sends a request and returns the head of its answer; both bodies go by as they come.
+    /// Sends a request and returns the response. Both bodies are streamed.
     pub(super) async fn send(
         &self,
         machine: &Machine,
@@ -75,11 +75,11 @@ impl Upstream {
         head: request::Parts,
         target: &str,
         body: Incoming,
-    ) -> Result<Response<reqwest::Body>, Unreachable> {
+    ) -> Result<Response<reqwest::Body>, UpstreamError> {
         let open = match self.connections(machine, record).await {
-            // Replaced and let go since the record was read.
-            Err(Unreachable::Key(KeyFault::Missing(_))) => {
-                let record = machine.record().await.map_err(|_| Unreachable::NoCertificate)?;
+            // A rotation has replaced the key since the record was read.
+            Err(UpstreamError::Key(KeyFault::Missing(_))) => {
+                let record = machine.record().await.map_err(|_| UpstreamError::NoCertificate)?;
                 self.connections(machine, &record).await
             }
             open => open,
@@ -89,17 +89,17 @@ impl Upstream {
         match request.send().await {
             Ok(answer) => Ok(answer.into()),
             Err(error) => Err(match open.certificate.take_fault() {
-                Some(fault) => Unreachable::Key(fault),
-                None => self.no_answer(error),
+                Some(fault) => UpstreamError::Key(fault),
+                None => self.no_response(error),
             }),
         }
     }
 
-    /// The connections with the certificate of now: those that are open, unless it is another one by now.
-    async fn connections(&self, machine: &Machine, record: &Record) -> Result<Arc<Open>, Unreachable> {
-        let credential = Credential::current(&machine.key, record).ok_or(Unreachable::NoCertificate)?;
+    /// The connections with the current certificate. New ones if the certificate has changed.
+    async fn connections(&self, machine: &Machine, record: &Record) -> Result<Arc<Open>, UpstreamError> {
+        let credential = Credential::current(&machine.key, record).ok_or(UpstreamError::NoCertificate)?;
         let serial_number = presentable(&credential.certificate, machine.clock.now());
-        let serial_number = serial_number.ok_or(Unreachable::NoCertificate)?;
+        let serial_number = serial_number.ok_or(UpstreamError::NoCertificate)?;
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(open) = open.filter(|open| open.certificate.serial_number() == serial_number) {
             return Ok(open);
@@ -108,25 +108,25 @@ impl Upstream {
             ClientCertificate::load(&credential.certificate, &credential.key, Arc::clone(&machine.clock)).await;
         let certificate = Arc::new(
             certificate
-                .map_err(Unreachable::Key)?
-                .ok_or(Unreachable::NoCertificate)?,
+                .map_err(UpstreamError::Key)?
+                .ok_or(UpstreamError::NoCertificate)?,
         );
         let trust = self.trust.clone();
         let presented = Arc::clone(&certificate);
-        // The system's roots are many files.
+        // Reading the system's roots blocks: they are many files.
         let tls = tokio::task::spawn_blocking(move || trust.tls(Some(presented as Arc<dyn ResolvesClientCert>))).await;
-        let tls = tls.map_err(|_| Unreachable::NoCertificate)??;
-        let http = connecting(reqwest::Client::builder(), tls, Some(&certificate), CONNECT_TIMEOUT)
-            .read_timeout(SILENCE)
+        let tls = tls.map_err(|_| UpstreamError::NoCertificate)??;
+        let http = configure_connections(reqwest::Client::builder(), tls, Some(&certificate), CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
             .build()
-            .map_err(|error| self.no_answer(error))?;
+            .map_err(|error| self.no_response(error))?;
         let open = Arc::new(Open { http, certificate });
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&open));
         Ok(open)
     }
 
-    fn no_answer(&self, error: reqwest::Error) -> Unreachable {
-        Unreachable::NoAnswer {
+    fn no_response(&self, error: reqwest::Error) -> UpstreamError {
+        UpstreamError::NoResponse {
             upstream: self.url.clone(),
             source: error.without_url(),
         }

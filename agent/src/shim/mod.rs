@@ -1,9 +1,9 @@
-//! What the agent needs of macOS and Rust cannot call, behind functions that are safe: CryptoKit's keys in the Secure
-//! Enclave, managed settings, the unified log.
+//! Safe functions for what Rust cannot call on macOS: CryptoKit's keys in the Secure Enclave, managed settings, and the
+//! unified log.
 //!
-//! The one place with `unsafe`. The other side is `shim.swift`, which holds the contract; for tests on other systems
-//! it is `stand_in.rs`, which exports the same functions. A buffer of fixed size goes in, and what came back is taken
-//! no further than that size, whatever length the other side claims.
+//! This is the only module with `unsafe` code. The other side is `shim.swift`, which documents the contract. For tests
+//! on other systems, `stand_in.rs` exports the same functions. Each call gets a buffer of fixed size. The result is
+//! truncated to that size, whatever length the other side claims.
 
 #[cfg(any(feature = "enclave-stand-in", all(test, not(target_os = "macos"))))]
 mod stand_in;
@@ -11,17 +11,17 @@ mod stand_in;
 use assay_protocol::machine::KeyAccessibility;
 
 /// A blob is about 300 bytes.
-const LONGEST_BLOB: usize = 4096;
-/// Two integers of 33 bytes at most, with their headers, are 72.
-const LONGEST_SIGNATURE: usize = 128;
-/// Everything that is managed, as JSON: a trust anchor in PEM would fit many times.
-const LONGEST_SETTINGS: usize = 64 * 1024;
-const LONGEST_REPORT: usize = 4096;
+const MAX_BLOB_BYTES: usize = 4096;
+/// Two integers of at most 33 bytes, with their headers, are 72 bytes.
+const MAX_SIGNATURE_BYTES: usize = 128;
+/// All managed settings as JSON. The largest is a trust anchor in PEM, which is far smaller.
+const MAX_SETTINGS_BYTES: usize = 64 * 1024;
+const MAX_REPORT_BYTES: usize = 4096;
 
 /// A point on P-256, uncompressed.
 pub(crate) type Point = [u8; 65];
 
-/// A key that the enclave has made.
+/// A new key in the enclave.
 pub(crate) struct Created {
     pub(crate) blob: Vec<u8>,
     pub(crate) public_key: Point,
@@ -33,16 +33,16 @@ pub(crate) struct Signed {
     pub(crate) public_key: Point,
 }
 
-/// How many keys are loaded in this process.
+/// The number of keys that are loaded in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Handles {
     /// Now.
     pub(crate) open: u64,
-    /// At a time, since the process began.
+    /// The maximum since the process began.
     pub(crate) most: u64,
 }
 
-/// What the system said: the error, and what caused it, outermost first. Never empty.
+/// An error of the system with its causes, outermost first. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Report(pub(crate) Vec<SystemError>);
 
@@ -104,16 +104,16 @@ pub(crate) fn has_enclave() -> bool {
     assay_se_available() == 1
 }
 
-/// Makes a key in the enclave.
+/// Creates a key in the enclave.
 pub(crate) fn create(accessibility: KeyAccessibility) -> Result<Created, Report> {
     let accessibility = match accessibility {
         KeyAccessibility::Always => 0,
         KeyAccessibility::AfterFirstUnlock => 1,
     };
-    let (mut blob, mut public_key) = (Buffer::new(LONGEST_BLOB), [0; 65]);
+    let (mut blob, mut public_key) = (Buffer::new(MAX_BLOB_BYTES), [0; 65]);
     reported(|report, capacity| {
-        // SAFETY: each pointer is to memory of this function, which lives until the call returns, and is as long as is said
-        // beside it; the public key is 65 bytes by contract. The call keeps none of them.
+        // SAFETY: each pointer is to memory of this function, which lives until the call returns. Its length is the one
+        // that is passed with it; the public key has 65 bytes by contract. The call keeps no pointer.
         unsafe {
             assay_se_create(
                 accessibility,
@@ -132,7 +132,7 @@ pub(crate) fn create(accessibility: KeyAccessibility) -> Result<Created, Report>
     })
 }
 
-/// Loads a key, and tells its public half.
+/// Loads a key, and returns its public half.
 pub(crate) fn public_key(blob: &[u8]) -> Result<Point, Report> {
     let mut public_key = [0; 65];
     reported(|report, capacity| {
@@ -144,7 +144,7 @@ pub(crate) fn public_key(blob: &[u8]) -> Result<Point, Report> {
 
 /// Loads a key, and signs the SHA-256 digest of a message with it.
 pub(crate) fn sign(blob: &[u8], message: &[u8]) -> Result<Signed, Report> {
-    let (mut der, mut public_key) = (Buffer::new(LONGEST_SIGNATURE), [0; 65]);
+    let (mut der, mut public_key) = (Buffer::new(MAX_SIGNATURE_BYTES), [0; 65]);
     reported(|report, capacity| {
         // SAFETY: as above; blob and message are only read.
         unsafe {
@@ -168,17 +168,17 @@ pub(crate) fn sign(blob: &[u8], message: &[u8]) -> Result<Signed, Report> {
     })
 }
 
-/// How many keys are loaded in this process.
+/// The number of keys that are loaded in this process.
 pub(crate) fn handles() -> Handles {
     let mut most = 0;
-    // SAFETY: the pointer is to a number of this function, and the call does not keep it.
+    // SAFETY: the pointer is to a variable of this function, and the call does not keep it.
     let open = unsafe { assay_se_handles(&raw mut most) };
     Handles { open, most }
 }
 
-/// What a configuration profile forces of this domain, as a JSON object.
+/// The settings of this domain that a configuration profile forces, as a JSON object.
 pub(crate) fn managed_settings(domain: &str, keys: &[&str]) -> Result<Vec<u8>, Report> {
-    let (keys, mut json) = (keys.join("\n"), Buffer::new(LONGEST_SETTINGS));
+    let (keys, mut json) = (keys.join("\n"), Buffer::new(MAX_SETTINGS_BYTES));
     reported(|report, capacity| {
         // SAFETY: as above; domain and keys are only read.
         unsafe {
@@ -198,19 +198,19 @@ pub(crate) fn managed_settings(domain: &str, keys: &[&str]) -> Result<Vec<u8>, R
     Ok(json.filled())
 }
 
-/// Writes a line to the system's log.
+/// Writes a line to the system log.
 pub(crate) fn log(level: tracing::Level, message: &str) {
     let level = match level {
         tracing::Level::ERROR => 0,
-        // What unified logging calls info is kept in memory alone, and is not shown when somebody looks a day later.
+        // The unified log keeps its level "info" only in memory, so a later search would not find it.
         tracing::Level::WARN | tracing::Level::INFO => 1,
         _ => 3,
     };
-    // SAFETY: the message is only read, while the call lasts.
+    // SAFETY: the message is only read, during the call.
     unsafe { assay_log(level, message.as_ptr(), message.len()) }
 }
 
-/// What the other side fills.
+/// A buffer that the other side fills.
 struct Buffer {
     bytes: Vec<u8>,
     length: usize,
@@ -230,9 +230,9 @@ impl Buffer {
     }
 }
 
-/// Makes a call that reports what went wrong.
+/// Makes a call, and parses its error report.
 fn reported(call: impl FnOnce(*mut u8, usize) -> i32) -> Result<(), Report> {
-    let mut report = vec![0; LONGEST_REPORT];
+    let mut report = vec![0; MAX_REPORT_BYTES];
     match call(report.as_mut_ptr(), report.len()) {
         0 => Ok(()),
         status => Err(Report::parse(&report, status)),
@@ -249,7 +249,7 @@ impl Report {
             true => Self(vec![SystemError {
                 domain: "Assay".to_owned(),
                 code: i64::from(status),
-                text: "the shim said no more".to_owned(),
+                text: "no error report".to_owned(),
             }]),
         }
     }
@@ -269,7 +269,7 @@ impl SystemError {
 impl std::fmt::Display for Report {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (place, SystemError { domain, code, text }) in self.0.iter().enumerate() {
-            let because = if place == 0 { "" } else { ", because of " };
+            let because = if place == 0 { "" } else { ", caused by " };
             write!(formatter, "{because}{domain} {code} ({text})")?;
         }
         Ok(())
@@ -299,7 +299,7 @@ mod tests {
             error("NSOSStatusErrorDomain", -25308, ""),
         ];
         assert_eq!(report.0, errors);
-        let text = "CryptoTokenKit -3 (corrupt), because of NSOSStatusErrorDomain -25308 ()";
+        let text = "CryptoTokenKit -3 (corrupt), caused by NSOSStatusErrorDomain -25308 ()";
         assert_eq!(report.to_string(), text);
     }
 
@@ -307,7 +307,7 @@ mod tests {
     fn a_report_that_says_nothing_is_an_error_all_the_same() {
         for bytes in [b"".as_slice(), b"\0", b"nonsense\n", b"domain\tno number\t\n"] {
             let report = Report::parse(bytes, 7);
-            assert_eq!(report.0, [error("Assay", 7, "the shim said no more")]);
+            assert_eq!(report.0, [error("Assay", 7, "no error report")]);
         }
     }
 }

@@ -1,17 +1,17 @@
-// What the agent needs of macOS and Rust cannot call: CryptoKit's Secure Enclave keys, managed settings, unified logging.
+// What Rust cannot call on macOS: CryptoKit's keys in the Secure Enclave, managed settings, and the unified log.
 //
-// Every function is called from any thread and keeps nothing between calls. A key is loaded, used and released within
-// one call and one autorelease pool: the channels to the enclave are few, and a key that lingers in a pool exhausts them.
-// A function that can fail answers 0 when it went well and 1 otherwise, and then writes the error and what caused it,
-// one a line: domain, code and description, with tabs between. Buffers belong to the caller; a result that does not
-// fit is an error. The other side of this is agent/src/shim/mod.rs, and both have to change together.
+// Every function may be called from any thread and keeps nothing between calls. A key is loaded, used and released
+// within one call and one autorelease pool. The enclave has few channels, and a key that stays in a pool would exhaust
+// them. A function that can fail returns 0 on success and 1 on failure. On failure it writes the error and its causes
+// to the report, one per line: domain, code and description, separated by tabs. The caller owns all buffers. A result
+// that does not fit is an error. The other side of this contract is agent/src/shim/mod.rs; change both together.
 
 import CryptoKit
 import Foundation
 import os
 import Security
 
-// Every load of a key is paired with its release, and counted. `selftest` shows the numbers.
+// Counts the loaded keys. `selftest` prints the numbers.
 private final class LoadedKey {
     private static let lock = NSLock()
     private static var loaded: UInt64 = 0
@@ -56,7 +56,7 @@ public func assaySeAvailable() -> Int32 {
     SecureEnclave.isAvailable ? 1 : 0
 }
 
-// accessibility: 0 from boot on, 1 from the first login after a boot on. The public key is a point of 65 bytes.
+// accessibility: 0 from boot, 1 from the first login after boot. The public key is a point of 65 bytes.
 @_cdecl("assay_se_create")
 public func assaySeCreate(
     _ accessibility: Int32,
@@ -65,7 +65,7 @@ public func assaySeCreate(
     _ report: UnsafeMutablePointer<UInt8>, _ reportCapacity: Int
 ) -> Int32 {
     reporting(to: report, reportCapacity) {
-        // Apple deprecated the former and still honours it; there is no other way to use a key before anybody logs in.
+        // Apple has deprecated the former but still honours it. No other value makes a key usable before login.
         let protection = accessibility == 0
             ? kSecAttrAccessibleAlwaysThisDeviceOnly
             : kSecAttrAccessibleAfterFirstUnlockThisDeviceOnly
@@ -91,7 +91,7 @@ public func assaySePublicKey(
     }
 }
 
-// Hashes the message with SHA-256 and signs that. Also tells the public half of the key that signed.
+// Hashes the message with SHA-256 and signs the digest. Also returns the public half of the key.
 @_cdecl("assay_se_sign")
 public func assaySeSign(
     _ blob: UnsafePointer<UInt8>, _ blobLength: Int,
@@ -108,7 +108,7 @@ public func assaySeSign(
     }
 }
 
-// How many keys are loaded now, and into `most` how many were at a time since the process began.
+// Returns the number of loaded keys, and writes the maximum since the process began to `most`.
 @_cdecl("assay_se_handles")
 public func assaySeHandles(_ most: UnsafeMutablePointer<UInt64>) -> UInt64 {
     let count = LoadedKey.count()
@@ -116,7 +116,7 @@ public func assaySeHandles(_ most: UnsafeMutablePointer<UInt64>) -> UInt64 {
     return count.loaded
 }
 
-// The settings of this domain that a configuration profile forces, as a JSON object; `keys` are on a line each.
+// The settings of this domain that a configuration profile forces, as a JSON object. `keys` has one key per line.
 @_cdecl("assay_managed_settings")
 public func assayManagedSettings(
     _ domain: UnsafePointer<UInt8>, _ domainLength: Int,
@@ -126,14 +126,14 @@ public func assayManagedSettings(
 ) -> Int32 {
     reporting(to: report, reportCapacity) {
         let application = text(domain, domainLength) as CFString
-        // Else a long-lived process goes on with what it read first.
+        // Without this, a long-lived process keeps the values that it read first.
         CFPreferencesAppSynchronize(application)
         var forced: [String: Any] = [:]
         for key in text(keys, keysLength).split(separator: "\n").map(String.init) {
             guard CFPreferencesAppValueIsForced(key as CFString, application),
                 let value = CFPreferencesCopyAppValue(key as CFString, application)
             else { continue }
-            // A date or data is in no setting's form, and is refused as an object where text is expected.
+            // JSON cannot represent a date or data. The empty object makes the agent reject the setting.
             let isFit = JSONSerialization.isValidJSONObject([value])
             forced[key] = isFit ? value as Any : [String: String]() as Any
         }
@@ -143,7 +143,7 @@ public func assayManagedSettings(
 
 private let unifiedLog = OSLog(subsystem: "dev.assay.agent", category: "agent")
 
-// level: 0 error, 1 default, others debug. The agent logs no secrets, so that the text may be shown.
+// level: 0 error, 1 default, others debug. The agent logs no secrets, so the text is public.
 @_cdecl("assay_log")
 public func assayLog(_ level: Int32, _ message: UnsafePointer<UInt8>, _ messageLength: Int) {
     autoreleasepool {
@@ -172,12 +172,12 @@ private func reporting(to report: UnsafeMutablePointer<UInt8>, _ capacity: Int, 
 private func write(_ thrown: Error, to report: UnsafeMutablePointer<UInt8>, _ capacity: Int) {
     var lines = ""
     var next: NSError? = thrown as NSError
-    // A Swift error that carries another one's code loses it as an NSError.
+    // The conversion to NSError loses the associated error of a Swift error.
     var further = " (" + String(describing: thrown) + ")"
-    // Four deep is further than CryptoKit nests, and ends a chain that leads to itself.
+    // CryptoKit nests less than four errors. The limit also ends a circular chain.
     for _ in 0..<4 {
         guard let error = next else { break }
-        // What the enclave's own driver said; CryptoTokenKit calls most of it corrupted data.
+        // The error of the enclave's own driver. CryptoTokenKit reports most of them as corrupted data.
         if let cause = error.userInfo["AKSError"] as? NSNumber {
             further += " (AKSError \(cause))"
         }

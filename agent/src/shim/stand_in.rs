@@ -1,15 +1,15 @@
-//! A stand-in for `shim.swift`, for tests on systems without a Secure Enclave: the same functions, keys that are sealed
-//! under a secret per pretended machine, and faults at will.
+//! A stand-in for `shim.swift`, for tests on systems without a Secure Enclave. It has the same functions. Its keys are
+//! sealed under a secret per simulated machine, and tests can inject faults.
 //!
-//! `ASSAY_STAND_IN` names a folder that is the machine; without it there is no enclave. In it: `secret` (made when it is
-//! missing; another folder is another machine), `managed.json`, `calls` (a line for each call), `log` (the unified log),
-//! and `faults`, which a test writes, one a line:
+//! `ASSAY_STAND_IN` names the directory of the simulated machine. Without it there is no enclave. The directory
+//! contains `secret` (created if missing; another directory is another machine), `managed.json`, `calls` (one line per
+//! call), `log` (the unified log), and `faults`. A test writes `faults`, one per line:
 //!
-//! - `locked`: nobody has logged in since the boot;
-//! - `hang COUNT`: so many calls never return;
-//! - `fail DOMAIN CODE [COUNT]`: calls fail like this, all of them without a count;
-//! - `swap`: keys load as others than they are;
-//! - `spoiled BLOB`: this key, in base64, loads and does not sign.
+//! - `locked`: no user has logged in since boot;
+//! - `hang COUNT`: this many calls never return;
+//! - `fail DOMAIN CODE [COUNT]`: this many calls fail with this error, or all calls without a count;
+//! - `swap`: a key loads as another key;
+//! - `spoiled BLOB`: this key, in base64, loads but does not sign.
 
 use std::{
     fs::{self, OpenOptions},
@@ -34,7 +34,7 @@ use p256::{
 
 static OPEN: AtomicU64 = AtomicU64::new(0);
 static MOST: AtomicU64 = AtomicU64::new(0);
-/// The files of a machine are read and written by one call at a time.
+/// Only one call at a time reads and writes the files of a machine.
 static MACHINE: Mutex<()> = Mutex::new(());
 
 const STATUS: &str = "NSOSStatusErrorDomain";
@@ -42,7 +42,7 @@ const STATUS: &str = "NSOSStatusErrorDomain";
 /// Domain and code.
 type Fault = (String, i64);
 
-/// A key that is loaded: counted as long as it lives, as the enclave's channels are.
+/// A loaded key. The number of loaded keys is counted, because the enclave has few channels.
 struct LoadedKey(SigningKey);
 
 impl LoadedKey {
@@ -128,7 +128,7 @@ extern "C" fn assay_se_sign(
 
 #[unsafe(no_mangle)]
 extern "C" fn assay_se_handles(most: *mut u64) -> u64 {
-    // SAFETY: the caller's pointer is to a number, by contract.
+    // SAFETY: by contract, the caller's pointer is to a number.
     unsafe { most.write(MOST.load(Ordering::SeqCst)) };
     OPEN.load(Ordering::SeqCst)
 }
@@ -167,11 +167,8 @@ extern "C" fn assay_log(level: i32, message: *const u8, message_length: usize) {
     }
 }
 
-/// The folder of the machine that this process runs on.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "no setting of the agent: it exists in tests alone"
-)]
+/// The directory of this process's machine.
+#[allow(clippy::disallowed_methods, reason = "not a setting of the agent: only tests use it")]
 fn folder() -> Option<PathBuf> {
     std::env::var_os("ASSAY_STAND_IN").map(PathBuf::from)
 }
@@ -184,7 +181,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// A call begins: it is noted, and takes the fault that a test wants of it.
+    /// Logs the call, and carries out the fault that a test injected.
     fn call(name: &str) -> Result<Self, Fault> {
         let folder = folder().ok_or_else(|| status(-26276))?;
         let (machine, fault) = {
@@ -208,7 +205,7 @@ impl Machine {
         }
     }
 
-    /// Before the first unlock only those keys serve that may always.
+    /// Before the first unlock, only keys with the accessibility `always` are usable.
     fn admit(&self, accessibility: u8) -> Result<(), Fault> {
         match self.is_locked && accessibility != 0 {
             true => Err(status(-25308)),
@@ -285,14 +282,14 @@ fn has_fault(folder: &Path, fault: &str) -> bool {
     faults.lines().any(|line| line == fault)
 }
 
-/// What follows this on a line of its own, or nothing.
+/// The rest of the line with this prefix, or nothing.
 fn fault_of(folder: &Path, prefix: &str) -> String {
     let faults = fs::read_to_string(folder.join("faults")).unwrap_or_default();
     let found = faults.lines().find_map(|line| line.strip_prefix(prefix));
     found.unwrap_or_default().to_owned()
 }
 
-/// The first fault that has calls left, with one less of them.
+/// The first fault that has calls left. Decrements its count.
 fn take_fault(folder: &Path) -> Option<Take> {
     let path = folder.join("faults");
     let text = fs::read_to_string(&path).ok()?;
@@ -332,12 +329,12 @@ fn take_fault(folder: &Path) -> Option<Take> {
 
 fn append(folder: &Path, file: &str, line: &str) {
     let opened = OpenOptions::new().create(true).append(true).open(folder.join(file));
-    // What cannot be noted is missed by the test that looks for it.
+    // If the line cannot be written, the test that expects it fails.
     let _ = opened.and_then(|mut file| writeln!(file, "{line}"));
 }
 
 fn taken<'a>(bytes: *const u8, length: usize) -> &'a [u8] {
-    // SAFETY: by contract the caller's pointer is to so many bytes, which outlive the call; nothing here keeps them.
+    // SAFETY: by contract, the caller's pointer is to this many bytes, which outlive the call. Nothing here keeps them.
     unsafe { slice::from_raw_parts(bytes, length) }
 }
 
@@ -345,7 +342,7 @@ fn give(bytes: &[u8], to: *mut u8, capacity: usize, length: *mut usize) -> Resul
     if bytes.len() > capacity {
         return Err(("Assay".to_owned(), 1));
     }
-    // SAFETY: by contract the caller's buffer has this capacity, and its length is a number.
+    // SAFETY: by contract, the caller's buffer has this capacity, and its length is a number.
     unsafe {
         to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         length.write(bytes.len());
@@ -357,8 +354,8 @@ fn reporting(report: *mut u8, capacity: usize, work: impl FnOnce() -> Result<(),
     let Err((domain, code)) = work() else {
         return 0;
     };
-    let text = format!("{domain}\t{code}\tthe stand-in was told to\n\0");
-    // A report that does not fit is no report, and an error all the same.
+    let text = format!("{domain}\t{code}\tinjected by a test\n\0");
+    // If the report does not fit, it is omitted. The call still fails.
     let _ = give(text.as_bytes(), report, capacity, &mut 0);
     1
 }

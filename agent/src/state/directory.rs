@@ -1,7 +1,7 @@
-//! The state directory: everything that the agent remembers, in files that are either the old ones or the new ones.
+//! The state directory. Each file is either the old version or the new one, even after a crash.
 //!
-//! Each write goes to a temporary file that is flushed to the disk and then renamed, so that a crash at any line leaves
-//! a record that was true at some moment. A lock keeps two agents from interleaving; who only reads needs none.
+//! Each write goes to a temporary file, which is flushed to disk and then renamed. A lock serializes the writes of
+//! several agents. Readers need no lock.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -15,9 +15,9 @@ use super::{Record, StateError, VERSION};
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
-/// The folder of the sockets that the daemon serves.
+/// The directory of the daemon's sockets.
 const RUN: &str = "run";
-/// What a write in progress is called; a crash may leave one behind.
+/// Prefix of temporary files. A crash may leave one behind.
 const TEMPORARY: &str = ".writing-";
 
 /// A state directory.
@@ -26,7 +26,7 @@ pub(crate) struct StateDirectory {
     path: Arc<Path>,
 }
 
-/// The right to change what is in a state directory, until it is dropped.
+/// The exclusive lock of a state directory, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct StateLock {
     directory: StateDirectory,
@@ -34,12 +34,12 @@ pub(crate) struct StateLock {
 }
 
 impl StateDirectory {
-    /// Names a directory that may not exist.
+    /// Names a directory, which need not exist.
     pub(crate) fn at(path: PathBuf) -> Self {
         Self { path: path.into() }
     }
 
-    /// Makes the directory, with mode 0700.
+    /// Creates the directory, with mode 0700.
     pub(crate) fn create(path: PathBuf) -> Result<Self, StateError> {
         if !path.is_dir() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -56,7 +56,7 @@ impl StateDirectory {
         &self.path
     }
 
-    /// Waits until no other agent changes this directory, then keeps them out.
+    /// Locks the directory. Waits while another agent has locked it.
     pub(crate) fn lock(&self) -> Result<StateLock, StateError> {
         let path = self.path.join(LOCK);
         let open = OpenOptions::new()
@@ -75,7 +75,7 @@ impl StateDirectory {
         Ok(lock)
     }
 
-    /// What is remembered; an empty record where nothing is.
+    /// Reads the record. An empty record if there is no file.
     pub(crate) fn record(&self) -> Result<Record, StateError> {
         let path = self.path.join(RECORD);
         let Some(text) = self.read_file(&path)? else {
@@ -94,8 +94,8 @@ impl StateDirectory {
         }
     }
 
-    /// Makes the folder of sockets. Others may pass through the directory to reach it where it is for them, and through
-    /// nothing else of it: a file in it is its owner's alone, and its names are not listed.
+    /// Creates the directory of the sockets. If other users may use them, they get search permission on the state
+    /// directory. They can neither list it nor read its files.
     pub(crate) fn open_run(&self, is_for_others: bool) -> Result<PathBuf, StateError> {
         let path = self.path.join(RUN);
         let (passage, folder) = if is_for_others { (0o711, 0o755) } else { (0o700, 0o700) };
@@ -104,12 +104,12 @@ impl StateDirectory {
             made.map_err(failed(&path, "made"))?;
         }
         for (path, mode) in [(&path, folder), (&self.path.to_path_buf(), passage)] {
-            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed(path, "opened to others"))?;
+            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed(path, "opened to other users"))?;
         }
         Ok(path)
     }
 
-    /// The bytes of a file, or `None` where there is none.
+    /// The content of a file. `None` if it does not exist.
     pub(crate) fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>, StateError> {
         match fs::read(path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -120,12 +120,12 @@ impl StateDirectory {
 }
 
 impl StateLock {
-    /// What is remembered.
+    /// Reads the record.
     pub(crate) fn record(&self) -> Result<Record, StateError> {
         self.directory.record()
     }
 
-    /// Replaces what is remembered.
+    /// Replaces the record.
     pub(crate) fn write(&self, record: &Record) -> Result<(), StateError> {
         let path = self.directory.path.join(RECORD);
         let text = serde_json::to_vec_pretty(record).map_err(|error| failed(&path, "written")(error.into()))?;
@@ -136,7 +136,7 @@ impl StateLock {
         flush_directory(&self.directory.path)
     }
 
-    /// Writes a file that must not exist yet.
+    /// Creates a file. Fails if it exists.
     pub(crate) fn create_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
         let temporary = self.temporary_file(bytes)?;
         temporary
@@ -145,7 +145,8 @@ impl StateLock {
         flush_directory(&self.directory.path)
     }
 
-    /// Replaces a file, whose content is set aside under another name. At any line of it there is one of the two.
+    /// Replaces a file, and keeps its old content under another name. Crash-safe: either the old or the new file exists
+    /// at every point.
     pub(crate) fn replace_file(&self, path: &Path, bytes: &[u8], aside: &Path) -> Result<(), StateError> {
         let temporary = self.temporary_file(bytes)?;
         remove_file(aside)?;
@@ -156,12 +157,12 @@ impl StateLock {
         flush_directory(&self.directory.path)
     }
 
-    /// The directory that is locked.
+    /// The locked directory.
     pub(crate) fn directory(&self) -> &StateDirectory {
         &self.directory
     }
 
-    /// Removes a file, where there is one.
+    /// Removes a file if it exists.
     pub(crate) fn remove_file(&self, path: &Path) -> Result<(), StateError> {
         if remove_file(path)? {
             flush_directory(&self.directory.path)?;
@@ -169,10 +170,11 @@ impl StateLock {
         Ok(())
     }
 
-    /// Removes the record and the given files, and names what was there. The lock stays: removing it would let two in.
+    /// Removes the record and the given files, and returns those that existed. The lock file stays: without it, two
+    /// agents could lock the directory at once.
     pub(crate) fn reset(&self, files: Vec<PathBuf>) -> Result<Vec<PathBuf>, StateError> {
         let mut removed = Vec::new();
-        // The record last: with the key gone and the record there, an interrupted reset is still seen for what it is.
+        // The record is removed last. After an interrupted reset, the record without a key shows what happened.
         for path in files.into_iter().chain([self.directory.path.join(RECORD)]) {
             if remove_file(&path)? {
                 removed.push(path);
@@ -204,10 +206,10 @@ impl StateLock {
     }
 }
 
-/// Takes the rights of others away, but only from a folder that is the agent's own: never from one named by mistake.
+/// Removes other users' permissions, but only from an agent's own directory: the path may be wrong.
 fn close_to_others(path: &Path) -> Result<(), StateError> {
     let mode = fs::metadata(path).map_err(failed(path, "read"))?.permissions().mode();
-    // Passing through is what the users of the grant socket may do.
+    // Search permission is allowed, because users of the grant socket need it.
     if mode & 0o066 == 0 {
         return Ok(());
     }
@@ -215,10 +217,10 @@ fn close_to_others(path: &Path) -> Result<(), StateError> {
     if entries.next().is_some() && !path.join(LOCK).exists() {
         return Err(StateError::Shared(path.to_owned()));
     }
-    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed(path, "closed to others"))
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed(path, "closed to other users"))
 }
 
-/// Tells whether there was one.
+/// Returns whether the file existed.
 fn remove_file(path: &Path) -> Result<bool, StateError> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
@@ -227,10 +229,10 @@ fn remove_file(path: &Path) -> Result<bool, StateError> {
     }
 }
 
-/// Makes a rename last: the name is the directory's content, not the file's.
+/// Makes a rename durable: a file's name is part of the directory, not of the file.
 fn flush_directory(path: &Path) -> Result<(), StateError> {
     let flush = File::open(path).and_then(|directory| directory.sync_all());
-    flush.map_err(failed(path, "flushed to the disk"))
+    flush.map_err(failed(path, "flushed to disk"))
 }
 
 fn failed(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> StateError + use<> {
@@ -349,7 +351,7 @@ mod tests {
         directory.lock().unwrap().write(&Record::default()).unwrap();
         let run = directory.open_run(true).unwrap();
         assert_eq!((mode(directory.path()), mode(&run)), (0o711, 0o755));
-        // Every command opens the directory, and leaves that as it is.
+        // Each command opens the directory, and must not change these permissions.
         StateDirectory::create(folder.path().join("state")).unwrap();
         assert_eq!(mode(directory.path()), 0o711);
         directory.lock().unwrap().write(&Record::default()).unwrap();

@@ -1,39 +1,39 @@
-//! What goes wrong with the state directory.
+//! Errors of the state directory.
 
 use std::{io, path::PathBuf};
 
-/// Why the state directory did not serve.
+/// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The system refused.
+    /// A system call failed.
     #[error("{} cannot be {attempt}", path.display())]
     Io {
-        /// Which file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// What was tried: `read`, `written`, …
+        /// What failed: `read`, `written`, …
         attempt: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The record is damaged.
-    #[error("{} is damaged; `assay-agent reset` gives this machine's identity up", path.display())]
+    #[error("{} is damaged; `assay-agent reset` deletes this machine's identity", path.display())]
     Damaged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
-    /// The record was written by a newer agent.
-    #[error("{} was written by a newer agent (version {version} of the record)", path.display())]
+    /// A newer agent wrote the record.
+    #[error("a newer agent wrote {} (version {version} of the record)", path.display())]
     Newer {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Its version.
+        /// The version of the record.
         version: u32,
     },
-    /// Others may look into the directory, and it holds something else.
-    #[error("{} is open to others and holds files that are not the agent's: give it mode 0700, or name another state directory", .0.display())]
+    /// Other users can access the directory, and it contains files that are not the agent's.
+    #[error("other users can access {}, and it contains files that are not the agent's: give it mode 0700, or use another state directory", .0.display())]
     Shared(PathBuf),
 }

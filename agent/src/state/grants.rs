@@ -1,4 +1,4 @@
-//! The grants of the last check-in, as programs of this machine ask for them.
+//! The grants of the last check-in, for other programs of this machine.
 
 use assay_protocol::agent_api::AudienceGrant;
 use time::OffsetDateTime;
@@ -6,21 +6,21 @@ use time::OffsetDateTime;
 use super::Record;
 use crate::clock::rfc3339;
 
-/// Why there is no token.
+/// Why there is no grant token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum GrantError {
     #[error("this machine is not enrolled")]
     NotEnrolled,
     #[error("this machine has no grant for {audience}{}", because(reasons))]
     NotGranted { audience: String, reasons: Vec<String> },
-    #[error("the grant for {audience} expired at {}: is `assay-agent run` running?", rfc3339(*expired_at))]
+    #[error("the grant for {audience} expired at {}: check that `assay-agent run` is running", rfc3339(*expired_at))]
     Expired {
         audience: String,
         expired_at: OffsetDateTime,
     },
 }
 
-/// The grant for an audience, if its token is still valid by this machine's clock.
+/// The grant for an audience, if its token has not expired by this machine's clock.
 pub(crate) fn current_grant<'a>(
     record: &'a Record,
     audience: &str,
@@ -48,7 +48,7 @@ pub(crate) fn current_grant<'a>(
     }
 }
 
-/// Reasons, to be put after what they are for.
+/// A list of reasons, in the form for the end of a sentence.
 pub(crate) fn because(reasons: &[String]) -> String {
     match reasons {
         [] => String::new(),
@@ -66,7 +66,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::state::{CheckInOnRecord, EnrolledMachine};
+    use crate::state::{EnrolledMachine, RecordedCheckIn};
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
     const EXPIRES_AT: OffsetDateTime = datetime!(2026-11-22 10:10 UTC);
@@ -85,7 +85,7 @@ mod tests {
             },
             trust_bundle: String::new(),
         });
-        let last_check_in = Some(CheckInOnRecord {
+        let last_check_in = Some(RecordedCheckIn {
             at: NOW,
             status: MachineStatus::Active,
             grants: vec![AudienceGrant {

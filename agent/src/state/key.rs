@@ -1,125 +1,121 @@
-//! What the record says of the machine's keys: where they are, which one is to come, and what is the matter.
+//! The machine's keys in the record: their places, the rotation in progress, and problems.
 
 use assay_protocol::{KeyThumbprint, agent_api::IssuedCertificate};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// Which of its two files a key is in.
+/// The two places of a machine's keys. Each has its own file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyPlace {
-    /// Where the machine's first key is made.
+    /// The place of the machine's first key.
     #[default]
     First,
-    /// Where the key is made that replaces one in the first.
+    /// The place of a key that replaces one in the first place.
     Second,
 }
 
-/// A key that is to replace the current one.
+/// A key rotation in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRotation {
     /// The thumbprint of the next key.
     pub key: KeyThumbprint,
-    /// When that key was made, by this machine's clock.
+    /// When the next key was created, by this machine's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub begun_at: OffsetDateTime,
-    /// Its certificate, once the server has answered: from then on the next key checks in.
+    /// The certificate of the next key, once the server has issued it. From then on, the next key signs check-ins.
     pub certificate: Option<IssuedCertificate>,
 }
 
-/// What is the matter with a machine's key.
+/// A problem with a machine's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyTrouble {
-    /// Nobody has logged in since the machine started, and the key is one that needs it.
+    /// No user has logged in since boot, and the key requires it.
     WaitingForFirstUnlock,
-    /// The enclave says that the key is damaged, or another machine's.
+    /// The enclave says that the key is damaged or belongs to another machine.
     RefusedByEnclave,
-    /// The enclave has no channel left, or serves no one in this context.
+    /// The enclave has no free channel, or does not work in this context.
     EnclaveExhausted,
-    /// The store cannot be reached now.
+    /// The store is unavailable now.
     Unavailable,
     /// A call into the store did not return in time.
     NoAnswer,
-    /// The key's file is damaged.
+    /// The key file is damaged.
     DamagedFile,
-    /// The key's file cannot be read or written.
+    /// The key file cannot be read or written.
     UnreadableFile,
-    /// The store loads another key than the one that was kept, or that the server knows.
+    /// The store loads a key other than the one in the file or on record.
     Changed,
-    /// The key is in another store than the one that is configured.
+    /// The key is in a store other than the configured one.
     InAnotherStore,
-    /// There is no key where the server knows one.
+    /// The key on record has no file.
     Missing,
     /// The machine has no Secure Enclave.
     NoEnclave,
-    /// This build has no such store.
+    /// This build does not contain this store.
     NotBuilt,
-    /// The agent has asked for what it may not have.
+    /// The agent made an invalid call.
     Defect,
 }
 
 impl KeyTrouble {
-    /// What is the matter.
+    /// The problem, in words.
     #[must_use]
     pub fn matter(self) -> &'static str {
         match self {
             Self::WaitingForFirstUnlock => "waiting for first unlock",
-            Self::RefusedByEnclave => "the Secure Enclave says that the key is damaged or another machine's",
-            Self::EnclaveExhausted => {
-                "the Secure Enclave refuses: it has no channel left, or serves no one in this context"
-            }
-            Self::Unavailable => "the key store cannot be reached",
-            Self::NoAnswer => "the key store does not answer",
-            Self::DamagedFile => "the key's file is damaged",
-            Self::UnreadableFile => "the key's file cannot be read or written",
-            Self::Changed => "the key is not the one that this machine enrolled with",
-            Self::InAnotherStore => "the key is in another store than the one that is configured",
-            Self::Missing => "the key is gone",
+            Self::RefusedByEnclave => "the Secure Enclave rejects the key: it is damaged or belongs to another machine",
+            Self::EnclaveExhausted => "the Secure Enclave has no free channel, or does not work in this context",
+            Self::Unavailable => "the key store is unavailable",
+            Self::NoAnswer => "the key store does not respond",
+            Self::DamagedFile => "the key file is damaged",
+            Self::UnreadableFile => "the key file cannot be read or written",
+            Self::Changed => "the key is not the one on record",
+            Self::InAnotherStore => "the key is not in the configured key store",
+            Self::Missing => "the key file is missing",
             Self::NoEnclave => "this machine has no Secure Enclave",
             Self::NotBuilt => "this build has no such key store",
-            Self::Defect => "the agent asked the Secure Enclave for what it may not have: a defect of the agent",
+            Self::Defect => "the agent made an invalid call to the Secure Enclave, which is a bug in the agent",
         }
     }
 
-    /// What to do about it.
+    /// The remedy, in words.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
             Self::WaitingForFirstUnlock => {
-                "log in once; the agent goes on by itself. A key with `accessibility = \"always\"` does not wait"
+                "log in once; the agent then continues. A key with `accessibility = \"always\"` does not need a login"
             }
             Self::RefusedByEnclave => {
-                "nothing, where a token allows this machine to enroll again: the agent makes a new key by itself. Otherwise give it \
-                 such a token, and approve the machine on the server"
+                "nothing if the machine has a token that allows it to enroll again: the agent creates a new key. Otherwise configure \
+                 such a token, or approve the machine on the server"
             }
             Self::EnclaveExhausted => {
-                "wait: the agent tries again. If it stays, restart the Mac, and look for another program that keeps many keys open"
+                "wait: the agent retries. If the problem persists, restart the Mac, and look for another program that keeps many keys open"
             }
-            Self::Unavailable => "wait: the agent tries again. If it stays, restart the Mac",
-            Self::NoAnswer => "wait: the agent tries again. If it stays, restart the agent, then the Mac",
+            Self::Unavailable => "wait: the agent retries. If the problem persists, restart the Mac",
+            Self::NoAnswer => "wait: the agent retries. If the problem persists, restart the agent, then the Mac",
             Self::DamagedFile | Self::Missing | Self::Changed => {
-                "restore the state directory from before, or give the identity up: `assay-agent reset`, then enroll again"
+                "restore the state directory from a backup, or run `assay-agent reset` and enroll again"
             }
             Self::UnreadableFile => {
-                "see that the disk has room and that the state directory belongs to the account of the agent"
+                "check that the disk has free space, and that the agent's account owns the state directory"
             }
             Self::InAnotherStore => {
-                "configure the store that the key is in, or give the identity up: `assay-agent reset`"
+                "configure the key store that contains the key, or run `assay-agent reset` and enroll again"
             }
-            Self::NoEnclave => {
-                "on hardware without one a key in a file has to be asked for: `key_store = \"software\"`"
-            }
+            Self::NoEnclave => "configure a key in a file: `key_store = \"software\"`",
             Self::NotBuilt => {
-                "install the agent that is built for this system, or ask for a key in a file: `key_store = \"software\"`"
+                "install the build for this system, or configure a key in a file: `key_store = \"software\"`"
             }
-            Self::Defect => "report it, with the error's domain and code",
+            Self::Defect => "report the bug, with the error's domain and code",
         }
     }
 }
 
 impl KeyPlace {
-    /// The other one.
+    /// The other place.
     #[must_use]
     pub fn other(self) -> Self {
         match self {

@@ -1,4 +1,4 @@
-//! What the agent remembers about this machine: the record, as it is written to the state directory.
+//! The record: what the agent stores about this machine.
 
 mod directory;
 mod error;
@@ -25,98 +25,98 @@ pub use self::{
     error::StateError,
     key::{KeyPlace, KeyRotation, KeyTrouble},
 };
-use crate::trust::ServerOnRecord;
+use crate::trust::KnownServer;
 
 /// The version of the record that this build writes, and the newest that it reads.
 ///
-/// Before version 2 a machine's key was in one place.
+/// In version 1, a machine had only one place for keys.
 const VERSION: u32 = 2;
 
-/// What the agent remembers.
+/// The record of a machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     version: u32,
-    /// The server that this machine belongs to, or tries to.
-    pub server: Option<ServerOnRecord>,
-    /// The thumbprint of the machine's key, once it has been shown to a server.
+    /// The server that this machine is enrolled with, or tries to enroll with.
+    pub server: Option<KnownServer>,
+    /// The thumbprint of the current key, once an enrollment has used it.
     pub key: Option<KeyThumbprint>,
-    /// Where that key is.
+    /// The place of the current key.
     #[serde(default)]
     pub key_place: KeyPlace,
-    /// The replacement of that key, while it is under way. The next key is in the other place.
+    /// The rotation in progress. The next key is in the other place.
     #[serde(default)]
     pub rotation: Option<KeyRotation>,
-    /// Whether that key took the place of one that the hardware refused, and no server has taken it yet.
+    /// Whether the current key replaced one that the hardware rejected, and no server has accepted it yet.
     #[serde(default)]
     pub key_is_unknown: bool,
-    /// An enrollment that is not through.
+    /// An incomplete enrollment.
     pub pending: Option<PendingEnrollment>,
-    /// Who this machine is, once it is enrolled.
+    /// The identity of the machine, once it is enrolled.
     pub machine: Option<EnrolledMachine>,
-    /// The answer to the last check-in that went through.
-    pub last_check_in: Option<CheckInOnRecord>,
-    /// When the next check-in is due, up to jitter.
+    /// The last successful check-in.
+    pub last_check_in: Option<RecordedCheckIn>,
+    /// When the next check-in is due, without jitter.
     #[serde(with = "time::serde::rfc3339::option", default)]
     pub next_check_in_at: Option<OffsetDateTime>,
-    /// What the last exchange failed with; none after one that went through.
-    pub last_failure: Option<FailureOnRecord>,
+    /// The failure of the last exchange. `None` if it succeeded.
+    pub last_failure: Option<RecordedFailure>,
 }
 
-/// An enrollment that was begun: what it takes to repeat it.
+/// What a repetition of an incomplete enrollment needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PendingEnrollment {
-    /// The enrollment token, until the enrollment is through.
+    /// The enrollment token, until the enrollment is complete.
     #[serde(serialize_with = "expose_token", default)]
     pub token: Option<SecretString>,
-    /// What the administrator decides on; none until the server has answered.
+    /// The server's id of the pending enrollment, once it has responded.
     pub enrollment_id: Option<Uuid>,
 }
 
-/// A machine that has its certificate.
+/// The identity of an enrolled machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolledMachine {
-    /// Its id.
+    /// The machine's id.
     pub machine_id: Uuid,
-    /// Its SPIFFE id.
+    /// The machine's SPIFFE id.
     pub spiffe_id: String,
-    /// What stood behind its serial number when the server last said so.
+    /// The assurance of the serial number in the server's last response.
     pub assurance: Assurance,
-    /// When it was enrolled, by this machine's clock.
+    /// When the machine was enrolled, by its own clock.
     #[serde(with = "time::serde::rfc3339")]
     pub enrolled_at: OffsetDateTime,
-    /// Its current certificate.
+    /// The current certificate.
     pub certificate: IssuedCertificate,
-    /// The roots, PEM.
+    /// The roots of the server's CA, in PEM.
     pub trust_bundle: String,
 }
 
-/// A check-in that went through.
+/// A successful check-in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CheckInOnRecord {
-    /// When, by this machine's clock.
+pub struct RecordedCheckIn {
+    /// The time, by this machine's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// What the server said of the machine.
+    /// The status of the machine in the server's response.
     pub status: MachineStatus,
-    /// What was granted, with the tokens.
+    /// The grants, with their tokens.
     pub grants: Vec<AudienceGrant>,
-    /// What was not, and why.
+    /// The denied permissions, with reasons.
     pub denied: Vec<Denial>,
 }
 
-/// An exchange that failed.
+/// A failed exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailureOnRecord {
-    /// When, by this machine's clock.
+pub struct RecordedFailure {
+    /// The time, by this machine's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// What was tried: `enroll`, `check-in` or `renew`.
+    /// The exchange: `enroll`, `check-in`, `renew` or `rotate-key`.
     pub exchange: String,
-    /// The problem's URN, when the server answered with one.
+    /// The problem's URN, if the server responded with a problem.
     pub problem: Option<String>,
-    /// What happened, in words.
+    /// The error message.
     pub message: String,
-    /// What is the matter with the key, when it was that.
+    /// The problem with the key, if the key caused the failure.
     #[serde(default)]
     pub key: Option<KeyTrouble>,
 }
@@ -140,12 +140,12 @@ impl Default for Record {
 }
 
 impl Record {
-    /// Whether the machine has to enroll before it can do anything else.
+    /// Whether the next exchange must be an enrollment.
     pub(crate) fn must_enroll(&self) -> bool {
         self.machine.is_none() || self.pending.is_some() || self.key_is_unknown
     }
 
-    /// Whether a server has answered for this machine, so that it may hold a record of it.
+    /// Whether a server has responded to an enrollment, and so may have a record of this machine.
     pub(crate) fn is_known_to_a_server(&self) -> bool {
         let waits = self
             .pending
@@ -155,7 +155,7 @@ impl Record {
     }
 }
 
-/// Reads what an agent remembers, without a lock and without changing anything: also while the daemon runs.
+/// Reads a record without a lock and without any change. Works while the daemon runs.
 pub fn read_record(state_directory: &Path) -> Result<Record, StateError> {
     StateDirectory::at(state_directory.to_owned()).record()
 }

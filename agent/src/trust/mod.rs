@@ -1,4 +1,4 @@
-//! How the agent tells its server from an impostor: what the server's certificate must lead to.
+//! How the agent authenticates its server: the URL, and the roots of the server's certificate.
 
 mod server_url;
 
@@ -18,77 +18,79 @@ use serde::{Deserialize, Serialize};
 
 pub use self::server_url::{ServerUrl, ServerUrlError};
 
-/// What an administrator gives to recognize the server by.
+/// How an administrator configures the authentication of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustAnchor {
-    /// The fingerprint of the root: the root itself is fetched from the server, checked against it, and pinned.
+    /// The fingerprint of the root. The agent fetches the root from the server, compares it with the fingerprint, and
+    /// pins it.
     Fingerprint(Fingerprint),
-    /// Roots in PEM: the content of a CA file.
+    /// The content of a CA file: roots in PEM.
     Certificates(String),
-    /// Whatever the system trusts.
+    /// The system's roots.
     System,
 }
 
-/// What the agent remembers to recognize the server by.
+/// How the agent authenticates the server, as the record stores it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Trust {
-    /// These roots alone.
+    /// Only these roots.
     Roots {
-        /// PEM.
+        /// The roots, in PEM.
         certificates: String,
-        /// The one that an administrator gave the fingerprint of. Others have followed it.
+        /// The fingerprint that an administrator gave. The roots may have been replaced since by later ones of the
+        /// server.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pinned: Option<Fingerprint>,
     },
-    /// Whatever the system trusts.
+    /// The system's roots.
     System,
 }
 
-/// A server, and how it is told from an impostor.
+/// A server, and how the agent authenticates it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerOnRecord {
-    /// Its public URL.
+pub struct KnownServer {
+    /// The public URL.
     pub url: ServerUrl,
-    /// What its certificate must lead to.
+    /// The roots of the server's certificate.
     pub trust: Trust,
 }
 
-/// SHA-256 of a certificate's DER.
+/// SHA-256 of a certificate in DER.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Fingerprint([u8; 32]);
 
-/// The text is no SHA-256 fingerprint.
+/// The text is not a SHA-256 fingerprint.
 #[derive(Debug, thiserror::Error)]
 #[error("not a SHA-256 fingerprint: 64 hexadecimal digits, with or without colons")]
 pub struct NotAFingerprint;
 
-/// Why no connection can be trusted.
+/// Why the server cannot be authenticated.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// The CA file holds no certificate, or a broken one.
-    #[error("the CA file holds no certificate that can be used")]
+    /// The CA file contains no certificate, or an invalid one.
+    #[error("the CA file contains no valid certificate")]
     NoCertificates,
     /// The system has no roots.
-    #[error("this system trusts no certificate authority at all: give --ca-fingerprint or --ca-file")]
+    #[error("this system has no trusted roots: use --ca-fingerprint or --ca-file")]
     NoSystemRoots,
-    /// The server's roots do not include the one that was asked for.
-    #[error("none of the server's roots has the fingerprint {0}: it is another server, or its root was replaced")]
+    /// None of the server's roots has the configured fingerprint.
+    #[error("none of the server's roots has the fingerprint {0}: this is another server, or its root was replaced")]
     OtherRoot(Fingerprint),
-    /// The TLS library refused the configuration.
-    #[error("TLS cannot be set up")]
+    /// The TLS library rejected the configuration.
+    #[error("TLS cannot be configured")]
     Tls(#[source] rustls::Error),
 }
 
 impl Trust {
-    /// Takes the content of a CA file.
-    pub(crate) fn in_certificates(pem: &str) -> Result<Self, TrustError> {
+    /// Trusts the roots in the content of a CA file.
+    pub(crate) fn from_certificates(pem: &str) -> Result<Self, TrustError> {
         Self::of(pem.to_owned(), None)
     }
 
-    /// Picks the root with this fingerprint out of a bundle, and trusts that root alone.
-    pub(crate) fn in_root_of(bundle: &[u8], fingerprint: Fingerprint) -> Result<Self, TrustError> {
+    /// Trusts only the root in the bundle that has this fingerprint.
+    pub(crate) fn from_pinned_root(bundle: &[u8], fingerprint: Fingerprint) -> Result<Self, TrustError> {
         let mut roots = CertificateDer::pem_slice_iter(bundle).filter_map(Result::ok);
         let root = roots
             .find(|root| Fingerprint::of(root) == fingerprint)
@@ -96,9 +98,10 @@ impl Trust {
         Self::of(encode(&root), Some(fingerprint))
     }
 
-    /// The same trust after the server's bundle has changed: roots of the bundle before make room for those of the present
-    /// one, if the server was recognized by one of these. What somebody else issued the server's certificate under stays.
-    pub(crate) fn following(&self, before: &str, bundle: &str) -> Self {
+    /// The trust after the server's bundle has changed from `before` to `bundle`. If it contains a root of the new
+    /// bundle, the new bundle replaces the old one. Roots that were in neither bundle are kept, because another CA may
+    /// have issued the server's certificate.
+    pub(crate) fn updated(&self, before: &str, bundle: &str) -> Self {
         let Self::Roots { certificates, pinned } = self else {
             return self.clone();
         };
@@ -119,7 +122,7 @@ impl Trust {
         }
     }
 
-    /// Whether this is the root with this fingerprint, and what has followed it, and nothing else.
+    /// Whether this trust was pinned to the root with this fingerprint.
     pub(crate) fn is_pinned_to(&self, fingerprint: Fingerprint) -> bool {
         let Self::Roots { certificates, pinned } = self else {
             return false;
@@ -127,12 +130,12 @@ impl Trust {
         if pinned.is_some() {
             return *pinned == Some(fingerprint);
         }
-        // As an agent wrote it that followed no bundles.
+        // Records of earlier agents have no `pinned`.
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates.as_bytes()).collect();
         roots.is_ok_and(|roots| matches!(roots.as_slice(), [root] if Fingerprint::of(root) == fingerprint))
     }
 
-    /// TLS that ends where this trust says, with what is presented to servers that ask for a certificate.
+    /// A TLS configuration that accepts only these roots, and presents the client certificate if there is one.
     pub(crate) fn tls(&self, certificate: Option<Arc<dyn ResolvesClientCert>>) -> Result<ClientConfig, TrustError> {
         let configuration = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()
@@ -163,7 +166,7 @@ impl Trust {
                 }
             }
             Self::System => {
-                // Systems carry roots that no library reads any more; one of them is no reason to trust none.
+                // The system may have roots that the library cannot parse. They are skipped.
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
                 if roots.is_empty() {
                     return Err(TrustError::NoSystemRoots);
@@ -174,7 +177,7 @@ impl Trust {
     }
 }
 
-/// The certificates of a PEM text that can be read.
+/// The certificates in a PEM text. Those that cannot be parsed are skipped.
 fn certificates_of(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .filter_map(Result::ok)
@@ -185,7 +188,8 @@ fn encode(certificate: &CertificateDer<'_>) -> String {
     pem::encode(&pem::Pem::new("CERTIFICATE", certificate.as_ref()))
 }
 
-/// TLS with whoever answers: to fetch the roots, which the fingerprint then proves, and for nothing else.
+/// A TLS configuration without server authentication. It is only for fetching the roots, which the fingerprint then
+/// authenticates, and for servers on loopback addresses.
 pub(crate) fn unverified_tls() -> Result<ClientConfig, TrustError> {
     let provider = Arc::new(provider::default_provider());
     let configuration = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -293,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_post_quantum_key_exchange_comes_first() {
-        let tls = Trust::in_certificates(ROOTS).unwrap().tls(None).unwrap();
+        let tls = Trust::from_certificates(ROOTS).unwrap().tls(None).unwrap();
         assert_eq!(tls.crypto_provider().kx_groups[0].name(), NamedGroup::X25519MLKEM768);
     }
 
@@ -301,22 +305,22 @@ mod tests {
     fn of_a_bundle_only_the_root_with_the_fingerprint_is_trusted() {
         let fingerprints = fingerprints();
         assert_eq!(fingerprints.len(), 2);
-        let trust = Trust::in_root_of(ROOTS.as_bytes(), fingerprints[1]).unwrap();
+        let trust = Trust::from_pinned_root(ROOTS.as_bytes(), fingerprints[1]).unwrap();
         assert!(trust.is_pinned_to(fingerprints[1]));
         assert!(!trust.is_pinned_to(fingerprints[0]));
         assert_eq!(trust.roots().unwrap().len(), 1);
-        assert!(!Trust::in_certificates(ROOTS).unwrap().is_pinned_to(fingerprints[0]));
+        assert!(!Trust::from_certificates(ROOTS).unwrap().is_pinned_to(fingerprints[0]));
     }
 
     #[test]
     fn a_bundle_without_the_root_is_not_trusted() {
         let other = Fingerprint([7; 32]);
         assert!(matches!(
-            Trust::in_root_of(ROOTS.as_bytes(), other),
+            Trust::from_pinned_root(ROOTS.as_bytes(), other),
             Err(TrustError::OtherRoot(_))
         ));
         assert!(matches!(
-            Trust::in_root_of(b"<html>", other),
+            Trust::from_pinned_root(b"<html>", other),
             Err(TrustError::OtherRoot(_))
         ));
     }
@@ -326,24 +330,24 @@ mod tests {
         let pems: Vec<String> = certificates_of(ROOTS).iter().map(encode).collect();
         let (first, second) = (pems[0].as_str(), pems[1].as_str());
         let fingerprint = fingerprints()[0];
-        let pinned = Trust::in_root_of(ROOTS.as_bytes(), fingerprint).unwrap();
-        assert_eq!(pinned.following("", first), pinned, "nothing has changed");
-        assert_eq!(pinned.following(first, second), pinned, "it has none of these roots");
-        let both = pinned.following(first, ROOTS);
+        let pinned = Trust::from_pinned_root(ROOTS.as_bytes(), fingerprint).unwrap();
+        assert_eq!(pinned.updated("", first), pinned, "nothing has changed");
+        assert_eq!(pinned.updated(first, second), pinned, "it has none of these roots");
+        let both = pinned.updated(first, ROOTS);
         assert_eq!(both.roots().unwrap().len(), 2);
         assert!(
             both.is_pinned_to(fingerprint),
             "an agent that is set up by this fingerprint knows it still"
         );
-        let moved = both.following(ROOTS, second);
+        let moved = both.updated(ROOTS, second);
         assert_eq!(moved.roots().unwrap().len(), 1);
         assert!(moved.is_pinned_to(fingerprint));
-        assert_eq!(moved.following(second, first), moved);
-        // The server's own certificate may be under a root that is no root of the bundle.
-        let file = Trust::in_certificates(ROOTS).unwrap();
-        assert_eq!(file.following("", first), file);
-        assert_eq!(file.following(first, second).roots().unwrap().len(), 1);
-        assert_eq!(Trust::System.following(first, second), Trust::System);
+        assert_eq!(moved.updated(second, first), moved);
+        // Another CA may have issued the server's certificate.
+        let file = Trust::from_certificates(ROOTS).unwrap();
+        assert_eq!(file.updated("", first), file);
+        assert_eq!(file.updated(first, second).roots().unwrap().len(), 1);
+        assert_eq!(Trust::System.updated(first, second), Trust::System);
         let kept: Trust = serde_json::from_value(serde_json::to_value(&moved).unwrap()).unwrap();
         assert_eq!(kept, moved);
     }
@@ -353,7 +357,7 @@ mod tests {
     #[case("no certificate")]
     #[case("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")]
     fn a_ca_file_without_certificates_is_refused(#[case] pem: &str) {
-        assert!(matches!(Trust::in_certificates(pem), Err(TrustError::NoCertificates)));
+        assert!(matches!(Trust::from_certificates(pem), Err(TrustError::NoCertificates)));
     }
 
     #[test]

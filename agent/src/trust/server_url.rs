@@ -1,4 +1,4 @@
-//! The server's address, which is also the audience that evidence is made for.
+//! The server's URL, which is also the audience of evidence.
 
 use std::{fmt, str::FromStr};
 
@@ -7,34 +7,34 @@ use url::{Host, Url};
 
 /// The server's public URL, without a trailing slash.
 ///
-/// It comes from the machine's administrator and never from the server: a server that could say who it is could have
-/// evidence made for another one, and relay it there.
+/// It comes from the machine's administrator and never from the server. A malicious server could otherwise name another
+/// server as audience, and relay the evidence to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ServerUrl(String);
 
-/// The text is no address of a server.
+/// The text is not the URL of a server.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ServerUrlError {
-    /// No URL.
-    #[error("{text:?} is not a URL; one looks like https://assay.example.com")]
+    /// The text is not a URL.
+    #[error("{text:?} is not a URL; an example is https://assay.example.com")]
     NotAUrl {
-        /// What was given.
+        /// The text.
         text: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: url::ParseError,
     },
-    /// Not HTTPS.
-    #[error("{0}: the server is reached over https alone (http is for a loopback address)")]
+    /// The scheme is not HTTPS.
+    #[error("{0}: the scheme must be https (http is allowed only for loopback addresses)")]
     NotHttps(String),
-    /// It has more than an origin and a path.
-    #[error("{0}: the server's URL has no user, query or fragment")]
+    /// The URL has more than an origin and a path.
+    #[error("{0}: the server's URL must not have a user, query or fragment")]
     Surplus(String),
 }
 
 impl ServerUrl {
-    /// The URL: the audience of evidence.
+    /// The URL, which is the audience of evidence.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -44,7 +44,7 @@ impl ServerUrl {
         self.0.starts_with("https:")
     }
 
-    /// The URL of an endpoint; `path` begins with a slash.
+    /// The URL of an endpoint. `path` begins with a slash.
     pub(crate) fn endpoint(&self, path: &str) -> String {
         format!("{}{path}", self.0)
     }
@@ -90,7 +90,8 @@ impl fmt::Display for ServerUrl {
     }
 }
 
-/// What is said to oneself is not overheard: a server behind a local proxy, and tests.
+/// Plain HTTP is allowed on loopback addresses, where no one can intercept it: for a server behind a local proxy, and
+/// for tests.
 fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
