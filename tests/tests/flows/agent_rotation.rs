@@ -197,8 +197,8 @@ async fn an_agent_that_is_killed_at_any_step_goes_on_with_a_key_that_serves(
         } else {
             let daemon = mac.start(&["run"]);
             let expected = match step {
-                Step::NewKeyRecorded => "grants are handed out",
-                _ => "the key is replaced",
+                Step::NewKeyRecorded => "serving grants",
+                _ => "key rotation complete",
             };
             daemon.writes(0, expected).await;
             daemon.signal(Signal::TERM);
@@ -290,7 +290,7 @@ async fn a_daemon_replaces_a_key_that_is_older_than_the_policy_allows_and_its_ce
     assert_eq!(administrator.machine(id).await["assurance"], "attested");
 
     age_key(&server, id).await;
-    let read = daemon.writes(read, "the key is replaced").await;
+    let read = daemon.writes(read, "key rotation complete").await;
     // It checks in with the new key in TLS and evidence, which the server holds against each other.
     daemon.writes(read, "checked in").await;
     let after = mac.status().await;

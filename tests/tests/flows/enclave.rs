@@ -119,14 +119,14 @@ async fn a_key_that_needs_a_login_is_waited_for_and_never_replaced() {
 
 #[rstest]
 #[case::locked("fail NSOSStatusErrorDomain -25308", "waiting-for-first-unlock", "log in once")]
-#[case::object_not_found("fail CryptoTokenKit -6", "unavailable", "tries again")]
-#[case::token_not_found("fail CryptoTokenKit -7", "unavailable", "tries again")]
-#[case::communication("fail CryptoTokenKit -2", "unavailable", "tries again")]
-#[case::authentication_needed("fail CryptoTokenKit -9", "unavailable", "tries again")]
+#[case::object_not_found("fail CryptoTokenKit -6", "unavailable", "retries")]
+#[case::token_not_found("fail CryptoTokenKit -7", "unavailable", "retries")]
+#[case::communication("fail CryptoTokenKit -2", "unavailable", "retries")]
+#[case::authentication_needed("fail CryptoTokenKit -9", "unavailable", "retries")]
 #[case::no_channel("fail NSOSStatusErrorDomain -26276", "enclave-exhausted", "another program")]
 #[case::missing_entitlement("fail NSOSStatusErrorDomain -34018", "defect", "report it")]
 #[case::bad_parameter("fail NSOSStatusErrorDomain -50", "defect", "report it")]
-#[case::unheard_of("fail NSCocoaErrorDomain 4", "unavailable", "tries again")]
+#[case::unheard_of("fail NSCocoaErrorDomain 4", "unavailable", "retries")]
 #[case::another_key("swap", "changed", "reset")]
 #[tokio::test]
 async fn an_error_is_told_in_words_and_the_key_stays(#[case] fault: &str, #[case] kind: &str, #[case] advice: &str) {
@@ -336,7 +336,7 @@ async fn a_daemon_waits_for_its_configuration_profile_and_follows_it_without_a_r
     let said = mac.run(&["doctor"], FAILED).await;
     assert!(said.contains("none is configured"), "{said}");
     let daemon = mac.start(&["run"]);
-    daemon.writes(0, "waiting for a server").await;
+    daemon.writes(0, "waiting for managed settings").await;
     let wrong = json!({"server": mac.url(), "ca_file": mac.roots(), "token": "assay_nonsense"});
     mac.is_managed(&wrong);
     daemon.writes(0, "managed settings have changed").await;
@@ -366,7 +366,7 @@ async fn a_daemon_logs_to_the_system_where_it_should() {
     // Time and level are the system's own: 1 is its default, which is kept on the disk.
     assert!(
         log.lines()
-            .any(|line| line.starts_with("1 ") && line.ends_with("told to end")),
+            .any(|line| line.starts_with("1 ") && line.ends_with("stopping")),
         "{log}"
     );
     assert_eq!(daemon.output().to_string(), "");

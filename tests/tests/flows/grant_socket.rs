@@ -42,7 +42,7 @@ async fn daemon(configuration: &str) -> (Mac, Process, [String; 2]) {
     }
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
     let daemon = mac.start_daemon_with(&token, configuration);
-    daemon.writes(0, "grants are handed out").await;
+    daemon.writes(0, "serving grants").await;
     (mac, daemon, audiences)
 }
 
@@ -178,20 +178,20 @@ async fn a_socket_that_a_crash_left_is_replaced_and_one_in_use_is_waited_for() {
     let _killed = first.ended().await;
     assert!(socket(&mac).exists());
     let second = mac.start(&["run"]);
-    second.writes(0, "grants are handed out").await;
+    second.writes(0, "serving grants").await;
     assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
 
     let third = mac.start(&["run"]);
-    third.writes(0, "waiting for it to end").await;
+    third.writes(0, "waiting for it to stop").await;
     // It is still the second's: that one ends, and only then the third takes over.
     assert!(
-        !third.output().to_string().contains("grants are handed out"),
+        !third.output().to_string().contains("serving grants"),
         "{}",
         third.output()
     );
     assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
     second.signal(Signal::TERM);
     assert_eq!(second.ended().await.code(), Some(DONE), "{}", second.output());
-    third.writes(0, "grants are handed out").await;
+    third.writes(0, "serving grants").await;
     assert_eq!(ask(&mac, "GET", &grant_of(&granted)).await.0, 200);
 }

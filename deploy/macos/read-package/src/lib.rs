@@ -140,7 +140,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (agent, package) = (folder.path().join("agent"), folder.path().join("a.pkg"));
         let mach_o = b"\xcf\xfa\xed\xfe".as_slice();
-        let stand_in = [mach_o, b" 0.1.0 with a stand-in for the Secure Enclave: for tests alone"].concat();
+        let stand_in = [mach_o, b" 0.1.0 with a stand-in for the Secure Enclave: only for tests"].concat();
         for (content, is_packed) in [(b"\x7fELF".as_slice(), false), (&stand_in, false), (mach_o, true)] {
             fs::write(&agent, content).unwrap();
             let mut build = Command::new(deploy().join("build-package"));
