@@ -1,20 +1,20 @@
-//! Compiles and links the Swift shim on macOS; asks nothing of other systems.
+//! Compiles and links the Swift shim on macOS. Does nothing on other systems.
 #![allow(
     clippy::disallowed_methods,
-    reason = "cargo tells a build script everything by the environment"
+    reason = "cargo passes its parameters to a build script in the environment"
 )]
 
 use std::{env, error::Error, path::PathBuf, process::Command};
 
 const SHIM: &str = "src/shim/shim.swift";
-/// The first macOS on Apple silicon, and Rust's own lowest for it.
+/// The first macOS on Apple silicon, and the oldest that Rust supports there.
 const OLDEST_MACOS: &str = "11.0";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={SHIM}");
     let is_macos = env::var("CARGO_CFG_TARGET_OS")? == "macos";
     let has_stand_in = env::var_os("CARGO_FEATURE_ENCLAVE_STAND_IN").is_some();
-    // Elsewhere the agent is only type-checked for macOS: there is no Swift for that, and nothing is linked.
+    // On other systems the agent is only type-checked for macOS: there is no Swift compiler, and nothing is linked.
     let is_on_mac = env::var("HOST")?.contains("apple-darwin");
     if is_macos && is_on_mac && !has_stand_in {
         compile_shim()?;
@@ -48,8 +48,8 @@ fn compile_shim() -> Result<(), Box<dyn Error>> {
     }
     let asked = |what: &[&str]| Ok::<_, Box<dyn Error>>(String::from_utf8(xcrun().args(what).output()?.stdout)?);
     let (sdk, compiler) = (asked(&["--show-sdk-path"])?, asked(&["--find", "swiftc"])?);
-    // The Swift runtime is part of macOS, and what to link against is in the SDK; what older systems lack of it comes
-    // with the compiler.
+    // macOS contains the Swift runtime, and the SDK contains its link libraries. The compiler contains compatibility
+    // libraries for older systems.
     let toolchain = PathBuf::from(compiler.trim());
     let usr = toolchain
         .ancestors()
@@ -59,7 +59,7 @@ fn compile_shim() -> Result<(), Box<dyn Error>> {
     for place in [out, PathBuf::from(sdk.trim()).join("usr/lib/swift"), toolchain] {
         println!("cargo::rustc-link-search=native={}", place.display());
     }
-    // Where the oldest system that Rust links for is older than the runtime in it (Intel), the runtime is named by @rpath.
+    // On Intel, the oldest system that Rust links for has no Swift runtime of its own, so the linker uses @rpath.
     println!("cargo::rustc-link-arg-bins=-Wl,-rpath,/usr/lib/swift");
     println!("cargo::rustc-link-lib=static=assay_shim");
     for framework in ["CryptoKit", "Foundation", "CoreFoundation", "Security"] {

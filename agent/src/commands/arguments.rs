@@ -266,13 +266,13 @@ mod tests {
     #[case(&["proxy", "--listen", "0.0.0.0:8080", "--upstream", "https://wiki.example.com"])]
     #[case(&["proxy", "--listen", "127.0.0.1:0", "--upstream", "http://wiki.example.com"])]
     #[case(&["dance"])]
-    fn wrong_usage_is_refused(#[case] arguments: &[&str]) {
+    fn wrong_usage_is_rejected(#[case] arguments: &[&str]) {
         let arguments = ["assay-agent"].iter().chain(arguments);
         assert!(CommandLine::try_parse_from(arguments).unwrap_err().use_stderr());
     }
 
     #[test]
-    fn the_command_line_goes_over_the_configuration() {
+    fn the_command_line_overrides_the_configuration() {
         let configured = Settings {
             server: Some("https://one.example.com".parse().unwrap()),
             token_file: Some("/does/not/exist".into()),

@@ -126,7 +126,7 @@ mod tests {
     #[case(ProblemKind::BadNonce, Exit::Refused)]
     #[case(ProblemKind::Unavailable, Exit::ServerUnreachable)]
     #[case(ProblemKind::RateLimited, Exit::ServerUnreachable)]
-    fn the_exit_code_says_what_the_server_said(#[case] kind: ProblemKind, #[case] exit: Exit) {
+    fn the_exit_code_follows_from_the_problem(#[case] kind: ProblemKind, #[case] exit: Exit) {
         let refusal = Refusal {
             problem: Problem::new(kind, String::new(), String::new()),
             retry_after: None,

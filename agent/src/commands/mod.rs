@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_store_that_this_build_lacks_has_its_own_exit_code_and_names_the_way_out() {
+    fn a_missing_key_store_has_its_own_exit_code_and_a_remedy() {
         let error = open(&Settings::default()).unwrap_err();
         assert_eq!(error.exit(), Exit::KeyStoreUnavailable);
         assert!(error.to_string().contains("--key-store software"), "{error}");

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_shows_what_is_granted_and_denied_and_no_token() {
+    fn a_status_shows_grants_and_denials_without_tokens() {
         let status = Status::of(&enrolled(), NOW);
         let text = status.to_string();
         assert!(
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_tells_how_far_an_enrollment_has_come() {
+    fn a_status_shows_the_progress_of_an_enrollment() {
         let mut record = Record::default();
         assert_eq!(Standing::of(&record), Standing::NotEnrolled);
         record.pending = Some(PendingEnrollment {

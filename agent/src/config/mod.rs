@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn managed_settings_go_over_file_and_environment() {
+    fn managed_settings_override_file_and_environment() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("agent.toml");
         fs::write(
@@ -378,7 +378,7 @@ mod tests {
     #[case(json!({"server": {}}), "server is not a string")]
     #[case(json!({"log_level": 3}), "log_level is not a string")]
     #[case(json!({"token": " "}), "token is empty")]
-    fn what_is_wrong_in_managed_settings_is_said_of_them(#[case] managed: Value, #[case] named: &str) {
+    fn an_error_in_managed_settings_names_them(#[case] managed: Value, #[case] named: &str) {
         let error = Settings::from_sources(None, HashMap::new(), forced(managed))
             .unwrap_err()
             .to_string();
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_goes_over_the_file() {
+    fn the_environment_overrides_the_file() {
         let toml = "server = 'https://one.example.com'\nkey_store = 'software'\ntoken_file = '/a'";
         let environment = [
             ("ASSAY_AGENT_SERVER", "https://two.example.com"),
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_use_the_socket_is_a_list_in_the_file_and_names_with_commas_in_a_variable() {
+    fn users_are_a_list_in_the_file_and_comma_separated_in_a_variable() {
         let toml = "[grant_socket]\nusers = ['alice', 'bob']\ngroups = ['staff']";
         let settings = load(toml, &[("ASSAY_AGENT_GRANT_SOCKET__USERS", "carol, 501")]).unwrap();
         assert_eq!(settings.grant_socket.users, ["carol", "501"]);
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_the_key_belongs_into_the_enclave() {
+    fn the_default_key_store_is_the_enclave() {
         let settings = Settings::from_sources(None, HashMap::new(), Map::new()).unwrap();
         assert_eq!(settings.key_store(), KeyStoreKind::SecureEnclave);
         assert_eq!(settings.accessibility(), KeyAccessibility::Always);
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn two_ways_to_recognize_the_server_are_one_too_many() {
+    fn fingerprint_and_ca_file_exclude_each_other() {
         let settings = Settings {
             server: Some("https://assay.example.com".parse().unwrap()),
             ca_fingerprint: Some("ab".repeat(32).parse().unwrap()),

@@ -148,9 +148,9 @@ impl Client {
         if let Some(nonce) = self.stored_nonce().take(self.clock.now()) {
             return Ok(nonce);
         }
-        let answer = self.send(Method::HEAD, "/v1/nonce", Vec::new()).await?;
+        let response = self.send(Method::HEAD, "/v1/nonce", Vec::new()).await?;
         let nonce = self.stored_nonce().take(self.clock.now());
-        nonce.ok_or_else(|| self.invalid_response(answer.status, "it has no Replay-Nonce header".to_owned()))
+        nonce.ok_or_else(|| self.invalid_response(response.status, "it has no Replay-Nonce header".to_owned()))
     }
 
     /// Whether a response brought a nonce, so that the next request needs no extra round trip.
@@ -165,8 +165,9 @@ impl Client {
     }
 
     /// Parses the body of a response.
-    pub(crate) fn read<T: DeserializeOwned>(&self, answer: &ApiResponse) -> Result<T, ClientError> {
-        serde_json::from_slice(&answer.body).map_err(|error| self.invalid_response(answer.status, error.to_string()))
+    pub(crate) fn read<T: DeserializeOwned>(&self, response: &ApiResponse) -> Result<T, ClientError> {
+        serde_json::from_slice(&response.body)
+            .map_err(|error| self.invalid_response(response.status, error.to_string()))
     }
 
     /// An error for a response that violates the protocol.
@@ -175,9 +176,9 @@ impl Client {
     }
 
     /// An error for a certificate that is not for this machine's key. Such a certificate would be unusable.
-    pub(crate) fn wrong_certificate(&self, answer: &ApiResponse) -> ClientError {
+    pub(crate) fn wrong_certificate(&self, response: &ApiResponse) -> ClientError {
         self.invalid_response(
-            answer.status,
+            response.status,
             "its certificate is not for this machine's key".to_owned(),
         )
     }
@@ -194,19 +195,19 @@ impl Client {
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<ApiResponse, ClientError> {
         let server = &self.server.url;
-        let answer = match self.request(method.clone(), path, body.clone()).await {
+        let response = match self.request(method.clone(), path, body.clone()).await {
             // The clocks differ: by the server's, the certificate may have expired.
             Err(error) if is_certificate_rejection(&error) && self.stop_presenting() => {
                 tracing::warn!("the server rejected this machine's certificate: continuing without it");
                 self.request(method, path, body).await
             }
-            answer => answer,
+            response => response,
         };
-        let answer = answer.map_err(|error| self.no_answer(error))?;
-        self.keep_nonce(answer.headers());
-        let retry_after = retry_after(answer.headers(), self.clock.now());
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = read_body(server, answer, MAX_RESPONSE_BYTES).await?;
+        let response = response.map_err(|error| self.connection_error(error))?;
+        self.keep_nonce(response.headers());
+        let retry_after = retry_after(response.headers(), self.clock.now());
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = read_body(server, response, MAX_RESPONSE_BYTES).await?;
         if status.is_success() {
             return Ok(ApiResponse { status, body });
         }
@@ -236,7 +237,7 @@ impl Client {
         }
     }
 
-    fn no_answer(&self, error: reqwest::Error) -> ClientError {
+    fn connection_error(&self, error: reqwest::Error) -> ClientError {
         let server = &self.server.url;
         match self
             .identity
@@ -268,9 +269,9 @@ impl Client {
 pub(crate) async fn fetch_root(server: &ServerUrl, fingerprint: Fingerprint) -> Result<Trust, ClientError> {
     let http = http_client(unverified_tls()?, None)?;
     let request = http.get(server.endpoint("/v1/ca/bundle.pem"));
-    let answer = request.send().await.map_err(|error| unreachable(server, error))?;
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    let bundle = read_body(server, answer, MAX_BUNDLE_BYTES).await?;
+    let response = request.send().await.map_err(|error| unreachable(server, error))?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    let bundle = read_body(server, response, MAX_BUNDLE_BYTES).await?;
     if let Some(problem) = parse_problem(status, &headers, &bundle) {
         return Err(ClientError::Refused(Box::new(Refusal {
             problem,
@@ -314,12 +315,12 @@ fn tls(server: &KnownServer, certificate: Option<&Arc<ClientCertificate>>) -> Re
     }
 }
 
-async fn read_body(server: &ServerUrl, mut answer: Response, longest: usize) -> Result<Vec<u8>, ClientError> {
+async fn read_body(server: &ServerUrl, mut response: Response, limit: usize) -> Result<Vec<u8>, ClientError> {
     let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| unreachable(server, error))? {
-        if body.len() + chunk.len() > longest {
-            let what = format!("it is longer than {longest} bytes");
-            return Err(invalid_response(server, answer.status(), what));
+    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(server, error))? {
+        if body.len() + chunk.len() > limit {
+            let what = format!("it is longer than {limit} bytes");
+            return Err(invalid_response(server, response.status(), what));
         }
         body.extend_from_slice(&chunk);
     }
@@ -416,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_is_read_and_a_proxys_page_is_not() {
+    fn a_problem_is_parsed_and_an_error_page_of_a_proxy_is_not() {
         let problem = Problem::new(ProblemKind::MachineRevoked, "lost".into(), "r1".into());
         let body = serde_json::to_vec(&problem).unwrap();
         let problem_type = headers(CONTENT_TYPE, "application/problem+json");
@@ -428,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_head_is_known_by_its_status() {
+    fn a_refused_head_is_identified_by_its_status() {
         let problem_type = headers(CONTENT_TYPE, "application/problem+json");
         let parsed = parse_problem(StatusCode::SERVICE_UNAVAILABLE, &problem_type, b"").unwrap();
         assert_eq!(parsed.kind(), Some(ProblemKind::Unavailable));
@@ -436,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_one_sentence_with_the_request_that_the_server_logged() {
+    fn a_refusal_is_one_sentence_with_the_request_id() {
         let refusal = Refusal {
             problem: Problem::new(ProblemKind::MachineRevoked, "lost".into(), "r1".into()),
             retry_after: None,

@@ -141,7 +141,7 @@ where
 async fn on_own_thread<T: Send + 'static>(
     connecting: impl Future<Output = Result<T, BoxError>> + Send + 'static,
 ) -> Result<T, BoxError> {
-    let (mut answer, answered) = oneshot::channel();
+    let (mut sender, receiver) = oneshot::channel();
     let runtime = Handle::current();
     std::thread::Builder::new()
         .name("tls-handshake".to_owned())
@@ -149,16 +149,16 @@ async fn on_own_thread<T: Send + 'static>(
             let connection = runtime.block_on(async {
                 tokio::select! {
                     connection = connecting => Some(connection),
-                    () = answer.closed() => None,
+                    () = sender.closed() => None,
                 }
             });
             if let Some(connection) = connection {
                 // The caller has stopped waiting.
-                let _ = answer.send(connection);
+                let _ = sender.send(connection);
             }
         })
         .map_err(ConnectionError::Thread)?;
-    answered.await.unwrap_or_else(|_| Err(ConnectionError::Ended.into()))
+    receiver.await.unwrap_or_else(|_| Err(ConnectionError::Ended.into()))
 }
 
 #[cfg(test)]
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_store_that_hangs_holds_up_one_connection_alone() {
+    async fn a_hanging_key_store_blocks_only_one_connection() {
         let (tell, mut hangs) = events::unbounded_channel();
         let (release, hang) = mpsc::channel();
         let ground = ground(script([Call::Hang(tell, hang)]), &TLS13).await;
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_store_that_goes_on_hanging_is_an_error_in_time() {
+    async fn a_hanging_key_store_times_out() {
         let (tell, _hangs) = events::unbounded_channel();
         let (_release, hang) = mpsc::channel();
         let ground = ground(script([Call::Hang(tell, hang)]), &TLS13).await;
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_locked_key_is_told_from_a_server_that_is_away() {
+    async fn a_locked_key_is_not_reported_as_an_unreachable_server() {
         let ground = ground(script([Call::Locked]), &TLS13).await;
         let client = ground.client(ground.certificate().await);
         let error = client.nonce().await.unwrap_err();
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_turns_the_certificate_down_is_spoken_to_without() {
+    async fn a_rejected_certificate_is_not_presented_again() {
         let ground = ground(Arc::new(SoftwareKeyStore), &TLS13).await;
         // Issued by another CA, and valid by this machine's clock.
         let stranger = Ground {

@@ -35,7 +35,7 @@ mod tests {
     const CAME_AT: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
     #[test]
-    fn a_nonce_is_handed_out_once() {
+    fn a_nonce_is_used_once() {
         let mut at_hand = StoredNonce::default();
         assert_eq!(at_hand.take(CAME_AT), None);
         at_hand.keep("first".into(), CAME_AT);

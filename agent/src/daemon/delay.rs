@@ -108,7 +108,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_server_is_never_asked_sooner_than_it_wants(seconds in 0..=86_400_u64, failures in 1..100_u32, bits: u32) {
+        fn no_retry_comes_before_retry_after(seconds in 0..=86_400_u64, failures in 1..100_u32, bits: u32) {
             let retry_after = Duration::from_secs(seconds);
             for failure in [
                 Failure::Unreachable { retry_after: Some(retry_after) },
@@ -121,7 +121,7 @@ mod tests {
         }
 
         #[test]
-        fn the_interval_is_the_servers_with_a_tenth_of_jitter(seconds in 1..=86_400_u64, bits: u32) {
+        fn the_interval_is_the_servers_with_ten_percent_of_jitter(seconds in 1..=86_400_u64, bits: u32) {
             let wait = until_next_check_in(Duration::from_secs(seconds), Jitter::from_bits(bits));
             prop_assert!(wait >= Duration::from_secs(seconds).mul_f64(0.899));
             prop_assert!(wait <= Duration::from_secs(seconds).mul_f64(1.101));

@@ -111,7 +111,7 @@ async fn keep_exchanging(
         };
         if seen.have_changed() {
             log_reconfigured(agent, settings).await;
-            // The actions of the event that woke the daemon take its place.
+            // The event that woke the daemon determines the actions.
             (state, _) = step(state, input(Event::Reconfigured));
         } else if event == Event::Reconfigured {
             actions = Vec::new();

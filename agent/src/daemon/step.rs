@@ -46,7 +46,7 @@ pub(crate) enum Plan {
     /// The machine has no identity, or the server no longer knows it.
     Enroll(Attempt),
     /// The machine is enrolled.
-    Serve {
+    Enrolled {
         check_in: Attempt,
         renewal: Attempt,
         rotation: Rotation,
@@ -122,7 +122,7 @@ pub(crate) fn plan(record: &Record, now: OffsetDateTime) -> Plan {
         (Some(_), Some(due)) if !completes_rotation => due.min(now + MAX_WAIT),
         _ => now,
     };
-    Plan::Serve {
+    Plan::Enrolled {
         check_in: Attempt { due, failures: 0 },
         renewal: Attempt {
             due: Validity::of(&machine.certificate).renewal_due(now),
@@ -189,7 +189,7 @@ impl Plan {
     fn next(&self) -> (Exchange, OffsetDateTime) {
         match self {
             Self::Enroll(attempt) => (Exchange::Enroll, attempt.due),
-            Self::Serve {
+            Self::Enrolled {
                 check_in,
                 renewal,
                 rotation,
@@ -207,7 +207,7 @@ impl Plan {
     /// The plan after an exchange has ended.
     fn after(self, exchange: Exchange, Input { now, jitter, event }: Input) -> Self {
         match (self, event) {
-            (_, Event::Enrolled { interval, validity }) => Self::Serve {
+            (_, Event::Enrolled { interval, validity }) => Self::Enrolled {
                 check_in: Attempt {
                     due: now + until_next_check_in(interval, jitter),
                     // Kept until a check-in succeeds. Otherwise, a server that enrolls the machine but rejects its
@@ -225,13 +225,13 @@ impl Plan {
                 failures: 0,
             }),
             (
-                Self::Serve { renewal, rotation, .. },
+                Self::Enrolled { renewal, rotation, .. },
                 Event::CheckedIn {
                     interval,
                     must_renew,
                     must_rotate,
                 },
-            ) => Self::Serve {
+            ) => Self::Enrolled {
                 check_in: Attempt {
                     due: now + until_next_check_in(interval, jitter),
                     failures: 0,
@@ -246,10 +246,10 @@ impl Plan {
                     false => Rotation::default(),
                 },
             },
-            (Self::Serve { check_in, rotation, .. }, Event::Renewed { validity }) => {
+            (Self::Enrolled { check_in, rotation, .. }, Event::Renewed { validity }) => {
                 Self::with_new_certificate(check_in, rotation, validity, now)
             }
-            (Self::Serve { check_in, rotation, .. }, Event::NextKeyCertified { validity }) => {
+            (Self::Enrolled { check_in, rotation, .. }, Event::NextKeyCertified { validity }) => {
                 Self::with_new_certificate(check_in, rotation.certified(), validity, now)
             }
             (plan, Event::Failed(failure)) => {
@@ -265,7 +265,7 @@ impl Plan {
 
     /// Grant tokens are bound to the certificate, so the machine checks in at once for new ones.
     fn with_new_certificate(check_in: Attempt, rotation: Rotation, validity: Validity, now: OffsetDateTime) -> Self {
-        Self::Serve {
+        Self::Enrolled {
             check_in: check_in.at_once(now),
             renewal: Attempt {
                 due: validity.renewal_due_after_renewal(now),
@@ -285,29 +285,29 @@ impl Plan {
         };
         match (self, exchange) {
             (Self::Enroll(attempt), _) => Self::Enroll(again(attempt)),
-            (Self::Serve { check_in, .. }, Exchange::CheckIn) if failure.asks_for_enrollment() => {
+            (Self::Enrolled { check_in, .. }, Exchange::CheckIn) if failure.asks_for_enrollment() => {
                 Self::Enroll(again(check_in))
             }
-            (Self::Serve { renewal, .. }, _) if failure.asks_for_enrollment() => Self::Enroll(again(renewal)),
+            (Self::Enrolled { renewal, .. }, _) if failure.asks_for_enrollment() => Self::Enroll(again(renewal)),
             (
-                Self::Serve {
+                Self::Enrolled {
                     check_in,
                     renewal,
                     rotation,
                 },
                 exchange,
             ) => match exchange {
-                Exchange::Renew => Self::Serve {
+                Exchange::Renew => Self::Enrolled {
                     check_in,
                     renewal: again(renewal),
                     rotation,
                 },
-                Exchange::RotateKey => Self::Serve {
+                Exchange::RotateKey => Self::Enrolled {
                     check_in,
                     renewal,
                     rotation: rotation.failed(now, failure, jitter),
                 },
-                Exchange::CheckIn | Exchange::Enroll => Self::Serve {
+                Exchange::CheckIn | Exchange::Enroll => Self::Enrolled {
                     check_in: again(check_in),
                     renewal,
                     rotation,
@@ -324,11 +324,11 @@ impl Plan {
         };
         match self {
             Self::Enroll(attempt) => Self::Enroll(later(attempt)),
-            Self::Serve {
+            Self::Enrolled {
                 check_in,
                 renewal,
                 rotation,
-            } => Self::Serve {
+            } => Self::Enrolled {
                 check_in: later(check_in),
                 renewal: later(renewal),
                 rotation: rotation.delay_until(until),
@@ -339,7 +339,7 @@ impl Plan {
     fn failures(&self) -> u32 {
         match self {
             Self::Enroll(attempt) => attempt.failures,
-            Self::Serve { check_in, .. } => check_in.failures,
+            Self::Enrolled { check_in, .. } => check_in.failures,
         }
     }
 }
@@ -403,7 +403,7 @@ mod tests {
     }
 
     fn serving() -> Plan {
-        Plan::Serve {
+        Plan::Enrolled {
             check_in: Attempt { due: NOW, failures: 0 },
             renewal: Attempt {
                 due: validity(6).renewal_due(NOW),
@@ -415,11 +415,11 @@ mod tests {
 
     /// The next check-in is one interval away.
     fn serving_later() -> Plan {
-        let Plan::Serve { renewal, rotation, .. } = serving() else {
+        let Plan::Enrolled { renewal, rotation, .. } = serving() else {
             panic!("an enrolled machine serves")
         };
         let due = NOW + INTERVAL;
-        Plan::Serve {
+        Plan::Enrolled {
             check_in: Attempt { due, failures: 0 },
             renewal,
             rotation,
@@ -482,7 +482,7 @@ mod tests {
     #[case::unknown(serving(), Exchange::CheckIn, Event::Failed(Failure::Unknown), Exchange::Enroll, 1.0)]
     #[case::renewal_expired(serving(), Exchange::Renew, Event::Failed(Failure::Unknown), Exchange::Enroll, 1.0)]
     #[case::renewal_failed(serving(), Exchange::Renew, Event::Failed(UNREACHABLE), Exchange::CheckIn, 0.0)]
-    fn how_an_exchange_ended_decides_what_comes_next(
+    fn the_result_of_an_exchange_decides_the_next_one(
         #[case] plan: Plan,
         #[case] exchange: Exchange,
         #[case] ended: Event,
@@ -518,7 +518,7 @@ mod tests {
             },
         };
         let (state, _) = step(state, at(day_4, renewed));
-        let State::Waiting(Plan::Serve { renewal, .. }) = state else {
+        let State::Waiting(Plan::Enrolled { renewal, .. }) = state else {
             panic!("{state:?}");
         };
         assert_eq!(renewal.due, NOW + time::Duration::days(8));
@@ -527,7 +527,7 @@ mod tests {
     #[rstest]
     #[case::years_ahead(NOW + time::Duration::days(3650), 2)]
     #[case::years_behind(NOW - time::Duration::days(3650), 4)]
-    fn a_wrong_clock_neither_renews_in_a_circle_nor_never(#[case] now: OffsetDateTime, #[case] days: i64) {
+    fn a_wrong_clock_renews_neither_too_often_nor_never(#[case] now: OffsetDateTime, #[case] days: i64) {
         let due = validity(6).renewal_due_after_renewal(now);
         assert_eq!(due - now, time::Duration::days(days));
     }
@@ -543,8 +543,8 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_wants_to_be_left_alone_is_not_asked_for_a_renewal_either() {
-        let due_at_once = Plan::Serve {
+    fn retry_after_delays_the_renewal_too() {
+        let due_at_once = Plan::Enrolled {
             check_in: Attempt { due: NOW, failures: 0 },
             renewal: Attempt { due: NOW, failures: 0 },
             rotation: Rotation {
@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_renewal_keeps_its_back_off_though_the_server_asks_for_it() {
+    fn a_failing_renewal_keeps_its_back_off_when_the_server_requests_it() {
         let (state, _) = step(
             State::Exchanging(serving(), Exchange::Renew),
             at(NOW, Event::Failed(Failure::Refused)),
@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_enrolls_and_then_does_not_know_the_machine_is_asked_ever_less_often() {
+    fn the_back_off_grows_if_a_server_enrolls_the_machine_and_rejects_its_check_ins() {
         let mut state = State::Exchanging(serving(), Exchange::CheckIn);
         let mut waits = Vec::new();
         for _ in 0..5 {
@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn a_next_key_that_is_never_taken_is_not_made_in_a_tight_circle() {
+    fn rotations_back_off_if_the_server_never_accepts_the_next_key() {
         let asked = Event::CheckedIn {
             interval: INTERVAL,
             must_renew: false,
@@ -606,7 +606,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..3 {
             plan = plan.after(Exchange::CheckIn, at(NOW, asked));
-            let Plan::Serve { rotation, .. } = plan else {
+            let Plan::Enrolled { rotation, .. } = plan else {
                 panic!("{plan:?}")
             };
             waits.push((rotation.due.unwrap() - NOW).whole_seconds());
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn told_to_end_it_lets_an_exchange_finish_and_begins_none() {
+    fn termination_lets_the_exchange_finish_and_begins_none() {
         let (state, actions) = step(State::Waiting(serving()), at(NOW, Event::Terminate));
         assert_eq!((state, actions), (State::Stopped, vec![Action::Stop]));
         let exchanging = State::Exchanging(serving(), Exchange::CheckIn);
@@ -681,7 +681,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_happens_one_exchange_runs_at_a_time_and_none_after_the_end(
+        fn one_exchange_runs_at_a_time_and_none_after_the_end(
             events in vec((happening(), 0..100_000_i64, any::<u32>()), 0..60),
             is_enrolled: bool,
         ) {

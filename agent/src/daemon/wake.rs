@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_wait_is_as_long_as_it_is_said_to_be() {
+    async fn a_sleep_is_not_shorter_than_its_duration() {
         for milliseconds in [0, 1, 50] {
             let (time, begin) = (Duration::from_millis(milliseconds), Instant::now());
             sleep(time).await;

@@ -48,11 +48,11 @@ pub(super) async fn call(machine: &Machine, record: &Record, credential: &Creden
         Keys::one(credential.key.clone()),
         (Purpose::CheckIn, Some(enrolled.machine_id)),
     );
-    let answer = machine.exchange(&client, &keys, what, request).await?;
-    let checked_in: CheckedIn = client.read(&answer)?;
+    let response = machine.exchange(&client, &keys, what, request).await?;
+    let checked_in: CheckedIn = client.read(&response)?;
     if checked_in.machine_id != enrolled.machine_id {
         return Err(client
-            .invalid_response(answer.status, "it names another machine".to_owned())
+            .invalid_response(response.status, "it names another machine".to_owned())
             .into());
     }
     Ok(checked_in)
@@ -109,7 +109,7 @@ mod tests {
     #[case(0, 1)]
     #[case(300, 300)]
     #[case(u64::MAX, 86_400)]
-    fn the_server_sets_the_interval_within_bounds(#[case] set: u64, #[case] seconds: i64) {
+    fn the_interval_of_the_server_is_limited(#[case] set: u64, #[case] seconds: i64) {
         let now = OffsetDateTime::UNIX_EPOCH;
         assert_eq!(next_check_in(now, set).unix_timestamp(), seconds);
     }

@@ -84,13 +84,13 @@ async fn call(
         csr: proof.csr,
         evidence: proof.evidence,
     };
-    let answer = machine.exchange(client, keys, (Purpose::Enroll, None), request).await?;
-    if answer.status == StatusCode::ACCEPTED {
-        return Ok(EnrollOutcome::Pending(client.read(&answer)?));
+    let response = machine.exchange(client, keys, (Purpose::Enroll, None), request).await?;
+    if response.status == StatusCode::ACCEPTED {
+        return Ok(EnrollOutcome::Pending(client.read(&response)?));
     }
-    let enrolled: Enrolled = client.read(&answer)?;
+    let enrolled: Enrolled = client.read(&response)?;
     if !is_certificate_for(&enrolled.certificate, public_key) {
-        return Err(client.wrong_certificate(&answer).into());
+        return Err(client.wrong_certificate(&response).into());
     }
     Ok(EnrollOutcome::Enrolled {
         enrolled: Box::new(enrolled),
@@ -172,8 +172,8 @@ async fn record_result(
             let (enrolled, now) = (enrolled.clone(), machine.clock.now());
             update_record(lock, move |record| record_enrollment(record, *enrolled, now)).await
         }
-        Ok(EnrollOutcome::Pending(answer)) => {
-            let enrollment_id = Some(answer.enrollment_id);
+        Ok(EnrollOutcome::Pending(response)) => {
+            let enrollment_id = Some(response.enrollment_id);
             update_record(lock, move |record| {
                 if let Some(pending) = record.pending.as_mut() {
                     pending.enrollment_id = enrollment_id;

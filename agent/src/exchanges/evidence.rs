@@ -143,7 +143,7 @@ mod tests {
     #[case(Purpose::CheckIn, Some(Uuid::from_u128(7)))]
     #[case(Purpose::Renew, Some(Uuid::from_u128(7)))]
     #[tokio::test]
-    async fn what_is_proved_verifies(#[case] purpose: Purpose, #[case] subject: Option<Uuid>) {
+    async fn proofs_verify(#[case] purpose: Purpose, #[case] subject: Option<Uuid>) {
         let folder = tempfile::tempdir().unwrap();
         let directory = StateDirectory::create(folder.path().to_owned()).unwrap();
         let key = MachineKey::new(Arc::new(SoftwareKeyStore), directory.clone());

@@ -161,7 +161,7 @@ impl Machine {
                 {
                     tries += 1;
                 }
-                answer => return Ok(answer?),
+                response => return Ok(response?),
             }
         }
     }

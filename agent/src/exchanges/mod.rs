@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_nonce_is_answered_at_once_with_the_one_that_came_along() {
+    async fn a_bad_nonce_is_retried_at_once_with_the_nonce_of_the_response() {
         let mut refusals = 2;
         let server = ScriptedServer::start(move |request| match refusals {
             0 => well(request),
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_takes_no_nonce_is_not_asked_for_ever() {
+    async fn attempts_are_limited_if_the_server_rejects_every_nonce() {
         let server = ScriptedServer::start(|_| Reply::problem(400, "bad-nonce")).await;
         let error = Machine::new().enroll(&server, None).await.unwrap_err();
         assert_eq!(error.failure(), Failure::Unreachable { retry_after: None });
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_lost_answer_the_same_key_and_token_are_sent_again() {
+    async fn after_a_lost_response_the_same_key_and_token_are_sent_again() {
         let mut is_lost = true;
         let server = ScriptedServer::start(move |request| match std::mem::take(&mut is_lost) {
             true => Reply::Lost,
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_token_is_not_kept_and_binds_the_machine_to_no_server() {
+    async fn a_refused_token_is_deleted_and_does_not_bind_the_machine_to_the_server() {
         let refusing = ScriptedServer::start(|_| Reply::problem(401, "enrollment-token-invalid")).await;
         let other = ScriptedServer::start(well).await;
         let machine = Machine::new();
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_it_waits_for_approval_the_token_is_kept() {
+    async fn the_token_is_kept_until_approval() {
         let pending =
             json!({"enrollment_id": MACHINE, "machine_id": null, "status": "pending", "retry_after_seconds": 60});
         let mut is_approved = false;
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_quarantined_machine_keeps_no_grants_and_one_whose_server_is_busy_does() {
+    async fn grants_are_deleted_in_quarantine_and_kept_when_the_server_is_busy() {
         let mut replies = vec![
             Reply::problem(403, "machine-quarantined"),
             match Reply::problem(503, "unavailable") {
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_for_another_key_is_not_kept() {
+    async fn a_certificate_for_another_key_is_rejected() {
         let other = Machine::new();
         let other_server = ScriptedServer::start(well).await;
         other.enroll(&other_server, None).await.unwrap();
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_key_is_never_replaced_by_itself_and_a_reset_makes_room_for_a_new_one() {
+    async fn a_lost_key_is_replaced_only_after_a_reset() {
         let server = ScriptedServer::start(well).await;
         let machine = Machine::new();
         machine.enroll(&server, None).await.unwrap();

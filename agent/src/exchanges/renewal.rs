@@ -57,10 +57,10 @@ pub(super) async fn request(
         evidence: proof.evidence,
     };
     let what = (Purpose::Renew, Some(enrolled.machine_id));
-    let answer = machine.exchange(&client, &keys, what, request).await?;
-    let renewed: Renewed = client.read(&answer)?;
+    let response = machine.exchange(&client, &keys, what, request).await?;
+    let renewed: Renewed = client.read(&response)?;
     if !is_certificate_for(&renewed.certificate, public_key) {
-        return Err(client.wrong_certificate(&answer).into());
+        return Err(client.wrong_certificate(&response).into());
     }
     Ok(renewed)
 }

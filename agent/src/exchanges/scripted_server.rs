@@ -64,10 +64,10 @@ impl ScriptedServer {
                         body.to_string()
                     };
                     let length = body.len();
-                    let answer = format!(
+                    let response = format!(
                         "HTTP/1.1 {status} X\r\nreplay-nonce: nonce-{nonce}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
                     );
-                    connection.write_all(answer.as_bytes()).await.unwrap();
+                    connection.write_all(response.as_bytes()).await.unwrap();
                 }
             }
         });

@@ -55,12 +55,12 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_exist_says_nothing() {
+    fn a_missing_program_has_no_output() {
         assert_eq!(output_of("/does/not/exist", &[], LONG), None);
     }
 
     #[test]
-    fn a_program_that_closes_its_streams_and_goes_on_is_not_waited_for() {
+    fn a_program_that_closes_its_streams_does_not_delay_the_result() {
         let begin = Instant::now();
         let script = "echo out; exec sleep 600 > /dev/null 2>&1";
         assert_eq!(output_of("/bin/sh", &["-c", script], LONG).unwrap(), "out\n");
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_end_is_ended() {
+    fn a_program_that_runs_too_long_is_killed() {
         let begin = Instant::now();
         assert_eq!(
             output_of("/bin/sh", &["-c", "exec sleep 600"], Duration::from_millis(50)),

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_says_which_machine_and_in_which_state() {
+    fn a_file_contains_identity_and_posture() {
         let text = br#"{"machine": {"serial_number": "C02A", "hostname": null},
             "posture": {"sip_enabled": true, "secure_boot": "full"}}"#;
         let facts = parse(Path::new("facts.json"), text).unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_file_shows_at_the_next_use() {
+    fn the_file_is_read_at_each_use() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("facts.json");
         let facts = FileFacts::new(file.clone());
@@ -154,7 +154,7 @@ mod tests {
     #[case("")]
     #[case("{")]
     #[case("[]")]
-    fn what_is_no_object_is_refused(#[case] text: &str) {
+    fn a_file_without_an_object_is_rejected(#[case] text: &str) {
         let error = parse(Path::new("facts.json"), text.as_bytes()).unwrap_err();
         assert!(matches!(error, FactsError::NotAnObject { .. }), "{error}");
     }

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn without_firmware_the_installation_names_the_machine() {
+    fn without_firmware_the_hardware_uuid_is_the_machine_id() {
         let (_root, facts) = system(&[("etc/machine-id", "0123456789abcdef0123456789abcdef\n")]);
         let machine = facts.read().unwrap().machine;
         assert_eq!(
@@ -169,13 +169,13 @@ mod tests {
     #[case("  \n")]
     #[case("0")]
     #[case("a\u{1b}[31m")]
-    fn a_serial_number_that_names_nobody_is_null(#[case] serial_number: &str) {
+    fn a_placeholder_serial_number_is_null(#[case] serial_number: &str) {
         let (_root, facts) = system(&[("sys/class/dmi/id/product_serial", serial_number)]);
         assert_eq!(facts.read().unwrap().machine.serial_number, None);
     }
 
     #[test]
-    fn a_firmware_uuid_that_names_nobody_is_null() {
+    fn a_placeholder_firmware_uuid_is_null() {
         let (_root, facts) = system(&[
             ("sys/class/dmi/id/product_uuid", "00000000-0000-0000-0000-000000000000"),
             ("etc/machine-id", "0123456789abcdef0123456789abcdef"),

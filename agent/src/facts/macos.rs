@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_no_server_takes_is_null() {
+    fn a_value_that_the_server_would_reject_is_null() {
         assert_eq!(
             registry_value("\"IOPlatformSerialNumber\" = \"\"\n", "IOPlatformSerialNumber"),
             None

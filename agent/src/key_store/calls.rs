@@ -35,7 +35,7 @@ impl Calls {
         F: FnOnce() -> Result<T, E> + Send + 'static,
     {
         let permit = self.permit()?;
-        let (answer, answered) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         std::thread::Builder::new()
             .name("key-store".to_owned())
             .spawn(move || {
@@ -43,10 +43,10 @@ impl Calls {
                 // Release the permit before the result is sent: the receiver may call again at once.
                 drop(permit);
                 // The receiver is gone after a timeout.
-                let _ = answer.send(result);
+                let _ = sender.send(result);
             })
             .map_err(|error| unavailable(error.to_string()))?;
-        match tokio::time::timeout(TIMEOUT, answered).await {
+        match tokio::time::timeout(TIMEOUT, receiver).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(unavailable("the call ended without a result".to_owned()).into()),
             Err(_) => Err(KeyFault::TimedOut(TIMEOUT).into()),

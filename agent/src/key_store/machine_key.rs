@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_in_another_store_is_not_passed_over() {
+    async fn a_key_in_another_store_is_an_error() {
         let (_folder, directory, key) = machine_key();
         fs::write(file(&directory, KeyStoreKind::SecureEnclave, KeyPlace::First), "sealed").unwrap();
         let fault = key.public_key().await.unwrap_err();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_that_hang_do_not_pile_up() {
+    async fn hanging_calls_are_limited() {
         let folder = tempfile::tempdir().unwrap();
         let directory = StateDirectory::create(folder.path().to_owned()).unwrap();
         let (release, hang) = std::sync::mpsc::channel();

@@ -221,7 +221,7 @@ mod tests {
     #[case::exhausted_within(&[("CryptoTokenKit", -3), ("NSOSStatusErrorDomain", -26276)], Meaning::Exhausted)]
     #[case::passing_within(&[("CryptoTokenKit", -3), ("CryptoTokenKit", -2)], Meaning::Temporary)]
     #[case(&[("NSCocoaErrorDomain", 4)], Meaning::Unknown)]
-    fn an_error_of_the_system_has_one_meaning(#[case] errors: &[(&str, i64)], #[case] meaning: Meaning) {
+    fn each_system_error_has_one_meaning(#[case] errors: &[(&str, i64)], #[case] meaning: Meaning) {
         assert_eq!(Meaning::of(&report(errors)), meaning);
     }
 
@@ -229,7 +229,7 @@ mod tests {
     #[case::passing(("CryptoTokenKit", -7), MAX_ATTEMPTS)]
     #[case::foreign(("CryptoTokenKit", -3), MAX_ATTEMPTS)]
     #[case::exhausted(("NSOSStatusErrorDomain", -26276), 1)]
-    fn only_what_may_pass_at_once_is_tried_at_once(#[case] error: (&str, i64), #[case] tries: u32) {
+    fn only_possibly_temporary_errors_are_retried(#[case] error: (&str, i64), #[case] tries: u32) {
         let calls = Cell::new(0);
         let result = with_retries(|| {
             calls.set(calls.get() + 1);
@@ -244,7 +244,7 @@ mod tests {
     #[case(r#"{"version":2,"accessibility":"always","public_key":"","sealed_key":""}"#)]
     #[case(r#"{"version":1,"accessibility":"always","public_key":"AAAA","sealed_key":"AAAA"}"#)]
     #[case(r#"{"version":1,"accessibility":"always","public_key":"!","sealed_key":"AAAA"}"#)]
-    fn a_damaged_file_is_not_what_the_enclave_refuses(#[case] text: &str) {
+    fn a_damaged_file_is_not_a_rejection_by_the_enclave(#[case] text: &str) {
         let store = SecureEnclave::new(KeyAccessibility::Always);
         let error = store.public_key(&SealedKey::new(text.into())).unwrap_err();
         assert!(matches!(error, KeyStoreError::Corrupt { .. }), "{error}");
@@ -252,7 +252,7 @@ mod tests {
 
     #[cfg(not(target_os = "macos"))]
     #[test]
-    fn without_an_enclave_no_key_is_made() {
+    fn without_an_enclave_no_key_is_created() {
         let error = SecureEnclave::new(KeyAccessibility::Always).create().unwrap_err();
         assert!(matches!(error, KeyStoreError::Absent), "{error}");
     }

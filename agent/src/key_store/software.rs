@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_signs_verifies_with_the_public_half() {
+    fn signatures_verify() {
         let key = SoftwareKeyStore.create().unwrap();
         let signature = SoftwareKeyStore.sign(&key, b"message").unwrap();
         let public_key = SoftwareKeyStore.public_key(&key).unwrap();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_keys_are_the_same() {
+    fn keys_are_different() {
         let first = SoftwareKeyStore.create().unwrap();
         let second = SoftwareKeyStore.create().unwrap();
         assert_ne!(

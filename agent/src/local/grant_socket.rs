@@ -15,7 +15,7 @@ use url::form_urlencoded;
 
 use super::{
     peers::{LocalPeers, OwnedSocket},
-    server::{Listener, LocalResponse, LocalService, json_answer, problem, serve},
+    server::{Listener, LocalResponse, LocalService, json_response, problem, serve},
 };
 use crate::{
     clock::Clock,
@@ -89,15 +89,15 @@ async fn open(
         path: path.display().to_string(),
         source,
     };
-    let (answer, answered) = oneshot::channel();
+    let (response, result) = oneshot::channel();
     let waited_for = path.clone();
     // Not on a thread of the runtime: another daemon may own the socket for a long time, and this process must still be
     // able to exit.
     std::thread::Builder::new()
         .name("grant-socket".to_owned())
-        .spawn(move || drop(answer.send(OwnedSocket::wait(waited_for))))
+        .spawn(move || drop(response.send(OwnedSocket::wait(waited_for))))
         .map_err(failed)?;
-    let socket = answered.await.map_err(|_| SocketError::Stopped)?.map_err(failed)?;
+    let socket = result.await.map_err(|_| SocketError::Stopped)?.map_err(failed)?;
     let listener = socket.listen(is_for_others).map_err(failed)?;
     tracing::info!(socket = %path.display(), is_for_others, "serving grants");
     Ok((socket, listener))
@@ -106,7 +106,7 @@ async fn open(
 impl LocalService for GrantSocket {
     const MAX_CONNECTIONS: usize = 64;
 
-    async fn answer(&self, request: Request<Incoming>) -> LocalResponse {
+    async fn respond(&self, request: Request<Incoming>) -> LocalResponse {
         if request.uri().path() != "/grant" {
             return problem(
                 StatusCode::NOT_FOUND,
@@ -115,15 +115,15 @@ impl LocalService for GrantSocket {
             );
         }
         if request.method() != Method::GET {
-            let mut answer = problem(
+            let mut response = problem(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method not allowed; see the Allow header",
                 &[],
             );
-            answer
+            response
                 .headers_mut()
                 .insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
-            return answer;
+            return response;
         }
         let query = request.uri().query().unwrap_or_default().as_bytes();
         let mut audiences = form_urlencoded::parse(query).filter(|(name, _)| name == "audience");
@@ -135,8 +135,8 @@ impl LocalService for GrantSocket {
             );
         };
         let (directory, audience, now) = (self.directory.clone(), audience.into_owned(), self.clock.now());
-        let answer = tokio::task::spawn_blocking(move || grant(&directory, &audience, now)).await;
-        answer.unwrap_or_else(|_| problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping", &[]))
+        let response = tokio::task::spawn_blocking(move || grant(&directory, &audience, now)).await;
+        response.unwrap_or_else(|_| problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping", &[]))
     }
 }
 
@@ -161,15 +161,15 @@ fn grant(directory: &StateDirectory, audience: &str, now: OffsetDateTime) -> Loc
                 expires_at: grant.expires_at,
             };
             let body = serde_json::to_string(&body).unwrap_or_default();
-            json_answer(StatusCode::OK, "application/json", body)
+            json_response(StatusCode::OK, "application/json", body)
         }
-        Err(error) => error.answer(),
+        Err(error) => error.response(),
     }
 }
 
 impl GrantError {
     /// The response for a program that requested a grant.
-    fn answer(&self) -> LocalResponse {
+    fn response(&self) -> LocalResponse {
         let detail = self.to_string();
         match self {
             Self::NotGranted { reasons, .. } if !reasons.is_empty() => problem(StatusCode::FORBIDDEN, &detail, reasons),

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_but_root_and_oneself_is_admitted_unless_named() {
+    async fn only_root_the_own_user_and_named_ones_are_allowed() {
         let nobody = User::from_name("nobody").unwrap().unwrap();
         let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
         let group = Group::from_gid(nobody.gid).unwrap().unwrap().name;
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_of_a_crash_is_replaced_and_one_in_use_or_another_file_is_not() {
+    async fn only_a_stale_socket_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
         drop(UnixListener::bind(&path).unwrap());

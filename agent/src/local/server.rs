@@ -51,7 +51,7 @@ pub(crate) trait LocalService: Send + Sync + 'static {
     const MAX_CONNECTIONS: usize;
 
     /// Responds to one request.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = LocalResponse> + Send;
+    fn respond(&self, request: Request<Incoming>) -> impl Future<Output = LocalResponse> + Send;
 }
 
 /// A listener, and the users it serves.
@@ -116,20 +116,20 @@ pub(crate) fn problem(status: StatusCode, detail: &str, reasons: &[String]) -> L
     let problem = json!({
         "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "reasons": reasons,
     });
-    json_answer(status, "application/problem+json", problem.to_string())
+    json_response(status, "application/problem+json", problem.to_string())
 }
 
 /// A response that must not be cached.
-pub(crate) fn json_answer(status: StatusCode, content_type: &'static str, body: String) -> LocalResponse {
+pub(crate) fn json_response(status: StatusCode, content_type: &'static str, body: String) -> LocalResponse {
     let body = Full::new(Bytes::from(body))
         .map_err(|never| match never {})
         .boxed_unsync();
-    let mut answer = Response::new(body);
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+    response
 }
 
 enum Accepted<F> {
@@ -162,11 +162,11 @@ async fn serve_connection<S: LocalService>(
     service: Arc<S>,
     stop: CancellationToken,
 ) {
-    let answering = service_fn(move |request| {
+    let responding = service_fn(move |request| {
         let service = Arc::clone(&service);
         async move {
             Ok::<_, std::convert::Infallible>(match is_allowed {
-                true => service.answer(request).await,
+                true => service.respond(request).await,
                 false => problem(
                     StatusCode::FORBIDDEN,
                     "the agent's configuration does not name this user (grant_socket.users, grant_socket.groups)",
@@ -182,7 +182,7 @@ async fn serve_connection<S: LocalService>(
         .keep_alive(is_allowed)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), answering));
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), responding));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
@@ -234,7 +234,7 @@ mod tests {
     #[case("[::1]:8080", "http://[::1]:8080")]
     #[case("localhost:8080", "http://127.0.0.1:8080")]
     #[case("unix:/run/proxy.sock", "unix:/run/proxy.sock")]
-    fn what_only_this_machine_reaches_is_an_address(#[case] text: &str, #[case] shown: &str) {
+    fn local_addresses_are_accepted(#[case] text: &str, #[case] shown: &str) {
         assert_eq!(text.parse::<LocalAddress>().unwrap().to_string(), shown);
     }
 
@@ -246,7 +246,7 @@ mod tests {
     #[case("localhost.example.com:8080", "not an address")]
     #[case("127.0.0.1", "not an address")]
     #[case("unix:", "not an address")]
-    fn what_others_reach_is_none(#[case] text: &str, #[case] why: &str) {
+    fn other_addresses_are_rejected(#[case] text: &str, #[case] why: &str) {
         let error = text.parse::<LocalAddress>().unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }

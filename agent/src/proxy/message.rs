@@ -169,7 +169,7 @@ mod tests {
     #[case("LOCALHOST:8080")]
     #[case("127.0.0.1:8080")]
     #[case("[::1]:8080")]
-    fn a_request_to_this_machine_is_taken(#[case] host: &str) {
+    fn requests_with_a_local_host_are_accepted(#[case] host: &str) {
         let mut head = request("/a?b=c", &[("host", host), ("origin", &format!("http://{host}"))]);
         assert_eq!(prepare_request(&mut head, Site::Loopback).unwrap(), "/a?b=c");
         assert!(!head.headers.contains_key(HOST));
@@ -192,17 +192,13 @@ mod tests {
     #[case::forward_proxy("http://localhost/", &[("host", "localhost")], StatusCode::BAD_REQUEST)]
     #[case::no_path("*", &[("host", "localhost")], StatusCode::BAD_REQUEST)]
     #[case::upgrade("/", &[("host", "localhost"), ("upgrade", "websocket")], StatusCode::NOT_IMPLEMENTED)]
-    fn what_is_not_for_the_proxy_is_refused(
-        #[case] target: &str,
-        #[case] headers: &[(&str, &str)],
-        #[case] status: StatusCode,
-    ) {
+    fn other_requests_are_rejected(#[case] target: &str, #[case] headers: &[(&str, &str)], #[case] status: StatusCode) {
         let refused = prepare_request(&mut request(target, headers), Site::Loopback).unwrap_err();
         assert_eq!(refused.status(), status, "{refused}");
     }
 
     #[test]
-    fn what_is_for_one_connection_goes_no_further() {
+    fn hop_by_hop_headers_are_removed() {
         let headers = [
             ("host", "localhost"),
             ("connection", "close, X-Private"),
@@ -223,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_socket_has_no_name_to_be_called_by() {
+    fn a_unix_socket_accepts_any_host() {
         prepare_request(&mut request("/", &[("host", "service")]), Site::UnixSocket).unwrap();
         prepare_request(&mut request("/", &[]), Site::UnixSocket).unwrap();
     }

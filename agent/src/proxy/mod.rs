@@ -71,7 +71,7 @@ struct Forwarder {
 #[derive(Debug, thiserror::Error)]
 enum ForwardError {
     #[error(transparent)]
-    RejectedRequest(#[from] RejectedRequest),
+    Rejected(#[from] RejectedRequest),
     #[error("the agent cannot read its state")]
     State(#[source] AgentError),
     #[error(transparent)]
@@ -79,7 +79,7 @@ enum ForwardError {
     #[error("the grant token for {0} is not a valid header value")]
     InvalidToken(String),
     #[error(transparent)]
-    UpstreamError(#[from] UpstreamError),
+    Upstream(#[from] UpstreamError),
 }
 
 impl Proxy {
@@ -131,12 +131,12 @@ impl Proxy {
 impl LocalService for Forwarder {
     const MAX_CONNECTIONS: usize = 256;
 
-    async fn answer(&self, request: Request<Incoming>) -> LocalResponse {
+    async fn respond(&self, request: Request<Incoming>) -> LocalResponse {
         match self.forward(request).await {
-            Ok(answer) => answer,
+            Ok(response) => response,
             Err(error) => {
                 tracing::debug!(error = %Chain(&error), "request not forwarded");
-                error.answer()
+                error.response()
             }
         }
     }
@@ -151,11 +151,11 @@ impl Forwarder {
         if let Some(audience) = &self.audience {
             head.headers.insert(AUTHORIZATION, self.bearer(&record, audience)?);
         }
-        let answer = self
+        let response = self
             .upstream
             .send(self.agent.machine(), &record, head, &target, body)
             .await?;
-        let (mut head, body) = answer.into_parts();
+        let (mut head, body) = response.into_parts();
         prepare_response(&mut head);
         Ok(LocalResponse::from_parts(head, body.map_err(Into::into).boxed_unsync()))
     }
@@ -170,14 +170,12 @@ impl Forwarder {
 }
 
 impl ForwardError {
-    fn answer(&self) -> LocalResponse {
+    fn response(&self) -> LocalResponse {
         let (status, reasons) = match self {
-            Self::RejectedRequest(rejected) => (rejected.status(), [].as_slice()),
+            Self::Rejected(rejected) => (rejected.status(), [].as_slice()),
             Self::Grant(GrantError::NotGranted { reasons, .. }) => (StatusCode::FORBIDDEN, reasons.as_slice()),
-            Self::UpstreamError(upstream_error) if upstream_error.is_timeout() => {
-                (StatusCode::GATEWAY_TIMEOUT, [].as_slice())
-            }
-            Self::State(_) | Self::Grant(_) | Self::InvalidToken(_) | Self::UpstreamError(_) => {
+            Self::Upstream(error) if error.is_timeout() => (StatusCode::GATEWAY_TIMEOUT, [].as_slice()),
+            Self::State(_) | Self::Grant(_) | Self::InvalidToken(_) | Self::Upstream(_) => {
                 (StatusCode::BAD_GATEWAY, [].as_slice())
             }
         };

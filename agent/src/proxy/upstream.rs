@@ -87,7 +87,7 @@ impl Upstream {
         let request = open.http.request(head.method, self.url.endpoint(target));
         let request = request.headers(head.headers).body(reqwest::Body::wrap(body));
         match request.send().await {
-            Ok(answer) => Ok(answer.into()),
+            Ok(response) => Ok(response.into()),
             Err(error) => Err(match open.certificate.take_fault() {
                 Some(fault) => UpstreamError::Key(fault),
                 None => self.no_response(error),

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_that_says_nothing_is_an_error_all_the_same() {
+    fn an_empty_report_is_still_an_error() {
         for bytes in [b"".as_slice(), b"\0", b"nonsense\n", b"domain\tno number\t\n"] {
             let report = Report::parse(bytes, 7);
             assert_eq!(report.0, [error("Assay", 7, "no error report")]);

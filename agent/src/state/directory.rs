@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_and_closed_to_others() {
+    fn the_record_is_read_back_and_only_its_owner_can_access_it() {
         let (_folder, directory) = directory();
         let mut record = directory.record().unwrap();
         assert!(!record.is_known_to_a_server());
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_was_cut_off_leaves_the_old_record_and_no_litter() {
+    fn an_interrupted_write_leaves_the_old_record_and_no_temporary_file() {
         let (_folder, directory) = directory();
         let record = Record {
             next_check_in_at: Some(OffsetDateTime::UNIX_EPOCH),
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_never_replaced_where_it_must_be_new() {
+    fn creating_an_existing_file_fails() {
         let (_folder, directory) = directory();
         let lock = directory.lock().unwrap();
         let path = directory.path().join("key");
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_someone_else_is_not_taken_over() {
+    fn a_directory_with_foreign_files_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         fs::write(folder.path().join("thesis.txt"), "").unwrap();
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_reach_the_sockets_sees_and_reads_nothing_else() {
+    fn users_of_the_sockets_can_neither_list_nor_read_the_directory() {
         let (folder, directory) = directory();
         directory.lock().unwrap().write(&Record::default()).unwrap();
         let run = directory.open_run(true).unwrap();
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_names_what_it_removed() {
+    fn a_reset_returns_the_removed_files() {
         let (_folder, directory) = directory();
         let lock = directory.lock().unwrap();
         let key = directory.path().join("software.key");

@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_bundle_only_the_root_with_the_fingerprint_is_trusted() {
+    fn only_the_root_with_the_fingerprint_is_trusted() {
         let fingerprints = fingerprints();
         assert_eq!(fingerprints.len(), 2);
         let trust = Trust::from_pinned_root(ROOTS.as_bytes(), fingerprints[1]).unwrap();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn trust_follows_the_bundle_that_it_has_a_root_of_and_keeps_what_is_no_root_of_the_server() {
+    fn trust_is_updated_by_a_bundle_that_shares_a_root_and_keeps_other_roots() {
         let pems: Vec<String> = certificates_of(ROOTS).iter().map(encode).collect();
         let (first, second) = (pems[0].as_str(), pems[1].as_str());
         let fingerprint = fingerprints()[0];

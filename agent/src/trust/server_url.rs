@@ -128,7 +128,7 @@ mod tests {
     #[case("https://user@assay.example.com")]
     #[case("https://assay.example.com/?a=b")]
     #[case("")]
-    fn what_is_not_safe_is_refused(#[case] text: &str) {
+    fn unsafe_urls_are_rejected(#[case] text: &str) {
         assert!(text.parse::<ServerUrl>().is_err());
     }
 }
