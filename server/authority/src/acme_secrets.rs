@@ -1,4 +1,4 @@
-//! What ACME's secrets are derived from: the keys of external account bindings, and that of its nonces.
+//! Derives the secrets of ACME: the keys of external account bindings, and the nonce key.
 
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -7,24 +7,25 @@ use super::sealing::{MasterKey, SealingError};
 
 const PURPOSE: &str = "acme";
 
-/// Holds a key that is derived from the master key, and derives the others from it. None of them is kept anywhere: whoever
-/// has the database alone binds no account.
+/// Derives ACME's secrets from a key that is itself derived from the master key. No secret is stored: a leaked database
+/// alone does not let an attacker bind an account.
 pub struct AcmeSecrets(MasterKey);
 
 impl AcmeSecrets {
-    /// Derives it from the master key.
+    /// Derives the key from the master key.
     pub fn under(master_key: &MasterKey) -> Result<Self, SealingError> {
         master_key.derive(PURPOSE).map(Self)
     }
 
-    /// The MAC key by which an account is bound to an enrollment token (RFC 8555, section 7.3.4).
+    /// The MAC key that binds an account to an enrollment token (RFC 8555, section 7.3.4).
     #[must_use]
     pub fn external_account_key(&self, token_id: Uuid) -> Zeroizing<[u8; 32]> {
         self.0
             .authentication_code(&[b"external account ".as_slice(), token_id.as_bytes()].concat())
     }
 
-    /// The MAC key of ACME's nonces, so that none of them serves as an agent's or the other way round.
+    /// The MAC key of ACME's nonces. It differs from the agents' nonce key, so neither protocol accepts the other's
+    /// nonces.
     #[must_use]
     pub fn nonce_key(&self) -> Zeroizing<[u8; 32]> {
         self.0.authentication_code(b"nonces")
@@ -36,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_token_has_a_key_of_its_own_that_is_the_same_each_time() {
+    fn each_token_has_its_own_key_and_derives_it_again() {
         let master_key = MasterKey::generate();
         let secrets = || AcmeSecrets::under(&master_key).unwrap();
         let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));

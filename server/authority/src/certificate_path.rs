@@ -1,4 +1,4 @@
-//! Certificates of CAs, read, and who signed whom.
+//! Parses certificates of CAs, and checks which CA issued which.
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1,
@@ -14,7 +14,7 @@ use super::AuthorityError;
 const ECDSA_WITH_SHA256: &str = "1.2.840.10045.4.3.2";
 const ECDSA_WITH_SHA384: &str = "1.2.840.10045.4.3.3";
 
-/// The curves that a CA's key may be on.
+/// The curves that a CA's key may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Curve {
     P256,
@@ -22,7 +22,7 @@ pub(super) enum Curve {
 }
 
 impl Curve {
-    /// The curve of a public key; `None` for every other kind.
+    /// The curve of a public key; `None` for any other kind of key.
     pub(super) fn of(key: &SubjectPublicKeyInfo<'_>) -> Option<Self> {
         let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
         match curve.to_id_string().as_str() {
@@ -32,7 +32,7 @@ impl Curve {
         }
     }
 
-    /// How a JWK names it (RFC 7518).
+    /// Its name in a JWK (RFC 7518).
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::P256 => "P-256",
@@ -46,7 +46,7 @@ pub fn key_identifier(certificate: &[u8]) -> Result<Vec<u8>, AuthorityError> {
     subject_key_identifier(&read(certificate)?).ok_or(AuthorityError::Certificate)
 }
 
-/// From when until when a certificate in DER is valid.
+/// The validity of a certificate in DER: `notBefore` and `notAfter`.
 pub fn validity(certificate: &[u8]) -> Result<(OffsetDateTime, OffsetDateTime), AuthorityError> {
     let parsed = read(certificate)?;
     let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| AuthorityError::Certificate);
@@ -57,7 +57,7 @@ pub fn validity(certificate: &[u8]) -> Result<(OffsetDateTime, OffsetDateTime), 
     ))
 }
 
-/// Reads DER and nothing behind it.
+/// Parses a certificate in DER. Trailing bytes are an error.
 pub(super) fn read(der: &[u8]) -> Result<X509Certificate<'_>, AuthorityError> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
@@ -73,7 +73,7 @@ pub(super) fn subject_key_identifier(certificate: &X509Certificate<'_>) -> Optio
     })
 }
 
-/// Whether `issuer` is named as the issuer and its key, on P-256 or P-384, made the signature.
+/// Whether `certificate` names `issuer` as its issuer and `issuer`'s key, on P-256 or P-384, signed it.
 pub(super) fn is_issued_by(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
     let is_named = certificate.issuer().as_raw() == issuer.subject().as_raw();
     is_named

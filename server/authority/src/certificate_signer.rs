@@ -1,6 +1,7 @@
-//! The bridge between our keys and rcgen: a key that signs certificates, and a public key to certify.
+//! Connects our keys with rcgen: a key that signs certificates, and a public key to certify.
 //!
-//! rcgen's own key type keeps a copy of the private key that is not wiped; with these traits rcgen never sees one.
+//! rcgen's own key type keeps a copy of the private key that is never wiped. With these traits rcgen never sees a
+//! private key.
 
 use assay_protocol::PublicKey;
 use aws_lc_rs::{
@@ -11,14 +12,14 @@ use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm, SigningKe
 
 use super::keys::{KeyError, PrivateKey};
 
-/// A private key that signs certificates. The key is read once: issuing is on the path of every enrollment.
+/// A private key that signs certificates. It parses the key once, because every enrollment issues a certificate.
 pub(super) struct CertificateSigner {
     pair: EcdsaKeyPair,
     public_key: PublicKey,
 }
 
 /// A public key to be certified.
-pub(super) struct Subject<'a>(pub(super) &'a PublicKey);
+pub(super) struct SubjectKey<'a>(pub(super) &'a PublicKey);
 
 impl CertificateSigner {
     pub(super) fn new(key: &PrivateKey) -> Result<Self, KeyError> {
@@ -49,7 +50,7 @@ impl SigningKey for CertificateSigner {
     }
 }
 
-impl PublicKeyData for Subject<'_> {
+impl PublicKeyData for SubjectKey<'_> {
     fn der_bytes(&self) -> &[u8] {
         self.0.sec1()
     }

@@ -1,7 +1,7 @@
-//! Public keys on P-256 and P-384: the keys that Macs' own systems hold, and those of ACME accounts.
+//! Public keys on P-256 and P-384: the keys that macOS itself holds, and those of ACME accounts.
 //!
-//! That a point lies on its curve is not looked at when a key is read. Whoever relies on one has verified a signature with
-//! it, which fails for a point that does not.
+//! Parsing does not check that the point lies on the curve. Callers trust a key only after they have verified a
+//! signature with it, and that fails for a point off the curve.
 
 use assay_protocol::KeyThumbprint;
 use aws_lc_rs::{
@@ -15,7 +15,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData, SignatureAlgorithm};
 use serde::Deserialize;
 
-/// What stands before the uncompressed point in a `SubjectPublicKeyInfo` (RFC 5480): there is one encoding of it.
+/// The bytes before the uncompressed point in a `SubjectPublicKeyInfo` (RFC 5480). DER allows only this encoding.
 const P256_SPKI: &[u8] = &[
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
     0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
@@ -24,10 +24,10 @@ const P384_SPKI: &[u8] = &[
     0x30, 0x76, 0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00,
     0x22, 0x03, 0x62, 0x00,
 ];
-/// Of SEC 1, section 2.3.3.
+/// The first byte of an uncompressed point (SEC 1, section 2.3.3).
 const UNCOMPRESSED: u8 = 4;
 
-/// A public key.
+/// A public key on P-256 or P-384.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EcKey {
     curve: Curve,
@@ -40,7 +40,7 @@ enum Curve {
     P384,
 }
 
-/// The digest of a signature in DER.
+/// The digest of a DER-encoded signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureDigest {
     /// SHA-256.
@@ -49,17 +49,17 @@ pub enum SignatureDigest {
     Sha384,
 }
 
-/// The bytes are no public key of ours.
+/// The bytes are not a supported public key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an uncompressed public key on P-256 or P-384")]
 pub struct NotAnEcKey;
 
-/// The signature is not this key's over these bytes.
+/// The signature is not by this key over these bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the signature does not verify with this key")]
 pub struct BadEcSignature;
 
-/// A key as RFC 7517 and RFC 7518, section 6.2, write it. Other members say nothing of which key it is.
+/// A JWK (RFC 7517; RFC 7518, section 6.2). Its other members do not identify the key.
 #[derive(Deserialize)]
 struct JsonWebKey {
     kty: String,
@@ -83,7 +83,7 @@ impl Curve {
         }
     }
 
-    /// Of one coordinate, in bytes.
+    /// The length of one coordinate, in bytes.
     const fn width(self) -> usize {
         match self {
             Self::P256 => 32,
@@ -93,10 +93,10 @@ impl Curve {
 }
 
 impl EcKey {
-    /// Reads a `SubjectPublicKeyInfo` in DER.
+    /// Parses a `SubjectPublicKeyInfo` in DER.
     ///
     /// # Errors
-    /// Another kind of key, curve or form.
+    /// Another kind of key, another curve, or a compressed point.
     pub fn from_spki_der(der: &[u8]) -> Result<Self, NotAnEcKey> {
         let is = |curve: &Curve| {
             let point = der.strip_prefix(curve.prefix());
@@ -109,10 +109,10 @@ impl EcKey {
         })
     }
 
-    /// Reads a JWK.
+    /// Parses a JWK.
     ///
     /// # Errors
-    /// Another kind of key, curve or form; coordinates have their full width.
+    /// Another kind of key, another curve, or coordinates without their full width.
     pub fn from_jwk(jwk: &serde_json::Value) -> Result<Self, NotAnEcKey> {
         let jwk = JsonWebKey::deserialize(jwk).map_err(|_| NotAnEcKey)?;
         let curve = [Curve::P256, Curve::P384]
@@ -137,7 +137,7 @@ impl EcKey {
         &self.spki
     }
 
-    /// RFC 7638.
+    /// The JWK thumbprint (RFC 7638).
     #[must_use]
     pub fn thumbprint(&self) -> KeyThumbprint {
         let (_form, coordinates) = self.point().split_at_checked(1).unwrap_or_default();
@@ -149,7 +149,7 @@ impl EcKey {
         thumbprint.into()
     }
 
-    /// The `alg` of a JWS that this key signs (RFC 7518, section 3.4).
+    /// The `alg` of a JWS signed with this key (RFC 7518, section 3.4).
     #[must_use]
     pub const fn jws_algorithm(&self) -> &'static str {
         match self.curve {
@@ -161,7 +161,7 @@ impl EcKey {
     /// Verifies the signature of a JWS, `r || s`.
     ///
     /// # Errors
-    /// It does not verify.
+    /// The signature does not verify.
     pub fn verify_jws(&self, message: &[u8], signature: &[u8]) -> Result<(), BadEcSignature> {
         let algorithm = match self.curve {
             Curve::P256 => &ECDSA_P256_SHA256_FIXED,
@@ -170,10 +170,10 @@ impl EcKey {
         self.verify(algorithm, message, signature)
     }
 
-    /// Verifies a signature in DER, as X.509 has it.
+    /// Verifies a DER-encoded signature, as in X.509.
     ///
     /// # Errors
-    /// It does not verify.
+    /// The signature does not verify.
     pub fn verify_der(
         &self,
         signed_digest: SignatureDigest,
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thumbprint_on_p256_is_that_of_machines_keys() {
+    fn a_p256_key_has_the_same_thumbprint_as_a_machines_key() {
         let key = PrivateKey::generate().unwrap();
         let public: &PublicKey = key.public_key();
         let same = EcKey::from_spki_der(public.spki_der()).unwrap();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_key_is_refused() {
+    fn other_keys_and_forms_are_refused() {
         let key = EcKey::from_spki_der(PrivateKey::generate().unwrap().public_key().spki_der()).unwrap();
         let good = jwk(&key);
         for (member, value) in [

@@ -1,4 +1,4 @@
-//! An issuing CA that somebody else's root has signed: whether its chain is one that this server can issue under.
+//! Verifies the chain of an issuing CA that an external root has signed: whether this server can issue under it.
 
 use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 use time::{Duration, OffsetDateTime};
@@ -16,118 +16,118 @@ use super::{
 };
 use assay_protocol::text::rfc3339;
 
-/// The most certificates of a chain: what stands between is a policy CA or two.
+/// The most certificates in a chain: issuing CA, root, and up to three intermediates such as policy CAs.
 const LONGEST_CHAIN: usize = 5;
 /// `keyCertSign` and `cRLSign` (RFC 5280, section 4.2.1.3), as x509-parser numbers the bits.
 const CERTIFICATE_AND_LIST_SIGNING: u16 = 0b110_0000;
 
-/// A chain that was verified.
+/// A verified chain.
 #[derive(Debug)]
 pub struct ExternalChain {
     /// The issuing CA's certificate in DER.
     pub certificate: Vec<u8>,
-    /// Those between it and the root, the nearest first.
+    /// The intermediates between it and the root, the nearest first.
     pub intermediates: Vec<Vec<u8>>,
     /// The root.
     pub root: Vec<u8>,
 }
 
-/// What a chain has to hold for.
+/// What a chain must satisfy.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms<'a> {
-    /// The key that the CSR was for.
+    /// The key of the pending CSR.
     pub key: &'a PrivateKey,
-    /// The present time.
+    /// The current time.
     pub now: OffsetDateTime,
-    /// Until when each certificate has to be valid at least.
+    /// Each certificate must be valid at least until then.
     pub until: OffsetDateTime,
-    /// For what would be issued under it.
+    /// The trust domain of the certificates that would be issued under it.
     pub trust_domain: &'a str,
-    /// For what would be issued under it.
+    /// The public URL in the certificates that would be issued under it.
     pub public_url: &'a Url,
 }
 
-/// Why a chain is not installed.
+/// Why a chain is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ChainRefusal {
-    /// No PEM, or something else in it.
-    #[error("the chain has to be certificates in PEM, the issuing CA's first and the root's last")]
+    /// Not PEM, or a PEM block that is not a certificate.
+    #[error("the chain must consist of certificates in PEM, the issuing CA's first and the root's last")]
     NotPem,
-    /// A number of certificates that is no chain.
+    /// Too few or too many certificates.
     #[error(
-        "the chain has {0} certificates, and needs from 2 to {LONGEST_CHAIN}: the issuing CA's first and the root's last"
+        "the chain has {0} certificates, but must have 2 to {LONGEST_CHAIN}: the issuing CA's first and the root's last"
     )]
     Length(usize),
-    /// Not X.509.
+    /// Not an X.509 certificate.
     #[error("certificate {0} of the chain cannot be read")]
     Unreadable(usize),
-    /// The first one is for another key.
+    /// The first certificate is for another key.
     #[error(
-        "the first certificate, {0}, is not for the key of the CSR that is pending (`assay-server ca csr` prints it again)"
+        "the first certificate, {0}, is not for the key of the pending CSR (`assay-server ca csr` prints the CSR again)"
     )]
     OtherKey(String),
-    /// Not a CA.
-    #[error("{0} is not the certificate of a CA (basicConstraints CA:TRUE is missing)")]
+    /// Not a CA's certificate.
+    #[error("{0} is not a CA certificate (basicConstraints CA:TRUE is missing)")]
     NotCa(String),
-    /// It could make other CAs.
-    #[error("the path length of {0} has to be 0, so that its key can never make another CA")]
+    /// The path length would allow it to issue other CAs.
+    #[error("the path length of {0} must be 0, because its key must not issue other CAs")]
     PathLength(String),
-    /// One above it does not allow it.
-    #[error("{0} allows no path as long as this, by its path length")]
+    /// The path length of a CA above it is too short.
+    #[error("the path length of {0} does not allow a path this long")]
     PathTooLong(String),
-    /// It may not sign what this server signs.
-    #[error("the key usage of {0} has to have keyCertSign and cRLSign")]
+    /// The key usage does not allow what this server signs.
+    #[error("the key usage of {0} must include keyCertSign and cRLSign")]
     KeyUsage(String),
-    /// Nothing that its revocation list could be found by.
+    /// Without a subject key identifier its revocation list has no URL.
     #[error("{0} has no subject key identifier")]
     NoKeyIdentifier(String),
     /// The chain does not end at a root.
-    #[error("the last certificate, {0}, is not a root: it is not signed by itself")]
+    #[error("the last certificate, {0}, is not a root: it is not self-signed")]
     NoRoot(String),
-    /// A key that not every relying party can verify with.
+    /// Not every relying party can verify signatures of such a key.
     #[error("the key of {0} is neither on P-256 nor on P-384")]
     Curve(String),
-    /// Out of order, or not of one hierarchy.
+    /// The certificates are out of order, or belong to different hierarchies.
     #[error(
         "{certificate} was not issued by the next certificate of the chain, {issuer} (with ECDSA and SHA-256 or SHA-384)"
     )]
     NotIssuedBy {
         /// The certificate.
         certificate: String,
-        /// What should have issued it.
+        /// The certificate that should have issued it.
         issuer: String,
     },
-    /// Of the future.
+    /// A certificate is not valid yet.
     #[error("{certificate} is not valid before {}", rfc3339(*from))]
     NotYetValid {
         /// The certificate.
         certificate: String,
-        /// From when it is.
+        /// The start of its validity.
         from: OffsetDateTime,
     },
-    /// Over, or nearly.
+    /// A certificate has expired, or expires too soon.
     #[error(
-        "{certificate} is valid until {}, and has to be until {} at least: the overlap and the life of one machine's \
+        "{certificate} expires at {}, but must be valid until at least {}: the overlap plus the lifetime of a machine's \
          certificate from now", rfc3339(*end), rfc3339(*until)
     )]
     EndsTooSoon {
         /// The certificate.
         certificate: String,
-        /// Until when it is.
+        /// The end of its validity.
         end: OffsetDateTime,
-        /// Until when it would have to be.
+        /// It must be valid at least until then.
         until: OffsetDateTime,
     },
-    /// What would be issued under it is worth nothing: a name constraint, say.
-    #[error("what this CA would issue to {to} would not be valid: {why}")]
+    /// A certificate issued under the chain would not be valid, for example because of a name constraint.
+    #[error("a certificate that this CA issues to {to} would not be valid: {why}")]
     Trial {
-        /// To whom.
+        /// The subject of the trial certificate.
         to: &'static str,
-        /// What webpki says.
+        /// The error of webpki.
         why: webpki::Error,
     },
-    /// Nothing can be issued.
-    #[error("nothing can be issued under this chain")]
+    /// Issuing a trial certificate failed.
+    #[error("no certificate can be issued under this chain")]
     Issue(#[from] AuthorityError),
 }
 
@@ -166,7 +166,7 @@ pub fn verify(pem: &[u8], terms: &Terms<'_>) -> Result<ExternalChain, ChainRefus
         intermediates: ders.collect(),
         root,
     };
-    try_out(&chain, terms)?;
+    issue_trial_certificates(&chain, terms)?;
     Ok(chain)
 }
 
@@ -191,7 +191,7 @@ fn check_issuing(issuing: &X509Certificate<'_>, terms: &Terms<'_>) -> Result<(),
     }
 }
 
-/// Relying parties that take the root as an anchor look at none of its constraints, others at all.
+/// Also checks the root's constraints: some relying parties enforce them, others ignore them for a trust anchor.
 fn check_issuer(
     certificate: &X509Certificate<'_>,
     issuer: &X509Certificate<'_>,
@@ -209,7 +209,7 @@ fn check_issuer(
     };
     let allowed = constraints.value.path_len_constraint.map(usize::try_from);
     match allowed {
-        // The CAs between it and a machine's certificate.
+        // The number of CAs between this one and a machine's certificate.
         Some(allowed) if allowed.is_ok_and(|allowed| allowed <= depth) => Err(ChainRefusal::PathTooLong(name(issuer))),
         _ => Ok(()),
     }
@@ -236,9 +236,9 @@ fn check_certificate(certificate: &X509Certificate<'_>, der: &[u8], terms: &Term
     Ok(())
 }
 
-/// Issues what machines and the server itself would get, and validates it as they do: so that no constraint in the chain
-/// shows only when it is too late.
-fn try_out(chain: &ExternalChain, terms: &Terms<'_>) -> Result<(), ChainRefusal> {
+/// Issues a certificate for a machine and one for this server, and validates both as their recipients do. Otherwise a
+/// constraint in the chain would fail only after the CA is in use.
+fn issue_trial_certificates(chain: &ExternalChain, terms: &Terms<'_>) -> Result<(), ChainRefusal> {
     let parts = IssuingParts {
         id: Uuid::nil(),
         ca: CertifiedKey {

@@ -1,4 +1,5 @@
-//! Grant tokens: short-lived JWTs (RFC 7519) that name what a machine may do at one audience, bound to its key (RFC 7800).
+//! Grant tokens: short-lived JWTs (RFC 7519) that name a machine's permissions at one audience, bound to its key (RFC
+//! 7800).
 
 use assay_protocol::{KeyThumbprint, PublicKey, machine::Assurance};
 use aws_lc_rs::{
@@ -14,28 +15,28 @@ use uuid::Uuid;
 
 use super::keys::{KeyError, PrivateKey};
 
-/// The type in the header. RFC 8725 asks for a type of its own, but stock libraries refuse those they do not know, and
-/// SPIFFE allows `JWT` alone; evidence is told apart by its `eat+jwt`, which its verifier insists on.
+/// The `typ` in the header. RFC 8725 recommends a type of its own, but stock libraries reject unknown types, and SPIFFE
+/// allows only `JWT` here. Evidence cannot be mistaken for a grant token: its verifier requires `eat+jwt`.
 const TYPE: &str = "JWT";
 
-/// What a grant token says.
+/// The claims of a grant token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GrantClaims {
     /// The server's public URL, without a trailing slash.
     pub iss: String,
     /// The machine's SPIFFE id.
     pub sub: String,
-    /// The one relying party that this is for.
+    /// The one relying party that the token is for.
     pub aud: [String; 1],
     /// When it was issued, in seconds since 1970.
     pub iat: i64,
     /// From when it is valid, in seconds since 1970.
     pub nbf: i64,
-    /// When it ends, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub exp: i64,
-    /// This token's own id.
+    /// The token's own id.
     pub jti: Uuid,
-    /// The key that whoever presents this must hold.
+    /// The key that the presenter must hold.
     pub cnf: Confirmation,
     /// The permissions, separated by spaces (RFC 8693).
     pub scope: String,
@@ -47,7 +48,7 @@ pub struct GrantClaims {
     pub assurance: Assurance,
 }
 
-/// Which key a token is bound to.
+/// The key that a token is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Confirmation {
     /// The thumbprint of the machine's key (RFC 7638).
@@ -59,7 +60,7 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// Binds to a key and the certificate that holds it.
+    /// Binds to a key and to the certificate of that key.
     #[must_use]
     pub fn new(key: KeyThumbprint, certificate_sha256: &[u8; 32]) -> Self {
         Self {
@@ -73,14 +74,14 @@ impl Confirmation {
 pub struct GrantSigner {
     pair: EcdsaKeyPair,
     public_key: PublicKey,
-    /// The header, encoded once: it is the same for every token of this key.
+    /// The encoded header. It is the same for every token of this key, so it is encoded once.
     header: String,
 }
 
 /// The public keys that verify grant tokens: a JWK set (RFC 7517).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JsonWebKeySet {
-    /// The keys, the one that signs now first.
+    /// The keys. The one that signs now is first.
     pub keys: Vec<JsonWebKey>,
 }
 
@@ -100,14 +101,14 @@ pub struct JsonWebKey {
     pub key_use: String,
     /// `ES256`.
     pub alg: String,
-    /// The RFC 7638 thumbprint, which tokens name in their header.
+    /// The RFC 7638 thumbprint. Tokens name it in their header.
     pub kid: String,
 }
 
-/// Why a token could not be signed, or is not accepted.
+/// Why a token cannot be signed, or is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum GrantTokenError {
-    /// The claims do not encode, or the library could not sign; it is no fault of the claims' values.
+    /// The claims cannot be encoded, or the library cannot sign. The claims' values are not the cause.
     #[error("the token cannot be signed")]
     Sign,
     /// Not a JWT, another algorithm or type, a wrong signature or a wrong issuer.
@@ -116,7 +117,7 @@ pub enum GrantTokenError {
     /// Another kind of token.
     #[error("not a grant token, by its type")]
     Type,
-    /// Signed by a key that is not published, or no longer.
+    /// Signed by a key that is not published, or no longer published.
     #[error("signed by an unknown key")]
     UnknownKey,
     /// Not valid yet.
@@ -128,7 +129,7 @@ pub enum GrantTokenError {
 }
 
 impl GrantSigner {
-    /// Takes a key into use.
+    /// Prepares a key for signing.
     pub fn new(key: &PrivateKey) -> Result<Self, KeyError> {
         let kid = key.public_key().thumbprint();
         Ok(Self {
@@ -146,8 +147,8 @@ impl GrantSigner {
 
     /// Signs a token.
     ///
-    /// Written out here, and not by the JWT library, since that reads the private key anew for every signature,
-    /// and this is done for every audience of every check-in.
+    /// This does not use the JWT library, which parses the private key again for every signature. Every check-in signs
+    /// one token per audience.
     pub fn sign(&self, claims: &GrantClaims) -> Result<String, GrantTokenError> {
         let claims = serde_json::to_vec(claims).map_err(|_| GrantTokenError::Sign)?;
         let mut token = self.header.clone();
@@ -163,7 +164,7 @@ impl GrantSigner {
     }
 }
 
-/// The document that relying parties verify tokens with.
+/// The document with which relying parties verify tokens.
 #[must_use]
 pub(super) fn json_web_key_set<'a>(keys: impl IntoIterator<Item = &'a PublicKey>) -> JsonWebKeySet {
     let keys = keys.into_iter().map(|key| {
@@ -181,8 +182,8 @@ pub(super) fn json_web_key_set<'a>(keys: impl IntoIterator<Item = &'a PublicKey>
     JsonWebKeySet { keys: keys.collect() }
 }
 
-/// Verifies a token that one of `keys` signed for `issuer`, at the time `now`, without leeway: the clock is the issuer's own.
-/// The audience is whoever asks, and not checked here.
+/// Verifies that one of `keys` signed a token for `issuer` and that it is valid at `now`, without leeway, since the
+/// issuer checks its own tokens. The caller checks the audience.
 pub fn verify_grant_token(
     token: &str,
     keys: &[PublicKey],
@@ -201,7 +202,7 @@ pub fn verify_grant_token(
     let mut validation = Validation::new(Algorithm::ES256);
     validation.set_issuer(&[issuer]);
     validation.validate_aud = false;
-    // The library would ask the system for the time.
+    // The library would read the system clock.
     (validation.validate_exp, validation.validate_nbf) = (false, false);
     let decoding_key = DecodingKey::from_ec_der(key.sec1());
     let claims = jsonwebtoken::decode::<GrantClaims>(token, &decoding_key, &validation)
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_library_verifies_a_token_from_the_published_keys_alone() {
+    fn a_stock_library_verifies_a_token_with_only_the_published_keys() {
         let (key, signer) = signer();
         let other = PrivateKey::generate().unwrap();
         let claims = claims(&other);
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_accepted_from_its_start_until_its_end() {
+    fn a_token_is_accepted_only_between_its_start_and_its_end() {
         let (key, signer) = signer();
         let claims = claims(&key);
         let token = signer.sign(&claims).unwrap();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     AuthorityError, EcKey, certificate_path,
-    certificate_signer::{CertificateSigner, Subject},
+    certificate_signer::{CertificateSigner, SubjectKey},
     keys::PrivateKey,
     ocsp::{CertificateQuestion, OcspResponder},
     profile,
@@ -27,18 +27,18 @@ pub struct CertifiedKey {
     pub certificate: Vec<u8>,
 }
 
-/// An issuing CA as it is kept.
+/// An issuing CA as it is stored, with its private key opened.
 #[derive(Debug, Clone)]
 pub struct IssuingParts {
-    /// How certificates are recorded as its own.
+    /// The id under which its certificates are recorded.
     pub id: Uuid,
     /// Its key and certificate.
     pub ca: CertifiedKey,
-    /// The certificates between it and its root in DER, the nearest first; none where the root is ours.
+    /// The intermediates between it and its root in DER, the nearest first. Empty if the root is this server's own.
     pub intermediates: Vec<Vec<u8>>,
 }
 
-/// An issuing CA at work. Immutable; a rotation makes another one.
+/// An issuing CA that is ready to sign. Immutable; a rotation builds a new one.
 pub struct IssuingAuthority {
     id: Uuid,
     issuer: Issuer<'static, CertificateSigner>,
@@ -54,65 +54,65 @@ pub struct IssuingAuthority {
     machine_template: CertificateParams,
 }
 
-/// For which machine and key a certificate is asked. Whether it may have one has been decided before.
+/// What a machine's certificate is issued for. The caller has already authorized it.
 #[derive(Debug)]
 pub struct MachineCertificateRequest<'a> {
     /// The machine's id, which becomes the subject.
     pub machine_id: Uuid,
-    /// The key to certify, whose possession has been proven.
+    /// The key to certify. The machine has proven possession of it.
     pub public_key: &'a PublicKey,
-    /// The present time.
+    /// The current time.
     pub now: OffsetDateTime,
-    /// How long from now the certificate is to live; it never outlives the issuing CA.
+    /// The lifetime of the certificate from `now`. A certificate never outlives its issuing CA.
     pub ttl: Duration,
-    /// The serial number, where Apple vouches for it: it becomes a PermanentIdentifier.
+    /// The serial number, if Apple has attested it. It becomes a PermanentIdentifier.
     pub attested_serial_number: Option<&'a str>,
 }
 
-/// For which device and key a certificate is asked. Apple has attested that this device holds this key.
+/// What a device's certificate is issued for. Apple has attested that this device has this key.
 #[derive(Debug)]
 pub struct DeviceCertificateRequest<'a> {
     /// The attested serial number, which becomes the subject.
     pub serial_number: &'a str,
-    /// The attested key, whose possession has been proven.
+    /// The attested key. The device has proven possession of it.
     pub public_key: &'a EcKey,
-    /// The present time.
+    /// The current time.
     pub now: OffsetDateTime,
-    /// How long from now the certificate is to live; it never outlives the issuing CA.
+    /// The lifetime of the certificate from `now`. A certificate never outlives its issuing CA.
     pub ttl: Duration,
 }
 
-/// A machine's or a device's certificate as it was issued.
+/// An issued certificate of a machine or a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IssuedClientCertificate {
     /// The serial number in lower-case hex, always 32 digits.
     pub serial_number: String,
-    /// From when it is valid, in whole seconds.
+    /// The start of its validity, in whole seconds.
     pub not_before: OffsetDateTime,
-    /// Until when it is valid, in whole seconds.
+    /// The end of its validity, in whole seconds.
     pub not_after: OffsetDateTime,
     /// The certificate in DER.
     pub der: Vec<u8>,
-    /// The certificate and the path behind it in PEM, leaf first.
+    /// The certificate followed by the CAs' certificates in PEM, without the root.
     pub chain_pem: String,
-    /// SHA-256 of the DER: the fingerprint, and what `x5t#S256` carries.
+    /// SHA-256 of the DER. It is the fingerprint, and the value of `x5t#S256`.
     pub sha256: [u8; 32],
 }
 
 /// A TLS certificate for the server itself, with its key.
 #[derive(Debug)]
 pub struct IssuedTlsCertificate {
-    /// The private key, made for this certificate alone.
+    /// The private key, generated for this certificate alone.
     pub key: PrivateKey,
-    /// The certificate and the path behind it, leaf first.
+    /// The certificate followed by the CAs' certificates, without the root.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Until when it is valid.
+    /// The end of its validity.
     pub not_after: OffsetDateTime,
-    /// When it is to be replaced: after two thirds of its life.
+    /// When to replace it: after two thirds of its lifetime.
     pub renew_at: OffsetDateTime,
 }
 
-/// Makes a root CA: a fresh key and its self-signed certificate.
+/// Generates a root CA: a key and its self-signed certificate.
 pub fn generate_root(trust_domain: &str, now: OffsetDateTime) -> Result<CertifiedKey, AuthorityError> {
     let key = PrivateKey::generate()?;
     let signer = CertificateSigner::new(&key)?;
@@ -125,7 +125,7 @@ pub fn generate_root(trust_domain: &str, now: OffsetDateTime) -> Result<Certifie
     })
 }
 
-/// A PKCS#10 request for the certificate of an issuing CA that somebody else's root is to sign, in PEM.
+/// A PKCS#10 request in PEM for an issuing CA's certificate, for an external root to sign.
 pub fn issuing_request(key: &PrivateKey, trust_domain: &str) -> Result<String, AuthorityError> {
     let request = profile::issuing_request(trust_domain, key.public_key());
     request
@@ -134,13 +134,13 @@ pub fn issuing_request(key: &PrivateKey, trust_domain: &str) -> Result<String, A
         .map_err(AuthorityError::Sign)
 }
 
-/// Until when an issuing CA is valid that is made at this time, unless its root ends before.
+/// The end of the validity of an issuing CA that is issued at `made_at`, unless its root expires earlier.
 #[must_use]
 pub fn full_life_end(made_at: OffsetDateTime) -> OffsetDateTime {
     made_at + profile::ISSUING_LIFE
 }
 
-/// Makes an issuing CA under `root`: a fresh key and its certificate.
+/// Generates an issuing CA under `root`: a key and its certificate.
 pub fn generate_issuing(
     root: &CertifiedKey,
     trust_domain: &str,
@@ -153,7 +153,7 @@ pub fn generate_issuing(
     let mut params = profile::issuing(trust_domain, now);
     params.not_after = params.not_after.min(certificate_path::validity(&root.certificate)?.1);
     let certificate = params
-        .signed_by(&Subject(key.public_key()), &issuer)
+        .signed_by(&SubjectKey(key.public_key()), &issuer)
         .map_err(AuthorityError::Sign)?;
     Ok(CertifiedKey {
         key,
@@ -161,16 +161,16 @@ pub fn generate_issuing(
     })
 }
 
-/// Who a certificate is for.
-struct NewSubject<'a> {
+/// The subject of a certificate.
+struct CertificateSubject<'a> {
     common_name: String,
     spiffe_id: String,
     serial_number: Option<&'a str>,
 }
 
 impl IssuingAuthority {
-    /// Takes an issuing CA into use, after checking that key and certificate belong together and that the path leads to
-    /// `root`.
+    /// Builds the signer of an issuing CA. Fails if the key does not match the certificate, or if the path does not
+    /// lead to `root`.
     pub fn new(
         parts: &IssuingParts,
         root_certificate: &[u8],
@@ -202,32 +202,32 @@ impl IssuingAuthority {
         })
     }
 
-    /// How certificates are recorded as this CA's.
+    /// The id under which this CA's certificates are recorded.
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.id
     }
 
-    /// Issues a machine's certificate. It is not recorded anywhere: the caller does that before it leaves the server.
+    /// Issues a machine's certificate. The caller must record it before it leaves the server.
     pub fn issue_machine_certificate(
         &self,
         request: &MachineCertificateRequest<'_>,
     ) -> Result<IssuedClientCertificate, AuthorityError> {
-        let subject = NewSubject {
+        let subject = CertificateSubject {
             common_name: request.machine_id.to_string(),
             spiffe_id: profile::spiffe_id(&self.trust_domain, request.machine_id),
             serial_number: request.attested_serial_number,
         };
-        self.issue(&subject, &Subject(request.public_key), request.now, request.ttl)
+        self.issue(&subject, &SubjectKey(request.public_key), request.now, request.ttl)
     }
 
-    /// Issues a device's certificate. As with a machine's, the caller records it.
+    /// Issues a device's certificate. The caller must record it before it leaves the server.
     pub fn issue_device_certificate(
         &self,
         request: &DeviceCertificateRequest<'_>,
     ) -> Result<IssuedClientCertificate, AuthorityError> {
         let spiffe_id = profile::device_spiffe_id(&self.trust_domain, request.serial_number);
-        let subject = NewSubject {
+        let subject = CertificateSubject {
             common_name: request.serial_number.to_owned(),
             spiffe_id: spiffe_id.ok_or(AuthorityError::SerialNumber)?,
             serial_number: Some(request.serial_number),
@@ -237,7 +237,7 @@ impl IssuingAuthority {
 
     fn issue(
         &self,
-        subject: &NewSubject<'_>,
+        subject: &CertificateSubject<'_>,
         public_key: &impl PublicKeyData,
         now: OffsetDateTime,
         ttl: Duration,
@@ -270,24 +270,24 @@ impl IssuingAuthority {
         })
     }
 
-    /// A certificate that this CA issued, with its path behind it, in PEM. The root is left out.
+    /// A certificate of this CA, followed by the CA's path, in PEM, without the root.
     #[must_use]
     pub fn chain_pem(&self, leaf: &[u8]) -> String {
         certificate_pem(leaf) + &self.path_pem
     }
 
-    /// The CA's own certificate and those between it and its root, in PEM.
+    /// The CA's own certificate and its intermediates, in PEM, without the root.
     #[must_use]
     pub fn path_pem(&self) -> &str {
         &self.path_pem
     }
 
-    /// The same in DER.
+    /// The CA's own certificate and its intermediates in DER, without the root.
     pub fn path(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
         std::iter::once(&self.certificate).chain(&self.intermediates)
     }
 
-    /// Issues a TLS certificate for the host of the server's public URL, with a fresh key.
+    /// Issues a TLS certificate for the host of the server's public URL, with a new key.
     pub fn issue_tls_certificate(&self, now: OffsetDateTime) -> Result<IssuedTlsCertificate, AuthorityError> {
         let key = PrivateKey::generate()?;
         let mut params = profile::tls_server(&self.public_url, whole_seconds(now))?;
@@ -296,7 +296,7 @@ impl IssuingAuthority {
             return Err(AuthorityError::Expired);
         }
         let certificate = params
-            .signed_by(&Subject(key.public_key()), &self.issuer)
+            .signed_by(&SubjectKey(key.public_key()), &self.issuer)
             .map_err(AuthorityError::Sign)?;
         Ok(IssuedTlsCertificate {
             key,
@@ -308,7 +308,7 @@ impl IssuingAuthority {
         })
     }
 
-    /// Issues a certificate for a responder that answers for this CA, with a fresh key.
+    /// Issues a certificate for an OCSP responder of this CA, with a new key.
     pub fn issue_ocsp_responder(&self, now: OffsetDateTime) -> Result<OcspResponder, AuthorityError> {
         let key = PrivateKey::generate()?;
         let mut params = profile::ocsp_responder(whole_seconds(now));
@@ -318,25 +318,25 @@ impl IssuingAuthority {
         }
         let renew_at = now + (params.not_after - now) * 2 / 3;
         let certificate = params
-            .signed_by(&Subject(key.public_key()), &self.issuer)
+            .signed_by(&SubjectKey(key.public_key()), &self.issuer)
             .map_err(AuthorityError::Sign)?;
-        let serves = params.not_before..renew_at;
-        OcspResponder::new(&key, certificate.der().to_vec(), &self.key_identifier, serves)
+        let usable = params.not_before..renew_at;
+        OcspResponder::new(&key, certificate.der().to_vec(), &self.key_identifier, usable)
     }
 
-    /// Signs the lists of what this CA has issued and revoked.
+    /// Signs this CA's revocation lists.
     #[must_use]
     pub fn revocation_lists(&self) -> &RevocationListSigner {
         &self.lists
     }
 
-    /// Whether a relying party asks about a certificate of this CA.
+    /// Whether an OCSP question is about a certificate of this CA.
     #[must_use]
-    pub fn is_asked_about(&self, question: &CertificateQuestion) -> bool {
+    pub fn is_issuer_in(&self, question: &CertificateQuestion) -> bool {
         question.is_about_issuer(&self.subject, self.issuer.key().der_bytes())
     }
 
-    /// The CA's subject key identifier, by which certificates name it.
+    /// The CA's subject key identifier. Certificates that it issued name it as their authority key identifier.
     #[must_use]
     pub fn key_identifier(&self) -> &[u8] {
         &self.key_identifier
@@ -348,14 +348,14 @@ impl IssuingAuthority {
         &self.certificate
     }
 
-    /// Until when the issuing CA's path is valid. Nothing that it signs outlives it.
+    /// The end of the validity of the CA's path. Nothing that the CA signs outlives it.
     #[must_use]
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
 }
 
-/// A certificate in PEM, with a newline at its end.
+/// A certificate in PEM, ending with a newline.
 #[must_use]
 pub fn certificate_pem(der: &[u8]) -> String {
     let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
@@ -368,12 +368,12 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     fingerprint
 }
 
-/// X.509 has whole seconds, and what is told of a certificate must equal what it holds.
+/// X.509 times are whole seconds. What the server reports about a certificate must equal what the certificate contains.
 fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time - Duration::nanoseconds(i64::from(time.nanosecond()))
 }
 
-/// Until when a path to this root is valid: as long as each certificate of it is.
+/// The end of the validity of a path to this root: the earliest end among its certificates.
 fn path_end<'a>(path: impl Iterator<Item = &'a [u8]>, root: &'a [u8]) -> Result<OffsetDateTime, AuthorityError> {
     let certificates: Vec<&[u8]> = path.chain([root]).collect();
     let mut end = certificate_path::validity(root)?.1;
@@ -437,7 +437,7 @@ mod tests {
         }
     }
 
-    /// With the address of the issuing CA's revocation list.
+    /// Also returns the URL of the issuing CA's revocation list.
     fn hierarchy_and_list() -> (Hierarchy, String) {
         let made = hierarchy();
         let key_identifier = hex::encode(made.authority.key_identifier());
@@ -456,7 +456,7 @@ mod tests {
         }
     }
 
-    /// Object identifiers of the extensions in order, with their criticality.
+    /// The object identifiers of the extensions in order, with their criticality.
     fn extensions(certificate: &X509Certificate<'_>) -> Vec<(String, bool)> {
         let mut all: Vec<_> = certificate
             .extensions()
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_and_the_issuing_ca_are_what_rfc_5280_asks_of_a_ca() {
+    fn the_root_and_the_issuing_ca_satisfy_rfc_5280() {
         let made = hierarchy();
         let root = read_certificate(&made.root.certificate).unwrap();
         let issuing = read_certificate(&made.issuing.certificate).unwrap();
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_certificate_holds_exactly_what_the_contract_says() {
+    fn a_machine_certificate_contains_exactly_the_documented_fields() {
         let made = hierarchy();
         let issued = made.issue(NOW, Duration::days(7)).unwrap();
         let certificate = read_certificate(&issued.der).unwrap();
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_certificates_extensions_have_the_contracts_values() {
+    fn a_machine_certificates_extensions_have_the_documented_values() {
         let (made, list) = hierarchy_and_list();
         let issuer = list.replace("/crl/", "/issuer/");
         let issued = made.issue(NOW, Duration::days(7)).unwrap();
@@ -635,7 +635,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outlives_the_issuing_ca_and_an_ended_one_issues_nothing() {
+    fn nothing_outlives_the_issuing_ca_and_an_expired_one_issues_nothing() {
         let made = hierarchy();
         let issued = made.issue(NOW, Duration::days(20_000)).unwrap();
         assert_eq!(issued.not_after, made.authority.not_after());
@@ -644,16 +644,16 @@ mod tests {
             made.issue(late, Duration::days(7)).unwrap().not_after,
             made.authority.not_after()
         );
-        for ended in [
+        for expired in [
             made.authority.not_after(),
             made.authority.not_after() + Duration::days(1),
         ] {
             assert!(matches!(
-                made.issue(ended, Duration::days(7)),
+                made.issue(expired, Duration::days(7)),
                 Err(AuthorityError::Expired)
             ));
             assert!(matches!(
-                made.authority.issue_tls_certificate(ended),
+                made.authority.issue_tls_certificate(expired),
                 Err(AuthorityError::Expired)
             ));
         }
@@ -719,7 +719,7 @@ mod tests {
     }
 
     #[test]
-    fn webpki_accepts_machines_as_clients_and_the_server_as_a_server_alone() {
+    fn webpki_accepts_machines_only_as_clients_and_the_server_only_as_a_server() {
         let made = hierarchy();
         let issued = made.issue(NOW, Duration::days(7)).unwrap();
         let tls = made.authority.issue_tls_certificate(NOW).unwrap();
@@ -818,8 +818,8 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_asks_for_the_key_of_the_request_alone() {
-        // The object identifier of P-256 in the parameters: a certificate for another curve cannot come about.
+    fn a_certificate_is_for_the_requested_key_on_p256() {
+        // The key's parameters name P-256, so the certificate cannot be for another curve.
         let made = hierarchy();
         let issued = made.issue(NOW, Duration::days(7)).unwrap();
         let certificate = read_certificate(&issued.der).unwrap();

@@ -1,4 +1,4 @@
-//! The server's own P-256 keys: made here, kept as PKCS#8, wiped from memory when dropped.
+//! The server's own P-256 keys: generated here, stored as PKCS#8, wiped from memory when dropped.
 
 use std::fmt;
 
@@ -9,32 +9,32 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-/// A private key on P-256 whose public key is known to belong to it.
+/// A private key on P-256, with its public key.
 pub struct PrivateKey {
     pkcs8: Zeroizing<Vec<u8>>,
     public_key: PublicKey,
 }
 
-/// Why there is no private key.
+/// Why a private key cannot be parsed or generated.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The bytes are no PKCS#8 document of a P-256 key, or its two halves do not belong together.
+    /// Not a PKCS#8 document of a P-256 key, or its private and public halves do not match.
     #[error("not a P-256 private key in PKCS#8")]
     Unreadable,
-    /// The library could not make a key.
-    #[error("no key can be made")]
+    /// The cryptographic library could not generate a key.
+    #[error("a key cannot be generated")]
     Generate,
 }
 
 impl PrivateKey {
-    /// Makes a fresh key.
+    /// Generates a key.
     pub fn generate() -> Result<Self, KeyError> {
         let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
             .map_err(|_| KeyError::Generate)?;
         Self::from_pkcs8_der(Zeroizing::new(document.as_ref().to_vec()))
     }
 
-    /// Reads a PKCS#8 document in DER.
+    /// Parses a PKCS#8 document in DER.
     pub fn from_pkcs8_der(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, KeyError> {
         let pair =
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8).map_err(|_| KeyError::Unreadable)?;
@@ -42,7 +42,7 @@ impl PrivateKey {
         Ok(Self { pkcs8, public_key })
     }
 
-    /// The PKCS#8 document in DER: secret, to be sealed or handed to a TLS library, and nothing else.
+    /// The PKCS#8 document in DER. It is secret: only seal it, or pass it to the TLS library.
     #[must_use]
     pub fn pkcs8_der(&self) -> &[u8] {
         &self.pkcs8
@@ -54,7 +54,7 @@ impl PrivateKey {
         &self.public_key
     }
 
-    /// The key, read once and ready to sign in the form that `algorithm` writes.
+    /// The key, parsed once, for signatures in the format of `algorithm`.
     pub(super) fn signing_pair(&self, algorithm: &'static EcdsaSigningAlgorithm) -> Result<EcdsaKeyPair, KeyError> {
         EcdsaKeyPair::from_pkcs8(algorithm, &self.pkcs8).map_err(|_| KeyError::Unreadable)
     }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_survives_its_pkcs8_and_signs_for_its_public_key() {
+    fn a_key_parsed_from_its_pkcs8_signs_for_the_same_public_key() {
         let key = PrivateKey::generate().unwrap();
         let again = PrivateKey::from_pkcs8_der(Zeroizing::new(key.pkcs8_der().to_vec())).unwrap();
         assert_eq!(again.public_key(), key.public_key());
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_another() {
+    fn generated_keys_differ() {
         let (one, two) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
         assert_ne!(one.public_key().thumbprint(), two.public_key().thumbprint());
     }

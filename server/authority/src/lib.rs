@@ -1,8 +1,8 @@
 //! The certificate authority: its keys, what it issues and signs, how its secrets are sealed, and what it accepts as
 //! proof of a machine's hardware.
 //!
-//! Nothing here asks for the time or touches the database. [`Authority`] is a value: a rotation builds another one and
-//! swaps it in, so that whoever holds one sees one consistent set of keys.
+//! This crate does not read the time and has no database. [`Authority`] is immutable: a rotation builds a new one and
+//! swaps it in. Code that holds an `Authority` therefore always sees one consistent set of keys.
 
 mod acme_secrets;
 pub mod attestation;
@@ -49,11 +49,11 @@ pub use sealing::{MasterKey, SealingContext, SealingError};
 pub use spiffe_bundle::{SpiffeBundle, SpiffeKey};
 pub use webhook_secrets::{WebhookSecret, WebhookSecrets};
 
-/// Everything that signs for this server now, and everything that verifies what it signed.
+/// The keys that sign for this server now, and all keys and roots that verify its signatures.
 pub struct Authority {
     version: i64,
     issuing: IssuingAuthority,
-    /// The next one, and those whose certificates may be valid.
+    /// The next issuing CA, and old ones whose certificates may still be valid.
     other_issuing: Vec<IssuingAuthority>,
     roots: Vec<Root>,
     roots_pem: String,
@@ -69,30 +69,32 @@ pub struct Authority {
 /// What an [`Authority`] is built from: the opened secrets and the public rows next to them.
 #[derive(Debug)]
 pub struct AuthorityParts {
-    /// Rises with every change.
+    /// Increases with every change.
     pub version: i64,
-    /// The issuing CAs whose certificates may be valid now or soon, the one that issues now first.
+    /// The issuing CAs whose certificates may be valid now or soon. The current one is first.
     pub issuing: Vec<IssuingParts>,
-    /// Every root that machines are to trust, one of them for each issuing CA; that of the one that issues now first.
+    /// Every root that machines should trust, at least one for each issuing CA. The root of the current issuing CA is
+    /// first.
     pub roots: Vec<Root>,
     /// The key that signs grant tokens now.
     pub grant_key: PrivateKey,
-    /// The other keys to publish: the next one, and old ones whose tokens still live.
+    /// The other keys to publish: the next one, and old ones whose tokens have not expired.
     pub other_grant_keys: Vec<PublicKey>,
 }
 
 /// A root that machines and relying parties trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
-    /// How it is recorded.
+    /// The id of its record.
     pub id: Uuid,
     /// Its certificate in DER.
     pub certificate: Vec<u8>,
-    /// Whether its key is here. The revocation list of any other is not ours to sign.
+    /// Whether this server has its private key. Only the owner of the key can sign the root's revocation list.
     pub is_ours: bool,
 }
 
-/// What the first start makes. All of it is to be sealed; it has no `Debug`, since a log would keep it.
+/// The secrets that the first start generates. The caller seals them all. There is no `Debug`, so they cannot be
+/// logged.
 pub struct InitialSecrets {
     /// The root CA.
     pub root: CertifiedKey,
@@ -104,28 +106,28 @@ pub struct InitialSecrets {
     pub nonce_key: Zeroizing<[u8; 32]>,
 }
 
-/// Why something could not be issued, or the authority not be built.
+/// Why a certificate cannot be issued, or the authority cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// A private key is unusable.
     #[error("a private key of the authority is unusable")]
     Key(#[from] KeyError),
-    /// A CA certificate does not parse, or its key is on no curve that is known.
+    /// A CA certificate does not parse, or its key is on an unsupported curve.
     #[error("a certificate of the authority is unreadable")]
     Certificate,
-    /// The issuing CA's certificate holds another key.
+    /// The issuing CA's certificate is for another key.
     #[error("the issuing CA's private key does not belong to its certificate")]
     KeyMismatch,
-    /// No root that is known signed the issuing CA.
-    #[error("the issuing CA was signed by none of the roots")]
+    /// None of the known roots signed the issuing CA.
+    #[error("the issuing CA was not signed by any known root")]
     NotUnderRoot,
     /// There is no issuing CA.
-    #[error("there is no issuing CA that issues now")]
+    #[error("there is no current issuing CA")]
     NoIssuing,
-    /// The issuing CA has ended; it must be rotated.
+    /// The issuing CA has expired; it must be rotated.
     #[error("the issuing CA has expired")]
     Expired,
-    /// A certificate's CA is not one whose certificates may be valid.
+    /// The CA of a certificate is retired: none of its certificates can still be valid.
     #[error("the CA that issued a certificate has been retired")]
     Retired,
     /// The public URL names no host.
@@ -135,7 +137,7 @@ pub enum AuthorityError {
     #[error("the public URL cannot be written into a certificate")]
     Url(#[source] der::Error),
     /// A message could not be encoded.
-    #[error("an OCSP response cannot be made")]
+    #[error("an OCSP response cannot be encoded")]
     Encode(#[source] der::Error),
     /// The names of a machine do not fit into a certificate.
     #[error("the names of a machine cannot be written into a certificate")]
@@ -144,11 +146,11 @@ pub enum AuthorityError {
     #[error("the serial number has characters that a SPIFFE id cannot have")]
     SerialNumber,
     /// The certificate could not be encoded or signed.
-    #[error("a certificate cannot be made")]
+    #[error("a certificate cannot be encoded or signed")]
     Sign(#[source] rcgen::Error),
 }
 
-/// Makes everything that a new installation needs to begin to sign.
+/// Generates the keys and CAs of a new installation.
 pub fn generate_initial(trust_domain: &str, now: OffsetDateTime) -> Result<InitialSecrets, AuthorityError> {
     let root = issuing::generate_root(trust_domain, now)?;
     Ok(InitialSecrets {
@@ -160,7 +162,7 @@ pub fn generate_initial(trust_domain: &str, now: OffsetDateTime) -> Result<Initi
 }
 
 impl Authority {
-    /// Builds the authority, after checking that its parts belong together.
+    /// Builds the authority. Fails if its parts do not belong together.
     pub fn from_parts(parts: &AuthorityParts, trust_domain: &str, public_url: &Url) -> Result<Self, AuthorityError> {
         let issuing = parts.issuing.iter();
         let issuing: Vec<(IssuingAuthority, &Root)> = issuing
@@ -199,14 +201,14 @@ impl Authority {
         })
     }
 
-    /// Rises with every change of what an authority is built from.
+    /// Increases with every change of the parts.
     #[must_use]
     pub fn version(&self) -> i64 {
         self.version
     }
 
-    /// SHA-256 of the DER of the root that the present issuing CA is under, in hex: what an agent is given to recognize
-    /// this server by.
+    /// SHA-256, in hex, of the current issuing CA's root in DER. Administrators give it to agents, which then recognize
+    /// this server.
     #[must_use]
     pub fn root_fingerprint(&self) -> &str {
         &self.current_root_fingerprint
@@ -218,61 +220,62 @@ impl Authority {
         &self.issuing
     }
 
-    /// Every issuing CA that is not retired: the one that signs now, the next one, and those whose certificates may be
-    /// valid.
+    /// Every issuing CA that is not retired: the current one, the next one, and old ones whose certificates may still
+    /// be valid.
     pub fn all_issuing(&self) -> impl Iterator<Item = &IssuingAuthority> {
         std::iter::once(&self.issuing).chain(&self.other_issuing)
     }
 
-    /// The issuing CA of this id, if it is not retired.
+    /// The issuing CA with this id, unless it is retired.
     pub fn issuer(&self, id: Uuid) -> Result<&IssuingAuthority, AuthorityError> {
         let mut issuing = self.all_issuing();
         issuing.find(|ca| ca.id() == id).ok_or(AuthorityError::Retired)
     }
 
-    /// All roots that machines and relying parties are to trust, that of the CA that issues now first.
+    /// All roots that machines and relying parties should trust. The root of the current issuing CA is first.
     #[must_use]
     pub fn roots(&self) -> &[Root] {
         &self.roots
     }
 
-    /// The same in PEM: the trust bundle.
+    /// The roots in PEM: the trust bundle.
     #[must_use]
     pub fn roots_pem(&self) -> &str {
         &self.roots_pem
     }
 
-    /// SHA-256 of the trust bundle in PEM, in base64url: by which a machine tells which one it has.
+    /// SHA-256 of the trust bundle in PEM, in base64url. A machine compares it with that of the bundle it has.
     #[must_use]
     pub fn roots_digest(&self) -> &str {
         &self.roots_digest
     }
 
-    /// The present issuing CA with its path and its root, in PEM, and behind them the other issuing CAs with theirs.
+    /// The current issuing CA with its intermediates and its root, in PEM, followed by the other issuing CAs with
+    /// theirs.
     #[must_use]
     pub fn chain_pem(&self) -> &str {
         &self.chain_pem
     }
 
-    /// What signs grant tokens.
+    /// Signs grant tokens.
     #[must_use]
     pub fn grant_signer(&self) -> &GrantSigner {
         &self.grant_signer
     }
 
-    /// The keys whose grant tokens are accepted, the one that signs now first.
+    /// The keys whose grant tokens are accepted. The one that signs now is first.
     #[must_use]
     pub fn grant_keys(&self) -> &[PublicKey] {
         &self.grant_keys
     }
 
-    /// The same keys as relying parties fetch them.
+    /// The grant keys as a JWK set, for relying parties.
     #[must_use]
     pub fn key_set(&self) -> &JsonWebKeySet {
         &self.key_set
     }
 
-    /// The roots and the grant keys as SPIFFE has them.
+    /// The roots and the grant keys, for the SPIFFE bundle.
     #[must_use]
     pub fn spiffe_keys(&self) -> &[SpiffeKey] {
         &self.spiffe_keys
@@ -291,7 +294,7 @@ pub fn fingerprint(certificate: &[u8]) -> String {
     hex::encode(digest(&SHA256, certificate))
 }
 
-/// Each certificate once: several issuing CAs may be under one root.
+/// Includes each certificate once, because several issuing CAs may have the same root.
 fn chain_pem(issuing: &[(IssuingAuthority, &Root)]) -> String {
     let mut chain = String::new();
     for (ca, root) in issuing {
@@ -321,7 +324,7 @@ fn under_a_root<'a>(
 
 #[cfg(test)]
 impl InitialSecrets {
-    /// The authority of a server that was just founded.
+    /// The authority of a server after its first start.
     pub(crate) fn parts(&self) -> AuthorityParts {
         AuthorityParts {
             version: 1,
@@ -354,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_start_makes_an_authority_that_works() {
+    fn the_secrets_of_the_first_start_build_an_authority() {
         let secrets = generate_initial("example.com", NOW).unwrap();
         let authority = Authority::from_parts(&secrets.parts(), "example.com", &url()).unwrap();
         assert_eq!(
@@ -377,7 +380,7 @@ mod tests {
         );
         let mut parts = secrets.parts();
         parts.roots.insert(0, old.parts().roots.remove(0));
-        // The present key among the others is published once.
+        // The current key is also among the other keys; it is published once.
         parts.other_grant_keys = vec![
             old.grant_key.public_key().clone(),
             secrets.grant_key.public_key().clone(),
@@ -390,11 +393,14 @@ mod tests {
         );
         assert_eq!(authority.roots_pem().matches("BEGIN CERTIFICATE").count(), 2);
         let own_root = issuing::certificate_pem(&secrets.root.certificate);
-        assert!(authority.chain_pem().ends_with(&own_root), "the root that signed it");
+        assert!(
+            authority.chain_pem().ends_with(&own_root),
+            "it ends with the root that signed the issuing CA"
+        );
     }
 
     #[test]
-    fn an_issuing_ca_under_no_known_root_is_refused() {
+    fn an_issuing_ca_that_no_known_root_signed_is_refused() {
         let secrets = generate_initial("example.com", NOW).unwrap();
         let mut parts = secrets.parts();
         parts.roots = generate_initial("example.com", NOW).unwrap().parts().roots;
@@ -405,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chain_begins_with_the_ca_that_issues_and_has_every_other_once() {
+    fn the_chain_starts_with_the_current_ca_and_contains_every_other_ca_once() {
         let secrets = generate_initial("example.com", NOW).unwrap();
         let mut parts = secrets.parts();
         let next = issuing::generate_issuing(&secrets.root, "example.com", NOW).unwrap();

@@ -1,4 +1,4 @@
-//! The file that holds the master key: read, or made at the first start.
+//! The file of the master key: read at start, and created at the first start.
 
 use std::{
     fs::File,
@@ -11,45 +11,45 @@ use zeroize::Zeroizing;
 
 use super::sealing::{MasterKey, SealingError};
 
-/// Longer files are not master keys, and are not read to their end.
+/// Longer files are not master keys. At most this many bytes are read.
 const LONGEST_FILE: u64 = 1024;
 
-/// Why there is no master key.
+/// Why the master key cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
-    /// The file is there and cannot be read.
+    /// The file exists but cannot be read.
     #[error("cannot read the master key {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The file holds something else. It is never overwritten: what was sealed under it would be lost.
-    #[error("{} holds no master key", path.display())]
+    /// The file contains something else. It is never overwritten, because secrets may be sealed under its contents.
+    #[error("{} does not contain a master key", path.display())]
     Contents {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the contents.
         #[source]
         source: SealingError,
     },
-    /// The file could not be made.
-    #[error("cannot make the master key {}", path.display())]
+    /// The file cannot be created.
+    #[error("cannot create the master key {}", path.display())]
     Create {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
 }
 
-/// Reads the master key, or makes it when there is no such file (its folder must exist).
+/// Reads the master key, or creates the file if it does not exist. The folder must exist.
 ///
-/// The new file is readable by its owner alone. It appears under its name only when all of it is on disk, so a crash leaves
-/// either nothing or the whole key; of two processes that start at once one makes it, and the other uses that one.
+/// Only the owner can read the new file. The file gets its name only after all of it is on disk, so a crash leaves
+/// either no file or a complete one. If two processes start at once, one creates the file and the other reads it.
 pub fn load_or_create(path: &Path) -> Result<MasterKey, MasterKeyError> {
     match load(path) {
         Err(MasterKeyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_made_once_for_its_owner_alone_and_read_from_then_on() {
+    fn the_file_is_created_once_readable_only_by_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("master.key");
         let made = load_or_create(&path).unwrap();
@@ -115,12 +115,12 @@ mod tests {
         assert_eq!(
             fs::read_dir(folder.path()).unwrap().count(),
             1,
-            "no temporary file stays"
+            "no temporary file is left"
         );
     }
 
     #[test]
-    fn starts_at_once_agree_on_one_key() {
+    fn concurrent_starts_agree_on_one_key() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("master.key");
         let barrier = Barrier::new(8);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_contents_are_an_error_and_stay() {
+    fn bad_contents_are_an_error_and_are_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("master.key");
         for contents in ["", "not a key", &"A".repeat(5000)] {

@@ -1,4 +1,5 @@
-//! What each kind of certificate holds (RFC 5280; SPIFFE X.509-SVID for machines): names, lifetimes and extensions.
+//! The contents of each kind of certificate (RFC 5280; SPIFFE X.509-SVID for machines): names, lifetimes and
+//! extensions.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -25,19 +26,20 @@ use x509_cert::{
 use super::AuthorityError;
 use crate::random_bytes;
 
-/// Every machine pins the root: replacing it means touching all of them.
+/// Every machine pins the root, so replacing it means an update of every machine.
 pub(super) const ROOT_LIFE: Duration = Duration::days(20 * 365);
-/// Short enough that rotation stays a routine and a stolen issuing key dies; long enough that a server which nobody has
-/// looked at for a year goes on issuing, even certificates that live for months.
+/// Short enough that rotation stays routine, and that a stolen issuing key expires. Long enough that a server left
+/// alone for a year can still issue certificates that live for months.
 pub(super) const ISSUING_LIFE: Duration = Duration::days(2 * 365);
-/// The server's own TLS certificate. It is replaced at two thirds of this, 20 days.
+/// The server's own TLS certificate. It is replaced after two thirds of this, 20 days.
 pub(super) const TLS_SERVER_LIFE: Duration = Duration::days(30);
-/// The OCSP responder's certificate, which cannot be revoked: every replica makes its own, and another at two thirds of this.
+/// The OCSP responder's certificate. It cannot be revoked, so it is short-lived. Every replica issues its own, and
+/// replaces it after two thirds of this.
 pub(super) const OCSP_RESPONDER_LIFE: Duration = Duration::days(7);
-/// How far back the certificates start that a machine needs to reach the server at all: a Mac whose clock runs hours late
-/// must still connect, since it learns of its skew only from the answer.
+/// How far the server's certificates are backdated. A Mac whose clock is hours slow must still connect, because it
+/// learns of its clock skew only from the server's response.
 pub(super) const SERVER_BACKDATING: Duration = Duration::days(1);
-/// How far back a machine's certificate starts: relying parties' clocks run late by seconds.
+/// How far a machine's certificate is backdated: the clocks of relying parties may be seconds slow.
 pub(super) const MACHINE_BACKDATING: Duration = Duration::seconds(60);
 
 const AUTHORITY_INFO_ACCESS: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 1];
@@ -48,17 +50,17 @@ const SUBJECT_ALT_NAME: &[u64] = &[2, 5, 29, 17];
 const PERMANENT_IDENTIFIER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.8.3");
 const ACCESS_OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
 const ACCESS_CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
-/// `ub-organization-name` of RFC 5280, appendix A.1; a SPIFFE trust domain may be longer.
+/// `ub-organization-name` of RFC 5280, appendix A.1. A SPIFFE trust domain may be longer.
 const LONGEST_ORGANIZATION: usize = 64;
 
-/// The SPIFFE id of a machine, which its certificates and grant tokens carry.
+/// The SPIFFE id of a machine, as in its certificates and grant tokens.
 #[must_use]
 pub fn spiffe_id(trust_domain: &str, machine_id: Uuid) -> String {
     format!("spiffe://{trust_domain}/machine/{machine_id}")
 }
 
-/// The SPIFFE id of a device: of the key that a Mac's own system holds, and never the agent's, whose id begins with
-/// `machine`. None where the serial number cannot be a segment of its path (SPIFFE-ID, section 2.2).
+/// The SPIFFE id of a device, for a key that macOS itself holds. The ids of agents start with `machine` instead. `None`
+/// if the serial number cannot be a segment of the path (SPIFFE-ID, section 2.2).
 #[must_use]
 pub fn device_spiffe_id(trust_domain: &str, serial_number: &str) -> Option<String> {
     let is_segment = |text: &str| {
@@ -70,7 +72,7 @@ pub fn device_spiffe_id(trust_domain: &str, serial_number: &str) -> Option<Strin
     is_segment(serial_number).then(|| format!("spiffe://{trust_domain}/device/{serial_number}"))
 }
 
-/// A random serial number of 128 bits: the first bits are `01`, so that it is positive and always 16 bytes long.
+/// A random serial number of 128 bits. The first bits are `01`, so it is positive and always 16 bytes long.
 pub(super) fn random_serial() -> [u8; 16] {
     let mut serial = random_bytes::<16>();
     let [first, ..] = &mut serial;
@@ -88,7 +90,7 @@ pub(super) fn root(trust_domain: &str, now: OffsetDateTime) -> CertificateParams
     params
 }
 
-/// The CA that signs machines' certificates, under the root.
+/// The CA under the root that signs machines' certificates.
 pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
     let serial = random_serial();
     let mut params = authority(0);
@@ -99,8 +101,8 @@ pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificatePar
     params
 }
 
-/// What somebody else's root is asked for. The name has the key's thumbprint where others have a serial number: asked for
-/// again, it is the same.
+/// The request to an external root. The name contains the key's thumbprint instead of a serial number, so a repeated
+/// request for the same key has the same name.
 pub(super) fn issuing_request(trust_domain: &str, key: &PublicKey) -> CertificateParams {
     let thumbprint = key.thumbprint();
     let mut params = authority(0);
@@ -108,10 +110,10 @@ pub(super) fn issuing_request(trust_domain: &str, key: &PublicKey) -> Certificat
     params
 }
 
-/// What all machines' certificates have in common; subject, SAN, serial number and validity are to be filled in.
+/// The common part of all machines' certificates. The issuer adds subject, SAN, serial number and validity.
 ///
-/// The distribution point is that of the list of this very CA, found by its key identifier: another one that issues later
-/// has a list of its own. So does caIssuers lead to its certificate, and not to that of the one that issues then.
+/// The CRL distribution point and `caIssuers` name this CA by its key identifier. A later issuing CA has its own list
+/// and its own certificate, so a URL without the identifier would lead to the wrong ones.
 pub(super) fn machine_template(public_url: &Url, key_identifier: &[u8]) -> Result<CertificateParams, AuthorityError> {
     let mut params = end_entity(ExtendedKeyUsagePurpose::ClientAuth);
     let base = public_url.as_str().trim_end_matches('/');
@@ -124,11 +126,12 @@ pub(super) fn machine_template(public_url: &Url, key_identifier: &[u8]) -> Resul
     Ok(params)
 }
 
-/// The names of a machine: its SPIFFE id, and its serial number where that is attested. rcgen knows no PermanentIdentifier.
+/// The names of a machine: its SPIFFE id, and its serial number if that is attested. rcgen does not support
+/// PermanentIdentifier.
 pub(super) fn machine_names(spiffe_id: &str, serial_number: Option<&str>) -> Result<CustomExtension, der::Error> {
     let mut names = vec![GeneralName::UniformResourceIdentifier(Asn1Ia5String::new(spiffe_id)?)];
     if let Some(serial_number) = serial_number {
-        // Without an assigner the identifier is the issuing CA's own (RFC 4043, section 2).
+        // Without an assigner, the identifier belongs to the issuing CA (RFC 4043, section 2).
         let identifier = Utf8StringRef::new(serial_number)?.to_der()?;
         names.push(GeneralName::OtherName(OtherName {
             type_id: PERMANENT_IDENTIFIER,
@@ -141,8 +144,8 @@ pub(super) fn machine_names(spiffe_id: &str, serial_number: Option<&str>) -> Res
     ))
 }
 
-/// The server's own TLS certificate. It carries no revocation pointers: they would lead back to the very server that
-/// is being connected to, and the certificate is gone in weeks.
+/// The server's own TLS certificate. It has no revocation pointers: they would lead to the server that the client is
+/// connecting to. Instead it expires within weeks.
 pub(super) fn tls_server(public_url: &Url, now: OffsetDateTime) -> Result<CertificateParams, AuthorityError> {
     let mut params = end_entity(ExtendedKeyUsagePurpose::ServerAuth);
     params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
@@ -152,8 +155,8 @@ pub(super) fn tls_server(public_url: &Url, now: OffsetDateTime) -> Result<Certif
     Ok(params)
 }
 
-/// Whoever answers for the issuing CA (RFC 6960, section 4.2.2.2). Nobody asks whether this certificate is revoked: it
-/// would be asked of itself.
+/// The OCSP responder of the issuing CA (RFC 6960, section 4.2.2.2). It has `id-pkix-ocsp-nocheck`, because only the
+/// responder itself could answer whether it is revoked.
 pub(super) fn ocsp_responder(now: OffsetDateTime) -> CertificateParams {
     let mut params = end_entity(ExtendedKeyUsagePurpose::OcspSigning);
     params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
@@ -182,7 +185,7 @@ fn end_entity(purpose: ExtendedKeyUsagePurpose) -> CertificateParams {
     params
 }
 
-/// Names differ from one generation to the next, since some verifiers look issuers up by name alone.
+/// Names differ between generations, because some verifiers look up issuers by name alone.
 fn authority_name(common_name: &str, trust_domain: &str, distinction: &[u8]) -> DistinguishedName {
     let distinction = distinction.get(..4).unwrap_or(distinction);
     let mut name = DistinguishedName::new();
@@ -206,7 +209,7 @@ fn authority_info_access(ocsp: &str, ca_issuers: &str) -> Result<Vec<u8>, der::E
     AuthorityInfoAccessSyntax(vec![access(ACCESS_OCSP, ocsp)?, access(ACCESS_CA_ISSUERS, ca_issuers)?]).to_der()
 }
 
-/// The host of the public URL; a server on this very machine also answers to every name that the loopback has.
+/// The host of the public URL. A server on a loopback address gets all names of the loopback.
 fn server_names(public_url: &Url) -> Result<Vec<SanType>, AuthorityError> {
     const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     let dns = |name: &str| {
@@ -237,14 +240,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn serials_are_positive_sixteen_bytes_and_differ() {
+    fn serial_numbers_are_positive_sixteen_bytes_long_and_differ() {
         let serials: std::collections::HashSet<_> = (0..1_000).map(|_| random_serial()).collect();
         assert_eq!(serials.len(), 1_000);
         assert!(serials.iter().all(|serial| serial[0] & 0xc0 == 0x40));
     }
 
     #[test]
-    fn a_loopback_server_answers_to_all_loopback_names() {
+    fn a_loopback_server_has_all_loopback_names() {
         let all = |url: &str| server_names(&url.parse().unwrap()).unwrap();
         let localhost = SanType::DnsName("localhost".try_into().unwrap());
         let (v4, v6) = (
@@ -271,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_named_by_a_serial_number_that_leads_nowhere_else() {
+    fn a_device_id_needs_a_serial_number_that_is_one_path_segment() {
         let named = device_spiffe_id("example.com", "C02XG0-FDH.05_N");
         assert_eq!(named.as_deref(), Some("spiffe://example.com/device/C02XG0-FDH.05_N"));
         for serial_number in ["", ".", "..", "a/b", "../machine/1", "a b", "a%2fb", "é", "a\0"] {
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_trust_domain_leaves_the_organization_out() {
+    fn a_trust_domain_too_long_for_an_organization_is_left_out() {
         let name = authority_name("Assay Root CA", &"d".repeat(65), &[0x41; 16]);
         assert!(name.get(&DnType::OrganizationName).is_none());
         assert_eq!(

@@ -1,5 +1,5 @@
-//! Certificate revocation lists (RFC 5280, section 5). A list is complete for its CA: it has no issuing distribution
-//! point, and serves wherever it is fetched.
+//! Certificate revocation lists (RFC 5280, section 5). A list covers all certificates of its CA. It has no issuing
+//! distribution point, so it is valid from whichever URL it is fetched.
 
 use assay_protocol::admin_api::certificates::RevocationReason;
 use rcgen::{
@@ -11,14 +11,14 @@ use time::OffsetDateTime;
 
 use super::{AuthorityError, certificate_path, certificate_signer::CertificateSigner, keys::PrivateKey};
 
-/// What one list says.
+/// The contents of one list.
 #[derive(Debug)]
 pub struct RevocationList {
-    /// Greater than the number of every list of this CA before.
+    /// Greater than the number of every earlier list of this CA.
     pub number: u64,
     /// When it is signed.
     pub this_update: OffsetDateTime,
-    /// Until when it may be relied on.
+    /// When the next list is published at the latest.
     pub next_update: OffsetDateTime,
     /// The revoked certificates.
     pub revoked: Vec<RevokedCertificate>,
@@ -29,13 +29,11 @@ pub struct RevocationList {
 pub struct RevokedCertificate {
     /// The serial number, big endian.
     pub serial_number: Vec<u8>,
-    /// When it was revoked.
     pub revoked_at: OffsetDateTime,
-    /// Why.
     pub reason: RevocationReason,
 }
 
-/// A CA that signs lists.
+/// Signs the lists of one CA.
 pub struct RevocationListSigner {
     issuer: Issuer<'static, CertificateSigner>,
     key_identifier: Vec<u8>,
@@ -43,7 +41,7 @@ pub struct RevocationListSigner {
 }
 
 impl RevocationListSigner {
-    /// For the CA of this key and certificate.
+    /// Builds the signer of the CA with this key and certificate.
     pub fn new(key: &PrivateKey, certificate: &[u8]) -> Result<Self, AuthorityError> {
         Ok(Self {
             key_identifier: certificate_path::key_identifier(certificate)?,
@@ -53,7 +51,7 @@ impl RevocationListSigner {
         })
     }
 
-    /// Signs a list; it does not outlive the CA.
+    /// Signs a list. Its `nextUpdate` is never after the end of the CA's validity.
     pub fn sign(&self, list: RevocationList) -> Result<Vec<u8>, AuthorityError> {
         let params = CertificateRevocationListParams {
             this_update: list.this_update,

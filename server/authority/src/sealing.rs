@@ -1,7 +1,7 @@
-//! Sealing: private keys are kept in Postgres encrypted under the master key, each bound to the place where it is kept.
+//! Sealing: Postgres stores private keys encrypted under the master key, each bound to its place.
 //!
-//! A leaked database holds no usable key, and whoever can write to the database cannot pass one sealed key off as another:
-//! the table, the row and the purpose are authenticated with it.
+//! A leaked database contains no usable key. An attacker who can write to the database cannot substitute one sealed key
+//! for another, because the ciphertext authenticates the table, the row and the purpose.
 
 use std::fmt;
 
@@ -14,17 +14,17 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::random_bytes;
 
-/// The first byte of everything sealed: AES-256-GCM, a random nonce, the context as below.
+/// The first byte of all sealed data. Version 1 is AES-256-GCM with a random nonce and the context below.
 const VERSION: u8 = 1;
-/// Keeps what is sealed here apart from any other use of the same key.
+/// Separates sealing from any other use of the same key.
 const DOMAIN: &[u8] = b"assay sealed key";
-/// Keeps keys that are derived from this one apart from any other use of it.
+/// Separates key derivation from any other use of the same key.
 const DERIVATION: &[u8] = b"assay derived key";
 
-/// The key that all sealed keys are encrypted under. Wiped from memory when dropped.
+/// The key that encrypts all sealed keys. Wiped from memory when dropped.
 pub struct MasterKey(Zeroizing<[u8; 32]>);
 
-/// Where a sealed secret is kept and what it is for. It opens only in the context in which it was sealed.
+/// Where a sealed secret is stored, and its purpose. A secret opens only in the context in which it was sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SealingContext<'a> {
     /// The table that holds it.
@@ -35,34 +35,34 @@ pub struct SealingContext<'a> {
     pub purpose: &'a str,
 }
 
-/// Why a secret could not be sealed or opened.
+/// Why a secret cannot be sealed or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SealingError {
     /// The text is not 32 bytes in base64url.
     #[error("not a master key: 32 bytes in base64url (43 characters) are expected")]
     NotAMasterKey,
-    /// Sealed in a way that this version does not know.
-    #[error("sealed in an unknown way (version {0})")]
+    /// Sealed in a format that this version does not know.
+    #[error("sealed in an unknown format (version {0})")]
     UnknownVersion(u8),
-    /// Too short to be anything that was sealed.
-    #[error("what is stored is cut short")]
+    /// Too short to be sealed data.
+    #[error("the sealed data is truncated")]
     Truncated,
-    /// Another master key, another row or purpose, or changed bytes: which of these cannot be told.
-    #[error("does not open: another master key sealed it, or it was changed or moved")]
+    /// Another master key, another context, or changed bytes. The cipher cannot tell which.
+    #[error("cannot be decrypted: another master key sealed it, or it was changed or moved")]
     Refused,
-    /// The cipher failed; it does so only for lengths that no key has.
+    /// The cipher failed. This happens only for plaintext far longer than any key.
     #[error("cannot be sealed")]
     Cipher,
 }
 
 impl MasterKey {
-    /// A fresh random key.
+    /// Generates a random key.
     #[must_use]
     pub fn generate() -> Self {
         Self(Zeroizing::new(random_bytes()))
     }
 
-    /// Reads 32 bytes in base64url; padding and white space around are tolerated.
+    /// Parses 32 bytes in base64url. Padding and surrounding white space are ignored.
     pub fn from_base64url(text: &str) -> Result<Self, SealingError> {
         let text = text.trim().trim_end_matches('=');
         // 43 characters hold 32 bytes.
@@ -82,14 +82,14 @@ impl MasterKey {
         Ok(Self(key))
     }
 
-    /// The key as [`Self::from_base64url`] reads it.
+    /// The key in base64url, as [`Self::from_base64url`] parses it.
     #[must_use]
     pub fn to_base64url(&self) -> Zeroizing<String> {
         Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0.as_slice()))
     }
 
-    /// A key for one purpose that tells nothing of this one (HKDF-SHA256, RFC 5869): for a part of the server that has to
-    /// seal while it runs.
+    /// Derives a key for one purpose, which reveals nothing about this one (HKDF-SHA256, RFC 5869). Parts of the server
+    /// that seal at run time use a derived key.
     pub fn derive(&self, purpose: &str) -> Result<Self, SealingError> {
         let mut key = Zeroizing::new([0; 32]);
         hkdf::Salt::new(hkdf::HKDF_SHA256, DERIVATION)
@@ -100,7 +100,7 @@ impl MasterKey {
         Ok(Self(key))
     }
 
-    /// HMAC-SHA256 under this key: for keys that are derived, and never for the master key itself.
+    /// HMAC-SHA256 under this key. Use it only with derived keys, never with the master key itself.
     pub(super) fn authentication_code(&self, message: &[u8]) -> Zeroizing<[u8; 32]> {
         let key = hmac::Key::new(hmac::HMAC_SHA256, self.0.as_slice());
         let mut code = Zeroizing::new([0; 32]);
@@ -108,9 +108,9 @@ impl MasterKey {
         code
     }
 
-    /// Encrypts `plaintext` so that it opens in this context alone. Sealing twice gives different bytes.
+    /// Encrypts `plaintext` for this context. Sealing twice gives different bytes.
     pub fn seal(&self, context: &SealingContext<'_>, plaintext: &[u8]) -> Result<Vec<u8>, SealingError> {
-        // Room for the tag: growing would leave a copy of the plaintext behind.
+        // Reserve room for the tag. Growing the vector would leave a copy of the plaintext in memory.
         let mut in_out = Vec::with_capacity(plaintext.len() + AES_256_GCM.tag_len());
         in_out.extend_from_slice(plaintext);
         let sealed = self
@@ -127,7 +127,7 @@ impl MasterKey {
         Ok(sealed)
     }
 
-    /// Decrypts what [`Self::seal`] made under this key in this context, and refuses anything else.
+    /// Decrypts what [`Self::seal`] encrypted under this key and in this context. Anything else is an error.
     pub fn open(&self, context: &SealingContext<'_>, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealingError> {
         let (&version, rest) = sealed.split_first().ok_or(SealingError::Truncated)?;
         if version != VERSION {
@@ -156,8 +156,8 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// What is authenticated with the secret. Every part is preceded by its length, else `("ab", "c")` and `("a", "bc")`
-/// would be one context.
+/// The associated data that the cipher authenticates. Each part is preceded by its length; otherwise `("ab", "c")` and
+/// `("a", "bc")` would be the same context.
 fn associated(context: &SealingContext<'_>) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     for part in [
@@ -183,7 +183,7 @@ mod tests {
     };
 
     #[test]
-    fn opens_what_it_sealed_and_never_seals_the_same_way_twice() {
+    fn sealed_data_opens_again_and_sealing_twice_differs() {
         let key = MasterKey::generate();
         let sealed = key.seal(&CONTEXT, b"private").unwrap();
         assert_ne!(sealed, key.seal(&CONTEXT, b"private").unwrap());
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_another_place_purpose_or_key() {
+    fn another_table_row_purpose_or_key_is_refused() {
         let key = MasterKey::generate();
         let sealed = key.seal(&CONTEXT, b"private").unwrap();
         let elsewhere = [
@@ -208,7 +208,7 @@ mod tests {
                 purpose: "root-ca",
                 ..CONTEXT
             },
-            // The same letters, cut at another place.
+            // The same letters, split at another position.
             SealingContext {
                 table: "sealed_keys0",
                 row_id: "191",
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_any_flipped_bit_and_any_truncation() {
+    fn any_flipped_bit_and_any_truncation_is_refused() {
         let key = MasterKey::generate();
         let sealed = key.seal(&CONTEXT, b"private").unwrap();
         for position in 0..sealed.len() {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_derived_key_is_the_same_again_and_another_for_each_purpose() {
+    fn deriving_is_deterministic_and_differs_by_purpose() {
         let key = MasterKey::generate();
         let derived = key.derive("one").unwrap();
         assert_eq!(derived.0, key.derive("one").unwrap().0);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn names_an_unknown_version() {
+    fn an_unknown_version_is_named() {
         let key = MasterKey::generate();
         let mut sealed = key.seal(&CONTEXT, b"private").unwrap();
         sealed[0] = 9;
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_its_own_text_and_nothing_of_another_length() {
+    fn text_of_another_length_is_not_a_master_key() {
         let key = MasterKey::generate();
         let text = key.to_base64url();
         let again = MasterKey::from_base64url(&format!("  {}=\n", text.as_str())).unwrap();

@@ -1,5 +1,5 @@
-//! The trust bundle as SPIFFE has it (SPIFFE Trust Domain and Bundle, section 4): the roots for X.509-SVIDs, and the keys
-//! of grant tokens, which are JWT-SVIDs.
+//! The trust bundle in SPIFFE's format (SPIFFE Trust Domain and Bundle, section 4): the roots for X.509-SVIDs, and the
+//! keys of grant tokens, which are JWT-SVIDs.
 
 use assay_protocol::PublicKey;
 use base64::{
@@ -19,9 +19,9 @@ use super::{
 pub struct SpiffeBundle {
     /// The roots, then the keys of grant tokens.
     pub keys: Vec<SpiffeKey>,
-    /// Rises with every change.
+    /// Increases with every change.
     pub spiffe_sequence: i64,
-    /// After how many seconds to look again.
+    /// After how many seconds to fetch the bundle again.
     pub spiffe_refresh_hint: u64,
 }
 
@@ -30,7 +30,7 @@ pub struct SpiffeBundle {
 pub struct SpiffeKey {
     /// `EC`.
     pub kty: &'static str,
-    /// `P-256`, or `P-384` for a root that somebody else holds.
+    /// `P-256`, or `P-384` for an external root.
     pub crv: &'static str,
     /// The x coordinate in base64url.
     pub x: String,
@@ -39,21 +39,21 @@ pub struct SpiffeKey {
     /// `x509-svid` or `jwt-svid`.
     #[serde(rename = "use")]
     pub key_use: &'static str,
-    /// Of a key of grant tokens, what they name in their header.
+    /// The `kid` in the header of grant tokens; only for a grant key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid: Option<String>,
-    /// Of a root, its certificate and no other: DER in base64.
+    /// Only for a root: its certificate, in DER and base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x5c: Option<[String; 1]>,
 }
 
 impl SpiffeKey {
-    /// A root, by its certificate in DER.
+    /// A root, given its certificate in DER.
     pub(super) fn root(certificate: &[u8]) -> Result<Self, AuthorityError> {
         let parsed = certificate_path::read(certificate)?;
         let key = parsed.public_key();
         let curve = Curve::of(key).ok_or(AuthorityError::Certificate)?;
-        // SEC 1: an uncompressed point begins with 4.
+        // SEC 1: the first byte of an uncompressed point is 4.
         let Some((4, coordinates)) = key.subject_public_key.data.split_first() else {
             return Err(AuthorityError::Certificate);
         };

@@ -1,4 +1,4 @@
-//! What signs deliveries to webhooks, in the form of Standard Webhooks, and how it is kept.
+//! The secrets that sign webhook deliveries (Standard Webhooks), and how they are sealed.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -8,44 +8,44 @@ use zeroize::Zeroizing;
 use super::sealing::{MasterKey, SealingContext, SealingError};
 use crate::random_bytes;
 
-/// What a secret starts with.
+/// The prefix of a secret in text form.
 const PREFIX: &str = "whsec_";
 const TABLE: &str = "webhooks";
 const PURPOSE: &str = "webhook-secret";
 
-/// Seals the secrets of webhooks. It holds a key that is derived from the master key and opens nothing else, so that the
-/// master key itself need not stay in memory.
+/// Seals the secrets of webhooks under a key derived from the master key. The derived key opens nothing else, and the
+/// master key need not stay in memory.
 pub struct WebhookSecrets(MasterKey);
 
 /// The secret of one webhook.
 pub struct WebhookSecret(Zeroizing<Vec<u8>>);
 
 impl WebhookSecrets {
-    /// Derives it from the master key.
+    /// Derives the key from the master key.
     pub fn under(master_key: &MasterKey) -> Result<Self, SealingError> {
         master_key.derive(PURPOSE).map(Self)
     }
 
-    /// Encrypts a secret for the row of this id.
+    /// Encrypts a secret for the row with this id.
     pub fn seal(&self, webhook_id: &str, secret: &WebhookSecret) -> Result<Vec<u8>, SealingError> {
         self.0.seal(&context(webhook_id), &secret.0)
     }
 
-    /// Decrypts the secret of the row of this id.
+    /// Decrypts the secret of the row with this id.
     pub fn open(&self, webhook_id: &str, sealed: &[u8]) -> Result<WebhookSecret, SealingError> {
         self.0.open(&context(webhook_id), sealed).map(WebhookSecret)
     }
 }
 
 impl WebhookSecret {
-    /// A fresh secret of 256 bits.
+    /// A random secret of 256 bits.
     #[must_use]
     pub fn generate() -> Self {
         let random = Zeroizing::new(random_bytes::<32>());
         Self(Zeroizing::new(random.to_vec()))
     }
 
-    /// As receivers are configured with it.
+    /// The text that receivers are configured with.
     #[must_use]
     pub fn to_text(&self) -> SecretString {
         let mut text = PREFIX.to_owned();
@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    /// What the reference libraries of Standard Webhooks are tested with.
+    /// The test vector of the reference libraries of Standard Webhooks.
     #[test]
     fn signs_as_the_reference_libraries_do() {
         let secret = WebhookSecret(Zeroizing::new(
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_for_its_own_webhook_under_its_own_master_key_alone() {
+    fn a_secret_opens_only_for_its_webhook_and_under_its_master_key() {
         let (master_key, secret) = (MasterKey::generate(), WebhookSecret::generate());
         let sealed = WebhookSecrets::under(&master_key)
             .unwrap()

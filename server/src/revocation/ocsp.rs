@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use assay_authority::{
     AuthorityError, IssuingAuthority, OcspRequest, OcspResponder,
-    ocsp::{CertificateStatus, Refusal, StatusAnswer},
+    ocsp::{CertificateStatus, OcspError, StatusAnswer},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ pub(crate) struct Response {
 pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Response, AuthorityError> {
     let Ok(request) = OcspRequest::parse(request) else {
         services.metrics.revocation.ocsp_answered("malformed");
-        return Ok(refused(Refusal::Malformed));
+        return Ok(refused(OcspError::Malformed));
     };
     let records = match records(services, &request).await {
         Ok(records) => records,
@@ -34,28 +34,28 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
                 "cannot read the status of a certificate"
             );
             services.metrics.revocation.ocsp_answered("try_later");
-            return Ok(refused(Refusal::TryLater));
+            return Ok(refused(OcspError::TryLater));
         }
     };
     let (authority, now) = (services.authority.load(), services.clock.now());
     // A responder speaks for the CA that issued its certificate, and a response has one responder. It is the one for
     // the first certificate in the request that one of our CAs issued.
     let mut questions = request.questions().iter();
-    let asked = questions.find_map(|question| authority.all_issuing().find(|ca| ca.is_asked_about(question)));
+    let asked = questions.find_map(|question| authority.all_issuing().find(|ca| ca.is_issuer_in(question)));
     let issuing = asked.unwrap_or_else(|| authority.issuing());
     let answers: Vec<StatusAnswer<'_>> = request
         .questions()
         .iter()
         .map(|question| StatusAnswer {
             question,
-            status: match issuing.is_asked_about(question) {
+            status: match issuing.is_issuer_in(question) {
                 true => status(&records, issuing.id(), &question.serial_number()),
                 // RFC 6960, section 2.2: a responder also says "unknown" for another CA's certificates.
                 false => CertificateStatus::Unknown,
             },
         })
         .collect();
-    let der = responder(services, issuing, now)?.answer(&request, &answers, now)?;
+    let der = responder(services, issuing, now)?.respond(&request, &answers, now)?;
     for answer in &answers {
         services.metrics.revocation.ocsp_answered(match answer.status {
             CertificateStatus::Good => "good",
@@ -69,7 +69,7 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
     })
 }
 
-fn refused(refusal: Refusal) -> Response {
+fn refused(refusal: OcspError) -> Response {
     Response {
         der: refusal.response(),
         is_for_all: false,
@@ -105,8 +105,8 @@ fn responder(
     issuing: &IssuingAuthority,
     now: OffsetDateTime,
 ) -> Result<Arc<OcspResponder>, AuthorityError> {
-    let serves = |responder: &&Arc<OcspResponder>| responder.serves(issuing.key_identifier(), now);
-    if let Some(responder) = services.revocation.responders.load().iter().find(serves) {
+    let usable = |responder: &&Arc<OcspResponder>| responder.is_usable(issuing.key_identifier(), now);
+    if let Some(responder) = services.revocation.responders.load().iter().find(usable) {
         return Ok(Arc::clone(responder));
     }
     let made = Arc::new(issuing.issue_ocsp_responder(now)?);

@@ -274,10 +274,10 @@ const LACKING: [(&str, &str, Lacking); 16] = [
     ("serial-number-mismatch", "c02lacks", |ground, good| {
         ground.apple.attest(&good.with(SERIAL_NUMBER, b"c02lacks"))
     }),
-    ("no-serial-number", "names no serial number", |ground, good| {
+    ("no-serial-number", "names no readable serial number", |ground, good| {
         ground.apple.attest(&good.without(SERIAL_NUMBER))
     }),
-    ("no-serial-number", "names no serial number", |ground, good| {
+    ("no-serial-number", "names no readable serial number", |ground, good| {
         ground.apple.attest(&good.with(SERIAL_NUMBER, b""))
     }),
 ];

@@ -1,3 +1,4 @@
-//! What others than the machine itself attest of it. Pure: bytes and a time in, verified claims out.
+//! Attestations by third parties, such as Apple, about a machine. Pure functions: from bytes and a time to verified
+//! claims.
 
 pub mod apple;

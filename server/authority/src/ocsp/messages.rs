@@ -12,7 +12,7 @@ use x509_cert::{
 #[derive(Debug, Sequence)]
 pub(super) struct OcspRequestMessage {
     pub(super) to_be_signed: TbsRequest,
-    /// Who asks does not matter: everybody gets the same answer.
+    /// Ignored: the response does not depend on who asks.
     #[asn1(context_specific = "0", tag_mode = "EXPLICIT", optional = "true")]
     pub(super) signature: Option<Any>,
 }

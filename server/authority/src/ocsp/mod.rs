@@ -1,11 +1,11 @@
-//! The Online Certificate Status Protocol (RFC 6960): requests are read, responses are signed by a delegated responder.
+//! The Online Certificate Status Protocol (RFC 6960): parses requests, and signs responses with a delegated responder.
 
 mod messages;
 mod request;
 mod responder;
 
 pub use request::{CertificateQuestion, OcspRequest, UnreadableRequest};
-pub use responder::{CertificateStatus, OcspResponder, Refusal, StatusAnswer};
+pub use responder::{CertificateStatus, OcspError, OcspResponder, StatusAnswer};
 
 #[cfg(test)]
 mod tests {
@@ -101,19 +101,19 @@ mod tests {
     #[case(&SHA1_FOR_LEGACY_USE_ONLY, SHA1_OID, true)]
     #[case(&SHA256, SHA256_OID, true)]
     #[case(&SHA384, "2.16.840.1.101.3.4.2.2", false)]
-    // A digest under the name of another.
+    // A digest labelled with the other algorithm.
     #[case(&SHA256, SHA1_OID, false)]
     fn a_ca_is_known_by_either_digest(#[case] algorithm: &'static Algorithm, #[case] oid: &str, #[case] known: bool) {
         let request = OcspRequest::parse(&message(vec![question(algorithm, oid)], None)).unwrap();
         let question = &request.questions()[0];
-        assert_eq!(CA.is_asked_about(question), known);
+        assert_eq!(CA.is_issuer_in(question), known);
         assert_eq!(question.serial_number(), hex::encode(SERIAL_NUMBER));
         let mut other = self::question(algorithm, oid);
         other.certificate.issuer_key_hash = OctetString::new([0; 20]).unwrap();
         let request = OcspRequest::parse(&message(vec![other], None)).unwrap();
         assert!(
-            !CA.is_asked_about(&request.questions()[0]),
-            "the name alone does not do"
+            !CA.is_issuer_in(&request.questions()[0]),
+            "the name alone is not enough"
         );
     }
 
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_refused() {
+    fn unsupported_critical_extensions_and_bad_nonces_are_refused() {
         let unknown = |critical| Some(vec![extension("1.3.6.1.5.5.7.48.1.4", critical, &[5, 0])]);
         assert!(OcspRequest::parse(&asked(unknown(false))).is_ok());
         assert!(OcspRequest::parse(&asked(unknown(true))).is_err());
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_of_each_certificate_what_is_known_and_brings_the_nonce_back() {
+    fn a_response_has_the_status_of_each_certificate_and_returns_the_nonce() {
         let requests = (0..3).map(|_| question(&SHA256, SHA256_OID)).collect();
         let request = OcspRequest::parse(&message(requests, Some(vec![nonce(32)]))).unwrap();
         let (at, reason) = (NOW - Duration::hours(1), RevocationReason::KeyCompromise);
@@ -166,7 +166,7 @@ mod tests {
         let der = CA
             .issue_ocsp_responder(NOW)
             .unwrap()
-            .answer(&request, &answers, NOW)
+            .respond(&request, &answers, NOW)
             .unwrap();
         let response = OcspResponseMessage::from_der(&der).unwrap().response.unwrap();
         let basic = BasicResponse::from_der(response.response.as_bytes()).unwrap();
@@ -191,22 +191,22 @@ mod tests {
     }
 
     #[test]
-    fn a_responder_serves_its_ca_for_two_thirds_of_its_life() {
+    fn a_responder_is_usable_for_its_ca_for_two_thirds_of_its_lifetime() {
         let responder = CA.issue_ocsp_responder(NOW).unwrap();
-        let serves = |after: Duration| responder.serves(CA.key_identifier(), NOW + after);
-        assert!(serves(Duration::ZERO) && serves(Duration::days(4)));
-        assert!(!serves(Duration::days(5)) && !serves(-Duration::days(2)));
-        assert!(!responder.serves(b"another", NOW));
+        let usable = |after: Duration| responder.is_usable(CA.key_identifier(), NOW + after);
+        assert!(usable(Duration::ZERO) && usable(Duration::days(4)));
+        assert!(!usable(Duration::days(5)) && !usable(-Duration::days(2)));
+        assert!(!responder.is_usable(b"another", NOW));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_parsed_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _parsed = OcspRequest::parse(&bytes);
         }
 
         #[test]
-        fn a_damaged_request_is_read_or_refused(place in any::<prop::sample::Index>(), byte in any::<u8>(), length in any::<prop::sample::Index>()) {
+        fn a_damaged_request_is_parsed_or_refused(place in any::<prop::sample::Index>(), byte in any::<u8>(), length in any::<prop::sample::Index>()) {
             let mut bytes = asked(Some(vec![nonce(32)]));
             let place = place.index(bytes.len());
             bytes[place] = byte;

@@ -1,4 +1,4 @@
-//! What a relying party asks, read from bytes that anybody may send.
+//! Parses the requests of relying parties. The bytes are not trusted.
 
 use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use der::{
@@ -13,31 +13,31 @@ use super::messages::{CertificateId, OcspRequestMessage};
 const NONCE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.2");
 const SHA1_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
 const SHA256_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
-/// How many certificates one request may ask about: a chain, and not a fleet.
+/// The most certificates in one request: enough for a chain, too few to query a fleet.
 const MOST_QUESTIONS: usize = 20;
-/// RFC 9654, section 2.1: a nonce of none or of more than 128 bytes is a malformed request.
+/// RFC 9654, section 2.1: an empty nonce, or one over 128 bytes, makes a request malformed.
 const LONGEST_NONCE: usize = 128;
-/// RFC 5280, section 4.1.2.2, and a byte for the sign.
+/// The limit of RFC 5280, section 4.1.2.2, plus a byte for the sign.
 const LONGEST_SERIAL_NUMBER: usize = 21;
 
-/// A request, read.
+/// A parsed request.
 #[derive(Debug)]
 pub struct OcspRequest {
     questions: Vec<CertificateQuestion>,
     nonce: Option<Extension>,
 }
 
-/// Which certificate is asked about.
+/// The certificate that a request asks about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateQuestion(pub(super) CertificateId);
 
-/// The bytes are no request, or one that no client has a reason to send.
+/// The bytes are not an OCSP request, or not one that an honest client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an OCSP request")]
 pub struct UnreadableRequest;
 
 impl OcspRequest {
-    /// Reads a request in DER.
+    /// Parses a request in DER.
     pub fn parse(bytes: &[u8]) -> Result<Self, UnreadableRequest> {
         let message = OcspRequestMessage::from_der(bytes).map_err(|_| UnreadableRequest)?;
         let request = message.to_be_signed;
@@ -65,26 +65,27 @@ impl OcspRequest {
         })
     }
 
-    /// What is asked; at least one question.
+    /// The certificates asked about; at least one.
     #[must_use]
     pub fn questions(&self) -> &[CertificateQuestion] {
         &self.questions
     }
 
-    /// Whether the answer must be made for this request alone.
+    /// Whether the response must be signed for this request alone. A response without a nonce can be cached.
     #[must_use]
     pub fn has_nonce(&self) -> bool {
         self.nonce.is_some()
     }
 
-    /// The extensions of the response: the nonce, as it came.
+    /// The extensions of the response: the nonce, unchanged.
     pub(super) fn answer_extensions(&self) -> Option<Vec<Extension>> {
         self.nonce.clone().map(|nonce| vec![nonce])
     }
 }
 
 impl CertificateQuestion {
-    /// Whether it asks about a certificate of the CA of this name (DER) and public key (without its algorithm).
+    /// Whether it asks about a certificate of the CA with this name (in DER) and this public key (without its
+    /// algorithm).
     #[must_use]
     pub fn is_about_issuer(&self, name: &[u8], public_key: &[u8]) -> bool {
         let algorithm = match self.0.hash_algorithm.oid {
@@ -96,7 +97,7 @@ impl CertificateQuestion {
             && digest::digest(algorithm, public_key).as_ref() == self.0.issuer_key_hash.as_bytes()
     }
 
-    /// The serial number, as the server writes it.
+    /// The serial number in the server's notation: lower-case hex.
     #[must_use]
     pub fn serial_number(&self) -> String {
         hex::encode(self.0.serial_number.as_bytes())

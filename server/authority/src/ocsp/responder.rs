@@ -1,4 +1,5 @@
-//! Who answers: a key and a certificate of the issuing CA that may do nothing else (RFC 6960, section 4.2.2.2).
+//! The delegated OCSP responder: a key, and a certificate of the issuing CA that only allows OCSP signing (RFC 6960,
+//! section 4.2.2.2).
 
 use std::ops::Range;
 
@@ -23,59 +24,58 @@ use crate::{AuthorityError, certificate_signer::CertificateSigner, keys::Private
 
 const BASIC_RESPONSE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
 const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
-/// How long a response may be relied on by whoever keeps it, as a server that staples.
+/// How long a response stays valid in a cache, such as that of a server that staples it.
 const RESPONSE_LIFE: Duration = Duration::hours(1);
 
-/// A responder at work, for as long as its certificate lives.
+/// Signs OCSP responses for one issuing CA.
 pub struct OcspResponder {
     signer: CertificateSigner,
     certificate: Vec<u8>,
     key_hash: Vec<u8>,
     issuer_key_identifier: Vec<u8>,
-    serves: Range<OffsetDateTime>,
+    usable: Range<OffsetDateTime>,
 }
 
-/// What is known of a certificate.
+/// The status of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateStatus {
-    /// It was issued, and is not revoked.
+    /// The certificate was issued and is not revoked.
     Good,
-    /// It was revoked.
+    /// The certificate was revoked.
     Revoked {
-        /// When.
+        /// When it was revoked.
         at: OffsetDateTime,
-        /// Why.
+        /// Why it was revoked.
         reason: RevocationReason,
     },
-    /// No such certificate was issued, or not by a CA of this server.
+    /// This server's CAs did not issue such a certificate.
     Unknown,
 }
 
-/// The answer to one question.
+/// The status of one requested certificate.
 #[derive(Debug)]
 pub struct StatusAnswer<'a> {
-    /// Which certificate was asked about.
+    /// The certificate that the request asks about.
     pub question: &'a CertificateQuestion,
-    /// What is known of it.
     pub status: CertificateStatus,
 }
 
-/// Why there is no answer; told without a signature.
+/// An unsigned error response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The bytes are no request.
+pub enum OcspError {
+    /// The bytes are not an OCSP request.
     Malformed,
-    /// The database does not answer.
+    /// The database is unavailable.
     TryLater,
 }
 
 impl OcspResponder {
-    /// Takes a key and its certificate, of the CA with this key identifier, into use for a while.
+    /// Prepares a key and its certificate, issued by the CA with this key identifier, for signing within `usable`.
     pub(crate) fn new(
         key: &PrivateKey,
         certificate: Vec<u8>,
         issuer_key_identifier: &[u8],
-        serves: Range<OffsetDateTime>,
+        usable: Range<OffsetDateTime>,
     ) -> Result<Self, AuthorityError> {
         Ok(Self {
             signer: CertificateSigner::new(key)?,
@@ -84,24 +84,24 @@ impl OcspResponder {
                 .to_vec(),
             certificate,
             issuer_key_identifier: issuer_key_identifier.to_vec(),
-            serves,
+            usable,
         })
     }
 
-    /// Whether it may answer for this CA now; another one should, otherwise.
+    /// Whether it may sign for this CA now. If not, the caller issues another responder.
     #[must_use]
-    pub fn serves(&self, issuer_key_identifier: &[u8], now: OffsetDateTime) -> bool {
+    pub fn is_usable(&self, issuer_key_identifier: &[u8], now: OffsetDateTime) -> bool {
         self.issuer_key_identifier == issuer_key_identifier && self.is_in_time(now)
     }
 
-    /// Whether it may answer for its CA now.
+    /// Whether `now` is within the time in which it may sign.
     #[must_use]
     pub fn is_in_time(&self, now: OffsetDateTime) -> bool {
-        self.serves.contains(&now)
+        self.usable.contains(&now)
     }
 
-    /// Signs the answers to a request.
-    pub fn answer(
+    /// Signs the response to a request.
+    pub fn respond(
         &self,
         request: &OcspRequest,
         answers: &[StatusAnswer<'_>],
@@ -158,15 +158,15 @@ impl OcspResponder {
     }
 }
 
-impl Refusal {
-    /// The response that says so.
+impl OcspError {
+    /// The response in DER.
     #[must_use]
     pub fn response(self) -> Vec<u8> {
         let status = match self {
             Self::Malformed => ResponseStatus::MalformedRequest,
             Self::TryLater => ResponseStatus::TryLater,
         };
-        // Five bytes: encoding them does not fail.
+        // Encoding these five bytes cannot fail.
         OcspResponseMessage { status, response: None }
             .to_der()
             .unwrap_or_default()
@@ -184,7 +184,7 @@ fn status_message(status: CertificateStatus) -> Result<StatusMessage, der::Error
     })
 }
 
-/// No reason rather than the one that says nothing, as in lists (RFC 5280, section 5.3.1).
+/// RFC 5280, section 5.3.1, asks to omit the reason rather than to state `unspecified`.
 fn reason_code(reason: RevocationReason) -> Option<CrlReason> {
     match reason {
         RevocationReason::Unspecified => None,

@@ -115,7 +115,7 @@ async fn bind_once(
     })?;
     let on_record = store::apple_attestations::find_on_record(tx, id).await?;
     let known_leaf = on_record.as_ref().and_then(|known| known.chain.first());
-    if !bound.is(known_leaf.map(Vec::as_slice)) {
+    if !bound.has_leaf(known_leaf.map(Vec::as_slice)) {
         if let Some(known) = &on_record {
             bound.require_newer_than(known.attested_at)?;
         }

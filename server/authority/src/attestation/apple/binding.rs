@@ -1,23 +1,23 @@
-//! From Apple's word on some Mac and some key to a fact about one machine on record.
+//! Binds an attestation by Apple to the key and serial number of one machine's record.
 
 use assay_protocol::{PublicKey, attestation::FreshnessCode};
 use time::OffsetDateTime;
 
 use super::{AppleAttestation, AttestationError};
 
-/// What an attestation has to match: the machine as it is on record.
+/// What an attestation must match: the machine's record.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
     /// The machine's current key.
     pub key: &'a PublicKey,
     /// Its serial number.
     pub serial_number: Option<&'a str>,
-    /// An attestation that Apple signed then or earlier is too old to stand for it.
+    /// Attestations that Apple signed at or before this time are too old.
     pub attested_since: OffsetDateTime,
 }
 
-/// An attestation of this very machine for this very key. To have one is the proof: it is made by
-/// [`AppleAttestation::bind`] alone.
+/// An attestation about this machine and this key. Only [`AppleAttestation::bind`] constructs it, so having one proves
+/// the binding.
 #[derive(Debug, Clone)]
 pub struct BoundAttestation {
     attestation: AppleAttestation,
@@ -26,10 +26,11 @@ pub struct BoundAttestation {
 }
 
 impl AppleAttestation {
-    /// Binds it to a machine.
+    /// Binds the attestation to a machine.
     ///
     /// # Errors
-    /// What does not match. Another machine's attestation is told before one that is stale: asking again would not help.
+    /// What does not match. `SerialNumberMismatch` comes before `Stale`, because requesting a new attestation would not
+    /// help.
     pub fn bind(self, record: Record<'_>) -> Result<BoundAttestation, AttestationError> {
         let attested = self
             .claims
@@ -58,19 +59,19 @@ impl AppleAttestation {
 }
 
 impl BoundAttestation {
-    /// What Apple said.
+    /// The attestation itself.
     #[must_use]
     pub fn attestation(&self) -> &AppleAttestation {
         &self.attestation
     }
 
-    /// Whether this is the very attestation with this leaf, in DER.
+    /// Whether this attestation has this leaf, in DER.
     #[must_use]
-    pub fn is(&self, leaf: Option<&[u8]>) -> bool {
+    pub fn has_leaf(&self, leaf: Option<&[u8]>) -> bool {
         self.attestation.chain().next() == leaf
     }
 
-    /// Demands that it is newer than the one on record.
+    /// Checks that it is newer than the one on record.
     ///
     /// # Errors
     /// `NotNewer`.
@@ -88,7 +89,7 @@ impl BoundAttestation {
         &self.key
     }
 
-    /// The machine's serial number, for which Apple vouches.
+    /// The machine's serial number, as Apple attests it.
     #[must_use]
     pub fn serial_number(&self) -> &str {
         &self.serial_number

@@ -1,7 +1,7 @@
-//! Reading what Apple attests from the leaf's extensions.
+//! Parses the attested claims from the extensions of the leaf.
 //!
-//! None of it is critical, any of it may be absent. A value in another form than the one that Apple's certificates
-//! have is unknown, never guessed: a condition on it then fails.
+//! No extension is critical, and any of them may be absent. A value in an unexpected form is unknown, and is never
+//! guessed: a condition on it then fails.
 
 use assay_protocol::{
     attestation::{AttestedClaims, FreshnessCode},
@@ -20,10 +20,10 @@ const SIP_STATUS: ObjectIdentifier = oid("1.2.840.113635.100.8.13.1");
 const SECURE_BOOT: ObjectIdentifier = oid("1.2.840.113635.100.8.13.2");
 const THIRD_PARTY_KEXTS: ObjectIdentifier = oid("1.2.840.113635.100.8.13.3");
 
-/// The longest text that is taken, in bytes. A serial number has about 12, a UDID 25.
+/// The longest accepted text, in bytes. A serial number has about 12, a UDID 25.
 const LONGEST_TEXT: usize = 64;
 
-/// Reads the claims of a leaf whose extensions are known to be there once each.
+/// Parses the claims of a leaf in which no extension occurs twice.
 pub(super) fn read(extensions: &[Extension]) -> AttestedClaims {
     let value = |oid| {
         let extension = extensions.iter().find(|extension| extension.extn_id == oid)?;
@@ -37,7 +37,7 @@ pub(super) fn read(extensions: &[Extension]) -> AttestedClaims {
         os_version: text(OS_VERSION),
         sep_os_version: text(SEP_OS_VERSION),
         llb_version: text(LLB_VERSION),
-        // The status is what is switched off: 0 is enabled.
+        // The status counts what is switched off: 0 means enabled.
         sip_enabled: value(SIP_STATUS).and_then(flag).map(|disabled| !disabled),
         secure_boot: value(SECURE_BOOT).and_then(secure_boot),
         third_party_kexts_allowed: value(THIRD_PARTY_KEXTS).and_then(flag),
@@ -45,17 +45,17 @@ pub(super) fn read(extensions: &[Extension]) -> AttestedClaims {
     }
 }
 
-/// Raw printable ASCII. A blank at either end would make two texts look alike that differ.
+/// Raw printable ASCII. Surrounding blanks are rejected, because they would make different texts look alike.
 fn text(bytes: &[u8]) -> Option<String> {
     let printable = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
-    let bare = bytes.trim_ascii() == bytes;
-    if bytes.is_empty() || bytes.len() > LONGEST_TEXT || !printable || !bare {
+    let trimmed = bytes.trim_ascii() == bytes;
+    if bytes.is_empty() || bytes.len() > LONGEST_TEXT || !printable || !trimmed {
         return None;
     }
     String::from_utf8(bytes.to_vec()).ok()
 }
 
-/// An INTEGER in DER, 0 or 1.
+/// A DER INTEGER with the value 0 or 1.
 fn flag(bytes: &[u8]) -> Option<bool> {
     match bytes {
         [0x02, 0x01, 0x00] => Some(false),
@@ -143,7 +143,7 @@ mod tests {
     #[case(&[0], None)]
     #[case(b"0", None)]
     #[case(&[], None)]
-    fn a_flag_is_an_integer_of_0_or_1_and_sip_is_the_other_way_round(#[case] value: &[u8], #[case] flag: Option<bool>) {
+    fn a_flag_is_an_integer_of_0_or_1_and_that_of_sip_is_inverted(#[case] value: &[u8], #[case] flag: Option<bool>) {
         assert_eq!(with(THIRD_PARTY_KEXTS, value).third_party_kexts_allowed, flag);
         assert_eq!(with(SIP_STATUS, value).sip_enabled, flag.map(|disabled| !disabled));
     }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freshness_code_has_32_bytes_and_nothing_around_them() {
+    fn a_freshness_code_is_exactly_32_bytes() {
         let code = |value: &[u8]| with(FRESHNESS_CODE, value).freshness_code;
         assert_eq!(code(&[7; 32]), FreshnessCode::from_bytes(&[7; 32]).ok());
         for other in [&[7; 31][..], &[7; 33], &[], &[&[4, 32][..], &[7; 32]].concat()] {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn other_extensions_say_nothing() {
+    fn other_extensions_are_ignored() {
         for other in ["1.2.840.113635.100.8.9.3", "1.2.840.113635.100.8.13", "2.5.29.14"] {
             assert_eq!(with(oid(other), b"C02XYZ"), AttestedClaims::default());
         }

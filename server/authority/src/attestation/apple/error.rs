@@ -11,95 +11,95 @@ use assay_protocol::text::rfc3339;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttestationError {
-    /// Nothing to verify.
+    /// The chain is empty.
     #[error("the chain holds no certificate")]
     Empty,
-    /// More than any honest chain has.
+    /// More certificates than in any valid chain.
     #[error("there are more than {most} certificates")]
     TooMany {
-        /// How many there may be.
+        /// The limit.
         most: usize,
     },
-    /// Longer than any honest certificate.
+    /// Longer than any valid certificate.
     #[error("certificate {position} is longer than {LONGEST_CERTIFICATE} bytes")]
     TooLong {
-        /// Counted from the leaf, 1.
+        /// Its position, counted from 1 at the leaf.
         position: usize,
     },
-    /// Not PEM at all.
+    /// Not PEM.
     #[error("not PEM")]
     NotPem(#[source] pem::PemError),
-    /// PEM of something else.
-    #[error("PEM block {position} is a {label}, and not a CERTIFICATE")]
+    /// A PEM block that is not a certificate.
+    #[error("PEM block {position} is a {label}, not a CERTIFICATE")]
     NotACertificate {
-        /// Counted from 1.
+        /// Its position, counted from 1.
         position: usize,
-        /// What it is.
+        /// Its label.
         label: String,
     },
-    /// No X.509 in DER, or something behind it.
+    /// Not X.509 in DER, or trailing bytes.
     #[error("certificate {position} is not an X.509 certificate in DER")]
     Unreadable {
-        /// Counted from the leaf, 1.
+        /// Its position, counted from 1 at the leaf.
         position: usize,
-        /// What is the matter.
+        /// The error of the parser.
         #[source]
         source: der::Error,
     },
-    /// RFC 5280, section 4.2: which of the two would count?
+    /// RFC 5280, section 4.2, forbids it: parsers may disagree about which of the two counts.
     #[error("certificate {position} has the extension {oid} twice")]
     RepeatedExtension {
-        /// Counted from the leaf, 1.
+        /// Its position, counted from 1 at the leaf.
         position: usize,
-        /// Which.
+        /// The repeated extension.
         oid: ObjectIdentifier,
     },
-    /// Its time is over.
+    /// A certificate has expired.
     #[error("a certificate of the chain expired at {}; have the MDM ask the Mac for a new attestation", rfc3339(*not_after))]
     Expired {
-        /// Since when.
+        /// When it expired.
         not_after: OffsetDateTime,
     },
-    /// Its time has not come: a clock is off.
+    /// A certificate is not valid yet. A clock may be wrong.
     #[error("a certificate of the chain is not valid before {}; is the clock right?", rfc3339(*not_before))]
     NotYetValid {
-        /// From when on.
+        /// When it becomes valid.
         not_before: OffsetDateTime,
     },
-    /// A certificate of Apple's, but not for this.
-    #[error("the certificates are meant for another use than attestation")]
+    /// The certificate is Apple's, but not for attestation.
+    #[error("the certificates are for another use than attestation")]
     ExtendedKeyUsage,
-    /// The rest of what a path may lack.
+    /// Any other reason why there is no valid path.
     #[error("no valid path leads from the first certificate to a trusted attestation root")]
     Path(#[source] webpki::Error),
-    /// Apple says it for machines that it knows, and not for all.
-    #[error("the attestation names no serial number, or none that can be read; without one it stands for no machine")]
+    /// Apple attests the serial number only for Macs that are enrolled in an MDM, for example.
+    #[error("the attestation names no readable serial number, so it cannot be bound to a machine")]
     NoSerialNumber,
-    /// Nothing to compare with.
-    #[error("the machine has no serial number on record, so that no attestation can be bound to it")]
+    /// The record has no serial number to compare with.
+    #[error("the machine has no serial number on record, so no attestation can be bound to it")]
     NoSerialNumberOnRecord,
-    /// Another machine's.
+    /// The attestation is about another machine.
     #[error(
-        "the attestation is of the machine {attested}, and this one has the serial number {on_record}; post it there"
+        "the attestation is about the machine {attested}, but this one has the serial number {on_record}; post it to that machine"
     )]
     SerialNumberMismatch {
-        /// What Apple says.
+        /// The serial number that Apple attests.
         attested: String,
-        /// What the record says.
+        /// The serial number on record.
         on_record: String,
     },
-    /// It was good once.
+    /// The attestation is older than the configured limit.
     #[error(
-        "Apple signed the attestation at {}, longer ago than apple.attestation_max_age; have the MDM ask the Mac for a new one",
+        "Apple signed the attestation at {}, which is longer ago than apple.attestation_max_age; have the MDM ask the Mac for a new one",
         rfc3339(*attested_at)
     )]
     TooOld {
         /// When Apple signed it.
         attested_at: OffsetDateTime,
     },
-    /// To go back to what was true before would hide what has changed since.
+    /// Replacing it with an older attestation could hide what has changed since.
     #[error(
-        "Apple signed the attestation at {}, and the one on record at {}: an older one does not replace it",
+        "Apple signed the attestation at {}, not after the one on record, which it signed at {}; only a newer one replaces it",
         rfc3339(*attested_at),
         rfc3339(*on_record)
     )]
@@ -109,22 +109,22 @@ pub enum AttestationError {
         /// When Apple signed the one on record.
         on_record: OffsetDateTime,
     },
-    /// It may be good and was not asked for with this nonce.
+    /// The attestation was not requested with the nonce of the current key.
     #[error(
-        "the attestation was not made for the machine's present key: it carries {}, and the nonce to ask with is {expected}. \
-         A Mac makes a new attestation once in 7 days and sends its last one again before that: ask again later",
+        "the attestation was not made for the machine's current key: it carries {}, but the nonce to request it with is {expected}. \
+         A Mac makes a new attestation only once in 7 days and sends its last one until then: ask again later",
         described(attested.as_ref())
     )]
     Stale {
-        /// What it was made for.
+        /// The freshness code that it carries.
         attested: Option<FreshnessCode>,
-        /// What it would have to be made for.
+        /// The freshness code of the current key.
         expected: FreshnessCode,
     },
 }
 
 impl AttestationError {
-    /// The reason as it is told to programs.
+    /// The reason for programs.
     #[must_use]
     pub fn refusal(&self) -> AttestationRefusal {
         match self {
@@ -145,7 +145,7 @@ impl AttestationError {
         }
     }
 
-    /// In the words of an operator, where there are some.
+    /// Translates an error of webpki into the operator's terms where there are any.
     pub(super) fn of_path(error: webpki::Error) -> Self {
         match error {
             webpki::Error::CertExpired { not_after, .. } => Self::Expired {

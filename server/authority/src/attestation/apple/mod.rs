@@ -1,9 +1,9 @@
-//! Managed Device Attestation: a chain of certificates in which Apple vouches for a Mac, and for which key it was asked.
+//! Managed Device Attestation: a certificate chain in which Apple attests a Mac's properties and a freshness code,
+//! which names a key.
 //!
-//! The chain is `[leaf, intermediate]`, as an MDM gets it for `DevicePropertiesAttestation`. An
-//! [`UnverifiedAttestation`] can do nothing but be verified, which makes it an [`AppleAttestation`]; that says nothing of
-//! any machine until it is bound to a record's key and serial number, which makes it a [`BoundAttestation`]. There is no
-//! other way to one.
+//! The chain is `[leaf, intermediate]`, as an MDM receives it for `DevicePropertiesAttestation`. Verifying an
+//! [`UnverifiedAttestation`] gives an [`AppleAttestation`]. Binding that to the key and serial number of a record gives
+//! a [`BoundAttestation`]. There is no other way to construct one.
 
 mod binding;
 mod claims;
@@ -27,24 +27,24 @@ pub use self::{
     roots::{AttestationRoots, RootsError},
 };
 
-/// The extended key usage of Apple's attestations, 1.2.840.113635.100.4.24, as DER has it. Older ones have none.
+/// The extended key usage of Apple's attestations, 1.2.840.113635.100.4.24, in DER. Older attestations have none.
 const EXTENDED_KEY_USAGE: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x63, 0x64, 0x04, 0x18];
-/// Leaf, intermediate, and a root that some add. What is longer is not worth a signature check.
+/// Leaf, intermediate, and a root that some senders add. Longer chains are rejected before any signature is verified.
 const MOST_CERTIFICATES: usize = 4;
-/// In bytes of DER: Apple's have about 900.
+/// In bytes of DER. Apple's certificates have about 900.
 const LONGEST_CERTIFICATE: usize = 8 * 1024;
-/// What is quoted of a PEM block's label, in characters.
+/// The longest part of a PEM label that an error quotes, in characters.
 const LONGEST_LABEL: usize = 40;
 
-/// A chain that was read and not verified: anybody may have made it.
+/// A parsed chain. It is not verified, so anyone may have made it.
 #[derive(Debug)]
 pub struct UnverifiedAttestation {
     chain: Vec<CertificateDer<'static>>,
     certificates: Vec<Certificate>,
 }
 
-/// A chain that leads from its leaf to a trusted root, with what the leaf says. For which machine and key it stands is
-/// another question.
+/// A chain that leads from its leaf to a trusted root, with the leaf's claims. It is not yet bound to a machine or a
+/// key.
 #[derive(Debug, Clone)]
 pub struct AppleAttestation {
     chain: Vec<CertificateDer<'static>>,
@@ -54,14 +54,14 @@ pub struct AppleAttestation {
     not_after: OffsetDateTime,
 }
 
-/// What is shown of a certificate of a chain.
+/// The description of a certificate of a chain, for display.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct CertificateDescription {
-    /// As RFC 4514 writes it.
+    /// In the notation of RFC 4514.
     pub subject: String,
-    /// As RFC 4514 writes it.
+    /// In the notation of RFC 4514.
     pub issuer: String,
-    /// Lower-case hex, two digits a byte.
+    /// Lower-case hex, two digits per byte.
     pub serial_number: String,
     /// When it becomes valid.
     #[serde(with = "time::serde::rfc3339")]
@@ -69,36 +69,36 @@ pub struct CertificateDescription {
     /// When it expires.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
-    /// Of the DER, in hex.
+    /// SHA-256 of the DER, in hex.
     pub sha256: String,
 }
 
 impl UnverifiedAttestation {
-    /// Reads a chain in DER, leaf first.
+    /// Parses a chain in DER, leaf first.
     ///
     /// # Errors
-    /// What is too many, too long, unreadable or ambiguous.
+    /// Too many certificates, or one that is too long, unreadable or ambiguous.
     pub fn from_der(chain: Vec<Vec<u8>>) -> Result<Self, AttestationError> {
         let chain = chain.into_iter().map(CertificateDer::from).collect();
         Self::from_certificates(chain)
     }
 
-    /// Reads a chain in PEM, leaf first.
+    /// Parses a chain in PEM, leaf first.
     ///
     /// # Errors
-    /// Those of [`Self::from_der`], and what is not PEM.
+    /// Those of [`Self::from_der`], and input that is not PEM.
     pub fn from_pem(pem: &str) -> Result<Self, AttestationError> {
         Self::from_certificates(certificates_in_pem(pem, MOST_CERTIFICATES)?)
     }
 
-    /// Verifies that the chain leads to one of `roots` with every certificate valid at `at`, and is meant for
-    /// attestation.
+    /// Verifies that the chain leads to one of `roots`, that every certificate is valid at `at`, and that the leaf is
+    /// for attestation.
     ///
     /// # Errors
-    /// What the path lacks.
+    /// Why there is no valid path.
     pub fn verify(self, roots: &AttestationRoots, at: OffsetDateTime) -> Result<AppleAttestation, AttestationError> {
         let (leaf, intermediates) = self.chain.split_first().ok_or(AttestationError::Empty)?;
-        // Before 1970 nothing is valid.
+        // No certificate is valid before 1970.
         let seconds = u64::try_from(at.unix_timestamp()).unwrap_or(0);
         EndEntityCert::try_from(leaf)
             .and_then(|leaf| {
@@ -114,7 +114,7 @@ impl UnverifiedAttestation {
                 .map(|_path| ())
             })
             .map_err(AttestationError::of_path)?;
-        // What was verified is read: the very bytes that this was parsed from, by a parser that takes nothing but DER.
+        // Parses the same bytes that were verified, with a parser that accepts only DER.
         let leaf = self.certificates.first().ok_or(AttestationError::Empty)?;
         let (not_before, not_after) = validity(leaf);
         let leaf_key = leaf.tbs_certificate().subject_public_key_info().to_der();
@@ -128,7 +128,7 @@ impl UnverifiedAttestation {
         })
     }
 
-    /// What the certificates say of themselves, leaf first. Not verified.
+    /// Describes the certificates, leaf first. The descriptions are not verified.
     #[must_use]
     pub fn describe(&self) -> Vec<CertificateDescription> {
         let certificates = self.chain.iter().zip(&self.certificates);
@@ -153,19 +153,19 @@ impl UnverifiedAttestation {
 }
 
 impl AppleAttestation {
-    /// What Apple says.
+    /// The attested claims.
     #[must_use]
     pub fn claims(&self) -> &AttestedClaims {
         &self.claims
     }
 
-    /// The key that the leaf certifies, a `SubjectPublicKeyInfo` in DER: with ACME, the key that was attested.
+    /// The public key of the leaf, a `SubjectPublicKeyInfo` in DER. In ACME it is the attested key.
     #[must_use]
     pub fn attested_key(&self) -> &[u8] {
         &self.leaf_key
     }
 
-    /// When Apple signed it: the leaf is made for each attestation.
+    /// When Apple signed it. Apple issues a new leaf for each attestation.
     #[must_use]
     pub fn attested_at(&self) -> OffsetDateTime {
         self.not_before
@@ -177,15 +177,15 @@ impl AppleAttestation {
         self.not_after
     }
 
-    /// The chain in DER, leaf first, as it came.
+    /// The chain in DER, leaf first, unchanged.
     pub fn chain(&self) -> impl Iterator<Item = &[u8]> {
         self.chain.iter().map(AsRef::as_ref)
     }
 
-    /// Whether it was asked for with this nonce.
+    /// Checks that the attestation was requested with this nonce.
     ///
     /// # Errors
-    /// `Stale`: a freshness code that is missing is not fresh.
+    /// `Stale`, also if the freshness code is missing.
     pub fn require_freshness(&self, expected: FreshnessCode) -> Result<(), AttestationError> {
         let attested = self.claims.freshness_code;
         if attested == Some(expected) {
@@ -195,9 +195,9 @@ impl AppleAttestation {
     }
 }
 
-/// The certificates of a PEM file that holds nothing else.
+/// Parses the certificates of a PEM file. Any other PEM block is an error.
 fn certificates_in_pem(pem: &str, most: usize) -> Result<Vec<CertificateDer<'static>>, AttestationError> {
-    // Base64 and line breaks take less than twice the room of what they hold.
+    // PEM is less than twice as long as the DER in it.
     if pem.len() > most * LONGEST_CERTIFICATE * 2 {
         return Err(AttestationError::TooMany { most });
     }
@@ -258,7 +258,7 @@ fn describe(der: &[u8], certificate: &Certificate) -> CertificateDescription {
     }
 }
 
-/// A time of a certificate, all of which are before the year 10000.
+/// Converts the time of a certificate. All such times are before the year 10000.
 fn from_seconds(seconds: u64) -> OffsetDateTime {
     let time = i64::try_from(seconds).ok().map(OffsetDateTime::from_unix_timestamp);
     time.and_then(Result::ok).unwrap_or(OffsetDateTime::UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! Whom an attestation is trusted from: Apple's root, or what an operator puts in its place.
+//! The trusted roots of attestations: Apple's, or those that an operator configures instead.
 
 use std::{fs, io, path::Path};
 
@@ -7,46 +7,46 @@ use webpki::anchor_from_trusted_cert;
 
 use super::{AttestationError, certificates_in_pem};
 
-/// Apple Enterprise Attestation Root CA, valid until 2047. Macs do not send it along.
+/// Apple Enterprise Attestation Root CA, valid until 2047. Macs do not send it.
 const APPLE: &str = include_str!("enterprise_attestation_root.pem");
-/// More than anybody has a reason to trust.
+/// More roots than any installation needs.
 const MOST_ROOTS: usize = 16;
 
-/// The roots that an attestation's path may end in.
+/// The trusted roots of attestations.
 #[derive(Debug, Clone)]
 pub struct AttestationRoots(Vec<TrustAnchor<'static>>);
 
-/// Why roots cannot be used.
+/// Why the roots cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RootsError {
-    /// There is no such file, or it may not be read.
+    /// The file does not exist or cannot be read.
     #[error("the file of roots cannot be read")]
     Read(#[source] io::Error),
-    /// Not PEM, or something else than certificates, or none.
+    /// Not PEM, a PEM block that is not a certificate, or an empty file.
     #[error("the roots are not a PEM file of certificates")]
     Unreadable(#[source] AttestationError),
-    /// One of them.
+    /// One of the certificates cannot be a trust anchor.
     #[error("root {position} is not a certificate that can be a root")]
     NotARoot {
-        /// Counted from 1.
+        /// Its position, counted from 1.
         position: usize,
-        /// What is the matter with it.
+        /// The error of webpki.
         #[source]
         source: webpki::Error,
     },
 }
 
 impl AttestationRoots {
-    /// Apple's.
+    /// Apple's root.
     ///
     /// # Errors
-    /// None in practice: it is part of the program, and a test reads it.
+    /// None in practice: the root is compiled in, and a test parses it.
     pub fn apple() -> Result<Self, RootsError> {
         Self::from_pem(APPLE)
     }
 
-    /// Those of a file, as [`Self::from_pem`] reads it; Apple's where there is none.
+    /// The roots of a file, parsed by [`Self::from_pem`]; Apple's root without a path.
     ///
     /// # Errors
     /// What is wrong with the file.
@@ -57,11 +57,11 @@ impl AttestationRoots {
         }
     }
 
-    /// The certificates of a PEM file, each of which is trusted from then on. Their own signatures and validity are
-    /// not looked at: who configures them vouches for them.
+    /// Trusts each certificate of a PEM file. Their own signatures and validity are not checked: the operator who
+    /// configures them decides to trust them.
     ///
     /// # Errors
-    /// What is wrong with the file, or with which certificate in it.
+    /// What is wrong with the file, or with one of its certificates.
     pub fn from_pem(pem: &str) -> Result<Self, RootsError> {
         let certificates = certificates_in_pem(pem, MOST_ROOTS).map_err(RootsError::Unreadable)?;
         let anchor = |(index, certificate): (usize, CertificateDer<'static>)| {
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// As Apple publishes them.
+    /// The fingerprint that Apple publishes.
     const SHA256_OF_APPLES: &str = "ccf59ef8fcb3017d97f8b5fa6fa90e7a3f9283f76b55ac6cf6eda8b8b949f05b";
     const PUBLIC_KEY_OF_APPLES: &str = "04fa26282af8fb3d4380a84fcb7cabe52739eda9a13f6745a51f1a10536e0bea4865cf8d591b62521660efb5ccf9364b3f61439a33ce62eb3e64c18045917078c0dbfcbbec6122729b3dc27dad8fe1bcf65dc834d0ca11377148f3c86693e3f159";
 
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_one_bad_root_is_refused_whole() {
+    fn a_file_with_one_bad_root_is_refused() {
         let with_bad = format!("{APPLE}-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n");
         let error = AttestationRoots::from_pem(&with_bad).unwrap_err();
         assert!(matches!(error, RootsError::NotARoot { position: 2, .. }), "{error:?}");

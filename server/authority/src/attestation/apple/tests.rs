@@ -1,4 +1,4 @@
-//! The golden vectors, made by other software, and bytes that nobody vouches for.
+//! Golden vectors that other software made, and untrusted bytes.
 
 use std::{collections::HashSet, sync::LazyLock};
 
@@ -44,7 +44,7 @@ const AT: OffsetDateTime = datetime!(2026-05-10 00:00 UTC);
 static CORPUS: LazyLock<Corpus> =
     LazyLock::new(|| serde_json::from_str(include_str!("../../../../testdata/apple-attestation.json")).unwrap());
 
-/// What is signed in the certificates of all vectors.
+/// The signed parts of the certificates of all vectors.
 static SIGNED_PARTS: LazyLock<HashSet<Vec<u8>>> = LazyLock::new(|| {
     let certificates = CORPUS.cases.iter().flat_map(Case::chain);
     certificates.filter_map(|der| signed_part(&der)).collect()
@@ -83,7 +83,7 @@ impl Case {
 }
 
 #[test]
-fn every_vector_is_judged_as_it_says() {
+fn every_vector_gives_its_expected_result() {
     let roots = CORPUS.roots();
     for case in &CORPUS.cases {
         let name = &case.name;
@@ -123,7 +123,7 @@ fn every_vector_is_judged_as_it_says() {
     assert!(CORPUS.cases.len() >= 29);
 }
 
-/// What is told to the operator, who reads nothing else.
+/// The operator sees only this text.
 #[test]
 fn a_refusal_names_what_is_missing() {
     let roots = CORPUS.roots();
@@ -145,14 +145,14 @@ fn a_refusal_names_what_is_missing() {
         ("another machine's serial number", "C02TESTVEC01"),
         ("freshness of another key", "ask again later"),
         ("freshness absent", "no freshness code"),
-        ("serial number absent", "names no serial number"),
+        ("serial number absent", "names no readable serial number"),
     ] {
         assert!(said(name).contains(part), "{name}: {}", said(name));
     }
 }
 
 #[test]
-fn apples_root_vouches_for_no_vector() {
+fn no_vector_verifies_under_apples_root() {
     let roots = AttestationRoots::apple().unwrap();
     for case in &CORPUS.cases {
         assert!(case.verify(&roots).is_err(), "{}", case.name);
@@ -160,7 +160,7 @@ fn apples_root_vouches_for_no_vector() {
 }
 
 #[test]
-fn a_record_without_a_serial_number_takes_no_attestation() {
+fn no_attestation_binds_to_a_record_without_a_serial_number() {
     let attestation = CORPUS.case("good").verify(&CORPUS.roots()).unwrap();
     let key = CORPUS.key();
     let record = Record {
@@ -193,7 +193,7 @@ fn an_attestation_that_is_too_old_or_older_than_the_one_on_record_is_stale() {
     let same = bound.require_newer_than(attested_at).unwrap_err();
     assert_eq!(same.refusal(), AttestationRefusal::Stale);
     let chain = CORPUS.case("good").chain();
-    assert!(bound.is(Some(&chain[0])) && !bound.is(Some(&chain[1])) && !bound.is(None));
+    assert!(bound.has_leaf(Some(&chain[0])) && !bound.has_leaf(Some(&chain[1])) && !bound.has_leaf(None));
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn the_time_of_an_attestation_is_the_leafs() {
 }
 
 #[test]
-fn pem_is_read_as_the_der_in_it() {
+fn pem_is_parsed_like_the_der_in_it() {
     let chain = CORPUS.case("good").chain();
     let pem = pem_of(&chain);
     let attestation = UnverifiedAttestation::from_pem(&pem)
@@ -231,7 +231,7 @@ fn pem_is_read_as_the_der_in_it() {
 }
 
 #[test]
-fn what_is_too_long_or_goes_on_is_refused_before_anything_is_verified() {
+fn input_that_is_too_long_or_has_trailing_bytes_is_refused_before_verification() {
     let chain = CORPUS.case("good").chain();
     let with_leaf = |leaf: Vec<u8>| UnverifiedAttestation::from_der(vec![leaf, chain[1].clone()]).unwrap_err();
     let trailing = with_leaf([chain[0].as_slice(), &[0]].concat());
@@ -262,7 +262,7 @@ enum Change {
     Flip(Index, Index, u8),
     Set(Index, Index, u8),
     Cut(Index, Index),
-    /// Bytes of another certificate of the chain in place of its own.
+    /// Copies bytes from another certificate of the chain.
     Graft(Index, Index, Index, Index),
     Swap(Index, Index),
     Repeat(Index),
@@ -310,7 +310,7 @@ fn change() -> impl Strategy<Value = Change> {
     let index = any::<Index>;
     prop_oneof![
         (index(), index(), any::<u8>()).prop_map(|(which, at, bit)| Change::Flip(which, at, bit)),
-        // Tags, lengths and values that mean something in DER.
+        // Tags, lengths and values with a meaning in DER.
         (
             index(),
             index(),
@@ -326,7 +326,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// The chain of some vector, with up to four changes, in some of which a certificate of another vector comes in.
+/// The chain of a vector with up to four changes, some of which insert a certificate of another vector.
 fn outside() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let chains: Vec<_> = CORPUS
         .cases
@@ -349,11 +349,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_chain_never_panics_and_never_says_what_was_not_signed(chain in outside()) {
+    fn a_damaged_chain_never_panics_and_never_verifies_unsigned_claims(chain in outside()) {
         if let Ok(unverified) = UnverifiedAttestation::from_der(chain.clone()) {
             let _described = unverified.describe();
             if unverified.verify(&CORPUS.roots(), AT).is_ok() {
-                // A signature has a second form that verifies as well; all that is signed is as it was.
+                // An ECDSA signature has a second valid form, so compare only the signed part.
                 prop_assert!(SIGNED_PARTS.contains(&signed_part(&chain[0]).unwrap()));
             }
         }
@@ -378,7 +378,7 @@ fn outside_pem() -> impl Strategy<Value = String> {
     prop_oneof![changed, outside().prop_map(|chain| pem_of(&chain))]
 }
 
-/// `TBSCertificate`, or nothing of what is no certificate.
+/// `TBSCertificate`; `None` if the bytes are not a certificate.
 fn signed_part(der: &[u8]) -> Option<Vec<u8>> {
     use x509_cert::der::Encode;
     Certificate::from_der(der).ok()?.tbs_certificate().to_der().ok()
