@@ -1,4 +1,4 @@
-//! All grants at one version, indexed so that a machine's evaluation does not walk the grants of all others.
+//! All grants at one version, with an index that finds a machine's grants without a scan of all grants.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,20 +13,20 @@ pub struct CatalogGrant {
     pub id: Uuid,
     /// The relying party of the permission.
     pub audience: String,
-    /// The permission's name there.
+    /// The permission's name at that relying party.
     pub permission: String,
-    /// The machines it is for.
+    /// Which machines it selects.
     pub selector: Selector,
-    /// What must hold of them.
+    /// The conditions that a selected machine must satisfy.
     pub conditions: Conditions,
-    /// When it ends; `None` for never.
+    /// When it expires; `None` for never.
     pub expires_at: Option<OffsetDateTime>,
 }
 
-/// All grants as they were at one `settings.grants_version`.
+/// All grants at one `settings.grants_version`.
 #[derive(Debug)]
 pub struct Catalog {
-    /// The version that a check-in's statement has to agree with.
+    /// The grants version. The statement that records a check-in must return the same one.
     pub version: i64,
     grants: Vec<CatalogGrant>,
     by_machine: HashMap<Uuid, Vec<usize>>,
@@ -52,8 +52,8 @@ impl Catalog {
         catalog
     }
 
-    /// The grants whose selector may match a machine with this id and these labels, each once; none that does match is
-    /// left out.
+    /// The grants whose selector may match a machine with this id and these labels, each once. No matching grant is
+    /// missing.
     pub fn candidates<'a>(
         &'a self,
         machine_id: Uuid,
@@ -72,8 +72,8 @@ impl Catalog {
             .filter_map(|&place| self.grants.get(place))
     }
 
-    /// Files a grant under the one member that keeps most machines away from it. Under one alone: every member has to
-    /// hold, so whoever lacks this one lacks the grant.
+    /// Adds a grant to the index under the member of its selector that matches the fewest machines. One member is
+    /// enough, because every member must match.
     fn index(&mut self, place: usize, selector: &Selector, uses: &HashMap<(String, String), usize>) {
         if let Some(ids) = &selector.machine_ids {
             for id in ids {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_meets_its_own_grants_its_labels_and_those_for_all() {
+    fn candidates_are_the_grants_of_the_machine_of_its_labels_and_of_all_machines() {
         let catalog = Catalog::new(
             1,
             vec![
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_all_grants_share_does_not_make_a_machine_walk_them_all() {
+    fn a_label_that_all_grants_share_does_not_cause_a_full_scan() {
         let per_team = |number: u128| grant(number, json!({"labels": {"env": "prod", "team": number.to_string()}}));
         let catalog = Catalog::new(1, (0..10_000).map(per_team).collect());
         assert_eq!(candidates(&catalog, 1, json!({"env": "prod", "team": "77"})), [77]);

@@ -1,4 +1,4 @@
-//! Whether the conditions of a grant hold for a machine, and in words why not.
+//! Checks the conditions of a grant against a machine, and words the reasons of failures.
 
 use std::fmt::Display;
 
@@ -16,7 +16,7 @@ use super::{
 };
 use assay_protocol::text::rfc3339;
 
-/// Every condition that fails, in words; empty when all hold. What is unknown fails.
+/// Every condition that fails, in words. An unknown value fails its condition. Empty if all conditions hold.
 pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDateTime) -> Vec<String> {
     let posture = subject.claimed_posture;
     let attested = subject
@@ -24,14 +24,14 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
         .as_ref()
         .filter(|attestation| now < attestation.lapses_at);
     let sip_enabled = match attested {
-        Some(attestation) => Present::attested(attestation, attestation.claims.sip_enabled),
-        None => Present::claimed(posture.sip_enabled),
+        Some(attestation) => Actual::attested(attestation, attestation.claims.sip_enabled),
+        None => Actual::claimed(posture.sip_enabled),
     };
     let secure_boot = match attested {
-        Some(attestation) => Present::attested(attestation, attestation.claims.secure_boot),
-        None => Present::claimed(posture.secure_boot),
+        Some(attestation) => Actual::attested(attestation, attestation.claims.secure_boot),
+        None => Actual::claimed(posture.secure_boot),
     };
-    let claimed = |condition, required, claimed| exactly(condition, required, Present::claimed(claimed));
+    let claimed = |condition, required, claimed| exactly(condition, required, Actual::claimed(claimed));
     [
         active(subject.status),
         min_assurance(conditions, subject, now),
@@ -39,7 +39,7 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
         exactly(
             "key_store",
             conditions.key_store,
-            Present::claimed(Some(subject.claimed_key_store)),
+            Actual::claimed(Some(subject.claimed_key_store)),
         ),
         exactly("sip_enabled", conditions.sip_enabled, sip_enabled),
         claimed(
@@ -66,8 +66,8 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
     .collect()
 }
 
-/// From when on time alone may have changed what [`failures`] says; `None` for never.
-pub(super) fn hold_until(
+/// The earliest time at which [`failures`] can change without a change of its input; `None` for never.
+pub(super) fn unchanged_until(
     conditions: &Conditions,
     subject: &Subject<'_>,
     now: OffsetDateTime,
@@ -83,14 +83,14 @@ pub(super) fn hold_until(
         .min()
 }
 
-/// What a condition is compared with, and on whose word.
-struct Present<T> {
+/// The value that a condition is compared with, and its source.
+struct Actual<T> {
     value: Option<T>,
-    /// When Apple signed it; `None` where the agent says it.
+    /// When Apple signed the value; `None` if the agent claims it.
     attested_at: Option<OffsetDateTime>,
 }
 
-impl<T> Present<T> {
+impl<T> Actual<T> {
     fn claimed(value: Option<T>) -> Self {
         Self {
             value,
@@ -98,7 +98,8 @@ impl<T> Present<T> {
         }
     }
 
-    /// What Apple does not say is unknown, whatever the agent claims: otherwise leaving it out would hide it.
+    /// A value that Apple does not attest is unknown, whatever the agent claims. Otherwise an agent could hide a bad
+    /// value by leaving it out of the attestation.
     fn attested(attestation: &Attestation<'_>, value: Option<T>) -> Self {
         Self {
             value,
@@ -161,18 +162,18 @@ fn min_os_version(conditions: &Conditions, subject: &Subject<'_>) -> Option<Stri
     }
 }
 
-fn exactly<T: PartialEq + Serialize>(condition: &str, required: Option<T>, present: Present<T>) -> Option<String> {
+fn exactly<T: PartialEq + Serialize>(condition: &str, required: Option<T>, present: Actual<T>) -> Option<String> {
     check(condition, required, present, PartialEq::eq)
 }
 
-fn at_least<T: PartialOrd + Serialize>(condition: &str, required: Option<T>, present: Present<T>) -> Option<String> {
+fn at_least<T: PartialOrd + Serialize>(condition: &str, required: Option<T>, present: Actual<T>) -> Option<String> {
     check(condition, required, present, PartialOrd::ge)
 }
 
 fn check<T: Serialize>(
     condition: &str,
     required: Option<T>,
-    Present { value, attested_at }: Present<T>,
+    Actual { value, attested_at }: Actual<T>,
     holds: impl Fn(&T, &T) -> bool,
 ) -> Option<String> {
     let required = required?;
@@ -208,7 +209,7 @@ fn unknown(condition: &str, required: impl Display, attested_at: Option<OffsetDa
     }
 }
 
-/// A value as the API writes it, so that a reason uses the words of the condition.
+/// A value in the API's notation, so that reasons use the same words as conditions.
 fn word<T: Serialize>(value: &T) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
@@ -386,7 +387,7 @@ mod tests {
         let conditions = from_value(conditions).unwrap();
         (
             failures(&conditions, &subject, now),
-            hold_until(&conditions, &subject, now),
+            unchanged_until(&conditions, &subject, now),
         )
     }
 
@@ -423,7 +424,7 @@ mod tests {
         let (failures, until) = attested_failures(conditions.clone(), &posture, &attested, NOW);
         assert_eq!(failures, reason.into_iter().collect::<Vec<_>>());
         assert_eq!(until, Some(LAPSES_AT));
-        // Once it is too old, the claim counts again, from that very moment on.
+        // From this moment on the attestation is too old, and the claim counts again.
         let last = LAPSES_AT - Duration::microseconds(1);
         assert_eq!(
             attested_failures(conditions.clone(), &posture, &attested, last).0,
@@ -434,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_apple_does_not_attest_stays_the_agents_claim() {
+    fn values_that_apple_never_attests_are_the_agents_claims() {
         let conditions = json!({"filevault_enabled": true, "key_store": "secure-enclave", "min_os_version": "26.1"});
         let attested = AttestedClaims {
             os_version: Some("27.0".into()),
@@ -502,7 +503,7 @@ mod tests {
             })
     }
 
-    /// All members of `left`, and those of `right` that `left` has not.
+    /// All members of `left`, and those members of `right` that `left` lacks.
     fn with_more(left: &Conditions, right: &Conditions) -> Value {
         let mut more = serde_json::to_value(right).unwrap();
         let members = serde_json::to_value(left).unwrap();
@@ -514,7 +515,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn another_condition_never_lets_more_in(
+        fn another_condition_never_grants_more(
             left in any_conditions(), right in any_conditions(), posture in any_posture(), verified in any::<bool>(),
         ) {
             let assurance = if verified { Assurance::Verified } else { Assurance::Asserted };
@@ -526,7 +527,7 @@ mod tests {
         }
 
         #[test]
-        fn forgetting_what_was_claimed_never_lets_more_in(conditions in any_conditions(), posture in any_posture()) {
+        fn a_missing_claim_never_grants_more(conditions in any_conditions(), posture in any_posture()) {
             let store = KeyStoreKind::Software;
             let known = failures_of(json!(conditions), Assurance::Verified, store, &posture);
             let forgotten = failures_of(json!(conditions), Assurance::Verified, store, &Posture::default());

@@ -1,4 +1,4 @@
-//! What a machine is granted at a time, and why it is not granted the rest.
+//! Evaluates all grants for one machine at one time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,53 +16,55 @@ use super::{
     conditions,
 };
 
-/// What grants depend on, of one machine.
+/// The properties of a machine that grants depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     /// The machine.
     pub machine_id: Uuid,
-    /// Any but `active` gets nothing.
+    /// Only `active` machines are granted anything.
     pub status: MachineStatus,
-    /// How far its identity is assured.
+    /// Its assurance level.
     pub assurance: Assurance,
     /// Its labels.
     pub labels: &'a BTreeMap<String, String>,
-    /// Where the agent says that its key lives.
+    /// The key store that the agent claims.
     pub claimed_key_store: KeyStoreKind,
-    /// What the agent says of the machine's defences.
+    /// The posture that the agent claims.
     pub claimed_posture: &'a Posture,
-    /// What Apple says of them, for the current key.
+    /// The Apple attestation of the current key.
     pub attestation: Option<Attestation<'a>>,
 }
 
-/// The Apple attestation on record, however old.
+/// The Apple attestation on record. It may be too old.
 #[derive(Debug, Clone, Copy)]
 pub struct Attestation<'a> {
     /// When Apple signed it.
     pub attested_at: OffsetDateTime,
-    /// From when on it is too old to speak for the machine.
+    /// From this time on it is too old to count.
     pub lapses_at: OffsetDateTime,
     /// What Apple signed.
     pub claims: &'a AttestedClaims,
 }
 
-/// What came of all grants that are for one machine.
+/// The result of all grants that select one machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Evaluation {
-    /// Sorted by audience, and the permissions of each sorted, each once.
+    /// The granted permissions, sorted by audience and then by name, each once.
     pub granted: Vec<EvaluatedAudience>,
-    /// Permissions of which a selector matches and no grant holds, sorted, with every failing condition once.
+    /// The permissions of grants that select the machine of which none holds, sorted, with every failing condition
+    /// once.
     pub denied: Vec<Denial>,
-    /// What came of each grant whose selector matches, sorted by audience, permission and id.
+    /// The result of each grant that selects the machine, sorted by audience, permission and id.
     pub evaluations: Vec<GrantEvaluation>,
-    /// From when on time alone may have changed the result; `None` for never.
+    /// The earliest time at which the result can change without a change of its input; `None` for never.
     pub valid_until: Option<OffsetDateTime>,
 }
 
-/// Evaluates every grant for one machine. A grant that has expired counts as not there.
+/// Evaluates every grant for one machine. Expired grants are ignored.
 pub fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDateTime) -> Evaluation {
-    // The level is in the answer of a check-in and in every token, so the attestation counts without any grant, too.
-    let mut valid_until = conditions::hold_until(&Conditions::default(), subject, now);
+    // Check-in responses and tokens contain the assurance level, so the attestation's age counts even without any
+    // grant.
+    let mut valid_until = conditions::unchanged_until(&Conditions::default(), subject, now);
     let mut evaluations = Vec::new();
     for grant in catalog.candidates(subject.machine_id, subject.labels) {
         if grant.expires_at.is_some_and(|end| end <= now) {
@@ -71,8 +73,11 @@ pub fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDateTime) -
         let Some(matched) = matched_members(&grant.selector, subject) else {
             continue;
         };
-        let holds_until = conditions::hold_until(&grant.conditions, subject, now);
-        valid_until = [valid_until, grant.expires_at, holds_until].into_iter().flatten().min();
+        let unchanged_until = conditions::unchanged_until(&grant.conditions, subject, now);
+        valid_until = [valid_until, grant.expires_at, unchanged_until]
+            .into_iter()
+            .flatten()
+            .min();
         evaluations.push(evaluated(grant, matched, subject, now));
     }
     evaluations.sort_by(|left, right| order(left).cmp(&order(right)));
@@ -101,7 +106,7 @@ fn evaluated(
     }
 }
 
-/// Each member of the selector in words, when all of them hold. One without members matches nobody.
+/// The members of the selector in words, if all of them match. A selector without members matches no machine.
 fn matched_members(selector: &Selector, subject: &Subject<'_>) -> Option<Vec<String>> {
     let mut matched = Vec::new();
     if let Some(ids) = &selector.machine_ids {
@@ -137,7 +142,7 @@ fn granted(evaluations: &[GrantEvaluation]) -> Vec<EvaluatedAudience> {
         .collect()
 }
 
-/// Another grant of the same permission may hold: then it is not denied, whatever this one says.
+/// A permission is denied only if none of its grants holds.
 fn denied(evaluations: &[GrantEvaluation]) -> Vec<Denial> {
     let mut permissions: BTreeMap<(&str, &str), Option<Vec<&str>>> = BTreeMap::new();
     for grant in evaluations {
@@ -218,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_are_gathered_by_audience_sorted_and_named_once() {
+    fn granted_permissions_are_sorted_by_audience_and_listed_once() {
         let mut elsewhere = grant(4, "read", json!({"all": true}), json!({}));
         elsewhere.audience = "archive".into();
         let evaluation = evaluate_at(
@@ -302,14 +307,14 @@ mod tests {
     #[case(json!({"all": true, "labels": {"team": "sales"}}), false)]
     #[case(json!({"all": true, "machine_ids": [Uuid::nil()]}), false)]
     #[case(json!({"machine_ids": [MACHINE], "labels": {"team": "sales"}}), false)]
-    fn every_member_of_a_selector_has_to_hold(#[case] selector: Value, #[case] matches: bool) {
+    fn every_member_of_a_selector_must_match(#[case] selector: Value, #[case] matches: bool) {
         let evaluation = evaluate_at(NOW, vec![grant(1, "read", selector, json!({}))]);
         assert_eq!(evaluation.granted.len(), usize::from(matches));
         assert_eq!(evaluation.denied, []);
     }
 
     #[test]
-    fn a_grant_counts_until_it_expires_and_then_is_not_even_a_denial() {
+    fn an_expired_grant_is_neither_granted_nor_denied() {
         let ends = |number, permission, conditions, seconds| CatalogGrant {
             expires_at: Some(NOW + Duration::seconds(seconds)),
             ..grant(number, permission, json!({"all": true}), conditions)
@@ -346,7 +351,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_index_finds_exactly_what_walking_every_grant_finds(
+        fn the_index_finds_exactly_the_grants_that_a_full_scan_finds(
             selectors in prop::collection::vec(any_selector(), 0..12),
         ) {
             let grants: Vec<_> = selectors
@@ -376,7 +381,7 @@ mod tests {
         }
 
         #[test]
-        fn another_member_of_a_selector_never_lets_more_in(left in any_selector(), right in any_selector()) {
+        fn another_member_of_a_selector_never_grants_more(left in any_selector(), right in any_selector()) {
             let mut both = right;
             for (member, value) in left.as_object().unwrap() {
                 if !value.is_null() {

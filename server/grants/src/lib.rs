@@ -1,5 +1,5 @@
-//! Which permissions a machine has now, and why it has not the others. Pure: the catalog and the subject come in,
-//! the result goes out.
+//! Evaluates which permissions a machine has now, and why it lacks the others. Pure: a function of the catalog, the
+//! machine and the time.
 
 mod catalog;
 mod conditions;

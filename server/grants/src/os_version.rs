@@ -1,14 +1,14 @@
-//! Versions of operating systems, as far as they can be compared.
+//! Versions of operating systems, compared where possible.
 
 use std::cmp::Ordering;
 
-/// A version of numbers separated by dots. Missing numbers count as 0, so that `26` equals `26.0`.
+/// A version of numbers separated by dots. Missing numbers count as 0, so `26` equals `26.0`.
 #[derive(Debug, Clone)]
 pub struct OsVersion(Vec<u64>);
 
 impl OsVersion {
-    /// Reads a version; `None` for whatever is not numbers and dots alone. A pre-release is such: where it stands
-    /// against the release differs between vendors, and a guess would grant.
+    /// Parses a version; `None` for anything but numbers and dots. This excludes pre-releases: vendors order them
+    /// differently, and a wrong guess could grant a permission.
     pub fn parse(text: &str) -> Option<Self> {
         text.split('.').map(number).collect::<Option<Vec<_>>>().map(Self)
     }
@@ -35,7 +35,7 @@ impl Ord for OsVersion {
 }
 
 fn number(part: &str) -> Option<u64> {
-    // `u64::from_str` alone would take a leading plus sign.
+    // `u64::from_str` accepts a leading plus sign.
     part.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
     part.parse().ok()
 }
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[rstest]
-    fn what_is_no_version_cannot_be_read(
+    fn other_texts_are_not_versions(
         #[values(
             "",
             ".",
