@@ -1,4 +1,4 @@
-//! The stored keys, sealed and opened.
+//! Seals and opens the keys that are stored in the database.
 
 use assay_authority::{
     AuthorityError, CertifiedKey, KeyError, MasterKey, PrivateKey, RevocationListSigner, SealingContext, SealingError,
@@ -16,36 +16,35 @@ use crate::{
 
 const TABLE: &str = "sealed_keys";
 
-/// Seals keys and opens them, each for the moment in which it is needed.
+/// Seals and opens stored keys. An opened key should be dropped as soon as it has been used.
 pub(crate) struct Keyring {
     master_key: MasterKey,
 }
 
-/// Why keys cannot be sealed or opened, or are not what they should be.
+/// Why a key cannot be sealed, opened or used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
     /// Another master key, or a changed row.
     #[error(
-        "the key {purpose} in the database does not open with this master key (is master_key_file the one that the first \
-         start made?)"
+        "the key {purpose} in the database cannot be opened with this master key (is master_key_file the file that the \
+         first start created?)"
     )]
     Sealed {
-        /// What the key is for.
+        /// The purpose of the key.
         purpose: String,
-        /// Why.
         #[source]
         source: SealingError,
     },
-    /// A key that is opened is no key.
+    /// An opened key is not a private key.
     #[error("a key in the database is unreadable")]
     Key(#[from] KeyError),
-    /// One of the keys that belong together is not there.
-    #[error("the database has some of the server's keys and not the one for {0}")]
+    /// One of the keys that belong together is missing.
+    #[error("the database has only some of the server's keys: the key {0} is missing")]
     Missing(String),
-    /// The keys and certificates do not fit together.
-    #[error("the certificate authority cannot be set up")]
+    /// The keys and certificates do not match.
+    #[error("the certificate authority cannot be built")]
     Authority(#[from] AuthorityError),
-    /// A row holds what this program never writes.
+    /// A row contains a value that this program never writes.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -82,7 +81,7 @@ impl Keyring {
         })
     }
 
-    /// What was sealed.
+    /// Decrypts a sealed secret.
     pub(crate) fn open(&self, key: &SealedKey) -> Result<Zeroizing<Vec<u8>>, KeyringError> {
         let purpose = text(&key.purpose)?;
         let Some(sealed) = &key.sealed else {
@@ -93,12 +92,12 @@ impl Keyring {
             .map_err(|source| KeyringError::Sealed { purpose, source })
     }
 
-    /// A private key that was sealed.
+    /// Decrypts a private key.
     pub(crate) fn private_key(&self, key: &SealedKey) -> Result<PrivateKey, KeyringError> {
         Ok(PrivateKey::from_pkcs8_der(self.open(key)?)?)
     }
 
-    /// A CA's key, with its certificate.
+    /// Decrypts a CA's private key, and adds its certificate.
     pub(crate) fn certified_key(&self, key: &SealedKey) -> Result<CertifiedKey, KeyringError> {
         Ok(CertifiedKey {
             key: self.private_key(key)?,
@@ -106,13 +105,12 @@ impl Keyring {
         })
     }
 
-    /// What signs the lists of a root. Its key is opened for this moment alone: what it signs, it signs twice a month.
+    /// Opens a root's key to sign a revocation list. The key is not kept, because it signs only twice a month.
     pub(crate) fn root_lists(&self, root: &SealedKey) -> Result<RevocationListSigner, KeyringError> {
         Ok(RevocationListSigner::new(&self.private_key(root)?, certificate(root)?)?)
     }
 }
 
-/// The certificate of a CA.
 pub(crate) fn certificate(key: &SealedKey) -> Result<&[u8], KeyringError> {
     match &key.certificate {
         Some(certificate) => Ok(certificate),

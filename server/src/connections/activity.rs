@@ -1,4 +1,4 @@
-//! What happens on one connection, and until when it may go on like this.
+//! Records when a connection was last active, and computes the deadline that follows.
 
 use std::{
     io::{self, IoSlice},
@@ -19,19 +19,19 @@ use super::ConnectionLimits;
 
 const NEVER: u64 = u64::MAX;
 
-/// Watches one connection. Times are milliseconds since it was made.
+/// The activity of one connection. Times are in milliseconds since it was opened.
 #[derive(Debug)]
 pub(super) struct Activity {
     opened: Instant,
     in_flight: AtomicUsize,
     last_byte: AtomicU64,
     last_written: AtomicU64,
-    /// When the head of the next request began to arrive; from the start on for the first one.
-    head_begun: AtomicU64,
+    /// When the head of the next request started to arrive. For the first request it counts from the opening.
+    head_started: AtomicU64,
     http2: AtomicBool,
 }
 
-/// A request that is being answered.
+/// Counts a request as in flight until it is dropped.
 pub(super) struct InFlight(Arc<Activity>);
 
 impl Activity {
@@ -41,7 +41,7 @@ impl Activity {
             in_flight: AtomicUsize::new(0),
             last_byte: AtomicU64::new(0),
             last_written: AtomicU64::new(0),
-            head_begun: AtomicU64::new(0),
+            head_started: AtomicU64::new(0),
             http2: AtomicBool::new(false),
         }
     }
@@ -49,7 +49,7 @@ impl Activity {
     pub(super) fn begin(self: &Arc<Self>, http2: bool) -> InFlight {
         self.in_flight.fetch_add(1, Relaxed);
         self.http2.store(http2, Relaxed);
-        self.head_begun.store(NEVER, Relaxed);
+        self.head_started.store(NEVER, Relaxed);
         InFlight(Arc::clone(self))
     }
 
@@ -57,21 +57,21 @@ impl Activity {
         self.in_flight.load(Relaxed) > 0
     }
 
-    /// Until when the connection may stay as it is.
+    /// When to close the connection if nothing more happens.
     pub(super) fn deadline(&self, limits: &ConnectionLimits) -> Instant {
-        let head_begun = self.head_begun.load(Relaxed);
+        let head_started = self.head_started.load(Relaxed);
         let (since, allowed) = if self.is_answering() {
             (self.last_byte.load(Relaxed), limits.stall_timeout)
-        } else if head_begun == NEVER {
+        } else if head_started == NEVER {
             (self.last_byte.load(Relaxed), limits.idle_timeout)
         } else {
-            (head_begun, limits.header_timeout)
+            (head_started, limits.header_timeout)
         };
         self.opened + Duration::from_millis(since) + allowed
     }
 
-    /// Until when a connection that is being closed may go on: while what it has left to send is being taken, whatever else
-    /// the peer still sends. A request whose head was completed at the last moment has the limit that it always has.
+    /// When to give up on a connection that is closing. It lasts while the peer accepts the remaining output, whatever
+    /// else the peer sends. A request whose head was completed at the last moment still has the stall timeout.
     pub(super) fn closing_deadline(&self, limits: &ConnectionLimits) -> Instant {
         let (since, allowed) = if self.is_answering() {
             (self.last_byte.load(Relaxed), limits.stall_timeout)
@@ -81,16 +81,16 @@ impl Activity {
         self.opened + Duration::from_millis(since) + allowed
     }
 
-    fn read(&self) {
+    fn record_read(&self) {
         let now = self.elapsed();
         self.last_byte.store(now, Relaxed);
-        // On HTTP/2 a byte between requests may be a ping or a window update: no head has begun by that.
+        // On HTTP/2, bytes between requests may be a ping or a window update, so they do not start a head.
         if !self.is_answering() && !self.http2.load(Relaxed) {
-            let _already_begun = self.head_begun.compare_exchange(NEVER, now, Relaxed, Relaxed);
+            let _already_started = self.head_started.compare_exchange(NEVER, now, Relaxed, Relaxed);
         }
     }
 
-    fn written(&self) {
+    fn record_write(&self) {
         let now = self.elapsed();
         self.last_byte.store(now, Relaxed);
         self.last_written.store(now, Relaxed);
@@ -103,18 +103,18 @@ impl Activity {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.written();
+        self.0.record_write();
         self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
-/// A stream whose bytes are noted.
-pub(super) struct Watched<T> {
+/// A stream that records its activity.
+pub(super) struct Monitored<T> {
     pub(super) stream: T,
     pub(super) activity: Arc<Activity>,
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Monitored<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -123,16 +123,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
-            self.activity.read();
+            self.activity.record_read();
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Monitored<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
-        self.activity.written();
+        self.activity.record_write();
         Poll::Ready(Ok(written))
     }
 
@@ -150,7 +150,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices))?;
-        self.activity.written();
+        self.activity.record_write();
         Poll::Ready(Ok(written))
     }
 

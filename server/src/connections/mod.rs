@@ -1,7 +1,7 @@
-//! Serving: connections from their accept to their end, within limits that no peer can stretch.
+//! Accepts connections and handles them until they end, within limits that a peer cannot extend.
 //!
-//! hyper's own header timeout runs while a connection is idle, too, so that one value would have to serve for both: short
-//! enough against a peer that trickles a head, and longer than the idle time of a proxy. `activity` tells them apart.
+//! hyper's header timeout also runs while a connection is idle. A single value cannot fit both cases: it must be short
+//! for a peer that trickles a head, but longer than the idle timeout of a proxy. `activity` distinguishes them.
 
 mod activity;
 
@@ -38,27 +38,29 @@ use crate::{
     machines::client_certificate::ClientCertificate,
     telemetry::{Metrics, metrics::Handshake},
 };
-use activity::{Activity, Watched};
+use activity::{Activity, Monitored};
 
-/// How long to wait after an accept that failed for want of file descriptors or memory, which the next one would, too.
+/// How long to wait after a failed accept. If file descriptors or memory are exhausted, the next accept would fail as
+/// well.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
-/// What a peer may take of the server's time and memory.
+/// Limits on the time and memory that a peer can use.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimits {
-    /// Connections at once; more wait in the kernel's queue.
+    /// The most simultaneous connections. Further ones wait in the kernel's queue.
     pub max_connections: usize,
-    /// From the accept to the end of the TLS handshake.
+    /// The time from the accept to the end of the TLS handshake.
     pub handshake_timeout: Duration,
-    /// From the first byte of a request's head (for the first request: from the handshake) to its last.
+    /// The time to receive the head of a request. For the first request it starts with the connection.
     pub header_timeout: Duration,
-    /// Without a request. Longer than the 60 s of common proxies, which would else reuse a connection that is just being closed.
+    /// The time without a request. It is longer than the 60 s of common proxies, so the proxy closes first and never
+    /// reuses a connection that is closing.
     pub idle_timeout: Duration,
-    /// Within a request, without a byte in either direction.
+    /// The time within a request without a byte in either direction.
     pub stall_timeout: Duration,
-    /// At a connection's end, without a byte of what is left to send being taken.
+    /// The time in which a closing connection must accept more of the remaining output.
     pub flush_timeout: Duration,
-    /// From the order to shut down until what is still being answered is cut off.
+    /// How long requests in flight may take after a shutdown starts, before their connections are closed.
     pub shutdown_timeout: Duration,
 }
 
@@ -76,21 +78,20 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// What is served, and how.
+/// What [`serve`] needs.
 pub struct Server {
-    /// Answers the requests. Each carries [`ConnectInfo`] with the peer's address, and the client certificate of its
-    /// connection where one was presented.
+    /// Handles the requests. Each request has [`ConnectInfo`] with the peer's address, and the client certificate if
+    /// one was presented.
     pub router: Router,
-    /// None for plain HTTP.
+    /// `None` for plain HTTP.
     pub tls: Option<TlsAcceptor>,
-    /// The limits.
     pub limits: ConnectionLimits,
     /// Counts connections and handshakes.
     pub metrics: Arc<Metrics>,
 }
 
-/// Serves until `shutdown`; then accepts nothing more, answers what has begun, and returns when that is done or its time
-/// is up. Returns how many connections had to be cut off.
+/// Accepts connections until `shutdown`, then waits for requests in flight, at most for the shutdown timeout. Returns
+/// the number of connections that it closed before they had finished.
 pub async fn serve(listener: TcpListener, server: Server, shutdown: CancellationToken) -> usize {
     let server = Arc::new(server);
     let connections = TaskTracker::new();
@@ -104,7 +105,10 @@ pub async fn serve(listener: TcpListener, server: Server, shutdown: Cancellation
         return 0;
     }
     let unfinished = connections.len();
-    warn!(unfinished, "cutting off the connections that did not end in time");
+    warn!(
+        unfinished,
+        "closing connections that did not finish before the shutdown timeout"
+    );
     cut_off.cancel();
     connections.wait().await;
     unfinished
@@ -132,15 +136,15 @@ async fn accept_connections(
             Ok((stream, peer, slot)) => {
                 let (server, shutdown, cut_off) = (Arc::clone(server), shutdown.clone(), cut_off.clone());
                 connections.spawn(async move {
-                    let _open = Open::new(&server.metrics.connections, slot);
+                    let _open = OpenConnection::new(&server.metrics.connections, slot);
                     select! {
                         () = cut_off.cancelled() => {}
-                        () = attend(stream, peer, &server, &shutdown) => {}
+                        () = handle_connection(stream, peer, &server, &shutdown) => {}
                     }
                 });
             }
-            // The peer gave up before it was accepted.
-            Err(error) if is_about_the_peer(&error) => {}
+            // The peer closed the connection before it was accepted.
+            Err(error) if is_peer_error(&error) => {}
             Err(error) => {
                 warn!(%error, "cannot accept connections");
                 select! {
@@ -152,13 +156,13 @@ async fn accept_connections(
     }
 }
 
-/// Counts a connection while it is open, also when a handler panics.
-struct Open {
+/// Counts a connection while it is open, even if a handler panics.
+struct OpenConnection {
     gauge: Gauge,
     _slot: OwnedSemaphorePermit,
 }
 
-impl Open {
+impl OpenConnection {
     fn new(gauge: &Gauge, slot: OwnedSemaphorePermit) -> Self {
         gauge.inc();
         Self {
@@ -168,30 +172,30 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.gauge.dec();
     }
 }
 
-fn is_about_the_peer(error: &io::Error) -> bool {
+fn is_peer_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
     )
 }
 
-async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: &CancellationToken) {
-    // Answers are single small writes: waiting to fill a packet would only delay them.
+async fn handle_connection(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: &CancellationToken) {
+    // Responses are single small writes, and delaying them to fill a packet would only add latency.
     if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "the connection ended at once");
+        debug!(%error, "the connection closed immediately");
         return;
     }
     let Some(tls) = &server.tls else {
-        return converse(
+        return serve_http(
             stream,
-            Caller {
-                peer,
+            Peer {
+                address: peer,
                 certificate: None,
             },
             server,
@@ -200,7 +204,7 @@ async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: 
         .await;
     };
     let handshake = select! {
-        // Nothing has begun that an answer could be expected to.
+        // No request has started, so close without a response.
         () = shutdown.cancelled() => return,
         handshake = timeout(server.limits.handshake_timeout, tls.accept(stream)) => handshake,
     };
@@ -209,13 +213,23 @@ async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: 
             server.metrics.handshake_ended(Handshake::Completed);
             let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let certificate = presented.map(|leaf| ClientCertificate::parse(leaf).map(Arc::new));
-            // One that is valid under our roots and not readable here is none that could be held against anything.
+            // Our roots signed the certificate, but it is not a machine's. Revocation could not be checked for it, so
+            // reject it.
             if certificate == Some(None) {
-                debug!(%peer, "the client certificate is not one of a machine");
+                debug!(%peer, "the client certificate is not a machine's certificate");
                 return;
             }
             let certificate = certificate.flatten();
-            converse(stream, Caller { peer, certificate }, server, shutdown).await;
+            serve_http(
+                stream,
+                Peer {
+                    address: peer,
+                    certificate,
+                },
+                server,
+                shutdown,
+            )
+            .await;
         }
         Ok(Err(error)) => {
             server.metrics.handshake_ended(Handshake::Failed);
@@ -225,9 +239,9 @@ async fn attend(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: 
     }
 }
 
-/// Who is at the other end.
-struct Caller {
-    peer: SocketAddr,
+/// The peer of a connection.
+struct Peer {
+    address: SocketAddr,
     certificate: Option<Arc<ClientCertificate>>,
 }
 
@@ -237,7 +251,7 @@ enum Interruption {
     TimedOut,
 }
 
-async fn converse<S>(stream: S, caller: Caller, server: &Server, shutdown: &CancellationToken)
+async fn serve_http<S>(stream: S, peer: Peer, server: &Server, shutdown: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -246,8 +260,8 @@ where
         let (activity, router) = (Arc::clone(&activity), server.router.clone());
         service_fn(move |mut request: Request<Incoming>| {
             let in_flight = activity.begin(request.version() == Version::HTTP_2);
-            request.extensions_mut().insert(ConnectInfo(caller.peer));
-            if let Some(certificate) = &caller.certificate {
+            request.extensions_mut().insert(ConnectInfo(peer.address));
+            if let Some(certificate) = &peer.certificate {
                 request.extensions_mut().insert(Arc::clone(certificate));
             }
             let answer = router.clone().oneshot(request.map(Body::new));
@@ -258,17 +272,17 @@ where
             }
         })
     };
-    let watched = Watched {
+    let monitored = Monitored {
         stream,
         activity: Arc::clone(&activity),
     };
     let builder = http_builder();
-    let connection = pin!(builder.serve_connection(TokioIo::new(watched), service));
+    let connection = pin!(builder.serve_connection(TokioIo::new(monitored), service));
     drive(connection, &activity, &server.limits, shutdown).await;
 }
 
-/// Drives a connection until it ends by itself, runs into a limit or the server shuts down; then lets it finish what it
-/// is answering and send what it has.
+/// Drives a connection until it ends, exceeds a limit, or the server shuts down. In the last two cases it then finishes
+/// the requests in flight and sends the remaining output.
 async fn drive<C: GracefulConnection>(
     mut connection: Pin<&mut C>,
     activity: &Activity,
@@ -284,14 +298,14 @@ async fn drive<C: GracefulConnection>(
         if shutting_down.as_mut().poll(context).is_ready() {
             return Poll::Ready(Interruption::ShuttingDown);
         }
-        // Bytes that came or went have moved it.
+        // Bytes received or sent move the deadline.
         set(alarm.as_mut(), activity.deadline(limits));
         alarm.as_mut().poll(context).map(|()| Interruption::TimedOut)
     })
     .await;
     match interruption {
         Interruption::Ended => return,
-        // Stalled within a request: there is nothing left to be graceful about.
+        // Stalled within a request, so there is nothing to finish.
         Interruption::TimedOut if activity.is_answering() => return,
         Interruption::TimedOut | Interruption::ShuttingDown => connection.as_mut().graceful_shutdown(),
     }
@@ -338,7 +352,7 @@ mod tests {
 
     use super::*;
 
-    /// Long enough that a test which waits for it has failed.
+    /// A test that waits this long has failed.
     const LONG: Duration = Duration::from_secs(60);
 
     struct Running {
@@ -346,13 +360,13 @@ mod tests {
         metrics: Arc<Metrics>,
         shutdown: CancellationToken,
         serving: JoinHandle<usize>,
-        /// A request to `/slow` has begun.
+        /// Notified when a request to `/slow` starts.
         begun: Arc<Notify>,
-        /// Lets the request to `/slow` be answered.
+        /// Lets `/slow` respond.
         go_on: Arc<Notify>,
     }
 
-    fn patient() -> ConnectionLimits {
+    fn long_limits() -> ConnectionLimits {
         ConnectionLimits {
             header_timeout: LONG,
             idle_timeout: LONG,
@@ -416,7 +430,7 @@ mod tests {
 
     async fn rest(mut stream: TcpStream) -> String {
         let mut answer = Vec::new();
-        // A reset is an end, too.
+        // A reset also ends the connection.
         let _ended = timeout(LONG / 2, stream.read_to_end(&mut answer)).await.unwrap();
         String::from_utf8(answer).unwrap()
     }
@@ -429,11 +443,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_begun_is_answered_before_the_server_ends() {
-        let running = start(patient()).await;
+        let running = start(long_limits()).await;
         let stream = running.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await;
         running.begun.notified().await;
         running.shutdown.cancel();
-        // Only once the listener is gone may the handler go on: so the order to shut down was seen before.
+        // Let the handler continue only after the listener is closed. The server has then seen the shutdown.
         while TcpStream::connect(running.address).await.is_ok() {
             tokio::task::yield_now().await;
         }
@@ -449,7 +463,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_without_a_request_do_not_hold_the_shutdown() {
-        let running = start(patient()).await;
+        let running = start(long_limits()).await;
         let silent = running.send(b"").await;
         let trickling = running.send(b"GET / HT").await;
         let mut idle = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -464,10 +478,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_never_ends_is_cut_off_when_the_time_is_up() {
+    async fn a_request_that_never_ends_is_closed_after_the_shutdown_timeout() {
         let limits = ConnectionLimits {
             shutdown_timeout: Duration::from_millis(50),
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let stream = running.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -477,10 +491,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_trickled_head_is_cut_off_and_an_idle_connection_is_not() {
+    async fn a_trickled_head_times_out_and_an_idle_connection_does_not() {
         let limits = ConnectionLimits {
             header_timeout: Duration::from_millis(50),
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let mut idle = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -488,21 +502,21 @@ mod tests {
         for head in [b"".as_slice(), b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
             assert_eq!(rest(running.send(head).await).await, "");
         }
-        // Both above have waited for longer than the header timeout, and this one is still there.
+        // Both connections above waited longer than the header timeout. This one is still open.
         idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         assert!(answer(&mut idle).await.starts_with("HTTP/1.1 200"));
-        // The second head on a connection has a limit as the first does.
+        // The limit also applies to the second head on a connection.
         idle.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         assert_eq!(rest(idle).await, "");
         assert_eq!(running.ends().await, 0);
     }
 
     #[tokio::test]
-    async fn a_peer_that_goes_on_trickling_its_head_gains_nothing_by_it() {
+    async fn trickling_the_head_does_not_extend_its_timeout() {
         let limits = ConnectionLimits {
             header_timeout: Duration::from_millis(50),
             flush_timeout: Duration::from_millis(50),
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let (mut reader, mut writer) = running.send(b"GET / HTTP/1.1\r\nX-Slow: ").await.into_split();
@@ -524,7 +538,7 @@ mod tests {
         let limits = ConnectionLimits {
             idle_timeout: Duration::from_millis(50),
             stall_timeout: Duration::from_millis(50),
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let idle = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -535,10 +549,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_over_the_limit_wait_for_a_place() {
+    async fn connections_over_the_limit_wait_for_a_slot() {
         let limits = ConnectionLimits {
             max_connections: 1,
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let first = running
@@ -555,14 +569,14 @@ mod tests {
         assert_eq!(running.ends().await, 0);
     }
 
-    /// A frame of HTTP/2: type, flags, stream, payload.
+    /// An HTTP/2 frame: type, flags, stream, payload.
     fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
         let length = u8::try_from(payload.len()).unwrap();
         let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
         [head.as_slice(), payload].concat()
     }
 
-    /// `GET path`, in the static table's terms (RFC 7541, appendix A), as the only request of a stream.
+    /// `GET path` with the static table (RFC 7541, appendix A), as the only request on a stream.
     fn http2_get(stream: u8, path: &str) -> Vec<u8> {
         let length = u8::try_from(path.len()).unwrap();
         let block = [&[0x82, 0x86, 0x41, 1, b'x', 0x04, length], path.as_bytes()].concat();
@@ -581,10 +595,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn http2_pings_begin_no_head_and_streams_are_answered_before_the_server_ends() {
+    async fn http2_pings_start_no_head_and_shutdown_waits_for_streams() {
         let limits = ConnectionLimits {
             header_timeout: Duration::from_millis(50),
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
@@ -593,7 +607,7 @@ mod tests {
         read_until(&mut stream, "hello").await;
         stream.write_all(&frame(6, 0, 0, b"pingping")).await.unwrap();
         read_until(&mut stream, "pingping").await;
-        // By the time that this one is cut off, the header timeout has passed for the other, too.
+        // When this connection is closed, the header timeout has also passed for the other one.
         assert_eq!(rest(running.send(b"GET / HTTP/1.1\r\n").await).await, "");
         stream.write_all(&http2_get(3, "/slow")).await.unwrap();
         running.begun.notified().await;

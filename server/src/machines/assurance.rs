@@ -1,5 +1,5 @@
-//! How much stands behind a machine's serial number: what let its current key in, and what of that still holds. The one
-//! place where the level is computed and put into words.
+//! The assurance of a machine's serial number: the grounds on which its current key was admitted, and which of them
+//! still count. The level is computed and explained only here.
 
 use assay_authority::attestation::apple::BoundAttestation;
 use assay_protocol::{admin_api::enrollment_tokens::EnrollmentToken, machine::Assurance, text::rfc3339};
@@ -7,74 +7,71 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// What stands behind the serial number of a machine's current key. A key that enrolls in its place has other grounds; one
-/// that it lets in itself, by rotation, inherits them, but for Apple's attestation, which is of one key.
+/// The grounds for trusting the serial number of a machine's current key. A key that enrolls in its place has grounds
+/// of its own. A key that it authorizes by rotation inherits them, except for Apple's attestation, which is about one
+/// key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Grounds {
-    /// The enrollment token that named the serial number when the key came with it. That it named it stays true when
-    /// the token is used up, expires or is revoked.
+    /// The enrollment token of this key, if it was bound to the serial number. It still counts after the token is used
+    /// up, expires or is revoked.
     pub(crate) token: Option<Uuid>,
-    /// What the inventory said when the key was let in, and whether it still does.
+    /// The inventory's entry when the key was admitted, and whether it is still there.
     pub(crate) inventory: Option<InventoryGround>,
-    /// The enrollment of this key that an administrator approved.
+    /// The approved enrollment of this key.
     pub(crate) approval: Option<Uuid>,
-    /// What Apple vouches for, of this key and this serial number.
+    /// Apple's attestation of this key and this serial number.
     pub(crate) attestation: Option<AttestationGround>,
 }
 
-/// That Apple vouches for the serial number, to this key. There are two ways to one: a [`BoundAttestation`], and a record
-/// that holds one, which the database lets refer to no other than its own.
+/// An attestation of the serial number for this key. It is built only from a [`BoundAttestation`], or from a record
+/// that refers to one. The database allows a record to refer only to its own attestations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AttestationGround {
     id: Uuid,
     attested_at: OffsetDateTime,
-    standing: AttestationStanding,
+    state: AttestationState,
 }
 
-/// Whether an attestation still stands for its machine.
+/// Whether an attestation still counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum AttestationStanding {
-    /// It does, until it is too old.
+pub(crate) enum AttestationState {
+    /// It counts until it is too old.
     Bound,
-    /// It was found to be too old. A longer `apple.attestation_max_age` does not bring it back: assurance never rises by
+    /// It was too old once. Raising `apple.attestation_max_age` does not restore it, because assurance never rises by
     /// itself.
     Lapsed,
 }
 
-/// Whether an inventory match still holds.
+/// Whether an inventory match still counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum InventoryGround {
-    /// The serial number was there, and has not gone since.
+    /// The serial number is in the inventory, and has been since the key was admitted.
     Matched,
-    /// It was there and has gone. Coming back does not count: assurance never rises by itself.
+    /// It was removed from the inventory. Adding it again does not count, because assurance never rises by itself.
     Removed,
 }
 
-/// What an explanation needs beside the grounds.
+/// What an explanation needs besides the grounds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Circumstances {
     /// The level on record.
     pub(crate) on_record: Assurance,
     pub(crate) has_serial_number: bool,
-    /// Whether the inventory names it now.
+    /// Whether the inventory contains it now.
     pub(crate) is_in_inventory: bool,
-    /// An attestation that Apple signed then or earlier is too old.
+    /// An attestation that Apple signed at or before this time is too old.
     pub(crate) attested_since: OffsetDateTime,
 }
 
 impl AttestationGround {
-    /// As it is on record.
-    pub(crate) fn on_record(id: Uuid, attested_at: OffsetDateTime, standing: AttestationStanding) -> Self {
-        Self {
-            id,
-            attested_at,
-            standing,
-        }
+    /// Builds it from a record.
+    pub(crate) fn on_record(id: Uuid, attested_at: OffsetDateTime, state: AttestationState) -> Self {
+        Self { id, attested_at, state }
     }
 
-    /// Which attestation it is.
+    /// The id of the attestation.
     pub(crate) fn id(self) -> Uuid {
         self.id
     }
@@ -84,15 +81,15 @@ impl AttestationGround {
         self.attested_at
     }
 
-    /// Whether it still stands.
-    pub(crate) fn standing(self) -> AttestationStanding {
-        self.standing
+    /// Whether it still counts.
+    pub(crate) fn state(self) -> AttestationState {
+        self.state
     }
 
     fn as_of(self, attested_since: OffsetDateTime) -> Self {
         if self.attested_at <= attested_since {
             Self {
-                standing: AttestationStanding::Lapsed,
+                state: AttestationState::Lapsed,
                 ..self
             }
         } else {
@@ -102,7 +99,7 @@ impl AttestationGround {
 }
 
 impl Grounds {
-    /// The grounds of a key that comes with this token, if with any, and is or is not in the inventory.
+    /// The grounds of a new key: an optional enrollment token, and whether the serial number is in the inventory.
     pub(crate) fn of(token: Option<&EnrollmentToken>, serial_number: Option<&str>, is_in_inventory: bool) -> Self {
         Self {
             token: token.filter(|token| names(token, serial_number)).map(|token| token.id),
@@ -111,20 +108,16 @@ impl Grounds {
         }
     }
 
-    /// The same, with an attestation that was bound to this very key and serial number.
+    /// Adds an attestation that was bound to this key and serial number.
     pub(crate) fn attested(self, id: Uuid, bound: &BoundAttestation) -> Self {
         let attested_at = bound.attestation().attested_at();
         Self {
-            attestation: Some(AttestationGround::on_record(
-                id,
-                attested_at,
-                AttestationStanding::Bound,
-            )),
+            attestation: Some(AttestationGround::on_record(id, attested_at, AttestationState::Bound)),
             ..self
         }
     }
 
-    /// What is left of them for another key that the machine's own let in.
+    /// The grounds that another key inherits if this key authorizes it.
     pub(crate) fn without_attestation(self) -> Self {
         Self {
             attestation: None,
@@ -132,7 +125,7 @@ impl Grounds {
         }
     }
 
-    /// What is left of them when an attestation that Apple signed then or earlier is too old.
+    /// Drops an attestation that Apple signed at or before this time.
     pub(crate) fn as_of(self, attested_since: OffsetDateTime) -> Self {
         Self {
             attestation: self.attestation.map(|attestation| attestation.as_of(attested_since)),
@@ -140,7 +133,7 @@ impl Grounds {
         }
     }
 
-    /// The same, after an administrator approved this enrollment.
+    /// Adds an administrator's approval of this enrollment.
     pub(crate) fn approved(self, enrollment: Uuid, is_in_inventory: bool) -> Self {
         let rest = if is_in_inventory {
             self
@@ -154,10 +147,10 @@ impl Grounds {
         }
     }
 
-    /// The level that follows.
+    /// The level that these grounds give.
     pub(crate) fn assurance(self) -> Assurance {
-        let attestation = self.attestation.map(AttestationGround::standing);
-        if attestation == Some(AttestationStanding::Bound) {
+        let attestation = self.attestation.map(AttestationGround::state);
+        if attestation == Some(AttestationState::Bound) {
             Assurance::Attested
         } else if self.token.is_some() || self.approval.is_some() || self.inventory == Some(InventoryGround::Matched) {
             Assurance::Verified
@@ -166,8 +159,8 @@ impl Grounds {
         }
     }
 
-    /// The level that a record with these grounds has, when an attestation that Apple signed then or earlier is too old.
-    /// Where replicas of an older version kept no grounds, what they wrote down counts.
+    /// The level of a record with these grounds, given that attestations signed at or before this time are too old.
+    /// Older versions of the server stored a level without grounds; that level counts.
     pub(crate) fn assurance_at(self, on_record: Assurance, attested_since: OffsetDateTime) -> Assurance {
         match on_record {
             Assurance::Attested => self.as_of(attested_since).assurance(),
@@ -175,7 +168,7 @@ impl Grounds {
         }
     }
 
-    /// What is left when the serial number goes from the inventory.
+    /// The grounds after the serial number is removed from the inventory.
     pub(crate) fn without_inventory(self) -> Self {
         Self {
             inventory: self.inventory.map(|_| InventoryGround::Removed),
@@ -183,21 +176,21 @@ impl Grounds {
         }
     }
 
-    /// Why the machine has the level that it has, for an administrator to read.
+    /// Explains the level to an administrator.
     pub(crate) fn reason(self, circumstances: Circumstances) -> String {
         if self.assurance() != circumstances.on_record {
-            // A replica of an older version wrote the record, and kept no grounds.
+            // An older version of the server wrote the record, without grounds.
             let on_record = word(circumstances.on_record);
-            return format!("{on_record}: what it rests on was not recorded when the key was enrolled");
+            return format!("{on_record}: its grounds were not recorded when the key was enrolled");
         }
         let now = self.as_of(circumstances.attested_since);
         let reason = match now.assurance() {
-            Assurance::Asserted => format!("asserted: {}", now.why_no_more(circumstances)),
-            level => format!("{}: {}", word(level), now.all_that_hold().join(", and ")),
+            Assurance::Asserted => format!("asserted: {}", now.why_only_asserted(circumstances)),
+            level => format!("{}: {}", word(level), now.valid_grounds().join(", and ")),
         };
         match now
             .attestation
-            .filter(|attestation| attestation.standing == AttestationStanding::Lapsed)
+            .filter(|attestation| attestation.state == AttestationState::Lapsed)
         {
             None => reason,
             Some(lapsed) => {
@@ -207,10 +200,10 @@ impl Grounds {
         }
     }
 
-    fn all_that_hold(self) -> Vec<String> {
+    fn valid_grounds(self) -> Vec<String> {
         let attestation = self
             .attestation
-            .filter(|attestation| attestation.standing == AttestationStanding::Bound)
+            .filter(|attestation| attestation.state == AttestationState::Bound)
             .map(|bound| {
                 let at = rfc3339(bound.attested_at);
                 format!("Apple attested this serial number to this key at {at}")
@@ -219,7 +212,7 @@ impl Grounds {
             .token
             .map(|id| format!("the enrollment token {id} names this serial number"));
         let inventory = (self.inventory == Some(InventoryGround::Matched))
-            .then(|| "the serial number is in the inventory, and was when the key was let in".to_owned());
+            .then(|| "the serial number is in the inventory, and was there when the key was admitted".to_owned());
         let approval = self
             .approval
             .map(|id| format!("an administrator approved the enrollment {id}"));
@@ -229,7 +222,7 @@ impl Grounds {
             .collect()
     }
 
-    fn why_no_more(self, circumstances: Circumstances) -> &'static str {
+    fn why_only_asserted(self, circumstances: Circumstances) -> &'static str {
         match (self.inventory, circumstances) {
             (
                 _,
@@ -237,19 +230,19 @@ impl Grounds {
                     has_serial_number: false,
                     ..
                 },
-            ) => "the machine says no serial number, and nobody approved it",
+            ) => "the machine claims no serial number, and no administrator approved it",
             (
                 Some(InventoryGround::Removed),
                 Circumstances {
                     is_in_inventory: true, ..
                 },
             ) => {
-                "the serial number is the machine's own word; it was taken out of the inventory after the key was let in, \
+                "the serial number is only claimed; it was removed from the inventory after the key was admitted, \
                  and its return does not raise the assurance, which never rises by itself"
             }
             (Some(InventoryGround::Removed), _) => {
-                "the serial number is the machine's own word; it was in the inventory when the key was let in, and was \
-                 taken out since"
+                "the serial number is only claimed; it was in the inventory when the key was admitted, and was \
+                 removed since"
             }
             (
                 _,
@@ -257,15 +250,15 @@ impl Grounds {
                     is_in_inventory: true, ..
                 },
             ) => {
-                "the serial number is the machine's own word; it is in the inventory now, but was not when the key was let \
-                 in, and assurance never rises by itself"
+                "the serial number is only claimed; it is in the inventory now, but was not when the key was \
+                 admitted, and assurance never rises by itself"
             }
-            _ => "the serial number is the machine's own word: no token names it, and it is not in the inventory",
+            _ => "the serial number is only claimed: no token names it, and it is not in the inventory",
         }
     }
 }
 
-/// Whether a token is bound to this serial number, and so speaks for it.
+/// Whether a token is bound to this serial number.
 pub(crate) fn names(token: &EnrollmentToken, serial_number: Option<&str>) -> bool {
     let bound = token.serial_numbers.iter().flatten();
     serial_number.is_some_and(|claimed| bound.into_iter().any(|serial_number| serial_number == claimed))
@@ -294,9 +287,9 @@ mod tests {
     const TOO_OLD: OffsetDateTime = datetime!(2026-11-01 10:00 UTC);
     const ATTESTED_AT: OffsetDateTime = datetime!(2026-11-20 10:00 UTC);
 
-    /// With an attestation on record beside.
-    fn with_attestation(grounds: Grounds, standing: AttestationStanding) -> Grounds {
-        let attestation = AttestationGround::on_record(Uuid::from_u128(3), ATTESTED_AT, standing);
+    /// Adds an attestation on record.
+    fn with_attestation(grounds: Grounds, state: AttestationState) -> Grounds {
+        let attestation = AttestationGround::on_record(Uuid::from_u128(3), ATTESTED_AT, state);
         Grounds {
             attestation: Some(attestation),
             ..grounds
@@ -347,21 +340,21 @@ mod tests {
         #[values(None, REMOVED)] inventory: Option<InventoryGround>,
     ) {
         let rest = grounds(token, inventory, None);
-        let attested = with_attestation(rest, AttestationStanding::Bound);
+        let attested = with_attestation(rest, AttestationState::Bound);
         assert_eq!(attested.assurance(), Assurance::Attested);
         let at = |since| attested.assurance_at(Assurance::Attested, since);
         assert_eq!(at(ATTESTED_AT - Duration::microseconds(1)), Assurance::Attested);
         assert_eq!(at(ATTESTED_AT), rest.assurance());
         assert_eq!(
             attested.as_of(ATTESTED_AT),
-            with_attestation(rest, AttestationStanding::Lapsed)
+            with_attestation(rest, AttestationState::Lapsed)
         );
         assert_eq!(attested.without_inventory().assurance(), Assurance::Attested);
     }
 
     #[test]
-    fn what_has_lapsed_does_not_come_back() {
-        let lapsed = with_attestation(grounds(TOKEN, None, None), AttestationStanding::Lapsed);
+    fn a_lapsed_attestation_never_counts_again() {
+        let lapsed = with_attestation(grounds(TOKEN, None, None), AttestationState::Lapsed);
         assert_eq!(lapsed.assurance(), Assurance::Verified);
         let long_ago = ATTESTED_AT - Duration::days(1000);
         assert_eq!(lapsed.as_of(long_ago), lapsed);
@@ -371,9 +364,9 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_tells_of_an_attestation_that_holds_and_of_one_that_is_too_old() {
+    fn the_reason_mentions_a_valid_attestation_and_one_that_is_too_old() {
         let bound = reason(
-            with_attestation(grounds(TOKEN, None, None), AttestationStanding::Bound),
+            with_attestation(grounds(TOKEN, None, None), AttestationState::Bound),
             false,
         );
         assert!(
@@ -383,7 +376,7 @@ mod tests {
             "{bound}"
         );
         let lapsed = reason(
-            with_attestation(grounds(None, None, None), AttestationStanding::Lapsed),
+            with_attestation(grounds(None, None, None), AttestationState::Lapsed),
             false,
         );
         assert!(lapsed.starts_with("asserted: "), "{lapsed}");
@@ -403,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_names_every_ground_that_holds() {
+    fn the_reason_names_every_valid_ground() {
         let all = reason(grounds(TOKEN, MATCHED, APPROVAL), true);
         assert!(
             all.starts_with("verified: the enrollment token 00000000-0000-0000-0000-000000000001 names"),
@@ -421,19 +414,19 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_of_the_lowest_level_tells_what_became_of_the_inventory() {
+    fn the_reason_of_the_lowest_level_mentions_the_inventory() {
         let never = reason(grounds(None, None, None), false);
         let later = reason(grounds(None, None, None), true);
         let gone = reason(grounds(None, REMOVED, None), false);
         let back = reason(grounds(None, REMOVED, None), true);
         assert!(never.contains("not in the inventory"), "{never}");
         assert!(later.contains("in the inventory now"), "{later}");
-        assert!(gone.contains("taken out"), "{gone}");
+        assert!(gone.contains("removed since"), "{gone}");
         assert!(back.contains("return does not raise"), "{back}");
     }
 
     #[test]
-    fn a_level_without_grounds_is_not_explained_away() {
+    fn a_level_without_recorded_grounds_says_so() {
         let reason = Grounds::default().reason(Circumstances {
             on_record: Assurance::Verified,
             has_serial_number: true,
@@ -442,7 +435,7 @@ mod tests {
         });
         assert_eq!(
             reason,
-            "verified: what it rests on was not recorded when the key was enrolled"
+            "verified: its grounds were not recorded when the key was enrolled"
         );
     }
 }

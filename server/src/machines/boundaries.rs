@@ -1,19 +1,19 @@
-//! Where the time draws a line through what is on record: a record is read as of one moment.
+//! The times that separate fresh from stale, computed once, so that one record is judged as of a single moment.
 
 use time::{Duration, OffsetDateTime};
 
 use super::liveness::LivenessBoundaries;
 
-/// The lines at one time.
+/// The boundaries at one time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Boundaries {
     pub(crate) liveness: LivenessBoundaries,
-    /// An attestation that Apple signed then or earlier is too old to stand for its machine.
+    /// An attestation that Apple signed at or before this time is too old.
     pub(crate) attested_since: OffsetDateTime,
 }
 
 impl Boundaries {
-    /// The lines now.
+    /// The boundaries at `now`.
     pub(crate) fn at(now: OffsetDateTime, check_in_interval: Duration, attestation_max_age: Duration) -> Self {
         Self {
             liveness: LivenessBoundaries::at(now, check_in_interval),

@@ -1,4 +1,4 @@
-//! What a machine says of itself, as one digest: equal digests mean that a check-in has nothing new to record.
+//! A machine's claims and their digest. If the digest is unchanged, a check-in has no new claims to record.
 
 use assay_protocol::{
     evidence::Evidence,
@@ -7,7 +7,7 @@ use assay_protocol::{
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
-/// Everything that a machine said of itself at one time.
+/// All claims of one piece of evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Claims {
     pub(crate) machine: MachineIdentity,
@@ -20,7 +20,7 @@ pub(crate) struct Claims {
 pub(crate) struct ClaimsDigest([u8; 32]);
 
 impl Claims {
-    /// What evidence claims.
+    /// The claims of a piece of evidence.
     pub(crate) fn of(evidence: &Evidence) -> Self {
         let claims = evidence.claims();
         Self {
@@ -30,8 +30,8 @@ impl Claims {
         }
     }
 
-    /// The digest of these claims. Stable within one version of the server; where a new version changes it, every
-    /// machine's next check-in takes the slower path once.
+    /// The digest of these claims. It is stable within one version of the server. If a new version changes it, every
+    /// machine's next check-in takes the slow path once.
     pub(crate) fn digest(&self) -> Result<ClaimsDigest, serde_json::Error> {
         let json = serde_json::to_vec(self)?;
         let mut bytes = [0; 32];

@@ -1,14 +1,15 @@
-//! The certificate that a machine presents in TLS, as far as calls look at it.
+//! The properties of a TLS client certificate that handlers check.
 
 use assay_protocol::{KeyThumbprint, PublicKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use time::OffsetDateTime;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-/// A certificate whose path was validated, and whose key has signed the handshake or that of a session that is resumed.
+/// A certificate with a validated path, whose key signed the handshake, or the handshake of the session that is
+/// resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientCertificate {
-    /// Lower-case hex, as on record.
+    /// In lower-case hex, as in the database.
     pub(crate) serial_number: String,
     pub(crate) sha256: [u8; 32],
     pub(crate) key: KeyThumbprint,
@@ -17,7 +18,7 @@ pub(crate) struct ClientCertificate {
 }
 
 impl ClientCertificate {
-    /// Reads one; `None` where it is none of ours: all of them are on P-256.
+    /// Parses a certificate; `None` if its key is not on P-256, so that it cannot be a machine's.
     pub(crate) fn parse(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let validity = certificate.validity();

@@ -1,26 +1,23 @@
-//! What labels may be, wherever they come from.
+//! The rules for labels, wherever they come from.
 
 use std::collections::BTreeMap;
 
 use crate::text::is_line;
 
-/// Labels by key.
 pub(crate) type Labels = BTreeMap<String, String>;
 
 const MOST_LABELS: usize = 64;
 const LONGEST_KEY: usize = 63;
 const LONGEST_VALUE: usize = 256;
 
-/// Why labels cannot be kept.
+/// Why labels are not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LabelError {
-    #[error("labels: there may be {MOST_LABELS} at most")]
+    #[error("labels: at most {MOST_LABELS} are allowed")]
     TooMany,
-    #[error("labels: the key {0:?} has to have from 1 to {LONGEST_KEY} of the characters A-Z a-z 0-9 . _ / -")]
+    #[error("labels: the key {0:?} must have 1 to {LONGEST_KEY} of the characters A-Z a-z 0-9 . _ / -")]
     Key(String),
-    #[error(
-        "labels: the value of {0:?} has to have {LONGEST_VALUE} characters at most, none of them a control character"
-    )]
+    #[error("labels: the value of {0:?} must have at most {LONGEST_VALUE} characters, and no control characters")]
     Value(String),
 }
 
@@ -30,7 +27,7 @@ pub(crate) fn check(labels: &Labels) -> Result<(), LabelError> {
         return Err(LabelError::TooMany);
     }
     for (key, value) in labels {
-        // The key must not hold a colon: searches write a label as key:value.
+        // A key must not contain a colon, because searches write a label as key:value.
         if key.is_empty() || key.len() > LONGEST_KEY || !key.bytes().all(is_key_byte) {
             return Err(LabelError::Key(key.chars().take(LONGEST_KEY).collect()));
         }

@@ -1,33 +1,33 @@
-//! How recently a machine checked in, from stored times alone: a restart changes nothing.
+//! How recently a machine checked in. Computed from stored times alone, so a restart of the server changes nothing.
 
 use assay_protocol::machine::Liveness;
 use time::{Duration, OffsetDateTime};
 
-/// A machine that was silent for longer is not merely late.
+/// A machine that is silent for longer is `unreachable`, not just `late`.
 const UNREACHABLE_AFTER: Duration = Duration::hours(24);
 
-/// Where one liveness ends and the next begins, at one time.
+/// The times that separate one liveness from the next.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LivenessBoundaries {
     late_before: OffsetDateTime,
     unreachable_before: OffsetDateTime,
 }
 
-/// The last check-ins that one liveness covers, for a search in the database.
+/// The last check-ins that one liveness covers, for a database search.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct LastCheckIns {
-    /// There was none.
+    /// The machine never checked in.
     pub(crate) never: bool,
-    /// It was then or later.
+    /// At or after this time.
     pub(crate) from: Option<OffsetDateTime>,
-    /// It was before then.
+    /// Before this time.
     pub(crate) before: Option<OffsetDateTime>,
 }
 
 impl LivenessBoundaries {
-    /// The boundaries now, for machines that are told to check in once in this interval.
+    /// The boundaries at `now`, for machines that check in once per interval.
     ///
-    /// With intervals over 12 hours nothing is late: a machine that misses its second check-in is unreachable at once,
+    /// With intervals over 12 hours no machine is `late`: one that misses its second check-in is unreachable at once,
     /// and one that keeps to its interval never is.
     pub(crate) fn at(now: OffsetDateTime, check_in_interval: Duration) -> Self {
         let late_after = check_in_interval.saturating_mul(2);
@@ -37,17 +37,17 @@ impl LivenessBoundaries {
         }
     }
 
-    /// A machine that checked in then or later is live.
+    /// A machine that checked in at or after this time is live.
     pub(crate) fn live_since(&self) -> OffsetDateTime {
         self.late_before
     }
 
-    /// A machine that checked in then or later is not unreachable.
+    /// A machine that checked in at or after this time is not unreachable.
     pub(crate) fn reachable_since(&self) -> OffsetDateTime {
         self.unreachable_before
     }
 
-    /// The liveness of a machine that checked in last at this time.
+    /// The liveness of a machine with this last check-in.
     pub(crate) fn liveness(&self, last_check_in_at: Option<OffsetDateTime>) -> Liveness {
         match last_check_in_at {
             None => Liveness::Never,
@@ -57,7 +57,7 @@ impl LivenessBoundaries {
         }
     }
 
-    /// Which last check-ins have this liveness: the same boundaries, for the database.
+    /// The last check-ins with this liveness. Uses the same boundaries as [`Self::liveness`].
     pub(crate) fn last_check_ins(&self, liveness: Liveness) -> LastCheckIns {
         let between = |from, before| LastCheckIns {
             never: false,
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn never_is_never() {
+    fn a_machine_that_never_checked_in_is_never() {
         assert_eq!(
             LivenessBoundaries::at(NOW, Duration::minutes(5)).liveness(None),
             Liveness::Never

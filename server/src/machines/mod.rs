@@ -1,4 +1,4 @@
-//! Machines as data: what they claim, how far that is assured, their labels, and whether they are alive. Pure.
+//! Machines as data: claims, assurance, labels and liveness. Pure.
 
 pub(crate) mod assurance;
 pub(crate) mod boundaries;

@@ -275,10 +275,7 @@ async fn a_row_that_goes_takes_the_assurance_that_rests_on_it_alone() {
     assert_eq!(checked_in["assurance"], "verified");
     assert_eq!(checked_in["grants"].as_array().unwrap().len(), 1, "{checked_in}");
     let record = server.get(&alone.path()).await.json();
-    assert!(
-        text(&record, "assurance_reason").contains("taken out since"),
-        "{record}"
-    );
+    assert!(text(&record, "assurance_reason").contains("removed since"), "{record}");
     let events = server.get(&format!("{}/events", alone.path())).await.json();
     let events = events["items"].as_array().unwrap();
     let lowered = only(events, |event| event["kind"] == "machine.assurance-lowered");

@@ -105,7 +105,7 @@ pub(crate) async fn set(
         grounds.attestation.map(AttestationGround::attested_at),
         grounds
             .attestation
-            .map(|attestation| text(&attestation.standing()))
+            .map(|attestation| text(&attestation.state()))
             .transpose()?,
     )
     .execute(connection)
