@@ -16,68 +16,11 @@ use super::{Store, StoreError};
 use crate::{
     changes::Origin,
     clock::{self, Clock},
-    telemetry::transactions::TransactionEnd,
+    telemetry::transactions::{Name, TransactionEnd},
 };
 
 /// How often a transaction that collided is tried.
 const TRIES: usize = 5;
-
-assay_protocol::names! {
-    /// The transactions that the server runs, as metrics and logs name them.
-    pub(crate) enum Name {
-        AnnounceEvents = "announce_events",
-        AnswerAcmeChallenge = "answer_acme_challenge",
-        AskForAttestation = "ask_for_attestation",
-        BindAppleAttestation = "bind_apple_attestation",
-        Bootstrap = "bootstrap",
-        ChangeAcmeAccountKey = "change_acme_account_key",
-        ChangeMachineStatus = "change_machine_status",
-        CheckIn = "check_in",
-        CreateAcmeOrder = "create_acme_order",
-        CreateApiKey = "create_api_key",
-        CreateEnrollmentToken = "create_enrollment_token",
-        CreateGrant = "create_grant",
-        CreatePermission = "create_permission",
-        CreateWebhook = "create_webhook",
-        DeactivateAcmeAccount = "deactivate_acme_account",
-        DecideEnrollment = "decide_enrollment",
-        DecideMachineEnrollment = "decide_machine_enrollment",
-        DeleteGrant = "delete_grant",
-        DeleteMachine = "delete_machine",
-        DeletePermission = "delete_permission",
-        DeleteWebhook = "delete_webhook",
-        DisableWebhook = "disable_webhook",
-        Enroll = "enroll",
-        ExpireEnrollments = "expire_enrollments",
-        FinalizeAcmeOrder = "finalize_acme_order",
-        ImportInventory = "import_inventory",
-        InstallCa = "install_ca",
-        LapseAttestations = "lapse_attestations",
-        LearnMdmDevice = "learn_mdm_device",
-        NoteLiveness = "note_liveness",
-        OpenAcmeAccount = "open_acme_account",
-        PatchMachine = "patch_machine",
-        PrepareKey = "prepare_key",
-        RecordAttestationCommand = "record_attestation_command",
-        RecordDelivery = "record_delivery",
-        RecordFailedDelivery = "record_failed_delivery",
-        RecordVerdict = "record_verdict",
-        RefuseAcmeOrder = "refuse_acme_order",
-        RefuseAttestation = "refuse_attestation",
-        RemoveExpired = "remove_expired",
-        RemoveFromInventory = "remove_from_inventory",
-        Renew = "renew",
-        RequestCa = "request_ca",
-        RevokeApiKey = "revoke_api_key",
-        RevokeCertificate = "revoke_certificate",
-        RevokeDeviceCertificate = "revoke_device_certificate",
-        RevokeEnrollmentToken = "revoke_enrollment_token",
-        RotateKeys = "rotate_keys",
-        SealAudit = "seal_audit",
-        SignRevocationList = "sign_revocation_list",
-        TestWebhook = "test_webhook",
-    }
-}
 
 /// Runs a function in one transaction of a store: `tx!(store, Name, origin => function(arguments)).await`.
 ///
@@ -91,7 +34,7 @@ macro_rules! tx {
     };
     (@bind [$store:expr, $name:ident, $origin:expr, $($function:ident)::+] [$(($argument:ident = $value:expr))*]) => {
         $store.tx(
-            $crate::store::transaction::Name::$name,
+            $crate::telemetry::transactions::Name::$name,
             $origin,
             &($($value,)*),
             |tx, &($($argument,)*)| Box::pin($($function)::+(tx, $($argument),*)),
