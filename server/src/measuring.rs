@@ -102,6 +102,7 @@ pub fn evaluate_grants() -> impl Fn() -> usize {
             claimed_key_store: KeyStoreKind::Software,
             claimed_posture: &posture,
             attestation: None,
+            certificate_expires_at: Some(NOW + time::Duration::DAY),
         };
         assay_grants::evaluate(&catalog, &subject, NOW).granted.len()
     }

@@ -34,6 +34,7 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
     let claimed = |condition, required, claimed| exactly(condition, required, Actual::claimed(claimed));
     [
         active(subject.status),
+        unexpired(subject.certificate_expires_at, now),
         min_assurance(conditions, subject, now),
         max_attestation_age_days(conditions, subject, now),
         exactly(
@@ -72,11 +73,14 @@ pub(super) fn unchanged_until(
     subject: &Subject<'_>,
     now: OffsetDateTime,
 ) -> Option<OffsetDateTime> {
-    let attestation = subject.attestation.as_ref()?;
-    let too_old = conditions
-        .max_attestation_age_days
-        .map(|days| age_limit(attestation, days));
-    [Some(attestation.lapses_at), too_old]
+    let attestation = subject.attestation.as_ref();
+    let too_old = attestation.and_then(|attestation| {
+        conditions
+            .max_attestation_age_days
+            .map(|days| age_limit(attestation, days))
+    });
+    let lapses_at = attestation.map(|attestation| attestation.lapses_at);
+    [lapses_at, too_old, subject.certificate_expires_at]
         .into_iter()
         .flatten()
         .filter(|end| now < *end)
@@ -113,6 +117,14 @@ fn active(status: MachineStatus) -> Option<String> {
         let (required, present) = (word(&MachineStatus::Active), word(&status));
         format!("status: required {required}, on record {present}")
     })
+}
+
+/// A machine whose certificate has expired must renew it before it is granted anything: otherwise a key from an old backup
+/// would be granted permissions for ever.
+fn unexpired(expires_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Option<String> {
+    let expired_at = expires_at.filter(|end| now >= *end)?;
+    let expired_at = rfc3339(expired_at);
+    Some(format!("the machine's certificate expired at {expired_at}; renew it"))
 }
 
 fn min_assurance(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDateTime) -> Option<String> {
@@ -248,6 +260,7 @@ mod tests {
             claimed_key_store: store,
             claimed_posture: posture,
             attestation: None,
+            certificate_expires_at: None,
         };
         failures(&from_value(conditions).unwrap(), &subject, NOW)
     }
@@ -330,6 +343,32 @@ mod tests {
         assert!(failures[0].ends_with(", unknown"), "{failures:?}");
     }
 
+    #[test]
+    fn an_expired_certificate_fails_every_grant_and_a_valid_one_limits_how_long_they_hold() {
+        let subject = |now| {
+            let labels = BTreeMap::new();
+            let posture = Posture::healthy();
+            let subject = Subject {
+                machine_id: Uuid::nil(),
+                status: MachineStatus::Active,
+                assurance: Assurance::Attested,
+                labels: &labels,
+                claimed_key_store: KeyStoreKind::SecureEnclave,
+                claimed_posture: &posture,
+                attestation: None,
+                certificate_expires_at: Some(NOW),
+            };
+            let conditions = Conditions::default();
+            (
+                failures(&conditions, &subject, now),
+                hold_until(&conditions, &subject, now),
+            )
+        };
+        assert_eq!(subject(NOW - Duration::SECOND), (vec![], Some(NOW)));
+        let reason = "the machine's certificate expired at 2026-11-22T10:00:00Z; renew it".to_owned();
+        assert_eq!(subject(NOW), (vec![reason], None));
+    }
+
     #[rstest]
     fn a_machine_that_is_not_active_gets_nothing(
         #[values(MachineStatus::Pending, MachineStatus::Quarantined, MachineStatus::Revoked)] status: MachineStatus,
@@ -342,6 +381,7 @@ mod tests {
             claimed_key_store: KeyStoreKind::SecureEnclave,
             claimed_posture: &Posture::healthy(),
             attestation: None,
+            certificate_expires_at: None,
         };
         let failures = failures(&Conditions::default(), &subject, NOW);
         assert_eq!(
@@ -383,6 +423,7 @@ mod tests {
                 lapses_at: LAPSES_AT,
                 claims: attested,
             }),
+            certificate_expires_at: None,
         };
         let conditions = from_value(conditions).unwrap();
         (

@@ -33,6 +33,8 @@ pub struct Subject<'a> {
     pub claimed_posture: &'a Posture,
     /// The Apple attestation of the current key.
     pub attestation: Option<Attestation<'a>>,
+    /// When its certificate expires; `None` if it has none.
+    pub certificate_expires_at: Option<OffsetDateTime>,
 }
 
 /// The Apple attestation on record. It may be too old.
@@ -210,6 +212,7 @@ mod tests {
             claimed_key_store: KeyStoreKind::SecureEnclave,
             claimed_posture: &posture,
             attestation: None,
+            certificate_expires_at: None,
         };
         evaluate(&Catalog::new(1, grants), &subject, now)
     }
@@ -368,6 +371,7 @@ mod tests {
                 claimed_key_store: KeyStoreKind::Software,
                 claimed_posture: &Posture::default(),
                 attestation: None,
+                certificate_expires_at: None,
             };
             let walked: BTreeSet<Uuid> = grants
                 .iter()

@@ -24,8 +24,8 @@ const LIMITS: Limits = Limits {
 /// Records check-ins in which nothing changed. It answers `None` for any other.
 pub(crate) type Committer = Batcher<CheckIn, Recorded>;
 
-/// Starts the task that records. A batch that runs twice may have been recorded the first time: then its nonces are used,
-/// the second run answers `None`, and each check-in's own transaction finds out.
+/// Starts the task that records. If a batch runs twice, the first run may have recorded it and used its nonces. The second
+/// run then answers `None`, and each check-in's own transaction decides.
 pub(crate) fn start(store: Store, metrics: &Arc<Metrics>) -> Committer {
     Batcher::start(store, metrics.committer.clone(), LIMITS, record)
 }

@@ -1,4 +1,5 @@
-//! From a recorded check-in to its grants: evaluated in memory, remembered for as long as nothing it rests on changes.
+//! From a recorded check-in to its grants. They are evaluated in memory, and cached until something that they depend on
+//! changes.
 
 use std::sync::Arc;
 
@@ -31,22 +32,22 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The most evaluations that are kept: about 2 KiB each.
+/// The most evaluations that are cached: about 2 KiB each.
 const CAPACITY: u64 = 20_000;
 
-/// Evaluations that still hold, and the grants that they were made of.
+/// Cached evaluations, and the grants that they were made of.
 pub(crate) struct EvaluationCache {
     evaluated: Cache<Uuid, Arc<Evaluated>>,
     on_record: Batcher<Uuid, Evaluable>,
     catalog: ArcSwapOption<Catalog>,
 }
 
-/// What one machine gets, and the record that this follows from. The record version rises with every change of
-/// posture too, so it stands for the posture's digest.
+/// What one machine is granted, and the record that this follows from. The record version rises with every change of
+/// posture, too, so it stands for the posture's digest.
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     pub(crate) machine: Evaluable,
-    /// What stands behind the serial number, as long as the evaluation holds.
+    /// The assurance while the evaluation is valid.
     pub(crate) assurance: Assurance,
     pub(crate) evaluation: Evaluation,
     grants_version: i64,
@@ -54,7 +55,7 @@ pub(crate) struct Evaluated {
 }
 
 impl EvaluationCache {
-    /// Starts the task that reads what is not kept.
+    /// Starts the task that reads machines that are not cached.
     pub(crate) fn start(store: Store, metrics: &Metrics) -> Self {
         Self {
             evaluated: Cache::new(CAPACITY),
@@ -85,7 +86,7 @@ pub(super) async fn evaluate(
     let now = services.clock.now();
     let cache = &services.evaluations;
     if let Some(evaluated) = cache.evaluated.get(&verified.machine_id)
-        && evaluated.holds(recorded, now)
+        && evaluated.is_valid(recorded, now)
     {
         return Ok(evaluated);
     }
@@ -95,22 +96,35 @@ pub(super) async fn evaluate(
         .call(verified.machine_id)
         .await?
         .ok_or(Refusal::Unknown)?;
-    // Between the commit and this read the machine may have been suspended or got another key: then nothing is granted.
+    // Between the commit and this read, the machine may have been suspended, or another key may have replaced its key.
     refuse_unless_active(&machine, verified)?;
     let evaluated = Arc::new(Evaluated::new(&services.policy, &catalog, machine, now));
     cache.evaluated.insert(verified.machine_id, Arc::clone(&evaluated));
     Ok(evaluated)
 }
 
-/// Writes the verdict where it is another than at the last check-in, with an event.
-pub(super) async fn remember_verdict(
+/// What became of a verdict.
+pub(super) enum Settled {
+    /// It is on record, and the machine was still as it was evaluated.
+    OnRecord,
+    /// The machine's record has changed since it was evaluated, and has this version now.
+    Overtaken { record_version: i64 },
+    /// The machine was deleted.
+    Deleted,
+}
+
+/// Writes the verdict, with an event, if it differs from the one of the last check-in.
+///
+/// Writing waits for the machine's row, and a revocation may have been answered meanwhile. So the row is read again once it
+/// is locked: no grant is answered after a revocation has answered.
+pub(super) async fn settle_verdict(
     services: &Services,
     machine_id: Uuid,
     recorded: &Recorded,
     evaluated: &Evaluated,
-) -> Result<(), StoreError> {
+) -> Result<Settled, StoreError> {
     if recorded.verdict_digest.as_deref() == Some(&evaluated.verdict_digest) {
-        return Ok(());
+        return Ok(Settled::OnRecord);
     }
     let origin = Origin::system();
     tx!(services.store, RecordVerdict, &origin => write_verdict(machine_id, evaluated)).await
@@ -162,8 +176,8 @@ impl Evaluated {
         }
     }
 
-    /// Whether this is still what an evaluation would come to.
-    fn holds(&self, recorded: &Recorded, now: OffsetDateTime) -> bool {
+    /// Whether a new evaluation would have the same result.
+    fn is_valid(&self, recorded: &Recorded, now: OffsetDateTime) -> bool {
         self.machine.record_version == recorded.record_version
             && self.grants_version == recorded.grants_version
             && self.evaluation.valid_until.is_none_or(|until| now < until)
@@ -175,7 +189,7 @@ impl Evaluated {
         current.is_some_and(|current| current.sha256 == certificate.sha256)
     }
 
-    /// A token never outlives the grant that it was made of.
+    /// A token outlives neither the grant that it was made of nor the machine's certificate.
     fn tokens_expire_at(&self, now: OffsetDateTime, ttl: time::Duration) -> OffsetDateTime {
         let end = now + ttl;
         let end = self.evaluation.valid_until.map_or(end, |until| until.min(end));
@@ -226,7 +240,7 @@ fn refuse_unless_active(machine: &Evaluable, verified: &Verified) -> Result<(), 
     }
 }
 
-/// Every failing condition in words, behind the permission that it keeps back.
+/// Every failing condition in words, after the permission that it denies.
 fn reasons(evaluation: &Evaluation) -> Vec<String> {
     let denied = evaluation.denied.iter();
     denied
@@ -251,13 +265,22 @@ fn verdict_digest(reasons: &[String]) -> [u8; 32] {
     bytes
 }
 
-async fn write_verdict(tx: &mut Transaction, machine_id: Uuid, evaluated: &Evaluated) -> Result<(), StoreError> {
-    if !machines::presence::set_verdict(tx, machine_id, &evaluated.verdict_digest).await? {
-        return Ok(());
+async fn write_verdict(tx: &mut Transaction, machine_id: Uuid, evaluated: &Evaluated) -> Result<Settled, StoreError> {
+    let Some(presence) = machines::presence::lock(tx, machine_id).await? else {
+        return Ok(Settled::Deleted);
+    };
+    let record_version = presence.record_version;
+    if !presence.admitted || record_version != evaluated.machine.record_version {
+        return Ok(Settled::Overtaken { record_version });
     }
+    if presence.verdict_digest.as_deref() == Some(&evaluated.verdict_digest) {
+        return Ok(Settled::OnRecord);
+    }
+    machines::presence::set_verdict(tx, &presence.machine, &evaluated.verdict_digest).await?;
     let reasons = reasons(&evaluated.evaluation);
-    machines::record::set_verdict(tx, machine_id, &reasons).await?;
+    machines::record::set_verdict(tx, &presence.machine, &reasons).await?;
     let result = if reasons.is_empty() { "pass" } else { "fail" };
     let detail = json!({"result": result, "reasons": reasons});
-    tx.announce(machine_id, EventKind::VerdictChanged, detail).await
+    tx.announce(machine_id, EventKind::VerdictChanged, detail).await?;
+    Ok(Settled::OnRecord)
 }

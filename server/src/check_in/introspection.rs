@@ -2,15 +2,17 @@
 
 use assay_authority::{GrantClaims, verify_grant_token};
 use assay_protocol::machine::MachineStatus;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use time::OffsetDateTime;
 
 use super::evaluation::evaluate_now;
 use crate::{
     services::Services,
-    store::{self, StoreError, machines::evaluable::Evaluable},
+    store::{self, Connection, StoreError, certificates, machines::evaluable::Evaluable},
 };
 
-/// A token that still grants something: its claims, with no permission that is not granted any more, and what is on record
-/// of the machine's assurance now. `None` for every other, be it forged, expired, or overtaken by a decision.
+/// The claims of a token that still grants something, without permissions that are no longer granted, and with the machine's
+/// present assurance. `None` for any other token: forged, expired, or overtaken by a decision.
 pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Option<GrantClaims>, StoreError> {
     let now = services.clock.now();
     let authority = services.authority.load_full();
@@ -20,9 +22,12 @@ pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Optio
     };
     let mut connection = services.store.connection().await?;
     let machine = store::machines::evaluable::find(&mut connection, claims.machine_id).await?;
-    let Some(machine) = machine.filter(|machine| serves(machine, &claims)) else {
+    let Some(machine) = machine.filter(|machine| could_check_in(machine, &claims)) else {
         return Ok(None);
     };
+    if !has_valid_certificate(&mut connection, &machine, &claims, now).await? {
+        return Ok(None);
+    }
     let catalog = store::grants::load_catalog(&mut connection).await?;
     drop(connection);
     let (assurance, evaluation) = evaluate_now(&services.policy, &catalog, &machine, now);
@@ -38,8 +43,22 @@ pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Optio
     Ok((!claims.permissions.is_empty()).then_some(claims))
 }
 
-/// Whether the machine could check in with the key that the token is bound to, and would get a token: one is bound to a
-/// certificate as well.
-fn serves(machine: &Evaluable, claims: &GrantClaims) -> bool {
+/// Whether the machine could check in with the key that the token is bound to, and would get a token, which it gets only
+/// with a certificate.
+fn could_check_in(machine: &Evaluable, claims: &GrantClaims) -> bool {
     machine.status == MachineStatus::Active && machine.key == claims.cnf.jkt && machine.certificate.is_some()
+}
+
+/// Whether the certificate that the token is bound to is neither revoked nor expired. After a renewal it may be an earlier
+/// one of the machine.
+async fn has_valid_certificate(
+    connection: &mut Connection,
+    machine: &Evaluable,
+    claims: &GrantClaims,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    let Ok(sha256) = URL_SAFE_NO_PAD.decode(&claims.cnf.certificate_sha256) else {
+        return Ok(false);
+    };
+    certificates::is_valid_of_machine(connection, machine.machine_id, &sha256, now).await
 }

@@ -1,19 +1,22 @@
 //! Check-in: nonce → verify → commit → grants.
 
+mod changed;
 pub(crate) mod committer;
 mod evaluation;
 pub(crate) mod introspection;
 pub(crate) mod keys;
 #[cfg(feature = "measuring")]
 mod measuring;
-mod news;
 pub(crate) mod nonce;
+
+use std::sync::Arc;
 
 use assay_protocol::{
     UnverifiedEvidence,
-    agent_api::{Action, CheckInRequest, CheckedIn},
+    agent_api::{Action, AudienceGrant, CheckInRequest, CheckedIn},
     evidence::{Evidence, EvidenceError, Expectation, Purpose},
     machine::MachineStatus,
+    text::rfc3339,
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -25,7 +28,11 @@ pub(crate) use self::evaluation::{EvaluationCache, evaluate_now};
 pub(crate) use self::measuring::MeasuredCommitter as Committer;
 use assay_authority::GrantTokenError;
 
-use self::{keys::KeyLookup, nonce::NonceError};
+use self::{
+    evaluation::{Evaluated, Settled},
+    keys::KeyLookup,
+    nonce::NonceError,
+};
 use crate::{
     changes::Origin,
     machines::{claims::Claims, client_certificate::ClientCertificate, liveness::LivenessBoundaries},
@@ -47,7 +54,10 @@ use crate::{
     },
 };
 
-/// Why a check-in, a renewal or an enrollment got no further than its evidence, or no further than its machine.
+/// How often a check-in is evaluated anew because the machine's record changes meanwhile.
+const MOST_EVALUATIONS: u32 = 5;
+
+/// Why a check-in, a renewal or an enrollment is refused because of its evidence or its machine.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckInError {
     #[error(transparent)]
@@ -64,9 +74,16 @@ pub(crate) enum CheckInError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     RateLimited(#[from] Exceeded),
-    #[error("what serves many check-ins at once failed")]
+    #[error(
+        "the certificate expired at {}, longer ago than the renewal grace; the machine must enroll again",
+        rfc3339(*expired_at)
+    )]
+    RenewalExpired { expired_at: OffsetDateTime },
+    #[error("the machine's record changed several times during this check-in; check in again")]
+    Overtaken,
+    #[error("a statement for many check-ins failed")]
     Batch(#[from] BatchError),
-    #[error("the machine's claims cannot be kept")]
+    #[error("the machine's claims cannot be stored")]
     Claims(#[from] serde_json::Error),
     #[error("a grant token cannot be signed")]
     Token(#[from] GrantTokenError),
@@ -74,13 +91,13 @@ pub(crate) enum CheckInError {
     Store(#[from] StoreError),
 }
 
-/// The answer, and the nonce that the machine used up with it.
+/// The answer, and the nonce that this call used up.
 pub(crate) struct Answer {
     pub(crate) checked_in: CheckedIn,
     pub(crate) nonce_used: OffsetDateTime,
 }
 
-/// Evidence whose signature, nonce and subject hold, with what is needed to act on it.
+/// Evidence with a valid signature, nonce and subject.
 pub(crate) struct Verified {
     pub(crate) machine_id: Uuid,
     pub(crate) evidence: Evidence,
@@ -108,20 +125,18 @@ pub(crate) async fn check_in(
     };
     let recorded = match services.committer.call(check_in).await? {
         Some(recorded) => recorded,
-        None => record_news(services, request_id, &verified, &check_in).await?,
+        None => record_changed(services, request_id, &verified, &check_in).await?,
     };
-    let evaluated = evaluation::evaluate(services, &verified, &recorded).await?;
-    refuse_unless_in_force(services, certificate, &evaluated).await?;
-    evaluation::remember_verdict(services, verified.machine_id, &recorded, &evaluated).await?;
+    let (evaluated, grants) = grant(services, certificate, &verified, recorded, now).await?;
     let checked_in = CheckedIn {
         machine_id: verified.machine_id,
         status: MachineStatus::Active,
         assurance: evaluated.assurance,
-        grants: evaluation::sign(services, &evaluated, now)?,
+        grants,
         denied: evaluated.evaluation.denied.clone(),
         next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),
         actions: actions(services, &evaluated, now),
-        trust_bundle: news_of_roots(services, request.trust_bundle_sha256.as_deref()),
+        trust_bundle: changed_trust_bundle(services, request.trust_bundle_sha256.as_deref()),
     };
     Ok(Answer {
         checked_in,
@@ -129,8 +144,46 @@ pub(crate) async fn check_in(
     })
 }
 
-/// Verifies evidence of a machine that is on record, and the certificate that came with it, up to what its row alone can
-/// tell.
+/// Evaluates the machine and signs its grants.
+///
+/// A changed verdict is written last, with the machine's row locked. If the record has changed by then, the machine is
+/// evaluated again, and refused if it was suspended.
+async fn grant(
+    services: &Services,
+    certificate: Option<&ClientCertificate>,
+    verified: &Verified,
+    mut recorded: Recorded,
+    now: OffsetDateTime,
+) -> Result<(Arc<Evaluated>, Vec<AudienceGrant>), CheckInError> {
+    for _ in 0..MOST_EVALUATIONS {
+        let evaluated = evaluation::evaluate(services, verified, &recorded).await?;
+        require_within_grace(services, &evaluated, now)?;
+        refuse_unless_in_force(services, certificate, &evaluated).await?;
+        let grants = evaluation::sign(services, &evaluated, now)?;
+        match evaluation::settle_verdict(services, verified.machine_id, &recorded, &evaluated).await? {
+            Settled::OnRecord => return Ok((evaluated, grants)),
+            Settled::Overtaken { record_version } => {
+                recorded.record_version = record_version;
+                recorded.verdict_digest = None;
+            }
+            Settled::Deleted => return Err(Refusal::Unknown.into()),
+        }
+    }
+    Err(CheckInError::Overtaken)
+}
+
+/// Past the renewal grace, the key alone proves too little: it may come from an old backup.
+fn require_within_grace(services: &Services, evaluated: &Evaluated, now: OffsetDateTime) -> Result<(), CheckInError> {
+    match &evaluated.machine.certificate {
+        Some(certificate) if now >= certificate.not_after.saturating_add(services.policy.renewal_grace) => {
+            let expired_at = certificate.not_after;
+            Err(CheckInError::RenewalExpired { expired_at })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Verifies a machine's evidence and the client certificate. What only the machine's row can tell comes later.
 pub(crate) async fn verify(
     services: &Services,
     certificate: Option<&ClientCertificate>,
@@ -165,12 +218,12 @@ pub(crate) async fn verify(
     })
 }
 
-/// Revoking a certificate makes a new version of the record, and `evaluated` is of the version that this check-in was
-/// recorded under: the machine's current certificate is known to be in force, at no cost. Any other is looked up.
+/// Revoking a certificate changes the record's version, and `evaluated` has the version under which this check-in was
+/// recorded. So the machine's current certificate needs no look-up. Any other one does.
 async fn refuse_unless_in_force(
     services: &Services,
     certificate: Option<&ClientCertificate>,
-    evaluated: &evaluation::Evaluated,
+    evaluated: &Evaluated,
 ) -> Result<(), CheckInError> {
     let Some(certificate) = certificate.filter(|certificate| !evaluated.has_current(certificate)) else {
         return Ok(());
@@ -182,7 +235,7 @@ async fn refuse_unless_in_force(
     }
 }
 
-/// A machine that is not known has to enroll; a key that is not the named machine's is refused.
+/// An unknown machine must enroll. The key of another machine is refused.
 async fn unknown_or_foreign(services: &Services, subject: Option<Uuid>) -> Result<CheckInError, StoreError> {
     let Some(subject) = subject else {
         return Ok(CheckInError::NoSubject);
@@ -196,7 +249,7 @@ async fn unknown_or_foreign(services: &Services, subject: Option<Uuid>) -> Resul
     })
 }
 
-async fn record_news(
+async fn record_changed(
     services: &Services,
     request_id: &str,
     verified: &Verified,
@@ -209,19 +262,19 @@ async fn record_news(
         claims: &verified.claims,
     };
     let interval = services.policy.check_in_interval;
-    Ok(tx!(services.store, CheckIn, &origin => news::record(interval, check_in, &attempt)).await??)
+    Ok(tx!(services.store, CheckIn, &origin => changed::record(interval, check_in, &attempt)).await??)
 }
 
-/// The trust bundle, for a machine that says that it has another one.
-fn news_of_roots(services: &Services, held: Option<&str>) -> Option<String> {
+/// The trust bundle, if the machine says that it has another one.
+fn changed_trust_bundle(services: &Services, present: Option<&str>) -> Option<String> {
     let authority = services.authority.load();
-    let is_another = held.is_some_and(|held| held != authority.roots_digest());
+    let is_another = present.is_some_and(|present| present != authority.roots_digest());
     is_another.then(|| authority.roots_pem().to_owned())
 }
 
-/// The agent renews by itself at two thirds of the certificate's life; this reminds one that has not. How old a key may
-/// become is the operator's policy.
-fn actions(services: &Services, evaluated: &evaluation::Evaluated, now: OffsetDateTime) -> Vec<Action> {
+/// The agent renews by itself at two thirds of the certificate's life. This action reminds an agent that has not. The
+/// operator decides how old a key may become.
+fn actions(services: &Services, evaluated: &Evaluated, now: OffsetDateTime) -> Vec<Action> {
     let renewal_is_due = evaluated.machine.certificate.as_ref().is_none_or(|certificate| {
         let life = certificate.not_after - certificate.not_before;
         now >= certificate.not_before + life * 2 / 3

@@ -15,7 +15,12 @@ pub(crate) struct Claims {
     pub(crate) key: KeyClaim,
 }
 
-/// SHA-256 over all claims.
+/// Whether two hardware UUIDs are the same. RFC 9562 has them read in either case, and agents differ.
+pub(crate) fn is_same_hardware_uuid(one: &str, other: &str) -> bool {
+    one.eq_ignore_ascii_case(other)
+}
+
+/// SHA-256 of all claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ClaimsDigest([u8; 32]);
 

@@ -1,14 +1,13 @@
-//! Whether a key that proved itself may act for its machine now. Decided in one place, on rows that are locked, for
-//! check-in, renewal and repeated enrollment alike.
+//! Whether a key that has signed evidence may act for its machine now. Check-in, renewal and repeated enrollment share this
+//! decision. It locks the rows that it reads.
 
 use assay_protocol::{KeyThumbprint, machine::MachineStatus};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::devices;
 use crate::{
     changes::{Action, Change, EventKind},
-    machines::claims::Claims,
+    machines::claims::{Claims, is_same_hardware_uuid},
     store::{
         self, StoreError, Transaction,
         machines::{
@@ -27,7 +26,7 @@ pub(crate) enum Refusal {
     Unknown,
     #[error("the nonce was used, or is older than the last one that this machine used")]
     NonceUsed {
-        /// The order of the last one used: the next has to be later.
+        /// The order of the last one used. The next one must be later.
         last: OffsetDateTime,
     },
     #[error("an administrator has not approved this machine yet")]
@@ -40,14 +39,32 @@ pub(crate) enum Refusal {
     KeySuperseded,
     #[error("an administrator denied this key: {reason}")]
     Denied { reason: String },
-    #[error("{difference}; the machine is quarantined until an administrator releases it")]
-    IdentityMismatch {
-        /// Which value is another, with both.
-        difference: String,
-    },
+    #[error("{0}; the machine is quarantined until an administrator releases it")]
+    IdentityMismatch(Mismatch),
 }
 
-/// The rows that a decision rests on, all of one machine.
+/// A claim that contradicts the record, with the claimed value. The recorded value is for administrators: it would tell a
+/// thief what to claim next time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Mismatch {
+    #[error("the serial number {0:?} is not the one on record")]
+    SerialNumber(String),
+    #[error("the hardware UUID {0:?} is not the one on record")]
+    HardwareUuid(String),
+}
+
+impl Mismatch {
+    /// The reason of the quarantine. Both holders of a copied key read it in later refusals, so it has no value of the
+    /// other one.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::SerialNumber(_) => "identity mismatch: another serial number than the one on record",
+            Self::HardwareUuid(_) => "identity mismatch: another hardware UUID than the one on record",
+        }
+    }
+}
+
+/// The rows of one machine that a decision depends on.
 pub(crate) struct Admitted {
     pub(crate) presence: Presence,
     pub(crate) identity: Identity,
@@ -55,28 +72,28 @@ pub(crate) struct Admitted {
     pub(crate) key: KeyStatus,
 }
 
-/// What asks: a key that signed evidence, with the nonce it spends and what it claims.
+/// A key that signed evidence, with its nonce and its claims.
 pub(crate) struct Attempt<'a> {
     pub(crate) key: KeyThumbprint,
     pub(crate) nonce: OffsetDateTime,
     pub(crate) claims: &'a Claims,
 }
 
-/// Decides on rows that it locks. A mismatch of identity quarantines the machine in this very transaction, which
-/// therefore has to be committed although the answer is a refusal.
+/// Locks the machine and decides. An identity mismatch quarantines the machine in this transaction, which must be committed
+/// although the answer is a refusal.
 pub(crate) async fn admit(
     tx: &mut Transaction,
     record: &KeyRecord,
     attempt: &Attempt<'_>,
 ) -> Result<Result<Admitted, Refusal>, StoreError> {
     let Some(presence) = machines::presence::lock(tx, record.machine_id).await? else {
-        // A denial removes the record and keeps its word.
+        // A denial deletes the machine's record and keeps the key.
         let denied = machines::keys::find(tx, attempt.key)
             .await?
             .filter(|key| key.status == KeyStatus::Denied);
         return Ok(Err(denied.as_ref().and_then(key_refusal).unwrap_or(Refusal::Unknown)));
     };
-    // Read again now that the row is locked: what was read before may have changed while we waited.
+    // The rows may have changed while this transaction waited for the lock.
     let (Some(record), Some(identity)) = (
         machines::keys::find(tx, attempt.key).await?,
         machines::record::find_identity(tx, presence.machine.id()).await?,
@@ -98,9 +115,9 @@ pub(crate) async fn admit(
             last: presence.last_nonce_at,
         }));
     }
-    if let Some(difference) = identity_difference(&identity, attempt.claims) {
-        quarantine(tx, &presence.machine, &identity, attempt, &difference).await?;
-        return Ok(Err(Refusal::IdentityMismatch { difference }));
+    if let Some(mismatch) = find_mismatch(&identity, attempt.claims) {
+        quarantine(tx, &presence.machine, &identity, attempt, &mismatch).await?;
+        return Ok(Err(Refusal::IdentityMismatch(mismatch)));
     }
     Ok(Ok(Admitted {
         presence,
@@ -109,7 +126,7 @@ pub(crate) async fn admit(
     }))
 }
 
-/// Why a key does not serve, by what was decided on the key itself.
+/// Why a key may not act, by its own status.
 pub(crate) fn key_refusal(record: &KeyRecord) -> Option<Refusal> {
     let reason = || {
         record
@@ -141,16 +158,20 @@ fn status_refusal(identity: &Identity) -> Option<Refusal> {
     }
 }
 
-/// What is claimed differently from what is on record. Something that could not be read this time is no difference.
-fn identity_difference(identity: &Identity, claims: &Claims) -> Option<String> {
-    let differs = |what: &str, recorded: &Option<String>, claimed: &Option<String>| match (recorded, claimed) {
-        (Some(recorded), Some(claimed)) if recorded != claimed => {
-            Some(format!("the {what} is {claimed:?} and {recorded:?} is on record"))
-        }
-        _ => None,
-    };
-    differs("serial number", &identity.serial_number, &claims.machine.serial_number)
-        .or_else(|| differs("hardware UUID", &identity.hardware_uuid, &claims.machine.hardware_uuid))
+/// A value that the agent could not read this time is no mismatch.
+fn find_mismatch(identity: &Identity, claims: &Claims) -> Option<Mismatch> {
+    let claimed = &claims.machine;
+    if let (Some(recorded), Some(claimed)) = (&identity.serial_number, &claimed.serial_number)
+        && recorded != claimed
+    {
+        return Some(Mismatch::SerialNumber(claimed.clone()));
+    }
+    if let (Some(recorded), Some(claimed)) = (&identity.hardware_uuid, &claimed.hardware_uuid)
+        && !is_same_hardware_uuid(recorded, claimed)
+    {
+        return Some(Mismatch::HardwareUuid(claimed.clone()));
+    }
+    None
 }
 
 async fn quarantine(
@@ -158,13 +179,12 @@ async fn quarantine(
     machine: &LockedMachine,
     identity: &Identity,
     attempt: &Attempt<'_>,
-    difference: &str,
+    mismatch: &Mismatch,
 ) -> Result<(), StoreError> {
-    let reason = format!("identity mismatch: {difference}");
+    let reason = mismatch.reason();
     machines::presence::use_nonce(tx, machine, attempt.nonce).await?;
     machines::presence::set_admitted(tx, machine, false).await?;
-    devices::revoke_certificates(tx, machine, &reason).await?;
-    machines::record::set_status(tx, machine, MachineStatus::Quarantined, Some(&reason)).await?;
+    machines::record::set_status(tx, machine, MachineStatus::Quarantined, Some(reason)).await?;
     let detail = json!({
         "on_record": {"serial_number": identity.serial_number, "hardware_uuid": identity.hardware_uuid},
         "claimed": {
@@ -175,10 +195,10 @@ async fn quarantine(
     });
     tx.announce(identity.id, EventKind::MachineIdentityMismatch, detail.clone())
         .await?;
-    // A receiver of quarantines learns of this one as of those that an administrator decides.
+    // Receivers of `machine.quarantined` learn of automatic quarantines, too.
     let quarantined = json!({ "reason": reason });
     let change = Change::new(Action::MachineQuarantine, identity.id)
-        .reason(Some(&reason))
+        .reason(Some(reason))
         .before(json!({"status": store::text(&identity.status)?}))
         .after(json!({"status": "quarantined", "identity": detail}))
         .event(identity.id, EventKind::MachineQuarantined, quarantined);
@@ -222,26 +242,30 @@ mod tests {
     }
 
     #[test]
-    fn another_serial_number_or_hardware_uuid_is_a_difference_and_names_both() {
+    fn another_serial_number_or_hardware_uuid_is_a_mismatch_that_tells_the_claimed_value_alone() {
         let record = identity(Some("C02ONE"), Some("UUID-1"));
+        assert_eq!(find_mismatch(&record, &claims(Some("C02ONE"), Some("UUID-1"))), None);
+        let mismatch = find_mismatch(&record, &claims(Some("C02TWO"), Some("UUID-1"))).unwrap();
         assert_eq!(
-            identity_difference(&record, &claims(Some("C02ONE"), Some("UUID-1"))),
-            None
+            mismatch.to_string(),
+            r#"the serial number "C02TWO" is not the one on record"#
         );
-        let difference = identity_difference(&record, &claims(Some("C02TWO"), Some("UUID-1"))).unwrap();
-        assert!(
-            difference.contains("C02ONE") && difference.contains("C02TWO"),
-            "{difference}"
+        let mismatch = find_mismatch(&record, &claims(Some("C02ONE"), Some("UUID-2"))).unwrap();
+        assert_eq!(
+            mismatch.to_string(),
+            r#"the hardware UUID "UUID-2" is not the one on record"#
         );
-        let difference = identity_difference(&record, &claims(Some("C02ONE"), Some("UUID-2"))).unwrap();
-        assert!(difference.contains("hardware UUID"), "{difference}");
     }
 
     #[test]
-    fn what_could_not_be_read_is_no_difference() {
+    fn a_value_that_could_not_be_read_is_no_mismatch_and_neither_is_the_case_of_a_hardware_uuid() {
+        let record = identity(Some("C02ONE"), None);
+        assert_eq!(find_mismatch(&record, &claims(None, Some("UUID-1"))), None);
+        let record = identity(Some("C02ONE"), Some("UUID-A"));
+        assert_eq!(find_mismatch(&record, &claims(Some("C02ONE"), Some("uuid-a"))), None);
         assert_eq!(
-            identity_difference(&identity(Some("C02ONE"), None), &claims(None, Some("UUID-1"))),
-            None
+            find_mismatch(&record, &claims(Some("c02one"), None)),
+            Some(Mismatch::SerialNumber("c02one".to_owned()))
         );
     }
 }

@@ -264,6 +264,26 @@ pub(crate) async fn is_in_force(
     .await?)
 }
 
+/// Whether this certificate was issued to this machine, and is neither revoked nor expired.
+pub(crate) async fn is_valid_of_machine(
+    connection: &mut Connection,
+    machine_id: Uuid,
+    sha256: &[u8],
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM certificates
+               WHERE machine_id = $1 AND sha256 = $2 AND revoked_at IS NULL AND not_after > $3
+           ) AS "is_valid!""#,
+        machine_id,
+        sha256,
+        now,
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
 /// Revokes such certificates of a machine as are not revoked yet, and returns their serial numbers.
 pub(crate) async fn revoke(
     connection: &mut Connection,

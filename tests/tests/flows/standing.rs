@@ -190,6 +190,75 @@ async fn a_copied_identity_is_refused_and_quarantined_until_it_is_released() {
 }
 
 #[tokio::test]
+async fn no_refusal_tells_a_recorded_value_that_the_caller_did_not_send() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    for differs_in_uuid in [false, true] {
+        let machine = administrator.enrolled(&api).await;
+        let mut copy = machine.copied_to(&format!("ANOTHER-{}", uuid::Uuid::new_v4()));
+        if differs_in_uuid {
+            copy.identity.serial_number.clone_from(&machine.identity.serial_number);
+        }
+        let refused = [
+            copy.check_in(&api).await,
+            copy.check_in(&api).await,
+            copy.renew(&api).await,
+        ];
+        let recorded = [
+            machine.identity.hardware_uuid.as_deref(),
+            machine.identity.serial_number.as_deref().filter(|_| !differs_in_uuid),
+        ];
+        for answer in refused {
+            let answer = answer.expect(403);
+            for value in recorded.into_iter().flatten() {
+                assert!(!answer.detail().contains(value), "{answer}");
+            }
+        }
+        machine.forget_nonce();
+        let refused = machine
+            .check_in(&api)
+            .await
+            .expect_problem(ProblemKind::MachineQuarantined);
+        for value in [&copy.identity.hardware_uuid, &copy.identity.serial_number]
+            .into_iter()
+            .flatten()
+        {
+            let is_shared = value == machine.serial_number();
+            assert!(is_shared || !refused.detail().contains(value.as_str()), "{refused}");
+        }
+        // Administrators read both values in the event.
+        let events = administrator.events(machine.id()).await;
+        let mismatch = events
+            .iter()
+            .find(|event| event["kind"] == "machine.identity-mismatch")
+            .unwrap();
+        let on_record = &mismatch["detail"]["on_record"];
+        assert_eq!(on_record["hardware_uuid"], json!(machine.identity.hardware_uuid));
+    }
+}
+
+#[tokio::test]
+async fn a_hardware_uuid_in_the_other_case_is_the_same() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let mut machine = administrator.enrolled(&api).await;
+    let recorded = machine.identity.hardware_uuid.clone();
+    machine.identity.hardware_uuid = recorded.as_deref().map(str::to_lowercase);
+    let _checked_in = machine.check_in(&api).await.expect(200);
+    let _enrolled = machine.enroll(&api, None).await.expect(200);
+    assert_eq!(
+        administrator.machine(machine.id()).await["hardware_uuid"],
+        json!(recorded)
+    );
+    assert!(
+        !administrator
+            .event_kinds(machine.id())
+            .await
+            .contains(&json!("posture.changed"))
+    );
+}
+
+#[tokio::test]
 async fn another_hardware_uuid_is_another_machine_too_at_enrollment_as_well() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());

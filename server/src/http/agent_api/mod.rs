@@ -69,7 +69,7 @@ impl From<Refusal> for ApiProblem {
             Refusal::Revoked { .. } => ProblemKind::MachineRevoked,
             Refusal::KeySuperseded => ProblemKind::KeySuperseded,
             Refusal::Denied { .. } => ProblemKind::EnrollmentDenied,
-            Refusal::IdentityMismatch { .. } => ProblemKind::IdentityMismatch,
+            Refusal::IdentityMismatch(_) => ProblemKind::IdentityMismatch,
         };
         Self::new(kind, refusal.to_string())
     }
@@ -85,6 +85,8 @@ impl From<CheckInError> for ApiProblem {
             CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
             CheckInError::Refused(refusal) => refusal.into(),
             CheckInError::RateLimited(exceeded) => exceeded.into(),
+            CheckInError::RenewalExpired { .. } => Self::new(ProblemKind::RenewalExpired, error.to_string()),
+            CheckInError::Overtaken => Self::new(ProblemKind::Unavailable, error.to_string()).retry_after(1),
             CheckInError::Batch(error) => error.into(),
             CheckInError::Claims(_) | CheckInError::Token(_) => Self::internal(&error),
             CheckInError::Store(error) => error.into(),

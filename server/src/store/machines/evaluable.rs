@@ -47,6 +47,7 @@ impl Evaluable {
             claimed_key_store: self.key_store,
             claimed_posture: &self.claimed_posture,
             attestation: self.attestation(attestation_max_age),
+            certificate_expires_at: self.certificate.as_ref().map(|certificate| certificate.not_after),
         }
     }
 

@@ -12,18 +12,18 @@ use crate::store::{Connection, StoreError, Transaction, parse_text, thumbprint};
 pub(crate) struct CheckIn {
     pub(crate) machine_id: Uuid,
     pub(crate) key: KeyThumbprint,
-    /// The order of the nonce it spends.
+    /// The order of the nonce that it uses.
     pub(crate) nonce: OffsetDateTime,
     pub(crate) claims_digest: ClaimsDigest,
     /// When it arrived.
     pub(crate) at: OffsetDateTime,
     /// Machine's clock minus server's.
     pub(crate) clock_skew_seconds: i64,
-    /// A machine that was last seen before this is news.
+    /// A machine that checked in last before this returns, which is a change.
     pub(crate) live_since: OffsetDateTime,
 }
 
-/// What was true of the machine in the moment in which its check-in was recorded.
+/// The state of the machine at the moment when its check-in was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Recorded {
     pub(crate) record_version: i64,
@@ -54,26 +54,28 @@ pub(crate) struct Presence {
     pub(crate) claims_digest: Vec<u8>,
     pub(crate) last_nonce_at: OffsetDateTime,
     pub(crate) last_check_in_at: Option<OffsetDateTime>,
+    pub(crate) record_version: i64,
+    pub(crate) verdict_digest: Option<Vec<u8>>,
     /// What was announced last.
     pub(crate) noted_liveness: Liveness,
 }
 
-/// Records the check-ins that bring nothing new, all in one statement, and answers for each by its place in the
-/// slice: `None` where something about it is new or wrong, which only a transaction of its own can tell.
+/// Records the check-ins that change nothing, all in one statement. The results are in the order of the slice. `None`
+/// means that something has changed or is wrong, and the check-in needs a transaction of its own.
 ///
-/// At most one check-in a machine: Postgres would record an arbitrary one of several. A row that another transaction has
-/// locked is left to a transaction of its own, which waits for it alone: waiting here, two replicas whose batches have
-/// machines in common would deadlock, and one row that is locked for long would keep every other machine waiting.
+/// There is at most one check-in per machine: of several, Postgres would record an arbitrary one. Rows that another
+/// transaction has locked are skipped. If this statement waited for them, two replicas whose batches share machines could
+/// deadlock, and one row that is locked for long would delay all other machines.
 ///
-/// `IS TRUE` has Postgres look the locked rows up in a hash table: as a join, which it would make of the rest, it compares
-/// each of a batch with each.
+/// `IS TRUE` makes Postgres look the locked rows up in a hash table. Otherwise it plans a join, which compares each row of
+/// a batch with every other.
 pub(crate) async fn record_unchanged(
     connection: &mut Connection,
     check_ins: &[CheckIn],
 ) -> Result<Vec<Option<Recorded>>, StoreError> {
     let columns = Columns::of(check_ins);
     let rows = sqlx::query!(
-        r#"WITH held AS MATERIALIZED (
+        r#"WITH locked AS MATERIALIZED (
                SELECT machine_id FROM machine_presence WHERE machine_id = ANY ($2) ORDER BY machine_id
                FOR NO KEY UPDATE SKIP LOCKED
            )
@@ -83,7 +85,7 @@ pub(crate) async fn record_unchanged(
                        $7::bigint[], $8::timestamptz[])
                 AS seen (place, machine_id, key, nonce, claims_digest, at, skew, live_since)
            WHERE presence.machine_id = seen.machine_id
-             AND (seen.machine_id IN (SELECT machine_id FROM held)) IS TRUE
+             AND (seen.machine_id IN (SELECT machine_id FROM locked)) IS TRUE
              AND presence.admitted
              AND presence.current_key = seen.key
              AND presence.claims_digest = seen.claims_digest
@@ -103,25 +105,26 @@ pub(crate) async fn record_unchanged(
     )
     .fetch_all(connection)
     .await?;
-    let mut answers = vec![None; check_ins.len()];
+    let mut results = vec![None; check_ins.len()];
     for row in rows {
-        let place = usize::try_from(row.place).ok().and_then(|place| answers.get_mut(place));
-        if let Some(answer) = place {
-            *answer = Some(Recorded {
+        let place = usize::try_from(row.place).ok().and_then(|place| results.get_mut(place));
+        if let Some(result) = place {
+            *result = Some(Recorded {
                 record_version: row.record_version,
                 grants_version: row.grants_version,
                 verdict_digest: row.verdict_digest,
             });
         }
     }
-    Ok(answers)
+    Ok(results)
 }
 
 /// Locks a machine's row. `None` when there is no such machine.
 pub(crate) async fn lock(tx: &mut Transaction, machine_id: Uuid) -> Result<Option<Presence>, StoreError> {
     let row = sqlx::query_as!(
         Row,
-        "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, noted_liveness
+        "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, record_version,
+                verdict_digest, noted_liveness
          FROM machine_presence WHERE machine_id = $1 FOR UPDATE",
         machine_id
     )
@@ -130,11 +133,12 @@ pub(crate) async fn lock(tx: &mut Transaction, machine_id: Uuid) -> Result<Optio
     row.map(TryInto::try_into).transpose()
 }
 
-/// Locks the rows of those of these machines that no other transaction has locked.
+/// Locks the rows of these machines, except those that another transaction has locked.
 pub(crate) async fn lock_free(tx: &mut Transaction, machine_ids: &[Uuid]) -> Result<Vec<Presence>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
-        "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, noted_liveness
+        "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, record_version,
+                verdict_digest, noted_liveness
          FROM machine_presence WHERE machine_id = ANY ($1) ORDER BY machine_id FOR NO KEY UPDATE SKIP LOCKED",
         machine_ids
     )
@@ -173,12 +177,12 @@ pub(crate) async fn exists(connection: &mut Connection, machine_id: Uuid) -> Res
     .await?)
 }
 
-/// Records a check-in in a row that was found in order.
+/// Records a check-in that a transaction has admitted.
 pub(crate) async fn record(
     connection: &mut Connection,
     machine: &LockedMachine,
     check_in: &CheckIn,
-    news: bool,
+    changed: bool,
 ) -> Result<Recorded, StoreError> {
     let row = sqlx::query!(
         r#"UPDATE machine_presence
@@ -192,7 +196,7 @@ pub(crate) async fn record(
         check_in.at,
         check_in.clock_skew_seconds,
         check_in.claims_digest.as_bytes(),
-        news,
+        changed,
     )
     .fetch_one(connection)
     .await?;
@@ -203,7 +207,7 @@ pub(crate) async fn record(
     })
 }
 
-/// Makes a machine's row.
+/// Inserts a machine's row.
 pub(crate) async fn insert(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -242,23 +246,23 @@ pub(crate) async fn use_nonce(
     Ok(())
 }
 
-/// Remembers the verdict of the last check-in; false where it is the same already.
+/// Sets the verdict of the last check-in.
 pub(crate) async fn set_verdict(
     connection: &mut Connection,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     digest: &[u8; 32],
-) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
-        "UPDATE machine_presence SET verdict_digest = $2 WHERE machine_id = $1 AND verdict_digest IS DISTINCT FROM $2",
-        machine_id,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET verdict_digest = $2 WHERE machine_id = $1",
+        machine.id(),
         digest,
     )
     .execute(connection)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(())
 }
 
-/// Sets whether check-ins count, and makes what was evaluated stale.
+/// Sets whether check-ins are admitted, and makes earlier evaluations stale.
 pub(crate) async fn set_admitted(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -274,7 +278,7 @@ pub(crate) async fn set_admitted(
     Ok(())
 }
 
-/// Makes what was evaluated for a machine stale.
+/// Makes earlier evaluations of a machine stale.
 pub(crate) async fn bump_record_version(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -288,7 +292,7 @@ pub(crate) async fn bump_record_version(
     Ok(())
 }
 
-/// Makes what was evaluated for several machines stale.
+/// Makes earlier evaluations of several machines stale.
 pub(crate) async fn bump_record_versions(
     connection: &mut Connection,
     machines: &[&LockedMachine],
@@ -303,7 +307,7 @@ pub(crate) async fn bump_record_versions(
     Ok(())
 }
 
-/// Makes another key the only one whose check-ins count, and lets them count.
+/// Replaces the key, and admits check-ins that it signs.
 pub(crate) async fn replace_key(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -324,7 +328,7 @@ pub(crate) async fn replace_key(
     Ok(())
 }
 
-/// Makes a machine's next key the only one whose check-ins count.
+/// Makes a machine's next key its current one.
 pub(crate) async fn rotate_key(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -347,10 +351,12 @@ struct Row {
     claims_digest: Vec<u8>,
     last_nonce_at: OffsetDateTime,
     last_check_in_at: Option<OffsetDateTime>,
+    record_version: i64,
+    verdict_digest: Option<Vec<u8>>,
     noted_liveness: String,
 }
 
-/// The rows of [`lock`] and [`lock_free`] alone: they are locked.
+/// Only [`lock`] and [`lock_free`] read such rows, and both lock them.
 impl TryFrom<Row> for Presence {
     type Error = StoreError;
 
@@ -362,12 +368,14 @@ impl TryFrom<Row> for Presence {
             claims_digest: row.claims_digest,
             last_nonce_at: row.last_nonce_at,
             last_check_in_at: row.last_check_in_at,
+            record_version: row.record_version,
+            verdict_digest: row.verdict_digest,
             noted_liveness: parse_text(&row.noted_liveness)?,
         })
     }
 }
 
-/// The check-ins as `unnest` takes them, a column each.
+/// The check-ins in columns, for `unnest`.
 #[derive(Default)]
 struct Columns<'a> {
     places: Vec<i64>,

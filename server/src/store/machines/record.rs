@@ -300,9 +300,17 @@ pub(crate) async fn rotate_key(
 }
 
 /// Keeps the reasons of the last verdict.
-pub(crate) async fn set_verdict(connection: &mut Connection, id: Uuid, reasons: &[String]) -> Result<(), StoreError> {
-    sqlx::query!("UPDATE machines SET verdict_reasons = $2 WHERE id = $1", id, reasons)
-        .execute(connection)
-        .await?;
+pub(crate) async fn set_verdict(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    reasons: &[String],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machines SET verdict_reasons = $2 WHERE id = $1",
+        machine.id(),
+        reasons
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }

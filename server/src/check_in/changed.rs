@@ -1,5 +1,5 @@
-//! Check-ins that bring something new: a changed posture, a next key, a machine that was away, one that must be refused. Each in a
-//! transaction of its own, with the machine's row locked.
+//! Check-ins that change something: the posture, the key, the liveness. Check-ins that must be refused come here, too. Each
+//! has a transaction of its own, which locks the machine's row.
 
 use assay_protocol::machine::Liveness;
 use serde_json::{Map, Value, json};
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Records the check-in with its news, or says why not.
+/// Records the check-in with what has changed, or says why it is refused.
 pub(crate) async fn record(
     tx: &mut Transaction,
     check_in_interval: Duration,
@@ -53,7 +53,9 @@ pub(crate) async fn record(
 async fn keep_claims(tx: &mut Transaction, machine: &LockedMachine, claims: &Claims) -> Result<(), StoreError> {
     let before = machines::record::find_claims(tx, machine.id()).await?;
     machines::record::set_claims(tx, machine, claims).await?;
-    let differences = differences(&store::json(&before)?, &store::json(claims)?);
+    // The record keeps a serial number and a hardware UUID that it has, so it is compared with itself.
+    let after = machines::record::find_claims(tx, machine.id()).await?;
+    let differences = differences(&store::json(&before)?, &store::json(&after)?);
     if differences.is_empty() {
         return Ok(());
     }
