@@ -1,4 +1,4 @@
-//! The Assay server: a certificate authority that knows its machines, and grants them permissions.
+//! The Assay server: a certificate authority that knows the machines of a fleet and grants them permissions.
 
 mod acme;
 mod administration;

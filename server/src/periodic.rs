@@ -1,4 +1,4 @@
-//! Work that recurs in the background, on every replica. Work that only one replica may do at a time takes a duty
+//! Background work that recurs on every replica. Work that only one replica may do at a time takes a duty
 //! ([`crate::store::duties`]) in its transaction.
 
 use std::{
@@ -14,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{clock::Clock, telemetry::Metrics};
 
-/// The part of the time that sparing work takes: one in this many.
+/// Sparing work uses one part in this many of the time.
 const SPARING: u32 = 50;
 /// The shortest pause of sparing work.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-/// What the API shows of any error: an error's own text may contain SQL, a path or an address.
+/// What the API shows for any error, because an error's own text may contain SQL, a path or an address.
 const FAILED: &str = "the work failed; see the log";
 
-/// What recurs, and how often.
+/// A kind of work, and how often it runs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work {
     name: &'static str,
@@ -30,7 +30,7 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// Runs at once and then at each interval.
+    /// Runs at once, and then at each interval.
     pub(crate) const fn every(interval: Duration, name: &'static str) -> Self {
         Self {
             name,
@@ -39,8 +39,8 @@ impl Work {
         }
     }
 
-    /// Runs at once and then with pauses that are as long as the work is slow: it takes a small fleet every second, and at
-    /// most a fiftieth of a core of a large one.
+    /// Runs at once, and then with pauses in proportion to its duration. A small fleet gets a run every second; a large
+    /// one uses at most a fiftieth of a core.
     pub(crate) const fn sparing(name: &'static str) -> Self {
         Self {
             name,
@@ -50,7 +50,7 @@ impl Work {
     }
 }
 
-/// All background work of this replica, with the last run of each.
+/// All background work of this replica, with the last run of each kind.
 pub(crate) struct BackgroundWork {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -62,7 +62,7 @@ struct Registered {
     last: Mutex<LastRun>,
 }
 
-/// While a run is under way, it started later than the last one finished.
+/// A run is under way if it started after the last one finished.
 #[derive(Debug, Clone, Copy, Default)]
 struct LastRun {
     started_at: Option<OffsetDateTime>,
@@ -118,7 +118,7 @@ impl Registered {
     }
 }
 
-/// Runs one work until the server stops, and notes each run.
+/// Runs one kind of work until the server stops, and records each run.
 pub(crate) struct Turns {
     registered: Arc<Registered>,
     clock: Arc<dyn Clock>,
@@ -132,8 +132,8 @@ impl Turns {
         &self.shutdown
     }
 
-    /// Works again and again until the server stops. A run that is under way then is finished. After a failure the next run
-    /// comes as usual: each run finds out by itself what is left to do.
+    /// Repeats the work until the server stops. A run that is under way then is finished. A failure does not delay the
+    /// next run, because each run determines for itself what is left to do.
     pub(crate) async fn repeat<W, E>(&self, work: impl Fn() -> W)
     where
         W: Future<Output = Result<(), E>>,
@@ -159,7 +159,7 @@ impl Turns {
         }
     }
 
-    /// Works once. The first of several failures in a row is a warning.
+    /// Runs the work once. Of several failures in a row, only the first is logged as a warning.
     pub(crate) async fn once<E>(&self, work: impl Future<Output = Result<(), E>>)
     where
         E: Error + 'static,
@@ -179,7 +179,7 @@ impl Turns {
         }
     }
 
-    /// Returns whether the run before failed.
+    /// Records a run. Returns whether the previous one failed.
     fn note(&self, duration: Duration, has_failed: bool) -> bool {
         let finished_at = self.clock.now();
         let succeeded_at = (!has_failed).then(|| finished_at.unix_timestamp());
@@ -192,7 +192,7 @@ impl Turns {
     }
 }
 
-/// Works once, outside of the list, and logs a failure.
+/// Runs work once without recording it, and logs a failure.
 pub(crate) async fn attempt<E: Error + 'static>(name: &'static str, work: impl Future<Output = Result<(), E>>) {
     if let Err(error) = work.await {
         warn(name, &error);

@@ -1,4 +1,4 @@
-//! What every request shares: the parts of one running server.
+//! The state that all requests share.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::{
     webhooks,
 };
 
-/// The parts of one running server. Stateless but for caches: replicas share nothing but the database.
+/// The parts of a running server. They keep no state except caches: replicas share only the database.
 pub(crate) struct Services {
     pub(crate) policy: Policy,
     pub(crate) clock: Arc<dyn Clock>,
@@ -45,21 +45,21 @@ pub(crate) struct Services {
     pub(crate) webhook_secrets: WebhookSecrets,
     pub(crate) webhook_client: webhooks::Client,
     pub(crate) revocation: Revocation,
-    /// Whose attestations of machines count.
+    /// The roots under which Apple's attestations are accepted.
     pub(crate) attestation_roots: AttestationRoots,
-    /// Whom machines are asked through for their attestations; `None` leaves that to others.
+    /// The MDM that asks machines for attestations. `None` if the administrator's own tools do that.
     pub(crate) nano_mdm: Option<NanoMdm>,
     pub(crate) background_work: BackgroundWork,
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// What ACME has for itself.
+/// The state that only ACME needs.
 pub(crate) struct Acme {
     pub(crate) secrets: AcmeSecrets,
     pub(crate) nonces: Nonces,
 }
 
-/// What the operator decided that requests depend on.
+/// The configured values that requests depend on.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     /// Without a trailing slash.
@@ -67,19 +67,19 @@ pub(crate) struct Policy {
     pub(crate) trust_domain: String,
     pub(crate) certificate_ttl: Duration,
     pub(crate) renewal_grace: Duration,
-    /// None: keys may become as old as they like.
+    /// The age at which machines must rotate their keys. `None` for no limit.
     pub(crate) rotate_key_after: Option<Duration>,
     pub(crate) check_in_interval: Duration,
     pub(crate) grants_ttl: Duration,
     pub(crate) reenrollment: Reenrollment,
     pub(crate) without_token: WithoutToken,
-    /// How many machines without a token may wait at once.
+    /// The most machines without a token that may wait for a decision at once.
     pub(crate) without_token_limit: u32,
-    /// How long a request waits for an administrator.
+    /// How long an enrollment waits for an administrator's decision.
     pub(crate) pending_ttl: Duration,
     pub(crate) retention: Retention,
     pub(crate) client_certificates: ClientCertificates,
-    /// How long after Apple signed it an attestation stands for its machine.
+    /// How long after its signing an attestation counts.
     pub(crate) attestation_max_age: Duration,
     pub(crate) acme_enabled: bool,
     pub(crate) device_certificate_ttl: Duration,
@@ -87,7 +87,7 @@ pub(crate) struct Policy {
 
 impl Policy {
     pub(crate) fn of(config: &Config) -> Self {
-        // The configuration bounds each of these to some years.
+        // The configuration limits each of these to a few years.
         let duration = |duration: std::time::Duration| Duration::try_from(duration).unwrap_or(Duration::MAX);
         Self {
             public_url: config.public_url.as_str().to_owned(),

@@ -69,8 +69,8 @@ async fn run_in(
 ) -> Result<String, CommandError> {
     database.check_schema().await?;
     let store = Store::new(database.pool().clone(), clock, Arc::new(Metrics::new()));
-    if !bootstrap::is_founded(&store).await? {
-        return Err(RotationError::NotFounded.into());
+    if !bootstrap::is_bootstrapped(&store).await? {
+        return Err(RotationError::NotBootstrapped.into());
     }
     let (keyring, policy) = (bootstrap::keyring(config)?, RotationPolicy::of(config));
     let rotator = Rotator {

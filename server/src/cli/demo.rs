@@ -6,7 +6,7 @@ use super::{CommandError, DemoArguments};
 use crate::{
     clock::Clock,
     demo::{self, DemoOptions},
-    running::ordered_to_stop,
+    running::stop_requested,
     telemetry::logging::{self, LogFormat},
 };
 
@@ -18,5 +18,5 @@ pub(super) async fn run(arguments: &DemoArguments, clock: Arc<dyn Clock>) -> Res
         once: arguments.once,
         port: arguments.port,
     };
-    Ok(demo::run(options, clock, ordered_to_stop()).await?)
+    Ok(demo::run(options, clock, stop_requested()).await?)
 }

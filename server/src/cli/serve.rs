@@ -6,7 +6,7 @@ use super::CommandError;
 use crate::{
     clock::Clock,
     config::{Config, LogFormat},
-    running::{RunningServer, ordered_to_stop},
+    running::{RunningServer, stop_requested},
     telemetry::logging,
 };
 
@@ -15,7 +15,7 @@ pub(super) async fn serve(config: &Config, clock: Arc<dyn Clock>) -> Result<(), 
     start_logging(config, &clock)?;
     // The signal is awaited from the start. It takes effect after the start, when everything that was started can be
     // stopped.
-    let stop = tokio::spawn(ordered_to_stop());
+    let stop = tokio::spawn(stop_requested());
     let server = RunningServer::start(config, clock).await?;
     let _ = stop.await;
     Ok(server.stop().await?)

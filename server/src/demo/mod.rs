@@ -20,7 +20,7 @@ use crate::{
     administration::api_keys::ApiKeyError,
     clock::Clock,
     config::{Config, ConfigError},
-    running::{RunError, RunningServer, ordered_to_stop},
+    running::{RunError, RunningServer, stop_requested},
 };
 
 /// The options of the demo.
@@ -107,7 +107,7 @@ async fn play(
         return Ok(());
     }
     story.commands_to_try(&address, &root, administrator.api_key(), fleet.a_machine())?;
-    fleet.keep_checking_in(ordered_to_stop()).await;
+    fleet.keep_checking_in(stop_requested()).await;
     Ok(())
 }
 

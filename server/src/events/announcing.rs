@@ -1,8 +1,8 @@
-//! Announcing: an event that was committed gets its place in the order that all readers share, and in the same
-//! transaction one delivery for each webhook that wants it.
+//! Announces events. A committed event gets its position in the order that all readers share. The same transaction
+//! creates one delivery for each webhook that wants the event.
 //!
-//! The id of an event is made before its transaction commits, so a reader who goes by ids would miss the one that commits
-//! late. One replica at a time gives the places, so what has one is complete up to there.
+//! The id of an event is generated before its transaction commits, so a reader that orders by id would miss a late
+//! commit. Only one replica at a time assigns positions, so no event can appear later at an earlier position.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,18 +22,18 @@ use crate::{
 };
 
 const NAME: &str = "announce events";
-/// How long an event waits at most while the server and the database are well.
+/// The longest wait of an event, if the servers and the database work.
 const INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How many events one transaction announces.
 const BATCH: i64 = 500;
 
-/// Announces whatever waits, again and again, until the server stops.
+/// Announces waiting events until the server stops.
 pub(crate) async fn run_announcer(services: Arc<Services>, turns: Turns) {
     turns.repeat(|| announce_waiting(&services.store)).await;
 }
 
-/// Announces whatever waits; nothing while another replica does.
+/// Announces all waiting events. Does nothing while another replica does.
 async fn announce_waiting(store: &Store) -> Result<(), StoreError> {
     loop {
         let announced = tx!(store, AnnounceEvents, &Origin::system() => announce_batch()).await?;

@@ -1,7 +1,7 @@
-//! The feed of one replica: one reader of the database for all of its streams.
+//! The event feed of one replica: a single reader of the database for all its streams.
 //!
-//! A stream that falls behind, or that begins in the past, reads from the database until it has caught up: what is kept
-//! in memory is bounded, however slow a caller is.
+//! A stream that falls behind, or that starts in the past, reads from the database until it has caught up. The memory
+//! of a replica is therefore bounded, however slow a caller is.
 
 use std::{
     collections::HashMap,
@@ -25,39 +25,39 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How long an announced event waits at most until the streams of a replica have it.
+/// The longest wait of an announced event until the streams of a replica have it.
 const READ_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) const READING: Work = Work::every(READ_INTERVAL, "read announced events");
-/// How long a stream outlives its API key at most.
+/// The longest time that a stream outlives its API key.
 const KEY_INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) const CHECKING_KEYS: Work = Work::every(KEY_INTERVAL, "check the keys of event streams");
-/// How often the depths of the queues are measured.
+/// How often the lengths of the queues are measured.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const MEASURING: Work = Work::every(DEPTH_INTERVAL, "measure the event queues");
-/// How many events are read at once.
+/// The number of events per read.
 pub(super) const PAGE: i64 = 500;
-/// How many events streams may lag behind before they have to read from the database.
+/// How many events a stream may lag behind before it must read from the database.
 const REMEMBERED: usize = 1024;
-/// How many streams may read from the database at once: check-ins need its connections more.
-const CATCHING_UP: usize = 2;
-/// Streams of one replica.
+/// How many streams may read from the database at once. Check-ins need the connections more.
+const MOST_CATCHING_UP: usize = 2;
+/// The most streams of one replica.
 const MOST_STREAMS: usize = 500;
-/// Streams of one API key on one replica.
+/// The most streams of one API key on one replica.
 pub(crate) const MOST_STREAMS_OF_A_KEY: usize = 20;
 
-/// Why there is no further stream.
+/// Why no further stream is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TooManyStreams {
-    #[error("this API key has {MOST_STREAMS_OF_A_KEY} streams on this replica already")]
+    #[error("this API key has {MOST_STREAMS_OF_A_KEY} streams on this replica, which is the limit")]
     OfKey,
-    #[error("this replica has {MOST_STREAMS} streams already")]
+    #[error("this replica has {MOST_STREAMS} streams, which is the limit")]
     OfReplica,
 }
 
-/// What the streams of one replica share.
+/// The state that the streams of one replica share.
 pub(crate) struct Feed {
     events: broadcast::Sender<Arc<AnnouncedEvent>>,
-    /// What was read last.
+    /// The position of the last event that was read.
     position: AtomicI64,
     streams: Mutex<HashMap<Uuid, KeyStreams>>,
     open: Gauge,
@@ -71,7 +71,7 @@ struct KeyStreams {
     ended: CancellationToken,
 }
 
-/// The right to stream, counted until it is dropped.
+/// The permission to stream. It counts as one stream until it is dropped.
 pub(crate) struct Admission {
     feed: Arc<Feed>,
     api_key: Uuid,
@@ -79,7 +79,7 @@ pub(crate) struct Admission {
 }
 
 impl Feed {
-    /// A feed that begins with what will be announced next, and ends with the server.
+    /// Starts a feed at the next event to be announced. It ends with the server.
     pub(crate) async fn start(
         store: &Store,
         metrics: &Metrics,
@@ -96,11 +96,11 @@ impl Feed {
             streams: Mutex::default(),
             open,
             shutdown,
-            catching_up: Semaphore::new(CATCHING_UP),
+            catching_up: Semaphore::new(MOST_CATCHING_UP),
         }
     }
 
-    /// Lets one more stream of this key in, unless there are too many.
+    /// Admits one more stream of this key, unless there are too many.
     pub(crate) fn admit(self: &Arc<Self>, api_key: Uuid) -> Result<Admission, TooManyStreams> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if streams.values().map(|of_key| of_key.count).sum::<usize>() >= MOST_STREAMS {
@@ -122,7 +122,7 @@ impl Feed {
         })
     }
 
-    /// Everything that is read from now on.
+    /// Receives all events that are read from now on.
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Arc<AnnouncedEvent>> {
         self.events.subscribe()
     }
@@ -132,10 +132,10 @@ impl Feed {
         streams.keys().copied().collect()
     }
 
-    /// Ends the streams of all keys that were looked at and do not serve.
-    fn end_others(&self, looked_at: &[Uuid], serving: &[Uuid]) {
+    /// Ends the streams of all checked keys that are not valid.
+    fn end_others(&self, checked: &[Uuid], valid: &[Uuid]) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        for api_key in looked_at.iter().filter(|api_key| !serving.contains(api_key)) {
+        for api_key in checked.iter().filter(|api_key| !valid.contains(api_key)) {
             if let Some(of_key) = streams.remove(api_key) {
                 of_key.ended.cancel();
             }
@@ -144,7 +144,7 @@ impl Feed {
 }
 
 impl Admission {
-    /// Waits until the key serves no more, or the server stops.
+    /// Waits until the key is no longer valid, or the server stops.
     pub(super) async fn ended(&self) {
         self.ended.cancelled().await;
     }
@@ -158,7 +158,7 @@ impl Drop for Admission {
     fn drop(&mut self) {
         self.feed.open.dec();
         let mut streams = self.feed.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        // After the key's streams were ended, a later entry of the same key is not this one's.
+        // The key's streams have ended. An entry that the key has now belongs to later streams.
         if let Some(of_key) = streams.get_mut(&self.api_key).filter(|_| !self.ended.is_cancelled()) {
             of_key.count -= 1;
             if of_key.count == 0 {
@@ -168,17 +168,17 @@ impl Drop for Admission {
     }
 }
 
-/// Reads what is announced, for all streams of this replica, until the server stops.
+/// Reads announced events for all streams of this replica, until the server stops.
 pub(crate) async fn run_reader(services: Arc<Services>, turns: Turns) {
     turns.repeat(|| read_on(&services.store, &services.feed)).await;
 }
 
-/// Ends the streams of API keys that were revoked or have expired, until the server stops.
+/// Ends the streams of revoked and expired API keys, until the server stops.
 pub(crate) async fn run_key_check(services: Arc<Services>, turns: Turns) {
     turns.repeat(|| check_keys(&services)).await;
 }
 
-/// Measures what waits, until the server stops.
+/// Measures the queues until the server stops.
 pub(crate) async fn run_depth_gauge(services: Arc<Services>, turns: Turns) {
     turns.repeat(|| measure(&services)).await;
 }
@@ -190,7 +190,7 @@ async fn read_on(store: &Store, feed: &Feed) -> Result<(), StoreError> {
         let is_last = i64::try_from(events.len()).unwrap_or(PAGE) < PAGE;
         for event in events {
             feed.position.store(event.sequence, Relaxed);
-            // Nobody listens: then nobody misses it.
+            // Sending fails if there is no stream. The event is then not needed.
             let _ = feed.events.send(Arc::new(event));
         }
         if is_last {
@@ -200,13 +200,13 @@ async fn read_on(store: &Store, feed: &Feed) -> Result<(), StoreError> {
 }
 
 async fn check_keys(services: &Services) -> Result<(), StoreError> {
-    let looked_at = services.feed.api_keys();
-    if looked_at.is_empty() {
+    let checked = services.feed.api_keys();
+    if checked.is_empty() {
         return Ok(());
     }
     let mut connection = services.store.connection().await?;
-    let serving = store::api_keys::serving(&mut connection, &looked_at, services.clock.now()).await?;
-    services.feed.end_others(&looked_at, &serving);
+    let serving = store::api_keys::serving(&mut connection, &checked, services.clock.now()).await?;
+    services.feed.end_others(&checked, &serving);
     Ok(())
 }
 
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_and_a_replica_have_so_many_streams_and_places_come_free() {
+    fn streams_are_limited_by_key_and_by_replica_and_slots_are_freed() {
         let (feed, first_key) = (feed(), Uuid::from_u128(1));
         let mut admissions: Vec<_> = (0..MOST_STREAMS_OF_A_KEY)
             .map(|_| feed.admit(first_key).unwrap())

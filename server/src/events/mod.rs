@@ -1,4 +1,4 @@
-//! Events out: each gets its place in one order after it is committed, and is then told to streams and webhooks.
+//! Publishes events. Each committed event gets a position in one order, and then goes to streams and webhooks.
 
 pub(crate) mod announcing;
 pub(crate) mod feed;
@@ -12,7 +12,7 @@ use crate::{
     store::{self, StoreError},
 };
 
-/// Which events somebody wants. What is absent leaves none out.
+/// Selects events. An absent member selects all.
 #[derive(Debug, Default)]
 pub(crate) struct EventFilter {
     pub(crate) machine_id: Option<Uuid>,
@@ -34,7 +34,7 @@ pub(crate) async fn list(
     rows: i64,
 ) -> Result<Vec<Event>, StoreError> {
     let mut connection = services.store.connection().await?;
-    // A query for each, so that each has its index.
+    // One query per combination, because each has its own index.
     match (filter.machine_id, filter.kind.map(EventKind::as_str)) {
         (Some(id), kind) => store::events::list_of_machine(&mut connection, id, kind, after, rows).await,
         (None, Some(kind)) => store::events::list_of_kind(&mut connection, kind, after, rows).await,

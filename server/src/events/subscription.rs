@@ -1,4 +1,4 @@
-//! One stream: from the place where the caller stopped to the present, and then on.
+//! One event stream: from the caller's last position to the present, and on from there.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,23 +22,23 @@ use crate::{
     store::{self, Store, StoreError},
 };
 
-/// How often something is sent though nothing has happened: proxies close what is silent for a minute.
+/// How often a keep-alive is sent. Proxies close a connection that is silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a caller may take to accept the next item; then its stream is cut.
-const ACCEPTED_WITHIN: Duration = Duration::from_secs(30);
-/// How many items wait for a caller at most.
-const WAITING: usize = 32;
-/// After the database failed.
+/// How long a caller may take to accept the next item. After that its stream is closed.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most items that wait for a caller.
+const MOST_WAITING: usize = 32;
+/// The delay after a database error.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What a stream says.
+/// An item of a stream.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
     /// The next event.
     Event(Arc<AnnouncedEvent>),
-    /// What comes next does not follow on what came before.
+    /// Events are missing between the previous item and the next one.
     Gap(EventGap),
-    /// Nothing has happened.
+    /// There was no event for a while.
     KeepAlive,
 }
 
@@ -51,17 +51,17 @@ pub(crate) enum SubscribeError {
     Store(#[from] StoreError),
 }
 
-/// The caller is gone, or too slow.
-struct Left;
+/// The caller has closed the stream, or reads too slowly.
+struct CallerGone;
 
 enum Interruption {
-    Left,
+    CallerGone,
     Store(StoreError),
 }
 
-impl From<Left> for Interruption {
-    fn from(Left: Left) -> Self {
-        Self::Left
+impl From<CallerGone> for Interruption {
+    fn from(CallerGone: CallerGone) -> Self {
+        Self::CallerGone
     }
 }
 
@@ -71,7 +71,7 @@ impl From<StoreError> for Interruption {
     }
 }
 
-/// Begins a stream after a place, or at the present end. It ends with its API key, its caller, or the server.
+/// Starts a stream after a position, or at the present end. It ends with its API key, its caller, or the server.
 pub(crate) async fn subscribe(
     services: &Services,
     api_key: Uuid,
@@ -79,10 +79,10 @@ pub(crate) async fn subscribe(
     filter: EventFilter,
 ) -> Result<mpsc::Receiver<Item>, SubscribeError> {
     let admission = services.feed.admit(api_key)?;
-    // First this, then the end: whatever is announced in between is in one of the two.
+    // Subscribe before reading the end. An event announced in between is then in one of the two.
     let events = services.feed.subscribe();
     let end = store::events::last_sequence(&mut *services.store.connection().await?).await?;
-    let (items, received) = mpsc::channel(WAITING);
+    let (items, received) = mpsc::channel(MOST_WAITING);
     let mut stream = Stream {
         store: services.store.clone(),
         filter,
@@ -90,7 +90,7 @@ pub(crate) async fn subscribe(
         items,
         position: after.unwrap_or(end),
         behind: false,
-        patience: ACCEPTED_WITHIN,
+        accept_timeout: ACCEPT_TIMEOUT,
     };
     stream.begin(after, end);
     tokio::spawn(stream.run(admission));
@@ -102,16 +102,17 @@ struct Stream {
     filter: EventFilter,
     events: broadcast::Receiver<Arc<AnnouncedEvent>>,
     items: mpsc::Sender<Item>,
-    /// The place of the last event that was sent or left out.
+    /// The position of the last event that was sent or filtered out.
     position: i64,
-    /// Whether there is more in the database than in `events`.
+    /// Whether the database has events that were missed in `events`.
     behind: bool,
     /// How long the caller may take to accept an item.
-    patience: Duration,
+    accept_timeout: Duration,
 }
 
 impl Stream {
-    /// A place after the end is one of a database that was since restored from a backup: events come after the end then.
+    /// If the requested position is after the end, the database was restored from a backup. The stream then starts at
+    /// the end.
     fn begin(&mut self, after: Option<i64>, end: i64) {
         self.behind = after.is_some_and(|after| after < end);
         if let Some(after) = after.filter(|after| *after > end) {
@@ -130,69 +131,69 @@ impl Stream {
         select! {
             () = admission.ended() => {}
             () = items.closed() => {}
-            Left = self.deliver(&admission) => {}
+            CallerGone = self.deliver(&admission) => {}
         }
     }
 
-    async fn deliver(&mut self, admission: &Admission) -> Left {
+    async fn deliver(&mut self, admission: &Admission) -> CallerGone {
         let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.behind {
                 match self.catch_up(admission).await {
                     Ok(()) => self.behind = false,
-                    Err(Interruption::Left) => return Left,
-                    Err(Interruption::Store(error)) => tracing::debug!(%error, "a stream cannot read on yet"),
+                    Err(Interruption::CallerGone) => return CallerGone,
+                    Err(Interruption::Store(error)) => tracing::debug!(%error, "a stream cannot read events yet"),
                 }
             }
-            let went_on = select! {
+            let sent = select! {
                 _ = keep_alive.tick() => self.send(Item::KeepAlive).await,
                 () = sleep(RETRY), if self.behind => Ok(()),
                 received = self.events.recv(), if !self.behind => self.receive(received).await,
             };
-            if went_on.is_err() {
-                return Left;
+            if sent.is_err() {
+                return CallerGone;
             }
         }
     }
 
-    async fn receive(&mut self, received: Result<Arc<AnnouncedEvent>, RecvError>) -> Result<(), Left> {
+    async fn receive(&mut self, received: Result<Arc<AnnouncedEvent>, RecvError>) -> Result<(), CallerGone> {
         match received {
             Ok(event) if event.sequence <= self.position => Ok(()),
-            Ok(event) if event.sequence == self.position.saturating_add(1) => self.pass_on(event).await,
-            // Too slow for what is kept in memory.
+            Ok(event) if event.sequence == self.position.saturating_add(1) => self.send_if_wanted(event).await,
+            // The stream lags behind the events in memory.
             Ok(_) | Err(RecvError::Lagged(_)) => {
                 self.behind = true;
                 Ok(())
             }
-            Err(RecvError::Closed) => Err(Left),
+            Err(RecvError::Closed) => Err(CallerGone),
         }
     }
 
-    /// Reads from the database until there is no more.
+    /// Reads from the database until it has caught up.
     async fn catch_up(&mut self, admission: &Admission) -> Result<(), Interruption> {
         loop {
             let (events, end) = self.read(admission).await?;
             let is_last = i64::try_from(events.len()).unwrap_or(PAGE) < PAGE;
             for event in events {
                 if event.sequence > self.position.saturating_add(1) {
-                    self.tell_gap(event.sequence).await?;
+                    self.send_gap(event.sequence).await?;
                 }
-                self.pass_on(Arc::new(event)).await?;
+                self.send_if_wanted(Arc::new(event)).await?;
             }
             if is_last {
-                // All that was announced since then has been removed.
+                // All events announced after this position were removed.
                 if self.position < end {
-                    self.tell_gap(end.saturating_add(1)).await?;
+                    self.send_gap(end.saturating_add(1)).await?;
                 }
                 return Ok(());
             }
         }
     }
 
-    /// The next events, and an end that was there before they were looked for.
+    /// The next events, and the end as it was before they were read.
     async fn read(&self, admission: &Admission) -> Result<(Vec<AnnouncedEvent>, i64), StoreError> {
-        // It is never closed; if it were, reading without it would do no harm.
+        // The semaphore is never closed. If it were, reading without a permit would be harmless.
         let _turn = admission.feed().catching_up.acquire().await.ok();
         let mut connection = self.store.connection().await?;
         let end = store::events::last_sequence(&mut connection).await?;
@@ -200,7 +201,7 @@ impl Stream {
         Ok((events, end))
     }
 
-    async fn tell_gap(&mut self, oldest_available: i64) -> Result<(), Left> {
+    async fn send_gap(&mut self, oldest_available: i64) -> Result<(), CallerGone> {
         let gap = EventGap {
             after: self.position,
             oldest_available,
@@ -209,7 +210,7 @@ impl Stream {
         self.send(Item::Gap(gap)).await
     }
 
-    async fn pass_on(&mut self, event: Arc<AnnouncedEvent>) -> Result<(), Left> {
+    async fn send_if_wanted(&mut self, event: Arc<AnnouncedEvent>) -> Result<(), CallerGone> {
         self.position = event.sequence;
         if self.filter.wants(&event.event) {
             self.send(Item::Event(event)).await?;
@@ -217,15 +218,12 @@ impl Stream {
         Ok(())
     }
 
-    async fn send(&self, item: Item) -> Result<(), Left> {
-        let sent = self.items.send_timeout(item, self.patience).await;
+    async fn send(&self, item: Item) -> Result<(), CallerGone> {
+        let sent = self.items.send_timeout(item, self.accept_timeout).await;
         if matches!(sent, Err(mpsc::error::SendTimeoutError::Timeout(_))) {
-            tracing::info!(
-                position = self.position,
-                "a stream was cut: its caller reads too slowly"
-            );
+            tracing::info!(position = self.position, "closed a stream: its caller reads too slowly");
         }
-        sent.map_err(|_| Left)
+        sent.map_err(|_| CallerGone)
     }
 }
 
@@ -252,7 +250,7 @@ mod tests {
         })
     }
 
-    /// A stream that has come to a place, with so much room for what its caller has not taken.
+    /// A stream at a position, whose channel holds this many items.
     fn stream(position: i64, room: usize) -> (Stream, mpsc::Receiver<Item>) {
         let nowhere = PgPoolOptions::new().connect_lazy("postgres://localhost:1/").unwrap();
         let (items, received) = mpsc::channel(room);
@@ -263,7 +261,7 @@ mod tests {
             items,
             position,
             behind: false,
-            patience: Duration::from_millis(10),
+            accept_timeout: Duration::from_millis(10),
         };
         (stream, received)
     }
@@ -284,7 +282,7 @@ mod tests {
             assert!(!stream.behind);
         }
         let Some(Item::Event(told)) = received.recv().await else {
-            panic!("nothing was told")
+            panic!("no item was sent")
         };
         assert_eq!((told.sequence, received.try_recv().is_err()), (6, true));
         assert!(stream.receive(Ok(event(8))).await.is_ok());

@@ -1,4 +1,4 @@
-//! The server's own keys: the first start makes them, every later one and every other replica reads them.
+//! The server's own keys: generated at the first start, and read by every later start and every other replica.
 
 use assay_authority::{
     AcmeSecrets, Authority, AuthorityError, CertifiedKey, InitialSecrets, MasterKey, MasterKeyError, SealingError,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// What the server works with.
+/// What the server needs to run.
 pub(crate) struct Bootstrapped {
     pub(crate) authority: Authority,
     pub(crate) rotation: Rotation,
@@ -30,34 +30,32 @@ pub(crate) struct Bootstrapped {
     pub(crate) acme_secrets: AcmeSecrets,
 }
 
-/// Why the server's keys cannot be had.
+/// Why the server's keys cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// No master key.
-    #[error("the master key cannot be had")]
+    #[error("the master key cannot be loaded")]
     MasterKey(#[from] MasterKeyError),
-    /// The configured master key cannot be read.
     #[error("master_key cannot be read")]
     ConfiguredMasterKey(#[source] SealingError),
-    /// The library failed.
+    /// The cryptographic library failed.
     #[error("a key cannot be derived from the master key")]
     Derived(#[source] SealingError),
-    /// The keys do not open, or do not fit together.
+    /// The keys cannot be opened, or do not match.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// A key that was due to be replaced could not be.
-    #[error("the keys of the authority cannot be brought up to date")]
+    /// A key was due for replacement, and that failed.
+    #[error("the keys of the authority cannot be rotated")]
     Rotation(#[from] RotationError),
-    /// One mistyped replica would issue identities of a foreign domain.
-    #[error("trust_domain is {configured:?}, and this server was founded for {founded:?}, which cannot change")]
+    /// Otherwise one mistyped replica would issue identities of another domain.
+    #[error("trust_domain is {configured:?}, but the first start set it to {original:?}, and it cannot change")]
     TrustDomain {
-        /// What the first start was configured with.
-        founded: String,
-        /// What this one is configured with.
+        /// The trust domain of the first start.
+        original: String,
+        /// The configured trust domain.
         configured: String,
     },
-    /// No keys can be made.
-    #[error("the certificate authority cannot be set up")]
+    /// The keys cannot be generated.
+    #[error("the certificate authority cannot be built")]
     Authority(#[from] AuthorityError),
     /// The database failed.
     #[error(transparent)]
@@ -66,13 +64,13 @@ pub enum BootstrapError {
 
 crate::store::has_store_error!(BootstrapError);
 
-/// Reads the server's keys, or makes them where there are none.
+/// Reads the server's keys, or generates them if there are none.
 pub(crate) async fn bootstrap(store: &Store, config: &Config) -> Result<Bootstrapped, BootstrapError> {
-    let master_key = master_key(config, is_founded(store).await?)?;
+    let master_key = master_key(config, is_bootstrapped(store).await?)?;
     let webhook_secrets = WebhookSecrets::under(&master_key).map_err(BootstrapError::Derived)?;
     let acme_secrets = AcmeSecrets::under(&master_key).map_err(BootstrapError::Derived)?;
     let keyring = Keyring::new(master_key);
-    let keys = tx!(store, Bootstrap, &Origin::system() => read_or_make(&keyring, config)).await?;
+    let keys = tx!(store, Bootstrap, &Origin::system() => read_or_generate(&keyring, config)).await?;
     let nonce_key = nonce_key(&keyring, &keys)?;
     let policy = RotationPolicy::of(config);
     let (rotation, authority) = Rotation::begin(store, keyring, policy).await?;
@@ -85,21 +83,21 @@ pub(crate) async fn bootstrap(store: &Store, config: &Config) -> Result<Bootstra
     })
 }
 
-/// Whether a server has made its keys.
-pub(crate) async fn is_founded(store: &Store) -> Result<bool, StoreError> {
+/// Whether the database has a server's keys.
+pub(crate) async fn is_bootstrapped(store: &Store) -> Result<bool, StoreError> {
     Ok(!sealed_keys::list(&mut *store.connection().await?).await?.is_empty())
 }
 
-/// Opens the keys of a server that was founded before.
+/// Opens the keyring of a server that has started before.
 pub(crate) fn keyring(config: &Config) -> Result<Keyring, BootstrapError> {
     Ok(Keyring::new(master_key(config, true)?))
 }
 
-/// A new master key is made for a new database alone: beside one that has keys, it would open none of them and stand in
-/// the place of the one that does.
-fn master_key(config: &Config, founded_before: bool) -> Result<MasterKey, BootstrapError> {
+/// Creates a new master key only for a new database. If the database already has keys, a new master key would open none
+/// of them, and its file would take the place of the correct one.
+fn master_key(config: &Config, is_bootstrapped: bool) -> Result<MasterKey, BootstrapError> {
     match &config.master_key {
-        config::MasterKey::File(path) if founded_before => Ok(master_key::load(path)?),
+        config::MasterKey::File(path) if is_bootstrapped => Ok(master_key::load(path)?),
         config::MasterKey::File(path) => Ok(master_key::load_or_create(path)?),
         config::MasterKey::Value(value) => {
             MasterKey::from_base64url(value.expose_secret()).map_err(BootstrapError::ConfiguredMasterKey)
@@ -107,19 +105,19 @@ fn master_key(config: &Config, founded_before: bool) -> Result<MasterKey, Bootst
     }
 }
 
-async fn read_or_make(
+async fn read_or_generate(
     tx: &mut Transaction,
     keyring: &Keyring,
     config: &Config,
 ) -> Result<Vec<SealedKey>, BootstrapError> {
-    // One replica makes the keys, the others wait and then read them.
-    duties::wait_for(tx, Duty::Found).await?;
+    // One replica generates the keys. The others wait, and then read them.
+    duties::wait_for(tx, Duty::Bootstrap).await?;
     let keys = sealed_keys::list(tx).await?;
     let configured = config.trust_domain.as_str();
     match settings::trust_domain(tx).await? {
-        Some(founded) if founded != configured => {
+        Some(original) if original != configured => {
             return Err(BootstrapError::TrustDomain {
-                founded,
+                original,
                 configured: configured.to_owned(),
             });
         }

@@ -1,4 +1,4 @@
-//! The steps themselves, each within a transaction that has the duty.
+//! The steps of rotation. Each runs in a transaction that has the duty.
 
 use assay_authority::{CertifiedKey, PrivateKey, issuing, key_identifier, validity};
 use assay_protocol::text::rfc3339;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     RotationError, Rotator, keys,
-    steps::{GRANT_KEY_LINGERS, Keys, LINGERS, Step},
+    steps::{GRANT_KEY_RETENTION, Keys, RETENTION, Step},
 };
 use crate::{
     changes::{Action, Change},
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Takes the first step that is due; `false` when there is none.
+/// Takes the first due step; `false` if no step is due.
 pub(super) async fn take_step(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<bool, RotationError> {
     let keys = lock(tx).await?;
     let Some(step) = keys.next_step(rotator.policy, tx.now()) else {
@@ -34,7 +34,7 @@ pub(super) async fn take_step(tx: &mut Transaction, rotator: &Rotator<'_>) -> Re
         Step::Activate(id) => activate(tx, rotator, &keys, id).await?,
         Step::Retire(id) => retire(tx, &keys, id).await?,
     }
-    tracing::info!(?step, "a key of the authority was changed");
+    tracing::info!(?step, "changed a key of the authority");
     Ok(true)
 }
 
@@ -43,12 +43,13 @@ pub(super) async fn lock(tx: &mut Transaction) -> Result<Keys, RotationError> {
     duties::wait_for(tx, Duty::RotateKeys).await?;
     let keys = keys::read(tx).await?;
     match keys.keys.is_empty() {
-        true => Err(RotationError::NotFounded),
+        true => Err(RotationError::NotBootstrapped),
         false => Ok(keys),
     }
 }
 
-/// Makes the next issuing CA; with a new root, where one is asked for or the present one would cut its life short.
+/// Creates the next issuing CA. Also creates a new root if one is requested, or if the current root would shorten the
+/// CA's validity.
 pub(super) async fn prepare_issuing(
     tx: &mut Transaction,
     rotator: &Rotator<'_>,
@@ -57,14 +58,14 @@ pub(super) async fn prepare_issuing(
 ) -> Result<SealedKey, RotationError> {
     let (now, policy) = (tx.now(), rotator.policy);
     let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
-    let current = current.ok_or(RotationError::NotFounded)?;
-    let present_root = keys.root_of(current).ok_or(RotationError::NotFounded)?;
-    let is_cut_short = validity(certificate(present_root)?)?.1 < issuing::full_life_end(now + policy.overlap(true));
+    let current = current.ok_or(RotationError::NotBootstrapped)?;
+    let current_root = keys.root_of(current).ok_or(RotationError::NotBootstrapped)?;
+    let is_cut_short = validity(certificate(current_root)?)?.1 < issuing::full_life_end(now + policy.overlap(true));
     let with_root = with_root || is_cut_short;
     let signs_from = signs_from(current, now, policy.overlap(with_root))?;
     let (root_id, root) = match with_root {
         true => new_root(tx, rotator, signs_from).await?,
-        false => (present_root.id, rotator.keyring.certified_key(present_root)?),
+        false => (current_root.id, rotator.keyring.certified_key(current_root)?),
     };
     let made = issuing::generate_issuing(&root, &policy.trust_domain, now)?;
     let secret = made.key.pkcs8_der();
@@ -74,7 +75,7 @@ pub(super) async fn prepare_issuing(
     insert_next(tx, key, signs_from).await
 }
 
-/// Makes the next key for grant tokens.
+/// Creates the next grant key.
 pub(super) async fn prepare_grant_key(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
     let secret = PrivateKey::generate()?;
     let key = (rotator.keyring).seal(tx.clock(), KeyPurpose::GrantSigning, secret.pkcs8_der(), None)?;
@@ -82,7 +83,7 @@ pub(super) async fn prepare_grant_key(tx: &mut Transaction, rotator: &Rotator<'_
     insert_next(tx, key, signs_from).await
 }
 
-/// When the next issuing CA begins: a server whose present one ends before the overlap cannot wait for it.
+/// When the next issuing CA starts to sign. It cannot wait for the overlap if the current one expires before that.
 pub(super) fn signs_from(
     current: &SealedKey,
     now: OffsetDateTime,
@@ -92,7 +93,7 @@ pub(super) fn signs_from(
     Ok((now + overlap).min(end.max(now)))
 }
 
-/// Keeps a change of a key, and says so in the audit.
+/// Stores a change of a key, with its audit entry.
 pub(super) async fn update(
     tx: &mut Transaction,
     action: Action,
@@ -104,7 +105,7 @@ pub(super) async fn update(
     Ok(written(tx, change).await?)
 }
 
-/// Keeps a new key, and says so in the audit.
+/// Stores a new key, with its audit entry.
 pub(super) async fn insert(tx: &mut Transaction, action: Action, key: &SealedKey) -> Result<(), RotationError> {
     let now = tx.now();
     sealed_keys::insert(tx, key, now).await?;
@@ -112,9 +113,9 @@ pub(super) async fn insert(tx: &mut Transaction, action: Action, key: &SealedKey
     Ok(written(tx, change).await?)
 }
 
-/// A key as the audit shows it.
+/// A key as the audit entry shows it.
 fn shown(key: &SealedKey) -> Value {
-    // Somebody else's root may have none.
+    // An external root may have none.
     let identifier = key
         .certificate
         .as_deref()
@@ -153,7 +154,7 @@ async fn insert_next(
     Ok(key)
 }
 
-/// Lets a next key sign in the place of the current one.
+/// Makes a next key the current one.
 async fn activate(tx: &mut Transaction, rotator: &Rotator<'_>, keys: &Keys, id: Uuid) -> Result<(), RotationError> {
     let Some(next) = keys.get(id) else { return Ok(()) };
     if let Some(root) = keys.root_of(next).filter(|root| root.state != KeyState::Current) {
@@ -162,7 +163,7 @@ async fn activate(tx: &mut Transaction, rotator: &Rotator<'_>, keys: &Keys, id: 
     replace(tx, rotator, keys, next).await
 }
 
-/// The order matters: there is never more than one current key of a purpose.
+/// The order matters: a purpose never has two current keys.
 async fn replace(
     tx: &mut Transaction,
     rotator: &Rotator<'_>,
@@ -172,8 +173,8 @@ async fn replace(
     let now = tx.now();
     if let Some(current) = keys.find(by.purpose, KeyState::Current) {
         let lingers = match by.purpose {
-            KeyPurpose::GrantSigning => rotator.policy.grants_ttl + GRANT_KEY_LINGERS,
-            KeyPurpose::IssuingCa | KeyPurpose::RootCa | KeyPurpose::Nonce => LINGERS,
+            KeyPurpose::GrantSigning => rotator.policy.grants_ttl + GRANT_KEY_RETENTION,
+            KeyPurpose::IssuingCa | KeyPurpose::RootCa | KeyPurpose::Nonce => RETENTION,
         };
         let previous = SealedKey {
             state: KeyState::Previous,
@@ -191,7 +192,7 @@ async fn replace(
     update(tx, Action::KeyActivate, by, &current).await
 }
 
-/// Gives a key up for good: what is erased here cannot leak any more.
+/// Retires a key, and erases its private key so that it cannot leak later.
 async fn retire(tx: &mut Transaction, keys: &Keys, id: Uuid) -> Result<(), RotationError> {
     let Some(previous) = keys.get(id) else { return Ok(()) };
     let retired = SealedKey {

@@ -1,4 +1,4 @@
-//! An issuing CA under a root that somebody else holds: its CSR, and what came back for it.
+//! An issuing CA under an external root: its CSR, and the chain that the root's owner returns.
 
 use assay_authority::{
     ExternalChain, PrivateKey,
@@ -10,7 +10,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use super::{
     RotationError, Rotator,
     changes::{self, lock},
-    rotate::{Prepared, under_way},
+    rotate::{Prepared, already_prepared},
     steps::Keys,
 };
 use crate::{
@@ -23,14 +23,16 @@ use crate::{
     },
 };
 
-/// The CSR of the key that is pending; one is made where there is none. Repeating this gives a CSR for the same key.
+/// Returns the CSR of the pending key, and creates the key if there is none. Repeating the call returns a CSR for the
+/// same key.
 pub(crate) async fn request(store: &Store, rotator: &Rotator<'_>, origin: &Origin) -> Result<String, RotationError> {
     let key = tx!(store, RequestCa, origin => requested(rotator)).await?;
     let private_key = rotator.keyring.private_key(&key)?;
     Ok(issuing::issuing_request(&private_key, &rotator.policy.trust_domain)?)
 }
 
-/// Installs what an external root issued for the CSR: it issues after the overlap. Repeating this changes nothing.
+/// Installs the chain that an external root issued for the CSR. The CA issues after the overlap. Repeating the call
+/// changes nothing.
 pub(crate) async fn install(
     store: &Store,
     rotator: &Rotator<'_>,
@@ -66,7 +68,7 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
         });
     };
     if let Some(next) = keys.find(KeyPurpose::IssuingCa, KeyState::Next) {
-        return Err(under_way(next)?);
+        return Err(already_prepared(next)?);
     }
     let now = tx.now();
     let terms = Terms {
@@ -77,10 +79,10 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
         public_url: rotator.policy.public_url.url(),
     };
     let chain = external_chain::verify(chain, &terms)?;
-    demand_own_key_identifier(&keys, &chain)?;
+    require_own_key_identifier(&keys, &chain)?;
     let known_root = known_root(&keys, &chain.root);
     let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
-    let current = current.ok_or(RotationError::NotFounded)?;
+    let current = current.ok_or(RotationError::NotBootstrapped)?;
     let signs_from = changes::signs_from(current, now, rotator.policy.overlap(known_root.is_none()))?;
     let root_id = match known_root {
         Some(root) => root.id,
@@ -113,7 +115,7 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
     })
 }
 
-/// The CA that an earlier call installed from this chain: its answer may have been lost.
+/// The CA that an earlier call installed from this chain. The response to that call may have been lost.
 fn installed_before<'a>(keys: &'a Keys, chain: &[u8]) -> Option<&'a SealedKey> {
     let first = CertificateDer::from_pem_slice(chain).ok()?;
     let mut cas = keys.keys.iter().filter(|key| key.purpose == KeyPurpose::IssuingCa);
@@ -125,8 +127,8 @@ fn known_root<'a>(keys: &'a Keys, certificate: &[u8]) -> Option<&'a SealedKey> {
     roots.find(|root| root.certificate.as_deref() == Some(certificate))
 }
 
-/// Lists and certificates are found by it.
-fn demand_own_key_identifier(keys: &Keys, chain: &ExternalChain) -> Result<(), RotationError> {
+/// Revocation lists and CA certificates are found by the key identifier, so two CAs must not share one.
+fn require_own_key_identifier(keys: &Keys, chain: &ExternalChain) -> Result<(), RotationError> {
     let own = key_identifier(&chain.certificate)?;
     for key in keys.keys.iter().filter(|key| key.certificate.is_some()) {
         if key_identifier(certificate(key)?).is_ok_and(|other| other == own) {

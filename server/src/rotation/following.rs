@@ -1,4 +1,4 @@
-//! Every replica follows the keys: it looks for a new version, takes the steps that are due, and swaps the authority.
+//! Every replica follows the keys. It looks for a new version, takes due steps, and swaps in the new authority.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -19,24 +19,24 @@ use crate::{
 };
 
 const NAME: &str = "follow the authority's keys";
-/// How long a change waits for every replica, while the servers and the database are well. Much shorter than any overlap
-/// that makes sense: keys are known to all before they sign.
+/// How long a change takes to reach every replica, if the servers and the database work. It is much shorter than any
+/// sensible overlap, so all replicas know a key before it signs.
 const INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
-/// How often an operator is told that an external root has to sign another CA.
+/// How often the operator is reminded that an external root must sign the next CA.
 const REMINDER: time::Duration = time::Duration::DAY;
 
-/// What one replica knows of the keys.
+/// The keys that one replica knows.
 pub(crate) struct Rotation {
     pub(crate) keyring: Keyring,
     pub(crate) policy: RotationPolicy,
-    /// As of the version that the authority has.
+    /// The keys of the same version as the authority.
     keys: ArcSwap<Keys>,
     reminded_at: Mutex<Option<OffsetDateTime>>,
 }
 
 impl Rotation {
-    /// Takes the steps that are due and reads the keys, as a server does that starts.
+    /// Takes due steps and reads the keys, when a server starts.
     pub(crate) async fn begin(
         store: &Store,
         keyring: Keyring,
@@ -80,7 +80,9 @@ impl Rotation {
         let mut reminded_at = self.reminded_at.lock().unwrap_or_else(PoisonError::into_inner);
         if reminded_at.is_none_or(|at| at + REMINDER <= now) {
             *reminded_at = Some(now);
-            tracing::warn!("the issuing CA ends soon, and an external root has to sign the next: assay-server ca csr");
+            tracing::warn!(
+                "the issuing CA expires soon, and an external root must sign the next one: run `assay-server ca csr`"
+            );
         }
     }
 }
@@ -105,9 +107,9 @@ async fn follow(services: &Arc<Services>) -> Result<(), RotationError> {
     }
     let (authority, keys) = rotation.read(&services.store).await?;
     let authority = Arc::new(authority);
-    // First the lists, so that no CA is known here that has none.
+    // Publish the lists first, so that this replica never has a CA without a list.
     lists::publish_for(services, &authority).await;
-    tracing::info!(version = authority.version(), "the authority's keys were read anew");
+    tracing::info!(version = authority.version(), "reloaded the authority's keys");
     services.authority.store(authority);
     rotation.keys.store(Arc::new(keys));
     Ok(())

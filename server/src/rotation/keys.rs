@@ -1,4 +1,4 @@
-//! The keys that are not retired, read from the store, and the authority that they make up.
+//! Reads the keys that are not retired, and builds the authority from them.
 
 use assay_authority::{Authority, AuthorityParts, IssuingParts, Root};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Keyring {
-    /// The authority that the keys of this version make up.
+    /// Builds the authority from the keys of this version.
     pub(super) fn authority(
         &self,
         version: i64,
@@ -45,7 +45,7 @@ impl Keyring {
                 .map(|key| Ok(self.private_key(key)?.public_key().clone()))
                 .collect::<Result<_, KeyringError>>()?,
         };
-        // published() begins with the current one, and may not go on with another in its place.
+        // `published` starts with the current key, so a missing current key would let another take its place.
         if of(KeyPurpose::IssuingCa, KeyState::Current).next().is_none() {
             return Err(KeyringError::Missing("issuing-ca".to_owned()));
         }
@@ -77,7 +77,7 @@ pub(super) async fn read(connection: &mut Connection) -> Result<Keys, StoreError
     Ok(Keys { keys, last_expiries })
 }
 
-/// The same with their version; within one snapshot.
+/// Also reads their version, in the same snapshot.
 pub(super) async fn read_with_version(connection: &mut Connection) -> Result<(i64, Keys), StoreError> {
     let version = settings::authority_version(connection).await?;
     Ok((version, read(connection).await?))

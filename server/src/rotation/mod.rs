@@ -1,8 +1,8 @@
-//! The rotation of the server's own keys: the next one is published before it signs, the last one stays until nothing that
-//! it signed is relied on.
+//! Rotates the server's own keys. A new key is published before it signs, and an old key stays published until nothing
+//! that it signed is still relied on.
 //!
-//! What is due when follows from what is stored ([`steps`]), so that any replica can go on where another stopped, and
-//! whoever comes too late finds that it is done. Every step is one transaction, with its audit entries.
+//! The stored keys determine which step is due ([`steps`]), so any replica can continue where another stopped, and a
+//! replica that comes too late finds nothing to do. Every step is one transaction, together with its audit entries.
 
 pub(crate) mod bootstrap;
 mod changes;
@@ -31,7 +31,7 @@ use crate::{
     store::{Store, StoreError, tx},
 };
 
-/// What the operator decided that rotations depend on.
+/// The configured values that rotation depends on.
 #[derive(Debug, Clone)]
 pub(crate) struct RotationPolicy {
     pub(crate) trust_domain: String,
@@ -39,61 +39,61 @@ pub(crate) struct RotationPolicy {
     pub(crate) certificate_ttl: Duration,
     /// How long an issuing CA is published before it signs.
     pub(crate) ca_overlap: Duration,
-    /// How long a root is published before anything is issued under it.
+    /// How long a root is published before a CA issues under it.
     pub(crate) root_overlap: Duration,
     pub(crate) grants_ttl: Duration,
     /// How long a grant key is published before it signs.
     pub(crate) grant_key_overlap: Duration,
-    /// How long a grant key signs.
+    /// How long a grant key signs before it is rotated.
     pub(crate) rotate_grant_key_after: Duration,
 }
 
-/// What a change of the keys takes.
+/// What changes of the keys need.
 pub(crate) struct Rotator<'a> {
     pub(crate) keyring: &'a Keyring,
     pub(crate) policy: &'a RotationPolicy,
 }
 
-/// Why keys are not changed, or cannot be read.
+/// Why the keys cannot be changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
-    /// The server was never started.
-    #[error("this server has no keys yet: `assay-server serve` makes them at its first start")]
-    NotFounded,
-    /// Somebody else signs the issuing CA.
+    /// The server has never started on this database.
+    #[error("this server has no keys yet: `assay-server serve` creates them at its first start")]
+    NotBootstrapped,
+    /// An external root signs the issuing CA.
     #[error(
-        "the issuing CA is under a root that somebody else holds: `assay-server ca csr` and `ca install` replace it, and \
+        "the issuing CA is under an external root: `assay-server ca csr` and `ca install` replace it, and \
          `ca rotate --root` replaces the root by one of this server's own"
     )]
     ExternalRoot,
-    /// There is a next CA already.
+    /// The next issuing CA exists already.
     #[error(
-        "the issuing CA {key_identifier} is prepared already, and issues from {} on: another one can be prepared then",
+        "the issuing CA {key_identifier} is already prepared and issues from {}: another one can be prepared after that",
         rfc3339(*signs_from)
     )]
     UnderWay {
-        /// The next one, in hex.
+        /// Its key identifier, in hex.
         key_identifier: String,
-        /// When it begins.
+        /// When it starts to sign.
         signs_from: OffsetDateTime,
     },
-    /// No CSR is out.
-    #[error("no CSR is pending: `assay-server ca csr` makes one")]
+    /// There is no pending CSR.
+    #[error("no CSR is pending: `assay-server ca csr` creates one")]
     NothingRequested,
-    /// The chain does not serve.
+    /// The chain is invalid.
     #[error(transparent)]
     Chain(#[from] ChainRefusal),
-    /// Relying parties would take the one for the other.
+    /// Relying parties could mistake one CA for the other.
     #[error("another CA of this server has the key identifier {0}")]
     KeyIdentifierTaken(String),
-    /// The keys do not open, or do not fit together.
+    /// The keys cannot be opened, or do not match.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// A key could not be made.
-    #[error("a key of the authority cannot be made")]
+    /// A key could not be generated.
+    #[error("a key of the authority cannot be generated")]
     Key(#[from] KeyError),
-    /// A certificate could not be made.
-    #[error("a certificate of the authority cannot be made")]
+    /// A certificate could not be issued.
+    #[error("a certificate of the authority cannot be issued")]
     Authority(#[from] AuthorityError),
     /// The database failed.
     #[error(transparent)]
@@ -104,7 +104,7 @@ crate::store::has_store_error!(RotationError);
 
 impl RotationPolicy {
     pub(crate) fn of(config: &Config) -> Self {
-        // The configuration bounds each of these to some years.
+        // The configuration limits each of these to a few years.
         let duration = |duration: std::time::Duration| Duration::try_from(duration).unwrap_or(Duration::MAX);
         Self {
             trust_domain: config.trust_domain.as_str().to_owned(),
@@ -127,9 +127,9 @@ impl RotationPolicy {
     }
 }
 
-/// Takes every step that is due.
+/// Takes every due step.
 pub(crate) async fn advance(store: &Store, rotator: &Rotator<'_>) -> Result<(), RotationError> {
-    // A prepared key that signs at once is two steps, and each of three kinds may have keys to retire.
+    // Preparing and activating a key takes two steps, and keys of three kinds may have to retire.
     const MOST_STEPS: usize = 16;
     for _ in 0..MOST_STEPS {
         if !tx!(store, RotateKeys, &Origin::system() => changes::take_step(rotator)).await? {

@@ -13,11 +13,11 @@ use crate::{
     },
 };
 
-/// What is to be replaced.
+/// The key to replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
     IssuingCa,
-    /// A root of this server's own, with an issuing CA under it.
+    /// This server's own root, with an issuing CA under it.
     RootCa,
     GrantKey,
 }
@@ -26,11 +26,12 @@ pub(crate) enum Wanted {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) key: SealedKey,
-    /// Whether this call made it. Of two that rotate at once, one does; and so does one of two calls when an answer is lost.
+    /// Whether this call prepared it. It is `false` for the later of two concurrent calls, and for a repetition after a
+    /// lost response.
     pub(crate) is_new: bool,
 }
 
-/// Prepares the next key; the one that is prepared already stays.
+/// Prepares the next key. A key that is already prepared stays.
 pub(crate) async fn rotate(
     store: &Store,
     rotator: &Rotator<'_>,
@@ -51,7 +52,7 @@ async fn prepare(tx: &mut Transaction, rotator: &Rotator<'_>, wanted: Wanted) ->
             .root_of(next)
             .is_some_and(|root| root.state == KeyState::Next && root.sealed.is_some());
         if wanted == Wanted::RootCa && !has_new_root {
-            return Err(under_way(next)?);
+            return Err(already_prepared(next)?);
         }
         return Ok(Prepared {
             key: next.clone(),
@@ -73,10 +74,10 @@ async fn prepare(tx: &mut Transaction, rotator: &Rotator<'_>, wanted: Wanted) ->
     Ok(Prepared { key, is_new: true })
 }
 
-/// Says that there is a next CA already.
-pub(super) fn under_way(next: &SealedKey) -> Result<RotationError, RotationError> {
+/// The error for a next CA that is already prepared.
+pub(super) fn already_prepared(next: &SealedKey) -> Result<RotationError, RotationError> {
     Ok(RotationError::UnderWay {
         key_identifier: hex::encode(key_identifier(certificate(next)?)?),
-        signs_from: next.signs_from.ok_or(RotationError::NotFounded)?,
+        signs_from: next.signs_from.ok_or(RotationError::NotBootstrapped)?,
     })
 }

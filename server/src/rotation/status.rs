@@ -1,4 +1,4 @@
-//! What the server's keys are and do, for an administrator.
+//! The state of the server's keys, for an administrator.
 
 use assay_authority::{key_identifier, validity};
 use serde::Serialize;
@@ -28,26 +28,26 @@ pub(crate) struct KeyStatus {
     pub(crate) id: Uuid,
     /// The subject key identifier in hex; of a grant key, its `kid`; null for a key that has no certificate yet.
     pub(crate) key_identifier: Option<String>,
-    /// SHA-256 of the certificate in hex: of a root, what machines are given to recognize the server by.
+    /// SHA-256 of the certificate, in hex. The root's is what machines are configured with to recognize the server.
     pub(crate) fingerprint: Option<String>,
     pub(crate) state: KeyState,
-    /// Whether somebody else holds the key, or the root above it.
+    /// Whether the key, or the root above it, is external.
     pub(crate) is_external: bool,
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) not_before: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) not_after: Option<OffsetDateTime>,
-    /// When it begins to sign, or began.
+    /// When it starts, or started, to sign.
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) signs_from: Option<OffsetDateTime>,
-    /// When it retires, as far as that is known.
+    /// When it retires, if known.
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) retires_at: Option<OffsetDateTime>,
-    /// Of an issuing CA: how many machines' certificates are valid.
+    /// Only for an issuing CA: the number of valid certificates of machines.
     pub(crate) valid_certificates: Option<i64>,
 }
 
-/// Reads them as of one moment.
+/// Reads the status in one snapshot.
 pub(crate) async fn status(
     store: &Store,
     keyring: &Keyring,
@@ -56,7 +56,7 @@ pub(crate) async fn status(
     let mut snapshot = store.snapshot().await?;
     let keys = keys::read(&mut snapshot).await?;
     if keys.keys.is_empty() {
-        return Err(RotationError::NotFounded);
+        return Err(RotationError::NotBootstrapped);
     }
     let mut status = AuthorityStatus {
         roots: Vec::new(),
@@ -82,7 +82,7 @@ pub(crate) async fn status(
 /// The subject key identifier of a CA in hex; the `kid` of a grant key.
 pub(crate) fn identifier(key: &SealedKey, keyring: &Keyring) -> Result<Option<String>, RotationError> {
     Ok(match (&key.certificate, key.purpose) {
-        // Somebody else's root may have none.
+        // An external root may have none.
         (Some(certificate), _) => key_identifier(certificate).ok().map(hex::encode),
         (None, KeyPurpose::GrantSigning) => Some(keyring.private_key(key)?.public_key().thumbprint().to_string()),
         (None, _) => None,

@@ -1,4 +1,4 @@
-//! What is due: a function of the stored keys, the policy and the time.
+//! Which step is due: a function of the stored keys, the policy and the time.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,29 @@ use uuid::Uuid;
 use super::RotationPolicy;
 use crate::store::sealed_keys::{KeyPurpose, KeyState, SealedKey};
 
-/// How long an issuing CA that was superseded stays at least: a replica that has not noticed may still issue with it.
-/// Also how long a CA's list names a certificate after its end (RFC 5280, section 3.3).
-pub(super) const LINGERS: Duration = Duration::DAY;
-/// The same for a grant key, beyond the life of its tokens. A replica that does not reach the database grants nothing.
-pub(super) const GRANT_KEY_LINGERS: Duration = Duration::minutes(5);
+/// The shortest time that a superseded issuing CA is kept, because a replica that has not noticed may still issue with
+/// it. Also how long a CA's list contains an expired certificate (RFC 5280, section 3.3).
+pub(super) const RETENTION: Duration = Duration::DAY;
+/// The same for a grant key, after its last token has expired. A replica without a database connection grants nothing,
+/// so minutes are enough.
+pub(super) const GRANT_KEY_RETENTION: Duration = Duration::minutes(5);
 
-/// The keys that are not retired, and what was issued with them.
+/// The keys that are not retired, with the last expiry of what they issued.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Keys {
     pub(super) keys: Vec<SealedKey>,
-    /// By issuing CA: when the last of all that it issued expires.
+    /// By issuing CA: the last expiry of the certificates that it issued.
     pub(super) last_expiries: BTreeMap<Uuid, OffsetDateTime>,
 }
 
-/// A change that is due.
+/// A due change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Make the next key of this purpose.
+    /// Create the next key of this purpose.
     Prepare(KeyPurpose),
-    /// Let this next key sign.
+    /// Make this next key the current one.
     Activate(Uuid),
-    /// Give this previous key up.
+    /// Retire this previous key.
     Retire(Uuid),
 }
 
@@ -44,12 +45,12 @@ impl Keys {
         self.keys.iter().find(|key| key.id == id)
     }
 
-    /// The root that an issuing CA is under.
+    /// The root of an issuing CA.
     pub(super) fn root_of(&self, ca: &SealedKey) -> Option<&SealedKey> {
         self.get(ca.root_id?)
     }
 
-    /// What is due first.
+    /// The first due step.
     pub(super) fn next_step(&self, policy: &RotationPolicy, now: OffsetDateTime) -> Option<Step> {
         let rotated = [KeyPurpose::IssuingCa, KeyPurpose::GrantSigning].into_iter();
         let forward = rotated.filter_map(|purpose| {
@@ -65,7 +66,7 @@ impl Keys {
         forward.chain(retired.map(|key| Step::Retire(key.id))).next()
     }
 
-    /// When a previous key can be given up; `None` for a root that a CA needs, and for a key that is not previous.
+    /// When a previous key can be retired. `None` for a root that a CA needs, and for a key that is not previous.
     pub(super) fn retires_at(&self, key: &SealedKey) -> Option<OffsetDateTime> {
         let earliest = key.retires_at.filter(|_| key.state == KeyState::Previous)?;
         match key.purpose {
@@ -75,14 +76,14 @@ impl Keys {
                 .all(|other| other.root_id != Some(key.id))
                 .then_some(earliest),
             KeyPurpose::IssuingCa => {
-                let last = self.last_expiries.get(&key.id).map(|end| *end + LINGERS);
+                let last = self.last_expiries.get(&key.id).map(|end| *end + RETENTION);
                 Some(last.map_or(earliest, |last| last.max(earliest)))
             }
             KeyPurpose::GrantSigning | KeyPurpose::Nonce => Some(earliest),
         }
     }
 
-    /// Whether the issuing CA should be replaced and somebody else has to sign the next one.
+    /// Whether the issuing CA should be replaced, but an external root must sign the next one.
     pub(super) fn waits_for_external_root(&self, policy: &RotationPolicy, now: OffsetDateTime) -> bool {
         let current = self.find(KeyPurpose::IssuingCa, KeyState::Current);
         let is_replaced = self.find(KeyPurpose::IssuingCa, KeyState::Next).is_some();
@@ -91,7 +92,8 @@ impl Keys {
         })
     }
 
-    /// Nothing that a CA signs outlives it: the next one has to be known, and to sign, before certificates are cut short.
+    /// When the next CA must start to sign. Nothing that a CA signs outlives it, so a later start would shorten
+    /// certificates.
     fn replaced_at(&self, current: &SealedKey, policy: &RotationPolicy) -> Option<OffsetDateTime> {
         if current.purpose == KeyPurpose::GrantSigning {
             let signs_for = policy.rotate_grant_key_after - policy.grant_key_overlap;
@@ -152,8 +154,8 @@ mod tests {
         }
     }
 
-    /// As the first start made them at [`NOW`].
-    fn founded() -> Keys {
+    /// The keys of a first start at [`NOW`].
+    fn bootstrapped() -> Keys {
         let root = generate_root("example.com", NOW).unwrap();
         let issuing = generate_issuing(&root, "example.com", NOW).unwrap();
         Keys {
@@ -171,7 +173,7 @@ mod tests {
             self.keys.iter_mut().find(|key| key.id == id).unwrap()
         }
 
-        /// Beside the current key of this purpose, which was superseded.
+        /// Adds a superseded key of this purpose next to the current one.
         fn supersede(&mut self, id: Uuid, retires_at: OffsetDateTime) {
             let mut next = self.get(id).unwrap().clone();
             next.id = NEXT;
@@ -186,13 +188,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_due_of_new_keys_and_each_is_replaced_in_its_time() {
-        let keys = founded();
+    fn new_keys_need_no_step_and_each_kind_is_replaced_when_due() {
+        let keys = bootstrapped();
         assert_eq!(keys.after(Duration::ZERO), None);
         let grant_key = Duration::days(90) - Duration::HOUR;
         assert_eq!(keys.after(grant_key - Duration::SECOND), None);
         assert_eq!(keys.after(grant_key), Some(Step::Prepare(KeyPurpose::GrantSigning)));
-        // It begins a day back, so that two thirds of its life are over a third of that day earlier.
+        // Validity starts a day earlier, so two thirds of it pass a third of a day sooner.
         let issuing = Duration::days(730) - Duration::days(731) / 3;
         let issuing_alone = |time| {
             let mut keys = keys.clone();
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn long_certificates_want_the_next_ca_before_the_present_one_would_cut_them_short() {
+    fn the_next_ca_starts_before_the_current_one_would_shorten_certificates() {
         let policy = RotationPolicy {
             certificate_ttl: Duration::days(366),
             root_overlap: Duration::days(180),
@@ -212,14 +214,14 @@ mod tests {
             ..policy()
         };
         let due = NOW + Duration::days(730 - 366 - 180);
-        let keys = founded();
+        let keys = bootstrapped();
         assert_eq!(keys.next_step(&policy, due - Duration::SECOND), None);
         assert_eq!(keys.next_step(&policy, due), Some(Step::Prepare(KeyPurpose::IssuingCa)));
     }
 
     #[test]
-    fn under_somebody_elses_root_an_operator_is_told_and_nothing_is_made() {
-        let mut keys = founded();
+    fn under_an_external_root_the_operator_is_reminded_and_no_ca_is_created() {
+        let mut keys = bootstrapped();
         keys.keys.retain(|key| key.purpose != KeyPurpose::GrantSigning);
         keys.change(ROOT).sealed = None;
         let (early, late) = (NOW + Duration::days(300), NOW + Duration::days(700));
@@ -228,13 +230,16 @@ mod tests {
         let mut next = keys.get(ISSUING).unwrap().clone();
         (next.id, next.state) = (NEXT, KeyState::Next);
         keys.keys.push(next);
-        assert!(!keys.waits_for_external_root(&policy(), late), "it has signed the next");
+        assert!(
+            !keys.waits_for_external_root(&policy(), late),
+            "it has signed the next one"
+        );
     }
 
     #[test]
-    fn a_next_key_signs_from_its_time_on_and_no_other_is_made_meanwhile() {
+    fn a_next_key_signs_from_its_start_and_no_other_is_created_before() {
         for id in [ISSUING, GRANTS] {
-            let mut keys = founded();
+            let mut keys = bootstrapped();
             let mut next = keys.get(id).unwrap().clone();
             (next.id, next.state) = (NEXT, KeyState::Next);
             next.signs_from = Some(NOW + Duration::DAY);
@@ -246,8 +251,8 @@ mod tests {
     }
 
     #[test]
-    fn a_previous_ca_retires_a_day_after_its_last_certificate_and_its_root_after_it() {
-        let mut keys = founded();
+    fn a_previous_ca_retires_a_day_after_its_last_certificate_and_then_its_root() {
+        let mut keys = bootstrapped();
         keys.supersede(ISSUING, NOW + Duration::DAY);
         assert_eq!(
             keys.after(Duration::DAY),
@@ -269,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_previous_grant_key_retires_when_its_tokens_have_expired() {
-        let mut keys = founded();
+        let mut keys = bootstrapped();
         keys.supersede(GRANTS, NOW + Duration::minutes(15));
         assert_eq!(keys.after(Duration::minutes(15) - Duration::SECOND), None);
         assert_eq!(keys.after(Duration::minutes(15)), Some(Step::Retire(GRANTS)));

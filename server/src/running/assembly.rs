@@ -1,4 +1,4 @@
-//! The parts of one server, put together before anything is served.
+//! Assembles the parts of a server before it accepts requests.
 
 use std::{path::Path, sync::Arc};
 
@@ -29,7 +29,7 @@ use crate::{
     webhooks,
 };
 
-/// What every request shares, on a database whose schema is brought up to date first.
+/// Builds the services, after bringing the database's schema up to date.
 pub(crate) async fn prepare(
     config: &Config,
     clock: Arc<dyn Clock>,
@@ -49,9 +49,9 @@ pub(crate) async fn prepare(
     }
     let metrics = Arc::new(Metrics::new());
     let store = Store::new(database.pool().clone(), Arc::clone(&clock), Arc::clone(&metrics));
-    let founded = bootstrap::bootstrap(&store, config).await?;
+    let bootstrapped = bootstrap::bootstrap(&store, config).await?;
     let feed = Feed::start(&store, &metrics, shutdown.clone()).await?;
-    assemble(config, clock, store, metrics, founded, feed, attestation_roots)
+    assemble(config, clock, store, metrics, bootstrapped, feed, attestation_roots)
 }
 
 fn assemble(
@@ -59,7 +59,7 @@ fn assemble(
     clock: Arc<dyn Clock>,
     store: Store,
     metrics: Arc<Metrics>,
-    founded: Bootstrapped,
+    bootstrapped: Bootstrapped,
     feed: Arc<Feed>,
     attestation_roots: AttestationRoots,
 ) -> Result<Arc<Services>, RunError> {
@@ -77,18 +77,18 @@ fn assemble(
         keys: KeyCache::start(store.clone(), &metrics),
         evaluations: EvaluationCache::start(store.clone(), &metrics),
         store,
-        authority: Arc::new(ArcSwap::from_pointee(founded.authority)),
-        rotation: founded.rotation,
-        nonces: Nonces::new(&founded.nonce_key),
+        authority: Arc::new(ArcSwap::from_pointee(bootstrapped.authority)),
+        rotation: bootstrapped.rotation,
+        nonces: Nonces::new(&bootstrapped.nonce_key),
         acme: Acme {
-            nonces: Nonces::new(&founded.acme_secrets.nonce_key()),
-            secrets: founded.acme_secrets,
+            nonces: Nonces::new(&bootstrapped.acme_secrets.nonce_key()),
+            secrets: bootstrapped.acme_secrets,
         },
         large_fleet: LargeFleet::default(),
         last_count: LastCount::default(),
         rate_limits,
         feed,
-        webhook_secrets: founded.webhook_secrets,
+        webhook_secrets: bootstrapped.webhook_secrets,
         webhook_client: webhooks::Client::new()?,
         revocation: Revocation::new(),
         attestation_roots,
@@ -109,7 +109,7 @@ fn nano_mdm(config: &config::NanoMdm) -> Result<NanoMdm, RunError> {
     Ok(NanoMdm::new(config.url.clone(), api_key)?)
 }
 
-/// A file that holds a secret, with or without a line break behind it.
+/// Reads a file that contains a secret, with or without a line break at its end.
 fn read_secret(path: &Path) -> std::io::Result<SecretString> {
     let text = Zeroizing::new(std::fs::read_to_string(path)?);
     let secret = text.trim();

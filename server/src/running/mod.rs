@@ -1,10 +1,10 @@
-//! One running server: assembled, started, stopped.
+//! A running server: assembled, started, stopped.
 
 pub(crate) mod assembly;
 mod metrics_listener;
 mod stop_signal;
 
-pub(crate) use self::stop_signal::ordered_to_stop;
+pub(crate) use self::stop_signal::stop_requested;
 
 use std::{convert::Infallible, future::ready, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,10 +41,10 @@ use crate::{
     webhooks::delivering,
 };
 
-/// How often callers that have not called for long are forgotten.
+/// How often idle callers are removed from the rate limits.
 const FORGETTING: Work = Work::every(Duration::from_secs(60), "forget idle callers");
 
-/// A server that serves, until it is told to stop.
+/// A server that accepts requests until it is stopped.
 pub struct RunningServer {
     address: SocketAddr,
     telemetry_address: SocketAddr,
@@ -55,63 +55,62 @@ pub struct RunningServer {
     database: Database,
 }
 
-/// Why a server does not start, or does not stop well.
+/// Why a server cannot start, or did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The folder of what is kept outside of the database.
-    #[error("data_dir {} cannot be made", path.display())]
+    /// The folder for files outside the database cannot be created.
+    #[error("data_dir {} cannot be created", path.display())]
     DataDir {
-        /// Which.
+        /// The folder.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// No database.
+    /// The database cannot be used.
     #[error(transparent)]
     Database(#[from] DatabaseError),
-    /// No keys.
+    /// The server's keys cannot be loaded.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
-    /// Nobody whose attestations of machines could count.
+    /// The roots of attestations cannot be loaded.
     #[error("the roots of apple.attestation_roots cannot be used")]
     AttestationRoots(#[from] RootsError),
-    /// No TLS.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
-    /// The feed of events cannot begin.
+    /// The event feed cannot start.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Nothing to call other servers with.
+    /// The HTTP client for outgoing calls cannot be built.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The key of an MDM.
+    /// The MDM's API key cannot be read.
     #[error("mdm.nanomdm.api_key_file {} cannot be used", path.display())]
     MdmKey {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// Somebody else listens there, or nobody may.
+    /// The address is in use, or the process may not listen on it.
     #[error("cannot listen on {address} ({key})")]
     Listen {
-        /// The configuration's key.
+        /// The configuration key.
         key: &'static str,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why not.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// The task that serves ended in a way of its own.
-    #[error("the server ended by itself")]
+    /// The task that handles connections ended unexpectedly.
+    #[error("the server ended unexpectedly")]
     Ended(#[from] tokio::task::JoinError),
 }
 
 impl RunningServer {
-    /// Starts to serve. When this returns, requests are answered.
+    /// Starts the server. It handles requests when this returns.
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
         let roots = AttestationRoots::from_file(config.apple.attestation_roots.as_deref())?;
         make_data_dir(&config.data_dir)?;
@@ -119,32 +118,32 @@ impl RunningServer {
         match Self::start_on(config, clock, &database, roots).await {
             Ok(parts) => Ok(parts.with(database)),
             Err(error) => {
-                // The first error is what is told; the private Postgres must not outlive it all the same.
+                // Report the first error. Closing matters anyway: the private Postgres must not outlive the server.
                 let _ = database.close().await;
                 Err(error)
             }
         }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where `/metrics` is.
+    /// The address of `/metrics`.
     #[must_use]
     pub fn telemetry_address(&self) -> SocketAddr {
         self.telemetry_address
     }
 
-    /// The roots in PEM, for agents that have no other way to trust this server.
+    /// The roots in PEM, for agents that do not trust this server yet.
     #[must_use]
     pub fn roots_pem(&self) -> String {
         self.services.authority.load().roots_pem().to_owned()
     }
 
-    /// Makes an API key, as `api-key create` does.
+    /// Creates an API key, like `api-key create`.
     pub async fn create_api_key(&self, name: &str, role: Role) -> Result<SecretString, ApiKeyError> {
         let request = CreateApiKey {
             name: name.to_owned(),
@@ -155,7 +154,7 @@ impl RunningServer {
         Ok(secret)
     }
 
-    /// Answers what has begun, then ends.
+    /// Finishes the requests in flight, then stops.
     pub async fn stop(self) -> Result<(), RunError> {
         self.shutdown.cancel();
         self.background.close();
@@ -188,7 +187,7 @@ impl RunningServer {
     }
 }
 
-/// Everything of a running server but the database that it runs on.
+/// All parts of a running server except its database.
 struct Started {
     address: SocketAddr,
     telemetry_address: SocketAddr,
@@ -262,7 +261,7 @@ impl Started {
     }
 }
 
-/// What recurs as long as the server runs. The work of a new kind is registered here.
+/// Starts the background work of a running server. Register new kinds of work here.
 fn spawn_periodic(
     background: &TaskTracker,
     services: &Arc<Services>,

@@ -2,9 +2,9 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Waits until the process is told to end.
-pub(crate) async fn ordered_to_stop() {
-    // Without a handler the signal ends the process at once, which is what is left to do.
+/// Waits for a signal to stop the process.
+pub(crate) async fn stop_requested() {
+    // Without a handler, the signal ends the process at once.
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;

@@ -7,7 +7,7 @@ use super::{Connection, StoreError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duty {
     /// Making the server's own keys.
-    Found,
+    Bootstrap,
     /// Appending to the audit's hash chain.
     SealAudit,
     /// Giving the server's role its privileges.
@@ -41,7 +41,7 @@ impl Duty {
     /// beside a newer one.
     const fn lock(self) -> i64 {
         match self {
-            Self::Found => 0x6173_7361_7901,
+            Self::Bootstrap => 0x6173_7361_7901,
             Self::SealAudit => 0x0061_7373_6179_0001,
             Self::GrantPrivileges => 0x0061_7373_6179_0008,
             Self::ExpireEnrollments => 0x0061_7373_6179_0501,

@@ -383,7 +383,7 @@ async fn of_two_who_rotate_at_once_one_wins_and_both_learn_of_it() {
     // Another root cannot be had at the same time.
     let refused = run(server.command(&["ca", "rotate", "--root"])).await;
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
-    assert!(refused.stderr.contains("is prepared already"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("is already prepared"), "{}", refused.stderr);
     server.stop().await;
 }
 
