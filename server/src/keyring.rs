@@ -32,6 +32,7 @@ pub enum KeyringError {
     Sealed {
         /// The purpose of the key.
         purpose: String,
+        /// Why it cannot be opened.
         #[source]
         source: SealingError,
     },

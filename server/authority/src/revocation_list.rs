@@ -29,7 +29,9 @@ pub struct RevocationList {
 pub struct RevokedCertificate {
     /// The serial number, big endian.
     pub serial_number: Vec<u8>,
+    /// When it was revoked.
     pub revoked_at: OffsetDateTime,
+    /// Why it was revoked.
     pub reason: RevocationReason,
 }
 

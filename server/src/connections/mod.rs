@@ -85,6 +85,7 @@ pub struct Server {
     pub router: Router,
     /// `None` for plain HTTP.
     pub tls: Option<TlsAcceptor>,
+    /// The limits of each connection.
     pub limits: ConnectionLimits,
     /// Counts connections and handshakes.
     pub metrics: Arc<Metrics>,

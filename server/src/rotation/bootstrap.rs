@@ -33,8 +33,10 @@ pub(crate) struct Bootstrapped {
 /// Why the server's keys cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
+    /// The file of the master key cannot be read or created.
     #[error("the master key cannot be loaded")]
     MasterKey(#[from] MasterKeyError),
+    /// The configured value is not a master key.
     #[error("master_key cannot be read")]
     ConfiguredMasterKey(#[source] SealingError),
     /// The cryptographic library failed.

@@ -76,6 +76,7 @@ pub enum RunError {
     /// The roots of attestations cannot be loaded.
     #[error("the roots of apple.attestation_roots cannot be used")]
     AttestationRoots(#[from] RootsError),
+    /// The TLS certificate cannot be loaded or issued.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
     /// The event feed cannot start.

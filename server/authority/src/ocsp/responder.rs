@@ -57,6 +57,7 @@ pub enum CertificateStatus {
 pub struct StatusAnswer<'a> {
     /// The certificate that the request asks about.
     pub question: &'a CertificateQuestion,
+    /// Its status.
     pub status: CertificateStatus,
 }
 
