@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
 
-/// What two accounts of one key violate.
+/// The constraint that a second account with the same key violates.
 pub(crate) const ONE_PER_KEY: &str = "acme_accounts_key_thumbprint_key";
 
 /// An account.
@@ -19,9 +19,9 @@ pub(crate) struct Account {
     pub(crate) status: AccountStatus,
     /// The enrollment token that it is bound to.
     pub(crate) token_id: Option<Uuid>,
-    /// The device that the token vouches for; none before the first order.
+    /// The device that the token is for. `None` before the first order.
     pub(crate) device_serial_number: Option<String>,
-    /// Whether an order of it was let in.
+    /// Whether one of its orders was admitted.
     pub(crate) has_ordered: bool,
 }
 
@@ -92,7 +92,7 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
-/// Keeps a new account.
+/// Inserts an account.
 pub(crate) async fn insert(
     connection: &mut Connection,
     account: &Account,
@@ -114,7 +114,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// Removes accounts that came to nothing: the oldest beyond so many, and those that are older than this.
+/// Removes unused accounts: the oldest ones beyond a number, and those older than a time.
 pub(crate) async fn remove_idle(
     connection: &mut Connection,
     most: i64,
@@ -135,7 +135,7 @@ pub(crate) async fn remove_idle(
     Ok(())
 }
 
-/// Notes that an order was let in, and for which device where a token alone vouched for it.
+/// Records that an order was admitted, and the device if only a token vouched for it.
 pub(crate) async fn note_order(
     connection: &mut Connection,
     id: Uuid,
@@ -152,7 +152,7 @@ pub(crate) async fn note_order(
     Ok(())
 }
 
-/// Gives an account another key.
+/// Replaces the key of an account.
 pub(crate) async fn set_key(connection: &mut Connection, id: Uuid, key: &EcKey) -> Result<(), StoreError> {
     let thumbprint = key.thumbprint();
     sqlx::query!(
@@ -166,7 +166,7 @@ pub(crate) async fn set_key(connection: &mut Connection, id: Uuid, key: &EcKey) 
     Ok(())
 }
 
-/// Ends an account's service.
+/// Deactivates an account.
 pub(crate) async fn deactivate(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!("UPDATE acme_accounts SET status = 'deactivated' WHERE id = $1", id)
         .execute(connection)

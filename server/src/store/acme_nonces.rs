@@ -1,13 +1,13 @@
-//! `acme_nonces`: those that were used, for as long as they would be fresh.
+//! `acme_nonces`: used nonces, kept until they expire.
 
 use time::OffsetDateTime;
 
 use super::{Connection, StoreError};
 
-/// How many that are past their time each use takes away: more than it adds, and few enough that no client waits for it.
+/// How many expired nonces each use removes. It is more than a use adds, and few enough that no client waits for it.
 const FORGOTTEN_EACH_TIME: i64 = 4;
 
-/// Uses a nonce up; false where somebody has before.
+/// Uses a nonce. Returns `false` if it was used before.
 pub(crate) async fn use_up(
     connection: &mut Connection,
     nonce: &str,

@@ -1,4 +1,4 @@
-//! `acme_orders`: each with its authorization and its challenge.
+//! `acme_orders`: orders, each with its authorization and its challenge.
 
 use assay_authority::EcKey;
 use serde::{Deserialize, Serialize};
@@ -14,20 +14,20 @@ pub(crate) struct Order {
     pub(crate) id: Uuid,
     pub(crate) account_id: Uuid,
     pub(crate) serial_number: String,
-    /// The challenge's.
+    /// The token of the challenge.
     pub(crate) token: String,
-    /// As it was written down: what counts now is [`Self::status_at`].
+    /// The recorded status. [`Self::status_at`] gives the current one.
     pub(crate) status: OrderStatus,
     pub(crate) expires_at: OffsetDateTime,
     pub(crate) refusal: Option<Refusal>,
-    /// Whether the client gave it up.
+    /// Whether the client deactivated it.
     pub(crate) deactivated: bool,
     pub(crate) validated_at: Option<OffsetDateTime>,
     pub(crate) attested_key: Option<EcKey>,
     pub(crate) certificate_serial_number: Option<String>,
 }
 
-/// Where an order stands (RFC 8555, section 7.1.6). Nothing is ever processing: a certificate is issued at once.
+/// The status of an order (RFC 8555, section 7.1.6). There is no `processing`, because a certificate is issued at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OrderStatus {
@@ -40,14 +40,14 @@ pub(crate) enum OrderStatus {
 /// Why an attestation was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal {
-    /// Of an ACME problem, behind `urn:ietf:params:acme:error:`.
+    /// The ACME error type, without `urn:ietf:params:acme:error:`.
     pub(crate) kind: String,
-    /// In a sentence.
+    /// The reason as a sentence.
     pub(crate) detail: String,
 }
 
 impl Order {
-    /// Where it stands at a time.
+    /// The status at a time.
     pub(crate) fn status_at(&self, now: OffsetDateTime) -> OrderStatus {
         match self.status {
             OrderStatus::Pending | OrderStatus::Ready if now >= self.expires_at => OrderStatus::Invalid,
@@ -117,7 +117,7 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
-/// The account's order for a device that waits for its attestation.
+/// The account's pending order for a device.
 pub(crate) async fn find_pending(
     connection: &mut Connection,
     account_id: Uuid,
@@ -136,7 +136,7 @@ pub(crate) async fn find_pending(
     row.map(TryInto::try_into).transpose()
 }
 
-/// Orders of an account that are not invalid, in the order in which they were made.
+/// The orders of an account that are not invalid, oldest first.
 pub(crate) async fn list_of_account(
     connection: &mut Connection,
     account_id: Uuid,
@@ -157,7 +157,7 @@ pub(crate) async fn list_of_account(
     .await?)
 }
 
-/// Keeps a new order.
+/// Inserts an order.
 pub(crate) async fn insert(connection: &mut Connection, order: &Order, now: OffsetDateTime) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO acme_orders (id, account_id, serial_number, token, status, created_at, expires_at)
@@ -174,7 +174,7 @@ pub(crate) async fn insert(connection: &mut Connection, order: &Order, now: Offs
     Ok(())
 }
 
-/// Keeps what was attested for an order that waits, and the chain that says so.
+/// Records what was attested for a pending order, and the attestation's chain.
 pub(crate) async fn set_attested(
     connection: &mut Connection,
     id: Uuid,
@@ -195,7 +195,7 @@ pub(crate) async fn set_attested(
     Ok(())
 }
 
-/// Ends an order whose attestation is refused.
+/// Makes an order invalid because its attestation was refused.
 pub(crate) async fn refuse(connection: &mut Connection, id: Uuid, refusal: &Refusal) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE acme_orders SET status = 'invalid', refusal = $2 WHERE id = $1 AND status = 'pending'",
@@ -207,7 +207,7 @@ pub(crate) async fn refuse(connection: &mut Connection, id: Uuid, refusal: &Refu
     Ok(())
 }
 
-/// Keeps which certificate came of an order that was ready.
+/// Records the certificate of an order that was ready.
 pub(crate) async fn set_issued(connection: &mut Connection, id: Uuid, serial_number: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE acme_orders SET status = 'valid', certificate_serial_number = $2 WHERE id = $1 AND status = 'ready'",
@@ -219,7 +219,7 @@ pub(crate) async fn set_issued(connection: &mut Connection, id: Uuid, serial_num
     Ok(())
 }
 
-/// Ends an order that its client gives up.
+/// Makes an order invalid because its client deactivated it.
 pub(crate) async fn give_up(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE acme_orders SET status = 'invalid', deactivated = true WHERE id = $1 AND status IN ('pending', 'ready')",
@@ -230,7 +230,7 @@ pub(crate) async fn give_up(connection: &mut Connection, id: Uuid) -> Result<(),
     Ok(())
 }
 
-/// Ends every order of an account that is not fulfilled.
+/// Makes all unfinished orders of an account invalid.
 pub(crate) async fn give_up_of_account(connection: &mut Connection, account_id: Uuid) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE acme_orders SET status = 'invalid', deactivated = true
@@ -255,8 +255,8 @@ pub(crate) async fn account_of_certificate(
     .await?)
 }
 
-/// Removes the first to end of those that did before a time and have no certificate on record, and their accounts where
-/// those have no other; returns how many orders.
+/// Removes orders that ended before a time and have no certificate on record, oldest first. Also removes their accounts
+/// if those have no other order. Returns the number of orders.
 pub(crate) async fn remove_ended_before(
     connection: &mut Connection,
     before: OffsetDateTime,

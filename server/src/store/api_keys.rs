@@ -31,7 +31,7 @@ impl TryFrom<Row> for ApiKey {
     }
 }
 
-/// Finds a key by its secret, whether it serves or not.
+/// Finds a key by its secret, even if it is expired or revoked.
 pub(crate) async fn find_by_secret(
     connection: &mut Connection,
     secret: SecretHash,
@@ -47,7 +47,7 @@ pub(crate) async fn find_by_secret(
     .transpose()
 }
 
-/// Keeps a new key.
+/// Inserts a key.
 pub(crate) async fn insert(connection: &mut Connection, key: &ApiKey, secret: SecretHash) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO api_keys (id, secret_hash, name, role, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
@@ -63,7 +63,7 @@ pub(crate) async fn insert(connection: &mut Connection, key: &ApiKey, secret: Se
     Ok(())
 }
 
-/// A page of keys, in the order in which they were made.
+/// A page of keys, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     after: Option<Uuid>,
@@ -96,7 +96,7 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
     .transpose()
 }
 
-/// Ends a key's service.
+/// Revokes a key.
 pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDateTime) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE api_keys SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL",
@@ -108,7 +108,7 @@ pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDate
     Ok(())
 }
 
-/// Those of these keys that serve at this time.
+/// The keys among these that are valid at this time.
 pub(crate) async fn serving(
     connection: &mut Connection,
     ids: &[Uuid],
@@ -124,7 +124,7 @@ pub(crate) async fn serving(
     .await?)
 }
 
-/// Removes the oldest of those that were revoked or have expired before a time; returns how many.
+/// Removes the oldest keys that expired or were revoked before a time. Returns their number.
 pub(crate) async fn remove_ended_before(
     connection: &mut Connection,
     before: OffsetDateTime,

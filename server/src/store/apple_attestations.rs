@@ -1,4 +1,4 @@
-//! `apple_attestations`: what Apple vouched for. A row is made of a [`BoundAttestation`] and of nothing else.
+//! `apple_attestations`: bound attestations. A row is written only from a [`BoundAttestation`].
 
 use assay_authority::attestation::apple::BoundAttestation;
 use assay_protocol::{PublicKey, admin_api::apple_attestations::MdmDevice, attestation::AttestedClaims};
@@ -45,7 +45,7 @@ pub(crate) async fn find_on_record(
     .transpose()
 }
 
-/// Keeps an attestation that was bound to a machine.
+/// Inserts an attestation that is bound to a machine.
 pub(crate) async fn insert(
     connection: &mut Connection,
     id: Uuid,
@@ -75,7 +75,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// A machine that has to be attested.
+/// A machine that should be attested.
 #[derive(Debug, Clone)]
 pub(crate) struct Due {
     pub(crate) place: DuePlace,
@@ -85,14 +85,14 @@ pub(crate) struct Due {
     pub(crate) mdm_device: Option<MdmDevice>,
 }
 
-/// Its place among them: by when it was attested, at the epoch where it never was.
+/// A position in the list: the time of the last attestation (the epoch if there was none) and the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DuePlace {
     pub(crate) attested_at: OffsetDateTime,
     pub(crate) machine_id: Uuid,
 }
 
-/// A page of the active machines that were not attested since a time.
+/// A page of the active machines without an attestation since a time.
 pub(crate) async fn list_due(
     connection: &mut Connection,
     attested_before: OffsetDateTime,

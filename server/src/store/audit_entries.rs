@@ -1,4 +1,4 @@
-//! `audit_entries`: written in the transaction that makes the change, and then only read.
+//! `audit_entries`: each is written in the transaction of its change, and never changed.
 
 use assay_protocol::admin_api::audit::{Actor, AuditEntry, Resource};
 use serde_json::Value;
@@ -11,10 +11,10 @@ use crate::{
     clock,
 };
 
-/// An entry's id and its time are taken one after the other: this far apart at most, while no clock is set.
+/// The longest time between generating an entry's id and reading its time, unless a clock is set.
 const BETWEEN_ID_AND_TIME: Duration = Duration::MINUTE;
 
-/// Which entries to list. What is absent leaves none out.
+/// Which entries to list. An absent member selects all.
 #[derive(Debug, Default)]
 pub(crate) struct AuditFilter {
     pub(crate) resource_kind: Option<String>,
@@ -28,14 +28,14 @@ pub(crate) struct AuditFilter {
 }
 
 impl AuditFilter {
-    /// No entry that is later than `after` has a smaller id.
+    /// No entry later than `after` has a smaller id.
     fn first_id(&self) -> Uuid {
         self.after.map_or(Uuid::nil(), |after| {
             clock::first_id_at(after.saturating_sub(BETWEEN_ID_AND_TIME))
         })
     }
 
-    /// No entry that is earlier than `before` has this id or a greater one.
+    /// No entry earlier than `before` has this id or a greater one.
     fn last_id(&self, cursor: Uuid) -> Uuid {
         self.before.map_or(cursor, |before| {
             cursor.min(clock::first_id_at(before.saturating_add(BETWEEN_ID_AND_TIME)))
@@ -87,7 +87,7 @@ impl TryFrom<Row> for AuditEntry {
     }
 }
 
-/// An entry to be, with its id and its time.
+/// A new entry, with its id and its time.
 #[derive(Debug)]
 pub(super) struct StampedEntry<'a> {
     pub(super) id: Uuid,
@@ -96,7 +96,7 @@ pub(super) struct StampedEntry<'a> {
     pub(super) change: &'a Change,
 }
 
-/// Writes entries, to be sealed later.
+/// Inserts entries, to be sealed later.
 pub(super) async fn insert(connection: &mut Connection, entries: &[StampedEntry<'_>]) -> Result<(), StoreError> {
     if entries.is_empty() {
         return Ok(());
@@ -156,7 +156,7 @@ pub(crate) async fn list(
     .collect()
 }
 
-/// Which entries a page has. Ids carry the time at which their entries were written, so that a time narrows them down.
+/// The ids of a page. Ids contain the time of their entries, so a range of times is also a range of ids.
 async fn find_ids(
     connection: &mut Connection,
     filter: &AuditFilter,
@@ -181,7 +181,7 @@ async fn find_ids(
     .await?)
 }
 
-/// The same of one actor: two indexes, of which each has its entries in order.
+/// The ids of a page for one actor. Uses two indexes, each of which returns its entries in order.
 async fn find_ids_of_actor(
     connection: &mut Connection,
     filter: &AuditFilter,
@@ -215,7 +215,7 @@ async fn find_ids_of_actor(
     .await?)
 }
 
-/// The oldest entries that wait to be sealed, in the order of their times.
+/// The oldest unsealed entries, in the order of their times.
 pub(crate) async fn waiting(connection: &mut Connection, limit: i64) -> Result<Vec<AuditEntry>, StoreError> {
     sqlx::query_as!(
         Row,
@@ -232,8 +232,8 @@ pub(crate) async fn waiting(connection: &mut Connection, limit: i64) -> Result<V
     .collect()
 }
 
-/// The first entry that somebody took out of the chain's reach: it is neither sealed nor waits to be, or it waits and is
-/// not there.
+/// The first entry that was removed from the chain's reach: one that is neither sealed nor waiting, or that is waiting
+/// but missing.
 pub(crate) async fn first_left_out(connection: &mut Connection) -> Result<Option<Uuid>, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT min(entry_id::text)::uuid AS "entry_id"
@@ -248,7 +248,7 @@ pub(crate) async fn first_left_out(connection: &mut Connection) -> Result<Option
     .await?)
 }
 
-/// Entries as `unnest` takes them, a column each.
+/// The columns of entries, as arguments of `unnest`.
 #[derive(Default)]
 struct Columns<'a> {
     ids: Vec<Uuid>,

@@ -11,7 +11,7 @@ use crate::changes::chain::EntryHash;
 /// One link of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seal {
-    /// The place in the chain, from 1 without a gap.
+    /// The position in the chain, counted from 1 without gaps.
     pub(crate) sequence: i64,
     pub(crate) entry_id: Uuid,
     pub(crate) hash: EntryHash,
@@ -43,7 +43,7 @@ pub(crate) async fn last(connection: &mut Connection) -> Result<Option<Seal>, St
     row.map(|row| seal(row.sequence, row.entry_id, &row.hash)).transpose()
 }
 
-/// Appends to the chain; what is sealed waits no more.
+/// Appends to the chain, and removes the entries from those waiting to be sealed.
 pub(crate) async fn append(connection: &mut Connection, seals: &[Seal]) -> Result<(), StoreError> {
     let sequences: Vec<i64> = seals.iter().map(|seal| seal.sequence).collect();
     let entries: Vec<Uuid> = seals.iter().map(|seal| seal.entry_id).collect();
@@ -63,14 +63,14 @@ pub(crate) async fn append(connection: &mut Connection, seals: &[Seal]) -> Resul
     Ok(())
 }
 
-/// How long the chain is.
+/// The length of the chain.
 pub(crate) async fn count(connection: &mut Connection) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM audit_seals"#)
         .fetch_one(connection)
         .await?)
 }
 
-/// The next links after a place in the chain, each with its entry, if that is still there.
+/// The next links after a position, each with its entry if that still exists.
 pub(crate) async fn list_with_entries(
     connection: &mut Connection,
     after: i64,
@@ -94,7 +94,7 @@ pub(crate) async fn list_with_entries(
 }
 
 fn seal(sequence: i64, entry_id: Uuid, hash: &[u8]) -> Result<Seal, StoreError> {
-    let hash = EntryHash::from_bytes(hash).ok_or_else(|| StoreError::Corrupt("a seal is no hash".to_owned()))?;
+    let hash = EntryHash::from_bytes(hash).ok_or_else(|| StoreError::Corrupt("a seal is not a hash".to_owned()))?;
     Ok(Seal {
         sequence,
         entry_id,

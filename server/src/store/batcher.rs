@@ -1,5 +1,5 @@
-//! Statements that serve many callers at once. Each caller alone would pay for a connection from the pool and a round trip,
-//! which cost more than its row does.
+//! Statements for many callers at once. Run separately, each caller would need a connection from the pool and a round
+//! trip, which cost more than its row.
 
 use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 
@@ -22,9 +22,9 @@ const KEPT_IDLE: Duration = Duration::from_secs(1);
 /// Why a batch failed. All of its callers get the same error. Whether the batch was committed is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum BatchError {
-    #[error("a statement that serves many callers failed")]
+    #[error("a statement for several callers failed")]
     Store(#[source] Arc<StoreError>),
-    #[error("too many callers wait, or the database does not answer")]
+    #[error("too many callers are waiting, or the database does not respond")]
     Overloaded,
 }
 
@@ -34,18 +34,18 @@ impl From<StoreError> for BatchError {
     }
 }
 
-/// How much a batcher takes on.
+/// The limits of a batcher.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// The most calls in one batch.
     pub(crate) batch: usize,
-    /// The most calls that wait. Beyond it a call is refused at once: it would be answered too late to matter.
+    /// The most waiting calls. Further ones are refused at once, because their results would come too late.
     pub(crate) queue: usize,
 }
 
-/// Gathers calls and does each batch of them in one round trip. One batch is under way at a time; what arrives meanwhile is
-/// the next batch, so a busy server makes large batches and an idle one waits for nothing. Each caller is answered after the
-/// commit.
+/// Gathers calls, and runs each batch of them in one round trip. Only one batch runs at a time; calls that arrive
+/// meanwhile form the next one. A busy server therefore runs large batches, and an idle one waits for nothing. Each
+/// caller gets its result after the commit.
 ///
 /// A batcher has no timer for a caller. A request that passes its deadline drops its call, and the batcher leaves out calls
 /// that were dropped before their batch began.
@@ -100,7 +100,7 @@ where
         Self { queue }
     }
 
-    /// Does it with the next batch.
+    /// Runs this input in the next batch.
     pub(crate) async fn call(&self, input: In) -> BatchResult<Out> {
         let (reply, result) = oneshot::channel();
         self.queue
@@ -115,7 +115,7 @@ where
     K: Copy + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + 'static,
 {
-    /// Starts a task that reads by key. What a call finds was on record at some moment after it.
+    /// Starts a task that reads by key. A call sees the database at some moment after the call.
     pub(crate) fn start_reader(
         store: Store,
         metrics: BatcherMetrics,
@@ -138,7 +138,7 @@ where
     }
 }
 
-/// A caller that has gone since the batch began needs no reply.
+/// A caller that has gone needs no reply.
 fn reply<Out>(
     metrics: &BatcherMetrics,
     result: Result<Vec<Option<Out>>, BatchError>,
@@ -165,7 +165,7 @@ fn reply<Out>(
     }
 }
 
-/// A connection that is kept from one batch to the next while they follow each other. Acquiring one from the pool pings it
+/// A connection that is kept between batches while they follow each other closely. Acquiring one from the pool pings it
 /// first, which costs a round trip; one used a moment ago needs no ping.
 struct KeptConnection {
     store: Store,
@@ -173,7 +173,7 @@ struct KeptConnection {
 }
 
 impl KeptConnection {
-    /// Waits for the next batch, and meanwhile gives the connection back: after a while, or when the pool closes.
+    /// Waits for the next batch. Returns the connection to the pool after a while, or when the pool closes.
     async fn receive<T>(&mut self, queue: &mut mpsc::Receiver<T>, batch: &mut Vec<T>, most: usize) -> usize {
         if self.kept.is_some() {
             let closing = self.store.pool().close_event();
@@ -205,8 +205,8 @@ impl KeptConnection {
         self.run_on(connection, batch, work).await
     }
 
-    /// Keeps the connection where the batch ended well on it, and the pool has others to spare: without that, a small pool
-    /// would starve its other callers.
+    /// Keeps the connection if the batch succeeded and the pool has spare connections. Otherwise a small pool would
+    /// starve its other callers.
     async fn run_on<In, T>(
         &mut self,
         mut connection: PooledConnection,

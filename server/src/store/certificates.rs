@@ -37,13 +37,13 @@ struct Row {
 }
 
 impl CertificateRecord {
-    /// Whether it can be relied on.
+    /// Whether it is valid: not expired and not revoked.
     pub(crate) fn is_in_force(&self, now: OffsetDateTime) -> bool {
         self.revoked_at.is_none() && now < self.not_after
     }
 }
 
-/// Which certificates to list. What is absent leaves none out.
+/// Which certificates to list. An absent member selects all.
 #[derive(Debug, Default)]
 pub(crate) struct CertificateFilter {
     pub(crate) status: Option<CertificateStatus>,
@@ -51,7 +51,7 @@ pub(crate) struct CertificateFilter {
     pub(crate) expires_before: Option<OffsetDateTime>,
 }
 
-/// The place of a certificate in the order of expiry.
+/// A position in the order of expiry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExpiryPlace {
     pub(crate) not_after: OffsetDateTime,
@@ -59,7 +59,7 @@ pub(crate) struct ExpiryPlace {
     pub(crate) serial_number: String,
 }
 
-/// Which certificates of a machine are revoked.
+/// Which certificates of a machine to revoke.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Revoked<'a> {
     /// All of them.
@@ -70,7 +70,7 @@ pub(crate) enum Revoked<'a> {
     One(&'a str),
 }
 
-/// Every reading of certificates: one list of columns, so that what is listed and what is read never differ.
+/// The columns of a certificate. All queries share them, so lists and single reads never differ.
 macro_rules! select {
     ($($condition:literal)+, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -89,8 +89,8 @@ macro_rules! select {
     };
 }
 
-/// A page in the order of expiry. Each of these conditions has an index with that order, and what is asked for is one
-/// range of it, with one bound on each side: of two lower bounds Postgres begins at the one that leaves out less.
+/// A page in the order of expiry. Each condition has an index in that order, and each page is one range of it with one
+/// bound on each side. Given two lower bounds, Postgres starts at the one that excludes less.
 macro_rules! by_expiry {
     ($condition:literal, $range:expr, $limit:expr $(, $argument:expr)*) => {
         select!(
@@ -130,7 +130,7 @@ pub(crate) async fn find_der(connection: &mut Connection, serial_number: &str) -
     )
 }
 
-/// A page of certificates, in the order in which they expire.
+/// A page of certificates in the order of expiry.
 pub(crate) async fn list(
     connection: &mut Connection,
     filter: &CertificateFilter,
@@ -151,7 +151,7 @@ pub(crate) async fn list(
                 .fetch_all(connection)
                 .await?
         }
-        // One machine has few enough to be sorted.
+        // One machine has few enough certificates to sort.
         (Some(machine_id), status) => {
             let revoked = status.map(|status| status == CertificateStatus::Revoked);
             by_expiry!(
@@ -171,7 +171,7 @@ pub(crate) async fn list(
     rows.into_iter().map(|row| certificate(row, now)).collect()
 }
 
-/// A page of a machine's certificates, the newest first, whether its record is there or deleted.
+/// A page of a machine's certificates, newest first, even if its record was deleted.
 pub(crate) async fn list_of_machine(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -196,7 +196,7 @@ pub(crate) async fn list_of_machine(
     rows.into_iter().map(|row| certificate(row, now)).collect()
 }
 
-/// Keeps a new certificate; where its key is the machine's current one, so is the certificate.
+/// Inserts a certificate. If its key is the machine's current one, it becomes the current certificate.
 pub(crate) async fn insert(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -229,7 +229,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// The last certificate that was issued to this machine for this key, whether it is in force or not.
+/// The newest certificate of this machine and key, even if it is expired or revoked.
 pub(crate) async fn find_last_of_key(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -246,8 +246,8 @@ pub(crate) async fn find_last_of_key(
     .await?)
 }
 
-/// Whether a certificate that was presented is one that was issued here, to a machine, and not revoked. That of a device is
-/// for a key of the Mac's own system, and acts for no agent.
+/// Whether a presented certificate was issued here to a machine and is not revoked. A device's certificate is for a key
+/// of macOS itself, and cannot authenticate an agent.
 pub(crate) async fn is_in_force(
     connection: &mut Connection,
     presented: &ClientCertificate,
@@ -284,7 +284,7 @@ pub(crate) async fn is_valid_of_machine(
     .await?)
 }
 
-/// Revokes such certificates of a machine as are not revoked yet, and returns their serial numbers.
+/// Revokes the selected certificates of a machine that are not revoked yet. Returns their serial numbers.
 pub(crate) async fn revoke(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -295,7 +295,7 @@ pub(crate) async fn revoke(
     revoke_of(connection, machine.id(), which, reason, now).await
 }
 
-/// Revokes a certificate whose machine's record was deleted.
+/// Revokes a certificate of a machine whose record was deleted.
 pub(crate) async fn revoke_of_deleted(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -306,7 +306,7 @@ pub(crate) async fn revoke_of_deleted(
     revoke_of(connection, machine_id, which, reason, now).await
 }
 
-/// Revocation lists do not name a certificate that has expired.
+/// Revocation lists do not contain expired certificates.
 async fn revoke_of(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -343,25 +343,25 @@ async fn revoke_of(
     .await?)
 }
 
-/// A range of the order of expiry.
+/// A range in the order of expiry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ExpiryRange<'a> {
     from: Option<OffsetDateTime>,
-    /// Those that expire at `from` are in it if they come later than this.
+    /// Excludes those that expire at `from` and were issued at or before this.
     after_issued_at: Option<OffsetDateTime>,
     after_serial_number: &'a str,
     before: Option<OffsetDateTime>,
 }
 
 impl CertificateFilter {
-    /// A certificate is valid up to and with its last second.
+    /// A certificate is still valid in its last second.
     fn range<'a>(&self, after: Option<&'a ExpiryPlace>, now: OffsetDateTime) -> ExpiryRange<'a> {
         let (from, before) = match self.status {
             Some(CertificateStatus::Valid) => (Some(now), self.expires_before),
             Some(CertificateStatus::Expired) => (None, Some(self.expires_before.map_or(now, |time| time.min(now)))),
             Some(CertificateStatus::Revoked) | None => (None, self.expires_before),
         };
-        // What the page before ended with may have expired since.
+        // The last certificate of the previous page may have expired since.
         let after = after.filter(|place| from.is_none_or(|from| place.not_after >= from));
         ExpiryRange {
             from: after.map_or(from, |place| Some(place.not_after)),
@@ -382,7 +382,8 @@ impl From<&Certificate> for ExpiryPlace {
     }
 }
 
-/// Removes the first to expire of those that did before a time and are no machine's current one; returns how many.
+/// Removes certificates that expired before a time and are not a machine's current one, in the order of expiry.
+/// Returns their number.
 pub(crate) async fn remove_expired_before(
     connection: &mut Connection,
     before: OffsetDateTime,

@@ -1,4 +1,4 @@
-//! Changes: an audit entry, with the event of the machine that it happened to, written by one call.
+//! Records changes: one call writes an audit entry together with the event of the affected machine.
 
 use assay_protocol::admin_api::changes::EventKind;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use crate::{
     clock::{self, Clock},
 };
 
-/// The time of a change and the ids of its event and its audit entry, in the order of what has happened.
+/// The time of a change, and the ids of its event and its audit entry. Ids increase in the order of changes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     at: OffsetDateTime,
@@ -34,12 +34,12 @@ impl Stamp {
 }
 
 impl Transaction {
-    /// Writes a change into the audit, and its event if it has one.
+    /// Writes the audit entry of a change, and its event if it has one.
     pub(crate) async fn record(&mut self, change: Change) -> Result<(), StoreError> {
         self.record_all(&[change]).await
     }
 
-    /// Writes many changes of one moment.
+    /// Writes several changes with the same time.
     pub(crate) async fn record_all(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         let origin = self.origin().clone();
         let stamped = changes.iter().map(|change| (Stamp::now(self.clock()), &origin, change));
@@ -47,7 +47,7 @@ impl Transaction {
         record(self, &stamped).await
     }
 
-    /// Writes an event that comes with another change, or that the server has only observed.
+    /// Writes an event without an audit entry: a consequence of another change, or an observation of the server.
     pub(crate) async fn announce(
         &mut self,
         machine_id: Uuid,
@@ -62,7 +62,7 @@ impl Transaction {
         .await
     }
 
-    /// Writes many such events.
+    /// Writes several such events.
     pub(crate) async fn announce_all(&mut self, events: &[NewEvent]) -> Result<(), StoreError> {
         let stamped: Vec<_> = events
             .iter()
@@ -76,7 +76,7 @@ impl Transaction {
     }
 }
 
-/// Writes changes, each of its moment and its origin: first their events, then their entries.
+/// Writes changes with their times and origins: first the events, then the audit entries.
 pub(crate) async fn record(
     connection: &mut Connection,
     changes: &[(Stamp, &Origin, &Change)],

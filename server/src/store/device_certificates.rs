@@ -1,4 +1,4 @@
-//! `certificates` of devices: of keys that Macs' own systems hold.
+//! `certificates` of devices, for keys that macOS itself holds.
 
 use assay_authority::IssuedClientCertificate;
 use assay_protocol::{KeyThumbprint, admin_api::certificates::RevocationReason};
@@ -7,14 +7,14 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, machines::presence::LockedMachine, thumbprint};
 
-/// A device's certificate, as its holder presents it to have it revoked.
+/// A device's certificate, as its holder presents it for revocation.
 #[derive(Debug)]
 pub(crate) struct DeviceCertificate {
     pub(crate) serial_number: String,
     pub(crate) key: KeyThumbprint,
 }
 
-/// Which certificates of devices are revoked.
+/// Which certificates of devices to revoke.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Revoked<'a> {
     /// All of the device with this serial number.
@@ -25,8 +25,8 @@ pub(crate) enum Revoked<'a> {
     One(&'a str),
 }
 
-/// Locks a device until the end of the transaction: its certificates are issued and revoked one after the other, also while
-/// no machine has its serial number.
+/// Locks a device until the end of the transaction, so that its certificates are issued and revoked one after the
+/// other. Works even if no machine has the serial number.
 pub(crate) async fn lock_device(connection: &mut Connection, serial_number: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "SELECT pg_advisory_xact_lock(hashtextextended('device ' || $1, 0))",
@@ -37,7 +37,7 @@ pub(crate) async fn lock_device(connection: &mut Connection, serial_number: &str
     Ok(())
 }
 
-/// The serial number that a machine has: of all machines it alone has the device.
+/// The serial number of an enrolled machine. No other machine is the same device.
 pub(crate) async fn device_of_machine(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -51,7 +51,7 @@ pub(crate) async fn device_of_machine(
     Ok(serial_number.flatten())
 }
 
-/// Keeps a new certificate.
+/// Inserts a certificate.
 pub(crate) async fn insert(
     connection: &mut Connection,
     device_serial_number: &str,
@@ -93,7 +93,7 @@ pub(crate) async fn find_der(
     Ok(row.map(|row| (row.der, row.issuer_id)))
 }
 
-/// Finds a device's certificate by its serial number and its digest, so that only what was issued here is found.
+/// Finds a device's certificate by its serial number and its digest, so only a certificate issued here is found.
 pub(crate) async fn find(
     connection: &mut Connection,
     serial_number: &str,
@@ -116,8 +116,8 @@ pub(crate) async fn find(
     .transpose()
 }
 
-/// Revokes such certificates of devices as are not revoked yet, and tells which. As with a machine's, whoever looks at
-/// revocation lists has nothing to learn of one that has expired.
+/// Revokes the selected certificates of devices that are not revoked yet, and returns them. Expired ones are skipped,
+/// as revocation lists do not contain them.
 pub(crate) async fn revoke(
     connection: &mut Connection,
     which: Revoked<'_>,

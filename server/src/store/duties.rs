@@ -1,44 +1,44 @@
-//! Work that one replica does at a time: the one that has the work's advisory lock, until its transaction ends. A
-//! replica that dies lets go of it with its connection.
+//! Work that only one replica does at a time. The replica has the work's advisory lock until its transaction ends. If a
+//! replica dies, Postgres releases the lock with its connection.
 
 use super::{Connection, StoreError};
 
 /// A piece of work for one replica at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duty {
-    /// Making the server's own keys.
+    /// Generates the server's own keys.
     Bootstrap,
-    /// Appending to the audit's hash chain.
+    /// Appends to the audit's hash chain.
     SealAudit,
-    /// Giving the server's role its privileges.
+    /// Grants privileges to the server's role.
     GrantPrivileges,
-    /// Ending the requests that nobody decided in time.
+    /// Expires enrollments that were not decided in time.
     ExpireEnrollments,
-    /// Letting a machine wait that brings no token: counted one after the other, so that the bound holds.
+    /// Adds a waiting enrollment without a token. One at a time, because their number is limited.
     WaitWithoutToken,
-    /// Importing the inventory.
+    /// Imports the inventory.
     ImportInventory,
-    /// Giving events their places, and webhooks their deliveries.
+    /// Assigns positions to events, and creates deliveries.
     AnnounceEvents,
-    /// Removing what is past its retention.
+    /// Removes what is past its retention.
     Retain,
-    /// Signing revocation lists.
+    /// Signs revocation lists.
     SignRevocationLists,
-    /// Noting which machines have fallen silent.
+    /// Updates the recorded liveness of machines.
     NoteLiveness,
-    /// Letting attestations lapse that are too old.
+    /// Lapses attestations that are too old.
     LapseAttestations,
-    /// Changing the server's own keys.
+    /// Changes the server's own keys.
     RotateKeys,
-    /// Keeping the serial numbers of an MDM's devices.
+    /// Records the serial numbers of an MDM's devices.
     LearnMdmDevices,
-    /// Having machines asked for their attestations.
+    /// Asks machines for attestations.
     AskForAttestations,
 }
 
 impl Duty {
-    /// The number that all replicas of every version lock. It never changes: an older replica must not do the same work
-    /// beside a newer one.
+    /// The number of the advisory lock, the same in all versions. It must never change: otherwise an older replica
+    /// would do the same work beside a newer one.
     const fn lock(self) -> i64 {
         match self {
             Self::Bootstrap => 0x6173_7361_7901,
@@ -59,7 +59,7 @@ impl Duty {
     }
 }
 
-/// Waits for a duty, and has it until the end of the transaction.
+/// Waits for a duty. The transaction has it until its end.
 pub(crate) async fn wait_for(connection: &mut Connection, duty: Duty) -> Result<(), StoreError> {
     sqlx::query!("SELECT pg_advisory_xact_lock($1)", duty.lock())
         .execute(connection)
@@ -67,7 +67,7 @@ pub(crate) async fn wait_for(connection: &mut Connection, duty: Duty) -> Result<
     Ok(())
 }
 
-/// Takes a duty until the end of the transaction; `false` when another replica has it.
+/// Tries to take a duty until the end of the transaction. Returns `false` if another replica has it.
 pub(crate) async fn try_take(connection: &mut Connection, duty: Duty) -> Result<bool, StoreError> {
     Ok(
         sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, duty.lock())

@@ -43,10 +43,10 @@ impl TryFrom<Row> for EnrollmentToken {
 }
 
 fn count(number: i64) -> Result<u32, StoreError> {
-    u32::try_from(number).map_err(|_| StoreError::Corrupt(format!("{number} is no number of uses")))
+    u32::try_from(number).map_err(|_| StoreError::Corrupt(format!("{number} is not a number of uses")))
 }
 
-/// Keeps a new token.
+/// Inserts a token.
 pub(crate) async fn insert(
     connection: &mut Connection,
     token: &EnrollmentToken,
@@ -72,7 +72,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// A page of tokens, in the order in which they were made.
+/// A page of tokens, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     after: Option<Uuid>,
@@ -123,7 +123,7 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
     .transpose()
 }
 
-/// Ends a token's service.
+/// Revokes a token.
 pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDateTime) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE enrollment_tokens SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL",
@@ -135,7 +135,7 @@ pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDate
     Ok(())
 }
 
-/// Locks a token by its secret, and reads it: its uses are counted one after the other.
+/// Locks a token by its secret and reads it. The lock makes concurrent uses count one after the other.
 pub(crate) async fn lock_by_secret(
     connection: &mut Connection,
     secret: SecretHash,
@@ -153,8 +153,8 @@ pub(crate) async fn lock_by_secret(
     .transpose()
 }
 
-/// The same for many tokens, each with its secret: in the order of the digests, so that two that hold several never wait for
-/// each other.
+/// Locks several tokens by their secrets. It locks them in the order of the digests, so two transactions cannot
+/// deadlock.
 pub(crate) async fn lock_by_secrets(
     connection: &mut Connection,
     secrets: &[SecretHash],
@@ -176,7 +176,7 @@ pub(crate) async fn lock_by_secrets(
     rows.into_iter()
         .map(|row| {
             let secret = SecretHash::from_bytes(&row.secret_hash)
-                .ok_or_else(|| StoreError::Corrupt("a secret's digest has not 32 bytes".to_owned()))?;
+                .ok_or_else(|| StoreError::Corrupt("a digest of a secret is not 32 bytes long".to_owned()))?;
             let row = Row {
                 id: row.id,
                 description: row.description,
@@ -195,7 +195,7 @@ pub(crate) async fn lock_by_secrets(
         .collect()
 }
 
-/// Counts uses of tokens that are locked, to as many as each has now.
+/// Sets the uses of several locked tokens.
 pub(crate) async fn set_uses(connection: &mut Connection, tokens: &[&EnrollmentToken]) -> Result<(), StoreError> {
     let ids: Vec<Uuid> = tokens.iter().map(|token| token.id).collect();
     let uses: Vec<i64> = tokens.iter().map(|token| token.uses.into()).collect();
@@ -210,7 +210,7 @@ pub(crate) async fn set_uses(connection: &mut Connection, tokens: &[&EnrollmentT
     Ok(())
 }
 
-/// Counts a use of a token that is locked.
+/// Counts one use of a locked token.
 pub(crate) async fn count_use(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!("UPDATE enrollment_tokens SET uses = uses + 1 WHERE id = $1", id)
         .execute(connection)
@@ -218,7 +218,7 @@ pub(crate) async fn count_use(connection: &mut Connection, id: Uuid) -> Result<(
     Ok(())
 }
 
-/// Removes the oldest of those that were revoked or have expired before a time; returns how many.
+/// Removes the oldest tokens that expired or were revoked before a time. Returns their number.
 pub(crate) async fn remove_ended_before(
     connection: &mut Connection,
     before: OffsetDateTime,

@@ -1,4 +1,4 @@
-//! `enrollments`: the keys that asked, and what was decided.
+//! `enrollments`: requests to enroll a key, and their decisions.
 
 use assay_protocol::{
     KeyThumbprint,
@@ -14,14 +14,14 @@ use super::{
 };
 use crate::{clock, machines::claims::Claims};
 
-/// An enrollment with all that was claimed when it was asked for.
+/// An enrollment with all claims of its request.
 #[derive(Debug, Clone)]
 pub(crate) struct ClaimedEnrollment {
     pub(crate) enrollment: Enrollment,
     pub(crate) claims: Claims,
 }
 
-/// A key's request, as it is first recorded.
+/// A new enrollment.
 #[derive(Debug)]
 pub(crate) struct NewEnrollment<'a> {
     pub(crate) id: Uuid,
@@ -33,11 +33,11 @@ pub(crate) struct NewEnrollment<'a> {
     pub(crate) token_id: Option<Uuid>,
     pub(crate) claims: &'a Claims,
     pub(crate) now: OffsetDateTime,
-    /// Until when it can be decided, if it waits.
+    /// When it expires, if it is pending.
     pub(crate) expires_at: OffsetDateTime,
 }
 
-/// What was decided on a key.
+/// The decision on a key.
 #[derive(Debug, Clone)]
 pub(crate) struct Decision {
     pub(crate) id: Uuid,
@@ -98,7 +98,7 @@ impl TryFrom<Row> for ClaimedEnrollment {
     }
 }
 
-/// Every reading of enrollments: one list of columns, so that what is listed and what is read never differ.
+/// The columns of an enrollment. All queries share them, so lists and single reads never differ.
 macro_rules! select {
     ($condition:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -112,7 +112,7 @@ macro_rules! select {
     };
 }
 
-/// A page of enrollments, in the order in which they were asked for.
+/// A page of enrollments, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     status: Option<EnrollmentStatus>,
@@ -138,7 +138,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
-/// Locks an enrollment, and reads it. Its machine, if it is on record, is locked before.
+/// Locks an enrollment and reads it. The caller must lock its machine first, if it has one.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<ClaimedEnrollment>, StoreError> {
     let row = select!("WHERE id = $1 FOR UPDATE", id)
         .fetch_optional(connection)
@@ -146,8 +146,8 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
     row.map(TryInto::try_into).transpose()
 }
 
-/// The enrollments that wait for a machine: those first that can still be decided, of these its own first, then the
-/// newest; no more than this many.
+/// The pending enrollments of a machine, limited in number. Those that can still be decided come first, among them the
+/// first enrollment of the machine, then the newest.
 pub(crate) async fn pending_of_machine(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -168,7 +168,7 @@ pub(crate) async fn pending_of_machine(
     .collect()
 }
 
-/// How many wait without a token and can still be decided.
+/// The number of undecided enrollments without a token that can still be decided.
 pub(crate) async fn count_waiting_without_token(
     connection: &mut Connection,
     now: OffsetDateTime,
@@ -181,7 +181,7 @@ pub(crate) async fn count_waiting_without_token(
     .await?)
 }
 
-/// Enrollments that wait although their time is up, with their machines, in the order in which machines are locked.
+/// Pending enrollments that have expired, with their machines, in the order in which machines are locked.
 pub(crate) async fn overdue(
     connection: &mut Connection,
     now: OffsetDateTime,
@@ -201,7 +201,7 @@ pub(crate) async fn overdue(
     Ok(rows.into_iter().map(|row| (row.id, row.machine_id)).collect())
 }
 
-/// When the newest request of this key was made that expired; `None` where none did.
+/// When the newest expired request of this key was made. `None` if no request expired.
 pub(crate) async fn last_expired_of_key(
     connection: &mut Connection,
     key: KeyThumbprint,
@@ -214,7 +214,7 @@ pub(crate) async fn last_expired_of_key(
     .await?)
 }
 
-/// What an administrator decided last on a machine's enrollments; `None` where no administrator decided.
+/// An administrator's last decision on a machine's enrollments. `None` if there was none.
 pub(crate) async fn last_decision_on_machine(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -229,7 +229,7 @@ pub(crate) async fn last_decision_on_machine(
         .transpose()
 }
 
-/// Another re-enrollment by which a key took the machine's record over when this one had been asked for, or later.
+/// Another re-enrollment that took over the machine's record at or after this request.
 pub(crate) async fn taken_over_since(
     connection: &mut Connection,
     asked: &Enrollment,
@@ -246,7 +246,7 @@ pub(crate) async fn taken_over_since(
     .await?)
 }
 
-/// All that wait for a decision on one machine.
+/// All pending enrollments of a machine.
 pub(crate) async fn lock_pending_of_machine(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -262,7 +262,7 @@ pub(crate) async fn lock_pending_of_machine(
     .collect()
 }
 
-/// Decides an enrollment that waits.
+/// Decides a pending enrollment.
 pub(crate) async fn decide(
     tx: &mut Transaction,
     id: Uuid,
@@ -284,7 +284,7 @@ pub(crate) async fn decide(
     Ok(())
 }
 
-/// Records that a key asked.
+/// Inserts an enrollment.
 pub(crate) async fn insert(connection: &mut Connection, new: &NewEnrollment<'_>) -> Result<(), StoreError> {
     let decided_at = (new.status != EnrollmentStatus::Pending).then_some(new.now);
     sqlx::query!(
@@ -308,7 +308,7 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewEnrollment<'_>)
     Ok(())
 }
 
-/// Denies the first enrollment of a machine, if that waits.
+/// Denies the first enrollment of a machine if it is pending.
 pub(crate) async fn deny_first_of_machine(
     tx: &mut Transaction,
     machine: &LockedMachine,
@@ -328,7 +328,7 @@ pub(crate) async fn deny_first_of_machine(
     Ok(())
 }
 
-/// What was decided on this key, or is to be; not what expired.
+/// The decision on this key, or its pending enrollment. Expired enrollments are ignored.
 pub(crate) async fn find_decision(
     connection: &mut Connection,
     key: KeyThumbprint,
@@ -353,7 +353,7 @@ pub(crate) async fn find_decision(
     .transpose()
 }
 
-/// Removes the oldest of those that were decided before a time; returns how many. Their keys keep what was decided.
+/// Removes the oldest enrollments that were decided before a time. Returns their number. The keys keep the decision.
 pub(crate) async fn remove_decided_before(
     connection: &mut Connection,
     before: OffsetDateTime,

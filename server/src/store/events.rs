@@ -1,5 +1,5 @@
-//! `events`: what happened to each machine. Inserted, given a place in the order of announcements once, and removed when
-//! their time is over.
+//! `events`: what happened to each machine. An event is inserted, is assigned a position once, and is removed after its
+//! retention.
 
 use assay_protocol::admin_api::events::{AnnouncedEvent, Event};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Connection, StoreError};
 use crate::{changes::NewEvent, clock};
 
-/// An event that has just been given its place.
+/// An event that was just assigned its position.
 #[derive(Debug, Clone)]
 pub(crate) struct Announcement {
     pub(crate) sequence: i64,
@@ -17,7 +17,7 @@ pub(crate) struct Announcement {
     pub(crate) kind: String,
 }
 
-/// An event to be, with its id and its time.
+/// A new event, with its id and its time.
 #[derive(Debug)]
 pub(super) struct StampedEvent<'a> {
     pub(super) id: Uuid,
@@ -25,7 +25,7 @@ pub(super) struct StampedEvent<'a> {
     pub(super) event: &'a NewEvent,
 }
 
-/// Writes events, to be announced later.
+/// Inserts events, to be announced later.
 pub(super) async fn insert(connection: &mut Connection, events: &[StampedEvent<'_>]) -> Result<(), StoreError> {
     if events.is_empty() {
         return Ok(());
@@ -49,7 +49,7 @@ pub(super) async fn insert(connection: &mut Connection, events: &[StampedEvent<'
     Ok(())
 }
 
-/// A page of all events, the newest first.
+/// A page of all events, newest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     after: Option<Uuid>,
@@ -65,8 +65,8 @@ pub(crate) async fn list(
     .await?)
 }
 
-/// A page of all events of a kind, the newest first. Written as a range of the index over kind and id: otherwise Postgres
-/// may look for a rare kind among all events.
+/// A page of all events of a kind, newest first. The query is a range of the index over kind and id: otherwise Postgres
+/// may search all events for a rare kind.
 pub(crate) async fn list_of_kind(
     connection: &mut Connection,
     kind: &str,
@@ -86,7 +86,7 @@ pub(crate) async fn list_of_kind(
     .await?)
 }
 
-/// A page of a machine's events, of one kind or all, the newest first, whether its record is there or deleted.
+/// A page of a machine's events, of one kind or all, newest first, even if its record was deleted.
 pub(crate) async fn list_of_machine(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -108,7 +108,7 @@ pub(crate) async fn list_of_machine(
     .await?)
 }
 
-/// Gives the oldest events that wait their places. One transaction at a time may do so.
+/// Assigns positions to the oldest waiting events. Only one transaction at a time may do this.
 pub(crate) async fn announce(connection: &mut Connection, limit: i64) -> Result<Vec<Announcement>, StoreError> {
     let mut announced = sqlx::query_as!(
         Announcement,
@@ -130,14 +130,14 @@ pub(crate) async fn announce(connection: &mut Connection, limit: i64) -> Result<
     Ok(announced)
 }
 
-/// The greatest place that was given.
+/// The greatest assigned position.
 pub(crate) async fn last_sequence(connection: &mut Connection) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!("SELECT last FROM event_sequence")
         .fetch_one(connection)
         .await?)
 }
 
-/// The next events after a place, in the order of their places.
+/// The next events after a position, in order.
 pub(crate) async fn announced_after(
     connection: &mut Connection,
     sequence: i64,
@@ -164,7 +164,7 @@ pub(crate) async fn announced_after(
     Ok(announced.collect())
 }
 
-/// How many wait to be announced.
+/// The number of events that wait to be announced.
 pub(crate) async fn count_waiting(connection: &mut Connection) -> Result<i64, StoreError> {
     Ok(
         sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM events WHERE sequence IS NULL"#)
@@ -173,14 +173,14 @@ pub(crate) async fn count_waiting(connection: &mut Connection) -> Result<i64, St
     )
 }
 
-/// Removes the oldest of those that happened before a time and were announced; returns how many.
+/// Removes the oldest announced events from before a time. Returns their number.
 pub(crate) async fn remove_before(
     connection: &mut Connection,
     before: OffsetDateTime,
     limit: i64,
 ) -> Result<u64, StoreError> {
     let removed = sqlx::query!(
-        // An array of ids is looked up in the index; for IN, Postgres may read the whole table.
+        // Postgres looks up an array of ids in the index. For IN it may read the whole table.
         "DELETE FROM events
          WHERE id = ANY(ARRAY(SELECT id FROM events
                               WHERE id < $1 AND at < $2 AND sequence IS NOT NULL ORDER BY id LIMIT $3))",

@@ -1,4 +1,4 @@
-//! `grants`, with the permissions that they give.
+//! `grants`, with their permissions.
 
 use assay_grants::{Catalog, CatalogGrant};
 use assay_protocol::admin_api::grants::{Conditions, Grant, Selector};
@@ -36,7 +36,7 @@ impl TryFrom<Row> for Grant {
     }
 }
 
-/// All grants and their version, of one moment: one statement sees one snapshot.
+/// All grants and their version. A single statement reads them, so they belong to the same snapshot.
 pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT settings.grants_version, given.id AS "id?", given.audience AS "audience?", given.name AS "name?",
@@ -53,7 +53,7 @@ pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog,
         .ok_or_else(|| StoreError::Corrupt("settings has no row".to_owned()))?;
     let mut grants = Vec::with_capacity(rows.len());
     for row in rows {
-        // A version without any grant comes as one row of nulls.
+        // A version without grants is one row of nulls.
         let (Some(id), Some(audience), Some(permission), Some(selector), Some(conditions)) =
             (row.id, row.audience, row.name, row.selector, row.conditions)
         else {
@@ -71,7 +71,7 @@ pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog,
     Ok(Catalog::new(version, grants))
 }
 
-/// Keeps a new grant.
+/// Inserts a grant.
 pub(crate) async fn insert(connection: &mut Connection, grant: &Grant) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO grants (id, permission_id, selector, conditions, expires_at, created_at)
@@ -88,7 +88,7 @@ pub(crate) async fn insert(connection: &mut Connection, grant: &Grant) -> Result
     Ok(())
 }
 
-/// A page of grants, in the order in which they were made.
+/// A page of grants, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     after: Option<Uuid>,
@@ -123,7 +123,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     .transpose()
 }
 
-/// The grants of a permission, which go when it goes.
+/// The grants of a permission, which are deleted with it.
 pub(crate) async fn ids_of_permission(
     connection: &mut Connection,
     permission_id: Uuid,
@@ -136,7 +136,7 @@ pub(crate) async fn ids_of_permission(
     .await?)
 }
 
-/// Removes a grant; says whether it was there.
+/// Deletes a grant. Returns whether it existed.
 pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<bool, StoreError> {
     let done = sqlx::query!("DELETE FROM grants WHERE id = $1", id)
         .execute(connection)

@@ -1,4 +1,4 @@
-//! `inventory`: the machines that the organization says it has.
+//! `inventory`: the machines that the organization owns.
 
 use assay_protocol::admin_api::inventory::{InventoryItem, InventoryMachine};
 use serde_json::Value;
@@ -8,14 +8,14 @@ use uuid::Uuid;
 use super::{Connection, StoreError, parse_json, parse_text};
 use crate::machines::labels::Labels;
 
-/// Which items to list. What is absent leaves none out.
+/// Which items to list. An absent member selects all.
 #[derive(Debug, Default)]
 pub(crate) struct InventoryFilter {
     /// Whether a machine of this serial number is enrolled: active or quarantined.
     pub(crate) enrolled: Option<bool>,
 }
 
-/// Rows to write, a column each, as `unnest` takes them.
+/// The columns of rows to write, as arguments of `unnest`.
 #[derive(Debug)]
 pub(crate) struct Columns<'a> {
     pub(crate) serial_numbers: &'a [String],
@@ -58,8 +58,8 @@ impl TryFrom<Row> for InventoryItem {
     }
 }
 
-/// Every reading of the inventory: with the machine that has the serial number, else one that waits for it, else one
-/// that had it.
+/// The columns of an item. They include the machine with the serial number; if there is none, a pending machine that
+/// claims it; otherwise one that had it.
 macro_rules! select {
     ($condition:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -76,7 +76,7 @@ macro_rules! select {
     };
 }
 
-/// A page of the inventory, in the order of the serial numbers.
+/// A page of the inventory in the order of serial numbers.
 pub(crate) async fn list(
     connection: &mut Connection,
     filter: &InventoryFilter,
@@ -100,7 +100,7 @@ pub(crate) async fn list(
     .collect()
 }
 
-/// Finds what the inventory says of a serial number.
+/// Finds the item with a serial number.
 pub(crate) async fn find(
     connection: &mut Connection,
     serial_number: &str,
@@ -112,8 +112,8 @@ pub(crate) async fn find(
         .transpose()
 }
 
-/// Locks a serial number's row in the inventory, which stays until the end of the transaction, and reads its labels. It is the
-/// first row that a transaction locks, before the machine's: an import removes rows, and then locks their machines.
+/// Locks the inventory's row of a serial number until the end of the transaction, and reads its labels. A transaction
+/// must lock it before the machine's row, because an import removes rows first and locks their machines afterwards.
 pub(crate) async fn lock(connection: &mut Connection, serial_number: &str) -> Result<Option<Labels>, StoreError> {
     let labels = sqlx::query_scalar!(
         "SELECT labels FROM inventory WHERE serial_number = $1 FOR KEY SHARE",
@@ -124,7 +124,7 @@ pub(crate) async fn lock(connection: &mut Connection, serial_number: &str) -> Re
     labels.map(parse_json).transpose()
 }
 
-/// Lets the statements of this transaction take longer than those that a caller waits for: a whole fleet may be in one.
+/// Raises the statement timeout in this transaction, because one import may contain a whole fleet.
 pub(crate) async fn allow_time(connection: &mut Connection) -> Result<(), StoreError> {
     sqlx::query!("SET LOCAL statement_timeout = '60s'")
         .execute(connection)
@@ -132,7 +132,7 @@ pub(crate) async fn allow_time(connection: &mut Connection) -> Result<(), StoreE
     Ok(())
 }
 
-/// Writes what is different of rows that are there, and returns how many those are.
+/// Updates existing rows that differ. Returns their number.
 pub(crate) async fn update(
     connection: &mut Connection,
     columns: &Columns<'_>,
@@ -153,7 +153,7 @@ pub(crate) async fn update(
     Ok(done.rows_affected())
 }
 
-/// Adds the rows that are not there, and returns how many those are.
+/// Inserts the missing rows. Returns their number.
 pub(crate) async fn add(
     connection: &mut Connection,
     columns: &Columns<'_>,
@@ -174,7 +174,7 @@ pub(crate) async fn add(
     Ok(done.rows_affected())
 }
 
-/// Removes every row but these, and returns their serial numbers.
+/// Removes all other rows. Returns their serial numbers.
 pub(crate) async fn remove_others(connection: &mut Connection, keep: &[String]) -> Result<Vec<String>, StoreError> {
     Ok(sqlx::query_scalar!(
         "DELETE FROM inventory
@@ -187,7 +187,7 @@ pub(crate) async fn remove_others(connection: &mut Connection, keep: &[String]) 
     .await?)
 }
 
-/// Removes one row; false where it is not there.
+/// Removes one row. Returns `false` if it does not exist.
 pub(crate) async fn remove(connection: &mut Connection, serial_number: &str) -> Result<bool, StoreError> {
     let done = sqlx::query!("DELETE FROM inventory WHERE serial_number = $1", serial_number)
         .execute(connection)

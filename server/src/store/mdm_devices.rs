@@ -1,4 +1,4 @@
-//! `mdm_devices` and `mdm_servers`: whom an MDM manages, what was asked of them, and whether the MDM can be called.
+//! `mdm_devices` and `mdm_servers`: the devices of an MDM, what they were asked, and whether the MDM can be called.
 
 use assay_protocol::{PublicKey, machine::Assurance};
 use time::OffsetDateTime;
@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text};
 
-/// The one MDM that is called.
+/// The only supported MDM.
 const NANOMDM: &str = "nanomdm";
 
-/// A device, as events of its MDM are held against it.
+/// A device, for checking the MDM's events against.
 #[derive(Debug, Clone)]
 pub(crate) struct Device {
     pub(crate) serial_number: Option<String>,
@@ -17,7 +17,7 @@ pub(crate) struct Device {
     pub(crate) refused_digest: Option<Vec<u8>>,
 }
 
-/// An answer that was refused.
+/// A refused attestation.
 #[derive(Debug, Clone)]
 pub(crate) struct Refused<'a> {
     pub(crate) digest: [u8; 32],
@@ -25,18 +25,18 @@ pub(crate) struct Refused<'a> {
     pub(crate) at: OffsetDateTime,
 }
 
-/// A device whose turn it is.
+/// A device that is due to be asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Turn {
     pub(crate) enrollment_id: String,
     pub(crate) asked_at: Option<OffsetDateTime>,
     pub(crate) asked_command: Option<Uuid>,
     pub(crate) failures: i32,
-    /// The active machine with its serial number; `None` while there is none.
+    /// The active machine with its serial number, if there is one.
     pub(crate) machine: Option<TurnMachine>,
 }
 
-/// A machine, as far as it decides whether it is asked.
+/// The properties of a machine that decide whether it is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnMachine {
     pub(crate) id: Uuid,
@@ -67,7 +67,7 @@ pub(crate) async fn lock(connection: &mut Connection, enrollment_id: &str) -> Re
     .await?)
 }
 
-/// Keeps what a device's serial number is. Another device that had it has it no more: a serial number is of one device.
+/// Records a device's serial number. Removes it from any other device, because a serial number belongs to one device.
 pub(crate) async fn keep(
     connection: &mut Connection,
     enrollment_id: &str,
@@ -93,7 +93,7 @@ pub(crate) async fn keep(
     Ok(())
 }
 
-/// Notes that an answer was refused, or with `None` that the last one was taken.
+/// Records that an attestation was refused; `None` records that the last one was accepted.
 pub(crate) async fn set_refused(
     connection: &mut Connection,
     enrollment_id: &str,
@@ -111,7 +111,7 @@ pub(crate) async fn set_refused(
     Ok(())
 }
 
-/// Locks the devices whose turn it is, and reads them; the longest due first.
+/// Locks and reads the devices that are due, those due longest first.
 pub(crate) async fn due(connection: &mut Connection, now: OffsetDateTime, limit: i64) -> Result<Vec<Turn>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT enrollment_id, asked_at, asked_command, failures, machine.id AS "machine_id?",
@@ -149,7 +149,7 @@ pub(crate) async fn due(connection: &mut Connection, now: OffsetDateTime, limit:
         .collect()
 }
 
-/// Puts devices off that need nothing now.
+/// Postpones devices that need nothing now.
 pub(crate) async fn put_off(connection: &mut Connection, until: &[(String, OffsetDateTime)]) -> Result<(), StoreError> {
     let (ids, times): (Vec<String>, Vec<OffsetDateTime>) = until.iter().cloned().unzip();
     sqlx::query!(
@@ -164,7 +164,7 @@ pub(crate) async fn put_off(connection: &mut Connection, until: &[(String, Offse
     Ok(())
 }
 
-/// Notes that a device is asked now, and is not to be asked again before `due_at`.
+/// Records that a device is being asked, and when to ask it again at the earliest.
 pub(crate) async fn note_asked(
     connection: &mut Connection,
     enrollment_id: &str,
@@ -185,7 +185,7 @@ pub(crate) async fn note_asked(
     Ok(())
 }
 
-/// Notes that the MDM took the command.
+/// Records that the MDM accepted the command.
 pub(crate) async fn note_taken(connection: &mut Connection, enrollment_id: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE mdm_devices SET failures = 0 WHERE enrollment_id = $1 AND failures > 0",
@@ -196,7 +196,7 @@ pub(crate) async fn note_taken(connection: &mut Connection, enrollment_id: &str)
     Ok(())
 }
 
-/// Notes that the MDM did not take the command, so that the device counts as not asked, and when to try again.
+/// Records that the MDM did not accept the command, so the device counts as not asked, and when to try again.
 pub(crate) async fn note_not_taken(
     connection: &mut Connection,
     turn: &Turn,
@@ -219,7 +219,7 @@ pub(crate) async fn note_not_taken(
     Ok(())
 }
 
-/// Notes that nobody knows whether the MDM took the command.
+/// Records that it is unknown whether the MDM accepted the command.
 pub(crate) async fn note_unclear(
     connection: &mut Connection,
     enrollment_id: &str,
@@ -235,7 +235,7 @@ pub(crate) async fn note_unclear(
     Ok(())
 }
 
-/// Until when the MDM is not called, and how many calls have failed in a row; `None` while it is well.
+/// Until when the MDM is not called, and how many calls failed in a row. `None` if the last call succeeded.
 pub(crate) async fn pause(connection: &mut Connection) -> Result<Option<(OffsetDateTime, i32)>, StoreError> {
     let row = sqlx::query!(
         "SELECT paused_until, failures FROM mdm_servers WHERE name = $1",
@@ -246,7 +246,7 @@ pub(crate) async fn pause(connection: &mut Connection) -> Result<Option<(OffsetD
     Ok(row.map(|row| (row.paused_until, row.failures)))
 }
 
-/// Notes that the MDM failed once more.
+/// Records another failure of the MDM.
 pub(crate) async fn set_pause(
     connection: &mut Connection,
     until: OffsetDateTime,
@@ -267,7 +267,7 @@ pub(crate) async fn set_pause(
     Ok(())
 }
 
-/// Notes that the MDM is well.
+/// Records that the MDM works again.
 pub(crate) async fn end_pause(connection: &mut Connection) -> Result<(), StoreError> {
     sqlx::query!("DELETE FROM mdm_servers WHERE name = $1", NANOMDM)
         .execute(connection)

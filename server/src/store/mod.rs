@@ -1,4 +1,4 @@
-//! All SQL, one file a noun. A function takes a connection, so that its caller decides what makes up one transaction.
+//! All SQL, in one file per noun. Functions take a connection, so the caller decides what belongs to one transaction.
 
 pub(crate) mod acme_accounts;
 pub(crate) mod acme_nonces;
@@ -49,18 +49,18 @@ use crate::{
 pub use transaction::{AsStoreError, Transaction};
 pub(crate) use transaction::{has_store_error, tx};
 
-/// A prepared statement is planned for all values alike after its fifth run. A list's filters are as different as one
-/// machine and half a fleet, so it is planned for the values that it is called with.
+/// After five runs, Postgres plans a prepared statement once for all values. The filters of a list may select one
+/// machine or half of a fleet, so lists are planned for their values each time.
 const BEGIN_SNAPSHOT: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan";
 
-/// A transaction that works for many callers at once. What one of them waits for, all do: it waits for no lock for long. Its
-/// statements are planned once, and for tables that grow under them: a plan that reads all of a table is good as long as that
-/// is empty, and is kept.
+/// A transaction for many callers. All of them wait if one does, so it never waits long for a lock. Its statements are
+/// planned once, possibly while a table is still empty. A plan that scans such a table would be kept when the table
+/// grows, so scans are disabled.
 const BEGIN_GROUP: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL enable_seqscan = off; \
                            SET LOCAL plan_cache_mode = force_generic_plan";
 
-/// The one way to the database.
+/// The only access to the database.
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
@@ -68,22 +68,22 @@ pub struct Store {
     metrics: Arc<Metrics>,
 }
 
-/// Why the database did not do what it was asked.
+/// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be reached, is starting, stopping, full or read-only: repeating later helps.
+    /// The database is unreachable, starting, stopping, full or read-only. A later attempt may succeed.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// The same statement gets the same error again.
+    /// Repeating the statement would give the same error.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
-    /// A row holds what this program never writes.
+    /// A row contains a value that this program never writes.
     #[error("a stored value cannot be read: {0}")]
     Corrupt(String),
 }
 
 impl Store {
-    /// Works on this pool with the time of this clock, and meters the waits for connections and the transactions.
+    /// Uses this pool and this clock, and records metrics of connections and transactions.
     #[must_use]
     pub fn new(pool: PgPool, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         Self { pool, clock, metrics }
@@ -105,7 +105,7 @@ impl Store {
         clock::new_id(self.clock.as_ref())
     }
 
-    /// Whether the database answers.
+    /// Checks that the database responds.
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query_scalar!(r#"SELECT 1 AS "one!""#)
             .fetch_one(&self.pool)
@@ -123,12 +123,13 @@ impl Store {
         self.wait_for(self.pool.acquire()).await
     }
 
-    /// A transaction for reading lists: all of its statements see the same moment, and each is planned for its values.
+    /// A read-only transaction for lists. All of its statements see the same snapshot, and each is planned for its
+    /// values.
     pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         self.wait_for(self.pool.begin_with(BEGIN_SNAPSHOT)).await
     }
 
-    /// Times the wait for a connection.
+    /// Measures the wait for a connection.
     async fn wait_for<T>(&self, acquire: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
         let started = Instant::now();
         let acquired = acquire.await;
@@ -175,65 +176,65 @@ fn is_unavailability(error: &sqlx::Error) -> bool {
     }
 }
 
-/// SQLSTATE classes 08 (connection), 53 (resources, a full disk among them), 57P (shutting down, starting up),
-/// 58 (system error), and 25006 (read-only: a standby before it is promoted). 40 is a conflict that outlived its retries.
+/// SQLSTATE classes 08 (connection), 53 (resources, including a full disk), 57P (shutting down, starting up), 58
+/// (system error), and 25006 (read-only, as on a standby). 40 is a conflict that persisted after all retries.
 fn is_unavailable_state(code: &str) -> bool {
     ["08", "53", "57P", "58", "25006", "40"]
         .iter()
         .any(|class| code.starts_with(class))
 }
 
-/// A connection, borrowed for one statement after the other.
+/// A borrowed connection.
 pub(crate) type Connection = PgConnection;
 
-/// A connection that goes back to the pool when it is dropped.
+/// A connection that returns to the pool when it is dropped.
 pub(crate) type PooledConnection = PoolConnection<Postgres>;
 
 /// See [`Store::snapshot`].
 pub type Snapshot = sqlx::Transaction<'static, Postgres>;
 
-/// Ends a snapshot. One that is dropped ends later, with the next use of its connection.
+/// Ends a snapshot. A dropped one ends only with the next use of its connection.
 pub(crate) async fn end(snapshot: Snapshot) -> Result<(), StoreError> {
     Ok(snapshot.commit().await?)
 }
 
-/// A transaction on a borrowed connection, which its owner can give up when the database does not answer.
+/// A transaction on a borrowed connection. Its owner can drop the connection if the database does not respond.
 pub(crate) type Group<'c> = sqlx::Transaction<'c, Postgres>;
 
-/// Begins a transaction that works for many callers. Rolled back when it is dropped.
+/// Begins a transaction for many callers. It is rolled back if it is dropped.
 pub(crate) async fn begin_group(connection: &mut Connection) -> Result<Group<'_>, StoreError> {
     Ok(connection.begin_with(BEGIN_GROUP).await?)
 }
 
-/// Commits what was done for many.
+/// Commits a transaction for many callers.
 pub(crate) async fn commit_group(group: Group<'_>) -> Result<(), StoreError> {
     Ok(group.commit().await?)
 }
 
-/// The text of a vocabulary value (`quarantined`, `api-key`), the same in the database as on the wire.
+/// The text of an enum value (`quarantined`, `api-key`). The database and the wire format use the same texts.
 pub(crate) fn text<T: Serialize>(value: &T) -> Result<String, StoreError> {
     match serde_json::to_value(value) {
         Ok(Value::String(text)) => Ok(text),
-        other => Err(StoreError::Corrupt(format!("{other:?} is not a text"))),
+        other => Err(StoreError::Corrupt(format!("{other:?} is not text"))),
     }
 }
 
-/// Reads what [`text`] wrote.
+/// Parses the text that [`text`] returned.
 pub(crate) fn parse_text<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
     parse_json(Value::String(text.to_owned()))
 }
 
-/// A value as `jsonb` keeps it.
+/// A value as `jsonb`.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<Value, StoreError> {
     serde_json::to_value(value).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-/// Reads what [`json`] wrote.
+/// Parses the value that [`json`] returned.
 pub(crate) fn parse_json<T: DeserializeOwned>(value: Value) -> Result<T, StoreError> {
     serde_json::from_value(value).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-/// Reads a stored thumbprint.
+/// Parses a stored thumbprint.
 pub(crate) fn thumbprint(bytes: &[u8]) -> Result<KeyThumbprint, StoreError> {
     KeyThumbprint::from_bytes(bytes).map_err(|error| StoreError::Corrupt(error.to_string()))
 }

@@ -8,7 +8,7 @@ use super::{Connection, StoreError};
 /// The constraint that a second permission of the same audience and name violates.
 pub(crate) const UNIQUE_NAME: &str = "permissions_audience_name_key";
 
-/// Keeps a new permission.
+/// Inserts a permission.
 pub(crate) async fn insert(connection: &mut Connection, permission: &Permission) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO permissions (id, audience, name, description, created_at) VALUES ($1, $2, $3, $4, $5)",
@@ -23,7 +23,7 @@ pub(crate) async fn insert(connection: &mut Connection, permission: &Permission)
     Ok(())
 }
 
-/// A page of permissions, in the order in which they were made.
+/// A page of permissions, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     after: Option<Uuid>,
@@ -51,7 +51,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     .await?)
 }
 
-/// Locks a permission against deletion, and reads it. Other transactions may do so at the same time.
+/// Locks a permission against deletion, and reads it. Several transactions can have this lock at once.
 pub(crate) async fn lock_shared(connection: &mut Connection, id: Uuid) -> Result<Option<Permission>, StoreError> {
     Ok(sqlx::query_as!(
         Permission,
@@ -62,7 +62,7 @@ pub(crate) async fn lock_shared(connection: &mut Connection, id: Uuid) -> Result
     .await?)
 }
 
-/// Locks a permission, and reads it. No other transaction can make a grant of it meanwhile.
+/// Locks a permission, and reads it. Other transactions cannot create grants of it meanwhile.
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<Permission>, StoreError> {
     Ok(sqlx::query_as!(
         Permission,
@@ -73,7 +73,7 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
     .await?)
 }
 
-/// Removes a permission and its grants.
+/// Deletes a permission and its grants.
 pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!("DELETE FROM permissions WHERE id = $1", id)
         .execute(connection)

@@ -1,22 +1,22 @@
-//! `revocation_lists`: the newest list of each CA; and `revocations_waiting`, what no list has yet.
+//! `revocation_lists`: the newest list of each CA. `revocations_waiting`: revocations that no list contains yet.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Connection, StoreError};
 
-/// What is known of a CA's newest list without reading it.
+/// The properties of a CA's newest list.
 #[derive(Debug, Clone)]
 pub(crate) struct ListState {
     pub(crate) issuer_id: Uuid,
     pub(crate) number: i64,
     pub(crate) this_update: OffsetDateTime,
     pub(crate) next_update: OffsetDateTime,
-    /// Whether something was revoked since.
+    /// Whether certificates were revoked since.
     pub(crate) is_stale: bool,
 }
 
-/// A list as it is served.
+/// A stored list.
 #[derive(Debug)]
 pub(crate) struct StoredList {
     pub(crate) number: i64,
@@ -48,8 +48,8 @@ pub(crate) async fn find(connection: &mut Connection, issuer_id: Uuid) -> Result
     .await?)
 }
 
-/// Takes what waits for the list of a CA: whoever calls this reads the revoked certificates afterwards, and so finds at
-/// least these. What is revoked meanwhile waits for the next list.
+/// Removes the waiting revocations of a CA. The caller reads the revoked certificates afterwards, so its list contains
+/// at least these. Later revocations wait for the next list.
 pub(crate) async fn take_waiting(connection: &mut Connection, issuer_id: Uuid) -> Result<(), StoreError> {
     sqlx::query!("DELETE FROM revocations_waiting WHERE issuer_id = $1", issuer_id)
         .execute(connection)
@@ -57,7 +57,7 @@ pub(crate) async fn take_waiting(connection: &mut Connection, issuer_id: Uuid) -
     Ok(())
 }
 
-/// Keeps a new list in the place of the one before.
+/// Replaces the list of a CA.
 pub(crate) async fn replace(
     connection: &mut Connection,
     issuer_id: Uuid,
@@ -80,7 +80,7 @@ pub(crate) async fn replace(
     Ok(())
 }
 
-/// Removes the list of a CA that has none any more, and what waits for it.
+/// Removes the list of a CA that no longer needs one, and its waiting revocations.
 pub(crate) async fn remove(connection: &mut Connection, issuer_id: Uuid) -> Result<(), StoreError> {
     sqlx::query!(
         "WITH waiting AS (DELETE FROM revocations_waiting WHERE issuer_id = $1)

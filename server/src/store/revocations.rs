@@ -1,4 +1,4 @@
-//! `certificates`, as relying parties learn of their revocation.
+//! Reads `certificates` for revocation lists and OCSP.
 
 use assay_authority::RevokedCertificate;
 use assay_protocol::admin_api::certificates::RevocationReason;
@@ -7,17 +7,17 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError};
 
-/// What is on record of a certificate's revocation.
+/// The revocation status of a certificate.
 #[derive(Debug, Clone)]
 pub(crate) struct RevocationRecord {
     /// The CA that issued it.
     pub(crate) issuer_id: Uuid,
     pub(crate) serial_number: String,
-    /// When and why it was revoked; `None` while it is not.
+    /// When and why it was revoked; `None` if it is valid.
     pub(crate) revoked: Option<(OffsetDateTime, RevocationReason)>,
 }
 
-/// What is on record of certificates with these serial numbers, whichever CA issued them; those that none did are left out.
+/// The revocation status of certificates with these serial numbers, from any CA. Unknown serial numbers are left out.
 pub(crate) async fn find(
     connection: &mut Connection,
     serial_numbers: &[String],
@@ -39,7 +39,7 @@ pub(crate) async fn find(
         .collect()
 }
 
-/// The revoked certificates of a CA that expire later than this, as its list names them.
+/// The revoked certificates of a CA that expire after a time, for its list.
 pub(crate) async fn list(
     connection: &mut Connection,
     issuer_id: Uuid,
@@ -57,7 +57,7 @@ pub(crate) async fn list(
     rows.into_iter()
         .map(|row| {
             let serial_number = hex::decode(&row.serial_number)
-                .map_err(|_| StoreError::Corrupt(format!("{:?} is no serial number", row.serial_number)))?;
+                .map_err(|_| StoreError::Corrupt(format!("{:?} is not a serial number", row.serial_number)))?;
             Ok(RevokedCertificate {
                 serial_number,
                 revoked_at: row.revoked_at,
@@ -77,8 +77,8 @@ fn revoked(
     Ok(Some((at, reason(why)?)))
 }
 
-/// A reason as it is kept. Without a detour by way of JSON, as there may be hundreds of thousands.
+/// Parses a reason. It avoids JSON, because a list may contain hundreds of thousands.
 pub(super) fn reason(text: &str) -> Result<RevocationReason, StoreError> {
     text.parse()
-        .map_err(|_| StoreError::Corrupt(format!("{text:?} is no reason of a revocation")))
+        .map_err(|_| StoreError::Corrupt(format!("{text:?} is not a revocation reason")))
 }

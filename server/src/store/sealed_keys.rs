@@ -1,4 +1,4 @@
-//! `sealed_keys`: the server's own keys, as they are kept.
+//! `sealed_keys`: the server's own keys, sealed.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
 
-/// What a key is for. The seal is bound to its text.
+/// The purpose of a key. Sealing binds the key to its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum KeyPurpose {
@@ -16,19 +16,19 @@ pub(crate) enum KeyPurpose {
     Nonce,
 }
 
-/// Where a key is in its life.
+/// The state of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum KeyState {
-    /// A CSR of it is out.
+    /// A CSR for it is pending.
     Requested,
-    /// Published, and does not sign yet.
+    /// Published, but does not sign yet.
     Next,
     /// Signs.
     Current,
-    /// What it signed may still be valid.
+    /// No longer signs, but what it signed may still be valid.
     Previous,
-    /// Nobody relies on it.
+    /// Nothing that it signed is relied on.
     Retired,
 }
 
@@ -38,16 +38,16 @@ pub(crate) struct SealedKey {
     pub(crate) id: Uuid,
     pub(crate) purpose: KeyPurpose,
     pub(crate) state: KeyState,
-    /// `None` for a root that somebody else holds, and for a retired key.
+    /// `None` for an external root and for a retired key.
     pub(crate) sealed: Option<Vec<u8>>,
     pub(crate) certificate: Option<Vec<u8>>,
-    /// Of an issuing CA.
+    /// Only for an issuing CA.
     pub(crate) root_id: Option<Uuid>,
-    /// Of an issuing CA, the nearest first.
+    /// Only for an issuing CA; the nearest first.
     pub(crate) intermediates: Vec<Vec<u8>>,
-    /// `None` while it is requested.
+    /// `None` while its CSR is pending.
     pub(crate) signs_from: Option<OffsetDateTime>,
-    /// Of a previous key: when at the earliest.
+    /// Only for a previous key: when it can be retired at the earliest.
     pub(crate) retires_at: Option<OffsetDateTime>,
     pub(crate) retired_at: Option<OffsetDateTime>,
 }
@@ -84,7 +84,7 @@ impl TryFrom<Row> for SealedKey {
     }
 }
 
-/// All keys, oldest first; those that are retired too.
+/// All keys, including retired ones, oldest first.
 pub(crate) async fn list(connection: &mut Connection) -> Result<Vec<SealedKey>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
@@ -96,7 +96,7 @@ pub(crate) async fn list(connection: &mut Connection) -> Result<Vec<SealedKey>, 
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Keeps a new key.
+/// Inserts a key.
 pub(crate) async fn insert(
     connection: &mut Connection,
     key: &SealedKey,
@@ -120,8 +120,8 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// Writes where a key is in its life, with its times and, for one that was requested, its certificate. Whoever changes
-/// keys has the duty to.
+/// Updates the state of a key, its times and, after a CSR, its certificate. The caller must have the duty to rotate
+/// keys.
 pub(crate) async fn update(connection: &mut Connection, key: &SealedKey) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE sealed_keys
@@ -143,7 +143,7 @@ pub(crate) async fn update(connection: &mut Connection, key: &SealedKey) -> Resu
     Ok(())
 }
 
-/// How many of the certificates that a CA has issued to machines are valid.
+/// The number of valid certificates that a CA has issued to machines.
 pub(crate) async fn count_valid(
     connection: &mut Connection,
     issuer_id: Uuid,
@@ -158,7 +158,7 @@ pub(crate) async fn count_valid(
     .await?)
 }
 
-/// When the last of all that a CA has issued to machines expires.
+/// The last expiry of the certificates that a CA has issued to machines.
 pub(crate) async fn last_expiry(
     connection: &mut Connection,
     issuer_id: Uuid,

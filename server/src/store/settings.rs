@@ -1,9 +1,9 @@
-//! `settings`, the one row of what all replicas share.
+//! `settings`: one row that all replicas share.
 
 use super::{Connection, StoreError};
 
-/// Makes everything that was evaluated so far stale. Belongs into the transaction that changes permissions or grants:
-/// the row lock makes such transactions commit one after the other, so that a version names one state.
+/// Invalidates all evaluated grants. Call it in the transaction that changes permissions or grants. The row lock
+/// serializes such transactions, so each version stands for one state.
 pub(crate) async fn bump_grants_version(connection: &mut Connection) -> Result<(), StoreError> {
     sqlx::query!("UPDATE settings SET grants_version = grants_version + 1")
         .execute(connection)
@@ -11,7 +11,7 @@ pub(crate) async fn bump_grants_version(connection: &mut Connection) -> Result<(
     Ok(())
 }
 
-/// Makes every replica read the server's own keys anew. Belongs into the transaction that changes them.
+/// Makes every replica reload the server's own keys. Call it in the transaction that changes them.
 pub(crate) async fn bump_authority_version(connection: &mut Connection) -> Result<(), StoreError> {
     sqlx::query!("UPDATE settings SET authority_version = authority_version + 1")
         .execute(connection)
@@ -19,21 +19,21 @@ pub(crate) async fn bump_authority_version(connection: &mut Connection) -> Resul
     Ok(())
 }
 
-/// Which version of the server's own keys is the newest.
+/// The current version of the server's own keys.
 pub(crate) async fn authority_version(connection: &mut Connection) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!("SELECT authority_version FROM settings")
         .fetch_one(connection)
         .await?)
 }
 
-/// The trust domain that the server was founded for; `None` before its first start.
+/// The trust domain of the server; `None` before its first start.
 pub(crate) async fn trust_domain(connection: &mut Connection) -> Result<Option<String>, StoreError> {
     Ok(sqlx::query_scalar!("SELECT trust_domain FROM settings")
         .fetch_one(connection)
         .await?)
 }
 
-/// Founds the server for a trust domain, for good.
+/// Sets the trust domain, which cannot change afterwards.
 pub(crate) async fn set_trust_domain(connection: &mut Connection, trust_domain: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE settings SET trust_domain = $1 WHERE trust_domain IS NULL",

@@ -1,5 +1,5 @@
-//! Units of work: named transactions that carry the time and the origin of their changes, repeated when Postgres says that
-//! they collided, and metered.
+//! Units of work: named transactions that carry the time and the origin of their changes. They are retried after a
+//! conflict in Postgres, and metered.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -19,16 +19,16 @@ use crate::{
     telemetry::transactions::{Name, TransactionEnd},
 };
 
-/// How often a transaction that collided is tried.
+/// How often a transaction is tried before a conflict is reported.
 const TRIES: usize = 5;
 
 /// Runs a function in one transaction of a store: `tx!(store, Name, origin => function(arguments)).await`.
 ///
-/// The function takes the transaction before these arguments. It may run several times, so the arguments are `Copy`, and it
-/// has no effect but in the database. (A closure that borrowed the arguments could not be proved `Send`; therefore
-/// [`Store::tx`] takes them apart from the function, and this macro spells both.)
+/// The function gets the transaction before these arguments. It may run several times, so the arguments must be `Copy`,
+/// and it must have no effects outside the database. (The compiler cannot prove that a closure which borrows the
+/// arguments is `Send`. [`Store::tx`] therefore takes them separately, and this macro writes both.)
 macro_rules! tx {
-    // Each step of the recursion makes an `argument` of its own, which macro hygiene keeps apart from the others.
+    // Each step of the recursion creates an `argument` of its own. Macro hygiene keeps them apart.
     (@bind $call:tt [$($bound:tt)*] $argument:expr, $($rest:expr,)*) => {
         $crate::store::transaction::tx!(@bind $call [$($bound)* (argument = $argument)] $($rest,)*)
     };
@@ -46,7 +46,7 @@ macro_rules! tx {
 }
 pub(crate) use tx;
 
-/// A transaction under way, with the origin of what it changes. Rolled back when it is dropped.
+/// A running transaction, with the origin of its changes. It is rolled back if it is dropped.
 pub struct Transaction {
     inner: sqlx::Transaction<'static, Postgres>,
     clock: Arc<dyn Clock>,
@@ -73,8 +73,8 @@ impl Transaction {
         &self.origin
     }
 
-    /// Attributes what follows to another origin, and returns the one before. A caller is known better once its key or account
-    /// has been found.
+    /// Attributes later changes to another origin, and returns the previous one. The caller is known more precisely
+    /// once its key or account has been found.
     pub(crate) fn act_as(&mut self, origin: Origin) -> Origin {
         std::mem::replace(&mut self.origin, origin)
     }
@@ -95,9 +95,9 @@ impl DerefMut for Transaction {
 }
 
 impl Store {
-    /// Runs `operation` in one transaction and commits it when it succeeds: see [`tx!`].
+    /// Runs `operation` in one transaction and commits it if it succeeds. See [`tx!`].
     ///
-    /// A serialization failure or a deadlock rolls back and runs it again.
+    /// After a serialization failure or a deadlock, it rolls back and tries again.
     pub(crate) async fn tx<C, T, E>(
         &self,
         name: Name,
@@ -148,9 +148,9 @@ impl Store {
     }
 }
 
-/// Finds the database's error in an error, to tell a collision from the rest.
+/// Finds a database error within another error, to recognize conflicts.
 pub trait AsStoreError {
-    /// The database's error, if that is what it is.
+    /// The database error, if there is one.
     fn as_store_error(&self) -> Option<&StoreError>;
 }
 
@@ -160,7 +160,7 @@ impl AsStoreError for StoreError {
     }
 }
 
-/// Implements [`AsStoreError`] for an error whose member `Store` is the database's.
+/// Implements [`AsStoreError`] for an error with a variant `Store`.
 macro_rules! has_store_error {
     ($error:ty) => {
         impl $crate::store::AsStoreError for $error {
@@ -176,12 +176,12 @@ macro_rules! has_store_error {
 pub(crate) use has_store_error;
 
 impl StoreError {
-    /// Whether the database cannot be reached or cannot work, whatever it is asked.
+    /// Whether the database is unavailable for any statement.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::Unavailable(_)) && !self.is_collision()
     }
 
-    /// Whether the same transaction may succeed when it is run again: serialization failure or deadlock.
+    /// Whether the transaction may succeed if it is tried again: a serialization failure or a deadlock.
     fn is_collision(&self) -> bool {
         let (Self::Unavailable(sqlx::Error::Database(error)) | Self::Refused(sqlx::Error::Database(error))) = self
         else {

@@ -1,4 +1,4 @@
-//! `webhook_deliveries`: what is to be delivered, is in hand, and was.
+//! `webhook_deliveries`: waiting, claimed and finished deliveries.
 
 use assay_protocol::admin_api::{
     events::{AnnouncedEvent, Event},
@@ -11,44 +11,44 @@ use uuid::Uuid;
 use super::{Connection, StoreError, parse_text, text};
 use crate::clock;
 
-/// A delivery, as it is first recorded: due at once.
+/// A new delivery. It is due at once.
 #[derive(Debug, Clone)]
 pub(crate) struct NewDelivery {
     pub(crate) id: Uuid,
     pub(crate) webhook_id: Uuid,
-    /// Id and sequence; `None` for a test.
+    /// The event's id and sequence; `None` for a test.
     pub(crate) event: Option<(Uuid, i64)>,
     pub(crate) kind: String,
 }
 
-/// A delivery that this replica has in hand.
+/// A delivery that this replica has claimed.
 #[derive(Debug, Clone)]
 pub(crate) struct Claimed {
     pub(crate) id: Uuid,
     pub(crate) kind: String,
     pub(crate) created_at: OffsetDateTime,
-    /// This one included.
+    /// Including this one.
     pub(crate) attempts: i64,
     pub(crate) subject: Subject,
 }
 
-/// What a delivery tells of.
+/// The content of a delivery.
 #[derive(Debug, Clone)]
 pub(crate) enum Subject {
-    /// Of an event.
+    /// An event.
     Event(AnnouncedEvent),
-    /// Of an event that was removed since.
+    /// An event that was removed since.
     Removed,
-    /// Of nothing: it is a test.
+    /// A test without an event.
     Test,
 }
 
-/// How an attempt ended that did not deliver.
+/// A failed attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct FailedAttempt<'a> {
     pub(crate) status: Option<i32>,
     pub(crate) error: &'a str,
-    /// When to try again; `None` gives up.
+    /// When to try again; `None` to give up.
     pub(crate) next_attempt_at: Option<OffsetDateTime>,
 }
 
@@ -128,7 +128,7 @@ impl From<ClaimedRow> for Claimed {
     }
 }
 
-/// Keeps new deliveries.
+/// Inserts deliveries.
 pub(crate) async fn insert(
     connection: &mut Connection,
     deliveries: &[NewDelivery],
@@ -157,7 +157,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// A page of a webhook's deliveries, the newest first.
+/// A page of a webhook's deliveries, newest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     webhook_id: Uuid,
@@ -184,7 +184,7 @@ pub(crate) async fn list(
     .collect()
 }
 
-/// Takes deliveries of a webhook in hand that are due and that nobody has in hand, the longest due first.
+/// Claims due deliveries of a webhook that are not claimed, those due longest first.
 pub(crate) async fn claim(
     connection: &mut Connection,
     webhook_id: Uuid,
@@ -218,7 +218,7 @@ pub(crate) async fn claim(
     Ok(rows.into_iter().map(Into::into).collect())
 }
 
-/// Notes that the receiver took it.
+/// Records that the receiver accepted a delivery.
 pub(crate) async fn note_delivered(
     connection: &mut Connection,
     id: Uuid,
@@ -239,7 +239,7 @@ pub(crate) async fn note_delivered(
     Ok(())
 }
 
-/// Notes that an attempt failed, unless another one has delivered it meanwhile.
+/// Records a failed attempt, unless another attempt has delivered it meanwhile.
 pub(crate) async fn note_failed(
     connection: &mut Connection,
     id: Uuid,
@@ -263,7 +263,7 @@ pub(crate) async fn note_failed(
     Ok(())
 }
 
-/// Gives up everything that waits for a webhook.
+/// Gives up all waiting deliveries of a webhook.
 pub(crate) async fn give_up_all(
     connection: &mut Connection,
     webhook_id: Uuid,
@@ -283,7 +283,7 @@ pub(crate) async fn give_up_all(
     Ok(())
 }
 
-/// How many wait, of all webhooks.
+/// The number of waiting deliveries of all webhooks.
 pub(crate) async fn count_pending(connection: &mut Connection) -> Result<i64, StoreError> {
     Ok(
         sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM webhook_deliveries WHERE status = 'pending'"#)
@@ -292,7 +292,7 @@ pub(crate) async fn count_pending(connection: &mut Connection) -> Result<i64, St
     )
 }
 
-/// Removes the oldest of those that were finished before a time; returns how many.
+/// Removes the oldest deliveries that finished before a time. Returns their number.
 pub(crate) async fn remove_finished_before(
     connection: &mut Connection,
     before: OffsetDateTime,

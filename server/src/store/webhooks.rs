@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError};
 
-/// Which events a webhook is told of.
+/// Which events a webhook receives.
 #[derive(Debug, Clone)]
 pub(crate) struct Interest {
     pub(crate) webhook_id: Uuid,
@@ -14,7 +14,7 @@ pub(crate) struct Interest {
     pub(crate) kinds: Option<Vec<String>>,
 }
 
-/// Where deliveries go, and what signs them.
+/// The URL and the sealed secret of a webhook.
 #[derive(Debug, Clone)]
 pub(crate) struct Receiver {
     pub(crate) id: Uuid,
@@ -24,7 +24,7 @@ pub(crate) struct Receiver {
     pub(crate) is_failing: bool,
 }
 
-/// Every reading of webhooks: one list of columns, so that what is listed and what is read never differ.
+/// The columns of a webhook. All queries share them, so lists and single reads never differ.
 macro_rules! select {
     ($condition:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -38,7 +38,7 @@ macro_rules! select {
     };
 }
 
-/// Keeps a new webhook.
+/// Inserts a webhook.
 pub(crate) async fn insert(
     connection: &mut Connection,
     webhook: &Webhook,
@@ -58,7 +58,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// A page of webhooks, in the order in which they were made.
+/// A page of webhooks, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
     after: Option<Uuid>,
@@ -83,14 +83,14 @@ pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option
         .await?)
 }
 
-/// How many there are.
+/// The number of webhooks.
 pub(crate) async fn count(connection: &mut Connection) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM webhooks"#)
         .fetch_one(connection)
         .await?)
 }
 
-/// What the webhooks that serve are told of. None of them is deleted before the end of the transaction.
+/// Which events the enabled webhooks receive. Locks them against deletion until the end of the transaction.
 pub(crate) async fn interests(connection: &mut Connection) -> Result<Vec<Interest>, StoreError> {
     Ok(sqlx::query_as!(
         Interest,
@@ -100,7 +100,7 @@ pub(crate) async fn interests(connection: &mut Connection) -> Result<Vec<Interes
     .await?)
 }
 
-/// The webhooks that serve and have something due, without those that are named.
+/// The enabled webhooks with due deliveries, except the named ones.
 pub(crate) async fn due(
     connection: &mut Connection,
     now: OffsetDateTime,
@@ -120,7 +120,7 @@ pub(crate) async fn due(
     .await?)
 }
 
-/// Notes that the receiver took a delivery.
+/// Records that the receiver accepted a delivery.
 pub(crate) async fn note_delivered(
     connection: &mut Connection,
     id: Uuid,
@@ -136,7 +136,7 @@ pub(crate) async fn note_delivered(
     Ok(())
 }
 
-/// Notes that an attempt failed.
+/// Records a failed attempt.
 pub(crate) async fn note_failing(connection: &mut Connection, id: Uuid, now: OffsetDateTime) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE webhooks SET failing_since = $2 WHERE id = $1 AND failing_since IS NULL",
@@ -148,7 +148,7 @@ pub(crate) async fn note_failing(connection: &mut Connection, id: Uuid, now: Off
     Ok(())
 }
 
-/// Stops all deliveries to a webhook.
+/// Disables a webhook.
 pub(crate) async fn disable(
     connection: &mut Connection,
     id: Uuid,
@@ -166,7 +166,7 @@ pub(crate) async fn disable(
     Ok(())
 }
 
-/// Removes a webhook with its deliveries.
+/// Deletes a webhook with its deliveries.
 pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
     sqlx::query!("DELETE FROM webhooks WHERE id = $1", id)
         .execute(connection)
