@@ -1,4 +1,4 @@
-//! What check-in reads of a machine: all that its grants and their tokens follow from.
+//! The properties of a machine that a check-in evaluates for grants and tokens.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,7 +17,7 @@ use crate::{
     store::{Connection, StoreError, parse_json, parse_text, thumbprint},
 };
 
-/// What grants are evaluated on, and all that a grant token says, of one record version.
+/// The input of a machine's grant evaluation and the contents of its tokens, at one record version.
 #[derive(Debug, Clone)]
 pub(crate) struct Evaluable {
     pub(crate) record_version: i64,
@@ -36,7 +36,7 @@ pub(crate) struct Evaluable {
 }
 
 impl Evaluable {
-    /// What grants are evaluated on now, with attestations of this age too old.
+    /// The input of an evaluation at `now`. Attestations older than this do not count.
     pub(crate) fn subject(&self, now: OffsetDateTime, attestation_max_age: Duration) -> Subject<'_> {
         let attested_since = now.saturating_sub(attestation_max_age);
         Subject {
@@ -61,7 +61,7 @@ impl Evaluable {
     }
 }
 
-/// What a grant token and the agent's next action depend on.
+/// The properties of a certificate that tokens and the agent's next action depend on.
 #[derive(Debug, Clone)]
 pub(crate) struct CurrentCertificate {
     pub(crate) sha256: Vec<u8>,
@@ -74,7 +74,7 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     Ok(find_all(connection, &[id]).await?.remove(&id))
 }
 
-/// Reads all of it in one statement, so that it belongs together.
+/// Reads everything in one statement, so all values belong to the same snapshot.
 pub(crate) async fn find_all(
     connection: &mut Connection,
     ids: &[Uuid],

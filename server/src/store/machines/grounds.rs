@@ -1,4 +1,4 @@
-//! `machines`, as far as their assurance goes: what it rests on. Whoever writes the grounds writes the level that follows.
+//! The assurance columns of `machines`. The grounds and the level that follows from them are always written together.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::presence::LockedMachine;
 use crate::machines::assurance::{AttestationGround, Grounds};
 use crate::store::{Connection, StoreError, Transaction, parse_text, text};
 
-/// What stands behind the serial number of a machine whose record is locked as well.
+/// The grounds of a machine whose record is also locked.
 #[derive(Debug, Clone)]
 pub(crate) struct LockedGrounds<'a> {
     pub(crate) machine: &'a LockedMachine,
@@ -18,7 +18,7 @@ pub(crate) struct LockedGrounds<'a> {
 }
 
 impl LockedGrounds<'_> {
-    /// The same, when the serial number has gone from the inventory.
+    /// The grounds after the serial number was removed from the inventory.
     pub(crate) fn without_inventory(&self) -> Self {
         Self {
             grounds: self.grounds.without_inventory(),
@@ -27,7 +27,7 @@ impl LockedGrounds<'_> {
     }
 }
 
-/// The columns. An attestation in them is of the record's own key and serial number: a foreign key sees to that.
+/// The columns. A foreign key guarantees that an attestation in them is about the record's own key and serial number.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Columns {
     pub(super) ground_token_id: Option<Uuid>,
@@ -38,7 +38,7 @@ pub(super) struct Columns {
     pub(super) ground_attestation: Option<String>,
 }
 
-/// The grounds in a row that has all the columns.
+/// The grounds in a row that has all these columns.
 macro_rules! grounds_of {
     ($row:expr) => {
         $crate::store::machines::grounds::Columns {
@@ -71,7 +71,7 @@ impl Columns {
     }
 }
 
-/// What stands behind a machine's serial number.
+/// The grounds for trusting a machine's serial number.
 pub(crate) async fn find(connection: &mut Connection, machine_id: Uuid) -> Result<Option<Grounds>, StoreError> {
     let row = sqlx::query_as!(
         Columns,
@@ -85,7 +85,7 @@ pub(crate) async fn find(connection: &mut Connection, machine_id: Uuid) -> Resul
     row.map(|row| row.parse()).transpose()
 }
 
-/// Sets what stands behind a machine's serial number, and the level.
+/// Sets a machine's grounds and its level.
 pub(crate) async fn set(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -113,7 +113,7 @@ pub(crate) async fn set(
     Ok(())
 }
 
-/// Locks the records of those of these machines that still rest on the inventory, and reads what they rest on.
+/// Locks the records of those machines among these that still count as in the inventory, and reads their grounds.
 pub(crate) async fn lock_on_inventory<'a>(
     tx: &mut Transaction,
     machines: &'a [LockedMachine],
@@ -141,7 +141,7 @@ pub(crate) async fn lock_on_inventory<'a>(
         .collect()
 }
 
-/// Sets what the inventory says of several machines, and the levels that follow.
+/// Sets the inventory grounds of several machines, and their levels.
 pub(crate) async fn set_all(connection: &mut Connection, all: &[LockedGrounds<'_>]) -> Result<(), StoreError> {
     let (mut ids, mut levels, mut inventory) = (Vec::new(), Vec::new(), Vec::new());
     for of_machine in all {
@@ -162,7 +162,7 @@ pub(crate) async fn set_all(connection: &mut Connection, all: &[LockedGrounds<'_
     Ok(())
 }
 
-/// Machines that rest on an attestation which Apple signed then or earlier.
+/// Machines whose attestation Apple signed at or before a time.
 pub(crate) async fn resting_on_attestations_until(
     connection: &mut Connection,
     attested_since: OffsetDateTime,

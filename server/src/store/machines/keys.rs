@@ -1,4 +1,4 @@
-//! `machine_keys`: every key that ever asked.
+//! `machine_keys`: every key that ever requested enrollment.
 
 use std::collections::HashMap;
 
@@ -13,25 +13,25 @@ use crate::store::{Connection, StoreError, parse_text, text, thumbprint};
 /// The constraint that a second row of one key violates.
 pub(crate) const PRIMARY_KEY: &str = "machine_keys_pkey";
 
-/// Whether a key serves.
+/// The status of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum KeyStatus {
-    /// Waits for an administrator.
+    /// Waits for an administrator's decision.
     Pending,
     /// The machine's key.
     Current,
-    /// Serves beside the current one, which its first check-in supersedes.
+    /// Accepted beside the current key. Its first check-in supersedes the current key.
     Next,
     /// Replaced by a newer one.
     Superseded,
-    /// Out for good.
+    /// Permanently rejected.
     Revoked,
     /// An administrator denied it.
     Denied,
 }
 
-/// A key that is on record.
+/// A recorded key.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyRecord {
     pub(crate) machine_id: Uuid,
@@ -44,7 +44,7 @@ pub(crate) struct KeyRecord {
 pub(crate) struct OwnedKey {
     pub(crate) machine_id: Uuid,
     pub(crate) public_key: PublicKey,
-    /// Whether the machine can still become another: the request of a key that waits may expire, and be made anew.
+    /// Whether the key can still move to another machine: a pending request may expire and be made again.
     pub(crate) may_change: bool,
 }
 
@@ -56,7 +56,7 @@ pub(crate) async fn find_public_key(
     Ok(find_public_keys(connection, &[key]).await?.remove(&key))
 }
 
-/// Those of these keys that are on record.
+/// The keys among these that are recorded.
 pub(crate) async fn find_public_keys(
     connection: &mut Connection,
     keys: &[KeyThumbprint],
@@ -83,7 +83,7 @@ pub(crate) async fn find_public_keys(
         .collect()
 }
 
-/// What is on record of a key.
+/// The record of a key.
 pub(crate) async fn find(connection: &mut Connection, key: KeyThumbprint) -> Result<Option<KeyRecord>, StoreError> {
     let row = sqlx::query!(
         "SELECT machine_id, status, status_reason FROM machine_keys WHERE thumbprint = $1",
@@ -101,7 +101,7 @@ pub(crate) async fn find(connection: &mut Connection, key: KeyThumbprint) -> Res
     .transpose()
 }
 
-/// Keeps a new key.
+/// Inserts a key.
 pub(crate) async fn insert(
     connection: &mut Connection,
     key: &PublicKey,
@@ -123,7 +123,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// When the server saw a key first.
+/// When the server first saw a key.
 pub(crate) async fn created_at(
     connection: &mut Connection,
     key: KeyThumbprint,
@@ -136,7 +136,7 @@ pub(crate) async fn created_at(
     .await?)
 }
 
-/// Lets a key that waited serve.
+/// Makes a pending key current.
 pub(crate) async fn make_current(connection: &mut Connection, key: KeyThumbprint) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_keys SET status = 'current', status_reason = NULL WHERE thumbprint = $1 AND status = 'pending'",
@@ -147,7 +147,7 @@ pub(crate) async fn make_current(connection: &mut Connection, key: KeyThumbprint
     Ok(())
 }
 
-/// Takes the key out of service that was to replace the current one, and names it.
+/// Supersedes a machine's next key, and returns it.
 pub(crate) async fn supersede_next(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -185,7 +185,7 @@ pub(crate) async fn rotate(
     Ok(())
 }
 
-/// Denies a key that waited.
+/// Denies a pending key.
 pub(crate) async fn deny(
     connection: &mut Connection,
     key: KeyThumbprint,
@@ -204,7 +204,7 @@ pub(crate) async fn deny(
     Ok(())
 }
 
-/// Forgets a key that waited, so that it may ask anew.
+/// Deletes a pending key, so that it can request enrollment again.
 pub(crate) async fn forget(connection: &mut Connection, key: KeyThumbprint) -> Result<(), StoreError> {
     sqlx::query!(
         "DELETE FROM machine_keys WHERE thumbprint = $1 AND status = 'pending'",
@@ -215,7 +215,7 @@ pub(crate) async fn forget(connection: &mut Connection, key: KeyThumbprint) -> R
     Ok(())
 }
 
-/// Takes the keys out of service that another one replaces. Revoked ones stay revoked.
+/// Supersedes all keys that another one replaces. Revoked ones stay revoked.
 pub(crate) async fn supersede_all(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -231,8 +231,8 @@ pub(crate) async fn supersede_all(
     Ok(())
 }
 
-/// Revokes every key of a machine. Left as they are: denied ones, and those that wait to take the record over, which an
-/// administrator may still let in.
+/// Revokes every key of a machine, except denied ones and those that wait to take over the record. An administrator may
+/// still approve the latter.
 pub(crate) async fn revoke_all(
     connection: &mut Connection,
     machine: &LockedMachine,

@@ -1,4 +1,4 @@
-//! `machine_presence.noted_liveness`: the liveness of each machine that was announced last.
+//! `machine_presence.noted_liveness`: the last announced liveness of each machine.
 
 use assay_protocol::machine::Liveness;
 use time::OffsetDateTime;
@@ -7,29 +7,29 @@ use uuid::Uuid;
 use super::presence::Presence;
 use crate::store::{Connection, StoreError, text};
 
-/// Last check-ins that contradict what is noted.
+/// Bounds of last check-ins that contradict the recorded liveness.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Contradictions {
-    /// Noted as live, and checked in last before this.
+    /// Recorded as live, but last checked in before this.
     pub(crate) late_before: OffsetDateTime,
-    /// Noted as late, and checked in last before this.
+    /// Recorded as late, but last checked in before this.
     pub(crate) unreachable_before: OffsetDateTime,
-    /// Noted as late, and checked in last after this.
+    /// Recorded as late, but last checked in after this.
     pub(crate) live_after: OffsetDateTime,
-    /// Noted as unreachable, and checked in last after this.
+    /// Recorded as unreachable, but last checked in after this.
     pub(crate) reachable_after: OffsetDateTime,
 }
 
-/// What a look at some machines has found.
+/// The result of checking some machines.
 #[derive(Debug)]
 pub(crate) struct Look {
-    /// Machines whose stored times contradict what is noted.
+    /// Machines whose last check-in contradicts the recorded liveness.
     pub(crate) contradicted: Vec<Uuid>,
-    /// From where to go on; `None` when there is no machine left.
+    /// The last machine checked, from which to continue; `None` at the end.
     pub(crate) last: Option<Uuid>,
 }
 
-/// Looks at the next `machines` after one.
+/// Checks the next `machines` after one.
 pub(crate) async fn look(
     connection: &mut Connection,
     contradictions: &Contradictions,
@@ -59,7 +59,7 @@ pub(crate) async fn look(
     .await?)
 }
 
-/// Notes the liveness of machines.
+/// Records the liveness of machines.
 pub(crate) async fn note(connection: &mut Connection, turned: &[(Presence, Liveness)]) -> Result<(), StoreError> {
     let machine_ids: Vec<Uuid> = turned.iter().map(|(presence, _)| presence.machine.id()).collect();
     let livenesses: Vec<String> = turned

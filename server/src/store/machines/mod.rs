@@ -1,4 +1,4 @@
-//! `machines` and the tables beside it: one file for each use. Here is the record as administrators read it.
+//! `machines` and its related tables, in one file per use. This file reads the record for administrators.
 
 pub(crate) mod evaluable;
 pub(crate) mod grounds;
@@ -59,7 +59,7 @@ struct Row {
     not_after: Option<OffsetDateTime>,
 }
 
-/// Every reading of machines: one list of columns, so that what is listed and what is read never differ.
+/// The columns of a machine. All queries share them, so lists and single reads never differ.
 macro_rules! select {
     ($condition:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -104,7 +104,7 @@ pub(crate) async fn lock(
     row.map(|row| machine(row, boundaries)).transpose()
 }
 
-/// The machines of these ids that are on record, in the order of their ids.
+/// The machines with these ids, in the order of their ids.
 pub(crate) async fn find_all(
     connection: &mut Connection,
     ids: &[Uuid],
@@ -116,7 +116,7 @@ pub(crate) async fn find_all(
     rows.into_iter().map(|row| machine(row, boundaries)).collect()
 }
 
-/// The other machine that holds a serial number, if there is one.
+/// Another machine with this serial number, if there is one.
 pub(crate) async fn other_holder_of_serial_number(
     connection: &mut Connection,
     serial_number: &str,
@@ -131,7 +131,7 @@ pub(crate) async fn other_holder_of_serial_number(
     .await?)
 }
 
-/// Sets what people keep of a machine.
+/// Sets the labels and the note, which administrators maintain.
 pub(crate) async fn set_labels_and_note(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -149,7 +149,7 @@ pub(crate) async fn set_labels_and_note(
     Ok(())
 }
 
-/// Removes a record, and its presence with it. Keys, certificates, enrollments, events and audit stay.
+/// Deletes a record and its presence. Keys, certificates, enrollments, events and audit entries stay.
 pub(crate) async fn delete(connection: &mut Connection, machine: &LockedMachine) -> Result<(), StoreError> {
     sqlx::query!("DELETE FROM machines WHERE id = $1", machine.id())
         .execute(connection)

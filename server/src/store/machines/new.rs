@@ -1,5 +1,5 @@
-//! New machines that a token lets in, many in one statement: their rows of `machines`, `machine_presence`, `machine_keys`,
-//! `enrollments` and `certificates`, as a transaction for each of them writes them.
+//! Inserts many new machines in one statement: their rows in `machines`, `machine_presence`, `machine_keys`,
+//! `enrollments` and `certificates`.
 
 use assay_authority::IssuedClientCertificate;
 use assay_protocol::{KeyThumbprint, PublicKey};
@@ -16,25 +16,25 @@ use crate::{
     store::{Connection, StoreError, json, parse_json, text},
 };
 
-/// A key that asks, by what is looked up about it.
+/// The properties by which an enrolling key is looked up.
 #[derive(Debug)]
 pub(crate) struct Asking<'a> {
     pub(crate) key: KeyThumbprint,
     pub(crate) serial_number: Option<&'a str>,
 }
 
-/// What is on record about a key that asks.
+/// What is recorded about an enrolling key.
 #[derive(Debug)]
 pub(crate) struct OnRecord {
-    /// Whether the key is, or its serial number with a machine that was ever let in.
+    /// Whether the key is known, or a machine with its serial number was ever admitted.
     pub(crate) is_known: bool,
-    /// Whether the serial number has a row in the inventory that another transaction has locked.
+    /// Whether another transaction has locked the serial number's row in the inventory.
     pub(crate) is_contended: bool,
-    /// The labels in the inventory's row, if there is one, locked by this transaction.
+    /// The labels in the inventory's row, which this transaction has locked.
     pub(crate) listed: Option<Labels>,
 }
 
-/// A machine to be, with its first certificate.
+/// A new machine with its first certificate.
 #[derive(Debug)]
 pub(crate) struct NewRows<'a> {
     pub(crate) machine_id: Uuid,
@@ -53,11 +53,12 @@ pub(crate) struct NewRows<'a> {
     pub(crate) issued_at: OffsetDateTime,
 }
 
-/// Looks up what is on record about keys that ask, and locks their serial numbers' rows in the inventory until the end of
-/// the transaction, as [`crate::store::inventory::lock`] does; answers by the place in the slice. A row that another transaction
-/// has locked is not waited for: an import may take a minute.
+/// Looks up enrolling keys, and locks their serial numbers' rows in the inventory as [`crate::store::inventory::lock`]
+/// does. Results are in the order of the slice. It does not wait for rows that another transaction has locked, because
+/// an import may take a minute.
 ///
-/// Each look-up is a subquery with a limit, which Postgres does along an index for one key after the other: joined, a plan
+/// Each look-up is a subquery with a limit, for which Postgres uses an index, one key at a time. Joins could be planned
+/// while the tables are small, and would then scan all of them.
 /// that was made for small tables would read all of them.
 pub(crate) async fn look_up(connection: &mut Connection, asking: &[Asking<'_>]) -> Result<Vec<OnRecord>, StoreError> {
     let keys: Vec<&[u8]> = asking.iter().map(|asking| asking.key.as_bytes().as_slice()).collect();
@@ -94,13 +95,13 @@ pub(crate) async fn look_up(connection: &mut Connection, asking: &[Asking<'_>]) 
         .collect()
 }
 
-/// Writes the rows of new machines.
+/// Inserts the rows of new machines.
 pub(crate) async fn insert(connection: &mut Connection, rows: &[NewRows<'_>]) -> Result<(), StoreError> {
     insert_machines(connection, rows).await?;
     insert_enrollments(connection, rows).await
 }
 
-/// The records, each with its certificate and in the version of one whose certificate was issued after it was made.
+/// Inserts the records with their certificates. Their version equals that of a machine admitted singly.
 async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> Result<(), StoreError> {
     let columns = Machines::of(rows)?;
     sqlx::query!(
@@ -152,7 +153,7 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
     Ok(())
 }
 
-/// What was decided on each key, and its first certificate.
+/// Inserts the decision on each key, and its first certificate.
 async fn insert_enrollments(connection: &mut Connection, rows: &[NewRows<'_>]) -> Result<(), StoreError> {
     let columns = Enrollments::of(rows)?;
     sqlx::query!(
@@ -193,7 +194,7 @@ async fn insert_enrollments(connection: &mut Connection, rows: &[NewRows<'_>]) -
     Ok(())
 }
 
-/// Records with their presences and keys, as `unnest` takes them, a column each.
+/// The columns of records, presences and keys, as arguments of `unnest`.
 #[derive(Default)]
 struct Machines<'a> {
     ids: Vec<Uuid>,
@@ -246,7 +247,7 @@ impl<'a> Machines<'a> {
     }
 }
 
-/// Enrollments with their certificates.
+/// The columns of enrollments with their certificates.
 #[derive(Default)]
 struct Enrollments<'a> {
     ids: Vec<Uuid>,

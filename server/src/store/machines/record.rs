@@ -1,4 +1,4 @@
-//! `machines`, as enrollment and check-in see them: who a machine is, what it claims, what it is evaluated on.
+//! `machines` for enrollment and check-in: identity, claims and grounds.
 
 use std::collections::BTreeMap;
 
@@ -25,13 +25,13 @@ pub(crate) struct NewMachine<'a> {
     pub(crate) now: OffsetDateTime,
 }
 
-/// Who a machine is, for deciding whether what asks is the same machine.
+/// The identity of a machine, for deciding whether a request comes from the same machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) id: Uuid,
     pub(crate) status: MachineStatus,
     pub(crate) status_reason: Option<String>,
-    /// As it was written down: what counts now is [`Self::assurance_at`].
+    /// The recorded level. [`Self::assurance_at`] gives the current one.
     pub(crate) assurance: Assurance,
     pub(crate) grounds: Grounds,
     pub(crate) serial_number: Option<String>,
@@ -40,7 +40,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// What stands behind the serial number, when an attestation that Apple signed then or earlier is too old.
+    /// The level, given that attestations signed at or before this time are too old.
     pub(crate) fn assurance_at(&self, attested_since: OffsetDateTime) -> Assurance {
         self.grounds.assurance_at(self.assurance, attested_since)
     }
@@ -79,7 +79,7 @@ impl TryFrom<IdentityRow> for Identity {
     }
 }
 
-/// Makes a record.
+/// Inserts a record.
 pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) -> Result<(), StoreError> {
     let (machine, key) = (&new.claims.machine, &new.claims.key);
     sqlx::query!(
@@ -110,7 +110,7 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) ->
     Ok(())
 }
 
-/// Who this machine is.
+/// The identity of a machine.
 pub(crate) async fn find_identity(connection: &mut Connection, id: Uuid) -> Result<Option<Identity>, StoreError> {
     sqlx::query_as!(
         IdentityRow,
@@ -125,8 +125,8 @@ pub(crate) async fn find_identity(connection: &mut Connection, id: Uuid) -> Resu
     .transpose()
 }
 
-/// The machine that a serial number belongs to: the one that is active or quarantined, else the one revoked last.
-/// One that is pending has no claim to it yet, and one that was denied never had any.
+/// The machine that a serial number belongs to: the active or quarantined one, otherwise the one revoked last. A
+/// pending machine has no claim to the serial number yet, and a denied one never had any.
 pub(crate) async fn find_by_serial_number(
     connection: &mut Connection,
     serial_number: &str,
@@ -147,7 +147,8 @@ pub(crate) async fn find_by_serial_number(
     .transpose()
 }
 
-/// The serial number of the one active machine that says that it has this hardware UUID; `None` for none, and for several.
+/// The serial number of the only active machine that claims this hardware UUID. `None` if there is no such machine, or
+/// several.
 pub(crate) async fn serial_number_by_hardware_uuid(
     connection: &mut Connection,
     hardware_uuid: &str,
@@ -164,7 +165,7 @@ pub(crate) async fn serial_number_by_hardware_uuid(
     }
 }
 
-/// Changes where a machine stands.
+/// Changes the status of a machine.
 pub(crate) async fn set_status(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -182,7 +183,7 @@ pub(crate) async fn set_status(
     Ok(())
 }
 
-/// Lets a machine in that waits.
+/// Admits a pending machine.
 pub(crate) async fn let_in(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -201,7 +202,7 @@ pub(crate) async fn let_in(
     Ok(())
 }
 
-/// What the machine claimed last.
+/// The last claims of a machine.
 pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result<Option<Claims>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT jsonb_build_object(
@@ -217,7 +218,7 @@ pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result
     row.map(|row| parse_json(row.claims)).transpose()
 }
 
-/// Keeps what the machine claims now. The serial number on record stays: only an enrollment sets it.
+/// Records a machine's claims. The serial number on record stays, because only an enrollment sets it.
 pub(crate) async fn set_claims(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -241,8 +242,8 @@ pub(crate) async fn set_claims(
     Ok(())
 }
 
-/// Gives a record a new key, with what its new holder claims, and makes it active. With the old key its attestation goes
-/// off the record: a trigger on the table does that whoever replaces a key.
+/// Gives a record a new key with its claims, and makes it active. A trigger removes the old key's attestation from the
+/// record.
 pub(crate) async fn replace_key(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -277,7 +278,7 @@ pub(crate) async fn replace_key(
     Ok(())
 }
 
-/// Gives a record its next key, with the newest certificate of that.
+/// Makes the next key of a record current, with its newest certificate.
 pub(crate) async fn rotate_key(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -299,7 +300,7 @@ pub(crate) async fn rotate_key(
     Ok(())
 }
 
-/// Keeps the reasons of the last verdict.
+/// Records the reasons of the last verdict.
 pub(crate) async fn set_verdict(
     connection: &mut Connection,
     machine: &LockedMachine,

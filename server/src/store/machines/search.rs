@@ -1,9 +1,9 @@
-//! The search of machines: which ids a page has.
+//! The search of machines: finds the ids of a page.
 //!
-//! Every filter has an index that yields its machines in the order of their ids, so a page is found by walking one of
-//! these and looking at the other filters on the way. That is quick unless what the other filters let through is rare
-//! along that walk: so it is bounded, and where it ends before the page is full, the machines that remain are found by
-//! whichever indexes the planner has least to read of, and sorted.
+//! Every filter has an index that returns its machines in the order of their ids. A page is found by walking one of
+//! these indexes and checking the other filters along the way. That is fast unless matches are rare along the walk, so
+//! the walk is bounded. If it ends before the page is full, the remaining machines are found through the indexes that
+//! the planner expects to read least from, and then sorted.
 
 use assay_protocol::machine::{Assurance, Liveness, MachineStatus};
 use uuid::Uuid;
@@ -13,26 +13,26 @@ use crate::{
     store::{Connection, StoreError, text},
 };
 
-/// How many machines are looked at in their order before other indexes are asked: some milliseconds.
+/// How many machines a walk checks before other indexes are used. This takes some milliseconds.
 const WALK: i64 = 5_000;
-/// The same where only texts are looked at, which lie side by side.
+/// The same for walks that only check texts, which are stored next to each other.
 const WALK_FOR_PART: i64 = 10_000;
-/// The same for a part that no index helps to find. Beyond it the page ends, and the next one goes on from there.
+/// The same for a text that no index can find. After that the page ends, and the next one continues there.
 const WALK_FOR_SHORT_PART: i64 = 20_000;
-/// An index of trigrams finds nothing shorter.
+/// A trigram index cannot find shorter texts.
 const TRIGRAM: usize = 3;
 
-/// Which machines to list. What is absent leaves nobody out.
+/// Which machines to list. An absent member selects all.
 #[derive(Debug, Default)]
 pub(crate) struct MachineFilter {
     pub(crate) status: Option<MachineStatus>,
     pub(crate) assurance: Option<Assurance>,
     pub(crate) liveness: Option<Liveness>,
-    /// A label that they have, as `key:value`.
+    /// A label of the machine, as `key:value`.
     pub(crate) label: Option<String>,
-    /// A part of what identifies a machine, in any case.
+    /// Part of a machine's identifiers, ignoring case.
     pub(crate) part: Option<String>,
-    /// Whether the inventory names their serial number.
+    /// Whether the inventory contains the serial number.
     pub(crate) in_inventory: Option<bool>,
 }
 
@@ -41,11 +41,11 @@ pub(crate) struct MachineFilter {
 pub(crate) struct FoundIds {
     /// In order.
     pub(crate) ids: Vec<Uuid>,
-    /// Where the search stopped, if it stopped before the page was full and before the last machine.
+    /// Where the search stopped, if that was before the page was full and before the last machine.
     pub(crate) stopped_at: Option<Uuid>,
 }
 
-/// The index that a page is found along, with the value that it is walked for.
+/// The index to walk, and the value to walk it for.
 #[derive(Debug)]
 enum Along {
     Everything,
@@ -55,7 +55,7 @@ enum Along {
     Assurance(String),
 }
 
-/// What remains to be looked at, as the statements take it.
+/// The remaining conditions, as parameters of the statements.
 #[derive(Debug, Default)]
 struct Conditions {
     status: Option<String>,
@@ -68,7 +68,7 @@ struct Conditions {
     in_inventory: Option<bool>,
 }
 
-/// From where on, how far and how much.
+/// Where to start, how far to walk, and how many to find.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     after: Uuid,
@@ -76,7 +76,7 @@ struct Extent {
     limit: i64,
 }
 
-/// Finds the ids of a page, in the order in which the machines' records were made.
+/// Finds the ids of a page, oldest record first.
 pub(crate) async fn find_ids(
     connection: &mut Connection,
     filter: &MachineFilter,
@@ -123,7 +123,7 @@ impl Conditions {
         })
     }
 
-    /// Takes out what is found along an index of its own: that which is likely to be the rarest.
+    /// Splits off the condition whose index to walk: the one that is probably the rarest.
     fn split(mut self) -> (Along, Self) {
         let along = if let Some(label) = self.label.take() {
             Along::Label(label)
@@ -140,7 +140,7 @@ impl Conditions {
     }
 }
 
-/// The same conditions wherever candidates come from. Joins that no condition needs are left out by the planner.
+/// The same conditions for all sources of candidates. The planner removes joins that no condition needs.
 macro_rules! matching {
     ($materialized:tt, [$($candidates:tt)+], $conditions:expr, $($argument:expr),+ $(,)?) => {
         sqlx::query_scalar!(
@@ -172,7 +172,7 @@ macro_rules! matching {
     };
 }
 
-/// Looks at the next candidates along an index, in their order.
+/// Checks the next candidates along an index, in order.
 macro_rules! walk {
     ($along:tt, $search:tt, $connection:expr, $conditions:expr, $extent:expr $(, $value:expr)?) => {
         matching!(
@@ -187,7 +187,7 @@ macro_rules! walk {
     };
 }
 
-/// The same along an index that does not bring the content that is searched.
+/// The same along an index without the text that is searched.
 macro_rules! walk_along {
     ($along:tt, $connection:expr, $conditions:expr, $extent:expr, $value:expr) => {
         walk!(
@@ -249,7 +249,7 @@ async fn walk(
     }?)
 }
 
-/// Where a walk ended, unless it came to the last machine of its index.
+/// Where a walk ended, unless it reached the last machine of its index.
 async fn end_of_walk(connection: &mut Connection, along: &Along, extent: Extent) -> Result<Option<Uuid>, StoreError> {
     let (after, skipped) = (extent.after, extent.walk - 1);
     let end = match along {
@@ -308,8 +308,8 @@ async fn end_of_walk(connection: &mut Connection, along: &Along, extent: Extent)
     Ok(end?)
 }
 
-/// Finds all that match, and takes the first of them: the planner sees no limit that would tempt it to look for rare
-/// machines one after the other.
+/// Finds all matches, and returns the first of them. Without a limit in the inner query, the planner is not tempted to
+/// walk machines one by one for rare matches.
 async fn find_by_indexes(
     connection: &mut Connection,
     conditions: &Conditions,
@@ -344,7 +344,7 @@ async fn find_by_indexes(
     Ok(found?)
 }
 
-/// A part as `LIKE` takes it, every character of it literal.
+/// A `LIKE` pattern that matches the text literally.
 fn pattern(part: &str) -> String {
     let mut pattern = String::with_capacity(part.len() + 2);
     pattern.push('%');
@@ -358,7 +358,7 @@ fn pattern(part: &str) -> String {
     pattern
 }
 
-/// Whether the index of trigrams helps to find a part: it knows runs of letters and digits.
+/// Whether the trigram index can find a text. It indexes runs of letters and digits.
 fn has_trigram(part: &str) -> bool {
     part.split(|character: char| !character.is_alphanumeric())
         .any(|run| run.chars().count() >= TRIGRAM)

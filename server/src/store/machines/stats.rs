@@ -7,7 +7,7 @@ use crate::{
     store::{Connection, StoreError},
 };
 
-/// How many machines have one value.
+/// The number of machines with one value.
 #[derive(Debug, Clone)]
 pub(crate) struct Count {
     pub(crate) value: String,
@@ -34,7 +34,7 @@ pub(crate) struct CertificateCounts {
     pub(crate) revoked: i64,
 }
 
-/// Gives the statements of this transaction the time that a look at every machine may take, from the disk too.
+/// Raises the statement timeout in this transaction, because counting reads every machine, possibly from disk.
 pub(crate) async fn allow_time(connection: &mut Connection, time: std::time::Duration) -> Result<(), StoreError> {
     let _set = sqlx::query_scalar!(
         "SELECT set_config('statement_timeout', $1, true)",
@@ -65,7 +65,7 @@ pub(crate) async fn by_assurance(connection: &mut Connection) -> Result<Vec<Coun
     .await?)
 }
 
-/// Machines by the version of their system as they claim it, the most frequent versions alone.
+/// Machines by the operating system version that they claim; only the most frequent versions.
 pub(crate) async fn by_os_version(
     connection: &mut Connection,
     unknown: &str,
