@@ -1,4 +1,4 @@
-//! What goes over `/v1/enroll`, `/v1/check-in` and `/v1/renew`.
+//! The bodies of `/v1/enroll`, `/v1/check-in` and `/v1/renew`.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -6,23 +6,23 @@ use uuid::Uuid;
 
 use crate::machine::{Assurance, MachineStatus};
 
-/// The header that carries a fresh nonce, on every answer of an agent endpoint.
+/// The response header with a fresh nonce. Every response of an agent endpoint has it.
 pub const REPLAY_NONCE: &str = "replay-nonce";
 
 /// `POST /v1/enroll`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EnrollRequest {
-    /// An enrollment token; null where the server demands none, or where the key is known already.
+    /// An enrollment token; null if the server requires none or already knows the key.
     #[serde(default)]
     pub token: Option<String>,
-    /// A PKCS#10 request for the machine's key, PEM. Nothing but the key is taken from it.
+    /// A PKCS#10 request for the machine's key, PEM. The server uses only the key from it.
     pub csr: String,
     /// Evidence for the purpose `enroll`, signed by the same key.
     pub evidence: String,
 }
 
-/// A certificate that was issued to a machine.
+/// A certificate issued to a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct IssuedCertificate {
@@ -38,15 +38,15 @@ pub struct IssuedCertificate {
     pub chain: String,
 }
 
-/// The answer to an enrollment that is through (200, 201).
+/// The response to a completed enrollment (200, 201).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Enrolled {
-    /// The machine's id, for as long as its record exists.
+    /// The machine's id. It stays the same while the record exists.
     pub machine_id: Uuid,
     /// `active`
     pub status: MachineStatus,
-    /// What stands behind the serial number.
+    /// How well the serial number is confirmed.
     pub assurance: Assurance,
     /// The machine's SPIFFE id.
     pub spiffe_id: String,
@@ -54,21 +54,21 @@ pub struct Enrolled {
     pub certificate: IssuedCertificate,
     /// The roots, PEM.
     pub trust_bundle: String,
-    /// When to check in first.
+    /// When to check in for the first time.
     pub next_check_in_seconds: u64,
 }
 
-/// The answer to an enrollment that waits for an administrator (202).
+/// The response to an enrollment that waits for an administrator (202).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EnrollmentPending {
-    /// What the administrator decides on.
+    /// The enrollment that the administrator decides on.
     pub enrollment_id: Uuid,
-    /// Null for a re-enrollment, whose old key keeps working meanwhile.
+    /// The new machine. Null for a re-enrollment: the machine keeps its old key meanwhile.
     pub machine_id: Option<Uuid>,
     /// `pending`
     pub status: MachineStatus,
-    /// When to repeat the call; the same as `Retry-After`.
+    /// When to repeat the call; equals `Retry-After`.
     pub retry_after_seconds: u64,
 }
 
@@ -78,12 +78,12 @@ pub struct EnrollmentPending {
 pub struct CheckInRequest {
     /// Evidence for the purpose `check-in`.
     pub evidence: String,
-    /// SHA-256 of the trust bundle that the machine has, as it was sent, in base64url; null where it wants no other.
+    /// SHA-256 of the machine's current trust bundle as received, in base64url; null to receive no bundle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_bundle_sha256: Option<String>,
 }
 
-/// The answer to a check-in.
+/// The response to a check-in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CheckedIn {
@@ -91,22 +91,22 @@ pub struct CheckedIn {
     pub machine_id: Uuid,
     /// `active`
     pub status: MachineStatus,
-    /// What stands behind its serial number.
+    /// How well its serial number is confirmed.
     pub assurance: Assurance,
-    /// One entry, with one token, for each audience.
+    /// One entry with one token per audience.
     pub grants: Vec<AudienceGrant>,
-    /// What this machine would have, but for a condition that fails.
+    /// Permissions that a failing condition denies.
     pub denied: Vec<Denial>,
     /// When to check in next.
     pub next_check_in_seconds: u64,
-    /// What the agent should do besides. Unknown ones are ignored.
+    /// What else the agent should do. Agents ignore unknown actions.
     pub actions: Vec<Action>,
-    /// The roots, PEM, where they are not those that the request named.
+    /// The roots, PEM; absent if the machine already has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_bundle: Option<String>,
 }
 
-/// All that is granted for one audience.
+/// Everything granted for one audience.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AudienceGrant {
@@ -121,7 +121,7 @@ pub struct AudienceGrant {
     pub expires_at: OffsetDateTime,
 }
 
-/// A permission whose selector matches this machine and whose conditions fail.
+/// A permission denied because a condition of its grant fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Denial {
@@ -129,11 +129,11 @@ pub struct Denial {
     pub audience: String,
     /// The permission's name.
     pub permission: String,
-    /// Every failing condition, in words.
+    /// Every failing condition.
     pub reasons: Vec<String>,
 }
 
-/// Something that the server asks of the agent.
+/// Something that the server asks the agent to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -142,7 +142,7 @@ pub enum Action {
     RenewCertificate,
     /// Replace the key.
     RotateKey,
-    /// One of a newer server.
+    /// An action of a newer server.
     #[serde(other)]
     Unknown,
 }
@@ -157,7 +157,7 @@ pub struct RenewRequest {
     pub evidence: String,
 }
 
-/// The answer to a renewal.
+/// The response to a renewal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Renewed {

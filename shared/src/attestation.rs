@@ -1,13 +1,13 @@
-//! What Apple attests of a machine (Managed Device Attestation), as it is shown to people and programs.
+//! What Apple attests about a machine (Managed Device Attestation), as the API shows it.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use crate::{digest::sha256, key::PublicKey, machine::SecureBoot};
+use crate::{digest::sha256, key::PublicKey, machine::SecureBoot, word::words};
 
-/// What ties an attestation to one key: SHA-256 of the key's `SubjectPublicKeyInfo`, which the MDM sends to the Mac as
-/// `DeviceAttestationNonce`. Written in hex.
+/// Ties an attestation to one key: SHA-256 of the key's `SubjectPublicKeyInfo`, in hex. The MDM sends it to the Mac as
+/// `DeviceAttestationNonce`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FreshnessCode([u8; 32]);
 
@@ -17,13 +17,13 @@ pub struct FreshnessCode([u8; 32]);
 pub struct NotAFreshnessCode;
 
 impl FreshnessCode {
-    /// The code that an attestation for this key carries.
+    /// The code in an attestation for this key.
     #[must_use]
     pub fn of(key: &PublicKey) -> Self {
         Self(sha256(key.spki_der()))
     }
 
-    /// Takes 32 bytes, and nothing shorter or longer.
+    /// Takes exactly 32 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NotAFreshnessCode> {
         bytes.try_into().map(Self).map_err(|_| NotAFreshnessCode)
     }
@@ -35,7 +35,7 @@ impl FreshnessCode {
     }
 }
 
-/// A digest of something else than a key: with ACME, of the challenge's token.
+/// ACME has the digest of the challenge's token in its place.
 impl From<[u8; 32]> for FreshnessCode {
     fn from(digest: [u8; 32]) -> Self {
         Self(digest)
@@ -76,19 +76,19 @@ impl<'de> Deserialize<'de> for FreshnessCode {
     }
 }
 
-/// What an attestation says. Null is unknown: Apple did not say it, or not in a form that is known.
+/// The claims of an attestation. Null means that Apple did not state the value, or in an unknown form.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AttestedClaims {
     /// The hardware serial number.
     pub serial_number: Option<String>,
-    /// The UDID by which the machine is provisioned.
+    /// The machine's provisioning UDID.
     pub udid: Option<String>,
-    /// The model, as software updates know it.
+    /// The model identifier that software updates use.
     pub software_update_device_id: Option<String>,
     /// The version of macOS.
     pub os_version: Option<String>,
-    /// The version of the Secure Enclave's system.
+    /// The version of the Secure Enclave's operating system.
     pub sep_os_version: Option<String>,
     /// The version of the boot loader.
     pub llb_version: Option<String>,
@@ -96,24 +96,23 @@ pub struct AttestedClaims {
     pub sip_enabled: Option<bool>,
     /// The boot policy.
     pub secure_boot: Option<SecureBoot>,
-    /// Whether kernel extensions of third parties are allowed.
+    /// Whether third-party kernel extensions are allowed.
     pub third_party_kexts_allowed: Option<bool>,
-    /// Which key the attestation was asked for.
+    /// The key for which the attestation was requested.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub freshness_code: Option<FreshnessCode>,
 }
 
-/// Why an attestation is refused: the `reason` of the problem `attestation-refused`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum AttestationRefusal {
-    /// No chain of certificates that are valid now leads from it to a trusted root.
-    Path,
-    /// It was made for another key, or too long ago: the Mac sends its last one again.
-    Stale,
-    /// It vouches for another machine.
-    SerialNumberMismatch,
-    /// There is no serial number to compare.
-    NoSerialNumber,
+words! {
+    /// Why an attestation is refused: `reason` of the problem `attestation-refused`.
+    pub enum AttestationRefusal {
+        /// No currently valid certificate chain leads to a trusted root.
+        Path = "path",
+        /// It is for another key or too old. A Mac may resend its last attestation.
+        Stale = "stale",
+        /// It is for another machine.
+        SerialNumberMismatch = "serial-number-mismatch",
+        /// The attestation or the record has no serial number.
+        NoSerialNumber = "no-serial-number",
+    }
 }

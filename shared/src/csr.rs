@@ -1,4 +1,4 @@
-//! Certificate signing requests (PKCS#10, RFC 2986): made with any signer, trusted only when verified.
+//! Certificate signing requests (PKCS#10, RFC 2986): built with any signer, and trusted only once verified.
 
 use const_oid::ObjectIdentifier;
 use der::{Decode, DecodePem, Encode, EncodePem, asn1::BitString, pem::LineEnding};
@@ -12,25 +12,25 @@ use crate::key::PublicKey;
 
 /// `ecdsa-with-SHA256` (RFC 5758).
 const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
-/// `ecdsa-with-SHA384` (RFC 5758): some key stores sign with nothing less, and possession is proved all the same.
+/// `ecdsa-with-SHA384` (RFC 5758): some key stores sign with nothing weaker. It proves possession just as well.
 const ECDSA_WITH_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
-/// The longest request that is looked at, in bytes of PEM: an honest one has about 500.
+/// The longest accepted request in bytes of PEM. An honest request has about 500.
 const LONGEST_PEM: usize = 16 * 1024;
 
-/// A request that was read and not verified: whoever sent it may not hold the key in it.
+/// A request that is not verified: its sender may not have the private key.
 #[derive(Debug)]
 pub struct UnverifiedCsr {
     request: CertReq,
 }
 
-/// A request whose sender holds the private key of the public key in it. Nothing else in it is trusted or kept.
+/// A request whose sender has the private key. The server trusts and keeps nothing else from it.
 #[derive(Debug, Clone)]
 pub struct Csr {
     public_key: PublicKey,
     der: Vec<u8>,
 }
 
-/// Why a request is not accepted.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CsrError {
     /// Longer than any honest request.
@@ -42,18 +42,18 @@ pub enum CsrError {
     /// The key is of another kind.
     #[error("the key in the request is not on the curve P-256")]
     NotP256,
-    /// Signed in another way than this protocol uses.
+    /// The signature algorithm is not one of this protocol.
     #[error("the request is signed neither with ecdsa-with-SHA256 nor with ecdsa-with-SHA384")]
     SignatureAlgorithm,
-    /// No proof of possession.
+    /// The signature is not made with the key in the request.
     #[error("the request's signature does not verify with the key in it")]
     Signature,
 }
 
-/// Why a request could not be made.
+/// Why a request could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildCsrError<E: std::error::Error + 'static> {
-    /// The parts do not encode; never the case for a valid key.
+    /// The parts cannot be encoded. A valid key never causes this.
     #[error("the request cannot be encoded")]
     Encode(#[source] der::Error),
     /// The signer failed.
@@ -71,7 +71,7 @@ impl UnverifiedCsr {
         Ok(Self { request })
     }
 
-    /// Checks that the sender holds the key: the proof of possession.
+    /// Verifies the proof of possession: the sender has the private key.
     pub fn verify(self) -> Result<Csr, CsrError> {
         let spki = self.request.info.public_key.to_der().map_err(CsrError::Unreadable)?;
         let public_key = PublicKey::from_spki_der(&spki).map_err(|_| CsrError::NotP256)?;
@@ -89,9 +89,9 @@ impl UnverifiedCsr {
 }
 
 impl Csr {
-    /// Makes a request for `public_key`, with an empty subject (the server decides it), and returns it in PEM.
+    /// Builds a request for `public_key` and returns it in PEM. The subject is empty, because the server decides it.
     ///
-    /// `sign` gets the bytes to sign and answers with an ECDSA signature with SHA-256 in DER.
+    /// `sign` gets the bytes to sign and returns an ECDSA signature with SHA-256 in DER.
     pub fn build<E, S>(public_key: &PublicKey, sign: S) -> Result<String, BuildCsrError<E>>
     where
         E: std::error::Error + 'static,
@@ -115,13 +115,13 @@ impl Csr {
         request.to_pem(LineEnding::LF).map_err(BuildCsrError::Encode)
     }
 
-    /// The key that the sender holds.
+    /// The key whose private part the sender has.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.public_key
     }
 
-    /// The whole request in DER: what `csr_sha256` is computed over.
+    /// The whole request in DER, over which `csr_sha256` is computed.
     #[must_use]
     pub fn der(&self) -> &[u8] {
         &self.der

@@ -1,7 +1,7 @@
-//! Evidence: what a machine says of itself, signed with its key.
+//! Evidence: what a machine claims, signed with its key.
 //!
-//! An Entity Attestation Token (RFC 9711) as a compact JWS (RFC 7515): ES256 alone, `typ` alone `eat+jwt`,
-//! and no key but the one that the verifier already knows.
+//! An Entity Attestation Token (RFC 9711) as a compact JWS (RFC 7515). The algorithm is always ES256, the type always
+//! `eat+jwt`, and the key always one that the verifier already knows.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -11,59 +11,60 @@ use crate::{
     key::{BadSignature, KeyThumbprint, PublicKey},
     machine::{KeyClaim, MachineIdentity, Posture},
     object::object,
+    word::words,
 };
 
-/// The one profile of this version.
+/// The only profile of this version.
 pub const PROFILE: &str = "urn:assay:evidence:1";
-/// The longest evidence that is looked at, in bytes.
+/// The longest accepted evidence in bytes.
 const LONGEST: usize = 32 * 1024;
 const ALGORITHM: &str = "ES256";
 const TYPE: &str = "eat+jwt";
 
-/// What the evidence is made for; evidence for one purpose never serves another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Purpose {
-    /// `POST /v1/enroll`
-    Enroll,
-    /// `POST /v1/check-in`
-    CheckIn,
-    /// `POST /v1/renew`
-    Renew,
+words! {
+    /// What evidence is for. Evidence for one purpose is refused for another.
+    pub enum Purpose {
+        /// `POST /v1/enroll`
+        Enroll = "enroll",
+        /// `POST /v1/check-in`
+        CheckIn = "check-in",
+        /// `POST /v1/renew`
+        Renew = "renew",
+    }
 }
 
-/// The claims of evidence, as they are on the wire.
+/// The claims of evidence on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvidenceClaims {
     /// Always [`PROFILE`].
     pub eat_profile: String,
-    /// The server's nonce: the only proof of freshness.
+    /// The server's nonce, the only proof of freshness.
     pub eat_nonce: String,
-    /// The server's `public_url`, without a trailing slash, so that evidence cannot be relayed to another server.
+    /// The server's `public_url` without a trailing slash. It stops evidence from being relayed to another server.
     pub aud: String,
-    /// The machine's clock, in seconds since 1970. Recorded, never trusted: any number is taken for what it is.
+    /// The machine's clock in seconds since 1970. Any number is recorded, and none is trusted.
     #[serde(deserialize_with = "numeric_date")]
     pub iat: i64,
-    /// What it is for.
+    /// What the evidence is for.
     pub purpose: Purpose,
-    /// The machine id; absent at enrollment.
+    /// The machine id. Absent at enrollment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sub: Option<Uuid>,
-    /// SHA-256 of the CSR's DER in base64url; at renewal alone.
+    /// SHA-256 of the CSR's DER in base64url. Only at renewal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub csr_sha256: Option<String>,
-    /// Which machine it says it is.
+    /// The claimed identity.
     #[serde(deserialize_with = "object")]
     pub machine: MachineIdentity,
-    /// The state that it says it is in.
+    /// The claimed posture.
     #[serde(deserialize_with = "object")]
     pub posture: Posture,
-    /// Where it says its key lives.
+    /// The claimed place of the key.
     #[serde(deserialize_with = "object")]
     pub key: KeyClaim,
 }
 
-/// Evidence that was read and not verified. The `unverified_…` accessors serve to find the key, and nothing else.
+/// Evidence that is not verified. Use the `unverified_…` accessors only to find the key and to refuse early.
 #[derive(Debug)]
 pub struct UnverifiedEvidence<'a> {
     kid: KeyThumbprint,
@@ -72,25 +73,25 @@ pub struct UnverifiedEvidence<'a> {
     claims: EvidenceClaims,
 }
 
-/// Evidence whose signature, audience, purpose and subject hold. Its nonce has still to be spent by the server.
+/// Evidence with verified signature, audience, purpose and subject. The server must still spend its nonce.
 #[derive(Debug, Clone)]
 pub struct Evidence {
     key: KeyThumbprint,
     claims: EvidenceClaims,
 }
 
-/// What the evidence must be made for.
+/// What the evidence must be for.
 #[derive(Debug, Clone, Copy)]
 pub struct Expectation<'a> {
     /// The server's `public_url` as configured, without a trailing slash.
     pub audience: &'a str,
     /// The endpoint's purpose.
     pub purpose: Purpose,
-    /// The machine that owns the key; `None` at enrollment, where evidence has no subject.
+    /// The machine with the key. `None` at enrollment, where evidence has no subject.
     pub subject: Option<Uuid>,
 }
 
-/// Why evidence is not accepted.
+/// Why evidence is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum EvidenceError {
     /// Longer than any honest evidence.
@@ -99,7 +100,7 @@ pub enum EvidenceError {
     /// Not three parts of base64url without padding.
     #[error("the evidence is not a compact JWS")]
     NotCompactJws,
-    /// The header or the claims are not what the protocol has.
+    /// The header or the claims do not follow the protocol.
     #[error("the evidence's {part} cannot be read")]
     Unreadable {
         /// `header` or `claims`
@@ -111,28 +112,28 @@ pub enum EvidenceError {
     /// `alg` is not ES256.
     #[error("the evidence's alg is not ES256")]
     Algorithm,
-    /// `typ` is not `eat+jwt`: some other token.
+    /// `typ` is not `eat+jwt`: this is another token.
     #[error("the evidence's typ is not eat+jwt")]
     Type,
-    /// A critical header parameter, of which this protocol has none (RFC 7515, section 4.1.11).
+    /// There is a critical header parameter; this protocol has none (RFC 7515, section 4.1.11).
     #[error("the evidence has a critical header parameter that is not understood")]
     CriticalHeader,
-    /// The `kid` is no thumbprint, or another key's.
+    /// The `kid` is not the thumbprint of the key.
     #[error("the evidence's kid is not the thumbprint of the machine's key")]
     KeyId,
-    /// Not signed by the key.
+    /// The key did not sign it.
     #[error("the evidence's signature does not verify")]
     Signature(#[source] BadSignature),
-    /// Another profile.
+    /// It has another profile.
     #[error("the evidence's eat_profile is not {PROFILE}")]
     Profile,
-    /// Made for another server.
+    /// It is for another server.
     #[error("the evidence's aud is not this server's public_url")]
     Audience,
-    /// Made for another endpoint.
-    #[error("the evidence's purpose is not the one of this endpoint")]
+    /// It is for another endpoint.
+    #[error("the evidence's purpose is not that of this endpoint")]
     Purpose,
-    /// Made for another machine.
+    /// It is for another machine.
     #[error("the evidence's sub is not the machine of this key")]
     Subject,
 }
@@ -150,7 +151,7 @@ struct Header {
 impl EvidenceClaims {
     /// Signs these claims and returns the compact JWS.
     ///
-    /// `sign` gets the bytes to sign and answers with an ECDSA signature with SHA-256 in the fixed form, `r || s`.
+    /// `sign` gets the bytes to sign and returns an ECDSA signature with SHA-256 in the fixed form, `r || s`.
     pub fn sign<E, S>(&self, key: KeyThumbprint, sign: S) -> Result<String, E>
     where
         E: From<serde_json::Error>,
@@ -173,7 +174,7 @@ impl EvidenceClaims {
 }
 
 impl<'a> UnverifiedEvidence<'a> {
-    /// Reads a compact JWS and its claims. Nothing of it is true yet.
+    /// Reads a compact JWS and its claims without verifying them.
     pub fn parse(jws: &'a str) -> Result<Self, EvidenceError> {
         if jws.len() > LONGEST {
             return Err(EvidenceError::TooLong);
@@ -204,25 +205,25 @@ impl<'a> UnverifiedEvidence<'a> {
         })
     }
 
-    /// Which key this claims to be signed with: to look the key up, which [`Self::verify`] then checks.
+    /// The claimed key, to look it up. [`Self::verify`] checks it.
     #[must_use]
     pub fn unverified_key(&self) -> KeyThumbprint {
         self.kid
     }
 
-    /// Which machine this claims to come from: to tell an unknown machine from a wrong key.
+    /// The claimed machine, to distinguish an unknown machine from a wrong key.
     #[must_use]
     pub fn unverified_subject(&self) -> Option<Uuid> {
         self.claims.sub
     }
 
-    /// The nonce it claims to answer: to refuse a forged or stale one before a signature is verified.
+    /// The nonce, to refuse a forged or stale one before the signature is verified.
     #[must_use]
     pub fn unverified_nonce(&self) -> &str {
         &self.claims.eat_nonce
     }
 
-    /// Verifies that `key` signed this, for this audience, purpose and subject.
+    /// Verifies that `key` signed this for this audience, purpose and subject.
     pub fn verify(self, key: &PublicKey, expected: &Expectation<'_>) -> Result<Evidence, EvidenceError> {
         if self.kid != key.thumbprint() {
             return Err(EvidenceError::KeyId);
@@ -252,23 +253,23 @@ impl Evidence {
         self.key
     }
 
-    /// What the machine said.
+    /// What the machine claimed.
     #[must_use]
     pub fn claims(&self) -> &EvidenceClaims {
         &self.claims
     }
 
-    /// What the machine said, owned.
+    /// What the machine claimed, owned.
     #[must_use]
     pub fn into_claims(self) -> EvidenceClaims {
         self.claims
     }
 }
 
-/// A NumericDate (RFC 7519, section 2) may have a fraction; beyond what a time can be, the farthest one is as good.
+/// A NumericDate (RFC 7519, section 2) may have a fraction. A number out of range becomes the nearest in range.
 #[allow(
     clippy::cast_possible_truncation,
-    reason = "a float's cast saturates, which is what is wanted"
+    reason = "the cast of a float saturates, as intended"
 )]
 fn numeric_date<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let number = serde_json::Number::deserialize(deserializer)?;

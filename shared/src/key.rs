@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use crate::digest::sha256;
 
-/// A P-256 public key that is known to lie on the curve.
+/// A P-256 public key that was checked to lie on the curve.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
     /// The uncompressed point, 65 bytes.
@@ -22,7 +22,7 @@ pub struct PublicKey {
     thumbprint: KeyThumbprint,
 }
 
-/// The bytes are no public key on P-256.
+/// The bytes are not a public key on P-256.
 #[derive(Debug, thiserror::Error)]
 #[error("not a public key on the curve P-256")]
 pub struct NotP256;
@@ -38,7 +38,7 @@ impl PublicKey {
         Self::from_p256(&p256::PublicKey::from_public_key_der(der).map_err(|_| NotP256)?)
     }
 
-    /// Reads a point as SEC 1 writes it, compressed or not.
+    /// Reads a SEC 1 point, compressed or not.
     pub fn from_sec1(bytes: &[u8]) -> Result<Self, NotP256> {
         Self::from_p256(&p256::PublicKey::from_sec1_bytes(bytes).map_err(|_| NotP256)?)
     }
@@ -55,7 +55,7 @@ impl PublicKey {
         &self.point
     }
 
-    /// The name of this key.
+    /// Names this key.
     #[must_use]
     pub fn thumbprint(&self) -> KeyThumbprint {
         self.thumbprint
@@ -69,12 +69,12 @@ impl PublicKey {
     }
 
     /// Verifies an ECDSA signature with SHA-256 in the fixed form of JWS, `r || s`.
-    /// A high `s` is accepted: the enclave makes such, and ES256 does not forbid them.
+    /// A high `s` is accepted: the enclave produces such signatures, and ES256 allows them.
     pub fn verify_fixed(&self, message: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
         self.verify(&ECDSA_P256_SHA256_FIXED, message, signature)
     }
 
-    /// Verifies an ECDSA signature with SHA-256 in DER, as X.509 has it.
+    /// Verifies an ECDSA signature with SHA-256 in DER, as in X.509.
     pub fn verify_der(&self, message: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
         self.verify(&ECDSA_P256_SHA256_ASN1, message, signature)
     }
@@ -119,7 +119,7 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// The RFC 7638 SHA-256 thumbprint of a public key: what `kid` and `cnf.jkt` carry. Written in base64url.
+/// The RFC 7638 SHA-256 thumbprint of a public key in base64url, as in `kid` and `cnf.jkt`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyThumbprint([u8; 32]);
 
@@ -135,7 +135,7 @@ impl KeyThumbprint {
         &self.0
     }
 
-    /// Takes 32 bytes that were stored.
+    /// Takes exactly 32 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NotAThumbprint> {
         bytes.try_into().map(Self).map_err(|_| NotAThumbprint)
     }
@@ -148,7 +148,7 @@ impl KeyThumbprint {
     }
 }
 
-/// A digest that was computed elsewhere, over a key of another kind.
+/// The thumbprint of a key on another curve, computed elsewhere.
 impl From<[u8; 32]> for KeyThumbprint {
     fn from(digest: [u8; 32]) -> Self {
         Self(digest)
@@ -171,7 +171,7 @@ impl FromStr for KeyThumbprint {
     type Err = NotAThumbprint;
 
     fn from_str(text: &str) -> Result<Self, NotAThumbprint> {
-        // 43 characters hold 32 bytes: anything longer is not worth decoding.
+        // 32 bytes are 43 characters. Do not decode anything longer.
         if text.len() != 43 {
             return Err(NotAThumbprint);
         }

@@ -1,7 +1,7 @@
-//! What an Assay agent and an Assay server say to each other.
+//! The protocol between an Assay agent and an Assay server.
 //!
-//! Everything here is pure: bytes in, types out. What has come from outside and has not been
-//! checked has a type of its own ([`UnverifiedCsr`], [`UnverifiedEvidence`]) that can do nothing but be verified.
+//! Everything here is pure: bytes in, types out. Unchecked input has a type of its own
+//! ([`UnverifiedCsr`], [`UnverifiedEvidence`]), which can only be verified.
 
 pub mod admin_api;
 pub mod agent_api;
@@ -17,6 +17,7 @@ mod names;
 mod object;
 pub mod problem;
 pub mod text;
+pub mod word;
 
 pub use csr::{Csr, UnverifiedCsr};
 pub use digest::sha256;

@@ -1,99 +1,96 @@
-//! The vocabulary that describes a machine: what it says of itself, and what is held of it.
+//! The vocabulary of a machine: what it claims, and what the server knows about it.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::text::{optional_claim, optional_hardware_id};
+use crate::word::words;
 
-/// Where a machine stands with its server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum MachineStatus {
-    /// Waits for an administrator's approval; holds no certificate.
-    Pending,
-    /// Enrolled and admitted.
-    Active,
-    /// Held back until an administrator releases it.
-    Quarantined,
-    /// Out for good: its keys never serve again.
-    Revoked,
+words! {
+    /// The status of a machine at its server.
+    pub enum MachineStatus {
+        /// Waits for an administrator's approval and has no certificate.
+        Pending = "pending",
+        /// Enrolled and admitted.
+        Active = "active",
+        /// Suspended until an administrator releases it.
+        Quarantined = "quarantined",
+        /// Barred for good: its keys are never accepted again.
+        Revoked = "revoked",
+    }
 }
 
-/// How much stands behind a machine's serial number, lowest first, so that `<` compares as a condition does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Assurance {
-    /// The serial number is the machine's own word.
-    Asserted,
-    /// A serial-bound token, an inventory match or an administrator stands behind it.
-    Verified,
-    /// An Apple attestation binds this very key to this serial number.
-    Attested,
+words! {
+    /// How well a machine's serial number is confirmed, weakest first: conditions compare with `<`.
+    #[derive(PartialOrd, Ord)]
+    pub enum Assurance {
+        /// Only the machine claims the serial number.
+        Asserted = "asserted",
+        /// A token bound to the serial number, the inventory or an administrator confirmed it.
+        Verified = "verified",
+        /// An Apple attestation binds the machine's current key to the serial number.
+        Attested = "attested",
+    }
 }
 
-/// How recently a machine has checked in, computed from stored times alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Liveness {
-    /// It has not checked in yet.
-    Never,
-    /// Within two intervals.
-    Live,
-    /// Over two intervals ago.
-    Late,
-    /// Over 24 hours ago.
-    Unreachable,
+words! {
+    /// How recently a machine checked in, computed from stored times alone.
+    pub enum Liveness {
+        /// It has not checked in yet.
+        Never = "never",
+        /// Within the last two intervals.
+        Live = "live",
+        /// More than two intervals ago.
+        Late = "late",
+        /// More than 24 hours ago.
+        Unreachable = "unreachable",
+    }
 }
 
-/// Where an agent says that its private key lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum KeyStoreKind {
-    /// Apple's Secure Enclave.
-    SecureEnclave,
-    /// A file.
-    Software,
+words! {
+    /// Where the private key is stored, as the agent claims.
+    pub enum KeyStoreKind {
+        /// Apple's Secure Enclave.
+        SecureEnclave = "secure-enclave",
+        /// A file.
+        Software = "software",
+    }
 }
 
-/// When a key in the enclave can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum KeyAccessibility {
-    /// From the first login after a boot on.
-    AfterFirstUnlock,
-    /// From boot on.
-    Always,
+words! {
+    /// When a key in the enclave can be used.
+    pub enum KeyAccessibility {
+        /// After the first login since the machine booted.
+        AfterFirstUnlock = "after-first-unlock",
+        /// Since the machine booted.
+        Always = "always",
+    }
 }
 
-/// What the agent says of its key.
+/// What the agent claims about its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KeyClaim {
-    /// Where the private key lives.
+    /// Where the private key is stored.
     pub store: KeyStoreKind,
-    /// When it can be used; null where the store knows no such thing.
+    /// When it can be used; null if the store has no such restriction.
     #[serde(default)]
     pub accessibility: Option<KeyAccessibility>,
 }
 
-/// How strictly a Mac checks what it boots, weakest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum SecureBoot {
-    /// Anything boots.
-    Permissive,
-    /// Any signed system boots.
-    Reduced,
-    /// Only current systems that Apple signed for this machine boot.
-    Full,
+words! {
+    /// How strictly a Mac checks the system that it boots, weakest first.
+    #[derive(PartialOrd, Ord)]
+    pub enum SecureBoot {
+        /// Anything boots.
+        Permissive = "permissive",
+        /// Any signed system boots.
+        Reduced = "reduced",
+        /// Only current systems that Apple signed for this machine boot.
+        Full = "full",
+    }
 }
 
-/// Which machine this is, in its own words. What could not be read is null.
+/// The identity that a machine claims. A value that it could not read is null.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineIdentity {
@@ -111,7 +108,7 @@ pub struct MachineIdentity {
     pub hostname: Option<String>,
 }
 
-/// The state of a machine's defences. What could not be read is null, never guessed.
+/// A machine's security settings. A value that the agent could not read is null, never a guess.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Posture {
@@ -142,13 +139,13 @@ pub struct Posture {
     /// Whether an MDM manages the machine.
     #[serde(default)]
     pub mdm_enrolled: Option<bool>,
-    /// The version of the agent that says so.
+    /// The agent's version.
     #[serde(default, deserialize_with = "optional_claim")]
     pub agent_version: Option<String>,
 }
 
 impl Posture {
-    /// A managed Mac with every defence on: what a simulated machine claims.
+    /// A managed Mac with every protection on: what a simulated machine claims.
     #[must_use]
     pub fn healthy() -> Self {
         Self {
@@ -166,7 +163,7 @@ impl Posture {
     }
 }
 
-/// A level that a newer agent knows and this build does not is unknown, not an error: a condition on it fails.
+/// A newer agent may send a level that this build does not know. It counts as unknown, and a condition on it fails.
 fn secure_boot<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecureBoot>, D::Error> {
     let level = optional_claim(deserializer)?;
     Ok(level.and_then(|level| SecureBoot::deserialize(serde_json::Value::String(level)).ok()))

@@ -1,70 +1,70 @@
-//! What MDMs send, in the envelope that NanoMDM and MicroMDM share. Whatever else is in it is ignored: other versions say
-//! more.
+//! Webhook events of MDMs, in the envelope that NanoMDM and MicroMDM share. Unknown members are ignored, because other
+//! versions add some.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::attestation::AttestationRefusal;
+use crate::word::words;
 
 /// `POST /v1/mdm/nanomdm`: one event of an MDM's webhook.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MdmEvent {
-    /// What happened: `mdm.Connect` when a device reported what came of a command, `mdm.TokenUpdate`, …
+    /// What happened: `mdm.Connect` when a device reports the result of a command, `mdm.TokenUpdate`, …
     pub topic: String,
-    /// What a device reported, of `mdm.Connect`.
+    /// The device's report, for `mdm.Connect`.
     #[serde(default)]
     pub acknowledge_event: Option<MdmMessage>,
-    /// What a device sent, of the other topics.
+    /// The device's message, for other topics.
     #[serde(default)]
     pub checkin_event: Option<MdmMessage>,
 }
 
-/// A message of a device, as its MDM got it.
+/// A message from a device, as its MDM received it.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(expecting = "an object")]
 pub struct MdmMessage {
-    /// By which the MDM knows the device.
+    /// The UDID by which the MDM knows the device.
     #[serde(default)]
     pub udid: Option<String>,
-    /// The same, of a device that is enrolled by its user and shows no UDID.
+    /// The id of a user-enrolled device, which shows no UDID.
     #[serde(default)]
     pub enrollment_id: Option<String>,
-    /// Which command the device answers.
+    /// The command that the device answers.
     #[serde(default)]
     pub command_uuid: Option<String>,
     /// `Acknowledged`, `Error`, `NotNow`, `Idle`, …
     #[serde(default)]
     pub status: Option<String>,
-    /// The message itself, a property list in XML, in base64.
+    /// The message: a property list in XML, encoded in base64.
     #[serde(default)]
     pub raw_payload: Option<String>,
 }
 
-/// What came of an event. Its status is 200 in each case: sending it again would change nothing.
+/// The result of an event. The HTTP status is always 200, because repeating the event changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MdmReceipt {
-    /// In one word.
+    /// The result.
     pub outcome: MdmOutcome,
-    /// The machine whose attestation it was; null where there is none.
+    /// The attested machine; null if there is none.
     pub machine_id: Option<Uuid>,
-    /// Why an attestation was refused; null where the reason is none of these.
+    /// Why an attestation was refused; null for any other reason, see `detail`.
     pub reason: Option<AttestationRefusal>,
-    /// In words.
+    /// An explanation for people.
     pub detail: String,
 }
 
-/// What came of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum MdmOutcome {
-    /// There was no attestation in it.
-    Ignored,
-    /// The attestation is on record.
-    Bound,
-    /// The attestation was refused, and what is on record stays. Administrators see it in the events and in the audit.
-    Refused,
+words! {
+    /// The result of an event.
+    pub enum MdmOutcome {
+        /// The event has no attestation.
+        Ignored = "ignored",
+        /// The attestation is bound to the machine.
+        Bound = "bound",
+        /// The attestation was refused, and the record stays as it is. Events and audit show the refusal.
+        Refused = "refused",
+    }
 }

@@ -1,5 +1,5 @@
-//! Objects that have to be objects: serde reads a struct from an array as well, member by member, and whoever sends one
-//! means something else. `"conditions": []` would be a grant without any.
+//! Reads structs from JSON objects only. Serde also reads a struct from an array, member by member: `"conditions": []`
+//! would make a grant without conditions.
 
 use std::{fmt, marker::PhantomData};
 
@@ -9,12 +9,12 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-/// Reads a struct from an object, and from nothing else.
+/// Reads a struct from an object only.
 pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     deserializer.deserialize_map(Members(PhantomData))
 }
 
-/// The same where a null means something else than whoever sends it thinks: `{"sip_enabled": null}` would be no condition.
+/// The same, but refuses nulls: `{"sip_enabled": null}` would be no condition, which its sender does not expect.
 pub(crate) fn object_without_nulls<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -27,7 +27,7 @@ where
     })
 }
 
-/// Members that are there once each, with a value.
+/// Collects members, and refuses nulls and duplicates.
 struct Given;
 
 impl<'de> Visitor<'de> for Given {

@@ -1,4 +1,4 @@
-//! The registry of problems: every way in which the server says no, and what the caller should do then.
+//! The registry of problems: every refusal of the server, and what the caller should do about it.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,30 +7,40 @@ use crate::attestation::AttestationRefusal;
 /// The media type of a problem (RFC 9457).
 pub const MEDIA_TYPE: &str = "application/problem+json";
 const URN: &str = "urn:assay:problem:";
-/// The longest body that is read as a problem, in bytes.
+/// A longer body is not read as a problem. In bytes.
 const LONGEST: usize = 64 * 1024;
 
 /// What a caller should do after a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// Repeat at once, with the fresh nonce that came along.
+    /// Repeat at once, with the fresh nonce from the refusal.
     Now,
-    /// Repeat later: after `Retry-After` if there is one, else with back-off.
+    /// Repeat later: after `Retry-After` if present, else with back-off.
     After,
-    /// This machine, or its certificate, is not known any more: enroll again.
+    /// The server no longer knows this machine or certificate: enroll again.
     ReEnroll,
-    /// Repeating the same call cannot help; somebody has to change something.
+    /// Repeating the same call does not help.
     Never,
 }
 
+/// Whether a refused call showed a credential that the server knows: a machine's key, a token or an API key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    /// It did, or the refusal does not tell.
+    Known,
+    /// It did not. Anyone can make such a call, so the server counts it against the caller's address.
+    Unknown,
+}
+
 macro_rules! problems {
-    ($($(#[$doc:meta])* $kind:ident = $slug:literal, $status:literal, $title:literal, $retry:ident;)+) => {
-        /// Every problem that the server answers with.
+    ($($(#[$doc:meta])*
+       $kind:ident = $slug:literal, $status:literal, $title:literal, $retry:ident, $credential:ident;)+) => {
+        /// Every problem that the server can return.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum ProblemKind { $($(#[$doc])* $kind,)+ }
 
         impl ProblemKind {
-            /// All of them, in the order of the contract.
+            /// Every kind.
             pub const ALL: &[Self] = &[$(Self::$kind),+];
 
             /// The last part of the `type` URN.
@@ -39,13 +49,13 @@ macro_rules! problems {
                 match self { $(Self::$kind => $slug,)+ }
             }
 
-            /// The HTTP status that goes with it.
+            /// The HTTP status.
             #[must_use]
             pub const fn status(self) -> u16 {
                 match self { $(Self::$kind => $status,)+ }
             }
 
-            /// One line for a person, the same each time.
+            /// One line for people, the same for each problem of this kind.
             #[must_use]
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$kind => $title,)+ }
@@ -56,61 +66,69 @@ macro_rules! problems {
             pub const fn retry(self) -> Retry {
                 match self { $(Self::$kind => Retry::$retry,)+ }
             }
+
+            /// Whether the refused call showed a known credential.
+            #[must_use]
+            pub const fn credential(self) -> Credential {
+                match self { $(Self::$kind => Credential::$credential,)+ }
+            }
         }
     };
 }
 
+// Slug, HTTP status, title, retry, credential.
 problems! {
     /// Not JSON, or a field is missing, mistyped or (for administrators) unknown.
-    Malformed = "malformed", 400, "The request cannot be read", Never;
+    Malformed = "malformed", 400, "The request is malformed", Never, Unknown;
     /// The CSR is unreadable, not P-256, or does not prove possession of its key.
-    BadCsr = "bad-csr", 400, "The certificate signing request is not acceptable", Never;
+    BadCsr = "bad-csr", 400, "The certificate signing request is not acceptable", Never, Unknown;
     /// The nonce is unknown, forged, expired or used.
-    BadNonce = "bad-nonce", 400, "The nonce does not serve", Now;
-    /// The evidence is not this machine's for this call.
-    BadEvidence = "bad-evidence", 401, "The evidence does not verify", Never;
-    /// The enrollment token does not let this machine in.
-    EnrollmentTokenInvalid = "enrollment-token-invalid", 401, "The enrollment token does not serve", Never;
-    /// No API key, or a bad one.
-    Unauthenticated = "unauthenticated", 401, "An API key is required", Never;
+    BadNonce = "bad-nonce", 400, "The nonce is invalid or expired", Now, Unknown;
+    /// The evidence was not made by this machine for this call.
+    BadEvidence = "bad-evidence", 401, "The evidence is invalid", Never, Unknown;
+    /// The enrollment token is unknown, used up, expired, revoked or bound to other serial numbers.
+    EnrollmentTokenInvalid =
+        "enrollment-token-invalid", 401, "The enrollment token is not valid for this machine", Never, Unknown;
+    /// The API key is missing or unknown.
+    Unauthenticated = "unauthenticated", 401, "A valid API key is required", Never, Unknown;
     /// The API key's role does not allow this.
-    Forbidden = "forbidden", 403, "The API key does not allow this", Never;
+    Forbidden = "forbidden", 403, "The API key's role does not allow this", Never, Known;
     /// The machine waits for approval.
-    MachinePending = "machine-pending", 403, "The machine waits for an administrator's approval", After;
-    /// The machine is held back.
-    MachineQuarantined = "machine-quarantined", 403, "The machine is quarantined", After;
-    /// The machine is out for good.
-    MachineRevoked = "machine-revoked", 403, "The machine is revoked", Never;
+    MachinePending = "machine-pending", 403, "The machine waits for an administrator's approval", After, Known;
+    /// The machine is quarantined.
+    MachineQuarantined = "machine-quarantined", 403, "The machine is quarantined", After, Known;
+    /// The machine is revoked for good.
+    MachineRevoked = "machine-revoked", 403, "The machine is revoked", Never, Known;
     /// A newer key has replaced this one.
-    KeySuperseded = "key-superseded", 403, "A newer key has replaced this one", Never;
-    /// The serial number or hardware UUID is another than on record.
-    IdentityMismatch = "identity-mismatch", 403, "The machine is not the one on record", After;
+    KeySuperseded = "key-superseded", 403, "A newer key has replaced this one", Never, Known;
+    /// The claimed serial number or hardware UUID differs from the record.
+    IdentityMismatch = "identity-mismatch", 403, "The machine's identity differs from the record", After, Known;
     /// An administrator denied this key.
-    EnrollmentDenied = "enrollment-denied", 403, "An administrator denied this enrollment", Never;
-    /// No machine with this id or key.
-    MachineUnknown = "machine-unknown", 404, "No such machine: it must enroll again", ReEnroll;
-    /// No such resource.
-    NotFound = "not-found", 404, "No such resource", Never;
-    /// The resource knows other methods.
-    MethodNotAllowed = "method-not-allowed", 405, "The resource does not know this method", Never;
-    /// The body is of another media type.
-    UnsupportedMediaType = "unsupported-media-type", 415, "The body is of the wrong media type", Never;
-    /// The certificate is past its renewal grace.
-    RenewalExpired = "renewal-expired", 403, "The certificate expired too long ago: the machine must enroll again", ReEnroll;
+    EnrollmentDenied = "enrollment-denied", 403, "An administrator denied this enrollment", Never, Known;
+    /// There is no machine with this id or key.
+    MachineUnknown = "machine-unknown", 404, "The machine is unknown: it must enroll again", ReEnroll, Unknown;
+    /// There is no such resource.
+    NotFound = "not-found", 404, "No such resource", Never, Known;
+    /// The resource does not support this method.
+    MethodNotAllowed = "method-not-allowed", 405, "Method not allowed; see the Allow header", Never, Known;
+    /// The endpoint does not accept the body's media type.
+    UnsupportedMediaType = "unsupported-media-type", 415, "The body's media type is not supported", Never, Unknown;
+    /// The certificate is past the grace period of renewal.
+    RenewalExpired = "renewal-expired", 403, "The certificate is too old to renew: the machine must enroll again", ReEnroll, Known;
     /// The serial number is enrolled with another key.
-    MachineExists = "machine-exists", 409, "This serial number is enrolled with another key", Never;
-    /// The attestation does not stand for this machine; `reason` says why.
-    AttestationRefused = "attestation-refused", 409, "The attestation does not stand for this machine", Never;
-    /// The present state forbids it.
-    Conflict = "conflict", 409, "The present state forbids this", Never;
+    MachineExists = "machine-exists", 409, "This serial number is enrolled with another key", Never, Known;
+    /// The attestation is not valid for this machine; `reason` says why.
+    AttestationRefused = "attestation-refused", 409, "The attestation is not valid for this machine", Never, Known;
+    /// The current state forbids it.
+    Conflict = "conflict", 409, "The request conflicts with the current state", Never, Known;
     /// The body is too large.
-    PayloadTooLarge = "payload-too-large", 413, "The body is too large", Never;
+    PayloadTooLarge = "payload-too-large", 413, "The body is too large", Never, Unknown;
     /// Too many requests.
-    RateLimited = "rate-limited", 429, "Too many requests", After;
+    RateLimited = "rate-limited", 429, "Too many requests", After, Known;
     /// The server cannot do it now; repeating is safe.
-    Unavailable = "unavailable", 503, "The server cannot do this now", After;
-    /// The rest.
-    Internal = "internal", 500, "The server failed", After;
+    Unavailable = "unavailable", 503, "The server is temporarily unavailable", After, Known;
+    /// Any other failure of the server.
+    Internal = "internal", 500, "Internal server error", After, Known;
 }
 
 impl ProblemKind {
@@ -120,7 +138,7 @@ impl ProblemKind {
         format!("{URN}{}", self.slug())
     }
 
-    /// Finds a kind by its `type` member; `None` for one that this build does not know.
+    /// Finds a kind by its `type` member. `None` for a kind that this build does not know.
     #[must_use]
     pub fn from_urn(urn: &str) -> Option<Self> {
         let slug = urn.strip_prefix(URN)?;
@@ -139,16 +157,16 @@ pub struct Problem {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What was wrong this time.
+    /// What was wrong with this request.
     #[serde(default)]
     pub detail: String,
-    /// Names this request in the server's log.
+    /// The id of this request in the server's log.
     #[serde(default)]
     pub request_id: String,
-    /// What was wrong with a file, row by row, as far as it is told; absent for everything else.
+    /// The first rows of an imported file that are wrong; absent in other problems.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<LineError>,
-    /// Why an attestation is refused; absent for everything else.
+    /// Why an attestation is refused; absent in other problems.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<AttestationRefusal>,
 }
@@ -157,7 +175,7 @@ pub struct Problem {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LineError {
-    /// The line where the row begins, from 1.
+    /// The line in which the row begins, counted from 1.
     pub line: u64,
     /// What is wrong.
     pub detail: String,
@@ -178,7 +196,7 @@ impl Problem {
         }
     }
 
-    /// Reads an error answer. `None` when it is no problem of RFC 9457: a proxy's error page, say.
+    /// Reads an error response. `None` if it is not a problem of RFC 9457, such as a proxy's error page.
     ///
     /// `content_type` is the header's value; parameters such as a character set are ignored.
     #[must_use]
@@ -190,13 +208,13 @@ impl Problem {
         serde_json::from_slice(body).ok()
     }
 
-    /// Which problem of the registry it is; `None` for one of a newer server.
+    /// Its kind; `None` for a kind of a newer server.
     #[must_use]
     pub fn kind(&self) -> Option<ProblemKind> {
         ProblemKind::from_urn(&self.kind_urn)
     }
 
-    /// What to do; for an unknown kind, what its status says.
+    /// What the caller should do. For an unknown kind, its status decides.
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self.kind() {
@@ -212,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_is_found_again_by_what_is_on_the_wire() {
+    fn every_kind_survives_the_wire() {
         for &kind in ProblemKind::ALL {
             let sent = Problem::new(kind, "why".into(), "request-1".into());
             let body = serde_json::to_vec(&sent).unwrap();
@@ -231,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxys_error_page_is_no_problem() {
+    fn a_proxys_error_page_is_not_a_problem() {
         assert_eq!(Problem::parse(Some("text/html"), b"<h1>502</h1>"), None);
         assert_eq!(Problem::parse(None, b"{}"), None);
         assert_eq!(Problem::parse(Some(MEDIA_TYPE), b"[]"), None);
@@ -239,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_problem_is_judged_by_its_status() {
+    fn the_status_decides_for_an_unknown_kind() {
         let problem = |status| Problem {
             kind_urn: "urn:assay:problem:of-a-newer-server".into(),
             title: String::new(),

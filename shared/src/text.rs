@@ -1,21 +1,21 @@
-//! Text from outside: bounded, and free of what a database, a log line or a terminal could trip over.
+//! Text from outside: bounded, and without characters that harm a database, a log or a terminal.
 
 use serde::{Deserialize, Deserializer, de::Error};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// The longest text that a machine may claim about itself, in bytes.
+/// The longest text that a machine may claim, in bytes.
 const LONGEST_CLAIM: usize = 256;
 
-/// Why a text cannot be a claim.
+/// Why a text is refused as a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
-    /// It is longer than any.
+    /// It is too long.
     #[error("a text is longer than {LONGEST_CLAIM} bytes")]
     TooLong,
-    /// It could forge a line of a log, or another text.
+    /// It could forge a log line or disguise another text.
     #[error("a text holds a control character")]
     ControlCharacter,
-    /// It could look like another.
+    /// It could look like another identifier.
     #[error("a serial number or hardware UUID is not printable ASCII")]
     NotPrintableAscii,
 }
@@ -34,15 +34,15 @@ pub(crate) fn optional_claim<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
     Ok(claim.flatten().map(str::to_owned))
 }
 
-/// Reads an optional name of a piece of hardware.
+/// Reads an optional hardware identifier.
 pub(crate) fn optional_hardware_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     let id = text.as_deref().map(hardware_id).transpose().map_err(D::Error::custom)?;
     Ok(id.flatten().map(str::to_owned))
 }
 
-/// A text that names a piece of hardware, as machines claim it and as it is kept: trimmed, and `None` where it is blank.
-/// Printable ASCII, so that no two of them look alike on a screen.
+/// A hardware identifier as machines claim it and as the server stores it: trimmed, and `None` if blank.
+/// Only printable ASCII is accepted, because two other texts could look alike.
 pub fn hardware_id(text: &str) -> Result<Option<&str>, ClaimError> {
     let id = claim(text)?;
     if id.is_some_and(|id| !id.chars().all(|character| matches!(character, ' '..='~'))) {
@@ -51,15 +51,15 @@ pub fn hardware_id(text: &str) -> Result<Option<&str>, ClaimError> {
     Ok(id)
 }
 
-/// Blank is the same as absent, since a blank serial number identifies nobody. Control characters are refused: a NUL
-/// cannot be stored, a newline forges log lines, an escape rewrites terminals.
+/// A blank text counts as absent, because a blank serial number identifies nothing. Control characters are refused: a
+/// NUL cannot be stored, a newline forges log lines, and an escape sequence rewrites terminals.
 fn claim(text: &str) -> Result<Option<&str>, ClaimError> {
     if text.len() > LONGEST_CLAIM {
         return Err(ClaimError::TooLong);
     }
     if text
         .chars()
-        .any(|character| character.is_control() || turns_text(character))
+        .any(|character| character.is_control() || changes_direction(character))
     {
         return Err(ClaimError::ControlCharacter);
     }
@@ -67,17 +67,17 @@ fn claim(text: &str) -> Result<Option<&str>, ClaimError> {
     Ok((!trimmed.is_empty()).then_some(trimmed))
 }
 
-/// Whether a character changes the direction of the text around it, which makes one name look like another.
-fn turns_text(character: char) -> bool {
+/// Whether a character changes the direction of text, which can make one name look like another.
+fn changes_direction(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Reads an optional time; the refusal says what to write rather than what this program calls it.
+/// Reads an optional time. The error message shows the expected format.
 pub(crate) fn optional_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OffsetDateTime>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     let parse = |text: String| {
         OffsetDateTime::parse(&text, &Rfc3339)
-            .map_err(|_| D::Error::custom("not a time of RFC 3339, as 2026-11-22T10:00:00Z"))
+            .map_err(|_| D::Error::custom("not a time of RFC 3339, such as 2026-11-22T10:00:00Z"))
     };
     text.map(parse).transpose()
 }

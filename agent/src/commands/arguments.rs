@@ -12,7 +12,6 @@ use secrecy::SecretString;
 use crate::{
     config::{ConfigurationError, LogLevel, Settings, read_file, read_token},
     exchanges::EnrollOptions,
-    key_store::{KINDS, kind_of, name},
     local::LocalAddress,
     proxy::ProxyOptions,
     trust::{Fingerprint, ServerUrl, Trust},
@@ -200,7 +199,7 @@ impl EnrollArguments {
 }
 
 fn key_store() -> impl TypedValueParser<Value = KeyStoreKind> {
-    PossibleValuesParser::new(KINDS.map(name)).try_map(|text| kind_of(&text).ok_or("unknown key store"))
+    PossibleValuesParser::new(KeyStoreKind::ALL.map(KeyStoreKind::as_str)).try_map(|text| text.parse::<KeyStoreKind>())
 }
 
 fn token(text: &str) -> Result<SecretString, &'static str> {

@@ -10,7 +10,7 @@ use std::{
 
 use assay_protocol::Chain;
 
-use crate::key_store::{Calls, KeyFault, KeyStore, KeyStoreError, name};
+use crate::key_store::{Calls, KeyFault, KeyStore, KeyStoreError};
 
 const MESSAGE: &[u8] = b"assay-agent selftest";
 
@@ -43,7 +43,7 @@ pub(crate) async fn run(store: Arc<dyn KeyStore>, iterations: u32) -> SelftestRe
         }
     }
     SelftestResult {
-        store: name(store.kind()),
+        store: store.kind().as_str(),
         iterations,
         took: begin.elapsed(),
         failures,

@@ -225,8 +225,8 @@ impl fmt::Display for Status {
             ("enrollment", self.enrollment_id.map(|id| id.to_string())),
             ("machine", self.machine_id.map(|id| id.to_string())),
             ("SPIFFE id", self.spiffe_id.clone()),
-            ("status", self.status.map(word)),
-            ("assurance", self.assurance.map(word)),
+            ("status", self.status.map(|status| status.to_string())),
+            ("assurance", self.assurance.map(|assurance| assurance.to_string())),
             ("key", self.key_thumbprint.clone()),
             ("key rotation", self.key_rotation.as_ref().map(ToString::to_string)),
             ("last check-in", self.last_check_in_at.map(rfc3339)),
@@ -270,14 +270,6 @@ fn until(end: OffsetDateTime, is_expired: bool) -> String {
     match is_expired {
         true => format!("(expired at {})", rfc3339(end)),
         false => format!("(until {})", rfc3339(end)),
-    }
-}
-
-/// The wire form of an enum.
-fn word<T: Serialize>(value: T) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => String::new(),
     }
 }
 

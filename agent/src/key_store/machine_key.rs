@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use assay_protocol::{PublicKey, machine::KeyStoreKind};
 
-use super::{Calls, KINDS, KeyStore, KeyStoreError, SealedKey, calls::unavailable, name};
+use super::{Calls, KeyStore, KeyStoreError, SealedKey, calls::unavailable};
 use crate::state::{KeyPlace, StateDirectory, StateError, StateLock};
 
 /// The message that a key signs as a test. It is no JWS, CSR or TLS handshake, so the signature is useless to an
@@ -183,8 +183,12 @@ impl MachineKey {
 /// All key files, of all stores. A reset removes them.
 pub(crate) fn files(directory: &StateDirectory) -> Vec<PathBuf> {
     let files = PLACES.iter().flat_map(|place| {
-        let kept = KINDS.iter().map(|kind| file(directory, *kind, *place));
-        kept.chain(KINDS.iter().map(|kind| rejected_file(directory, *kind, *place)))
+        let kept = KeyStoreKind::ALL.iter().map(|kind| file(directory, *kind, *place));
+        kept.chain(
+            KeyStoreKind::ALL
+                .iter()
+                .map(|kind| rejected_file(directory, *kind, *place)),
+        )
     });
     files.collect()
 }
@@ -203,7 +207,10 @@ pub(crate) fn remove_left_over(lock: &StateLock) -> Result<(), StateError> {
 
 /// The key files in this place, of all stores.
 fn files_at(directory: &StateDirectory, place: KeyPlace) -> Vec<PathBuf> {
-    KINDS.iter().map(|kind| file(directory, *kind, place)).collect()
+    KeyStoreKind::ALL
+        .iter()
+        .map(|kind| file(directory, *kind, place))
+        .collect()
 }
 
 fn file(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> PathBuf {
@@ -211,7 +218,7 @@ fn file(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> Path
         KeyPlace::First => "",
         KeyPlace::Second => "-2",
     };
-    directory.path().join(format!("{}{suffix}.key", name(kind)))
+    directory.path().join(format!("{}{suffix}.key", kind.as_str()))
 }
 
 /// The file name for a rejected key.
@@ -232,12 +239,12 @@ fn load(directory: &StateDirectory, kind: KeyStoreKind, place: KeyPlace) -> Resu
     if let Some(bytes) = directory.read_file(&path).map_err(KeyFault::File)? {
         return Ok(SealedKey::new(bytes));
     }
-    for other in KINDS.iter().filter(|other| **other != kind) {
+    for other in KeyStoreKind::ALL.iter().filter(|other| **other != kind) {
         let elsewhere = file(directory, *other, place);
         if directory.read_file(&elsewhere).map_err(KeyFault::File)?.is_some() {
             return Err(KeyFault::OtherStore {
-                found: name(*other),
-                configured: name(kind),
+                found: other.as_str(),
+                configured: kind.as_str(),
             });
         }
     }

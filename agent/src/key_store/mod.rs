@@ -133,42 +133,12 @@ fn secure_enclave(_accessibility: KeyAccessibility) -> Result<Arc<dyn KeyStore>,
     Err(KeyStoreError::NotBuilt(KeyStoreKind::SecureEnclave))
 }
 
-/// All kinds of key stores.
-pub(crate) const KINDS: [KeyStoreKind; 2] = [KeyStoreKind::SecureEnclave, KeyStoreKind::Software];
-
-/// The kind with this name.
-pub(crate) fn kind_of(text: &str) -> Option<KeyStoreKind> {
-    KINDS.into_iter().find(|kind| name(*kind) == text)
-}
-
-/// The name of a kind, on the command line and in file names.
-pub(crate) fn name(kind: KeyStoreKind) -> &'static str {
-    match kind {
-        KeyStoreKind::Software => "software",
-        KeyStoreKind::SecureEnclave => "secure-enclave",
-    }
-}
-
 fn not_built(kind: &KeyStoreKind) -> String {
-    let name = name(*kind);
+    let name = kind.as_str();
     match kind {
         KeyStoreKind::SecureEnclave => format!(
             "this build has no {name} key store; --key-store software uses a key in a file instead, which can be copied"
         ),
         KeyStoreKind::Software => format!("this build has no {name} key store"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_kind_has_the_name_that_the_protocol_and_the_configuration_use() {
-        for kind in KINDS {
-            assert_eq!(serde_json::to_value(kind).unwrap(), name(kind));
-            assert_eq!(kind_of(name(kind)), Some(kind));
-        }
-        assert_eq!(kind_of("tpm"), None);
     }
 }

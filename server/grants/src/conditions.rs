@@ -6,8 +6,6 @@ use assay_protocol::{
     admin_api::grants::Conditions,
     machine::{Assurance, MachineStatus},
 };
-use serde::Serialize;
-use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
 use super::{
@@ -114,8 +112,8 @@ impl<T> Actual<T> {
 
 fn active(status: MachineStatus) -> Option<String> {
     (status != MachineStatus::Active).then(|| {
-        let (required, present) = (word(&MachineStatus::Active), word(&status));
-        format!("status: required {required}, on record {present}")
+        let required = MachineStatus::Active;
+        format!("status: required {required}, on record {status}")
     })
 }
 
@@ -131,11 +129,11 @@ fn min_assurance(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDate
     let required = conditions.min_assurance?;
     let too_old = subject.attestation.filter(|attestation| now >= attestation.lapses_at);
     (subject.assurance < required).then(|| {
-        let (word, present) = (word(&required), word(&subject.assurance));
+        let present = subject.assurance;
         match too_old.filter(|_| required == Assurance::Attested) {
-            None => format!("min_assurance: required {word}, on record {present}"),
+            None => format!("min_assurance: required {required}, on record {present}"),
             Some(Attestation { attested_at, .. }) => format!(
-                "min_assurance: required {word}, on record {present}, as the Apple attestation of {} is too old",
+                "min_assurance: required {required}, on record {present}, as the Apple attestation of {} is too old",
                 rfc3339(attested_at)
             ),
         }
@@ -174,15 +172,15 @@ fn min_os_version(conditions: &Conditions, subject: &Subject<'_>) -> Option<Stri
     }
 }
 
-fn exactly<T: PartialEq + Serialize>(condition: &str, required: Option<T>, present: Actual<T>) -> Option<String> {
+fn exactly<T: PartialEq + Display>(condition: &str, required: Option<T>, present: Actual<T>) -> Option<String> {
     check(condition, required, present, PartialEq::eq)
 }
 
-fn at_least<T: PartialOrd + Serialize>(condition: &str, required: Option<T>, present: Actual<T>) -> Option<String> {
+fn at_least<T: PartialOrd + Display>(condition: &str, required: Option<T>, present: Actual<T>) -> Option<String> {
     check(condition, required, present, PartialOrd::ge)
 }
 
-fn check<T: Serialize>(
+fn check<T: Display>(
     condition: &str,
     required: Option<T>,
     Actual { value, attested_at }: Actual<T>,
@@ -190,9 +188,9 @@ fn check<T: Serialize>(
 ) -> Option<String> {
     let required = required?;
     match value {
-        None => Some(unknown(condition, word(&required), attested_at)),
+        None => Some(unknown(condition, &required, attested_at)),
         Some(value) if holds(&value, &required) => None,
-        Some(value) => Some(failure(condition, word(&required), word(&value), attested_at)),
+        Some(value) => Some(failure(condition, &required, &value, attested_at)),
     }
 }
 
@@ -221,15 +219,6 @@ fn unknown(condition: &str, required: impl Display, attested_at: Option<OffsetDa
     }
 }
 
-/// A value in the API's notation, so that reasons use the same words as conditions.
-fn word<T: Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(word)) => word,
-        Ok(other) => other.to_string(),
-        Err(error) => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -240,7 +229,7 @@ mod tests {
     };
     use proptest::prelude::*;
     use rstest::rstest;
-    use serde_json::{from_value, json};
+    use serde_json::{Value, from_value, json};
     use time::macros::datetime;
     use uuid::Uuid;
 
@@ -384,10 +373,7 @@ mod tests {
             certificate_expires_at: None,
         };
         let failures = failures(&Conditions::default(), &subject, NOW);
-        assert_eq!(
-            failures,
-            [format!("status: required active, on record {}", word(&status))]
-        );
+        assert_eq!(failures, [format!("status: required active, on record {status}")]);
     }
 
     #[test]

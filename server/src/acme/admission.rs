@@ -88,9 +88,7 @@ pub(super) async fn admit(
                     by_token: false,
                 }));
             }
-            MachineStatus::Pending => "pending",
-            MachineStatus::Quarantined => "quarantined",
-            MachineStatus::Revoked => "revoked",
+            status => status.as_str(),
         };
         return Ok(Err(Inadmissible::NotActive {
             serial_number: serial_number.to_owned(),

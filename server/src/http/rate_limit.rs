@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use assay_protocol::ProblemKind;
+use assay_protocol::{ProblemKind, problem::Credential};
 use axum::{
     extract::Request,
     response::{IntoResponse, Response},
@@ -47,7 +47,7 @@ pub(super) async fn charge_unproven(
 ) -> Response {
     let address = address(&request);
     let response = next(request).await;
-    if !problem::kind_of(&response).is_some_and(proves_nothing) {
+    if !problem::kind_of(&response).is_some_and(|kind| kind.credential() == Credential::Unknown) {
         return response;
     }
     match charge(services, address) {
@@ -62,20 +62,4 @@ fn address(request: &Request) -> Option<IpAddr> {
 
 fn charge(services: &Services, address: Option<IpAddr>) -> Result<(), Exceeded> {
     address.map_or(Ok(()), |address| services.rate_limits.charge_address(address))
-}
-
-/// Whether this problem means that the caller proved no valid key, token or API key.
-fn proves_nothing(kind: ProblemKind) -> bool {
-    matches!(
-        kind,
-        ProblemKind::Malformed
-            | ProblemKind::PayloadTooLarge
-            | ProblemKind::UnsupportedMediaType
-            | ProblemKind::Unauthenticated
-            | ProblemKind::BadCsr
-            | ProblemKind::BadNonce
-            | ProblemKind::BadEvidence
-            | ProblemKind::EnrollmentTokenInvalid
-            | ProblemKind::MachineUnknown
-    )
 }

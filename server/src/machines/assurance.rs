@@ -180,13 +180,13 @@ impl Grounds {
     pub(crate) fn reason(self, circumstances: Circumstances) -> String {
         if self.assurance() != circumstances.on_record {
             // An older version of the server wrote the record, without grounds.
-            let on_record = word(circumstances.on_record);
+            let on_record = circumstances.on_record;
             return format!("{on_record}: its grounds were not recorded when the key was enrolled");
         }
         let now = self.as_of(circumstances.attested_since);
         let reason = match now.assurance() {
             Assurance::Asserted => format!("asserted: {}", now.why_only_asserted(circumstances)),
-            level => format!("{}: {}", word(level), now.valid_grounds().join(", and ")),
+            level => format!("{level}: {}", now.valid_grounds().join(", and ")),
         };
         match now
             .attestation
@@ -262,14 +262,6 @@ impl Grounds {
 pub(crate) fn names(token: &EnrollmentToken, serial_number: Option<&str>) -> bool {
     let bound = token.serial_numbers.iter().flatten();
     serial_number.is_some_and(|claimed| bound.into_iter().any(|serial_number| serial_number == claimed))
-}
-
-fn word(level: Assurance) -> &'static str {
-    match level {
-        Assurance::Asserted => "asserted",
-        Assurance::Verified => "verified",
-        Assurance::Attested => "attested",
-    }
 }
 
 #[cfg(test)]

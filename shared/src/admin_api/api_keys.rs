@@ -4,26 +4,22 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// What an API key may do. Each of the first three includes the one before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Reads.
-    Viewer,
-    /// Also approves, quarantines, revokes, labels, makes enrollment tokens.
-    Operator,
-    /// Also permissions, grants, API keys, webhooks, and deleting machines.
-    Admin,
-    /// Introspects grant tokens and nothing else.
-    RelyingParty,
-    /// Sends the events of an MDM and nothing else.
-    Mdm,
-}
+use crate::word::words;
 
-impl Role {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Viewer, Self::Operator, Self::Admin, Self::RelyingParty, Self::Mdm];
+words! {
+    /// What an API key may do. `operator` includes `viewer`, and `admin` includes both.
+    pub enum Role {
+        /// Read everything.
+        Viewer = "viewer",
+        /// Also approve, quarantine, revoke and label machines, and create enrollment tokens.
+        Operator = "operator",
+        /// Also manage permissions, grants, API keys and webhooks, and delete machines.
+        Admin = "admin",
+        /// Introspect grant tokens, nothing else.
+        RelyingParty = "relying-party",
+        /// Send events of an MDM, nothing else.
+        Mdm = "mdm",
+    }
 }
 
 /// `POST /v1/admin/api-keys`
@@ -31,11 +27,11 @@ impl Role {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKey {
-    /// Who or what uses it; the audit names it.
+    /// Who or what uses the key. The audit shows this name.
     pub name: String,
     /// What it may do.
     pub role: Role,
-    /// Its life; without this it does not expire.
+    /// Its lifetime; without this it does not expire.
     #[serde(default)]
     pub expires_in_seconds: Option<u64>,
 }
@@ -46,22 +42,22 @@ pub struct CreateApiKey {
 pub struct ApiKey {
     /// Its id.
     pub id: Uuid,
-    /// Who or what uses it.
+    /// Who or what uses the key.
     pub name: String,
     /// What it may do.
     pub role: Role,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// When it expires; null for never.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
-    /// When it was revoked; null while it serves.
+    /// When it was revoked; null if it was not.
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
 }
 
-/// An API key with its secret, shown this once.
+/// An API key with its secret, which is shown only once.
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreatedApiKey {

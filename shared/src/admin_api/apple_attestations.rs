@@ -10,31 +10,31 @@ use crate::{
     machine::Assurance,
 };
 
-/// What to ask a machine's MDM for, and what is on record.
+/// What to request from a machine's MDM, and the attestation on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AppleAttestationState {
     /// The machine.
     pub machine_id: Uuid,
-    /// The serial number on record, which the attestation has to name.
+    /// The serial number on record. The attestation must name it.
     pub serial_number: Option<String>,
-    /// The current key, for which it has to be made.
+    /// The current key. The attestation must be for it.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub key_thumbprint: KeyThumbprint,
-    /// The `DeviceAttestationNonce` to ask with, in base64 with padding, as a property list has it.
+    /// The `DeviceAttestationNonce` to request with, in base64 with padding as in a property list.
     pub nonce: String,
-    /// The same in hex.
+    /// The nonce in hex.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub nonce_hex: FreshnessCode,
-    /// The whole command for an MDM, a property list in XML. Its `CommandUUID` is another one each time.
+    /// The complete MDM command, a property list in XML. Its `CommandUUID` differs in every response.
     pub device_information: String,
-    /// What stands behind the machine's serial number.
+    /// How well the machine's serial number is confirmed.
     pub assurance: Assurance,
-    /// The attestation on record; null where there is none of the current key.
+    /// The attestation on record; null if there is none for the current key.
     pub attestation: Option<AppleAttestation>,
 }
 
-/// An Apple attestation that was bound to a machine.
+/// An Apple attestation bound to a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AppleAttestation {
@@ -46,15 +46,15 @@ pub struct AppleAttestation {
     /// When it was verified and bound.
     #[serde(with = "time::serde::rfc3339")]
     pub bound_at: OffsetDateTime,
-    /// From when on it is too old to stand for the machine.
+    /// When it becomes too old to be accepted.
     #[serde(with = "time::serde::rfc3339")]
     pub lapses_at: OffsetDateTime,
-    /// When the leaf expires.
+    /// When the leaf certificate expires.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
-    /// What it says.
+    /// Its claims.
     pub claims: AttestedClaims,
-    /// The chain as it came, in PEM, leaf first.
+    /// The certificate chain as received, in PEM, leaf first.
     pub chain: String,
 }
 
@@ -63,49 +63,49 @@ pub struct AppleAttestation {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PostAppleAttestation {
-    /// `DevicePropertiesAttestation` as the Mac answered it: certificates in DER, each in base64, leaf first.
+    /// `DevicePropertiesAttestation` from the Mac's answer: certificates in DER, each in base64, leaf first.
     pub x5c: Vec<String>,
 }
 
-/// A machine that has to be attested: it is not, or its attestation is due for renewal.
+/// A machine without an attestation, or with one that is due for renewal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DueAppleAttestation {
     /// The machine.
     pub machine_id: Uuid,
-    /// The serial number on record, which the attestation has to name.
+    /// The serial number on record. The attestation must name it.
     pub serial_number: String,
-    /// When Apple signed the one on record; null where there is none of the current key.
+    /// When Apple signed the attestation on record; null if there is none for the current key.
     #[serde(with = "time::serde::rfc3339::option")]
     pub attested_at: Option<OffsetDateTime>,
-    /// From when on that one is too old to stand for the machine, or since when.
+    /// When that attestation becomes, or became, too old to be accepted.
     #[serde(with = "time::serde::rfc3339::option")]
     pub lapses_at: Option<OffsetDateTime>,
-    /// The `DeviceAttestationNonce` to ask with, in base64 with padding, as a property list has it.
+    /// The `DeviceAttestationNonce` to request with, in base64 with padding as in a property list.
     pub nonce: String,
-    /// The same in hex.
+    /// The nonce in hex.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub nonce_hex: FreshnessCode,
-    /// The whole command for an MDM, a property list in XML. Its `CommandUUID` is another one each time.
+    /// The complete MDM command, a property list in XML. Its `CommandUUID` differs in every response.
     pub device_information: String,
-    /// What is known of it from an MDM; null while no webhook has told of it.
+    /// What an MDM reported about it; null before the first webhook.
     pub mdm_device: Option<MdmDevice>,
 }
 
-/// A machine, as an MDM knows it.
+/// A machine as an MDM knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MdmDevice {
-    /// What commands are sent to: of a Mac its UDID.
+    /// The id that commands are sent to; for a Mac its UDID.
     pub enrollment_id: String,
-    /// When the server had it asked last; null where it never did.
+    /// When the server last sent it a command; null if never.
     #[serde(with = "time::serde::rfc3339::option")]
     pub asked_at: Option<OffsetDateTime>,
-    /// Why the MDM did not take the last command, in words; null when it did.
+    /// Why the MDM rejected the last command; null if it accepted it.
     pub last_error: Option<String>,
-    /// When an answer was refused; null when the last one was taken.
+    /// When the server refused an answer; null if it accepted the last one.
     #[serde(with = "time::serde::rfc3339::option")]
     pub refused_at: Option<OffsetDateTime>,
-    /// Why, in words.
+    /// Why it was refused.
     pub refusal: Option<String>,
 }

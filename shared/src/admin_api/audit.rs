@@ -5,69 +5,70 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Who did it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum ActorKind {
-    /// An administrator, by API key.
-    ApiKey,
-    /// A machine, by its key.
-    Machine,
-    /// Somebody at the server's command line.
-    CommandLine,
-    /// The server by itself.
-    System,
+use crate::word::words;
+
+words! {
+    /// What kind of actor made a change.
+    pub enum ActorKind {
+        /// An administrator with an API key.
+        ApiKey = "api-key",
+        /// A machine with its key.
+        Machine = "machine",
+        /// A person at the server's command line.
+        CommandLine = "command-line",
+        /// The server itself.
+        System = "system",
+    }
 }
 
-/// Who did it, and under which name.
+/// Who made a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Actor {
-    /// What kind of actor.
+    /// The kind of actor.
     pub kind: ActorKind,
-    /// Its id, where it has one.
+    /// Its id, if it has one.
     pub id: Option<String>,
     /// Its name at that time.
     pub name: Option<String>,
 }
 
-/// What it was done to.
+/// What was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Resource {
-    /// Such as `machine` or `grant`.
+    /// The kind of resource, such as `machine` or `grant`.
     #[cfg_attr(feature = "openapi", schema(value_type = super::changes::ResourceKind))]
     pub kind: String,
     /// Its id.
     pub id: String,
 }
 
-/// One change.
+/// One entry of the audit log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditEntry {
     /// Its id.
     pub id: Uuid,
-    /// When.
+    /// When it happened.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// Who.
+    /// Who did it.
     pub actor: Actor,
-    /// What, such as `machine.revoke`.
+    /// What was done, such as `machine.revoke`.
     #[cfg_attr(feature = "openapi", schema(value_type = super::changes::Action))]
     pub action: String,
-    /// To what.
+    /// What it was done to.
     pub resource: Resource,
-    /// By which request.
+    /// The request that did it.
     pub request_id: Option<String>,
-    /// Why, in the actor's words.
+    /// The reason that the actor gave.
     pub reason: Option<String>,
-    /// The resource before; null where it did not exist.
+    /// The resource before; null if it did not exist.
     pub before: Option<Value>,
-    /// The resource after; null where it exists no more.
+    /// The resource after; null if it no longer exists.
     pub after: Option<Value>,
-    /// SHA-256 in hex over this entry and the hash of the one before; null for the moment until it is sealed.
+    /// SHA-256 in hex over this entry and the previous hash; null until the entry is sealed, moments later.
     pub hash: Option<String>,
 }
 
@@ -75,16 +76,16 @@ pub struct AuditEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditVerification {
-    /// Whether every sealed entry is as it was when it was sealed, and none is missing.
+    /// Whether every sealed entry is unchanged and none is missing.
     pub valid: bool,
-    /// How many entries are sealed.
+    /// The number of sealed entries.
     pub entries: u64,
-    /// The first entry that is not as it was.
+    /// The first entry that was changed.
     pub first_broken_id: Option<Uuid>,
-    /// What is wrong with it, or with the chain where that lacks the hash that was asked for.
+    /// What is wrong with that entry, or that the chain lacks the requested hash.
     pub reason: Option<String>,
-    /// How far the chain is as it was sealed: the place of the last entry that is, from 1; null where none is.
+    /// The position of the last entry up to which the chain is intact, counted from 1; null if there is none.
     pub last_sequence: Option<u64>,
-    /// The hash of that entry. Noted elsewhere, it proves later that the chain was not cut off before it.
+    /// The hash of that entry. A copy kept elsewhere proves later that the chain was not truncated before it.
     pub last_hash: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! `/v1/admin/certificates`, and those of one machine
+//! `/v1/admin/certificates` and the certificates of one machine
 
 use std::str::FromStr;
 
@@ -7,68 +7,66 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::key::KeyThumbprint;
+use crate::word::words;
 
-/// Whether a certificate can be relied on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum CertificateStatus {
-    /// Neither expired nor revoked.
-    Valid,
-    /// Past its end, and never revoked.
-    Expired,
-    /// Revoked, whether its end has passed or not.
-    Revoked,
+words! {
+    /// Whether a certificate is valid.
+    pub enum CertificateStatus {
+        /// Neither expired nor revoked.
+        Valid = "valid",
+        /// Expired and never revoked.
+        Expired = "expired",
+        /// Revoked, whether expired or not.
+        Revoked = "revoked",
+    }
 }
 
-/// Whose key a certificate is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum CertificatePurpose {
-    /// The agent's.
-    Machine,
-    /// That of the Mac's own system, which an MDM had it make and Apple attested.
-    Device,
+words! {
+    /// Whose key a certificate is for.
+    pub enum CertificatePurpose {
+        /// The agent's key.
+        Machine = "machine",
+        /// A key of macOS itself, made on request of an MDM and attested by Apple.
+        Device = "device",
+    }
 }
 
-/// Why a certificate was revoked: the reasons of RFC 5280, section 5.3.1, but for the two that are no revocation.
+/// Why a certificate was revoked: the reasons of RFC 5280, section 5.3.1, that are final.
 ///
-/// `certificate_hold` would be undone by `remove_from_crl`, and here a revocation is final: what holds a machine back for
-/// a while is its quarantine.
+/// `certificate_hold` and `remove_from_crl` are missing: a revocation here is final. Quarantine suspends a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", try_from = "String", into = "String")]
 pub enum RevocationReason {
-    /// Nothing is said.
+    /// No reason is given.
     Unspecified,
-    /// Somebody else has the private key, or may have it.
+    /// Someone else has the private key, or may have it.
     KeyCompromise,
-    /// Somebody else has the private key of the CA, or may have it.
+    /// Someone else has the CA's private key, or may have it.
     CaCompromise,
     /// The subject's name or affiliation has changed.
     AffiliationChanged,
-    /// Another certificate has replaced it.
+    /// Another certificate replaced it.
     Superseded,
-    /// It is needed no more.
+    /// It is no longer needed.
     CessationOfOperation,
-    /// The machine may not have it any more.
+    /// The machine may no longer have it.
     PrivilegeWithdrawn,
     /// An attribute authority is compromised.
     AaCompromise,
 }
 
-/// A text that is no reason.
+/// The text is not a revocation reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownReason {
-    /// A reason of RFC 5280 that can be taken back.
+    /// A reason of RFC 5280 that is not final.
     #[error(
-        "the reason {0} belongs to a hold that can be lifted, and a revocation here is final; to hold a machine back for \
-         a while, quarantine it"
+        "the reason {0} is for a suspension that can be lifted, but a revocation is final; to suspend a machine, \
+         quarantine it"
     )]
     Hold(String),
-    /// Something else.
-    #[error("the reason has to be one of {}", RevocationReason::ALL.map(RevocationReason::as_str).join(", "))]
+    /// Any other text.
+    #[error("the reason must be one of {}", RevocationReason::ALL.map(RevocationReason::as_str).join(", "))]
     Unknown,
 }
 
@@ -129,7 +127,7 @@ impl From<RevocationReason> for String {
     }
 }
 
-/// A certificate that was issued to a machine or to a device.
+/// A certificate issued to a machine or a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Certificate {
@@ -137,14 +135,15 @@ pub struct Certificate {
     pub serial_number: String,
     /// Whose key it is for.
     pub purpose: CertificatePurpose,
-    /// The machine in its subject, whose record may be deleted; of a device, the machine with its serial number, or null.
+    /// The machine in its subject, whose record may be deleted. For a device, the machine with its serial number or
+    /// null.
     pub machine_id: Option<Uuid>,
-    /// The serial number in the subject of a device's; null in a machine's.
+    /// The serial number in a device certificate's subject; null for a machine.
     pub device_serial_number: Option<String>,
-    /// The key that it certifies.
+    /// The certified key.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub key_thumbprint: KeyThumbprint,
-    /// Whether it can be relied on now.
+    /// Whether it is valid now.
     pub status: CertificateStatus,
     /// SHA-256 of the DER, in hex.
     pub sha256: String,
@@ -157,21 +156,21 @@ pub struct Certificate {
     /// When it was issued.
     #[serde(with = "time::serde::rfc3339")]
     pub issued_at: OffsetDateTime,
-    /// When it was revoked; null while it is not.
+    /// When it was revoked; null if it was not.
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
-    /// Why it was revoked; null while it is not.
+    /// Why it was revoked; null if it was not.
     pub revocation_reason: Option<RevocationReason>,
 }
 
-/// `GET /v1/admin/certificates/{serial}`: what the lists show, and the certificate itself.
+/// `GET /v1/admin/certificates/{serial}`: the entry of the list with the certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CertificateWithPem {
-    /// What the lists show.
+    /// The entry of the list.
     #[serde(flatten)]
     pub certificate: Certificate,
-    /// The certificate, without its chain.
+    /// The certificate without its chain, PEM.
     pub pem: String,
 }
 
@@ -180,9 +179,9 @@ pub struct CertificateWithPem {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeCertificate {
-    /// Why, in the words that relying parties read.
+    /// The reason that relying parties see in the CRL and by OCSP.
     pub reason: RevocationReason,
-    /// Why, in the words of whoever revokes it: for the audit, and for the machine's events.
+    /// An explanation for the audit and for the machine's events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }

@@ -6,16 +6,18 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Whether an administrator has to approve what comes with a token.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Approval {
-    /// The machine is active at once.
-    #[default]
-    Automatic,
-    /// The machine waits.
-    Manual,
+use crate::word::words;
+
+words! {
+    /// Whether an administrator must approve enrollments with a token.
+    #[derive(Default)]
+    pub enum Approval {
+        /// The machine becomes active at once.
+        #[default]
+        Automatic = "automatic",
+        /// The machine waits for an administrator.
+        Manual = "manual",
+    }
 }
 
 /// `POST /v1/admin/enrollment-tokens`
@@ -26,21 +28,21 @@ pub struct CreateEnrollmentToken {
     /// What it is for.
     #[serde(default)]
     pub description: String,
-    /// Its life.
+    /// Its lifetime.
     pub expires_in_seconds: u64,
     /// How many machines it may enroll.
     pub max_uses: u32,
-    /// The only serial numbers it serves for; any where this is absent or null.
+    /// The serial numbers that it is bound to; any if absent or null.
     #[serde(default)]
     pub serial_numbers: Option<Vec<String>>,
-    /// Labels that its machines get.
+    /// Labels for the machines that it enrolls.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Whether an administrator has to approve.
+    /// Whether an administrator must approve.
     #[serde(default)]
     pub approval: Approval,
-    /// Whether a serial number that is enrolled already may come back with a new key. Has an effect only for the
-    /// serial numbers that the token is bound to.
+    /// Whether an enrolled serial number may enroll again with a new key. Only for the serial numbers that the token is
+    /// bound to.
     #[serde(default)]
     pub allow_reenrollment: bool,
 }
@@ -53,7 +55,7 @@ pub struct EnrollmentToken {
     pub id: Uuid,
     /// What it is for.
     pub description: String,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// When it expires.
@@ -61,40 +63,40 @@ pub struct EnrollmentToken {
     pub expires_at: OffsetDateTime,
     /// How many machines it may enroll.
     pub max_uses: u32,
-    /// How many it has enrolled.
+    /// How many machines it has enrolled.
     pub uses: u32,
-    /// The only serial numbers it serves for; null for any.
+    /// The serial numbers that it is bound to; null for any.
     pub serial_numbers: Option<Vec<String>>,
-    /// Labels that its machines get.
+    /// Labels for the machines that it enrolls.
     pub labels: BTreeMap<String, String>,
-    /// Whether an administrator has to approve.
+    /// Whether an administrator must approve.
     pub approval: Approval,
-    /// Whether it lets an enrolled serial number come back with a new key.
+    /// Whether an enrolled serial number may enroll again with a new key.
     pub allow_reenrollment: bool,
-    /// When it was revoked; null while it serves.
+    /// When it was revoked; null if it was not.
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
 }
 
-/// An enrollment token with its secret, shown this once.
+/// An enrollment token with its secret, which is shown only once.
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreatedEnrollmentToken {
     /// The token's record.
     #[serde(flatten)]
     pub enrollment_token: EnrollmentToken,
-    /// The secret that the agent is given.
+    /// The secret for the agent.
     pub token: String,
-    /// What an ACME client is given in its place; absent where ACME is not served.
+    /// The credentials for an ACME client; absent if ACME is disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_account: Option<ExternalAccountKey>,
 }
 
-/// What binds an ACME account to an enrollment token (RFC 8555, section 7.3.4).
+/// Binds an ACME account to an enrollment token (RFC 8555, section 7.3.4).
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExternalAccountKey {
-    /// The key's id: the token's.
+    /// The key id, which is the token's id.
     pub key_id: String,
     /// The MAC key for HS256, in base64url.
     pub mac_key: String,

@@ -5,46 +5,44 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::audit::Actor;
-use crate::{key::KeyThumbprint, machine::KeyStoreKind};
+use crate::{key::KeyThumbprint, machine::KeyStoreKind, word::words};
 
-/// Whether a machine is new.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum EnrollmentKind {
-    /// A serial number that was not enrolled before.
-    Enrollment,
-    /// A new key for a record that exists.
-    ReEnrollment,
+words! {
+    /// Whether a machine is new.
+    pub enum EnrollmentKind {
+        /// A machine without a record.
+        Enrollment = "enrollment",
+        /// A new key for an existing record.
+        ReEnrollment = "re-enrollment",
+    }
 }
 
-/// How far an enrollment is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum EnrollmentStatus {
-    /// Waits for an administrator.
-    Pending,
-    /// Let in, by a token or an administrator.
-    Approved,
-    /// Kept out by an administrator; stays so for this key.
-    Denied,
-    /// Nobody decided in time; the key may ask anew.
-    Expired,
+words! {
+    /// The status of an enrollment.
+    pub enum EnrollmentStatus {
+        /// It waits for an administrator.
+        Pending = "pending",
+        /// A token or an administrator approved it.
+        Approved = "approved",
+        /// An administrator denied it. This key stays denied.
+        Denied = "denied",
+        /// There was no decision in time. The key may enroll again.
+        Expired = "expired",
+    }
 }
 
-/// A key, as an enrollment names it.
+/// The key of an enrollment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EnrollmentKey {
     /// Its thumbprint.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub thumbprint: KeyThumbprint,
-    /// Where the agent says it lives.
+    /// Where it is stored, as the agent claims.
     pub store: KeyStoreKind,
 }
 
-/// A key that a re-enrollment replaces.
+/// The key that a re-enrollment replaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PreviousKey {
@@ -53,7 +51,7 @@ pub struct PreviousKey {
     pub thumbprint: KeyThumbprint,
 }
 
-/// A key that asked to be enrolled, and what was decided.
+/// A request to enroll a key, and the decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Enrollment {
@@ -61,38 +59,38 @@ pub struct Enrollment {
     pub id: Uuid,
     /// Whether the machine is new.
     pub kind: EnrollmentKind,
-    /// How far it is.
+    /// Its status.
     pub status: EnrollmentStatus,
-    /// The machine that it makes or that it would take over.
+    /// The machine that it creates, or whose key it replaces.
     pub machine_id: Uuid,
     /// The serial number that the machine claims.
     pub serial_number: Option<String>,
-    /// Whether the inventory names that serial number now.
+    /// Whether the inventory has that serial number now.
     pub in_inventory: bool,
     /// The hardware UUID that it claims.
     pub hardware_uuid: Option<String>,
-    /// The model that it claims to be.
+    /// The model that it claims.
     pub model_identifier: Option<String>,
-    /// Its host name.
+    /// The host name that it claims.
     pub hostname: Option<String>,
-    /// The key that asks.
+    /// The key to enroll.
     pub key: EnrollmentKey,
     /// The key that it would replace.
     pub previous_key: Option<PreviousKey>,
-    /// The token that came along; null where none did.
+    /// The token that was used; null if none was.
     pub token_id: Option<Uuid>,
-    /// When it asked first.
+    /// When it was first requested.
     #[serde(with = "time::serde::rfc3339")]
     pub requested_at: OffsetDateTime,
-    /// Until when it can be decided; null once it is.
+    /// When it expires; null once it is decided.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
-    /// When it was decided, or expired.
+    /// When it was decided or expired.
     #[serde(with = "time::serde::rfc3339::option")]
     pub decided_at: Option<OffsetDateTime>,
-    /// Who decided; null where the token did. The server by itself, where it expired.
+    /// Who decided; null if the token did, the server itself if it expired.
     pub decided_by: Option<Actor>,
-    /// Why.
+    /// The reason for the decision.
     pub reason: Option<String>,
 }
 
@@ -101,7 +99,7 @@ pub struct Enrollment {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Approve {
-    /// Why, for the audit.
+    /// The reason, for the audit.
     #[serde(default)]
     pub reason: Option<String>,
 }
@@ -111,6 +109,6 @@ pub struct Approve {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Decide {
-    /// Why: for the audit, and for the machine's administrator to read.
+    /// The reason: for the audit and for the machine's administrator.
     pub reason: String,
 }

@@ -14,32 +14,32 @@ pub struct Event {
     /// When it happened.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// The machine; its record may be deleted.
+    /// The machine. Its record may be deleted.
     pub machine_id: Uuid,
     /// What happened, such as `machine.enrolled`.
     #[cfg_attr(feature = "openapi", schema(value_type = super::changes::EventKind))]
     pub kind: String,
-    /// The values before and after, where there are such.
+    /// The values before and after, if there are any.
     pub detail: Value,
 }
 
-/// An event with its place in the order in which events are announced.
+/// An event with its sequence number.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AnnouncedEvent {
     /// What happened.
     #[serde(flatten)]
     pub event: Event,
-    /// Its place, without a gap.
+    /// Its sequence number. The sequence has no gaps.
     pub sequence: i64,
 }
 
-/// What a stream says where it cannot go on after the event that the caller saw last.
+/// A stream sends this if events after the caller's last one are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EventGap {
-    /// The sequence after which the caller expected to read on.
+    /// The sequence number after which the caller wanted to continue.
     pub after: i64,
-    /// The sequence of the first event that can follow.
+    /// The sequence number of the oldest event available.
     pub oldest_available: i64,
 }

@@ -13,67 +13,67 @@ use crate::{
     text::optional_time,
 };
 
-/// Which machines a grant is for. Every member that is given must hold.
+/// Which machines a grant applies to. All given members must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Selector {
-    /// These machines.
+    /// The machines with these ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub machine_ids: Option<BTreeSet<Uuid>>,
-    /// Machines that have all these labels.
+    /// Machines with all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub labels: Option<BTreeMap<String, String>>,
-    /// Every machine; only `true` has a meaning.
+    /// Every machine. Must be `true` if given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub all: Option<bool>,
 }
 
-/// What must hold at a check-in. What is unknown of a machine fails its condition.
+/// What must hold at a check-in. An unknown value fails its condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Conditions {
-    /// At least this assurance.
+    /// The lowest assurance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub min_assurance: Option<Assurance>,
-    /// An Apple attestation, and not older than this.
+    /// The maximum age of the Apple attestation, which must exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub max_attestation_age_days: Option<u32>,
-    /// The key lives there.
+    /// Where the key must be stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub key_store: Option<KeyStoreKind>,
-    /// System Integrity Protection is so.
+    /// Whether System Integrity Protection must be on or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub sip_enabled: Option<bool>,
-    /// FileVault is so.
+    /// Whether FileVault must be on or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub filevault_enabled: Option<bool>,
-    /// The application firewall is so.
+    /// Whether the application firewall must be on or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub firewall_enabled: Option<bool>,
-    /// Gatekeeper is so.
+    /// Whether Gatekeeper must be on or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub gatekeeper_enabled: Option<bool>,
-    /// At least this strict: `full` satisfies `reduced`.
+    /// The weakest boot policy: `full` satisfies `reduced`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub secure_boot: Option<SecureBoot>,
-    /// At least this version, compared number by number.
+    /// The lowest OS version, compared number by number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub min_os_version: Option<String>,
-    /// MDM enrollment is so.
+    /// Whether the machine must be enrolled in an MDM or must not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub mdm_enrolled: Option<bool>,
@@ -84,15 +84,15 @@ pub struct Conditions {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateGrant {
-    /// What is granted.
+    /// The permission to grant.
     pub permission_id: Uuid,
-    /// To which machines.
+    /// The machines it applies to.
     #[serde(deserialize_with = "object_without_nulls")]
     pub selector: Selector,
-    /// Under which conditions; none where this is absent.
+    /// The conditions; none if absent.
     #[serde(default, deserialize_with = "object_without_nulls")]
     pub conditions: Conditions,
-    /// Until when; for good where this is absent.
+    /// When the grant expires; never if absent.
     #[serde(
         default,
         serialize_with = "time::serde::rfc3339::option::serialize",
@@ -107,20 +107,20 @@ pub struct CreateGrant {
 pub struct Grant {
     /// Its id.
     pub id: Uuid,
-    /// What is granted.
+    /// The permission to grant.
     pub permission_id: Uuid,
-    /// The relying party of that permission.
+    /// The relying party of the permission.
     pub audience: String,
-    /// The name of that permission.
+    /// The name of the permission.
     pub permission: String,
-    /// To which machines.
+    /// The machines it applies to.
     pub selector: Selector,
-    /// Under which conditions.
+    /// The conditions.
     pub conditions: Conditions,
-    /// Until when.
+    /// When it expires; null for never.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
@@ -134,21 +134,21 @@ pub struct Evaluate {
     pub machine_id: Uuid,
 }
 
-/// What a check-in now would give, and why.
+/// What a check-in would return now, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EvaluatedGrants {
     /// The machine.
     pub machine_id: Uuid,
-    /// Its status; any but `active` gets nothing.
+    /// Its status. Only an `active` machine is granted anything.
     pub status: MachineStatus,
-    /// What stands behind its serial number.
+    /// How well its serial number is confirmed.
     pub assurance: Assurance,
     /// What would be granted, by audience.
     pub grants: Vec<EvaluatedAudience>,
     /// What would be denied, with every failing condition.
     pub denied: Vec<Denial>,
-    /// What came of each grant whose selector matches.
+    /// The result of each grant whose selector matches.
     pub evaluations: Vec<GrantEvaluation>,
 }
 
@@ -158,11 +158,11 @@ pub struct EvaluatedGrants {
 pub struct EvaluatedAudience {
     /// The relying party.
     pub audience: String,
-    /// The permissions there.
+    /// The permissions at that relying party.
     pub permissions: Vec<String>,
 }
 
-/// What came of one grant.
+/// The result of one grant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GrantEvaluation {
@@ -172,10 +172,10 @@ pub struct GrantEvaluation {
     pub audience: String,
     /// Its permission.
     pub permission: String,
-    /// Which members of its selector matched, in words.
+    /// The members of its selector that matched.
     pub matched: Vec<String>,
-    /// Whether it grants.
+    /// Whether it is granted.
     pub granted: bool,
-    /// Every failing condition, in words.
+    /// Every failing condition.
     pub reasons: Vec<String>,
 }

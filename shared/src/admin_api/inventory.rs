@@ -7,13 +7,14 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::machine::{Assurance, MachineStatus};
+use crate::word::words;
 
 /// `PUT /v1/admin/inventory`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImportInventory {
-    /// The rows. Each is the whole of what is known of its serial number: what it leaves out is empty.
+    /// The rows. A row replaces everything about its serial number: a field that it leaves out becomes empty.
     pub items: Vec<ImportItem>,
 }
 
@@ -24,43 +25,43 @@ pub struct ImportInventory {
 pub struct ImportItem {
     /// The serial number, compared exactly with what machines claim.
     pub serial_number: String,
-    /// Labels that its machine gets when it is enrolled.
+    /// Labels for its machine, set at enrollment.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Whose machine it is, for people.
+    /// The machine's owner, for people.
     #[serde(default)]
     pub owner: Option<String>,
 }
 
-/// What becomes of the rows that an import does not name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum ImportMode {
-    /// They are removed.
-    #[default]
-    Replace,
-    /// They stay.
-    Merge,
+words! {
+    /// What happens to serial numbers that an import leaves out.
+    #[derive(Default)]
+    pub enum ImportMode {
+        /// They are removed.
+        #[default]
+        Replace = "replace",
+        /// They stay.
+        Merge = "merge",
+    }
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ImportedInventory {
-    /// What became of the rows that it does not name.
+    /// What happened to serial numbers that it leaves out.
     pub mode: ImportMode,
-    /// How many rows it has.
+    /// The number of rows.
     pub total: u64,
-    /// How many serial numbers are new.
+    /// How many serial numbers were added.
     pub added: u64,
-    /// How many have other labels or another owner than before.
+    /// How many got other labels or another owner.
     pub changed: u64,
-    /// How many serial numbers are there no more.
+    /// How many serial numbers were removed.
     pub removed: u64,
-    /// How many are as before.
+    /// How many stayed the same.
     pub unchanged: u64,
-    /// How many machines have a lower assurance, as the serial number went that stood behind it.
+    /// How many machines lost assurance because their serial number was removed.
     pub lowered: u64,
 }
 
@@ -70,29 +71,29 @@ pub struct ImportedInventory {
 pub struct InventoryItem {
     /// The serial number.
     pub serial_number: String,
-    /// Labels that its machine gets when it is enrolled.
+    /// Labels for its machine, set at enrollment.
     pub labels: BTreeMap<String, String>,
-    /// Whose machine it is.
+    /// The machine's owner.
     pub owner: Option<String>,
-    /// When it came in.
+    /// When it was added.
     #[serde(with = "time::serde::rfc3339")]
     pub added_at: OffsetDateTime,
-    /// When its labels or owner changed last.
+    /// When its labels or owner last changed.
     #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
-    /// The machine that has this serial number; without one, the one that waits for approval or was revoked last. Null
-    /// where none ever asked.
+    /// The enrolled machine with this serial number; else the one that waits for approval or was revoked last. Null if
+    /// there is none.
     pub machine: Option<InventoryMachine>,
 }
 
-/// A machine, as the inventory shows it.
+/// A machine in the inventory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct InventoryMachine {
     /// Its id.
     pub id: Uuid,
-    /// Where it stands.
+    /// Its status.
     pub status: MachineStatus,
-    /// What stands behind its serial number.
+    /// How well its serial number is confirmed.
     pub assurance: Assurance,
 }

@@ -10,6 +10,7 @@ use crate::{
     attestation::AttestedClaims,
     key::KeyThumbprint,
     machine::{Assurance, KeyAccessibility, KeyStoreKind, Liveness, MachineStatus, Posture},
+    word::words,
 };
 
 /// A machine's record.
@@ -18,21 +19,21 @@ use crate::{
 pub struct Machine {
     /// Its id.
     pub id: Uuid,
-    /// Where it stands.
+    /// Its status.
     pub status: MachineStatus,
-    /// Why it stands there: the reason of the last decision, a release's and an approval's as well.
+    /// The reason of the last decision about it, including a release or an approval.
     pub status_reason: Option<String>,
-    /// What stands behind its serial number.
+    /// How well its serial number is confirmed.
     pub assurance: Assurance,
-    /// Why it has this assurance and no more.
+    /// Why it has this assurance and not a higher one.
     pub assurance_reason: String,
     /// How recently it checked in.
     pub liveness: Liveness,
     /// The serial number on record.
     pub serial_number: Option<String>,
-    /// Whether the inventory names that serial number now.
+    /// Whether the inventory has that serial number now.
     pub in_inventory: bool,
-    /// Whose machine it is, by the inventory.
+    /// Its owner according to the inventory.
     pub owner: Option<String>,
     /// The hardware UUID on record.
     pub hardware_uuid: Option<String>,
@@ -46,22 +47,22 @@ pub struct Machine {
     pub note: Option<String>,
     /// Its current key.
     pub key: MachineKey,
-    /// Its current certificate; null while none was issued.
+    /// Its current certificate; null before the first.
     pub certificate: Option<CertificateSummary>,
-    /// The state of its defences.
+    /// Its security settings.
     pub posture: MachinePosture,
-    /// When Apple signed the attestation on record; null without one of the current key.
+    /// When Apple signed the attestation on record; null if there is none for the current key.
     #[serde(with = "time::serde::rfc3339::option")]
     pub attested_at: Option<OffsetDateTime>,
-    /// When it was let in; null while it waits.
+    /// When it was admitted; null while it waits.
     #[serde(with = "time::serde::rfc3339::option")]
     pub enrolled_at: Option<OffsetDateTime>,
-    /// When it checked in last.
+    /// When it last checked in.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_check_in_at: Option<OffsetDateTime>,
-    /// What came of the last check-in.
+    /// The verdict of the last check-in.
     pub last_verdict: Option<Verdict>,
-    /// The machine's clock minus the server's, at the last check-in.
+    /// The machine's clock minus the server's clock at the last check-in.
     pub clock_skew_seconds: Option<i64>,
     /// The agent's version.
     pub agent_version: Option<String>,
@@ -74,16 +75,16 @@ pub struct MachineKey {
     /// Its thumbprint.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub thumbprint: KeyThumbprint,
-    /// Where the agent says it lives.
+    /// Where it is stored, as the agent claims.
     pub store: KeyStoreKind,
-    /// When the agent says it can be used.
+    /// When it can be used, as the agent claims.
     pub accessibility: Option<KeyAccessibility>,
-    /// When the server saw it first.
+    /// When the server first saw it.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 
-/// What a record shows of a certificate.
+/// The certificate in a machine's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CertificateSummary {
@@ -97,35 +98,34 @@ pub struct CertificateSummary {
     pub not_after: OffsetDateTime,
 }
 
-/// Claimed and attested posture, kept apart.
+/// Claimed and attested posture, kept separate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachinePosture {
-    /// What the agent says.
+    /// What the agent claims.
     pub claimed: Posture,
-    /// What Apple vouches for, as of `attested_at`; null without an attestation.
+    /// What Apple attested at `attested_at`; null without an attestation.
     pub attested: Option<AttestedClaims>,
 }
 
-/// Whether everything that a machine's grants demand of it holds.
+/// Whether a machine meets all conditions of its grants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Verdict {
-    /// The short of it.
+    /// The result.
     pub result: VerdictResult,
-    /// Every failing condition, in words.
+    /// Every failing condition.
     pub reasons: Vec<String>,
 }
 
-/// The short of a verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum VerdictResult {
-    /// Nothing was denied.
-    Pass,
-    /// Something was denied.
-    Fail,
+words! {
+    /// The result of a verdict.
+    pub enum VerdictResult {
+        /// Nothing was denied.
+        Pass = "pass",
+        /// Something was denied.
+        Fail = "fail",
+    }
 }
 
 /// `PATCH /v1/admin/machines/{id}`, a merge patch (RFC 7396).
@@ -133,17 +133,17 @@ pub enum VerdictResult {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PatchMachine {
-    /// Labels to set; null removes one, and null in place of the labels removes them all.
+    /// Labels to set. Null as a value removes that label; null instead of the object removes all labels.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<BTreeMap<String, Option<String>>>))]
     pub labels: Option<Option<BTreeMap<String, Option<String>>>>,
-    /// The note to set; null removes it.
+    /// The note to set; null removes the note.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub note: Option<Option<String>>,
 }
 
-/// Tells a null apart from an absent member, which a merge patch needs.
+/// A merge patch distinguishes a null from an absent member.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::<T>::deserialize(deserializer).map(Some)
 }

@@ -1,5 +1,4 @@
-//! What goes over `/v1/admin`. A request with a field that is not here is refused, so that a misspelt condition
-//! never grants more than was meant.
+//! The bodies of `/v1/admin`. Unknown fields are refused: a misspelt condition must not grant more than intended.
 
 pub mod api_keys;
 pub mod apple_attestations;

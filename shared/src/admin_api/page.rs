@@ -8,6 +8,6 @@ use serde::{Deserialize, Serialize};
 pub struct Page<T> {
     /// The items, in the list's order.
     pub items: Vec<T>,
-    /// Gets the next page; null on the last one. Opaque.
+    /// The cursor of the next page; null on the last page. Opaque.
     pub next_cursor: Option<String>,
 }

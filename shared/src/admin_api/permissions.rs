@@ -9,9 +9,9 @@ use uuid::Uuid;
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreatePermission {
-    /// The relying party that knows this permission.
+    /// The relying party that defines this permission.
     pub audience: String,
-    /// Its name there: a `scope` token, so without white space.
+    /// Its name at the relying party: a `scope` token, without white space.
     pub name: String,
     /// What it allows, for people.
     #[serde(default)]
@@ -26,11 +26,11 @@ pub struct Permission {
     pub id: Uuid,
     /// The relying party.
     pub audience: String,
-    /// Its name there.
+    /// Its name at the relying party.
     pub name: String,
     /// What it allows.
     pub description: String,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }

@@ -11,11 +11,11 @@ use time::OffsetDateTime;
 pub struct Stats {
     /// Machines on record.
     pub machines: MachineStats,
-    /// Certificates of machines, those of deleted ones too.
+    /// Certificates of machines, including deleted ones.
     pub certificates: CertificateStats,
     /// How many machines checked in within the last minute.
     pub check_ins_per_minute: u64,
-    /// When this was counted. Counting a large fleet takes time, so its figures are those of some seconds ago.
+    /// When the figures were counted. In a large fleet they are some seconds old, because counting takes time.
     #[serde(with = "time::serde::rfc3339")]
     pub computed_at: OffsetDateTime,
 }
@@ -24,68 +24,67 @@ pub struct Stats {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineStats {
-    /// All of them.
+    /// The number of machines.
     pub total: u64,
-    /// By where they stand.
+    /// By status.
     pub by_status: MachinesByStatus,
-    /// By what stands behind their serial number.
+    /// By assurance.
     pub by_assurance: MachinesByAssurance,
-    /// By how recently they checked in.
+    /// By liveness.
     pub by_liveness: MachinesByLiveness,
-    /// By the version of their system, as they claim it: the most frequent ones, the rest as `other`, and `unknown` for
-    /// those that do not say.
+    /// By claimed OS version: the most frequent versions, `other` for the rest, `unknown` for machines that claim none.
     pub by_os_version: BTreeMap<String, u64>,
 }
 
-/// Machines by where they stand.
+/// Machines by status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachinesByStatus {
-    /// Wait for approval.
+    /// Waiting for approval.
     pub pending: u64,
     /// Enrolled and admitted.
     pub active: u64,
-    /// Held back.
+    /// Suspended.
     pub quarantined: u64,
-    /// Out for good.
+    /// Barred for good.
     pub revoked: u64,
 }
 
-/// Machines by what stands behind their serial number.
+/// Machines by assurance.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachinesByAssurance {
-    /// Their own word.
+    /// Only the machine claims the serial number.
     pub asserted: u64,
-    /// A serial-bound token, the inventory or an administrator.
+    /// A token bound to the serial number, the inventory or an administrator confirmed it.
     pub verified: u64,
-    /// An Apple attestation.
+    /// An Apple attestation confirmed it.
     pub attested: u64,
 }
 
-/// Machines by how recently they checked in.
+/// Machines by liveness.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachinesByLiveness {
-    /// Have not checked in yet.
+    /// They have not checked in yet.
     pub never: u64,
-    /// Within two intervals.
+    /// Within the last two intervals.
     pub live: u64,
-    /// Over two intervals ago.
+    /// More than two intervals ago.
     pub late: u64,
-    /// Over 24 hours ago.
+    /// More than 24 hours ago.
     pub unreachable: u64,
 }
 
-/// Certificates of machines. Each is one of `valid`, `expired` and `revoked`.
+/// Certificates of machines. Each is either `valid`, `expired` or `revoked`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CertificateStats {
     /// Neither expired nor revoked.
     pub valid: u64,
-    /// Those of the valid ones that expire within 7 days.
+    /// Valid certificates that expire within 7 days.
     pub expiring_within_7_days: u64,
-    /// Past their end, and not revoked.
+    /// Expired and not revoked.
     pub expired: u64,
     /// Revoked, whether expired or not.
     pub revoked: u64,

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::word::words;
+
 /// `POST /v1/admin/webhooks`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -14,7 +16,7 @@ pub struct CreateWebhook {
     /// What it is for.
     #[serde(default)]
     pub description: Option<String>,
-    /// The kinds of events that it is told of; without this, all.
+    /// The kinds of events to deliver; all if absent.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<super::changes::EventKind>>))]
     #[serde(default)]
     pub kinds: Option<Vec<String>>,
@@ -30,35 +32,35 @@ pub struct Webhook {
     pub url: String,
     /// What it is for.
     pub description: String,
-    /// The kinds of events that it is told of; null for all.
+    /// The kinds of events to deliver; null for all.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<super::changes::EventKind>>))]
     pub kinds: Option<Vec<String>>,
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// When the server stopped to deliver to it; null while it serves.
+    /// When the server disabled it; null while it is enabled.
     #[serde(with = "time::serde::rfc3339::option")]
     pub disabled_at: Option<OffsetDateTime>,
-    /// Why it did, in words.
+    /// Why the server disabled it.
     pub disabled_reason: Option<String>,
-    /// When the receiver took a delivery last.
+    /// When the receiver last accepted a delivery.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_delivered_at: Option<OffsetDateTime>,
-    /// Since when attempts fail; null when the last one was taken, and before the first.
+    /// Since when attempts have failed; null if the last one succeeded, and before the first.
     #[serde(with = "time::serde::rfc3339::option")]
     pub failing_since: Option<OffsetDateTime>,
-    /// How many deliveries wait.
+    /// The number of pending deliveries.
     pub pending: i64,
 }
 
-/// A webhook with its secret, shown this once.
+/// A webhook with its secret, which is shown only once.
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreatedWebhook {
     /// The webhook's record.
     #[serde(flatten)]
     pub webhook: Webhook,
-    /// What the receiver verifies signatures with: `whsec_` and base64.
+    /// The secret to verify signatures with: `whsec_` and base64.
     pub secret: String,
 }
 
@@ -66,53 +68,52 @@ pub struct CreatedWebhook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WebhookTest {
-    /// The delivery that was made: how it ends is to be seen among the webhook's deliveries.
+    /// The test delivery. The webhook's deliveries show its result.
     pub delivery_id: Uuid,
 }
 
-/// How a delivery stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum DeliveryStatus {
-    /// Still to be delivered.
-    Pending,
-    /// The receiver took it.
-    Delivered,
-    /// Given up.
-    Failed,
+words! {
+    /// The status of a delivery.
+    pub enum DeliveryStatus {
+        /// It will be attempted, or attempted again.
+        Pending = "pending",
+        /// The receiver accepted it.
+        Delivered = "delivered",
+        /// The server gave up.
+        Failed = "failed",
+    }
 }
 
-/// One event on its way to one webhook.
+/// The delivery of one event to one webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WebhookDelivery {
-    /// The `webhook-id` that the receiver sees, the same in every attempt.
+    /// The `webhook-id` header, the same in every attempt.
     pub id: Uuid,
     /// The event; null for a test.
     pub event_id: Option<Uuid>,
-    /// The event's sequence; null for a test.
+    /// The event's sequence number; null for a test.
     pub event_sequence: Option<i64>,
     /// What happened; `webhook.test` for a test.
     pub event_kind: String,
-    /// How it stands.
+    /// Its status.
     pub status: DeliveryStatus,
-    /// How many attempts were begun.
+    /// The number of attempts.
     pub attempts: i64,
     /// When the event was announced.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// When the last attempt was begun.
+    /// When the last attempt began.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_attempt_at: Option<OffsetDateTime>,
-    /// From when on it is attempted again; null when it is finished.
+    /// When it will be attempted again; null when it is finished.
     #[serde(with = "time::serde::rfc3339::option")]
     pub next_attempt_at: Option<OffsetDateTime>,
-    /// The HTTP status of the last answer; null when there was none.
+    /// The HTTP status of the last response; null if there was none.
     pub last_status: Option<i32>,
-    /// Why the last attempt failed, in words.
+    /// Why the last attempt failed.
     pub last_error: Option<String>,
-    /// When the receiver took it.
+    /// When the receiver accepted it.
     #[serde(with = "time::serde::rfc3339::option")]
     pub delivered_at: Option<OffsetDateTime>,
 }
