@@ -36,7 +36,7 @@ const PUBLIC_URL: &str = "https://assay.example.com";
 /// What it seals ends with the program.
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 const MACHINES: usize = 8;
-/// Of every machine, before anything counts: then whatever is kept in memory is there.
+/// Check-ins of each machine before counting starts: they fill the caches.
 const WARM_UP: usize = 4;
 
 /// How the machines and this thread wait for each other.

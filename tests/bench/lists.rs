@@ -85,7 +85,7 @@ async fn measure(administrator: &Administrator, lists: &[List]) -> usize {
     for list in lists {
         let mut times = Vec::with_capacity(RUNS);
         let mut page = Value::Null;
-        // The first is not counted: it has to bring from the disk what the others find in memory.
+        // The first run is not counted: it reads from disk what the others find in memory.
         for run in 0..=RUNS {
             let started = Instant::now();
             page = administrator.get(&list.path).await;

@@ -38,7 +38,7 @@ fn print(options: &Options, report: &Report) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    // What was measured is told in any case: it is not there again.
+    // Always print the results, because they cannot be measured again.
     if let Err(error) = report.write_files(options) {
         return fail(&error);
     }

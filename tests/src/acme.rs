@@ -226,7 +226,7 @@ impl RawClient {
         }
     }
 
-    /// One with an account that nobody vouches for, as Apple's client has.
+    /// One with an account without external binding, like Apple's client.
     pub async fn with_account(server: &InProcess) -> Self {
         let mut client = Self::stranger(server);
         let opened = client.open(&json!({"termsOfServiceAgreed": true})).await.expect(201);
@@ -409,7 +409,7 @@ impl AcmeAnswer {
             .unwrap_or_else(|| panic!("no Location: {self:?}"))
     }
 
-    /// What holds for every answer.
+    /// Checks the conventions of every response.
     fn check(&self) {
         assert_eq!(self.header("replay-nonce").unwrap().len(), 54, "{self:?}");
         assert_eq!(self.header("cache-control").as_deref(), Some("no-store"), "{self:?}");

@@ -8,7 +8,7 @@ use crate::answer::Answer;
 use crate::api::Api;
 use crate::machine::Machine;
 
-/// Who calls the admin API with a key.
+/// A caller of the admin API with a key.
 #[derive(Clone, Debug)]
 pub struct Administrator {
     api: Api,
@@ -20,7 +20,7 @@ pub struct Administrator {
 pub struct Token {
     /// Its id.
     pub id: String,
-    /// What a machine shows.
+    /// The secret that a machine shows.
     pub secret: String,
 }
 
@@ -61,7 +61,7 @@ impl Administrator {
         let _deleted = self.call(Method::DELETE, path, None).await.expect(204);
     }
 
-    /// Makes an enrollment token for one machine within an hour, where the body does not say otherwise.
+    /// Creates an enrollment token; by default for one machine, within an hour.
     pub async fn token(&self, body: Value) -> Token {
         let token = self.create("enrollment-tokens", &token_of(body)).await;
         Token {

@@ -54,7 +54,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Sends a request, and holds the answer against the conventions.
+    /// Sends a request and checks the response against the conventions.
     ///
     /// # Panics
     /// Where there is no answer, or one that no server of ours may give.
@@ -64,7 +64,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("no answer: {error:?}"))
     }
 
-    /// Sends a request whose answer may get lost; one that comes is held against the conventions.
+    /// Sends a request whose response may get lost. A response is checked against the conventions.
     ///
     /// # Errors
     /// What became of it instead.
@@ -135,7 +135,7 @@ impl Answer {
         self.header("retry-after").map(|seconds| seconds.parse().unwrap())
     }
 
-    /// The body, which has to be JSON.
+    /// The body, which must be JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         self.read()
@@ -153,7 +153,7 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// Which problem it is, which has to be one of the registry.
+    /// Its problem kind, which must be a known one.
     #[must_use]
     #[track_caller]
     pub fn kind(&self) -> ProblemKind {

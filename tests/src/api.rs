@@ -1,4 +1,4 @@
-//! A server as callers reach it.
+//! The API of a server.
 
 use std::sync::Once;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::answer::Answer;
 
-/// What an answer takes at most: a server that hangs fails its test.
+/// The longest time for a response. A server that hangs fails its test.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The API of one server. It belongs to the test that makes it: its connections end with that test's runtime.
@@ -79,7 +79,7 @@ impl Api {
         Answer::to(self.request(Method::POST, path).json(body)).await
     }
 
-    /// A nonce that nobody has used.
+    /// An unused nonce.
     pub async fn nonce(&self) -> String {
         self.get("/v1/nonce").await.expect(204).nonce().to_owned()
     }
@@ -99,7 +99,7 @@ impl Called for Api {
     }
 }
 
-/// The root certificates of a server that nobody knows yet, and whose fingerprint the caller compares.
+/// The root certificates of an unknown server. The caller compares their fingerprint.
 pub(crate) async fn unverified_roots(origin: &str) -> String {
     let client = client().tls_danger_accept_invalid_certs(true);
     let api = Api::with(client, origin, origin);

@@ -1,4 +1,4 @@
-//! Stands in for Apple: a root and an intermediate of its own, which attest whatever a test wants of a machine.
+//! A stand-in for Apple's attestation authority, which attests what a test wants.
 
 use std::fs;
 
@@ -36,7 +36,7 @@ pub struct Apple {
     roots: NamedTempFile,
 }
 
-/// What is to be attested of a machine: as of a good one, until a test changes it.
+/// What to attest about a machine: a healthy one, until a test changes it.
 #[derive(Debug, Clone)]
 pub struct Attested {
     extensions: Vec<([u64; 2], Vec<u8>)>,
@@ -51,7 +51,7 @@ impl Default for Apple {
 }
 
 impl Apple {
-    /// With keys of its own: two of them do not trust each other.
+    /// With its own keys, which no other one trusts.
     #[must_use]
     pub fn new() -> Self {
         let root = CertifiedIssuer::self_signed(authority("Synthetic Attestation Root CA"), key()).unwrap();
@@ -111,7 +111,7 @@ impl Apple {
 }
 
 impl Attested {
-    /// A good machine with this serial number, for this key, at this time.
+    /// A healthy machine with this serial number and key, at this time.
     #[must_use]
     pub fn of(serial_number: &str, key: &PublicKey, at: OffsetDateTime) -> Self {
         Self::of_device(serial_number, at).and(FRESHNESS_CODE, FreshnessCode::of(key).as_bytes())
@@ -123,7 +123,7 @@ impl Attested {
         Self::of(machine.serial_number(), &machine.public_key(), now - Duration::hours(1))
     }
 
-    /// The same for nobody's challenge.
+    /// The same without a freshness code.
     #[must_use]
     pub fn of_device(serial_number: &str, at: OffsetDateTime) -> Self {
         Self {

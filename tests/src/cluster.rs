@@ -53,7 +53,7 @@ wait "$postgres"
 rm -rf "$2"
 "#;
 
-/// For tests: nothing has to survive them.
+/// Settings for tests, whose data need not survive.
 pub(crate) const IN_MEMORY: &str = "-c fsync=off -c full_page_writes=off -c wal_level=minimal -c max_wal_senders=0 \
     -c max_wal_size=128MB -c min_wal_size=32MB -c autovacuum=off -c dynamic_shared_memory_type=mmap";
 

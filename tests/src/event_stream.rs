@@ -56,13 +56,13 @@ impl EventStream {
         }
     }
 
-    /// What is told next; none at the end of the stream, if that is a clean one.
+    /// The next message; none at a clean end of the stream.
     ///
     /// # Errors
     /// When the connection is cut.
     ///
     /// # Panics
-    /// When nothing is told for long.
+    /// If no message arrives for long.
     pub async fn read(&mut self) -> reqwest::Result<Option<Told>> {
         loop {
             while let Some(block) = self.block() {

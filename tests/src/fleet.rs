@@ -1,4 +1,4 @@
-//! A large fleet in a database, as `fleet.sql` makes it, and the lists that are asked of it.
+//! A large fleet in a database, made by `fleet.sql`, and the lists to read from it.
 
 use aws_lc_rs::digest;
 use base64::Engine;
@@ -10,20 +10,20 @@ use uuid::Uuid;
 use crate::bulk;
 use crate::cluster::execute;
 
-/// A list that somebody asks for.
+/// A list to read.
 #[derive(Debug, Clone)]
 pub struct List {
-    /// What is asked, in words.
+    /// A description.
     pub name: &'static str,
     /// Below `/v1/admin/`.
     pub path: String,
-    /// Whether it has items, whatever the size of the fleet.
+    /// Whether it has items in a fleet of any size.
     pub has_items: bool,
     /// The most pages that Postgres may read for it in a fleet of 12,000.
     pub most_pages: u64,
-    /// Whether it takes the index of trigrams.
+    /// Whether it uses the trigram index.
     pub by_part: bool,
-    /// Whether tens of thousands match, none of which is near where the page begins: all of them have to be collected.
+    /// Whether tens of thousands match far from where the page begins, so that Postgres collects all of them.
     pub is_far: bool,
 }
 
@@ -101,7 +101,7 @@ async fn id(connection: &mut PgConnection, query: &'static str) -> Uuid {
     connection.fetch_one(query).await.unwrap().get(0)
 }
 
-/// The list from this item on, with a cursor as the server makes it: it cannot be had by walking there.
+/// The list from this item on. The cursor is made as the server makes it, because paging there takes too long.
 fn from(list: impl AsRef<str>, id: Uuid) -> String {
     let list = list.as_ref();
     let (path, query) = list.split_once('?').unwrap_or((list, ""));
@@ -271,7 +271,7 @@ impl List {
         Self { is_far: true, ..self }
     }
 
-    /// What a small fleet may have none of.
+    /// A small fleet may have no such items.
     fn or_empty(self) -> Self {
         Self {
             has_items: false,

@@ -1,6 +1,6 @@
-//! A server inside of the test process: the real router over real TLS and real Postgres, with a clock that is set.
+//! A server in the test process: the real router over real TLS and Postgres, with a mock clock.
 //!
-//! Whatever an answer is for, it is held against the conventions that every answer follows: see [`Answer`].
+//! Every response is checked against the conventions that all responses follow: see [`Answer`].
 
 use std::fmt::{self, Debug};
 use std::net::SocketAddr;
@@ -73,7 +73,7 @@ impl InProcess {
         (server, apple)
     }
 
-    /// Starts one on a database that the test looks after.
+    /// Starts one on a database that the test owns.
     pub async fn start_on(database_url: &str, settings: &[(&str, &str)]) -> Self {
         Self::start_at(SystemClock.now(), database_url, settings).await
     }
@@ -83,7 +83,7 @@ impl InProcess {
         Self::start_by(MockClock::new(now), database_url, settings).await
     }
 
-    /// Starts one by the clock of another one: a replica.
+    /// Starts one with the clock of another: a replica.
     pub async fn start_by(clock: MockClock, database_url: &str, settings: &[(&str, &str)]) -> Self {
         let data_dir = tempfile::tempdir().unwrap();
         let variables = variables(database_url, &data_dir, settings);
@@ -131,7 +131,7 @@ impl InProcess {
         self.database.as_ref().unwrap()
     }
 
-    /// Takes the roots that it has now: one may have come, and another be about to go.
+    /// Trusts the server's current roots, which may have changed.
     pub fn trust_again(&mut self) {
         self.tls = Arc::new(client_config(&self.roots_pem(), &self.clock));
         let client = client_builder(&self.tls, self.address(), &[b"h2", b"http/1.1"]);
@@ -205,7 +205,7 @@ impl InProcess {
         PUBLIC_URL
     }
 
-    /// Its API, as it is reached without this server's help.
+    /// Its API.
     #[must_use]
     pub fn reached(&self) -> &Api {
         &self.api
@@ -221,7 +221,7 @@ impl InProcess {
         self.request(method, path).bearer_auth(self.api_key(Role::Admin))
     }
 
-    /// Sends a request and holds the answer against the conventions.
+    /// Sends a request and checks the response against the conventions.
     pub async fn send(&self, request: RequestBuilder) -> Answer {
         Answer::to(request).await
     }
@@ -370,7 +370,7 @@ fn client_builder(tls: &Arc<ClientConfig>, address: SocketAddr, protocols: &[&[u
         .redirect(reqwest::redirect::Policy::none())
 }
 
-/// Whether they belong together is for the server to find out.
+/// Chain and key may not match: the server must notice.
 fn certified(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Arc<SingleCertAndKey> {
     let key = aws_lc_rs::sign::any_supported_type(key).unwrap();
     Arc::new(CertifiedKey::new(chain, key).into())
@@ -396,7 +396,7 @@ fn client_config_builder(
         .with_root_certificates(roots)
 }
 
-/// The client lives in the server's time: its certificates are good then.
+/// The client uses the server's clock, by which certificates are valid.
 #[derive(Clone)]
 struct ServersTime(MockClock);
 

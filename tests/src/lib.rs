@@ -1,5 +1,5 @@
-//! What the tests from outside stand on: Postgres clusters in memory, the real programs as processes, and a server inside of the
-//! test process whose clock is set.
+//! The base of the outside tests: Postgres clusters in memory, the real programs as processes, and a server in the test
+//! process with a mock clock.
 
 #![allow(
     clippy::unwrap_used,

@@ -18,7 +18,7 @@ pub const DONE: i32 = 0;
 pub const FAILED: i32 = 1;
 /// An exit code: it was asked in a wrong way.
 pub const WRONG_USAGE: i32 = 2;
-/// An exit code: an administrator has to approve.
+/// An exit code: an administrator must approve.
 pub const WAITING_FOR_APPROVAL: i32 = 3;
 /// An exit code: the server said no.
 pub const REFUSED: i32 = 4;
@@ -39,7 +39,7 @@ pub struct Mac {
 }
 
 impl Mac {
-    /// A new machine that is to enroll there, with a key in its Secure Enclave, for which a stand-in serves.
+    /// A new machine for this server, with its key in a stand-in for the Secure Enclave.
     #[must_use]
     pub fn new(installation: &Installation) -> Self {
         Self::with_key_store(installation, "secure-enclave")
@@ -199,7 +199,7 @@ impl Mac {
         Process::spawn(command)
     }
 
-    /// Runs a command to its end, which has to be this one, and returns what it wrote.
+    /// Runs a command, checks its exit code, and returns its output.
     pub fn run(&self, arguments: &[&str], exit_code: i32) -> impl Future<Output = String> {
         let process = self.start(arguments);
         let called = format!("{arguments:?}");
@@ -211,7 +211,7 @@ impl Mac {
         }
     }
 
-    /// Enrolls with a token, which has to end like this.
+    /// Enrolls with a token, and checks the exit code.
     pub async fn enroll(&self, token: &str, exit_code: i32) -> String {
         let arguments = [
             "enroll",

@@ -19,7 +19,7 @@ const ENDED_WITHIN: Duration = Duration::from_secs(60);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Learns the process groups that run and those that have ended, and kills the former at the end of its input: at the
-/// end of the test process, whatever ends that.
+/// end of the test process, however it ends.
 const REAPER: &str = r#"
 running=" "
 while read -r event group; do

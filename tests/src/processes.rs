@@ -21,7 +21,7 @@ use crate::seed::{profile_directory, target_directory};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// A port that was free when it was chosen can be taken when the server comes to it.
+/// A port that was free may be taken when the server binds it.
 const ATTEMPTS: u32 = 5;
 
 /// The same for all servers of the tests: replicas on one database share it.
@@ -419,7 +419,7 @@ fn clean_command(program: &Path) -> Command {
     command
 }
 
-/// A port that nobody listens on now.
+/// A free port.
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .unwrap()

@@ -41,7 +41,7 @@ impl ProxiedServer {
         }
     }
 
-    /// The API as the network reaches it.
+    /// The API through the network.
     #[must_use]
     pub fn api(&self) -> Api {
         Api::new(&self.proxy.url(), &self.proxy.url(), &self.installation.roots)
@@ -58,7 +58,7 @@ impl ProxiedServer {
         count(&self.pool, query).await
     }
 
-    /// Has the network keep back what the server says once this query counts more than now.
+    /// Makes the network hold back responses once this query counts more than now.
     pub async fn hold_back_when_it_rises(&self, query: &'static str) {
         let before = self.count(query).await;
         let pool = self.pool.clone();
@@ -69,7 +69,7 @@ impl ProxiedServer {
         self.proxy.hold_back_once(condition);
     }
 
-    /// Kills the server when it has done what it was asked to and its answer is held back, and starts it again.
+    /// Kills the server once its response is held back, and starts it again.
     pub async fn kill_before_the_answer(&mut self) {
         self.proxy.holds_an_answer_back().await;
         self.installation.servers[0].kill().await;

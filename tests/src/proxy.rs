@@ -1,4 +1,4 @@
-//! A network between a machine and its server that loses answers.
+//! A network between a machine and its server that loses responses.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use tokio::task::JoinHandle;
 
 const HELD_WITHIN: Duration = Duration::from_secs(60);
 
-/// Tells whether what an answer reports has happened.
+/// Whether the change that a response reports has happened.
 pub type Condition = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// Forwards connections. Once it is told to, it keeps what the server says after a condition has come true: the answer
-/// to the request that made it true, as everything before that was asked and answered earlier.
+/// Forwards connections. On demand, it holds back what the server sends once a condition is true: that is the response
+/// to the request that made it true, because earlier requests were answered before.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Rule {
 }
 
 impl Proxy {
-    /// Listens, and refuses everything until it is told where the server is.
+    /// Listens, and refuses everything until it knows the server.
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -80,7 +80,7 @@ impl Proxy {
         });
     }
 
-    /// Keeps every answer from the moment on in which `condition` is true.
+    /// Holds back every response from the moment that `condition` is true.
     pub fn hold_back_once(&self, condition: Condition) {
         self.held.send_replace(0);
         self.rule.send_modify(|rule| rule.condition = Some(condition));
@@ -91,7 +91,7 @@ impl Proxy {
         self.rule.send_modify(|rule| rule.cuts += 1);
     }
 
-    /// Waits until an answer is held back: the server has done what it was asked, and nobody knows.
+    /// Waits until a response is held back: the server has done its work, and the caller does not know.
     pub async fn holds_an_answer_back(&self) {
         let mut held = self.held.subscribe();
         let waiting = tokio::time::timeout(HELD_WITHIN, held.wait_for(|held| *held > 0));

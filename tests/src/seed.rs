@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use crate::cluster::{Cluster, IN_MEMORY, SERVER_ROLE, TEMPLATE, as_account, execute};
 
-/// What a run of the suite takes at most, in bytes; with less room in memory, the disk has to do.
+/// The memory that a run of the suite needs at most, in bytes. With less, the files go to disk.
 const MEMORY_NEEDED: u64 = 1 << 30;
 
 /// The cluster to copy, and the programs that run it.
@@ -24,7 +24,7 @@ pub(crate) struct Seed {
     pub(crate) binaries: PathBuf,
 }
 
-/// The seed for the newest installed Postgres and the present migrations; made when it is missing.
+/// The seed for the newest installed Postgres and the current migrations. Made if it is missing.
 pub(crate) async fn seed() -> Seed {
     let installation = installation();
     let binaries = installation.program("postgres").parent().unwrap().to_owned();
@@ -126,7 +126,7 @@ async fn make(installation: &Installation, binaries: &Path, to: &Path) {
     execute(&mut connection, format!("CREATE ROLE {SERVER_ROLE} LOGIN")).await;
     privileges::grant(&mut template, SERVER_ROLE).await.unwrap();
     template.close().await.unwrap();
-    // Nobody uses these two, and they are half of what is copied.
+    // These two are unused, and half of what is copied.
     execute(&mut connection, "DROP DATABASE postgres".to_owned()).await;
     execute(&mut connection, "ALTER DATABASE template0 IS_TEMPLATE false".to_owned()).await;
     execute(&mut connection, "DROP DATABASE template0".to_owned()).await;

@@ -13,8 +13,8 @@ use sqlx::{ConnectOptions, Connection};
 
 /// The figures that make a suite with a database a test possible, with room for a busy machine.
 #[tokio::test]
-async fn a_cluster_starts_and_a_database_is_made_in_no_time() {
-    // The first one may have to make the seed.
+async fn a_cluster_and_a_database_start_fast() {
+    // The first test may need to make the seed.
     let mut cluster = Cluster::start().await;
     let mut starts = Vec::new();
     for _ in 0..3 {
@@ -39,7 +39,7 @@ async fn a_cluster_starts_and_a_database_is_made_in_no_time() {
 }
 
 #[tokio::test]
-async fn a_database_has_the_schema_and_is_its_own() {
+async fn each_database_has_the_schema_and_is_separate() {
     let (first, second) = tokio::join!(Database::create(), Database::create());
     assert_ne!(first.name(), second.name());
     let count = "SELECT count(*) FROM machines";
@@ -60,7 +60,7 @@ async fn a_database_has_the_schema_and_is_its_own() {
 
 /// A long suite on a small machine: what its databases take does not grow with their number.
 #[tokio::test]
-async fn databases_that_are_out_of_use_are_dropped() {
+async fn unused_databases_are_dropped() {
     let cluster = Cluster::start().await;
     for _ in 0..60 {
         cluster.create_database().await;
@@ -73,7 +73,7 @@ async fn databases_that_are_out_of_use_are_dropped() {
 }
 
 #[tokio::test]
-async fn a_cluster_can_be_stopped_and_crashed_and_keeps_what_it_has() {
+async fn a_cluster_keeps_its_data_over_a_stop_and_a_crash() {
     let mut cluster = Cluster::start().await;
     let options = cluster.create_database().await.connect_options();
     let mut connection = options.clone().connect().await.unwrap();
@@ -112,7 +112,7 @@ const TO_BE_KILLED: &str = "TEST_PROCESS_TO_BE_KILLED";
 
 /// Runs itself once more, and kills that.
 #[tokio::test]
-async fn nothing_stays_of_a_test_process_that_is_killed() {
+async fn a_killed_test_process_leaves_nothing_behind() {
     if let Some((_, fifo)) = process_environment().find(|(name, _)| name == TO_BE_KILLED) {
         return wait_to_be_killed(&fifo).await;
     }
@@ -122,7 +122,7 @@ async fn nothing_stays_of_a_test_process_that_is_killed() {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([
         "--exact",
-        "ground::nothing_stays_of_a_test_process_that_is_killed",
+        "ground::a_killed_test_process_leaves_nothing_behind",
         "--nocapture",
     ]);
     command

@@ -12,7 +12,7 @@ use assay_tests::python::python_with;
 const ENDS_WITHIN: Duration = Duration::from_secs(300);
 
 #[tokio::test]
-async fn an_independent_client_gets_through_everything() {
+async fn an_independent_client_completes_every_exchange() {
     let python = python_with("independent_client").await;
     let database = Database::create().await;
     let first = ServerConfiguration::new(&database)

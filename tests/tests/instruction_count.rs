@@ -27,6 +27,6 @@ fn a_count_may_differ_from_its_figure_by_5_percent_either_way(#[case] counted: u
     let output = comparison.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(i32::from(!is_fine)), "{text}");
-    // Whoever has to decide what to do finds it there.
+    // The message gives the command that updates the figure.
     assert_eq!(text.contains(".ci/check-instructions --write"), !is_fine, "{text}");
 }

@@ -1,5 +1,5 @@
-//! One connection to a server: as little HTTP/1.1 as the exchanges need, so that the load generator leaves the computer
-//! to the server that it measures.
+//! One connection to a server, with as little HTTP/1.1 as the exchanges need: the load generator shares the CPU with
+//! the server that it measures.
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ pub struct Traffic {
 pub struct Address {
     /// Its socket.
     pub socket: SocketAddr,
-    /// What its certificate has to be for; none without TLS.
+    /// The name that its certificate must have; none without TLS.
     pub name: Option<ServerName<'static>>,
     /// For the header `Host`.
     pub host: String,
@@ -50,7 +50,7 @@ pub struct Answer {
     pub nonce: Option<String>,
     /// The body.
     pub body: Vec<u8>,
-    /// Whether the connection serves for another request.
+    /// Whether the connection can be used again.
     pub stays_open: bool,
 }
 
@@ -61,7 +61,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 pub struct Connection {
     stream: Box<dyn Stream>,
     host: String,
-    /// What was read and belongs to no answer yet.
+    /// Bytes read that belong to no complete response yet.
     read: Vec<u8>,
 }
 
@@ -122,7 +122,7 @@ impl Connection {
         }
     }
 
-    /// Ends it as a peer does that has nothing more to say.
+    /// Closes the connection properly.
     pub async fn close(mut self) {
         // The server may have ended it first.
         let _ = self.stream.shutdown().await;

@@ -1,4 +1,4 @@
-//! One lane: calls one after the other, for the machines that are its own.
+//! One lane: calls its machines' exchanges one after the other.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::options::{ConnectionUse, Exchange, Options};
 use super::target::{Target, TargetError};
 use crate::machine::Machine;
 
-/// A server owes its answer within 5 s.
+/// A server must answer within 5 s.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 /// A nonce lives 300 s.
 const NONCE_SERVES: Duration = Duration::from_secs(240);
@@ -35,7 +35,7 @@ pub struct Lane {
     nonce: Option<(String, Instant)>,
 }
 
-/// What belongs to whoever is at this end of a connection.
+/// The client end of connections: of one machine, or of all machines of the lane.
 #[derive(Default)]
 struct Peer {
     /// The certificate to present, with its chain in PEM.
@@ -85,7 +85,7 @@ impl Lane {
         self.machines.len()
     }
 
-    /// Has what the first call needs at hand.
+    /// Fetches the nonce for the first call.
     pub async fn prepare(&mut self) -> Result<(), String> {
         timeout(ANSWERED_WITHIN, self.fetch_nonce())
             .await
@@ -93,7 +93,7 @@ impl Lane {
             .map_err(|error| failure(&error))
     }
 
-    /// The next machine's call. The error is the problem's slug, or what became of the connection.
+    /// The next machine's call. The error is the problem's slug or the failure of the connection.
     pub async fn call(&mut self, exchange: Exchange) -> Result<(), String> {
         let machine = self.next;
         self.next = (self.next + 1) % self.machines.len();
@@ -102,7 +102,7 @@ impl Lane {
             Err(_) => Err("timeout".to_owned()),
         };
         let answer = outcome.inspect_err(|_| {
-            // What is still to come on it would be taken for the answer to the next call.
+            // A late response would be taken for the response to the next call.
             self.peer(machine).open = None;
             self.nonce = None;
         })?;

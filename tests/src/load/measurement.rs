@@ -8,7 +8,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use tokio::time::Instant;
 
-/// The longest latency that is told apart, in microseconds.
+/// The longest latency that is recorded exactly, in microseconds.
 const LONGEST: u64 = 60_000_000;
 /// Of a latency: one in a thousand is exact enough for all of a run, one in a hundred for a second of it.
 const DIGITS: u8 = 3;

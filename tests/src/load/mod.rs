@@ -1,7 +1,7 @@
-//! The load generator: a fleet of simulated machines that enroll, check in or renew at a server, and what came of it.
+//! The load generator: a fleet of simulated machines that enroll, check in or renew at a server.
 //!
-//! With a rate, the calls are due at times that are fixed beforehand, and latencies count from these: a server that stands
-//! still for a second shows in all calls that were due in it, and not only in those that happened to be under way.
+//! With a rate, calls are due at fixed times, and latencies count from these. A server that hangs for a second shows in
+//! all calls that were due in it, not only in those under way.
 
 pub mod connection;
 pub mod lane;
@@ -36,7 +36,7 @@ const CATCH_UP: Duration = Duration::from_secs(10);
 /// Why there is no measurement.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Nobody to call.
+    /// The servers cannot be called.
     #[error(transparent)]
     Target(#[from] TargetError),
     /// A lane without a machine.
@@ -44,10 +44,10 @@ pub enum LoadError {
         "--connections is more than the machines that call: two calls of one machine would take each other's nonce"
     )]
     TooFewMachines,
-    /// The machines are not on record and do not get there.
+    /// The machines are not on record and cannot enroll.
     #[error("machines cannot enroll: {0}")]
     NotEnrolled(String),
-    /// A figure has no place to go.
+    /// A result cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
         /// The file.
@@ -56,10 +56,10 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
-    /// No threads.
+    /// The threads cannot be started.
     #[error("the load generator cannot run")]
     Runtime(#[source] std::io::Error),
-    /// A machine's part of the load generator has failed.
+    /// A task of the load generator failed.
     #[error("the load generator has failed")]
     Failed(#[from] tokio::task::JoinError),
 }

@@ -1,32 +1,32 @@
-//! What the load generator is told.
+//! Options of the load generator.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
-/// Calls a server as a fleet of machines would, and says how it bore that.
+/// Calls a server like a fleet of machines, and reports rates and latencies.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "assay-load", version)]
 pub struct Options {
     /// What the machines do.
     pub exchange: Exchange,
-    /// The server, as `https://host:port` (or `http://`, where it serves a proxy). Several share the machines: replicas.
+    /// The server, as `https://host:port`, or `http://` behind a proxy. Several replicas share the machines.
     #[arg(long = "server", required = true, value_name = "URL")]
     pub servers: Vec<String>,
-    /// The roots that the server's certificate has to lead to, PEM.
+    /// The trusted root certificates, PEM.
     #[arg(long, value_name = "FILE", required_unless_present = "ca_fingerprint")]
     pub ca_file: Option<PathBuf>,
-    /// SHA-256 of the root's DER, in hex: the roots are then fetched from the first server.
+    /// SHA-256 of the root's DER in hex. The roots are then fetched from the first server.
     #[arg(long, value_name = "HEX")]
     pub ca_fingerprint: Option<String>,
-    /// An enrollment token with a use for each machine. Several are taken in turns.
+    /// An enrollment token with a use per machine. Several tokens are used in turn.
     #[arg(long = "token", value_name = "TOKEN")]
     pub tokens: Vec<String>,
     /// How many machines there are.
     #[arg(long, default_value = "1000")]
     pub machines: NonZeroUsize,
-    /// How many of them call, spread evenly over the fleet; all, where it is not given.
+    /// How many of them call, spread evenly over the fleet; all by default.
     #[arg(long, value_name = "MACHINES")]
     pub active: Option<NonZeroUsize>,
     /// What the machines' keys and serial numbers are made of: the same text makes the same fleet. New at each run,
@@ -87,7 +87,7 @@ pub enum Exchange {
     Renew,
 }
 
-/// How a call comes to its connection.
+/// How connections are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ConnectionUse {
     /// Connections stay open.

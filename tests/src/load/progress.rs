@@ -1,4 +1,4 @@
-//! A bar for whoever watches, on a terminal alone.
+//! A progress bar, on terminals only.
 
 use std::io::IsTerminal;
 use std::sync::Arc;

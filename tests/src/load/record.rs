@@ -1,4 +1,4 @@
-//! A fleet of simulated machines, put on record at once: as if each had enrolled and checked in a while ago.
+//! Puts a fleet of simulated machines on record, as if each had enrolled and checked in a while ago.
 
 use assay_protocol::machine::{KeyClaim, MachineIdentity, Posture};
 use aws_lc_rs::digest;
@@ -14,7 +14,7 @@ use crate::machine::{Machine, id_on_record};
 /// How many machines are sent at once.
 const BATCH: usize = 2_000;
 
-/// The claims as the server digests them. Where that has changed, every machine's first check-in takes the slower path.
+/// The claims as the server digests them. If this differs, each machine's first check-in takes the slow path.
 #[derive(Serialize)]
 struct Claims {
     machine: MachineIdentity,

@@ -1,4 +1,4 @@
-//! What a measurement comes to: for people, for programs, over time.
+//! The results of a measurement: for people, for programs, and over time.
 
 use std::fmt;
 use std::fs;

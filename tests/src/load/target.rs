@@ -1,4 +1,4 @@
-//! The servers that are called, and how their certificates are told.
+//! The servers to call, and the verification of their certificates.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,13 +22,13 @@ use crate::machine::Machine;
 /// How many sessions of one machine, or of one lane, are kept to be resumed.
 const SESSIONS: usize = 8;
 
-/// Why there is nothing to call.
+/// Why the servers cannot be called.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// Not `http(s)://host[:port]`.
     #[error("--server {0} is not https://host:port or http://host:port")]
     Url(String),
-    /// The name has no address, or nobody answers there.
+    /// The name has no address, or no server answers.
     #[error("cannot reach {server}")]
     Unreachable {
         /// The server.
@@ -49,7 +49,7 @@ pub enum TargetError {
     /// No certificates in PEM.
     #[error("the roots are not certificates in PEM")]
     Roots,
-    /// None of the roots that the server tells has the fingerprint.
+    /// No root of the server has the fingerprint.
     #[error("{server} has no root with the fingerprint of --ca-fingerprint")]
     Fingerprint {
         /// The server.
@@ -170,7 +170,7 @@ async fn issuer(server: &str, address: &Address, tls: &Arc<ClientConfig>) -> Res
         })
 }
 
-/// Over a connection to whomever: the fingerprint tells whether these are the roots.
+/// The connection is not verified. The fingerprint shows whether these are the roots.
 async fn fetch_roots(server: &str, address: &Address, fingerprint: &str) -> Result<Vec<u8>, TargetError> {
     let anybody = Arc::new(config(Arc::new(FirstOnly::anybody()))?);
     let roots = get(server, address, &anybody, "/v1/ca/bundle.pem").await?;
@@ -208,8 +208,8 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TargetError>
         .ok_or(TargetError::Roots)
 }
 
-/// Verifies a server's certificate once, and from then on recognizes it. What machines spend on verifying is not what is
-/// measured, and would be taken from the server where both run on one computer.
+/// Verifies a server's certificate once and then recognizes it. The verification of real machines is not measured,
+/// and would take CPU time from the server on the same computer.
 #[derive(Debug)]
 struct FirstOnly {
     /// None takes any certificate.

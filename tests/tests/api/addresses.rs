@@ -18,11 +18,11 @@ use uuid::Uuid;
 use crate::api::document::{Operation, operations};
 
 #[tokio::test]
-async fn a_path_that_names_nothing_is_not_found() {
+async fn an_unknown_path_is_not_found() {
     let server = InProcess::start().await;
     let long = "a".repeat(5000);
     for operation in operations(&server).await {
-        // What the path of OCSP holds is a request, and what is none gets an answer of OCSP's.
+        // OCSP's path contains the request. A malformed one gets an OCSP response.
         if operation.path_parameters.is_empty() || operation.path == "/v1/ca/ocsp/{request}" {
             continue;
         }
@@ -72,7 +72,7 @@ async fn look(server: &InProcess, operation: &Operation, query: &str) -> Answer 
 }
 
 #[tokio::test]
-async fn a_query_that_cannot_be_read_is_malformed() {
+async fn an_unreadable_query_is_malformed() {
     let server = InProcess::start().await;
     for operation in operations(&server).await {
         if operation.query_parameters.is_empty() {
@@ -155,11 +155,11 @@ async fn head_is_get_without_a_body() {
 }
 
 #[tokio::test]
-async fn request_ids_and_nonces_are_never_given_out_twice() {
+async fn request_ids_and_nonces_are_unique() {
     let server = InProcess::start().await;
     let (mut ids, mut nonces) = (HashSet::new(), HashSet::new());
     for _ in 0..200 {
-        // A caller's own id could forge somebody else's trail in the audit.
+        // An id from the caller could forge another request's trail in the audit.
         let request = server
             .request(Method::GET, "/v1/nonce")
             .header("x-request-id", Uuid::nil().to_string());
@@ -174,7 +174,7 @@ async fn request_ids_and_nonces_are_never_given_out_twice() {
 }
 
 #[tokio::test]
-async fn both_versions_of_http_are_spoken() {
+async fn http_1_and_http_2_are_supported() {
     let server = InProcess::start().await;
     let answer = server.send(server.request(Method::GET, "/v1/nonce")).await;
     assert_eq!((answer.status, answer.version), (204, Version::HTTP_2));
@@ -186,7 +186,7 @@ async fn both_versions_of_http_are_spoken() {
     server.stop().await;
 }
 
-/// Less came than was announced: the caller is told so, if it still listens.
+/// The body is shorter than announced. The caller gets a problem, if it still listens.
 #[tokio::test]
 async fn a_body_that_ends_too_early_is_malformed() {
     let server = InProcess::start().await;
@@ -215,7 +215,7 @@ async fn a_body_that_ends_too_early_is_malformed() {
 
 /// A refusal that left a body unread does not spoil the next request on the same connection of HTTP/1.1.
 #[tokio::test]
-async fn a_refusal_leaves_the_connection_as_the_next_request_needs_it() {
+async fn a_connection_stays_usable_after_a_refusal() {
     let server = InProcess::start().await;
     let client = server.http1_client();
     let url = |path: &str| format!("{}{path}", assay_tests::in_process::PUBLIC_URL);
@@ -232,7 +232,7 @@ async fn a_refusal_leaves_the_connection_as_the_next_request_needs_it() {
 
 /// In HTTP/2, curl would see the reset of an unread body before the answer, more often than not.
 #[tokio::test]
-async fn a_refusal_that_left_a_body_unread_arrives_over_http_2() {
+async fn over_http_2_a_refusal_arrives_although_the_body_was_not_read() {
     let server = InProcess::start().await;
     let address = server.address();
     let url = format!("{}/v1/introspect", assay_tests::in_process::PUBLIC_URL);

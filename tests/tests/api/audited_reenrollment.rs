@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 /// The labels of the token are for new machines: the record keeps its own, and the audit says nothing else.
 #[tokio::test]
-async fn the_audit_of_a_reenrollment_names_what_was_before_and_nothing_that_was_not_done() {
+async fn the_audit_of_a_reenrollment_records_the_old_state_and_only_what_was_done() {
     let server = InProcess::start().await;
     let machine = server.enrolled("AUDITED").await;
     let erased = machine.erased();

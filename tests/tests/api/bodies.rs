@@ -1,5 +1,5 @@
 //! Bodies that are not what they should be, to every operation that takes one: malformed, truncated, oversized and
-//! wrong-typed. Each gets a problem with a 4xx, no connection is dropped, and the server serves on.
+//! wrong-typed. Each gets a problem with a 4xx, no connection is dropped, and the server keeps running.
 
 use assay_protocol::admin_api::api_keys::Role;
 use assay_protocol::{ProblemKind, Purpose};
@@ -171,7 +171,7 @@ async fn a_valid_body_is_accepted_by_every_operation() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_json_object_is_malformed() {
+async fn a_body_that_is_not_a_json_object_is_malformed() {
     let ground = Ground::prepare().await;
     for operation in ground.operations().await {
         let (path, valid, _) = ground.valid(&operation).await;
@@ -255,7 +255,7 @@ async fn an_unknown_field_is_named_to_administrators_and_ignored_from_agents_and
     ground.end().await;
 }
 
-/// "at line 1 column 211" says nothing to whoever made the body with a program.
+/// "at line 1 column 211" does not help a caller that generates the body.
 #[tokio::test]
 async fn a_field_of_the_wrong_type_is_named_with_its_path_and_without_a_column() {
     let ground = Ground::prepare().await;
@@ -304,9 +304,9 @@ async fn a_field_of_the_wrong_type_is_named_with_its_path_and_without_a_column()
     ground.end().await;
 }
 
-/// Left out without a word, either would be a grant that says less than whoever made it meant.
+/// If silently ignored, either would make a grant with fewer conditions than intended.
 #[tokio::test]
-async fn a_condition_or_a_selector_that_is_null_or_there_twice_is_refused_by_its_name() {
+async fn a_null_or_duplicate_condition_or_selector_is_refused_by_name() {
     let ground = Ground::prepare().await;
     let operations = ground.operations().await;
     let create = operations
@@ -335,7 +335,7 @@ async fn a_condition_or_a_selector_that_is_null_or_there_twice_is_refused_by_its
 
 /// Every field, at every depth, of every body, with every JSON type and the extremes of each.
 #[tokio::test]
-async fn a_field_of_the_wrong_type_or_of_an_extreme_value_is_never_the_servers_failure() {
+async fn a_field_with_a_wrong_type_or_extreme_value_never_causes_a_server_error() {
     let ground = Ground::prepare().await;
     for operation in ground.operations().await {
         let (path, valid, _) = ground.valid(&operation).await;
@@ -352,7 +352,7 @@ async fn a_field_of_the_wrong_type_or_of_an_extreme_value_is_never_the_servers_f
                     assert_eq!(answer.kind(), ProblemKind::Malformed, "{sent}");
                 }
             }
-            // 1e999 is no number of JSON's that any type here holds; it cannot be written by way of a value.
+            // No type here can represent 1e999, so it cannot come from a value.
             let mut body = valid.clone();
             *body.pointer_mut(&pointer).unwrap() = json!("PLACE");
             let body = body.to_string().replace("\"PLACE\"", "1e999");
@@ -364,7 +364,7 @@ async fn a_field_of_the_wrong_type_or_of_an_extreme_value_is_never_the_servers_f
 }
 
 #[tokio::test]
-async fn claims_of_the_wrong_type_or_of_an_extreme_value_are_never_the_servers_failure() {
+async fn claims_with_a_wrong_type_or_extreme_value_never_cause_a_server_error() {
     let ground = Ground::prepare().await;
     let server = &ground.server;
     let mut machine = server.enrolled("CLAIMS").await;

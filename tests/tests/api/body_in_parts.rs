@@ -9,9 +9,9 @@ use assay_tests::machine::Machine;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
-/// The one who sends slowly is answered as any other, and in nobody's way meanwhile.
+/// A slow sender gets its response and delays no other caller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_a_body_arrives_others_are_answered_and_then_its_sender() {
+async fn a_slow_body_delays_no_other_request() {
     let server = InProcess::start().await;
     let (slow, other) = (server.enrolled("SLOW").await, server.enrolled("OTHER").await);
     let nonce = server.nonce().await;

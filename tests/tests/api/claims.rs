@@ -26,7 +26,7 @@ async fn enroll(machine: &Machine) -> Answer {
 #[case::cyrillic("\u{0421}02XYZ")]
 #[case::fullwidth("\u{ff23}02XYZ")]
 #[tokio::test]
-async fn a_serial_number_and_a_hardware_uuid_are_printable_ascii(#[case] id: &str) {
+async fn a_serial_number_or_hardware_uuid_must_be_printable_ascii(#[case] id: &str) {
     let _refused = enroll(&Machine::with_serial_number(id))
         .await
         .expect_problem(ProblemKind::BadEvidence);
@@ -36,7 +36,7 @@ async fn a_serial_number_and_a_hardware_uuid_are_printable_ascii(#[case] id: &st
 }
 
 #[tokio::test]
-async fn a_host_name_turns_no_text_around_and_may_be_in_any_language() {
+async fn a_host_name_may_be_in_any_language_but_not_change_the_text_direction() {
     let mut machine = Machine::new();
     machine.identity.hostname = Some("mac-\u{202e}gpj.exe".to_owned());
     let _refused = enroll(&machine).await.expect_problem(ProblemKind::BadEvidence);
@@ -50,7 +50,7 @@ async fn a_host_name_turns_no_text_around_and_may_be_in_any_language() {
 #[case::before_1970("-0.5", -1)]
 #[case::beyond_all_times("1e30", i64::MAX)]
 #[tokio::test]
-async fn a_clock_that_is_off_is_recorded_whatever_number_it_shows(#[case] iat: &str, #[case] seconds: i64) {
+async fn any_clock_skew_is_recorded(#[case] iat: &str, #[case] seconds: i64) {
     let server = InProcess::start().await;
     let machine = server.enrolled("CLOCK").await;
     let nonce = server.nonce().await;
@@ -71,7 +71,7 @@ async fn a_clock_that_is_off_is_recorded_whatever_number_it_shows(#[case] iat: &
 
 /// In JSON the backslash is escaped: what follows it is no escape, and no NUL.
 #[tokio::test]
-async fn a_backslash_before_u0000_is_text_and_comes_back_as_it_was() {
+async fn an_escaped_backslash_before_u0000_is_stored_and_returned_unchanged() {
     let server = InProcess::start().await;
     let path = r"C:\u0000x";
     let token = server.create_enrollment_token(json!({"description": path})).await;

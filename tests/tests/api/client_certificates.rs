@@ -41,7 +41,7 @@ async fn expect_no_handshake(server: &InProcess, machine: &Machine, chain: &str)
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_presented_is_welcome_and_none_is_missed() {
+async fn a_client_certificate_is_accepted_and_not_required() {
     let server = InProcess::start().await;
     let (machine, chain) = enrolled(&server, "C02ONE").await;
     let own = server.presenting(&chain, &machine, Connections::Kept);
@@ -61,7 +61,7 @@ async fn a_certificate_that_is_presented_is_welcome_and_none_is_missed() {
 }
 
 #[tokio::test]
-async fn where_one_is_required_check_in_and_renew_are_refused_without() {
+async fn where_a_client_certificate_is_required_check_in_and_renew_are_refused_without_one() {
     let server = InProcess::start_with(&[("tls.client_certificates", "required")]).await;
     let (machine, chain) = enrolled(&server, "C02ONE").await;
     refuses(machine.check_in(&server).await, "none was presented");
@@ -75,7 +75,7 @@ async fn where_one_is_required_check_in_and_renew_are_refused_without() {
 }
 
 #[tokio::test]
-async fn one_for_another_key_than_that_of_the_evidence_is_refused() {
+async fn a_client_certificate_for_another_key_than_the_evidences_is_refused() {
     let server = InProcess::start().await;
     let (one, chain_of_one) = enrolled(&server, "C02ONE").await;
     let (two, _) = enrolled(&server, "C02TWO").await;
@@ -86,12 +86,12 @@ async fn one_for_another_key_than_that_of_the_evidence_is_refused() {
     let token = server.enrollment_token(json!({})).await;
     refuses(new.enroll(&as_one, Some(&token)).await, "another key");
     let _checked_in = one.check_in(&as_one).await.expect(200);
-    // The private key is not that of the certificate: whoever copied a certificate has nothing.
+    // The private key does not match: a copied certificate alone is worthless.
     expect_no_handshake(&server, &two, &chain_of_one).await;
 }
 
 #[tokio::test]
-async fn one_of_another_authority_ends_the_handshake() {
+async fn a_client_certificate_of_another_authority_fails_the_handshake() {
     let (server, other) = tokio::join!(InProcess::start(), InProcess::start());
     let (machine, _) = enrolled(&server, "C02ONE").await;
     let token = other.enrollment_token(json!({})).await;
@@ -102,7 +102,7 @@ async fn one_of_another_authority_ends_the_handshake() {
 }
 
 #[tokio::test]
-async fn one_that_expires_is_refused_on_an_open_connection_in_a_resumed_session_and_in_a_new_handshake() {
+async fn an_expired_client_certificate_is_refused_on_open_resumed_and_new_connections() {
     let server = InProcess::start_with(&[("certificates.ttl", "1h")]).await;
     let (machine, chain) = enrolled(&server, "C02ONE").await;
     let connections = ALL.map(|connections| server.presenting(&chain, &machine, connections));
@@ -124,7 +124,7 @@ async fn one_that_expires_is_refused_on_an_open_connection_in_a_resumed_session_
 }
 
 #[tokio::test]
-async fn one_that_is_revoked_is_refused_at_once_on_every_connection() {
+async fn a_revoked_client_certificate_is_refused_at_once_on_every_connection() {
     let server = InProcess::start().await;
     let (machine, chain) = enrolled(&server, "C02ONE").await;
     let connections = ALL.map(|connections| server.presenting(&chain, &machine, connections));
@@ -147,7 +147,7 @@ async fn one_that_is_revoked_is_refused_at_once_on_every_connection() {
 }
 
 #[tokio::test]
-async fn a_revoked_machine_is_refused_as_that_whatever_it_presents() {
+async fn a_revoked_machine_is_refused_as_revoked_whatever_it_presents() {
     let server = InProcess::start().await;
     let (machine, chain) = enrolled(&server, "C02ONE").await;
     let own = server.presenting(&chain, &machine, Connections::Kept);
@@ -158,7 +158,7 @@ async fn a_revoked_machine_is_refused_as_that_whatever_it_presents() {
 }
 
 #[tokio::test]
-async fn where_they_are_off_nobody_is_asked_for_one() {
+async fn where_client_certificates_are_off_none_is_requested() {
     let server = InProcess::start_with(&[("tls.client_certificates", "off")]).await;
     let (one, chain_of_one) = enrolled(&server, "C02ONE").await;
     let (two, _) = enrolled(&server, "C02TWO").await;

@@ -25,7 +25,7 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
-    /// Whether its answer goes on for as long as the caller listens.
+    /// Whether its response is an endless stream.
     pub(crate) fn is_endless(&self) -> bool {
         let is_stream = |media_type: &Option<String>| media_type.as_deref() == Some("text/event-stream");
         self.successes.iter().any(|(_, media_type)| is_stream(media_type))

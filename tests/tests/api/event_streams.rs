@@ -35,7 +35,7 @@ async fn quarantine(server: &InProcess, path: &str) {
 }
 
 #[tokio::test]
-async fn a_stream_tells_what_the_list_shows_in_one_order_from_the_present_or_from_where_it_is_told() {
+async fn a_stream_sends_the_events_of_the_list_in_order_from_now_or_from_a_given_event() {
     let server = InProcess::start().await;
     let first = server.enrolled("FIRST").await;
     let mut from_the_beginning = open(&server, "?after=0").await;
@@ -70,7 +70,7 @@ async fn a_stream_tells_what_the_list_shows_in_one_order_from_the_present_or_fro
 }
 
 #[tokio::test]
-async fn the_list_and_the_stream_can_be_narrowed_to_a_kind_and_a_machine() {
+async fn list_and_stream_can_be_filtered_by_kind_and_machine() {
     let server = InProcess::start().await;
     let (one, other) = (server.enrolled("ONE").await, server.enrolled("OTHER").await);
     let mut of_kind = open(&server, "?after=0&kind=machine.quarantined").await;
@@ -107,7 +107,7 @@ async fn the_list_and_the_stream_can_be_narrowed_to_a_kind_and_a_machine() {
 }
 
 #[tokio::test]
-async fn a_bad_place_to_begin_at_is_refused() {
+async fn a_bad_start_position_is_refused() {
     let server = InProcess::start().await;
     for query in ["?after=-1", "?after=now", "?machine_id=one", "?unknown=1"] {
         let answer = server.get(&format!("{STREAM}{query}")).await;
@@ -129,7 +129,7 @@ async fn key(server: &InProcess, name: &str, life: Option<u64>) -> (String, Stri
 }
 
 #[tokio::test]
-async fn a_key_that_is_revoked_or_expires_ends_its_streams_and_no_others() {
+async fn revocation_or_expiry_of_an_api_key_ends_only_its_own_streams() {
     let server = InProcess::start().await;
     let (revoked, revoked_key) = key(&server, "to be revoked", None).await;
     let (_, expiring_key) = key(&server, "to expire", Some(60)).await;
@@ -151,7 +151,7 @@ async fn a_key_that_is_revoked_or_expires_ends_its_streams_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_key_has_twenty_streams_and_the_end_of_one_makes_room() {
+async fn an_api_key_may_have_twenty_streams_at_once() {
     let server = InProcess::start().await;
     let (_, key) = key(&server, "many", None).await;
     let request = || EventStream::request(server.reached(), &key, None);
@@ -175,7 +175,7 @@ async fn remove(pool: &PgPool, condition: &str) {
 }
 
 #[tokio::test]
-async fn a_stream_says_where_events_are_missing() {
+async fn a_stream_reports_a_gap_in_the_events() {
     let server = InProcess::start().await;
     let machine = server.enrolled("GAPS").await;
     quarantine(&server, &machine.path()).await;
@@ -202,7 +202,7 @@ async fn a_stream_says_where_events_are_missing() {
     remove(&pool, "true").await;
     let mut stream = open(&server, "?after=1").await;
     assert_eq!(stream.next().await, gap(1, end + 1));
-    // A database that was restored from a backup has not yet come to where the caller was.
+    // A database restored from a backup is behind the caller's position.
     let mut of_the_future = open(&server, "?after=900").await;
     assert_eq!(of_the_future.next().await, gap(900, end + 1));
     let (release, reason) = (format!("{}/release", machine.path()), json!({"reason": "found"}));
@@ -219,7 +219,7 @@ async fn a_stream_says_where_events_are_missing() {
 }
 
 #[tokio::test]
-async fn what_is_rolled_back_is_never_told_and_what_commits_late_is_not_missed() {
+async fn a_stream_sends_no_rolled_back_event_and_misses_none_that_commits_late() {
     let server = InProcess::start().await;
     let machine = server.enrolled("ROLLED-BACK").await;
     let mut stream = open(&server, "?after=0").await;
@@ -260,7 +260,7 @@ async fn what_is_rolled_back_is_never_told_and_what_commits_late_is_not_missed()
 }
 
 #[tokio::test]
-async fn a_stream_is_served_over_http1_and_to_a_caller_that_only_wants_the_head() {
+async fn a_stream_works_over_http1_and_answers_a_head_request() {
     let server = InProcess::start().await;
     let url = format!("{}{STREAM}?after=0", assay_tests::in_process::PUBLIC_URL);
     let request: RequestBuilder = server

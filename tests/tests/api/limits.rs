@@ -52,7 +52,7 @@ async fn the_sixty_first_call_of_a_machine_in_a_minute_is_refused() {
 
 /// The nonce of the refused call was not used up: the machine repeats the call, and it is counted once.
 #[tokio::test]
-async fn a_call_that_is_refused_for_the_rate_changes_nothing() {
+async fn a_rate_limited_call_changes_nothing() {
     let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "2")]).await;
     let machine = server.enrolled("REFUSED").await;
     assert_eq!(machine.check_in(&server).await.status, 200);
@@ -67,7 +67,7 @@ async fn a_call_that_is_refused_for_the_rate_changes_nothing() {
 
 /// New keys for one serial number do not get around the limit of one machine.
 #[tokio::test]
-async fn a_serial_number_is_limited_whatever_its_key() {
+async fn a_serial_number_is_limited_across_its_keys() {
     let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "5")]).await;
     let token = server.enrollment_token(json!({})).await;
     call_until_refused(5, async || {
@@ -81,7 +81,7 @@ async fn a_serial_number_is_limited_whatever_its_key() {
 
 /// Who proves nothing is known by the address alone: guessing tokens, keys and nonces is what it limits.
 #[tokio::test]
-async fn calls_that_prove_nothing_are_counted_by_address() {
+async fn calls_without_a_known_credential_are_limited_by_address() {
     let setting = [("rate_limit.address_per_minute", "20")];
     let stranger = Machine::with_serial_number("STRANGER");
     let server = InProcess::start_with(&setting).await;
@@ -104,7 +104,7 @@ async fn calls_that_prove_nothing_are_counted_by_address() {
 
 /// An office is one address: its machines are not in each other's way.
 #[tokio::test]
-async fn a_machine_that_proves_itself_is_not_counted_by_address() {
+async fn an_authenticated_machine_is_not_limited_by_address() {
     let server = InProcess::start_with(&[("rate_limit.address_per_minute", "5")]).await;
     let machine = server.enrolled("PROVEN").await;
     let mut nonce = server.nonce().await;
@@ -132,7 +132,7 @@ async fn zero_is_no_limit() {
 }
 
 #[tokio::test]
-async fn an_api_key_is_limited_and_another_is_not_in_its_way() {
+async fn each_api_key_has_a_limit_of_its_own() {
     let server = InProcess::start_with(&[("rate_limit.api_key_per_minute", "7")]).await;
     call_until_refused(7, async || server.get("/v1/admin/permissions").await).await;
     let viewer = server.api_key(assay_protocol::admin_api::api_keys::Role::Viewer);

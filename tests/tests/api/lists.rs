@@ -119,7 +119,7 @@ async fn every_list_is_stable_while_rows_are_added() {
 }
 
 #[tokio::test]
-async fn a_page_has_fifty_items_where_nothing_is_said_and_five_hundred_at_most() {
+async fn a_page_has_fifty_items_by_default_and_at_most_five_hundred() {
     let server = InProcess::start_with(&[("rate_limit.api_key_per_minute", "0")]).await;
     let path = "/v1/admin/enrollment-tokens";
     assert_eq!(server.get(path).await.json(), json!({"items": [], "next_cursor": null}));
@@ -139,7 +139,7 @@ async fn a_page_has_fifty_items_where_nothing_is_said_and_five_hundred_at_most()
 
 /// It would begin somewhere in the other list, and leave out what is before without a word.
 #[tokio::test]
-async fn a_cursor_serves_the_list_and_the_filters_that_it_was_given_for_and_no_other() {
+async fn a_cursor_is_valid_only_for_its_own_list_and_filters() {
     let server = InProcess::start().await;
     let machines = [add(&server, 0).await, add(&server, 1).await];
     let next = |list: String| {
@@ -183,7 +183,7 @@ async fn a_cursor_serves_the_list_and_the_filters_that_it_was_given_for_and_no_o
             "{refused}"
         );
     }
-    // The order of the filters is nobody's business.
+    // The order of the filters does not matter.
     let cursor = next("/v1/admin/machines?status=active&assurance=asserted".to_owned()).await;
     let path = format!("/v1/admin/machines?assurance=asserted&cursor={cursor}&status=active");
     let _page = server.get(&path).await.expect(200);
@@ -191,7 +191,7 @@ async fn a_cursor_serves_the_list_and_the_filters_that_it_was_given_for_and_no_o
 }
 
 #[tokio::test]
-async fn a_limit_or_a_sequence_that_is_no_number_is_told_in_words() {
+async fn a_limit_or_sequence_that_is_not_a_number_is_explained() {
     let server = InProcess::start().await;
     let limit = "limit must be a whole number from 1 to 500";
     let sequence = "after: must be the sequence of an event: a whole number from 0 to 9223372036854775807";
@@ -216,7 +216,7 @@ async fn a_limit_or_a_sequence_that_is_no_number_is_told_in_words() {
 
 /// A receiver that waits for `machine.enroled` waits for ever.
 #[tokio::test]
-async fn a_kind_that_there_is_not_is_refused_with_those_that_there_are() {
+async fn an_unknown_kind_is_refused_with_a_list_of_the_known_ones() {
     let server = InProcess::start().await;
     let (events, resources) = (
         "machine.enrolled, machine.identity-mismatch",
@@ -247,7 +247,7 @@ async fn a_kind_that_there_is_not_is_refused_with_those_that_there_are() {
 }
 
 #[tokio::test]
-async fn what_was_deleted_is_not_found_a_second_time_whatever_it_was() {
+async fn deleting_any_resource_twice_gives_not_found() {
     let server = InProcess::start().await;
     let machine = add(&server, 0).await;
     let mut paths = vec![machine.path(), "/v1/admin/inventory/INVENTORY-000".to_owned()];

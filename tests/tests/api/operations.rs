@@ -16,7 +16,7 @@ use crate::flows::revocation::path_of_list;
 
 /// Without credentials.
 const ANYBODY: &str = "anybody";
-/// With evidence, signed by the machine's key; an API key helps nobody.
+/// With evidence signed by the machine's key; an API key is not accepted.
 const MACHINE: &str = "machine";
 /// With an API key of this role or of a higher one.
 const VIEWER: &str = "viewer";
@@ -106,7 +106,7 @@ const CALLERS: &[(&str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn the_table_and_the_document_name_the_same_caller_of_every_operation() {
+async fn table_and_openapi_document_agree_on_who_may_call_each_operation() {
     let server = InProcess::start().await;
     let operations = operations(&server).await;
     let documented: BTreeMap<String, &str> = operations
@@ -128,7 +128,7 @@ async fn the_table_and_the_document_name_the_same_caller_of_every_operation() {
 }
 
 #[tokio::test]
-async fn the_document_tells_parameters_of_the_path_from_those_of_the_query() {
+async fn the_openapi_document_distinguishes_path_and_query_parameters() {
     let server = InProcess::start().await;
     for operation in operations(&server).await {
         let in_path: BTreeSet<String> = operation
@@ -144,7 +144,7 @@ async fn the_document_tells_parameters_of_the_path_from_those_of_the_query() {
 }
 
 #[tokio::test]
-async fn the_admin_api_answers_nobody_without_a_key() {
+async fn the_admin_api_refuses_calls_without_an_api_key() {
     let server = InProcess::start().await;
     let strangers: [fn(RequestBuilder) -> RequestBuilder; 6] = [
         |request| request,
@@ -165,12 +165,12 @@ async fn the_admin_api_answers_nobody_without_a_key() {
 }
 
 #[tokio::test]
-async fn each_role_may_call_what_the_table_says_and_nothing_else() {
+async fn each_role_may_call_exactly_the_operations_in_the_table() {
     let server = InProcess::start().await;
     for operation in operations(&server).await.iter().filter(|operation| operation.needs_key) {
         for role in ROLES {
             let path = operation.path_with(&Uuid::nil().to_string());
-            // Nothing of this is valid: whoever is refused for that was let in.
+            // The body is invalid: a caller who is refused for that was authorized.
             let request = server.request(operation.method.clone(), &format!("{path}?unknown=1"));
             let request = request
                 .header("content-type", "application/json")
@@ -185,7 +185,7 @@ async fn each_role_may_call_what_the_table_says_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn no_api_key_stands_in_for_evidence() {
+async fn an_api_key_does_not_replace_evidence() {
     let server = InProcess::start().await;
     let machine = server.enrolled("EVIDENCE").await;
     let mut tried = 0;

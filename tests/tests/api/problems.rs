@@ -14,7 +14,7 @@ use assay_tests::in_process::InProcess;
 use futures_util::future::join_all;
 
 #[tokio::test]
-async fn every_problem_of_the_registry_is_reached() {
+async fn every_problem_kind_can_be_reached() {
     let server = InProcess::start().await;
     for &kind in ProblemKind::ALL {
         let answers = reach(kind, &server).await;

@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::{Builder, Uuid};
 
-/// Looks at the audit, at most: far more than anybody needs to remove some rows.
+/// The maximum number of looks at the audit, far more than removing some rows needs.
 const LOOKS: u32 = 20_000;
 
 /// In the order in which they are gone through.
@@ -130,7 +130,7 @@ const SETTINGS: [(&str, &str); 8] = [
 ];
 
 #[tokio::test]
-async fn what_is_past_its_retention_goes_to_the_moment_and_the_audit_says_how_much() {
+async fn rows_past_their_retention_are_deleted_and_the_audit_has_the_count() {
     let database = Database::create().await;
     let (pool, now) = (database.pool().await, SystemClock.now());
     let boundary = now - Duration::days(10);
@@ -165,7 +165,7 @@ async fn what_is_past_its_retention_goes_to_the_moment_and_the_audit_says_how_mu
 }
 
 #[tokio::test]
-async fn machines_their_keys_and_what_they_still_need_stay_however_old() {
+async fn machines_their_keys_and_what_they_need_are_never_deleted_by_age() {
     let database = Database::create().await;
     let (pool, now) = (database.pool().await, SystemClock.now());
     let before = InProcess::start_at(now - Duration::days(40), &database.url(), &SETTINGS).await;
@@ -203,7 +203,7 @@ async fn machines_their_keys_and_what_they_still_need_stay_however_old() {
 }
 
 #[tokio::test]
-async fn two_replicas_remove_in_small_batches_each_row_once_and_a_stream_is_told_of_the_gap() {
+async fn two_replicas_delete_each_row_once_in_small_batches_and_streams_report_the_gap() {
     const OLD: i64 = 3_000;
     let database = Database::create().await;
     let (pool, now) = (database.pool().await, SystemClock.now());

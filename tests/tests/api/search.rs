@@ -1,4 +1,4 @@
-//! The search of machines, with what each record says as the measure of what a filter has to find.
+//! The search of machines, compared with their records.
 
 use std::collections::BTreeSet;
 
@@ -122,7 +122,7 @@ async fn make_fleet(server: &InProcess) -> Vec<Machine> {
 }
 
 #[tokio::test]
-async fn every_filter_and_every_two_find_the_machines_whose_records_say_so() {
+async fn every_filter_and_pair_of_filters_finds_exactly_the_matching_machines() {
     let server = InProcess::start_with(&[("rate_limit.api_key_per_minute", "0")]).await;
     let fleet = make_fleet(&server).await;
     let records = server.get(&format!("{LIST}?limit=500")).await.expect(200).json();
@@ -210,7 +210,7 @@ async fn a_part_never_matches_across_two_values() {
 }
 
 #[tokio::test]
-async fn the_search_follows_what_changes_of_a_machine() {
+async fn the_search_follows_changes_of_a_machine() {
     let server = InProcess::start().await;
     let mut machine = enroll(
         &server,

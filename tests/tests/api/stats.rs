@@ -10,7 +10,7 @@ async fn stats(server: &InProcess) -> Value {
 }
 
 #[tokio::test]
-async fn an_empty_fleet_has_every_figure_and_each_is_zero() {
+async fn in_an_empty_fleet_every_figure_is_zero() {
     let server = InProcess::start().await;
     let mut stats = stats(&server).await;
     assert!(stats["computed_at"].take().is_string());
@@ -30,9 +30,9 @@ async fn an_empty_fleet_has_every_figure_and_each_is_zero() {
     server.stop().await;
 }
 
-/// Every figure after every change: nobody is answered with what was true before they asked.
+/// Every figure after every change: no response is older than its request.
 #[tokio::test]
-async fn the_figures_of_a_small_fleet_follow_at_once() {
+async fn the_figures_of_a_small_fleet_are_current() {
     let server = InProcess::start().await;
     let [one, two] = ["ONE", "TWO"].map(Machine::with_serial_number);
     let mut third = Machine::with_serial_number("THREE");

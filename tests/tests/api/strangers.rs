@@ -12,7 +12,7 @@ use super::limits::call_until_refused;
 const SETTINGS: [(&str, &str); 1] = [("rate_limit.address_per_minute", "10")];
 
 #[tokio::test]
-async fn keys_without_a_token_use_up_nothing_of_what_a_serial_number_is_allowed() {
+async fn calls_without_a_token_do_not_use_up_the_limit_of_a_serial_number() {
     let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "5")]).await;
     for _ in 0..10 {
         let throw_away = Machine::with_serial_number("VICTIM");
@@ -26,7 +26,7 @@ async fn keys_without_a_token_use_up_nothing_of_what_a_serial_number_is_allowed(
 }
 
 #[tokio::test]
-async fn what_is_answered_to_anybody_is_limited_by_address_but_for_the_health() {
+async fn public_endpoints_except_health_are_limited_by_address() {
     let server = InProcess::start_with(&SETTINGS).await;
     let read = async |path: &str| server.send(server.request(Method::GET, path)).await;
     let _refused = call_until_refused(10, async || read("/v1/ca/bundle.pem").await).await;
@@ -47,7 +47,7 @@ async fn what_is_answered_to_anybody_is_limited_by_address_but_for_the_health() 
 }
 
 #[tokio::test]
-async fn calls_that_nobody_can_read_are_limited_by_address_and_honest_machines_are_not() {
+async fn unreadable_calls_are_limited_by_address_and_honest_machines_are_not() {
     let server = InProcess::start_with(&SETTINGS).await;
     let machine = server.enrolled("HONEST").await;
     let nonce = server.nonce().await;

@@ -1,4 +1,4 @@
-//! ACME with `device-attest-01`: a Mac's own system gets a certificate for the key that Apple attests, and nobody else does.
+//! ACME with `device-attest-01`: macOS gets a certificate for the key that Apple attests, and for no other key.
 
 use std::time::Instant;
 
@@ -25,10 +25,10 @@ use time::{Duration, OffsetDateTime};
 use super::commands::run;
 
 const SERIAL: &str = "C02ACMEMAC01";
-/// Looks at the audit, at most: far more than anybody needs to remove some rows.
+/// The maximum number of looks at the audit, far more than removing some rows needs.
 const LOOKS: u32 = 20_000;
 
-/// A server that serves ACME and trusts an Apple of its own.
+/// A server with ACME that trusts an Apple of its own.
 struct Fleet {
     server: InProcess,
     apple: Apple,
@@ -236,7 +236,7 @@ async fn a_foreign_client_gets_a_certificate_that_openssl_verifies() {
 }
 
 #[tokio::test]
-async fn a_foreign_client_binds_its_account_changes_its_key_and_ends_it() {
+async fn a_foreign_client_binds_its_account_changes_its_key_and_deactivates_it() {
     let fleet = Fleet::new().await;
     let token = fleet
         .server
@@ -299,7 +299,7 @@ async fn a_foreign_client_binds_its_account_changes_its_key_and_ends_it() {
 #[case(Mac::new(SERIAL))]
 #[case(Mac::on_p256(SERIAL))]
 #[tokio::test]
-async fn an_attested_device_raises_no_machine_and_its_certificate_is_not_the_agents(#[case] mac: Mac) {
+async fn a_device_certificate_does_not_change_the_machine_with_that_serial_number(#[case] mac: Mac) {
     let fleet = Fleet::new().await;
     let machine = fleet.server.enrolled(SERIAL).await;
     let before = fleet.machine(&machine).await;
@@ -347,7 +347,7 @@ async fn an_attested_device_raises_no_machine_and_its_certificate_is_not_the_age
 }
 
 #[tokio::test]
-async fn a_certificate_of_a_devices_key_signs_no_evidence() {
+async fn evidence_signed_with_a_device_key_is_refused() {
     let fleet = Fleet::new().await;
     let machine = fleet.server.enrolled(SERIAL).await;
     // The very same key in both: then only what the certificate is for tells them apart.
@@ -393,7 +393,7 @@ async fn a_certificate_of_a_devices_key_signs_no_evidence() {
 #[case::no_cbor("a map with a known length", |_mac: &Mac, _fleet: &Fleet, _token: &str| b"\xff\xff".to_vec())]
 #[case::no_chain("no certificate", |_mac: &Mac, _fleet: &Fleet, _token: &str| attestation_object(&[]))]
 #[tokio::test]
-async fn an_attestation_that_is_not_this_is_refused_for_good_and_seen(
+async fn a_bad_attestation_invalidates_the_challenge_and_is_audited(
     #[case] says: &str,
     #[case] object: fn(&Mac, &Fleet, &str) -> Vec<u8>,
 ) {
@@ -427,14 +427,14 @@ async fn an_attestation_that_is_not_this_is_refused_for_good_and_seen(
     let authorization = client.read(order.body["authorizations"][0].as_str().unwrap()).await;
     assert_eq!(authorization.body["status"], "invalid");
     assert!(fleet.certificates(SERIAL).await.is_empty());
-    // A new order has another token, and serves.
+    // A new order has another token and works.
     let next = client.order(SERIAL).await.expect(201);
     assert_ne!(next.location(), order.location());
     let _chain = client.obtain(&mac, &fleet.apple, fleet.now()).await;
 }
 
 #[tokio::test]
-async fn a_device_that_attests_nothing_is_told_which_keys_its_profile_lacks() {
+async fn an_empty_attestation_is_refused_with_the_keys_that_the_profile_lacks() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let client = RawClient::with_account(&fleet.server).await;
@@ -445,7 +445,7 @@ async fn a_device_that_attests_nothing_is_told_which_keys_its_profile_lacks() {
 }
 
 #[tokio::test]
-async fn another_key_than_the_attested_one_gets_nothing() {
+async fn a_csr_for_another_key_than_the_attested_one_is_refused() {
     let fleet = Fleet::new().await;
     let machine = fleet.server.enrolled(SERIAL).await;
     let (mac, other) = (Mac::new(SERIAL), Mac::new(SERIAL));
@@ -473,7 +473,7 @@ async fn another_key_than_the_attested_one_gets_nothing() {
 }
 
 #[tokio::test]
-async fn a_serial_number_that_nobody_knows_is_refused_and_seen() {
+async fn an_unknown_serial_number_is_refused_and_audited() {
     let fleet = Fleet::new().await;
     let client = RawClient::with_account(&fleet.server).await;
     let detail = client
@@ -491,7 +491,7 @@ async fn a_serial_number_that_nobody_knows_is_refused_and_seen() {
         .expect_error(403, "rejectedIdentifier");
     assert!(detail.contains("$SERIALNUMBER"), "{detail}");
     let _ = client.order("C02\0").await.expect_error(403, "rejectedIdentifier");
-    // A machine that only says that it has the serial number, and waits for somebody to look, vouches for nothing.
+    // A pending machine that only claims the serial number confirms nothing.
     let token = fleet.server.enrollment_token(json!({"approval": "manual"})).await;
     let waiting = Machine::with_serial_number("C02WAITS");
     let _ = waiting.enroll(&fleet.server, Some(&token)).await.expect(202);
@@ -515,7 +515,7 @@ async fn a_serial_number_that_nobody_knows_is_refused_and_seen() {
 #[case("quarantine", "quarantined")]
 #[case("revoke", "revoked")]
 #[tokio::test]
-async fn a_machine_that_is_held_back_loses_its_devices_certificate_and_gets_no_other(
+async fn quarantine_and_revocation_revoke_the_device_certificate_and_block_a_new_one(
     #[case] decision: &str,
     #[case] status: &str,
 ) {
@@ -567,7 +567,7 @@ async fn a_machine_that_is_held_back_loses_its_devices_certificate_and_gets_no_o
 }
 
 #[tokio::test]
-async fn a_released_machine_gets_a_new_certificate_and_a_deleted_one_leaves_none() {
+async fn a_released_machine_gets_a_new_device_certificate_and_a_deleted_one_loses_it() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let machine = fleet.server.enrolled(SERIAL).await;
@@ -606,7 +606,7 @@ async fn a_released_machine_gets_a_new_certificate_and_a_deleted_one_leaves_none
 
 /// Denying a stranger who said that it was this Mac takes nothing from this Mac.
 #[tokio::test]
-async fn a_denied_machine_that_claimed_the_serial_number_takes_no_certificate_with_it() {
+async fn denying_a_machine_with_the_same_serial_number_revokes_no_device_certificate() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let client = RawClient::with_account(&fleet.server).await;
@@ -619,7 +619,7 @@ async fn a_denied_machine_that_claimed_the_serial_number_takes_no_certificate_wi
 }
 
 #[tokio::test]
-async fn administrators_revoke_a_devices_certificate_and_the_machine_stays() {
+async fn revoking_a_device_certificate_leaves_the_machine_unchanged() {
     let fleet = Fleet::new().await;
     let machine = fleet.server.enrolled(SERIAL).await;
     let client = RawClient::with_account(&fleet.server).await;
@@ -687,7 +687,7 @@ async fn the_key_of_a_certificate_revokes_it_and_no_other_key_does() {
     let own = JwsKey::of(&mac.key);
     let held = json!({"certificate": payload["certificate"], "reason": 6});
     let _ = signed_by(&own, &held).await.expect_error(400, "badRevocationReason");
-    // An agent's certificate is none of ACME's, whoever asks.
+    // ACME cannot revoke an agent's certificate, not even with its key.
     let machine = fleet.server.enrolled("C02AGENT").await;
     let issued = machine.enroll(&fleet.server, None).await.expect(200).json();
     let agents = leaf_of(issued["certificate"]["chain"].as_str().unwrap());
@@ -760,7 +760,7 @@ async fn requests_that_are_not_signed_for_this_url_and_once_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_no_signed_request_is_refused_in_acmes_words() {
+async fn an_unsigned_request_is_refused_with_an_acme_error() {
     let fleet = Fleet::new().await;
     let client = RawClient::with_account(&fleet.server).await;
     let (url, payload) = (url_of("/acme/new-order"), "{}");
@@ -885,7 +885,7 @@ async fn an_accounts_orders_are_listed_page_by_page() {
 }
 
 #[tokio::test]
-async fn an_order_that_expired_is_invalid_whoever_looks() {
+async fn an_expired_order_is_invalid() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let (mac, client) = (Mac::new(SERIAL), RawClient::with_account(&fleet.server).await);
@@ -913,7 +913,7 @@ async fn an_order_that_expired_is_invalid_whoever_looks() {
 }
 
 #[tokio::test]
-async fn accounts_are_found_again_changed_and_ended() {
+async fn accounts_can_be_found_changed_and_deactivated() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let mut client = RawClient::stranger(&fleet.server);
@@ -933,7 +933,7 @@ async fn accounts_are_found_again_changed_and_ended() {
         opened.body
     );
 
-    // The new key takes over; the old one is nobody's from then on.
+    // The new key replaces the old one, which is unknown from then on.
     let url = url_of("/acme/key-change");
     let taken = RawClient::with_account(&fleet.server).await;
     let new_key = JwsKey::new();
@@ -1048,7 +1048,7 @@ async fn a_lost_answer_at_any_step_is_repaired_by_repeating_the_call_at_another_
     let second = InProcess::start_on(&database.url(), &settings).await;
     first.list(&[SERIAL]).await;
     let mac = Mac::new(SERIAL);
-    // A nonce of one replica serves once, on the other.
+    // A nonce of one replica is valid once, on the other.
     let mut client = RawClient::stranger(&first.server);
     let opened = client.open(&json!({})).await.expect(201);
     client = client.at(&second);
@@ -1093,7 +1093,7 @@ async fn a_lost_answer_at_any_step_is_repaired_by_repeating_the_call_at_another_
 
 /// Both of a pair of calls arrive at once.
 #[tokio::test]
-async fn calls_that_meet_themselves_make_one_of_each() {
+async fn concurrent_repetitions_of_a_call_create_one_resource() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let mac = Mac::new(SERIAL);
@@ -1124,7 +1124,7 @@ async fn calls_that_meet_themselves_make_one_of_each() {
 }
 
 #[tokio::test]
-async fn the_directory_says_where_everything_is_and_a_nonce_is_for_everybody() {
+async fn the_directory_lists_the_urls_and_anyone_may_fetch_a_nonce() {
     let fleet = Fleet::new().await;
     let client = RawClient::stranger(&fleet.server);
     let directory = client.get("/acme/directory").await.expect(200).body;
@@ -1150,7 +1150,7 @@ async fn the_directory_says_where_everything_is_and_a_nonce_is_for_everybody() {
 }
 
 #[tokio::test]
-async fn without_the_configuration_there_is_no_acme() {
+async fn acme_is_off_by_default() {
     let server = InProcess::start().await;
     for path in ["/acme/directory", "/acme/new-nonce"] {
         let answer = server.send(server.request(reqwest::Method::GET, path)).await;
@@ -1162,7 +1162,7 @@ async fn without_the_configuration_there_is_no_acme() {
 
 /// What strangers leave behind goes, and what Apple attested stays as long as its certificate.
 #[tokio::test]
-async fn a_certificates_attestation_is_kept_and_can_be_verified_again() {
+async fn the_attestation_of_a_device_certificate_is_stored_and_can_be_verified_again() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let client = RawClient::with_account(&fleet.server).await;
@@ -1184,7 +1184,7 @@ async fn a_certificates_attestation_is_kept_and_can_be_verified_again() {
 }
 
 #[tokio::test]
-async fn orders_that_led_to_nothing_go_and_their_accounts_with_them() {
+async fn unfinished_orders_are_deleted_with_their_accounts() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL, "C02OTHER"]).await;
     let (kept, gone) = (
@@ -1219,7 +1219,7 @@ async fn orders_that_led_to_nothing_go_and_their_accounts_with_them() {
 
 /// Anybody can have an account, so that nothing of it lasts that came to nothing.
 #[tokio::test]
-async fn accounts_that_came_to_nothing_go_and_leave_no_trace() {
+async fn unused_accounts_are_deleted_without_a_trace() {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let idle = RawClient::with_account(&fleet.server).await;
@@ -1238,7 +1238,7 @@ async fn accounts_that_came_to_nothing_go_and_leave_no_trace() {
     assert_eq!(audit["items"], json!([]));
 }
 
-/// Whichever comes first: a certificate that is issued in the moment in which its machine is held back does not stay.
+/// In either order: a certificate issued while its machine is being quarantined is revoked.
 #[tokio::test]
 async fn a_certificate_that_is_issued_while_its_machine_is_quarantined_is_revoked() {
     let fleet = Fleet::new().await;

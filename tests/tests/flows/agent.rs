@@ -29,7 +29,7 @@ async fn mac() -> Mac {
 #[case::in_the_enclave("secure-enclave", json!("always"))]
 #[case::in_a_file("software", Value::Null)]
 #[tokio::test]
-async fn a_machine_enrolls_checks_in_renews_and_hands_its_grant_out(
+async fn a_machine_enrolls_checks_in_renews_and_hands_out_its_grant(
     #[case] key_store: &'static str,
     #[case] accessibility: Value,
 ) {
@@ -79,7 +79,7 @@ async fn a_machine_enrolls_checks_in_renews_and_hands_its_grant_out(
 }
 
 #[tokio::test]
-async fn a_repeated_enrollment_says_that_it_was_enrolled_and_keeps_the_machine() {
+async fn a_repeated_enrollment_keeps_the_machine_and_says_so() {
     let (mac, token) = (mac().await, token(json!({})).await);
     let _enrolled = mac.enroll(&token, DONE).await;
     let before = mac.status().await;
@@ -98,7 +98,7 @@ async fn two_machines_are_two() {
 }
 
 #[tokio::test]
-async fn a_server_is_trusted_by_its_roots_fingerprint_and_no_other() {
+async fn the_agent_trusts_only_the_root_with_the_given_fingerprint() {
     let installation = Installation::shared().await;
     let (mac, token) = (mac().await, token(json!({})).await);
     let fingerprint = ca_fingerprint(&installation.servers[0]).await;
@@ -133,7 +133,7 @@ async fn a_server_is_trusted_by_its_roots_fingerprint_and_no_other() {
 }
 
 #[tokio::test]
-async fn what_the_agent_keeps_is_for_its_own_account_alone() {
+async fn only_the_agents_account_can_read_its_state() {
     let mac = mac().await;
     let _enrolled = mac.enroll(&token(json!({})).await, DONE).await;
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
@@ -150,11 +150,11 @@ async fn what_the_agent_keeps_is_for_its_own_account_alone() {
 }
 
 #[tokio::test]
-async fn a_reset_gives_the_identity_up() {
+async fn a_reset_deletes_the_identity() {
     let mac = mac().await;
     let _enrolled = mac.enroll(&token(json!({})).await, DONE).await;
     let before = mac.status().await;
-    // Nobody is asked where nobody can answer.
+    // Without a terminal there is no question.
     let _not_confirmed = mac.run(&["reset"], WRONG_USAGE).await;
     assert_eq!(mac.status().await, before);
     let _reset = mac.run(&["reset", "--yes"], DONE).await;
@@ -185,7 +185,7 @@ async fn a_machine_that_needs_approval_says_so_until_it_is_approved() {
 }
 
 #[tokio::test]
-async fn the_exit_code_says_who_has_to_do_something() {
+async fn the_exit_code_says_who_must_act() {
     let installation = Installation::shared().await;
     let (mac, administrator) = (mac().await, installation.administrator());
     let _wrong_usage = mac.run(&["dance"], WRONG_USAGE).await;

@@ -1,4 +1,4 @@
-//! The agent replaces its key: whoever dies, at whatever step, the machine has a key that serves, and goes on.
+//! The agent replaces its key. Agent or server may be killed at any step: the machine keeps a valid key.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 const RUN_ONCE: &[&str] = &["run", "--once"];
 const ROTATE: &[&str] = &["rotate-key"];
-/// Looks at those who wait, at most: far more than anybody needs to come to a row.
+/// The maximum number of looks at waiting queries, far more than reaching a row needs.
 const LOOKS: u32 = 100_000;
 
 /// A machine that has checked in.
@@ -153,7 +153,7 @@ impl Step {
         assert_eq!(rotating.ended().await.code(), None, "{}", rotating.output());
         server.proxy.forward_to(server.installation.servers[0].address());
         match self {
-            // The files as they are at these moments, which are too short to be met.
+            // These moments are too short to hit, so restore the files of that moment.
             Self::KeyMade => fs::write(mac.state().join("state.json"), before).unwrap(),
             Self::NewKeyRecorded => {
                 let _checked_in = mac.run(RUN_ONCE, DONE).await;
@@ -168,7 +168,7 @@ impl Step {
 
 #[rstest]
 #[tokio::test]
-async fn an_agent_that_is_killed_at_any_step_goes_on_with_a_key_that_serves(
+async fn an_agent_killed_at_any_step_of_a_rotation_recovers(
     #[values("software", "secure-enclave")] key_store: &'static str,
 ) {
     let server = ProxiedServer::start(&[]).await;
@@ -190,7 +190,7 @@ async fn an_agent_that_is_killed_at_any_step_goes_on_with_a_key_that_serves(
             "{step:?}: {said}"
         );
         if step == Step::KeyMade {
-            // Nobody has heard of that key, and nobody asks for another by itself.
+            // The server does not know that key, and the agent does not rotate by itself.
             let _checked_in = mac.run(RUN_ONCE, DONE).await;
             assert_eq!(keys(&mac).len(), 1);
             let _rotated = mac.run(ROTATE, DONE).await;
@@ -211,7 +211,7 @@ async fn an_agent_that_is_killed_at_any_step_goes_on_with_a_key_that_serves(
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_before_or_after_a_commit_of_a_rotation_finds_the_machine_again() {
+async fn a_server_killed_before_or_after_a_commit_of_a_rotation_recovers() {
     let mut server = ProxiedServer::start(&[]).await;
     for (step, commits) in [
         (Step::Recorded, false),
@@ -230,7 +230,7 @@ async fn a_server_that_is_killed_before_or_after_a_commit_of_a_rotation_finds_th
             server.proxy.cut();
             assert_eq!(rotating.ended().await.code(), Some(SERVER_UNREACHABLE));
         } else {
-            // The machine stands right before the call whose commit is not to be.
+            // The machine is right before the call whose commit must not happen.
             step.reach(&server, &mac).await;
             let mut holder = server.pool.begin().await.unwrap();
             let held = sqlx::query("SELECT FROM machine_presence WHERE machine_id = $1 FOR UPDATE");
@@ -264,7 +264,7 @@ async fn is_awaited(pool: &PgPool) -> bool {
 }
 
 #[tokio::test]
-async fn a_daemon_replaces_a_key_that_is_older_than_the_policy_allows_and_its_certificate_goes_along() {
+async fn a_daemon_rotates_a_key_that_is_older_than_the_policy_allows() {
     let apple = Apple::new();
     let files = Files::new();
     let server = ProxiedServer::start(&[
@@ -280,18 +280,18 @@ async fn a_daemon_replaces_a_key_that_is_older_than_the_policy_allows_and_its_ce
     let read = daemon.writes(0, "checked in").await;
     let before = mac.status().await;
     let id = id(&before);
-    // A service that takes machines alone, by way of a proxy that runs all the time.
+    // A service that accepts only machines, reached through a proxy that keeps running.
     let nginx = Nginx::start(&files, "TLSv1.3", &server.installation.roots).await;
     let proxy = super::proxy::proxy(&mac, &nginx.url(), &files, &[]).await;
     let (status, seen_before) = super::proxy::get(&proxy, "/").await;
     assert_eq!(status, 200, "{seen_before}");
-    // Apple vouches for the key, which is no ground for another one.
+    // Apple attests this key, which confirms no other key.
     attest(&administrator, &mac, &apple, &files).await;
     assert_eq!(administrator.machine(id).await["assurance"], "attested");
 
     age_key(&server, id).await;
     let read = daemon.writes(read, "key rotation complete").await;
-    // It checks in with the new key in TLS and evidence, which the server holds against each other.
+    // It checks in with the new key in TLS and evidence, which the server compares.
     daemon.writes(read, "checked in").await;
     let after = mac.status().await;
     assert_ne!(after["key_thumbprint"], before["key_thumbprint"]);
@@ -363,10 +363,7 @@ enum Damaged {
 #[case::next_when_the_server_knows_it(Step::AnswerRecorded, Damaged::Next)]
 #[case::current_when_the_next_is_certified(Step::AnswerRecorded, Damaged::Current)]
 #[tokio::test]
-async fn one_of_two_keys_that_the_enclave_refuses_does_not_cost_the_identity(
-    #[case] step: Step,
-    #[case] damaged: Damaged,
-) {
+async fn losing_one_of_two_keys_to_the_enclave_keeps_the_identity(#[case] step: Step, #[case] damaged: Damaged) {
     let server = ProxiedServer::start(&[]).await;
     let mac = enrolled(&server, "secure-enclave").await;
     let before = mac.status().await;
@@ -405,9 +402,9 @@ async fn a_machine_whose_enclave_refuses_both_keys_enrolls_again_under_its_recor
     check_at_rest(&server, &mac, &before["key_thumbprint"]).await;
 }
 
-/// A locked key is waited for, in the middle of a rotation too: no further key is made because one cannot be read.
+/// The agent waits for a locked key also during a rotation. It creates no further key.
 #[tokio::test]
-async fn a_rotation_waits_for_keys_that_cannot_be_read_now() {
+async fn a_rotation_waits_for_locked_keys() {
     let server = ProxiedServer::start(&[]).await;
     for step in [Step::Recorded, Step::AnswerRecorded] {
         let mac = enrolled(&server, "secure-enclave").await;

@@ -115,7 +115,7 @@ async fn a_chain_is_verified_offline_and_its_claims_are_shown() {
 #[case("freshness absent", &["--roots", "roots.pem", "--nonce", "NONCE"], "stale")]
 #[case("freshness of another key", &["--roots", "roots.pem", "--nonce", "NONCE"], "stale")]
 #[tokio::test]
-async fn what_is_not_valid_is_told_with_the_reason_and_an_exit_code(
+async fn an_invalid_attestation_is_reported_with_the_reason_and_an_exit_code(
     #[case] name: &str,
     #[case] arguments: &[&str],
     #[case] failed: &str,
@@ -140,7 +140,7 @@ async fn what_is_not_valid_is_told_with_the_reason_and_an_exit_code(
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_used_is_named() {
+async fn an_unusable_file_is_named() {
     let auditor = Auditor::new();
     let missing = auditor.run(&["--chain", "no-such.pem"]).await;
     assert_eq!((missing.code, missing.stdout.as_str()), (Some(1), ""));
@@ -164,7 +164,7 @@ async fn a_file_that_cannot_be_used_is_named() {
 #[case::missing("/no/such.pem")]
 #[case::no_certificates("/etc/hostname")]
 #[tokio::test]
-async fn a_server_does_not_start_with_roots_that_it_cannot_use(#[case] roots: &str) {
+async fn a_server_does_not_start_with_unusable_attestation_roots(#[case] roots: &str) {
     let configuration = ServerConfiguration::with_private_postgres().set("apple.attestation_roots", roots);
     let refused = run(configuration.command(&["serve"])).await;
     assert_eq!(refused.code, Some(1));
@@ -172,9 +172,9 @@ async fn a_server_does_not_start_with_roots_that_it_cannot_use(#[case] roots: &s
     assert!(refused.stderr.contains("apple.attestation_roots"), "{}", refused.stderr);
 }
 
-/// Beyond the vectors: leaves that only somebody with the intermediate's key could make.
+/// Beyond the vectors: leaves that need the intermediate's key.
 #[test]
-fn a_leaf_that_could_be_read_in_two_ways_is_refused() {
+fn an_ambiguous_leaf_is_refused() {
     let at = datetime!(2026-11-22 10:00 UTC);
     let (apple, machine) = (Apple::new(), Machine::with_serial_number("C02ONE"));
     let roots = AttestationRoots::from_pem(&apple.roots_pem()).unwrap();

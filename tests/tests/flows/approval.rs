@@ -45,7 +45,7 @@ async fn decide(server: &InProcess, enrollment: &Value, decision: &str) -> Answe
 }
 
 #[tokio::test]
-async fn a_machine_without_a_token_waits_where_that_is_allowed_and_is_shown_with_all_it_claims() {
+async fn where_allowed_a_machine_without_a_token_waits_and_the_api_shows_its_claims() {
     let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
     let machine = Machine::with_serial_number("NO-TOKEN");
     let pending = machine.enroll(&server, None).await.expect(202);
@@ -80,7 +80,7 @@ async fn a_machine_without_a_token_waits_where_that_is_allowed_and_is_shown_with
 }
 
 #[tokio::test]
-async fn strangers_without_a_token_neither_block_a_machine_nor_slip_in_beside_it() {
+async fn strangers_without_a_token_neither_block_a_machine_nor_get_approved_with_it() {
     // Two calls a minute for each serial number: what strangers do must not count.
     let server = InProcess::start_with(&[WITHOUT_TOKEN, ("rate_limit.machine_per_minute", "2")]).await;
     for _ in 0..5 {
@@ -110,7 +110,7 @@ async fn strangers_without_a_token_neither_block_a_machine_nor_slip_in_beside_it
 }
 
 #[tokio::test]
-async fn no_more_than_allowed_wait_without_a_token_whatever_the_race() {
+async fn the_limit_of_pending_enrollments_without_a_token_holds_under_concurrency() {
     let settings = [WITHOUT_TOKEN, UNLIMITED, ("enrollment.without_token_limit", "3")];
     let server = InProcess::start_with(&settings).await;
     let replica = InProcess::start_on(&server.database().url(), &settings).await;
@@ -129,7 +129,7 @@ async fn no_more_than_allowed_wait_without_a_token_whatever_the_race() {
             "{answer}"
         );
     }
-    // A token is its own way in, and whoever is decided on makes room.
+    // A token is admitted separately, and each decision makes room.
     let _enrolled = server.enrolled("WITH-TOKEN").await;
     let denied = enrollment(&server, waiting[0]).await;
     let _denied = decide(&server, &denied, "deny").await.expect(200);
@@ -139,7 +139,7 @@ async fn no_more_than_allowed_wait_without_a_token_whatever_the_race() {
 }
 
 #[tokio::test]
-async fn calls_without_a_token_are_charged_to_their_address() {
+async fn calls_without_a_token_are_limited_by_address() {
     let settings = [WITHOUT_TOKEN, ("rate_limit.address_per_minute", "5")];
     let server = InProcess::start_with(&settings).await;
     let token = server.enrollment_token(json!({"approval": "manual"})).await;
@@ -175,9 +175,7 @@ async fn expire(server: &InProcess, id: &str, swept: bool) {
 
 #[rstest]
 #[tokio::test]
-async fn a_request_that_nobody_decided_in_time_is_over_and_its_key_asks_as_if_it_were_new(
-    #[values(true, false)] swept: bool,
-) {
+async fn an_expired_enrollment_is_over_and_its_key_may_enroll_again(#[values(true, false)] swept: bool) {
     let server = InProcess::start().await;
     let spent = server
         .enrollment_token(json!({"approval": "manual", "max_uses": 1}))
@@ -241,7 +239,7 @@ async fn a_request_that_nobody_decided_in_time_is_over_and_its_key_asks_as_if_it
 }
 
 #[tokio::test]
-async fn a_request_ends_by_the_clock_and_leaves_the_machine_that_it_would_have_replaced() {
+async fn an_expired_reenrollment_leaves_the_machine_unchanged() {
     let server = InProcess::start_with(&[("enrollment.pending_ttl", "2h")]).await;
     let machine = server.enrolled("STAYS").await;
     let erased = machine.erased();
@@ -269,7 +267,7 @@ async fn a_request_ends_by_the_clock_and_leaves_the_machine_that_it_would_have_r
     server.stop().await;
 }
 
-/// One machine waits, one administrator approves and another denies at once: one of them is told what the other did.
+/// One administrator approves and another denies a machine at once: one of them learns what the other did.
 async fn decide_by_two(apis: &[Api; 2], administrators: &[Administrator; 2], token: &str, machine: &Machine) {
     let pending = machine.enroll(&apis[0], Some(token)).await.expect(202).json();
     let id = text(&pending, "enrollment_id");
@@ -299,7 +297,7 @@ async fn decide_by_two(apis: &[Api; 2], administrators: &[Administrator; 2], tok
 }
 
 #[tokio::test]
-async fn of_an_approval_and_a_denial_on_two_replicas_one_wins() {
+async fn of_a_concurrent_approval_and_denial_one_wins() {
     let (apis, administrators) = two(Installation::shared().await);
     let token = administrators[0]
         .token(json!({"approval": "manual", "max_uses": 40}))
@@ -314,7 +312,7 @@ async fn of_an_approval_and_a_denial_on_two_replicas_one_wins() {
 }
 
 #[tokio::test]
-async fn of_two_machines_of_one_serial_number_that_are_approved_at_once_one_becomes_active() {
+async fn of_two_concurrent_approvals_for_one_serial_number_one_wins() {
     let (apis, administrators) = two(Installation::shared().await);
     let token = administrators[0]
         .token(json!({"approval": "manual", "max_uses": 40}))
@@ -349,7 +347,7 @@ async fn of_two_machines_of_one_serial_number_that_are_approved_at_once_one_beco
 
 /// The answer may have been lost; another reason would be lost without a word.
 #[tokio::test]
-async fn a_decision_on_an_enrollment_is_repeated_for_the_same_reason_alone() {
+async fn a_repeated_decision_on_an_enrollment_needs_the_same_reason() {
     let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
     for (decision, word) in [("deny", "denied"), ("approve", "approved")] {
         let machine = Machine::new();
@@ -369,7 +367,7 @@ async fn a_decision_on_an_enrollment_is_repeated_for_the_same_reason_alone() {
 
 /// Strangers can ask as often as they like: what was denied is no machine, in no list and in no figure.
 #[tokio::test]
-async fn a_machine_that_was_denied_is_counted_and_listed_nowhere_and_stays_denied() {
+async fn a_denied_machine_is_not_counted_or_listed_and_stays_denied() {
     let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
     let _counted = server.enrolled("COUNTED").await;
     let count = async || server.get("/v1/admin/stats").await.expect(200).json()["machines"].clone();
@@ -397,7 +395,7 @@ async fn a_machine_that_was_denied_is_counted_and_listed_nowhere_and_stays_denie
         (&json!("denied"), &json!("STRANGER"))
     );
 
-    // By the machine's id: the answer is the record at its end, and whoever comes second is told what was decided.
+    // By the machine's id: the response is the final record, and a second decision learns the first one.
     let other = Machine::new();
     let _pending = other.enroll(&server, None).await.expect(202);
     let path = format!("{}/deny", other.path());
@@ -419,7 +417,7 @@ async fn a_machine_that_was_denied_is_counted_and_listed_nowhere_and_stays_denie
 
 /// Whoever approves the second has seen the first key, and not the one that has taken its place.
 #[tokio::test]
-async fn of_two_keys_that_ask_for_one_record_the_second_is_not_approved_after_the_first() {
+async fn of_two_pending_keys_for_one_record_only_one_can_be_approved() {
     let server = InProcess::start().await;
     let machine = server.enrolled("TWICE").await;
     let token = server.enrollment_token(json!({})).await;
@@ -449,7 +447,7 @@ async fn of_two_keys_that_ask_for_one_record_the_second_is_not_approved_after_th
 }
 
 #[tokio::test]
-async fn a_second_machine_of_a_serial_number_is_refused_with_what_to_do() {
+async fn a_second_machine_with_a_serial_number_is_refused_with_advice() {
     let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
     let first = Machine::with_serial_number("SAME");
     let pending = first.enroll(&server, None).await.expect(202);

@@ -1,4 +1,4 @@
-//! Machines that Apple vouches for: how they become that, what stands in the way, and when it ends.
+//! Machines that Apple attests: how that begins, what prevents it, and when it ends.
 
 use std::collections::BTreeMap;
 
@@ -120,7 +120,7 @@ fn without_command(mut state: Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_nonce_to_ask_an_mdm_with_is_the_digest_of_the_current_key() {
+async fn the_nonce_for_the_mdm_is_the_digest_of_the_current_key() {
     let ground = Ground::new().await;
     let machine = ground.server.enrolled("C02ASKS").await;
     let asked = ground.server.get(&attestation_path(&machine)).await.expect(200).json();
@@ -197,7 +197,7 @@ async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
 
 /// The reply may have been lost, and MDMs repeat their webhooks.
 #[tokio::test]
-async fn the_same_chain_again_gives_the_same_answer_and_changes_nothing() {
+async fn posting_the_same_chain_again_returns_the_same_and_changes_nothing() {
     let ground = Ground::new().await;
     let machine = ground.server.enrolled("C02AGAIN").await;
     let chain = ground.apple.attest(&ground.attested(&machine));
@@ -285,7 +285,7 @@ const LACKING: [(&str, &str, Lacking); 16] = [
 /// All of path, time, this key and this serial number have to be there: each that is missing is named, leaves a machine
 /// without an attestation as it was, and one that has an attestation too.
 #[tokio::test]
-async fn what_is_missing_is_named_and_what_is_on_record_stays() {
+async fn a_refused_attestation_names_the_fault_and_keeps_the_record() {
     let ground = Ground::with(&[("apple.attestation_max_age", "60d")]).await;
     let machine = ground.server.enrolled("C02LACKS").await;
     for assurance in ["asserted", "attested"] {
@@ -337,7 +337,7 @@ async fn a_newer_attestation_replaces_the_one_on_record_and_an_older_one_does_no
 }
 
 #[tokio::test]
-async fn a_machine_that_says_no_serial_number_cannot_be_attested() {
+async fn a_machine_without_a_serial_number_cannot_be_attested() {
     let ground = Ground::new().await;
     let mut machine = Machine::with_serial_number("C02NONE");
     let attested = Attested::of("C02NONE", &machine.public_key(), ground.now() - Duration::hours(1));
@@ -351,7 +351,7 @@ async fn a_machine_that_says_no_serial_number_cannot_be_attested() {
 }
 
 #[tokio::test]
-async fn an_attestation_is_bound_to_a_machine_that_is_enrolled_and_changes_nothing_else() {
+async fn an_attestation_does_not_change_the_status_of_a_machine() {
     let ground = Ground::new().await;
     let machine = ground.server.enrolled("C02STANDS").await;
     let body = ground.apple.body(&ground.attested(&machine));
@@ -385,7 +385,7 @@ async fn an_attestation_is_bound_to_a_machine_that_is_enrolled_and_changes_nothi
 }
 
 #[tokio::test]
-async fn an_auditor_verifies_what_was_kept_again_offline() {
+async fn an_auditor_verifies_a_stored_attestation_offline() {
     let ground = Ground::new().await;
     let machine = ground.attested_machine("C02AUDIT").await;
     ground.server.clock().advance(Duration::days(200));
@@ -410,7 +410,7 @@ async fn an_auditor_verifies_what_was_kept_again_offline() {
 
 /// Exactly at its end, with nothing in between: the evaluation of the check-in before is still in memory.
 #[tokio::test]
-async fn at_the_check_in_at_which_an_attestation_is_too_old_its_grants_are_gone() {
+async fn an_attestation_that_is_too_old_ends_its_grants_at_the_next_check_in() {
     let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
     let machine = ground.attested_machine("C02LAPSES").await;
     ground.grant("attested", json!({"min_assurance": "attested"})).await;
@@ -474,7 +474,7 @@ async fn at_the_check_in_at_which_an_attestation_is_too_old_its_grants_are_gone(
 }
 
 #[tokio::test]
-async fn what_has_lapsed_is_written_down_and_does_not_come_back_by_itself() {
+async fn a_lapsed_attestation_is_recorded_and_does_not_return_by_itself() {
     let ground = Ground::new().await;
     let machine = ground.server.enrolled("C02DOWN").await;
     let attested = ground.attested(&machine).at(ground.now() - Duration::days(5));
@@ -516,7 +516,7 @@ async fn what_has_lapsed_is_written_down_and_does_not_come_back_by_itself() {
 }
 
 #[tokio::test]
-async fn the_word_of_apple_counts_and_not_the_agents_while_it_is_fresh() {
+async fn a_fresh_attestation_overrides_the_agents_claims() {
     let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
     ground.grant("sip", json!({"sip_enabled": true})).await;
     ground.grant("boot", json!({"secure_boot": "full"})).await;
@@ -586,7 +586,7 @@ async fn take_off_the_record(ground: &Ground, machine: &Machine) {
 }
 
 #[tokio::test]
-async fn a_grant_can_demand_an_attestation_that_is_younger() {
+async fn a_grant_can_require_a_younger_attestation() {
     let ground = Ground::new().await;
     ground.grant("fresh", json!({"max_attestation_age_days": 3})).await;
     let machine = ground.server.enrolled("C02FRESH").await;
@@ -615,7 +615,7 @@ async fn a_grant_can_demand_an_attestation_that_is_younger() {
 #[case::by_a_token(json!({"serial_numbers": ["C02ERASED"], "allow_reenrollment": true}))]
 #[case::by_an_administrator(json!({}))]
 #[tokio::test]
-async fn another_key_has_no_attestation_until_it_gets_one_of_its_own(#[case] token: Value) {
+async fn a_new_key_needs_an_attestation_of_its_own(#[case] token: Value) {
     let ground = Ground::new().await;
     let machine = ground.attested_machine("C02ERASED").await;
     ground.grant("attested", json!({"min_assurance": "attested"})).await;
@@ -664,7 +664,7 @@ async fn another_key_has_no_attestation_until_it_gets_one_of_its_own(#[case] tok
 
 /// Apple vouched for the key that goes. What else stands behind the serial number stays.
 #[tokio::test]
-async fn a_rotation_takes_the_attestation_of_the_old_key_off_the_record() {
+async fn a_rotation_removes_the_old_keys_attestation_from_the_record() {
     let ground = Ground::new().await;
     let machine = Machine::with_serial_number("C02ROTATES");
     let token = ground
@@ -734,9 +734,9 @@ async fn a_certificate_renewed_while_attested_carries_the_serial_number() {
     ground.server.stop().await;
 }
 
-/// Whatever a statement of a later version, or of somebody at the database, forgets.
+/// The database checks what a later version or a manual statement may forget.
 #[tokio::test]
-async fn the_database_lets_no_machine_be_attested_by_what_is_not_its_own() {
+async fn the_database_rejects_an_attestation_of_another_machine() {
     let ground = Ground::new().await;
     let (one, other) = (
         ground.attested_machine("C02ONE").await,

@@ -1,4 +1,4 @@
-//! The audit's hash chain: whoever tampers with it is found, and replicas seal it together without waiting for each other.
+//! The audit's hash chain: tampering is detected, and replicas seal it together without waiting for each other.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ async fn all_sealed(pool: &PgPool) -> i64 {
     }
 }
 
-/// What `audit verify` and `GET /audit/verify` say, which has to be the same.
+/// The result of `audit verify` and `GET /audit/verify`, which must agree.
 async fn verify(server: &Server, administrator: &Administrator, last_hash: Option<&str>) -> Value {
     let query = last_hash.map(|hash| format!("?last_hash={hash}")).unwrap_or_default();
     let answered = administrator.get(&format!("audit/verify{query}")).await;
@@ -110,7 +110,7 @@ const TAMPERINGS: [(&str, &str, Option<i64>); 6] = [
 ];
 
 #[tokio::test]
-async fn an_owner_who_tampers_with_the_middle_of_the_chain_is_found() {
+async fn tampering_with_the_middle_of_the_audit_chain_is_detected() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;
     let (server, administrator) = (&installation.servers[0], installation.administrator());
@@ -164,7 +164,7 @@ async fn an_owner_who_tampers_with_the_middle_of_the_chain_is_found() {
 }
 
 #[tokio::test]
-async fn an_end_that_was_noted_proves_that_nothing_was_cut_off_before_it() {
+async fn a_noted_hash_proves_that_the_audit_chain_was_not_truncated() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;
     let (server, administrator) = (&installation.servers[0], installation.administrator());
@@ -210,7 +210,7 @@ async fn an_end_that_was_noted_proves_that_nothing_was_cut_off_before_it() {
 }
 
 #[tokio::test]
-async fn changes_wait_for_no_sealing_and_another_replica_goes_on_when_the_one_that_seals_dies() {
+async fn changes_do_not_wait_for_sealing_and_another_replica_takes_over_sealing() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;
     let pool = database.pool().await;
@@ -259,7 +259,7 @@ async fn changes_wait_for_no_sealing_and_another_replica_goes_on_when_the_one_th
 }
 
 #[tokio::test]
-async fn parallel_changes_on_two_replicas_make_one_chain_without_a_gap() {
+async fn concurrent_changes_on_two_replicas_make_one_audit_chain() {
     let database = Database::create().await;
     let installation = Installation::replicated(&database).await;
     let administrators = [0, 1].map(|replica| Administrator::new(installation.api(replica), &installation.api_key));

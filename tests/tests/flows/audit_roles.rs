@@ -1,4 +1,4 @@
-//! The roles in the database: the one that a server works as cannot alter the audit, and the owner has to go out of his way.
+//! The roles in the database: the server's role cannot alter the audit, and the owner can only with effort.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 const WARNING: &str = "this server's database role could alter the audit: let the owner of the schema be another \
                        (database.migration_url)";
 
-/// Ways to alter the audit, or to become somebody who may.
+/// Ways to alter the audit, or to get the right to.
 const ATTEMPTS: [&str; 24] = [
     "UPDATE audit_entries SET reason = 'another'",
     "DELETE FROM audit_entries",
@@ -96,7 +96,7 @@ async fn check_that_all_are_refused(connection: &mut PgConnection, owner: &str) 
     assert!(entries > 0);
 }
 
-/// Makes a cluster as versions before the server's role did: everything belongs to the superuser, and there is nobody else.
+/// Makes a cluster like versions before the server's role: the superuser owns everything and is the only role.
 async fn make_cluster_of_an_older_version(data_dir: &Path) {
     let options = Options {
         data_dir: data_dir.to_owned(),
@@ -170,7 +170,7 @@ async fn database_of(owner: &str, server: &str) -> Database<'static> {
 
 #[tokio::test]
 async fn a_server_on_an_external_postgres_with_two_roles_cannot_alter_the_audit() {
-    // Names that SQL has to quote.
+    // Names that SQL must quote.
     let (owner, server_role) = ("Owner-of-assay", "Server-of-assay");
     let database = database_of(owner, server_role).await;
     let configuration = ServerConfiguration::new(&database)
@@ -209,7 +209,7 @@ async fn a_server_on_an_external_postgres_with_two_roles_cannot_alter_the_audit(
 }
 
 #[tokio::test]
-async fn without_its_owner_a_server_starts_on_a_schema_that_fits_and_says_what_it_lacks_on_another() {
+async fn without_the_owner_role_a_server_starts_only_on_a_matching_schema() {
     let (owner, server_role) = ("the_owner", "the_server");
     let database = database_of(owner, server_role).await;
     let as_server = ServerConfiguration::new(&database).set("database.url", &database.url_of(server_role));
@@ -230,7 +230,7 @@ async fn without_its_owner_a_server_starts_on_a_schema_that_fits_and_says_what_i
 }
 
 #[tokio::test]
-async fn a_server_starts_on_a_schema_that_a_newer_one_has_migrated() {
+async fn a_server_starts_on_the_schema_of_a_newer_version() {
     let database = Database::create().await;
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (9999, 'of a newer version', true, '\\x00', 0)";
@@ -248,7 +248,7 @@ async fn a_server_starts_on_a_schema_that_a_newer_one_has_migrated() {
 #[case::superuser("assay")]
 #[case::owner("owner_and_server")]
 #[tokio::test]
-async fn a_server_whose_role_could_alter_the_audit_says_so_once_and_what_to_configure(#[case] role: &str) {
+async fn a_server_warns_once_if_its_role_could_alter_the_audit(#[case] role: &str) {
     let database = if role == "assay" {
         Database::create().await
     } else {

@@ -266,7 +266,7 @@ async fn issues(api: &Api, ca: &str) -> bool {
 }
 
 #[tokio::test]
-async fn an_issuing_ca_is_replaced_under_load_and_nobody_is_refused() {
+async fn replacing_the_issuing_ca_under_load_refuses_no_call() {
     let replicas = Replicas::start(&[]).await;
     let mut members = [replicas.enroll(0).await, replicas.enroll(1).await];
     replicas.serve(&mut members).await;
@@ -366,7 +366,7 @@ async fn revocation_is_on_the_old_list(replicas: &Replicas, of_old: &Member, old
 }
 
 #[tokio::test]
-async fn of_two_who_rotate_at_once_one_wins_and_both_learn_of_it() {
+async fn of_two_concurrent_rotations_one_wins_and_both_use_its_result() {
     let server = InProcess::start().await;
     for what in [&["ca", "rotate"][..], &["ca", "rotate", "--grant-key"]] {
         let rotations = [(); 3].map(|()| succeeds(server.command(what)));
@@ -388,7 +388,7 @@ async fn of_two_who_rotate_at_once_one_wins_and_both_learn_of_it() {
 }
 
 #[tokio::test]
-async fn a_server_without_keys_says_so() {
+async fn a_server_without_keys_reports_it() {
     let database = Database::create().await;
     let configuration = ServerConfiguration::new(&database);
     let _migrated = succeeds(configuration.command(&["migrate"])).await;
@@ -468,7 +468,7 @@ async fn a_grant_key_is_published_before_it_signs_and_until_its_tokens_have_expi
 }
 
 #[tokio::test]
-async fn an_issuing_ca_is_replaced_by_itself_long_before_it_ends() {
+async fn the_issuing_ca_is_replaced_automatically_long_before_it_expires() {
     let replicas = Replicas::start(&[]).await;
     let mut members = [replicas.enroll(0).await, replicas.enroll(1).await];
     let first = identifier(&replicas.status().await, "issuing_cas", "current");
@@ -498,7 +498,7 @@ async fn an_issuing_ca_is_replaced_by_itself_long_before_it_ends() {
 }
 
 #[tokio::test]
-async fn a_rotation_goes_on_where_a_server_that_was_stopped_has_left_it() {
+async fn a_rotation_continues_after_a_restart() {
     let database = Database::create().await;
     let server = InProcess::start_on(&database.url(), &[]).await;
     let said = succeeds(server.command(&["ca", "rotate"])).await;
@@ -511,9 +511,9 @@ async fn a_rotation_goes_on_where_a_server_that_was_stopped_has_left_it() {
     server.stop().await;
 }
 
-/// A server that nobody has started for so long that all of its certificates are over.
+/// A server that was off so long that all of its certificates have expired.
 #[tokio::test]
-async fn a_server_whose_issuing_ca_has_ended_makes_another_at_its_start() {
+async fn a_server_with_an_expired_issuing_ca_creates_another_at_start() {
     let database = Database::create().await;
     let server = InProcess::start_on(&database.url(), &[]).await;
     let machine = server.enrolled("LONG-AGO").await;
@@ -579,7 +579,7 @@ async fn root_is_replaced(installation: &Installation) {
 }
 
 #[tokio::test]
-async fn machines_take_a_new_root_with_a_check_in_before_anything_is_issued_under_it() {
+async fn machines_learn_a_new_root_by_check_in_before_it_issues_anything() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;
     let api = installation.api(0);
@@ -635,7 +635,7 @@ async fn machines_take_a_new_root_with_a_check_in_before_anything_is_issued_unde
 }
 
 #[tokio::test]
-async fn a_check_in_brings_the_roots_to_whoever_names_others() {
+async fn a_check_in_returns_the_roots_to_a_machine_with_other_roots() {
     let server = InProcess::start().await;
     let machine = server.enrolled("ROOTS").await;
     let bundle = read(server.api(), "/v1/ca/bundle.pem").await;

@@ -10,7 +10,7 @@ const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
 /// One mistyped replica would issue identities of a foreign domain.
 #[tokio::test]
-async fn a_server_with_another_trust_domain_than_its_database_refuses_to_start_in_one_line() {
+async fn a_server_refuses_to_start_with_another_trust_domain_than_its_database() {
     let database = Database::create().await;
     let configuration = ServerConfiguration::new(&database).set("trust_domain", "founded.example");
     let server = configuration.start().await;
@@ -28,7 +28,7 @@ async fn a_server_with_another_trust_domain_than_its_database_refuses_to_start_i
 
 /// A new master key would open none of the keys in the database, and stand in the place of the one that does.
 #[tokio::test]
-async fn a_server_whose_master_key_is_gone_refuses_to_start_and_makes_no_other() {
+async fn a_server_without_its_master_key_refuses_to_start_and_creates_no_other() {
     let database = Database::create().await;
     let configuration = ServerConfiguration::new(&database).without("master_key");
     let server = configuration.start().await;

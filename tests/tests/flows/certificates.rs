@@ -9,7 +9,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::flows::held_rows::HeldRow;
+use crate::flows::locked_rows::LockedRow;
 
 const CERTIFICATES: &str = "/v1/admin/certificates";
 
@@ -21,7 +21,7 @@ async fn current(server: &InProcess, machine: &Machine) -> String {
 }
 
 async fn revoke(server: &InProcess, serial_number: &str, reason: &str) -> Answer {
-    // Later than whatever came before, for the audit too.
+    // Later than everything before, also in the audit.
     server.clock().advance(Duration::milliseconds(1));
     let body = json!({"reason": reason, "note": "seen on a train"});
     server
@@ -42,7 +42,7 @@ async fn audited(server: &InProcess, resource: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn certificates_are_listed_by_state_by_expiry_and_by_machine() {
+async fn certificates_can_be_listed_by_status_expiry_and_machine() {
     let server = InProcess::start().await;
     let (old, revoked, valid) = (
         server.enrolled("OLD").await,
@@ -101,7 +101,7 @@ async fn certificates_are_listed_by_state_by_expiry_and_by_machine() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_is_none_is_refused() {
+async fn a_bad_parameter_is_refused() {
     let server = InProcess::start().await;
     for query in [
         "status=gone",
@@ -117,7 +117,7 @@ async fn a_parameter_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_read_by_its_serial_number_however_that_is_written() {
+async fn a_certificate_is_found_by_its_serial_number_in_any_notation() {
     let server = InProcess::start().await;
     let machine = server.enrolled("READ").await;
     let serial_number = current(&server, &machine).await;
@@ -237,7 +237,7 @@ async fn a_machine_whose_certificate_is_revoked_is_asked_to_renew_and_recovers(#
 }
 
 #[tokio::test]
-async fn a_compromised_key_loses_all_its_certificates_and_gets_no_other() {
+async fn a_compromised_key_loses_all_certificates_and_gets_no_new_one() {
     let server = InProcess::start().await;
     let machine = server.enrolled("COMPROMISED").await;
     let old = current(&server, &machine).await;
@@ -280,7 +280,7 @@ async fn a_compromised_key_loses_all_its_certificates_and_gets_no_other() {
         "machine.quarantine"
     );
 
-    // The report was wrong: an administrator says so, and the key serves again.
+    // The report was wrong: an administrator withdraws it, and the key is valid again.
     let _released = server
         .post(&format!("{}/release", machine.path()), &json!({"reason": "a mistake"}))
         .await
@@ -292,7 +292,7 @@ async fn a_compromised_key_loses_all_its_certificates_and_gets_no_other() {
 }
 
 #[tokio::test]
-async fn a_reason_that_is_none_is_refused_and_the_refusal_names_those_that_are() {
+async fn an_unknown_reason_is_refused_with_a_list_of_the_known_ones() {
     let server = InProcess::start().await;
     let machine = server.enrolled("REASONS").await;
     let serial_number = current(&server, &machine).await;
@@ -328,7 +328,7 @@ async fn a_reason_that_is_none_is_refused_and_the_refusal_names_those_that_are()
 }
 
 #[tokio::test]
-async fn what_expired_is_not_revoked_and_a_revocation_does_not_renew_the_grace() {
+async fn an_expired_certificate_is_not_revoked_and_a_revocation_extends_no_grace() {
     let server = InProcess::start_with(&[("certificates.renewal_grace", "1d")]).await;
     let (expired, revoked) = (server.enrolled("EXPIRED").await, server.enrolled("REVOKED").await);
     let [first, second] = [current(&server, &expired).await, current(&server, &revoked).await];
@@ -344,7 +344,7 @@ async fn what_expired_is_not_revoked_and_a_revocation_does_not_renew_the_grace()
 }
 
 #[tokio::test]
-async fn certificates_of_a_machine_that_is_out_are_revoked_already() {
+async fn certificates_of_a_revoked_or_deleted_machine_are_already_revoked() {
     let server = InProcess::start().await;
     let machine = server.enrolled("OUT").await;
     let serial_number = current(&server, &machine).await;
@@ -367,11 +367,11 @@ async fn certificates_of_a_machine_that_is_out_are_revoked_already() {
 #[case::the_revocation_first(true)]
 #[case::the_renewal_first(false)]
 #[tokio::test]
-async fn a_renewal_that_races_the_revocation_of_the_old_certificate_keeps_the_new_one(#[case] revoke_first: bool) {
+async fn a_renewal_during_the_revocation_of_the_old_certificate_keeps_the_new_one(#[case] revoke_first: bool) {
     let server = InProcess::start().await;
     let machine = server.enrolled("RACES").await;
     let old = current(&server, &machine).await;
-    let row = HeldRow::of(&server, &machine).await;
+    let row = LockedRow::of(&server, &machine).await;
     let revocation: BoxFuture<'_, Answer> = Box::pin(revoke(&server, &old, "superseded"));
     let renewal: BoxFuture<'_, Answer> = Box::pin(machine.renew(&server));
     let (first, second) = if revoke_first {

@@ -49,7 +49,7 @@ fn processes_that_mention(what: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn api_key_create_prints_the_key_alone_beside_a_running_server_and_without_one() {
+async fn api_key_create_prints_only_the_key_with_or_without_a_running_server() {
     let configuration = ServerConfiguration::with_private_postgres();
     let alone = run(configuration.command(&["api-key", "create", "--name", "alone", "--role", "admin"])).await;
     assert_eq!(
@@ -81,7 +81,7 @@ async fn api_key_create_prints_the_key_alone_beside_a_running_server_and_without
 }
 
 #[tokio::test]
-async fn migrate_prepares_a_database_for_a_server_that_may_not() {
+async fn migrate_prepares_a_database_for_a_server_without_the_rights() {
     let configuration = ServerConfiguration::with_private_postgres().set("database.migrate", "false");
     let refused = run(configuration.command(&["serve"])).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
@@ -121,7 +121,7 @@ async fn config_example_and_openapi_need_no_configuration() {
 #[case("master_key", "c2hvcnQ")]
 #[case("enrollment.reenrollment", "maybe")]
 #[tokio::test]
-async fn a_bad_configuration_is_told_in_one_line_that_names_the_key(#[case] key: &str, #[case] value: &str) {
+async fn a_bad_configuration_is_reported_in_one_line_with_the_key(#[case] key: &str, #[case] value: &str) {
     for arguments in [
         ["serve"].as_slice(),
         &["migrate"],
@@ -185,7 +185,7 @@ async fn the_demo_shows_a_grant_and_a_refusal_and_leaves_nothing(#[case] unprivi
 }
 
 #[tokio::test]
-async fn a_server_that_is_told_to_stop_answers_what_it_has_begun() {
+async fn a_stopping_server_finishes_the_requests_it_began() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;
     let api: Api = installation.api(0);

@@ -71,7 +71,7 @@ async fn of_many_machines_that_claim_one_new_serial_number_at_once_one_becomes_a
 }
 
 #[tokio::test]
-async fn of_many_keys_that_reenroll_one_machine_at_once_one_is_current_at_the_end() {
+async fn of_many_concurrent_reenrollments_of_a_machine_one_key_is_current() {
     let database = Database::create().await;
     let installation = Installation::replicated(&database).await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
@@ -169,7 +169,8 @@ async fn check_consistency(pool: &PgPool, machine: &Machine) {
     assert_eq!(usize::try_from(audited).unwrap(), keys.len() - 1);
 }
 
-/// Either the old key serves and the new one comes in with the same token, or the new key serves and the old one is out.
+/// Either the old key is valid and the new one can enroll with the same token, or the new key is valid and the old one
+/// barred.
 async fn check_old_or_new(
     pool: &PgPool,
     api: &Api,
@@ -193,7 +194,7 @@ async fn check_old_or_new(
 }
 
 #[tokio::test]
-async fn a_server_that_dies_in_the_middle_of_a_reenrollment_leaves_the_old_state() {
+async fn a_server_killed_during_a_reenrollment_leaves_the_old_state() {
     let database = Database::create().await;
     let mut installation = Installation::unlimited(&database).await;
     let pool = database.pool().await;
@@ -224,7 +225,7 @@ async fn a_server_that_dies_in_the_middle_of_a_reenrollment_leaves_the_old_state
     }
 }
 
-/// Comes back when somebody waits for a table that is locked. Asks Postgres itself, which knows when.
+/// Returns when a query waits for the locked table, as Postgres reports.
 pub(super) async fn until_somebody_waits_for(pool: &PgPool, table: &str) {
     let waiting = format!(
         "DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass)
@@ -234,7 +235,7 @@ pub(super) async fn until_somebody_waits_for(pool: &PgPool, table: &str) {
 }
 
 #[tokio::test]
-async fn a_server_that_dies_under_many_reenrollments_leaves_each_machine_in_the_old_or_the_new_state() {
+async fn a_server_killed_during_many_reenrollments_leaves_no_mixed_state() {
     let database = Database::create().await;
     let mut installation = Installation::unlimited(&database).await;
     let (api, administrator) = (installation.api(0), installation.administrator());
@@ -278,7 +279,7 @@ async fn a_server_that_dies_under_many_reenrollments_leaves_each_machine_in_the_
 }
 
 #[tokio::test]
-async fn a_quarantined_machine_is_released_with_a_reason_alone() {
+async fn releasing_a_quarantined_machine_requires_a_reason() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let machine = administrator.enrolled(&api).await;

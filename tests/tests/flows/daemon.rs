@@ -1,4 +1,4 @@
-//! The daemon: it goes on by itself, ends when it is told to, and loses nothing wherever it is ended.
+//! The daemon: it runs unattended, stops on a signal, and loses nothing wherever it is stopped.
 
 use std::fs;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ async fn attentive() -> (Installation, Proxy, Database<'static>) {
 }
 
 #[tokio::test]
-async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is_like_then() {
+async fn a_daemon_enrolls_and_keeps_checking_in_with_current_facts() {
     let (installation, _proxy, _database) = attentive().await;
     let (mac, administrator) = (Mac::new(&installation), installation.administrator());
     let token = administrator.token(json!({})).await;
@@ -45,7 +45,7 @@ async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is
 
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
-    // The token has served, and is taken away; nobody needs it any more.
+    // The token is no longer needed.
     fs::remove_file(mac.token_file()).unwrap();
     let daemon = mac.start(&["run"]);
     daemon.writes(0, "checked in").await;
@@ -55,7 +55,7 @@ async fn a_daemon_enrolls_and_checks_in_again_and_again_with_what_the_machine_is
 
 /// The second machine's check-ins are what time passes by.
 #[tokio::test]
-async fn a_daemon_that_waits_does_not_wake() {
+async fn a_waiting_daemon_does_not_wake_up() {
     let (attentive, _proxy, _database) = attentive().await;
     let patient = Installation::shared().await;
     let start = async |installation: &Installation| {
@@ -83,7 +83,7 @@ async fn a_daemon_that_waits_does_not_wake() {
 }
 
 #[tokio::test]
-async fn a_daemon_takes_little_memory() {
+async fn a_daemon_uses_little_memory() {
     let (installation, _proxy, _database) = attentive().await;
     let mac = Mac::new(&installation);
     let daemon = mac.start_daemon(&installation.administrator().token(json!({})).await.secret);
@@ -123,7 +123,7 @@ impl Moment {
 
 #[rstest]
 #[tokio::test]
-async fn a_daemon_that_is_ended_while_it_enrolls_is_the_same_machine_later(
+async fn a_daemon_stopped_while_enrolling_stays_the_same_machine(
     #[values(Moment::BeforeItIsKnown, Moment::BeforeTheAnswer)] moment: Moment,
     #[values(Signal::TERM, Signal::KILL)] signal: Signal,
 ) {
@@ -166,7 +166,7 @@ async fn a_daemon_that_is_ended_while_it_enrolls_is_the_same_machine_later(
 }
 
 #[tokio::test]
-async fn a_daemon_waits_for_a_server_that_is_away_and_ends_at_once_when_it_is_told_to() {
+async fn a_daemon_waits_for_an_unreachable_server_and_stops_at_once() {
     let (mut installation, proxy, _database) = attentive().await;
     let mac = Mac::new(&installation);
     let token = installation.administrator().token(json!({})).await;
@@ -189,7 +189,7 @@ async fn a_daemon_waits_for_a_server_that_is_away_and_ends_at_once_when_it_is_to
 }
 
 #[tokio::test]
-async fn a_daemon_that_waits_for_approval_goes_on_by_itself_when_it_is_decided() {
+async fn a_daemon_that_waits_for_approval_continues_after_the_decision() {
     let (installation, _proxy, _database) = attentive().await;
     let administrator = installation.administrator();
     let token = administrator.token(json!({"approval": "manual", "max_uses": 2})).await;

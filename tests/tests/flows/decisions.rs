@@ -1,4 +1,4 @@
-//! Revoked, quarantined, deleted: what an administrator decides holds for every check-in from then on.
+//! Revoked, quarantined, deleted: an administrator's decision applies to every later check-in.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -26,7 +26,7 @@ struct Tally {
     refused_after: AtomicUsize,
 }
 
-/// Checks in over and over. What begins after `decided` has to be refused.
+/// Checks in again and again. A check-in that begins after `decided` must be refused.
 async fn race(machine: &Machine, api: &Api, tally: &Tally, decided: &watch::Receiver<bool>, refusal: ProblemKind) {
     let mut nonce = api.nonce().await;
     while tally.refused_after.load(Ordering::Relaxed) < TRIES {
@@ -59,7 +59,7 @@ async fn race(machine: &Machine, api: &Api, tally: &Tally, decided: &watch::Rece
 #[case::revoked("revoke", ProblemKind::MachineRevoked)]
 #[case::quarantined("quarantine", ProblemKind::MachineQuarantined)]
 #[tokio::test]
-async fn once_an_administrator_has_decided_no_check_in_on_any_replica_yields_a_grant(
+async fn after_a_decision_no_check_in_on_any_replica_yields_a_grant(
     #[case] decision: &str,
     #[case] refusal: ProblemKind,
 ) {
@@ -259,7 +259,7 @@ async fn a_hardware_uuid_in_the_other_case_is_the_same() {
 }
 
 #[tokio::test]
-async fn another_hardware_uuid_is_another_machine_too_at_enrollment_as_well() {
+async fn another_hardware_uuid_is_another_machine() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let machine = administrator.enrolled(&api).await;
@@ -273,7 +273,7 @@ async fn another_hardware_uuid_is_another_machine_too_at_enrollment_as_well() {
 }
 
 #[tokio::test]
-async fn a_deleted_machine_is_unknown_and_its_key_stays_out() {
+async fn a_deleted_machine_is_unknown_and_its_key_barred() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let machine = administrator.enrolled(&apis[0]).await;
@@ -321,7 +321,7 @@ async fn a_revoked_machines_key_stays_revoked_after_the_record_is_deleted() {
 }
 
 #[tokio::test]
-async fn an_approval_of_a_machine_that_is_held_back_says_that_it_is_and_releases_nobody() {
+async fn approving_a_quarantined_machine_is_refused_and_releases_nothing() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let (machine, token) = (Machine::new(), administrator.token(json!({"approval": "manual"})).await);
@@ -339,7 +339,7 @@ async fn an_approval_of_a_machine_that_is_held_back_says_that_it_is_and_releases
 
 /// The answer may have been lost; another reason would be lost without a word.
 #[tokio::test]
-async fn a_repeated_decision_gets_the_same_answer_and_one_for_another_reason_is_told_the_first() {
+async fn a_repeated_decision_returns_the_same_and_another_reason_is_a_conflict() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let machine = administrator.enrolled(&api).await;

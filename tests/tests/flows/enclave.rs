@@ -59,7 +59,7 @@ async fn diagnosis(mac: &Mac, exit_code: i32) -> Value {
 }
 
 #[tokio::test]
-async fn a_daemons_key_works_before_anybody_has_logged_in() {
+async fn a_daemons_key_works_before_the_first_login() {
     let mac = Mac::new(Installation::shared().await);
     mac.enclave_fails("locked");
     let daemon = mac.start_daemon(&token(json!({})).await);
@@ -70,7 +70,7 @@ async fn a_daemons_key_works_before_anybody_has_logged_in() {
 }
 
 #[tokio::test]
-async fn a_key_that_needs_a_login_is_waited_for_and_never_replaced() {
+async fn a_daemon_waits_for_a_key_that_needs_a_login_and_never_replaces_it() {
     let installation = Installation::shared().await;
     let (mac, administrator) = (Mac::new(installation), installation.administrator());
     let token = administrator.token(json!({})).await;
@@ -129,7 +129,11 @@ async fn a_key_that_needs_a_login_is_waited_for_and_never_replaced() {
 #[case::unheard_of("fail NSCocoaErrorDomain 4", "unavailable", "retries")]
 #[case::another_key("swap", "changed", "reset")]
 #[tokio::test]
-async fn an_error_is_told_in_words_and_the_key_stays(#[case] fault: &str, #[case] kind: &str, #[case] advice: &str) {
+async fn an_enclave_error_is_explained_and_keeps_the_key(
+    #[case] fault: &str,
+    #[case] kind: &str,
+    #[case] advice: &str,
+) {
     let mac = enrolled().await;
     let (key, before) = (fs::read(key_file(&mac)).unwrap(), files(&mac));
     mac.enclave_fails(fault);
@@ -161,7 +165,7 @@ async fn an_error_is_told_in_words_and_the_key_stays(#[case] fault: &str, #[case
 #[case("CryptoTokenKit -9")]
 #[case::corrupted_for_a_moment("CryptoTokenKit -3")]
 #[tokio::test]
-async fn an_error_that_passes_at_once_is_not_noticed(#[case] error: &str) {
+async fn a_transient_enclave_error_is_retried(#[case] error: &str) {
     let mac = enrolled().await;
     mac.enclave_fails(&format!("fail {error} 2"));
     let _checked_in = mac.run(RUN_ONCE, DONE).await;
@@ -169,7 +173,7 @@ async fn an_error_that_passes_at_once_is_not_noticed(#[case] error: &str) {
 }
 
 #[tokio::test]
-async fn a_key_that_the_enclave_refuses_is_set_aside_and_the_machine_keeps_its_record() {
+async fn a_key_refused_by_the_enclave_is_replaced_and_the_machine_keeps_its_record() {
     let installation = Installation::shared().await;
     let (mac, administrator) = (enrolled().await, installation.administrator());
     let (before, old_key) = (mac.status().await, fs::read(key_file(&mac)).unwrap());
@@ -199,7 +203,7 @@ async fn a_key_that_the_enclave_refuses_is_set_aside_and_the_machine_keeps_its_r
 }
 
 #[tokio::test]
-async fn a_key_that_loads_and_does_not_sign_is_replaced_too() {
+async fn a_key_that_loads_but_does_not_sign_is_replaced() {
     let mac = enrolled().await;
     let before = mac.status().await;
     let kept: Value = serde_json::from_slice(&fs::read(key_file(&mac)).unwrap()).unwrap();
@@ -213,7 +217,7 @@ async fn a_key_that_loads_and_does_not_sign_is_replaced_too() {
 }
 
 #[tokio::test]
-async fn a_daemon_replaces_a_refused_key_by_itself_and_waits_for_approval_where_no_token_allows_it() {
+async fn a_daemon_replaces_a_refused_key_and_waits_for_approval_without_a_token() {
     let installation = Installation::shared().await;
     let (mac, administrator) = (enrolled().await, installation.administrator());
     let before = mac.status().await;
@@ -239,7 +243,7 @@ async fn a_daemon_replaces_a_refused_key_by_itself_and_waits_for_approval_where_
 }
 
 #[tokio::test]
-async fn without_a_token_a_refused_key_is_replaced_once_and_the_machine_says_what_is_missing() {
+async fn without_a_token_a_refused_key_is_replaced_once_and_the_agent_says_what_is_missing() {
     let mac = enrolled().await;
     mac.gets_another_enclave();
     for _ in 0..2 {
@@ -257,7 +261,7 @@ async fn without_a_token_a_refused_key_is_replaced_once_and_the_machine_says_wha
 }
 
 #[tokio::test]
-async fn what_migration_assistant_brings_to_another_mac_becomes_a_machine_of_its_own() {
+async fn state_copied_by_migration_assistant_enrolls_as_a_machine_of_its_own() {
     let installation = Installation::shared().await;
     let (mut mac, administrator) = (enrolled().await, installation.administrator());
     let (before, old_key) = (mac.status().await, fs::read(key_file(&mac)).unwrap());
@@ -279,9 +283,9 @@ async fn what_migration_assistant_brings_to_another_mac_becomes_a_machine_of_its
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_is_given_up_and_holds_nobody_up() {
+async fn a_hanging_enclave_call_times_out_and_blocks_nothing_else() {
     let mac = Mac::new(Installation::shared().await);
-    // Making the key hangs: whoever tries again must not wait for that.
+    // Creating the key hangs: the next attempt must not wait for it.
     mac.enclave_fails("hang 1");
     let daemon = mac.start_daemon(&token(json!({})).await);
     let read = daemon.writes(0, "did not answer within").await;
@@ -301,7 +305,7 @@ async fn a_call_that_hangs_is_given_up_and_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_selftest_releases_every_key_at_once() {
+async fn a_selftest_releases_its_keys_at_once() {
     let mac = Mac::new(Installation::shared().await);
     let said = mac.run(&["selftest", "--iterations", "1000"], DONE).await;
     assert!(said.contains("1000 in") && said.contains("failures      0"), "{said}");
@@ -321,7 +325,7 @@ async fn a_selftest_releases_every_key_at_once() {
 }
 
 #[tokio::test]
-async fn the_agent_with_a_stand_in_says_that_it_is_one() {
+async fn an_agent_with_a_stand_in_enclave_says_so() {
     let mac = Mac::new(Installation::shared().await);
     let said = mac.run(&["--version"], DONE).await;
     assert!(said.contains("stand-in"), "{said}");
@@ -350,7 +354,7 @@ async fn a_daemon_waits_for_its_configuration_profile_and_follows_it_without_a_r
 }
 
 #[tokio::test]
-async fn a_daemon_logs_to_the_system_where_it_should() {
+async fn a_daemon_logs_to_the_systems_log() {
     let mac = Mac::new(Installation::shared().await);
     let configuration = mac.configure(&token(json!({})).await, "log_to = 'system'");
     let daemon = mac.start(&["run", "--config", &configuration]);

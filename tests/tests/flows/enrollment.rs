@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn a_repeated_enrollment_gives_the_same_machine_and_certificate_and_uses_the_token_once() {
+async fn a_repeated_enrollment_returns_the_same_certificate_and_uses_the_token_once() {
     let installation = Installation::shared().await;
     let (one, two, administrator) = (installation.api(0), installation.api(1), installation.administrator());
     let token = administrator.token(json!({"labels": {"team": "build"}})).await;
@@ -37,7 +37,7 @@ async fn a_repeated_enrollment_gives_the_same_machine_and_certificate_and_uses_t
 }
 
 #[tokio::test]
-async fn parallel_enrollments_of_one_key_on_two_replicas_make_one_machine() {
+async fn concurrent_enrollments_of_one_key_create_one_machine() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let token = administrator.token(json!({"max_uses": 20})).await;
@@ -71,7 +71,7 @@ async fn parallel_enrollments_of_one_key_on_two_replicas_make_one_machine() {
 }
 
 #[tokio::test]
-async fn of_two_keys_with_one_serial_number_that_enroll_at_once_with_a_token_for_one_use_one_gets_in() {
+async fn of_two_concurrent_enrollments_with_one_serial_number_one_is_admitted() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let token = administrator.token(json!({"max_uses": 1})).await;
@@ -96,7 +96,7 @@ async fn of_two_keys_with_one_serial_number_that_enroll_at_once_with_a_token_for
 }
 
 #[tokio::test]
-async fn parallel_enrollments_of_different_machines_use_a_token_as_often_as_it_allows() {
+async fn concurrent_enrollments_use_a_token_at_most_as_often_as_it_allows() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let token = administrator.token(json!({"max_uses": 7})).await;
@@ -117,7 +117,7 @@ async fn parallel_enrollments_of_different_machines_use_a_token_as_often_as_it_a
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_serve_is_refused_with_the_reason_and_leaves_nothing() {
+async fn an_invalid_token_is_refused_with_the_reason_and_leaves_nothing() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let other = administrator.token(json!({"serial_numbers": ["C02OTHER"]})).await;

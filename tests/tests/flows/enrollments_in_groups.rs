@@ -1,4 +1,4 @@
-//! Enrollments that are decided many at once: each as if it were alone, whatever becomes of the others.
+//! Enrollments in one transaction: each has the same result as if it were alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -100,7 +100,7 @@ async fn came_in_a_group(pool: &PgPool, machine: &Machine) -> bool {
 }
 
 #[tokio::test]
-async fn a_machine_leaves_the_same_rows_whether_it_came_in_a_group_or_alone() {
+async fn a_group_and_a_single_enrollment_write_the_same_rows() {
     let server = InProcess::start().await;
     let pool = server.database().pool().await;
     let [mut grouped, mut alone] = ["GROUP-1", "ALONE-1"].map(Machine::with_serial_number);
@@ -119,7 +119,7 @@ async fn a_machine_leaves_the_same_rows_whether_it_came_in_a_group_or_alone() {
     let moment = server.clock().now();
 
     let _enrolled = grouped.enroll(&server, Some(&token)).await.expect(201);
-    // What somebody else holds is not ordinary, and is waited for alone.
+    // A locked row makes an enrollment unusual: it waits alone.
     let mut holder = pool.begin().await.unwrap();
     hold(
         &mut holder,
@@ -152,7 +152,7 @@ async fn hold(holder: &mut Transaction<'static, Postgres>, statement: &'static s
 }
 
 #[tokio::test]
-async fn whoever_is_not_ordinary_is_answered_as_ever_and_spoils_nobody_elses_enrollment() {
+async fn an_unusual_enrollment_in_a_group_is_handled_alone() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let known = administrator.enrolled(&api).await;
@@ -208,7 +208,7 @@ async fn whoever_is_not_ordinary_is_answered_as_ever_and_spoils_nobody_elses_enr
      \"serial_number\": \"HELD-1\"}')).* FROM machines WHERE serial_number = 'FIRST-1'"
 )]
 #[tokio::test]
-async fn who_has_to_wait_for_somebody_keeps_nobody_waiting_who_has_not(#[case] held: &'static str) {
+async fn an_enrollment_that_waits_for_a_lock_delays_no_other(#[case] held: &'static str) {
     let server = InProcess::start().await;
     let pool = server.database().pool().await;
     let _first = server.enrolled("FIRST-1").await;
@@ -234,7 +234,7 @@ async fn who_has_to_wait_for_somebody_keeps_nobody_waiting_who_has_not(#[case] h
 }
 
 #[tokio::test]
-async fn a_token_that_is_revoked_in_the_middle_of_a_flood_lets_nobody_in_afterwards() {
+async fn a_token_revoked_under_load_admits_no_further_machine() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let token = administrator.token(json!({"max_uses": 1000})).await;
@@ -281,7 +281,7 @@ enum Outage {
 #[case::crashed(Outage::Crashed)]
 #[case::hanging(Outage::Hanging)]
 #[tokio::test]
-async fn a_database_that_goes_away_in_the_middle_of_a_flood_and_comes_back_loses_nobody(#[case] outage: Outage) {
+async fn a_database_restart_under_load_loses_no_enrollment(#[case] outage: Outage) {
     let mut cluster = Cluster::start().await;
     let (configuration, name) = {
         let database = cluster.create_database().await;

@@ -21,7 +21,7 @@ async fn open(api: &Api, installation: &Installation, after: Option<i64>) -> Eve
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_after_a_cut_on_the_other_replica_and_over_a_restart_in_order_and_once() {
+async fn a_stream_continues_on_the_other_replica_and_after_a_restart() {
     let database = Database::create().await;
     let mut installation = Installation::replicated(&database).await;
     let proxy = Proxy::start().await;
@@ -74,7 +74,7 @@ async fn a_stream_goes_on_after_a_cut_on_the_other_replica_and_over_a_restart_in
 }
 
 #[tokio::test]
-async fn a_stream_survives_an_outage_of_postgres_without_a_gap() {
+async fn a_stream_continues_without_a_gap_after_a_postgres_outage() {
     let mut cluster = Cluster::start().await;
     let configuration = unlimited(ServerConfiguration::new(&cluster.create_database().await));
     let installation = Installation::start(&configuration).await;

@@ -1,4 +1,4 @@
-//! The issuing CA under a root that somebody else holds: OpenSSL is that somebody.
+//! The issuing CA under an external root, which OpenSSL plays.
 
 use assay_protocol::ProblemKind;
 use assay_server::clock::Clock;
@@ -280,7 +280,7 @@ async fn refused(server: &InProcess, chain: &str, said: &str) {
 
 /// What is wrong with a chain is said in a sentence, and nothing has changed.
 #[tokio::test]
-async fn a_chain_that_does_not_serve_is_refused_and_changes_nothing() {
+async fn an_invalid_external_chain_is_refused_and_changes_nothing() {
     let server = InProcess::start().await;
     let pki = Pki::new();
     let [narrow, leaf] = ["CA:TRUE,pathlen:0", "CA:FALSE"].map(|constraint| CA.replace("CA:TRUE", constraint));

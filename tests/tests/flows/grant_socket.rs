@@ -133,7 +133,7 @@ async fn grants_are_handed_out_and_denials_explained() {
 }
 
 #[tokio::test]
-async fn only_users_that_are_named_get_grants_and_nobody_gets_the_key() {
+async fn only_configured_users_get_grants_and_none_gets_the_key() {
     if !rustix::process::geteuid().is_root() {
         println!("only root can be several users");
         return;
@@ -172,7 +172,7 @@ async fn only_users_that_are_named_get_grants_and_nobody_gets_the_key() {
 }
 
 #[tokio::test]
-async fn a_socket_that_a_crash_left_is_replaced_and_one_in_use_is_waited_for() {
+async fn a_stale_socket_is_replaced_and_a_daemon_waits_for_one_in_use() {
     let (mac, first, [granted, _]) = daemon("").await;
     first.signal(Signal::KILL);
     let _killed = first.ended().await;

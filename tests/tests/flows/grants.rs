@@ -148,7 +148,7 @@ async fn labels_decide_at_the_next_check_in() {
 }
 
 #[tokio::test]
-async fn a_changed_posture_is_refused_with_its_reasons_at_that_very_check_in_and_granted_again_when_it_is_mended() {
+async fn a_posture_change_takes_effect_at_the_same_check_in() {
     let mut granted = Granted::new().await;
     let permission = granted.administrator.permission("release").await;
     let conditions = json!({"filevault_enabled": true, "secure_boot": "full", "min_os_version": "26.0"});
@@ -212,7 +212,7 @@ async fn a_changed_posture_is_refused_with_its_reasons_at_that_very_check_in_and
 }
 
 #[tokio::test]
-async fn an_evaluation_says_what_a_check_in_would_give() {
+async fn an_evaluation_predicts_the_next_check_in() {
     let granted = Granted::new().await;
     let (read, sign) = (
         granted.administrator.permission("read").await,

@@ -160,7 +160,7 @@ async fn a_token_of_a_machine_that_could_not_check_in_is_not_active() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_of_ours_is_not_active_and_nobody_learns_why() {
+async fn a_foreign_token_is_inactive_without_a_reason() {
     let setting = Setting::new().await;
     let token = setting.token(&setting.machine).await;
     let (signed, _signature) = token.rsplit_once('.').unwrap();

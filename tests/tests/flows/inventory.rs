@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use http::Method;
 use serde_json::{Value, json};
 
-/// The lock of whoever imports.
+/// The lock of an import.
 const IMPORT_LOCK: i64 = 0x0061_7373_6179_0503;
 /// The most that 100,000 rows may take, on a machine that has other things to do.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -62,7 +62,7 @@ fn only(items: &[Value], is_meant: impl Fn(&Value) -> bool) -> &Value {
 }
 
 #[tokio::test]
-async fn an_import_replaces_or_merges_says_what_it_did_and_repeated_does_nothing() {
+async fn an_import_replaces_or_merges_and_repeating_it_changes_nothing() {
     let server = InProcess::start().await;
     let first = import(&server, "", "B,team=ios;site=a,Ada\nA,,\n").await;
     assert_eq!((&first["mode"], &first["total"]), (&json!("replace"), &json!(2)));
@@ -141,7 +141,7 @@ async fn a_file_with_wrong_rows_names_their_lines_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_second_import_at_the_same_time_is_told_to_come_back() {
+async fn a_concurrent_import_is_refused_and_may_be_retried() {
     let server = InProcess::start().await;
     let mut other = server.database().pool().await.begin().await.unwrap();
     let take = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(IMPORT_LOCK);
@@ -155,7 +155,7 @@ async fn a_second_import_at_the_same_time_is_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_match_verifies_a_new_machine_and_gives_it_labels_and_owner() {
+async fn an_inventory_match_verifies_a_new_machine_and_sets_labels_and_owner() {
     let server = InProcess::start().await;
     import(
         &server,
@@ -187,7 +187,7 @@ async fn a_match_verifies_a_new_machine_and_gives_it_labels_and_owner() {
     );
     assert!(text(&record, "assurance_reason").starts_with("asserted: "));
 
-    // One that waits is enrolled by nobody yet; the inventory says that it is there.
+    // A pending enrollment also shows that the inventory has the serial number.
     let manual = server.enrollment_token(json!({"approval": "manual"})).await;
     let waits = Machine::with_serial_number("WAITS");
     let _pending = waits.enroll(&server, Some(&manual)).await.expect(202);
@@ -211,7 +211,7 @@ async fn a_match_verifies_a_new_machine_and_gives_it_labels_and_owner() {
 }
 
 #[tokio::test]
-async fn a_later_row_raises_nobody_but_counts_when_an_administrator_approves() {
+async fn a_row_added_later_raises_assurance_only_on_approval() {
     let server = InProcess::start().await;
     let (enrolled, waits) = (server.enrolled("ENROLLED").await, Machine::with_serial_number("WAITS"));
     let manual = json!({"approval": "manual", "labels": {"stage": "test"}});
@@ -247,7 +247,7 @@ async fn a_later_row_raises_nobody_but_counts_when_an_administrator_approves() {
 }
 
 #[tokio::test]
-async fn a_row_that_goes_takes_the_assurance_that_rests_on_it_alone() {
+async fn removing_a_row_lowers_the_assurance_that_rests_only_on_it() {
     let server = InProcess::start().await;
     import(&server, "", "ALONE,,\nNAMED,,\n").await;
     let alone = server.enrolled("ALONE").await;
@@ -292,7 +292,7 @@ async fn a_row_that_goes_takes_the_assurance_that_rests_on_it_alone() {
 }
 
 #[tokio::test]
-async fn a_row_that_comes_back_raises_nobody_and_a_new_key_has_grounds_of_its_own() {
+async fn a_row_that_returns_raises_no_assurance_until_the_machine_reenrolls() {
     let server = InProcess::start().await;
     import(&server, "", "ALONE,,\n").await;
     let alone = server.enrolled("ALONE").await;
@@ -335,7 +335,7 @@ async fn groundless(server: &InProcess) -> i64 {
 
 /// Whichever comes first, the outcome is that of one after the other.
 #[tokio::test]
-async fn enrollments_that_race_imports_never_rest_on_a_row_that_is_gone() {
+async fn an_enrollment_during_an_import_never_rests_on_a_removed_row() {
     let unlimited = [
         ("rate_limit.machine_per_minute", "0"),
         ("rate_limit.address_per_minute", "0"),
@@ -381,7 +381,7 @@ async fn enrollments_that_race_imports_never_rest_on_a_row_that_is_gone() {
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_rows_are_imported_and_taken_back_in_seconds() {
+async fn a_hundred_thousand_rows_are_imported_and_removed_in_seconds() {
     const ROWS: usize = 100_000;
     let server = InProcess::start().await;
     let timed = async |what: &str, mode: &str, media_type: &str, body: String| {
@@ -439,7 +439,7 @@ async fn a_hundred_thousand_rows_are_imported_and_taken_back_in_seconds() {
 
 /// As Excel saves it, in the one or the other country.
 #[tokio::test]
-async fn a_file_of_a_spreadsheet_is_read_or_refused_with_what_is_the_matter() {
+async fn a_spreadsheet_file_is_read_or_refused_with_the_reason() {
     let server = InProcess::start().await;
     let wide = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
     let with_mark = |text: &str| [b"\xff\xfe".as_slice(), &wide(text)].concat();
@@ -499,7 +499,7 @@ async fn a_file_of_a_spreadsheet_is_read_or_refused_with_what_is_the_matter() {
 
 /// A script whose query found nothing would else take the ground from under the whole fleet.
 #[tokio::test]
-async fn an_empty_inventory_replaces_nothing_unless_it_is_said_to_be_meant() {
+async fn an_empty_import_needs_confirmation() {
     let server = InProcess::start().await;
     let put = async |query: &str, body: &Value| {
         let request = server.admin(Method::PUT, &format!("/v1/admin/inventory{query}"));

@@ -47,7 +47,7 @@ fn changes(of: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_machine_that_falls_silent_and_returns_is_announced_at_every_turn() {
+async fn each_change_of_liveness_is_announced() {
     let server = InProcess::start().await;
     let (machine, other) = (server.enrolled("SILENT").await, server.enrolled("OTHER").await);
     let id = BTreeSet::from([machine.id().to_string()]);
@@ -78,7 +78,7 @@ async fn a_machine_that_falls_silent_and_returns_is_announced_at_every_turn() {
 
 /// No server ran while the machine fell silent: the next one finds it in what is stored.
 #[tokio::test]
-async fn a_restart_finds_who_fell_silent_meanwhile() {
+async fn a_restarted_server_announces_machines_that_became_silent_meanwhile() {
     let database = Database::create().await;
     let server = InProcess::start_on(&database.url(), &[]).await;
     let machine = server.enrolled("SILENT").await;
@@ -102,7 +102,7 @@ async fn a_restart_finds_who_fell_silent_meanwhile() {
 
 /// Two replicas look at the same time, one with a clock that is ahead: each turn is announced once.
 #[tokio::test]
-async fn two_replicas_announce_a_turn_once_and_do_not_take_it_back() {
+async fn two_replicas_announce_a_liveness_change_once() {
     let database = Database::create().await;
     let one = InProcess::start_on(&database.url(), &[]).await;
     let two = InProcess::start_on(&database.url(), &[]).await;
@@ -122,9 +122,9 @@ async fn two_replicas_announce_a_turn_once_and_do_not_take_it_back() {
     two.stop().await;
 }
 
-/// A clock that was a day ahead has announced everybody as unreachable. Set right, it takes that back.
+/// A clock a day ahead has announced all machines as unreachable. Once corrected, the server takes that back.
 #[tokio::test]
-async fn a_clock_that_was_ahead_is_made_good() {
+async fn liveness_recovers_after_the_servers_clock_was_ahead() {
     let server = InProcess::start().await;
     let machine = server.enrolled("LIVE").await;
     let _checked_in = machine.check_in(&server).await.expect(200);
@@ -140,7 +140,7 @@ async fn a_clock_that_was_ahead_is_made_good() {
     server.stop().await;
 }
 
-/// A check-in that changes nothing but times writes in its place: no index holds what it changes.
+/// A check-in that changes only times is a HOT update: no index contains these columns.
 #[tokio::test]
 async fn a_check_in_touches_no_index() {
     let server = InProcess::start().await;

@@ -155,7 +155,7 @@ async fn a_run_in_which_nothing_succeeds_fails_and_says_by_what() {
 #[rstest]
 #[case::more_than_anybody_sends(&["check-in", "--rate", "4000000000"], "1 to 1000000")]
 #[case::a_certificate_that_nobody_has(&["check-in", "--seed", "x", "--on-record", "--client-certificates"], "--client-certificates")]
-fn what_cannot_be_measured_is_refused_by_name(#[case] arguments: &[&str], #[case] named: &str) {
+fn an_option_that_cannot_be_measured_is_refused_by_name(#[case] arguments: &[&str], #[case] named: &str) {
     let mut load = Command::new(program("assay-load"));
     load.args(arguments).args(["--server", "https://127.0.0.1:1"]);
     let output = load.output().unwrap();
@@ -165,7 +165,7 @@ fn what_cannot_be_measured_is_refused_by_name(#[case] arguments: &[&str], #[case
 }
 
 #[tokio::test]
-async fn what_is_no_server_is_named() {
+async fn an_address_that_is_not_a_server_is_named() {
     let mut load = Load::new("check-in", "nobody").await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -184,7 +184,7 @@ async fn what_is_no_server_is_named() {
 }
 
 #[tokio::test]
-async fn machines_that_are_put_on_record_check_in_with_nothing_new() {
+async fn machines_put_on_record_check_in_unchanged() {
     let database = Database::create().await;
     put_on_record(&database.connect_options(), "on record", 40).await;
     let installation = Installation::unlimited(&database).await;
@@ -206,7 +206,7 @@ async fn machines_that_are_put_on_record_check_in_with_nothing_new() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_shipped_records_every_check_in() {
+async fn a_release_server_records_every_check_in() {
     let configuration = ServerConfiguration::with_private_postgres().set("measuring.recording", "none");
     let mut serve = configuration.command(&["serve"]);
     let output = tokio::task::spawn_blocking(move || serve.output().unwrap())

@@ -1,4 +1,4 @@
-//! A machine's row that somebody holds: who waits for it goes by what it says afterwards, and nobody else waits.
+//! A locked machine row: a call that waits for it sees its new contents, and other calls do not wait.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;
@@ -9,16 +9,16 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Postgres, Transaction};
 
-/// Looks at those who wait, at most: far more than anybody needs to come to the row.
+/// The maximum number of looks at waiting queries, far more than reaching the row needs.
 const LOOKS: u32 = 100_000;
 
-/// The row of a machine that a check-in writes, held by the test.
-pub(crate) struct HeldRow {
+/// The row that a machine's check-in writes, locked by the test.
+pub(crate) struct LockedRow {
     pool: PgPool,
     holder: Transaction<'static, Postgres>,
 }
 
-impl HeldRow {
+impl LockedRow {
     pub(crate) async fn of(server: &InProcess, machine: &Machine) -> Self {
         let pool = server.database().pool().await;
         let mut holder = pool.begin().await.unwrap();
@@ -27,7 +27,7 @@ impl HeldRow {
         Self { pool, holder }
     }
 
-    /// How many wait for it. Postgres serves them in the order in which they came.
+    /// How many queries wait for it. Postgres grants the lock in order of arrival.
     async fn waiting(&self) -> i64 {
         sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity
@@ -58,7 +58,7 @@ async fn reenroll_behind(server: &InProcess, machine: &Machine, decision: Reques
     let token = json!({"serial_numbers": [machine.serial_number()], "allow_reenrollment": true});
     let token = server.enrollment_token(token).await;
     let erased = machine.erased();
-    let row = HeldRow::of(server, machine).await;
+    let row = LockedRow::of(server, machine).await;
     let (decided, enrolled) = tokio::join!(server.send(decision), async {
         row.awaited_by(1).await;
         let (enrolled, ()) = tokio::join!(erased.enroll(server, Some(&token)), async {
@@ -117,13 +117,13 @@ async fn a_reenrollment_that_waits_for_a_deletion_makes_a_new_machine() {
 }
 
 #[tokio::test]
-async fn a_machine_whose_row_is_held_keeps_no_other_machine_waiting() {
+async fn a_locked_machine_delays_no_other_machine() {
     let server = InProcess::start().await;
     let (held, other) = (server.enrolled("HELD").await, server.enrolled("OTHER").await);
     for machine in [&held, &other] {
         let _checked_in = machine.check_in(&server).await.expect(200);
     }
-    let row = HeldRow::of(&server, &held).await;
+    let row = LockedRow::of(&server, &held).await;
     let (waited, ()) = tokio::join!(held.check_in(&server), async {
         row.awaited_by(1).await;
         let _checked_in = other.check_in(&server).await.expect(200);

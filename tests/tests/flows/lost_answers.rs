@@ -1,5 +1,5 @@
-//! The server is killed when it has done what it was asked and before the answer has arrived: the machine asks again,
-//! and it is as if nothing had happened.
+//! The server is killed after it did its work and before the response arrives. The machine repeats the call, with the
+//! same result.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;
@@ -15,7 +15,7 @@ const CERTIFICATES: &str = "SELECT count(*) FROM certificates";
 const NONCES_USED: &str = "SELECT (extract(epoch FROM max(last_nonce_at)) * 1000000)::bigint FROM machine_presence";
 
 #[tokio::test]
-async fn an_enrollment_whose_answer_was_lost_gives_the_same_machine_and_uses_the_token_once() {
+async fn after_a_lost_answer_enrolling_again_gives_the_same_machine_and_uses_the_token_once() {
     let mut server = ProxiedServer::start(&[]).await;
     let (token, machine, api) = (
         server.administrator().token(json!({})).await,
@@ -41,7 +41,7 @@ async fn an_enrollment_whose_answer_was_lost_gives_the_same_machine_and_uses_the
 }
 
 #[tokio::test]
-async fn a_check_in_whose_answer_was_lost_has_used_its_nonce_and_the_next_goes_through() {
+async fn after_a_lost_answer_the_nonce_is_used_and_the_next_check_in_succeeds() {
     let mut server = ProxiedServer::start(&[]).await;
     let (administrator, api) = (server.administrator(), server.api());
     let machine = administrator.enrolled(&api).await;
@@ -65,7 +65,7 @@ async fn a_check_in_whose_answer_was_lost_has_used_its_nonce_and_the_next_goes_t
 }
 
 #[tokio::test]
-async fn a_renewal_whose_answer_was_lost_can_be_repeated() {
+async fn after_a_lost_answer_a_renewal_can_be_repeated() {
     let mut server = ProxiedServer::start(&[]).await;
     let api = server.api();
     let machine = server.administrator().enrolled(&api).await;
@@ -87,7 +87,7 @@ async fn a_renewal_whose_answer_was_lost_can_be_repeated() {
 }
 
 #[tokio::test]
-async fn an_agent_that_loses_every_kind_of_answer_stays_the_same_machine() {
+async fn an_agent_that_loses_any_answer_stays_the_same_machine() {
     let mut server = ProxiedServer::start(&[]).await;
     let token = server.administrator().token(json!({})).await;
     let folder = tempfile::tempdir().unwrap();

@@ -45,7 +45,7 @@ impl Ground {
         Self { server, apple }
     }
 
-    /// A machine whose serial number is more than its own word, and so may be asked by the server.
+    /// A machine with a verified serial number, for which the server may send a command.
     async fn verified(&self, serial_number: &str) -> Machine {
         let token = self
             .server
@@ -170,9 +170,9 @@ async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
     ground.server.stop().await;
 }
 
-/// An MDM's envelope can say anything: its word alone binds nothing.
+/// An MDM's envelope can claim anything, so it alone binds nothing.
 #[tokio::test]
-async fn the_attested_serial_number_says_which_machine_it_is_and_not_the_envelope() {
+async fn the_attestation_and_not_the_envelope_identifies_the_machine() {
     let ground = Ground::new().await;
     let one = ground.server.enrolled("C02ONE").await;
     let other = ground.server.enrolled("C02OTHER").await;
@@ -187,7 +187,7 @@ async fn the_attested_serial_number_says_which_machine_it_is_and_not_the_envelop
 
 /// The MDM gets its 200, as sending again would not help; administrators get the reason, once.
 #[tokio::test]
-async fn a_refused_attestation_is_told_to_administrators_once_and_leaves_what_is_on_record() {
+async fn a_refused_attestation_is_reported_once_and_leaves_the_record() {
     let ground = Ground::new().await;
     let machine = ground.server.enrolled("C02KEEPS").await;
     ground.tell_of_device("C02KEEPS").await;
@@ -255,7 +255,7 @@ async fn a_refused_attestation_is_told_to_administrators_once_and_leaves_what_is
 #[case::no_message(json!({"topic": "mdm.CheckOut"}))]
 #[case::of_the_future(json!({"topic": "mdm.Sings", "a_field": {"of": "the future"}}))]
 #[tokio::test]
-async fn whatever_is_no_attestation_is_taken_and_ignored(#[case] event: Value) {
+async fn other_mdm_events_are_accepted_and_ignored(#[case] event: Value) {
     let ground = Ground::new().await;
     let receipt = ground.send(&event).await.expect(200).json();
     assert_eq!(receipt["outcome"], "ignored");
@@ -263,7 +263,7 @@ async fn whatever_is_no_attestation_is_taken_and_ignored(#[case] event: Value) {
 }
 
 #[tokio::test]
-async fn an_event_that_cannot_be_read_is_refused_in_words() {
+async fn an_unreadable_mdm_event_is_refused_with_the_reason() {
     let ground = Ground::new().await;
     let machine = ground.server.enrolled("C02GOOD").await;
     let chain = ground.apple.attest(&ground.attested(&machine));
@@ -304,9 +304,9 @@ async fn an_event_that_cannot_be_read_is_refused_in_words() {
     ground.server.stop().await;
 }
 
-/// NanoMDM knows a URL and no header, so the key goes into the URL, as its password; nobody else takes it there.
+/// NanoMDM can configure a URL but no header, so the key is the URL's password. No other endpoint accepts it there.
 #[tokio::test]
-async fn the_key_of_an_mdm_may_be_a_password_and_opens_nothing_but_the_webhook() {
+async fn an_mdm_key_works_as_a_password_and_only_for_the_webhook() {
     let ground = Ground::new().await;
     let server = &ground.server;
     let event = json!({"topic": "mdm.CheckOut"});
@@ -335,7 +335,7 @@ async fn the_key_of_an_mdm_may_be_a_password_and_opens_nothing_but_the_webhook()
 }
 
 #[tokio::test]
-async fn machines_that_are_not_attested_or_due_for_renewal_are_listed_with_their_commands() {
+async fn machines_due_for_attestation_are_listed_with_their_commands() {
     let ground = Ground::new().await;
     let attested = ground.server.enrolled("C02DONE").await;
     let chain = ground.apple.attest(&ground.attested(&attested));
@@ -401,7 +401,7 @@ async fn machines_that_are_not_attested_or_due_for_renewal_are_listed_with_their
 }
 
 #[tokio::test]
-async fn a_machine_that_is_due_is_asked_through_its_mdm_once_in_7_days() {
+async fn a_due_machine_gets_one_command_in_7_days() {
     let mut mdm = Receiver::start().await;
     let ground = Ground::asking(&mdm).await;
     let machine = ground.verified("C02ASKED").await;
@@ -453,9 +453,9 @@ async fn a_machine_that_is_due_is_asked_through_its_mdm_once_in_7_days() {
     ground.server.stop().await;
 }
 
-/// A shared token lets anybody say another one's serial number: nobody's Mac vouches for that by itself.
+/// With a shared token, any machine can claim another one's serial number. No Mac gets a command because of that.
 #[tokio::test]
-async fn a_machine_with_nothing_but_its_own_word_is_not_asked_by_itself() {
+async fn a_machine_with_asserted_assurance_gets_no_command() {
     let mut mdm = Receiver::start().await;
     let ground = Ground::asking(&mdm).await;
     ground.tell_of_device("C02CLAIMED").await;
@@ -483,7 +483,7 @@ async fn a_machine_with_nothing_but_its_own_word_is_not_asked_by_itself() {
 
 /// Fleets that were enrolled in their MDM before: a device says its UDID each time, and its serial number never again.
 #[tokio::test]
-async fn a_device_is_known_by_the_hardware_uuid_of_its_machine_as_well() {
+async fn a_device_is_also_matched_by_its_hardware_uuid() {
     let mut mdm = Receiver::start().await;
     let ground = Ground::asking(&mdm).await;
     let machine = ground.verified("C02LONGAGO").await;
@@ -499,7 +499,7 @@ async fn a_device_is_known_by_the_hardware_uuid_of_its_machine_as_well() {
 }
 
 #[tokio::test]
-async fn a_command_that_the_mdm_did_not_take_is_sent_again_after_a_pause_and_one_that_it_may_have_taken_is_not() {
+async fn a_command_is_sent_again_only_if_the_mdm_rejected_it() {
     let mut mdm = Receiver::start().await;
     let ground = Ground::asking(&mdm).await;
     ground.tell_of_device("C02RETRIED").await;
@@ -521,7 +521,7 @@ async fn a_command_that_the_mdm_did_not_take_is_sent_again_after_a_pause_and_one
     );
     recorded(&ground, &machine, "no such id").await;
     ground.server.clock().advance(Duration::minutes(1));
-    // The connection ends without an answer: nobody knows.
+    // The connection ends without a response: the command may have been accepted.
     drop(mdm.next_request().await);
     let unclear = |due: &Value| !due["mdm_device"]["asked_at"].is_null() && !due["mdm_device"]["last_error"].is_null();
     due_until(&ground, &machine, unclear).await;
@@ -563,7 +563,7 @@ async fn recorded(ground: &Ground, machine: &Machine, error: &str) {
 }
 
 #[tokio::test]
-async fn two_replicas_ask_each_machine_once() {
+async fn two_replicas_send_each_machine_one_command() {
     let mut mdm = Receiver::start().await;
     let ground = Ground::asking(&mdm).await;
     let key = NamedTempFile::new().unwrap();
@@ -600,9 +600,9 @@ async fn two_replicas_ask_each_machine_once() {
     assert!(!mdm.has_more());
 }
 
-/// An old Mac, or an old macOS: without a word, it would be asked for ever and nobody would know why.
+/// An old Mac or macOS. Without a report, the server would ask for ever and the administrator would not know why.
 #[tokio::test]
-async fn an_answer_without_an_attestation_to_the_servers_own_question_is_told() {
+async fn an_answer_without_the_requested_attestation_is_reported() {
     let mut mdm = Receiver::start().await;
     let ground = Ground::asking(&mdm).await;
     ground.tell_of_device("C02INTEL").await;

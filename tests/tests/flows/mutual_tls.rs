@@ -38,7 +38,7 @@ async fn serial_number(mac: &Mac) -> String {
 }
 
 #[tokio::test]
-async fn a_machine_lives_with_a_server_that_requires_its_certificate() {
+async fn an_agent_works_with_a_server_that_requires_client_certificates() {
     let (installation, _database) = installation("required").await;
     let mac = enrolled(&installation).await;
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
@@ -53,7 +53,7 @@ async fn a_machine_lives_with_a_server_that_requires_its_certificate() {
 #[case::optional("optional")]
 #[case::required("required")]
 #[tokio::test]
-async fn a_machine_whose_certificate_is_revoked_gets_another_by_itself(#[case] client_certificates: &str) {
+async fn an_agent_replaces_its_revoked_certificate(#[case] client_certificates: &str) {
     let (installation, database) = installation(client_certificates).await;
     let mac = enrolled(&installation).await;
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
@@ -72,7 +72,7 @@ async fn a_machine_whose_certificate_is_revoked_gets_another_by_itself(#[case] c
 #[case("TLSv1.2")]
 #[case("TLSv1.3")]
 #[tokio::test]
-async fn nginx_recognizes_a_machine_and_one_of_another_authority_not(#[case] protocol: &str) {
+async fn nginx_accepts_a_machine_and_refuses_one_of_another_authority(#[case] protocol: &str) {
     let installation = Installation::shared().await;
     let (mac, files) = (enrolled(installation).await, Files::new());
     let nginx = Nginx::start(&files, protocol, &installation.roots).await;

@@ -1,4 +1,4 @@
-//! A nonce serves one machine once, on whichever replica.
+//! A nonce is valid once, for one machine, on any replica.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ async fn of_50_check_ins_with_one_nonce_on_two_replicas_exactly_one_succeeds() {
         let refused = refused.expect_problem(ProblemKind::BadNonce);
         let fresh = refused.nonce();
         assert_ne!(fresh, nonce);
-        // The last of these is the one that serves: each that is used makes those before it too old.
+        // Only the last of these stays valid: using one makes earlier ones too old.
         if call == 48 {
             let _checked_in = Answer::to(machine.check_in_with(&apis[1], fresh)).await.expect(200);
         }
@@ -40,7 +40,7 @@ async fn of_50_check_ins_with_one_nonce_on_two_replicas_exactly_one_succeeds() {
 }
 
 #[tokio::test]
-async fn machines_that_check_in_on_both_replicas_at_once_never_hold_each_other_up() {
+async fn machines_that_check_in_on_both_replicas_never_delay_each_other() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let machines = join_all((0..3).map(|_| administrator.enrolled(&apis[0]))).await;
@@ -61,7 +61,7 @@ async fn machines_that_check_in_on_both_replicas_at_once_never_hold_each_other_u
 }
 
 #[tokio::test]
-async fn every_answer_of_an_agent_endpoint_carries_a_nonce_that_serves_next() {
+async fn every_agent_response_has_a_nonce_for_the_next_call() {
     let installation = Installation::shared().await;
     let apis = [installation.api(0), installation.api(1)];
     let machine = installation.administrator().enrolled(&apis[0]).await;
@@ -80,7 +80,7 @@ async fn every_answer_of_an_agent_endpoint_carries_a_nonce_that_serves_next() {
 }
 
 #[tokio::test]
-async fn a_nonce_that_is_older_than_the_last_one_used_is_used_up_too() {
+async fn a_nonce_older_than_the_last_used_one_is_refused() {
     let installation = Installation::shared().await;
     let api = installation.api(0);
     let machine = installation.administrator().enrolled(&api).await;
@@ -95,7 +95,7 @@ async fn a_nonce_that_is_older_than_the_last_one_used_is_used_up_too() {
 }
 
 #[tokio::test]
-async fn a_nonce_of_one_replica_serves_on_the_other_and_after_a_restart() {
+async fn a_nonce_is_valid_on_every_replica_and_after_a_restart() {
     let database = Database::create().await;
     let mut installation = Installation::unlimited(&database).await;
     installation = installation.with_a_replica().await;
@@ -136,7 +136,7 @@ async fn replica(configuration: &ServerConfiguration, clock: &MockClock) -> (Run
 async fn replicas_whose_clocks_are_hours_apart_never_lock_a_machine_out() {
     let database = Database::create().await;
     let configuration = unlimited(ServerConfiguration::new(&database)).set("public_url", "https://127.0.0.1:8443");
-    // TLS goes by the callers' clock: certificates of both replicas have to be valid by it.
+    // TLS uses the callers' clock: certificates of both replicas must be valid by it.
     let now = SystemClock.now();
     let clocks = [MockClock::new(now + Duration::hours(5)), MockClock::new(now)];
     // The one whose clock is behind makes the keys and the first certificates.

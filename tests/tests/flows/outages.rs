@@ -1,4 +1,4 @@
-//! Postgres goes away and comes back: callers are told when to come again, and nothing has to be restarted.
+//! Postgres fails and returns: callers learn when to retry, and nothing needs a restart.
 
 use std::fs;
 use std::path::Path;
@@ -82,7 +82,7 @@ async fn call_everything(installation: &Installation, machine: &Machine) -> Vec<
 #[case::crashed(Outage::Crashed)]
 #[case::hanging(Outage::Hanging)]
 #[tokio::test]
-async fn without_postgres_callers_are_told_within_5_s_when_to_come_again_and_then_all_is_well(#[case] outage: Outage) {
+async fn without_postgres_calls_fail_within_5_s_and_succeed_afterwards(#[case] outage: Outage) {
     let mut cluster = Cluster::start().await;
     let configuration = unlimited(ServerConfiguration::new(&cluster.create_database().await));
     let installation = Installation::start(&configuration).await;
@@ -117,7 +117,7 @@ async fn without_postgres_callers_are_told_within_5_s_when_to_come_again_and_the
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_between_two_check_ins_costs_nobody_an_answer() {
+async fn a_database_connection_that_breaks_between_check_ins_fails_no_call() {
     let cluster = Cluster::start().await;
     let database = cluster.create_database().await;
     let installation = Installation::unlimited(&database).await;
@@ -144,7 +144,7 @@ async fn a_connection_that_breaks_between_two_check_ins_costs_nobody_an_answer()
 }
 
 #[tokio::test]
-async fn with_two_connections_nobody_waits_for_one_that_is_kept() {
+async fn two_database_connections_are_enough() {
     let database = Database::create().await;
     let configuration = unlimited(ServerConfiguration::new(&database)).set("database.max_connections", "2");
     let installation = Installation::start(&configuration).await;
@@ -168,7 +168,7 @@ fn private_postgres(data_dir: &Path) -> Option<Pid> {
     Pid::from_raw(content.lines().next()?.parse().ok()?)
 }
 
-/// Whether a process runs; one that has ended and that nobody has waited for does not.
+/// Whether a process runs. A zombie does not.
 fn runs(process: Pid) -> bool {
     let mut ps = Command::new("ps");
     let output = ps
@@ -181,7 +181,7 @@ fn runs(process: Pid) -> bool {
 }
 
 #[tokio::test]
-async fn a_private_postgres_that_is_killed_comes_back_by_itself() {
+async fn a_killed_private_postgres_is_restarted() {
     let installation = Installation::start(&unlimited(ServerConfiguration::with_private_postgres())).await;
     let (api, server) = (installation.api(0), &installation.servers[0]);
     let machine = installation.administrator().enrolled(&api).await;
@@ -197,7 +197,7 @@ async fn a_private_postgres_that_is_killed_comes_back_by_itself() {
 }
 
 #[tokio::test]
-async fn the_private_postgres_of_a_server_that_was_killed_is_taken_over_and_ends_with_the_next_that_stops() {
+async fn the_next_server_takes_over_the_private_postgres_of_a_killed_one() {
     let mut installation = Installation::start(&unlimited(ServerConfiguration::with_private_postgres())).await;
     let machine = installation.administrator().enrolled(&installation.api(0)).await;
     let configuration = installation.servers[0].configuration();

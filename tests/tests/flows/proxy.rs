@@ -102,7 +102,7 @@ async fn a_program_reaches_a_service_as_the_machine_with_its_current_grant_and_c
 }
 
 #[tokio::test]
-async fn without_a_grant_or_a_service_it_says_why() {
+async fn without_a_grant_or_service_the_proxy_explains_why() {
     let ((mac, audience), files) = (granted(json!({"sip_enabled": true})).await, Files::new());
     // Nobody listens there.
     let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -133,7 +133,7 @@ async fn without_a_grant_or_a_service_it_says_why() {
 }
 
 #[tokio::test]
-async fn web_pages_of_elsewhere_do_not_speak_in_the_machines_name() {
+async fn the_proxy_refuses_requests_of_web_pages() {
     let ((mac, _), files) = (granted(json!({})).await, Files::new());
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = proxy(&mac, &format!("http://{}", upstream.local_addr().unwrap()), &files, &[]).await;
@@ -149,7 +149,7 @@ async fn web_pages_of_elsewhere_do_not_speak_in_the_machines_name() {
 }
 
 #[tokio::test]
-async fn bodies_go_by_as_they_come_in_both_directions() {
+async fn bodies_are_streamed_in_both_directions() {
     const HALF: usize = 2 * 1024 * 1024;
     let ((mac, _), files) = (granted(json!({})).await, Files::new());
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -203,7 +203,7 @@ async fn bodies_go_by_as_they_come_in_both_directions() {
         "{seen}"
     );
 
-    // The socket is in use, and is taken by nobody else.
+    // The socket is in use, so no other process can take it.
     let second = ["proxy", "--upstream", "http://127.0.0.1:1", "--listen", &listen];
     let said = mac.run(&second, FAILED).await;
     assert!(said.contains("another process listens there"), "{said}");
@@ -211,7 +211,7 @@ async fn bodies_go_by_as_they_come_in_both_directions() {
 }
 
 #[tokio::test]
-async fn it_listens_to_this_machine_alone() {
+async fn the_proxy_listens_on_loopback_only() {
     let mac = Mac::new(Installation::shared().await);
     let arguments = [
         "proxy",
@@ -225,7 +225,7 @@ async fn it_listens_to_this_machine_alone() {
 }
 
 #[tokio::test]
-async fn garbage_ends_its_own_connection_alone() {
+async fn garbage_ends_only_its_own_connection() {
     let ((mac, _), files) = (granted(json!({})).await, Files::new());
     let proxy = proxy(&mac, "http://127.0.0.1:1", &files, &[]).await;
     let address = proxy.url.strip_prefix("http://").unwrap();

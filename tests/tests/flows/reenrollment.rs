@@ -20,7 +20,7 @@ async fn revoked_certificates(database: &Database<'_>, machine: &Machine) -> Vec
     .unwrap()
 }
 
-/// A machine that enrolled, and the same hardware erased, which has asked with a token for anybody and waits.
+/// An enrolled machine, and the same hardware erased, which waits after enrolling with a token for any machine.
 async fn waiting(api: &Api, administrator: &Administrator) -> (Machine, Machine, String) {
     let machine = administrator.enrolled(api).await;
     let erased = machine.erased();
@@ -31,7 +31,7 @@ async fn waiting(api: &Api, administrator: &Administrator) -> (Machine, Machine,
 }
 
 #[tokio::test]
-async fn a_token_for_the_serial_number_that_allows_it_gives_the_record_to_the_new_key() {
+async fn a_token_that_allows_reenrollment_gives_the_record_to_the_new_key() {
     let database = Database::create().await;
     let installation = Installation::replicated(&database).await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
@@ -91,7 +91,7 @@ async fn without_such_a_token_the_new_key_waits_and_the_old_one_keeps_working() 
 }
 
 #[tokio::test]
-async fn a_key_that_an_administrator_denied_stays_out_and_the_old_one_in() {
+async fn a_denied_key_stays_denied_and_the_old_one_valid() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let (machine, erased, enrollment) = waiting(&api, &administrator).await;
@@ -116,7 +116,7 @@ async fn a_key_that_an_administrator_denied_stays_out_and_the_old_one_in() {
 }
 
 #[tokio::test]
-async fn a_revoked_machine_comes_back_by_an_administrators_approval_alone() {
+async fn a_revoked_machine_returns_only_by_approval() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());
     let machine = administrator.enrolled(&api).await;
@@ -138,7 +138,7 @@ async fn a_revoked_machine_comes_back_by_an_administrators_approval_alone() {
 }
 
 #[tokio::test]
-async fn where_reenrollment_is_refused_a_second_key_of_a_serial_number_is_told_so() {
+async fn where_reenrollment_is_off_a_second_key_is_refused() {
     let database = Database::create().await;
     let configuration = ServerConfiguration::new(&database).set("enrollment.reenrollment", "refuse");
     let installation = Installation::start(&configuration).await;

@@ -63,7 +63,7 @@ fn identity(mac: &Mac) -> reqwest::Identity {
 }
 
 #[tokio::test]
-async fn the_python_service_lets_machines_in_whose_certificate_and_grant_belong_together() {
+async fn the_python_service_accepts_machines_with_matching_certificate_and_grant() {
     let python = python_with("relying_parties").await;
     let (audience, files) = (audience(), Files::new());
     let (reader, writer) = (granted(&audience, "read").await, granted(&audience, "write").await);
@@ -114,7 +114,7 @@ async fn the_python_service_lets_machines_in_whose_certificate_and_grant_belong_
 }
 
 #[tokio::test]
-async fn envoy_lets_machines_in_by_their_grant() {
+async fn envoy_accepts_machines_with_a_grant() {
     let python = python_with("relying_parties").await;
     let (audience, files) = (audience(), Files::new());
     let (reader, writer) = (granted(&audience, "read").await, granted(&audience, "write").await);

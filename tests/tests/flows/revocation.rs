@@ -22,7 +22,7 @@ use time::Duration;
 
 use assay_tests::openssl::{Files, openssl};
 
-/// How often somebody looks before what was promised has to be there.
+/// The maximum number of looks before the expected state must be there.
 const LOOKS: u32 = 20_000;
 /// What nginx takes at most to start, or to read its files again.
 const SAID_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
@@ -206,7 +206,7 @@ async fn revoke(administrator: &Administrator, serial_number: &str, reason: &str
 }
 
 #[tokio::test]
-async fn a_revocation_is_on_the_lists_and_in_the_answers_of_every_replica() {
+async fn every_replica_publishes_a_revocation_by_crl_and_ocsp() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let party = RelyingParty::of(&apis[0]).await;
@@ -273,7 +273,7 @@ async fn a_revocation_is_on_the_lists_and_in_the_answers_of_every_replica() {
 }
 
 #[tokio::test]
-async fn ocsp_tells_good_revoked_and_unknown_apart() {
+async fn ocsp_distinguishes_good_revoked_and_unknown() {
     let server = InProcess::start().await;
     let api = server.api().clone();
     let party = RelyingParty::of(&api).await;
@@ -317,7 +317,7 @@ async fn ocsp_tells_good_revoked_and_unknown_apart() {
 }
 
 #[tokio::test]
-async fn ocsp_is_asked_by_get_as_well_and_its_answers_may_be_kept_for_a_moment() {
+async fn ocsp_works_by_get_and_its_responses_can_be_cached() {
     let server = InProcess::start().await;
     let api = server.api().clone();
     let party = RelyingParty::of(&api).await;
@@ -350,7 +350,7 @@ async fn ocsp_is_asked_by_get_as_well_and_its_answers_may_be_kept_for_a_moment()
 }
 
 #[tokio::test]
-async fn what_is_no_ocsp_request_gets_an_ocsp_response_that_says_so() {
+async fn a_malformed_ocsp_request_gets_an_ocsp_error() {
     let server = InProcess::start().await;
     let api = server.api().clone();
     const MALFORMED: [u8; 5] = [0x30, 3, 0x0a, 1, 1];
@@ -385,7 +385,7 @@ async fn what_is_no_ocsp_request_gets_an_ocsp_response_that_says_so() {
 }
 
 #[tokio::test]
-async fn a_list_that_somebody_has_is_not_sent_again() {
+async fn an_unchanged_crl_is_not_sent_again() {
     let server = InProcess::start().await;
     let api = server.api().clone();
     let list = await_answer(&api, "/v1/ca/crl", async |answer| answer.status == 200).await;
@@ -441,7 +441,7 @@ pub(crate) async fn path_of_list(server: &InProcess, machine: &Machine) -> Strin
 }
 
 #[tokio::test]
-async fn a_list_is_signed_anew_before_it_runs_out_and_one_that_has_run_out_is_not_served() {
+async fn a_crl_is_renewed_before_it_expires_and_never_published_expired() {
     let server = InProcess::start().await;
     let api = server.api().clone();
     let machine = server.enrolled("LISTED").await;
@@ -475,7 +475,7 @@ async fn a_list_is_signed_anew_before_it_runs_out_and_one_that_has_run_out_is_no
     let without = next_list(&api, "/v1/ca/crl", &after_end).await;
     assert!(!has(&without).await);
 
-    // Nobody signs: what is in memory serves until it runs out.
+    // No server signs: the list in memory is used until it expires.
     let pool = server.database().pool().await;
     let mut transaction = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE revocation_lists IN ACCESS EXCLUSIVE MODE")
@@ -498,7 +498,7 @@ async fn a_list_is_signed_anew_before_it_runs_out_and_one_that_has_run_out_is_no
 
 /// The figures of a list that is as long as it should ever get.
 #[tokio::test]
-async fn a_list_of_a_hundred_thousand_certificates_is_signed_in_seconds() {
+async fn a_crl_of_a_hundred_thousand_certificates_is_signed_in_seconds() {
     let server = InProcess::start().await;
     let api = server.api().clone();
     let _machine = server.enrolled("ONE-OF-MANY").await;
@@ -585,7 +585,7 @@ impl Nginx {
         assert!(output.wait_for(after, SAID_WITHIN, said).await.is_some(), "{output}");
     }
 
-    /// Has it read its files again, and waits until nobody serves by the old ones.
+    /// Reloads nginx, and waits until no worker uses the old files.
     async fn reload(&self) {
         let lines = self.process.output().to_string().lines().count();
         let mut command = Command::new(program());
@@ -633,7 +633,7 @@ fn program() -> &'static str {
 }
 
 #[tokio::test]
-async fn nginx_lets_a_machine_in_until_its_certificate_is_revoked() {
+async fn nginx_accepts_a_machine_until_its_certificate_is_revoked() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(1), installation.administrator());
     let party = RelyingParty::of(&api).await;

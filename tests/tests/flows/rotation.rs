@@ -1,4 +1,4 @@
-//! A machine replaces its key: both serve until the new one has checked in, and what is lost on the way loses nothing.
+//! A machine replaces its key: both keys are valid until the new one checks in, and a lost response costs nothing.
 
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
@@ -35,7 +35,7 @@ async fn revocation_reason(administrator: &Administrator, machine: &Machine, ser
 }
 
 #[tokio::test]
-async fn both_keys_serve_until_the_new_one_has_checked_in() {
+async fn both_keys_are_valid_until_the_new_one_checks_in() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let machine = administrator.enrolled(&apis[0]).await;
@@ -96,7 +96,7 @@ async fn a_repeated_rotation_gets_the_same_certificate() {
 }
 
 #[tokio::test]
-async fn a_rotation_that_is_begun_anew_replaces_the_one_that_was_not_finished() {
+async fn a_new_rotation_replaces_an_unfinished_one() {
     let server = InProcess::start().await;
     let (machine, abandoned) = between_two_keys(&server, "ANEW").await;
     let next = machine.with_next_key();
@@ -111,7 +111,7 @@ async fn a_rotation_that_is_begun_anew_replaces_the_one_that_was_not_finished() 
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_new_is_refused_and_the_old_one_goes_on() {
+async fn rotating_to_a_known_key_is_refused_and_the_old_one_stays_valid() {
     let server = InProcess::start().await;
     let other = server.enrolled("OTHER").await;
     let (machine, next) = between_two_keys(&server, "NOT-NEW").await;
@@ -147,7 +147,7 @@ async fn a_key_that_is_not_new_is_refused_and_the_old_one_goes_on() {
 #[case::revoked("revoke", ProblemKind::MachineRevoked)]
 #[case::quarantined("quarantine", ProblemKind::MachineQuarantined)]
 #[tokio::test]
-async fn what_an_administrator_decides_holds_for_both_keys(#[case] decision: &str, #[case] refusal: ProblemKind) {
+async fn a_decision_applies_to_both_keys(#[case] decision: &str, #[case] refusal: ProblemKind) {
     let server = InProcess::start().await;
     let (machine, next) = between_two_keys(&server, "DECIDED").await;
     let path = format!("{}/{decision}", machine.path());
@@ -176,7 +176,7 @@ async fn a_reenrollment_in_between_supersedes_both_keys() {
 }
 
 #[tokio::test]
-async fn a_copied_next_key_is_caught_as_any_other() {
+async fn a_copied_next_key_is_detected() {
     let server = InProcess::start().await;
     let (machine, next) = between_two_keys(&server, "COPIED").await;
     let copy = next.copied_to("ANOTHER-MAC");
@@ -192,7 +192,7 @@ async fn a_copied_next_key_is_caught_as_any_other() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_old_enough_is_to_be_rotated() {
+async fn the_server_asks_for_rotation_of_an_old_key() {
     let server = InProcess::start_with(&[("certificates.rotate_key_after", "30d")]).await;
     let machine = server.enrolled("OLD").await;
     let rotate = json!({"type": "rotate_key"});

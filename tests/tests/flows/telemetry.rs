@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 #[tokio::test]
-async fn endpoints_committer_and_pool_are_counted_and_no_secret_is_told() {
+async fn metrics_cover_endpoints_committer_and_pool_and_reveal_no_secret() {
     let database = Database::create().await;
     let configuration = unlimited(ServerConfiguration::new(&database)).set("log.level", "trace");
     let installation = Installation::start(&configuration).await;

@@ -26,7 +26,7 @@ async fn handshake(address: SocketAddr, roots: &Path) -> (bool, String) {
 }
 
 #[tokio::test]
-async fn openssl_accepts_the_servers_certificate_by_its_roots_alone() {
+async fn openssl_accepts_the_servers_certificate_with_its_roots() {
     let (installation, files) = (Installation::shared().await, Files::new());
     let roots = files.write("roots.pem", &installation.roots);
     let (other, _key) = files.certificate("other").await;
@@ -39,7 +39,7 @@ async fn openssl_accepts_the_servers_certificate_by_its_roots_alone() {
 }
 
 #[tokio::test]
-async fn openssl_accepts_a_machines_chain_and_finds_in_it_what_the_contract_says() {
+async fn openssl_accepts_a_machines_chain_and_its_contents() {
     let (installation, files) = (Installation::shared().await, Files::new());
     let (api, administrator) = (installation.api(0), installation.administrator());
     let token = administrator.token(json!({})).await;
@@ -121,7 +121,7 @@ async fn the_published_chain_and_roots_verify_each_other() {
 }
 
 #[tokio::test]
-async fn a_certificate_in_files_is_served_and_replaced_while_the_server_runs() {
+async fn a_certificate_from_files_is_used_and_reloaded() {
     let (database, files) = (Database::create().await, Files::new());
     let (certificate, key) = files.certificate("first").await;
     let configuration = unlimited(ServerConfiguration::new(&database))
@@ -149,7 +149,7 @@ async fn a_certificate_in_files_is_served_and_replaced_while_the_server_runs() {
 }
 
 #[tokio::test]
-async fn behind_a_proxy_the_caller_is_whom_the_proxy_names() {
+async fn behind_a_proxy_the_callers_address_comes_from_the_proxy() {
     let database = Database::create().await;
     let configuration = unlimited(ServerConfiguration::new(&database))
         .set("tls.mode", "upstream")

@@ -52,7 +52,7 @@ async fn machine(pool: &PgPool, number: u8, assurance: &str, token: Uuid, decide
 }
 
 #[tokio::test]
-async fn machines_of_a_version_without_grounds_get_those_that_their_enrollments_show() {
+async fn an_upgrade_derives_the_grounds_of_assurance_from_enrollments() {
     let database = Database::create().await;
     let pool = database.pool().await;
     before_grounds(&pool).await;

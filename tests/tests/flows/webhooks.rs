@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-/// Looks at a delivery, at most: far more than anybody needs to record what came of it.
+/// The maximum number of looks at a delivery, far more than recording its result needs.
 const LOOKS: u32 = 10_000;
 
 /// A webhook that was made, with its secret.
@@ -51,7 +51,7 @@ impl Webhook {
         list["items"].as_array().unwrap().clone()
     }
 
-    /// Its only delivery, once this holds of it.
+    /// Its only delivery, once this condition is true.
     async fn delivery(&self, server: &InProcess, holds: impl Fn(&Value) -> bool) -> Value {
         for _ in 0..LOOKS {
             let deliveries = self.deliveries(server, "").await;
@@ -74,7 +74,7 @@ async fn start() -> InProcess {
 }
 
 #[tokio::test]
-async fn two_replicas_deliver_each_event_that_is_wanted_once_and_signed() {
+async fn two_replicas_deliver_each_wanted_event_once_and_signed() {
     let database = Database::create().await;
     let installation = Installation::replicated(&database).await;
     let administrator = installation.administrator();
@@ -147,7 +147,7 @@ async fn expect_all_taken_at_once(administrator: &Administrator, webhook: &Webho
 }
 
 #[tokio::test]
-async fn a_delivery_is_repeated_with_back_off_under_one_id_until_it_is_taken() {
+async fn a_delivery_is_retried_with_back_off_under_one_id() {
     let server = start().await;
     let mut receiver = Receiver::start().await;
     let webhook = Webhook::of(&server, &receiver, json!(["machine.enrolled"])).await;
@@ -214,7 +214,7 @@ async fn a_delivery_is_repeated_with_back_off_under_one_id_until_it_is_taken() {
 }
 
 #[tokio::test]
-async fn a_delivery_that_nobody_takes_is_given_up_after_ten_attempts_in_four_days() {
+async fn a_delivery_is_abandoned_after_ten_attempts_in_four_days() {
     let server = start().await;
     let mut receiver = Receiver::start().await;
     let webhook = Webhook::of(&server, &receiver, json!(["machine.enrolled"])).await;
@@ -249,7 +249,7 @@ async fn a_delivery_that_nobody_takes_is_given_up_after_ten_attempts_in_four_day
 }
 
 #[tokio::test]
-async fn gone_disables_the_webhook_and_gives_up_what_waits() {
+async fn status_gone_disables_the_webhook_and_abandons_pending_deliveries() {
     let server = start().await;
     let mut receiver = Receiver::start().await;
     let webhook = Webhook::of(&server, &receiver, json!(["machine.enrolled"])).await;
@@ -308,7 +308,7 @@ async fn a_redirect_is_a_failure_and_is_not_followed(#[case] status: u16) {
 }
 
 #[tokio::test]
-async fn a_receiver_that_never_answers_holds_nobody_up() {
+async fn a_hanging_receiver_delays_no_other() {
     let server = start().await;
     let (mut silent, mut other) = (Receiver::start().await, Receiver::start().await);
     let _webhook = Webhook::of(&server, &silent, json!(null)).await;
@@ -333,7 +333,7 @@ async fn a_receiver_that_never_answers_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_after_sending_leaves_the_delivery_to_another_under_the_same_id() {
+async fn after_a_kill_another_replica_repeats_the_delivery_under_the_same_id() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;
     let administrator = installation.administrator();
@@ -375,7 +375,7 @@ async fn a_server_that_is_killed_after_sending_leaves_the_delivery_to_another_un
 
 /// The receiver is the server itself: it has a certificate, and refuses what is sent to it.
 #[tokio::test]
-async fn https_goes_to_whom_the_systems_roots_vouch_for_and_to_nobody_else() {
+async fn https_receivers_are_verified_with_the_systems_roots() {
     let database = Database::create().await;
     let mut installation = Installation::unlimited(&database).await;
     let administrator = installation.administrator();
@@ -420,7 +420,7 @@ async fn https_goes_to_whom_the_systems_roots_vouch_for_and_to_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_webhook_that_is_deleted_is_told_of_nothing_more() {
+async fn a_deleted_webhook_gets_no_more_deliveries() {
     let server = start().await;
     let (mut receiver, mut other) = (Receiver::start().await, Receiver::start().await);
     let webhook = Webhook::of(&server, &receiver, json!(["machine.enrolled"])).await;
@@ -442,7 +442,7 @@ async fn a_webhook_that_is_deleted_is_told_of_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_secret_is_shown_once_and_kept_sealed_and_what_is_no_webhook_is_refused() {
+async fn a_secret_is_shown_once_and_stored_sealed_and_a_bad_webhook_is_refused() {
     let server = start().await;
     let receiver = Receiver::start().await;
     let webhook = Webhook::of(

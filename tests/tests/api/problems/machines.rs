@@ -83,7 +83,7 @@ pub(super) async fn identity_mismatch(server: &InProcess) -> Vec<Answer> {
             copy.identity.hardware_uuid = Some(hardware_uuid.to_owned());
         }
         answers.push(copy.check_in(server).await);
-        // The one that was copied is held back, too: nobody can tell which one is the copy.
+        // The original is quarantined too, because the server cannot tell which one is the copy.
         assert_eq!(machine.check_in(server).await.kind(), ProblemKind::MachineQuarantined);
     }
     answers

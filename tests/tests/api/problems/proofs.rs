@@ -26,7 +26,7 @@ pub(super) async fn bad_csr(server: &InProcess) -> Vec<Answer> {
     answers
 }
 
-/// Each answer carries a nonce that serves, so that a machine is through with its next call.
+/// Each response has a valid nonce, with which the machine's next call succeeds.
 pub(super) async fn bad_nonce(server: &InProcess) -> Vec<Answer> {
     let machine = server.enrolled("BAD-NONCE").await;
     let old = server.nonce().await;
@@ -85,7 +85,7 @@ pub(super) async fn bad_evidence(server: &InProcess) -> Vec<Answer> {
     answers
 }
 
-/// The `detail` says which way it does not serve.
+/// The `detail` says why the token is invalid.
 pub(super) async fn enrollment_token_invalid(server: &InProcess) -> Vec<Answer> {
     let bound = server
         .enrollment_token(json!({"serial_numbers": ["TOKEN-OWNER"]}))

@@ -1,4 +1,4 @@
-//! Requests that are refused for themselves, whoever they come from, and callers without the right.
+//! Requests that are refused from any caller, and callers without the right.
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;

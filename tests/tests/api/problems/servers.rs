@@ -15,7 +15,7 @@ pub(super) async fn renewal_expired() -> Vec<Answer> {
     assert_eq!(machine.renew(&server).await.status, 200);
     server.clock().advance(Duration::days(97));
     let refused = machine.renew(&server).await;
-    // Its key still proves it: it is the certificate alone that nobody renews any more.
+    // Its key is still valid, but the certificate is too old to renew.
     assert_eq!(machine.check_in(&server).await.status, 200);
     server.stop().await;
     vec![refused]
