@@ -350,7 +350,7 @@ mod tests {
             let conditions = Conditions::default();
             (
                 failures(&conditions, &subject, now),
-                hold_until(&conditions, &subject, now),
+                unchanged_until(&conditions, &subject, now),
             )
         };
         assert_eq!(subject(NOW - Duration::SECOND), (vec![], Some(NOW)));
