@@ -89,6 +89,7 @@ impl Database {
         Ok(Self { pool, owner, private })
     }
 
+    /// The pool of the server's role.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool

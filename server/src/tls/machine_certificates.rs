@@ -34,6 +34,7 @@ struct Verifier {
 }
 
 impl MachineCertificates {
+    /// Verifies against the roots of this authority, and follows its rotation.
     pub fn new(authority: Arc<ArcSwap<Authority>>) -> Result<Self, TlsError> {
         let provider = Arc::new(provider());
         let verifier = Verifier::new(authority.load_full(), &provider).map_err(TlsError::Setup)?;
