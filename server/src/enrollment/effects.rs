@@ -79,7 +79,7 @@ async fn admit(
     }
     demand_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
     let now = tx.now();
-    store::machines::record::let_in(tx, locked, reason, now).await?;
+    store::machines::record::admit(tx, locked, reason, now).await?;
     let before = store::machines::grounds::find(tx, machine.id)
         .await?
         .unwrap_or_default();

@@ -104,8 +104,8 @@ async fn expire(tx: &mut Transaction, policy: &Policy, id: Uuid, machine_id: Uui
     let (expired, key) = (EnrollmentStatus::Expired, before.key.thumbprint);
     store::enrollments::decide(tx, id, expired, Some(REASON)).await?;
     store::machines::keys::forget(tx, key).await?;
-    let never_let_in = machine.filter(|(_, machine)| machine.status == MachineStatus::Pending);
-    if let (EnrollmentKind::Enrollment, Some((locked, _))) = (before.kind, never_let_in) {
+    let never_admitted = machine.filter(|(_, machine)| machine.status == MachineStatus::Pending);
+    if let (EnrollmentKind::Enrollment, Some((locked, _))) = (before.kind, never_admitted) {
         store::machines::delete(tx, &locked).await?;
     }
     let detail = json!({ "enrollment_id": id, "key": key, "reason": REASON });

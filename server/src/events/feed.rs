@@ -133,7 +133,7 @@ impl Feed {
     }
 
     /// Ends the streams of all checked keys that are not valid.
-    fn end_others(&self, checked: &[Uuid], valid: &[Uuid]) {
+    fn end_invalid(&self, checked: &[Uuid], valid: &[Uuid]) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         for api_key in checked.iter().filter(|api_key| !valid.contains(api_key)) {
             if let Some(of_key) = streams.remove(api_key) {
@@ -205,8 +205,8 @@ async fn check_keys(services: &Services) -> Result<(), StoreError> {
         return Ok(());
     }
     let mut connection = services.store.connection().await?;
-    let serving = store::api_keys::serving(&mut connection, &checked, services.clock.now()).await?;
-    services.feed.end_others(&checked, &serving);
+    let valid = store::api_keys::find_valid(&mut connection, &checked, services.clock.now()).await?;
+    services.feed.end_invalid(&checked, &valid);
     Ok(())
 }
 
@@ -250,7 +250,7 @@ mod tests {
         let feed = feed();
         let (kept, revoked) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let (staying, ending) = (feed.admit(kept).unwrap(), feed.admit(revoked).unwrap());
-        feed.end_others(&feed.api_keys(), &[kept]);
+        feed.end_invalid(&feed.api_keys(), &[kept]);
         ending.ended().await;
         assert!(!staying.ended.is_cancelled());
         let again = feed.admit(revoked).unwrap();

@@ -109,7 +109,7 @@ pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDate
 }
 
 /// The keys among these that are valid at this time.
-pub(crate) async fn serving(
+pub(crate) async fn find_valid(
     connection: &mut Connection,
     ids: &[Uuid],
     now: OffsetDateTime,

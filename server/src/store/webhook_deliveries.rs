@@ -29,12 +29,12 @@ pub(crate) struct Claimed {
     pub(crate) created_at: OffsetDateTime,
     /// Including this one.
     pub(crate) attempts: i64,
-    pub(crate) subject: Subject,
+    pub(crate) content: Content,
 }
 
 /// The content of a delivery.
 #[derive(Debug, Clone)]
-pub(crate) enum Subject {
+pub(crate) enum Content {
     /// An event.
     Event(AnnouncedEvent),
     /// An event that was removed since.
@@ -104,8 +104,8 @@ struct ClaimedRow {
 
 impl From<ClaimedRow> for Claimed {
     fn from(row: ClaimedRow) -> Self {
-        let subject = match (row.event_id, row.at, row.machine_id, row.detail, row.sequence) {
-            (Some(id), Some(at), Some(machine_id), Some(detail), Some(sequence)) => Subject::Event(AnnouncedEvent {
+        let content = match (row.event_id, row.at, row.machine_id, row.detail, row.sequence) {
+            (Some(id), Some(at), Some(machine_id), Some(detail), Some(sequence)) => Content::Event(AnnouncedEvent {
                 event: Event {
                     id,
                     at,
@@ -115,15 +115,15 @@ impl From<ClaimedRow> for Claimed {
                 },
                 sequence,
             }),
-            _ if row.is_of_an_event => Subject::Removed,
-            _ => Subject::Test,
+            _ if row.is_of_an_event => Content::Removed,
+            _ => Content::Test,
         };
         Self {
             id: row.id,
             kind: row.kind,
             created_at: row.created_at,
             attempts: row.attempts,
-            subject,
+            content,
         }
     }
 }

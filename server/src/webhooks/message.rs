@@ -6,7 +6,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::store::webhook_deliveries::{Claimed, Subject};
+use crate::store::webhook_deliveries::{Claimed, Content};
 
 /// The message for one attempt.
 #[derive(Debug)]
@@ -52,10 +52,10 @@ impl Message {
         secret: &WebhookSecret,
         now: OffsetDateTime,
     ) -> Result<Self, MessageError> {
-        let (timestamp, data) = match &delivery.subject {
-            Subject::Event(event) => (event.event.at, Data::Event(event)),
-            Subject::Test => (delivery.created_at, Data::Test { webhook_id }),
-            Subject::Removed => return Err(MessageError::Removed),
+        let (timestamp, data) = match &delivery.content {
+            Content::Event(event) => (event.event.at, Data::Event(event)),
+            Content::Test => (delivery.created_at, Data::Test { webhook_id }),
+            Content::Removed => return Err(MessageError::Removed),
         };
         let kind = &delivery.kind;
         let body = serde_json::to_vec(&Body { kind, timestamp, data })?;

@@ -184,7 +184,7 @@ pub(crate) async fn set_status(
 }
 
 /// Admits a pending machine.
-pub(crate) async fn let_in(
+pub(crate) async fn admit(
     connection: &mut Connection,
     machine: &LockedMachine,
     reason: Option<&str>,
