@@ -109,7 +109,7 @@ impl KeyTrouble {
             Self::NotBuilt => {
                 "install the build for this system, or configure a key in a file: `key_store = \"software\"`"
             }
-            Self::Defect => "report the bug, with the error's domain and code",
+            Self::Defect => "report it as a bug, with the error's domain and code",
         }
     }
 }
