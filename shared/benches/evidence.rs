@@ -52,6 +52,7 @@ fn claims() -> EvidenceClaims {
         purpose: Purpose::CheckIn,
         sub: Some(MACHINE),
         csr_sha256: None,
+        continuity: None,
         machine: MachineIdentity {
             serial_number: Some("C02XL0GYJGH5".to_owned()),
             hardware_uuid: Some("0B7C9A54-8F1E-5D2C-9A3B-6E4F70819253".to_owned()),

@@ -56,6 +56,9 @@ pub struct Enrolled {
     pub trust_bundle: String,
     /// When to check in for the first time.
     pub next_check_in_seconds: u64,
+    /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuity: Option<String>,
 }
 
 /// The response to an enrollment that waits for an administrator (202).
@@ -104,6 +107,9 @@ pub struct CheckedIn {
     /// The roots, PEM; absent if the machine already has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_bundle: Option<String>,
+    /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuity: Option<String>,
 }
 
 /// Everything granted for one audience.
@@ -165,4 +171,7 @@ pub struct Renewed {
     pub certificate: IssuedCertificate,
     /// The roots, PEM.
     pub trust_bundle: String,
+    /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuity: Option<String>,
 }

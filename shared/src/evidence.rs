@@ -18,6 +18,8 @@ use crate::{
 pub const PROFILE: &str = "urn:assay:evidence:1";
 /// The longest accepted evidence in bytes.
 const LONGEST: usize = 32 * 1024;
+/// The longest continuity value, in bytes.
+const LONGEST_CONTINUITY: usize = 64;
 const ALGORITHM: &str = "ES256";
 const TYPE: &str = "eat+jwt";
 
@@ -53,6 +55,9 @@ pub struct EvidenceClaims {
     /// SHA-256 of the CSR's DER in base64url. Only at renewal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub csr_sha256: Option<String>,
+    /// The member of this name in the last answer that the machine got. Older agents send none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "continuity")]
+    pub continuity: Option<String>,
     /// The claimed identity.
     #[serde(deserialize_with = "object")]
     pub machine: MachineIdentity,
@@ -277,6 +282,14 @@ fn numeric_date<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<i64
         .as_i64()
         .or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64));
     seconds.ok_or_else(|| serde::de::Error::custom("iat is not a number of seconds"))
+}
+
+fn continuity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let value = Option::<String>::deserialize(deserializer)?;
+    if value.as_ref().is_some_and(|value| value.len() > LONGEST_CONTINUITY) {
+        return Err(serde::de::Error::custom("continuity is longer than 64 characters"));
+    }
+    Ok(value)
 }
 
 fn decode<T: DeserializeOwned>(part: &'static str, base64url: &str) -> Result<T, EvidenceError> {

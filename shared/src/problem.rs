@@ -101,7 +101,7 @@ problems! {
     MachineRevoked = "machine-revoked", 403, "The machine is revoked", Never, Known;
     /// A newer key has replaced this one.
     KeySuperseded = "key-superseded", 403, "A newer key has replaced this one", Never, Known;
-    /// The claimed serial number or hardware UUID differs from the record.
+    /// Serial number, hardware UUID, key store or continuity differ from the record.
     IdentityMismatch = "identity-mismatch", 403, "The machine's identity differs from the record", After, Known;
     /// An administrator denied this key.
     EnrollmentDenied = "enrollment-denied", 403, "An administrator denied this enrollment", Never, Known;

@@ -72,7 +72,6 @@ def expect_refused_evidence(setting: Setting) -> None:
         {"sub": other.id},
         {"eat_profile": "urn:assay:evidence:2"},
         {"key": stranger, "header": {"kid": machine.key.thumbprint}},
-        {"key": stranger},
         {"header": {"alg": "none"}},
         {"header": {"alg": "HS256"}},
         {"header": {"typ": "JWT"}},
@@ -83,6 +82,7 @@ def expect_refused_evidence(setting: Setting) -> None:
             machine.check_in(replica, key=change.get("key"), header=change.get("header"), **claims).problem(
                 "bad-evidence"
             )
+    machine.check_in(replica, key=stranger).problem("machine-unknown")
     machine.check_in(replica, sub="01890a5d-ac96-774b-bcce-b302099a8057").problem("machine-unknown")
     machine.check_in(replica, of_a_newer_agent={"is": "ignored"}).succeeded(200)
     body = {"evidence": machine.evidence(replica, "check-in"), "of_a_newer_agent": 1}

@@ -24,6 +24,8 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::administrator::{items, token_of};
 use crate::answer::Answer;
@@ -292,6 +294,16 @@ impl InProcess {
         let machine = Machine::with_serial_number(serial_number);
         let _enrolled = machine.enroll(self, Some(&token)).await.expect(201);
         machine
+    }
+
+    /// Its metrics.
+    pub async fn metrics(&self) -> String {
+        let mut connection = TcpStream::connect(self.server.telemetry_address()).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: telemetry\r\nConnection: close\r\n\r\n";
+        connection.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     /// Stops it.

@@ -27,6 +27,10 @@ pub struct Machine {
     pub identity: MachineIdentity,
     /// The posture that it claims.
     pub posture: Posture,
+    /// Whether it sends continuity values, as agents of this version do.
+    pub sends_continuity: bool,
+    /// What it claims of its key.
+    pub key_claim: KeyClaim,
     remembered: Mutex<Remembered>,
 }
 
@@ -35,6 +39,7 @@ pub struct Machine {
 struct Remembered {
     id: Option<Uuid>,
     nonce: Option<String>,
+    continuity: Option<String>,
 }
 
 impl Machine {
@@ -67,6 +72,8 @@ impl Machine {
             key: Arc::new(key),
             identity,
             posture: Posture::healthy(),
+            sends_continuity: false,
+            key_claim: Self::KEY_CLAIM,
             remembered: Mutex::default(),
         }
     }
@@ -87,6 +94,13 @@ impl Machine {
             key: Arc::new(Key::generate()),
             ..self.clone()
         }
+    }
+
+    /// This key with what another holder of the machine remembers.
+    #[must_use]
+    pub fn remembering(self, other: &Self) -> Self {
+        let remembered = Mutex::new(other.remembered(|remembered| remembered.clone()));
+        Self { remembered, ..self }
     }
 
     /// Other hardware with this machine's key and memory: a copied disk.
@@ -155,7 +169,7 @@ impl Machine {
     /// What it claims to the server that calls itself `audience`.
     #[must_use]
     pub fn claims(&self, audience: &str, purpose: Purpose, nonce: &str) -> EvidenceClaims {
-        let id = self.remembered(|remembered| remembered.id);
+        let (id, continuity) = self.remembered(|remembered| (remembered.id, remembered.continuity.clone()));
         EvidenceClaims {
             eat_profile: PROFILE.to_owned(),
             eat_nonce: nonce.to_owned(),
@@ -164,9 +178,10 @@ impl Machine {
             purpose,
             sub: id.filter(|_| purpose != Purpose::Enroll),
             csr_sha256: None,
+            continuity: continuity.filter(|_| self.sends_continuity),
             machine: self.identity.clone(),
             posture: self.posture.clone(),
-            key: Self::KEY_CLAIM,
+            key: self.key_claim,
         }
     }
 
@@ -226,6 +241,8 @@ impl Clone for Machine {
             key: Arc::clone(&self.key),
             identity: self.identity.clone(),
             posture: self.posture.clone(),
+            sends_continuity: self.sends_continuity,
+            key_claim: self.key_claim,
             remembered: Mutex::new(self.remembered(|remembered| remembered.clone())),
         }
     }

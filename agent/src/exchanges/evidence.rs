@@ -95,6 +95,7 @@ pub(crate) async fn prove(keys: &Keys, statement: Statement) -> Result<Proof, Pr
                 Purpose::Renew => Some(csr_digest(&csr)?),
                 Purpose::Enroll | Purpose::CheckIn => None,
             },
+            continuity: None,
             machine: statement.facts.machine,
             posture: statement.facts.posture,
             key: KeyClaim {

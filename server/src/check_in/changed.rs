@@ -1,15 +1,15 @@
 //! Check-ins that change something: the posture, the key, the liveness. Check-ins that must be refused come here, too. Each
 //! has a transaction of its own, which locks the machine's row.
 
-use assay_protocol::machine::Liveness;
+use assay_protocol::machine::{Assurance, Liveness};
 use serde_json::{Map, Value, json};
 use time::Duration;
 
 use crate::{
     changes::EventKind,
-    machines::{claims::Claims, liveness::LivenessBoundaries},
+    machines::{claims::Claims, continuity::Judgement, liveness::LivenessBoundaries},
     registry::{
-        admission::{self, Attempt, Refusal},
+        admission::{self, Admitted, Attempt, Refusal},
         key_rotation, liveness_sweep,
     },
     store::{
@@ -17,7 +17,8 @@ use crate::{
         machines::{
             self,
             keys::KeyStatus,
-            presence::{CheckIn, LockedMachine, Presence, Recorded},
+            presence::{CheckIn, Presence, Recorded},
+            record::{HARDWARE_UUID, Identity, SERIAL_NUMBER},
         },
     },
 };
@@ -28,7 +29,7 @@ pub(crate) async fn record(
     check_in_interval: Duration,
     check_in: &CheckIn,
     attempt: &Attempt<'_>,
-) -> Result<Result<Recorded, Refusal>, StoreError> {
+) -> Result<Result<(Recorded, Judgement), Refusal>, StoreError> {
     let Some(key) = machines::keys::find(tx, check_in.key).await? else {
         return Ok(Err(Refusal::Unknown));
     };
@@ -42,17 +43,24 @@ pub(crate) async fn record(
     let presence = &admitted.presence;
     let changed = presence.claims_digest != check_in.claims_digest.as_bytes();
     if changed {
-        keep_claims(tx, &presence.machine, attempt.claims).await?;
+        keep_claims(tx, &admitted, attempt.claims).await?;
     }
     announce_return(tx, check_in_interval, check_in, presence).await?;
-    Ok(Ok(
-        machines::presence::record(tx, &presence.machine, check_in, changed).await?
-    ))
+    let recorded = machines::presence::record(tx, &presence.machine, check_in, changed).await?;
+    Ok(Ok((recorded, admitted.continuity)))
 }
 
-async fn keep_claims(tx: &mut Transaction, machine: &LockedMachine, claims: &Claims) -> Result<(), StoreError> {
+async fn keep_claims(tx: &mut Transaction, admitted: &Admitted, claims: &Claims) -> Result<(), StoreError> {
+    let (machine, identity) = (&admitted.presence.machine, &admitted.identity);
     let before = machines::record::find_claims(tx, machine.id()).await?;
-    machines::record::set_claims(tx, machine, claims).await?;
+    let serial_number = late_serial_number(tx, identity, claims).await?;
+    let withheld = withheld(identity, claims);
+    let withheld_before = machines::record::set_claims(tx, machine, claims, serial_number, &withheld).await?;
+    if withheld.iter().any(|name| !withheld_before.contains(name)) {
+        let detail = json!({ "withheld": withheld });
+        tx.announce(machine.id(), EventKind::MachineIdentityWithheld, detail)
+            .await?;
+    }
     // The record keeps a serial number and a hardware UUID that it has, so it is compared with itself.
     let after = machines::record::find_claims(tx, machine.id()).await?;
     let differences = differences(&store::json(&before)?, &store::json(&after)?);
@@ -61,6 +69,36 @@ async fn keep_claims(tx: &mut Transaction, machine: &LockedMachine, claims: &Cla
     }
     let detail = Value::Object(differences);
     tx.announce(machine.id(), EventKind::PostureChanged, detail).await
+}
+
+/// Which values on record this evidence leaves out. A copied key that tells nothing of its hardware contradicts nothing.
+fn withheld(identity: &Identity, claims: &Claims) -> Vec<String> {
+    let claimed = &claims.machine;
+    let values = [
+        (SERIAL_NUMBER, &identity.serial_number, &claimed.serial_number),
+        (HARDWARE_UUID, &identity.hardware_uuid, &claimed.hardware_uuid),
+    ];
+    let withheld = values
+        .into_iter()
+        .filter(|(_, recorded, claimed)| recorded.is_some() && claimed.is_none());
+    withheld.map(|(name, ..)| name.to_owned()).collect()
+}
+
+/// A serial number that the machine tells for the first time, as a claim. Assurance is of a serial number, so a machine with
+/// more than its own word keeps a record without one. Another machine's serial number is not recorded.
+async fn late_serial_number<'a>(
+    tx: &mut Transaction,
+    identity: &Identity,
+    claims: &'a Claims,
+) -> Result<Option<&'a str>, StoreError> {
+    let Some(serial_number) = claims.machine.serial_number.as_deref() else {
+        return Ok(None);
+    };
+    if identity.serial_number.is_some() || identity.assurance != Assurance::Asserted {
+        return Ok(None);
+    }
+    let holder = machines::other_holder_of_serial_number(tx, serial_number, identity.id).await?;
+    Ok(holder.is_none().then_some(serial_number))
 }
 
 async fn announce_return(

@@ -35,10 +35,16 @@ use self::{
 };
 use crate::{
     changes::Origin,
-    machines::{claims::Claims, client_certificate::ClientCertificate, liveness::LivenessBoundaries},
+    config::Continuity as ContinuityPolicy,
+    machines::{
+        claims::Claims,
+        client_certificate::ClientCertificate,
+        continuity::{Carried, Judgement},
+        liveness::LivenessBoundaries,
+    },
     rate_limits::Exceeded,
     registry::{
-        admission::{Attempt, Refusal},
+        admission::{Attempt, Mismatch, Refusal},
         client_certificate::{self, CertificateRefusal},
     },
     services::Services,
@@ -102,6 +108,7 @@ pub(crate) struct Verified {
     pub(crate) machine_id: Uuid,
     pub(crate) evidence: Evidence,
     pub(crate) nonce: OffsetDateTime,
+    pub(crate) carried: Carried,
     pub(crate) claims: Claims,
 }
 
@@ -118,12 +125,17 @@ pub(crate) async fn check_in(
         machine_id: verified.machine_id,
         key: verified.evidence.key(),
         nonce: verified.nonce,
+        carried: verified.carried.order(),
         claims_digest: verified.claims.digest()?,
         at: now,
         clock_skew_seconds: verified.evidence.claims().iat.saturating_sub(now.unix_timestamp()),
         live_since: LivenessBoundaries::at(now, services.policy.check_in_interval).live_since(),
     };
-    let recorded = match services.committer.call(check_in).await? {
+    let unchanged = match verified.carried {
+        Carried::Foreign => None,
+        Carried::Nothing | Carried::Genuine(_) => services.committer.call(check_in).await?,
+    };
+    let recorded = match unchanged {
         Some(recorded) => recorded,
         None => record_changed(services, request_id, &verified, &check_in).await?,
     };
@@ -137,6 +149,7 @@ pub(crate) async fn check_in(
         next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),
         actions: actions(services, &evaluated, now),
         trust_bundle: changed_trust_bundle(services, request.trust_bundle_sha256.as_deref()),
+        continuity: Some(services.continuity.issue(verified.machine_id, verified.nonce)),
     };
     Ok(Answer {
         checked_in,
@@ -196,7 +209,8 @@ pub(crate) async fn verify(
     let subject = unverified.unverified_subject();
     let found = services.keys.find(unverified.unverified_key()).await?;
     let Some(KeyLookup { machine_id, public_key }) = found else {
-        return Err(unknown_or_foreign(services, subject).await?);
+        // The database may have been restored, or the key never enrolled: the agent must enroll again.
+        return Err(subject.map_or(CheckInError::NoSubject, |_| Refusal::Unknown.into()));
     };
     let expected = Expectation {
         audience: &services.policy.public_url,
@@ -209,13 +223,23 @@ pub(crate) async fn verify(
     }
     services.rate_limits.charge_key(evidence.key())?;
     client_certificate::appraise(certificate, &services.policy, evidence.key(), now)?;
+    let carried = carried(services, machine_id, evidence.claims().continuity.as_deref());
     let claims = Claims::of(&evidence);
     Ok(Verified {
         machine_id,
         evidence,
         nonce: nonce.order(),
+        carried,
         claims,
     })
+}
+
+/// Recognizes the continuity value in a machine's evidence. Where continuity is not judged, none counts.
+pub(crate) fn carried(services: &Services, machine_id: Uuid, value: Option<&str>) -> Carried {
+    match services.policy.continuity {
+        ContinuityPolicy::Off => Carried::Nothing,
+        _ => services.continuity.recognize(machine_id, value),
+    }
 }
 
 /// Revoking a certificate changes the record's version, and `evaluated` has the version under which this check-in was
@@ -260,9 +284,27 @@ async fn record_changed(
         key: check_in.key,
         nonce: check_in.nonce,
         claims: &verified.claims,
+        carried: verified.carried,
+        continuity: services.policy.continuity,
     };
     let interval = services.policy.check_in_interval;
-    Ok(tx!(services.store, CheckIn, &origin => changed::record(interval, check_in, &attempt)).await??)
+    let recorded = tx!(services.store, CheckIn, &origin => changed::record(interval, check_in, &attempt)).await?;
+    if let Err(Refusal::IdentityMismatch(Mismatch::Continuity)) = &recorded {
+        services.metrics.continuity_broken();
+    }
+    let (recorded, judgement) = recorded?;
+    match judgement {
+        Judgement::Continues => {}
+        Judgement::Broken => services.metrics.continuity_broken(),
+        Judgement::DatabaseBehind => {
+            services.metrics.database_behind();
+            tracing::error!(
+                machine_id = %verified.machine_id,
+                "a machine has a later answer than the database: the database was restored from a backup"
+            );
+        }
+    }
+    Ok(recorded)
 }
 
 /// The trust bundle, if the machine says that it has another one.

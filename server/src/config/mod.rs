@@ -3,6 +3,7 @@
 //! The variable of the key `database.url` is `ASSAY_DATABASE__URL`. A server with an unknown key or an invalid value
 //! does not start: a misspelled setting that is silently ignored could be a security hole.
 
+mod check_in;
 mod database;
 mod enrollment;
 mod environment;
@@ -27,6 +28,7 @@ use tracing::level_filters::LevelFilter;
 
 use settings::Settings;
 
+pub use check_in::{CheckIn, Continuity};
 pub use database::{Database, MasterKey};
 pub use enrollment::{Enrollment, Reenrollment, WithoutToken};
 pub use environment::{process_environment, search_path};
@@ -99,13 +101,6 @@ pub struct Config {
 pub struct Telemetry {
     /// Where `/metrics` is served. Port 0 means any free port.
     pub listen: SocketAddr,
-}
-
-/// Check-ins.
-#[derive(Clone, Debug)]
-pub struct CheckIn {
-    /// How often a machine checks in.
-    pub interval: Duration,
 }
 
 /// Apple's attestations of machines.
@@ -197,10 +192,7 @@ impl Config {
         let client_certificates = ClientCertificates::read(settings, &tls);
         let database = Database::read(settings);
         let certificates = Certificates::read(settings);
-        // A machine that is silent for a day is unreachable.
-        let interval = settings
-            .duration("check_in.interval", SECOND..=DAY)
-            .unwrap_or(5 * MINUTE);
+        let check_in = CheckIn::read(settings);
         let grants = Grants::read(settings);
         let enrollment = Enrollment::read(settings);
         let retention = Retention::read(settings);
@@ -224,7 +216,7 @@ impl Config {
             tls,
             client_certificates,
             certificates,
-            check_in: CheckIn { interval },
+            check_in,
             grants,
             enrollment,
             retention,
@@ -346,6 +338,7 @@ mod tests {
         assert_eq!(config.certificates.ttl, 7 * DAY);
         assert_eq!(config.certificates.renewal_grace, 90 * DAY);
         assert_eq!(config.check_in.interval, Duration::from_secs(300));
+        assert_eq!(config.check_in.continuity, Continuity::ByStore);
         assert_eq!(config.grants.ttl, Duration::from_secs(600));
         assert_eq!(config.enrollment.reenrollment, Reenrollment::Pending);
         assert_eq!(config.enrollment.without_token, WithoutToken::Refuse);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::approval::{ApprovalError, Decision};
 use crate::{
     changes::EventKind,
-    machines::{assurance::Grounds, labels::Labels},
+    machines::{assurance::Grounds, continuity::Continuity, labels::Labels},
     registry::record,
     registry::status_change,
     services::Policy,
@@ -123,7 +123,7 @@ async fn replace_key(
     let grounds = Grounds::of(token.as_ref(), serial_number, listed).approved(waiting.enrollment.id, listed);
     let created_at = store::machines::keys::created_at(tx, key).await?.unwrap_or(now);
     let digest = claims.digest().map_err(ApprovalError::Claims)?;
-    store::machines::presence::replace_key(tx, locked, key, digest).await?;
+    store::machines::presence::replace_key(tx, locked, key, digest, Continuity::OPEN).await?;
     store::machines::keys::supersede_all(tx, locked, now).await?;
     store::machines::keys::make_current(tx, key).await?;
     store::certificates::revoke(tx, locked, Revoked::All, RevocationReason::Superseded, now).await?;

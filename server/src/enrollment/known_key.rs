@@ -40,6 +40,8 @@ pub(super) async fn decide(
         key: applicant.key(),
         nonce: applicant.nonce,
         claims: &applicant.claims,
+        carried: applicant.carried(services, record.machine_id),
+        continuity: services.policy.continuity,
     };
     match admission::admit(tx, record, &attempt).await? {
         Ok(admitted) => {

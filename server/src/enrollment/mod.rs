@@ -28,8 +28,8 @@ use self::new_machines::NewMachine;
 pub(crate) use self::token::{TokenRefusal, demand_service};
 use crate::{
     changes::Origin,
-    check_in::nonce::NonceError,
-    machines::{claims::Claims, client_certificate::ClientCertificate},
+    check_in::{self, nonce::NonceError},
+    machines::{claims::Claims, client_certificate::ClientCertificate, continuity::Carried},
     rate_limits::{Exceeded, RateLimits},
     registry::{admission::Refusal, client_certificate::CertificateRefusal},
     secrets::SecretHash,
@@ -121,6 +121,8 @@ pub(crate) struct Caller {
 struct Applicant {
     csr: Csr,
     nonce: OffsetDateTime,
+    /// The continuity value in its evidence.
+    continuity: Option<String>,
     claims: Claims,
     token: Option<SecretHash>,
     caller: Caller,
@@ -145,6 +147,11 @@ enum Decided {
 impl Applicant {
     fn key(&self) -> KeyThumbprint {
         self.csr.public_key().thumbprint()
+    }
+
+    /// What its evidence carries for this machine.
+    fn carried(&self, services: &Services, machine_id: Uuid) -> Carried {
+        check_in::carried(services, machine_id, self.continuity.as_deref())
     }
 
     fn origin(&self, machine_id: Uuid) -> Origin {
@@ -176,7 +183,7 @@ pub(crate) async fn enroll(
         None => decide_alone(services, &applicant).await?,
     };
     Ok(Answer {
-        outcome: answer(services, decided),
+        outcome: answer(services, decided, applicant.nonce),
         nonce_used: applicant.nonce,
     })
 }
@@ -213,6 +220,7 @@ fn verify(services: &Services, caller: Caller, request: &EnrollRequest) -> Resul
     Ok(Applicant {
         csr,
         nonce: nonce.order(),
+        continuity: evidence.claims().continuity.clone(),
         claims,
         token: request.token.as_deref().map(SecretHash::of),
         caller,
@@ -271,7 +279,7 @@ fn pending_retry_seconds(waiting_since: OffsetDateTime, now: OffsetDateTime) -> 
     (waited / 6).clamp(SHORTEST_PENDING_RETRY_SECONDS, LONGEST_PENDING_RETRY_SECONDS)
 }
 
-fn answer(services: &Services, decided: Decided) -> Outcome {
+fn answer(services: &Services, decided: Decided, nonce: OffsetDateTime) -> Outcome {
     match decided {
         Decided::Pending {
             enrollment_id,
@@ -297,6 +305,7 @@ fn answer(services: &Services, decided: Decided) -> Outcome {
                 certificate,
                 trust_bundle: services.authority.load().roots_pem().to_owned(),
                 next_check_in_seconds: FIRST_CHECK_IN_SECONDS,
+                continuity: Some(services.continuity.issue(machine_id, nonce)),
             };
             if issued_now {
                 Outcome::Issued(enrolled)

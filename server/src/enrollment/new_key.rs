@@ -15,7 +15,7 @@ use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
     changes::{Action, Change, EventKind},
     config::{Reenrollment, WithoutToken},
-    machines::{assurance::Grounds, labels::Labels},
+    machines::{assurance::Grounds, continuity::Continuity, labels::Labels},
     services::{Policy, Services},
     store::{
         self, StoreError, Transaction,
@@ -178,7 +178,21 @@ async fn new_machine(
     };
     machines::record::insert(tx, &new).await?;
     let digest = applicant.claims.digest()?;
-    machines::presence::insert(tx, machine_id, !waits, applicant.key(), digest, applicant.nonce).await?;
+    // A key that waits is admitted by a later call.
+    let continuity = match waits {
+        true => Continuity::OPEN,
+        false => Continuity::starting_with(applicant.carried(services, machine_id)),
+    };
+    machines::presence::insert(
+        tx,
+        machine_id,
+        !waits,
+        applicant.key(),
+        digest,
+        applicant.nonce,
+        continuity,
+    )
+    .await?;
     let enrollment_id = record(tx, &services.policy, applicant, backing, machine_id, None, waits).await?;
     let labels = ("labels", json!(backing.labels));
     tx.act_as(applicant.origin(machine_id));
@@ -209,7 +223,8 @@ async fn take_over(
     let (grounds, assurance) = (backing.grounds, backing.grounds.assurance());
     let (key, claims, now) = (applicant.key(), &applicant.claims, applicant.now);
     machines::record::replace_key(tx, locked, key, claims, grounds, now).await?;
-    machines::presence::replace_key(tx, locked, applicant.key(), digest).await?;
+    let continuity = Continuity::starting_with(applicant.carried(services, known.id));
+    machines::presence::replace_key(tx, locked, applicant.key(), digest, continuity).await?;
     machines::presence::use_nonce(tx, locked, applicant.nonce).await?;
     record(tx, &services.policy, applicant, backing, known.id, Some(known), false).await?;
     let what = (Action::MachineReEnroll, EventKind::MachineReEnrolled);
@@ -252,7 +267,8 @@ async fn record(
     waits: bool,
 ) -> Result<Uuid, EnrollError> {
     let key_status = if waits { KeyStatus::Pending } else { KeyStatus::Current };
-    machines::keys::insert(tx, applicant.csr.public_key(), machine_id, key_status, applicant.now).await?;
+    let key = (key_status, Some(applicant.claims.key.store));
+    machines::keys::insert(tx, applicant.csr.public_key(), machine_id, key, applicant.now).await?;
     let id = tx.new_id();
     let new = NewEnrollment {
         id,

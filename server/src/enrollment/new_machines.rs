@@ -62,10 +62,12 @@ struct Admitted<'a> {
 }
 
 impl NewMachine {
-    /// Prepares a key that brings a token, and no certificate: one that does may be known. `None` for any other, and where no
-    /// certificate can be signed: a transaction of its own tells whether the key needs one.
+    /// Prepares a key that brings a token, and neither a certificate nor a continuity value: one that does may be known. `None`
+    /// for any other, and where no certificate can be signed: a transaction of its own tells whether the key needs one.
     pub(super) fn prepare(services: &Services, applicant: &Arc<Applicant>) -> Option<Self> {
-        let secret = applicant.token.filter(|_| applicant.caller.certificate.is_none())?;
+        let secret = applicant
+            .token
+            .filter(|_| applicant.caller.certificate.is_none() && applicant.continuity.is_none())?;
         let clock = services.clock.as_ref();
         let machine_id = clock::new_id(clock);
         let enrollment_id = clock::new_id(clock);

@@ -107,6 +107,8 @@ async fn issue(
         key: verified.evidence.key(),
         nonce: verified.nonce,
         claims: &verified.claims,
+        carried: verified.carried,
+        continuity: services.policy.continuity,
     };
     let Some(key) = machines::keys::find(tx, attempt.key).await? else {
         return Ok(Err(Refusal::Unknown));
@@ -135,6 +137,7 @@ async fn issue(
     Ok(Ok(Renewed {
         certificate,
         trust_bundle: services.authority.load().roots_pem().to_owned(),
+        continuity: Some(services.continuity.issue(machine_id, verified.nonce)),
     }))
 }
 

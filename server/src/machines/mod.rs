@@ -4,5 +4,6 @@ pub(crate) mod assurance;
 pub(crate) mod boundaries;
 pub(crate) mod claims;
 pub(crate) mod client_certificate;
+pub(crate) mod continuity;
 pub(crate) mod labels;
 pub(crate) mod liveness;

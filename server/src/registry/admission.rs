@@ -2,12 +2,18 @@
 //! decision. It locks the rows that it reads.
 
 use assay_protocol::{KeyThumbprint, machine::MachineStatus};
-use serde_json::json;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
+
+use super::{continuity, superseded_keys};
 
 use crate::{
     changes::{Action, Change, EventKind},
-    machines::claims::{Claims, is_same_hardware_uuid},
+    config::Continuity as ContinuityPolicy,
+    machines::{
+        claims::{Claims, is_same_hardware_uuid},
+        continuity::{Carried, Judgement},
+    },
     store::{
         self, StoreError, Transaction,
         machines::{
@@ -51,6 +57,10 @@ pub(crate) enum Mismatch {
     SerialNumber(String),
     #[error("the hardware UUID {0:?} is not the one on record")]
     HardwareUuid(String),
+    #[error("the key's store is not the one that its first evidence named")]
+    KeyStore,
+    #[error("the evidence does not continue from the last answer: two parties use this key, or its state was restored")]
+    Continuity,
 }
 
 impl Mismatch {
@@ -60,6 +70,11 @@ impl Mismatch {
         match self {
             Self::SerialNumber(_) => "identity mismatch: another serial number than the one on record",
             Self::HardwareUuid(_) => "identity mismatch: another hardware UUID than the one on record",
+            Self::KeyStore => "identity mismatch: another key store than the one on record",
+            Self::Continuity => {
+                "identity mismatch: evidence does not continue from the last answer, so two parties use this key, or its \
+                 state was restored"
+            }
         }
     }
 }
@@ -70,6 +85,7 @@ pub(crate) struct Admitted {
     pub(crate) identity: Identity,
     /// Current or next.
     pub(crate) key: KeyStatus,
+    pub(crate) continuity: Judgement,
 }
 
 /// A key that signed evidence, with its nonce and its claims.
@@ -77,6 +93,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) key: KeyThumbprint,
     pub(crate) nonce: OffsetDateTime,
     pub(crate) claims: &'a Claims,
+    pub(crate) carried: Carried,
+    pub(crate) continuity: ContinuityPolicy,
 }
 
 /// Locks the machine and decides. An identity mismatch quarantines the machine in this transaction, which must be committed
@@ -101,6 +119,9 @@ pub(crate) async fn admit(
         return Ok(Err(Refusal::Unknown));
     };
     if let Some(refusal) = key_refusal(&record).or_else(|| status_refusal(&identity)) {
+        if record.status == KeyStatus::Superseded && attempt.nonce > presence.last_nonce_at {
+            superseded_keys::note_use(tx, &presence, &identity, &record, attempt).await?;
+        }
         return Ok(Err(refusal));
     }
     let is_current = presence.current_key == attempt.key;
@@ -115,14 +136,25 @@ pub(crate) async fn admit(
             last: presence.last_nonce_at,
         }));
     }
-    if let Some(mismatch) = find_mismatch(&identity, attempt.claims) {
-        quarantine(tx, &presence.machine, &identity, attempt, &mismatch).await?;
-        return Ok(Err(Refusal::IdentityMismatch(mismatch)));
+    let judgement = match find_mismatch(&identity, &record, attempt.claims) {
+        None => continuity::judge(tx, &presence, &record, attempt).await?,
+        Some(mismatch) => Err(mismatch),
+    };
+    let continuity = match judgement {
+        Ok(judgement) => judgement,
+        Err(mismatch) => {
+            quarantine(tx, &presence.machine, &identity, attempt, &mismatch).await?;
+            return Ok(Err(Refusal::IdentityMismatch(mismatch)));
+        }
+    };
+    if record.store.is_none() {
+        machines::keys::note_store(tx, attempt.key, attempt.claims.key.store).await?;
     }
     Ok(Ok(Admitted {
         presence,
         identity,
         key: record.status,
+        continuity,
     }))
 }
 
@@ -159,7 +191,7 @@ fn status_refusal(identity: &Identity) -> Option<Refusal> {
 }
 
 /// A value that the agent could not read this time is no mismatch.
-fn find_mismatch(identity: &Identity, claims: &Claims) -> Option<Mismatch> {
+fn find_mismatch(identity: &Identity, record: &KeyRecord, claims: &Claims) -> Option<Mismatch> {
     let claimed = &claims.machine;
     if let (Some(recorded), Some(claimed)) = (&identity.serial_number, &claimed.serial_number)
         && recorded != claimed
@@ -171,7 +203,8 @@ fn find_mismatch(identity: &Identity, claims: &Claims) -> Option<Mismatch> {
     {
         return Some(Mismatch::HardwareUuid(claimed.clone()));
     }
-    None
+    let is_other_store = record.store.is_some_and(|store| store != claims.key.store);
+    is_other_store.then_some(Mismatch::KeyStore)
 }
 
 async fn quarantine(
@@ -183,8 +216,6 @@ async fn quarantine(
 ) -> Result<(), StoreError> {
     let reason = mismatch.reason();
     machines::presence::use_nonce(tx, machine, attempt.nonce).await?;
-    machines::presence::set_admitted(tx, machine, false).await?;
-    machines::record::set_status(tx, machine, MachineStatus::Quarantined, Some(reason)).await?;
     let detail = json!({
         "on_record": {"serial_number": identity.serial_number, "hardware_uuid": identity.hardware_uuid},
         "claimed": {
@@ -192,9 +223,24 @@ async fn quarantine(
             "hardware_uuid": attempt.claims.machine.hardware_uuid,
         },
         "key": attempt.key,
+        "key_store": attempt.claims.key.store,
+        "reason": reason,
     });
     tx.announce(identity.id, EventKind::MachineIdentityMismatch, detail.clone())
         .await?;
+    suspend(tx, machine, identity, reason, detail).await
+}
+
+/// Quarantines the machine without an administrator.
+pub(super) async fn suspend(
+    tx: &mut Transaction,
+    machine: &LockedMachine,
+    identity: &Identity,
+    reason: &str,
+    detail: Value,
+) -> Result<(), StoreError> {
+    machines::presence::set_admitted(tx, machine, false).await?;
+    machines::record::set_status(tx, machine, MachineStatus::Quarantined, Some(reason)).await?;
     // Receivers of `machine.quarantined` learn of automatic quarantines, too.
     let quarantined = json!({ "reason": reason });
     let change = Change::new(Action::MachineQuarantine, identity.id)
@@ -226,6 +272,16 @@ mod tests {
         }
     }
 
+    fn key() -> KeyRecord {
+        KeyRecord {
+            machine_id: Uuid::nil(),
+            status: KeyStatus::Current,
+            status_reason: None,
+            store: Some(KeyStoreKind::Software),
+            superseded_use_noted: false,
+        }
+    }
+
     fn claims(serial_number: Option<&str>, hardware_uuid: Option<&str>) -> Claims {
         Claims {
             machine: MachineIdentity {
@@ -244,13 +300,16 @@ mod tests {
     #[test]
     fn another_serial_number_or_hardware_uuid_is_a_mismatch_that_tells_the_claimed_value_alone() {
         let record = identity(Some("C02ONE"), Some("UUID-1"));
-        assert_eq!(find_mismatch(&record, &claims(Some("C02ONE"), Some("UUID-1"))), None);
-        let mismatch = find_mismatch(&record, &claims(Some("C02TWO"), Some("UUID-1"))).unwrap();
+        assert_eq!(
+            find_mismatch(&record, &key(), &claims(Some("C02ONE"), Some("UUID-1"))),
+            None
+        );
+        let mismatch = find_mismatch(&record, &key(), &claims(Some("C02TWO"), Some("UUID-1"))).unwrap();
         assert_eq!(
             mismatch.to_string(),
             r#"the serial number "C02TWO" is not the one on record"#
         );
-        let mismatch = find_mismatch(&record, &claims(Some("C02ONE"), Some("UUID-2"))).unwrap();
+        let mismatch = find_mismatch(&record, &key(), &claims(Some("C02ONE"), Some("UUID-2"))).unwrap();
         assert_eq!(
             mismatch.to_string(),
             r#"the hardware UUID "UUID-2" is not the one on record"#
@@ -260,12 +319,28 @@ mod tests {
     #[test]
     fn a_value_that_could_not_be_read_is_no_mismatch_and_neither_is_the_case_of_a_hardware_uuid() {
         let record = identity(Some("C02ONE"), None);
-        assert_eq!(find_mismatch(&record, &claims(None, Some("UUID-1"))), None);
+        assert_eq!(find_mismatch(&record, &key(), &claims(None, Some("UUID-1"))), None);
         let record = identity(Some("C02ONE"), Some("UUID-A"));
-        assert_eq!(find_mismatch(&record, &claims(Some("C02ONE"), Some("uuid-a"))), None);
         assert_eq!(
-            find_mismatch(&record, &claims(Some("c02one"), None)),
+            find_mismatch(&record, &key(), &claims(Some("C02ONE"), Some("uuid-a"))),
+            None
+        );
+        assert_eq!(
+            find_mismatch(&record, &key(), &claims(Some("c02one"), None)),
             Some(Mismatch::SerialNumber("c02one".to_owned()))
         );
+    }
+
+    #[test]
+    fn another_store_than_the_first_evidence_named_is_a_mismatch() {
+        let record = identity(Some("C02ONE"), None);
+        let enclave = KeyRecord {
+            store: Some(KeyStoreKind::SecureEnclave),
+            ..key()
+        };
+        let claims = claims(Some("C02ONE"), None);
+        assert_eq!(find_mismatch(&record, &enclave, &claims), Some(Mismatch::KeyStore));
+        let unknown = KeyRecord { store: None, ..key() };
+        assert_eq!(find_mismatch(&record, &unknown, &claims), None);
     }
 }

@@ -52,7 +52,7 @@ pub(crate) async fn begin(
     if let Some(abandoned) = machines::keys::supersede_next(tx, locked, now).await? {
         certificates::revoke(tx, locked, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
     }
-    machines::keys::insert(tx, next, machine.id, KeyStatus::Next, now).await?;
+    machines::keys::insert(tx, next, machine.id, (KeyStatus::Next, None), now).await?;
     let (before, after) = (json!({"key": machine.current_key}), json!({"key": key}));
     let what = (Action::MachineBeginKeyRotation, EventKind::MachineKeyRotationBegun);
     tx.record(change(machine, what, before, after)).await?;

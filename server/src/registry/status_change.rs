@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     changes::{Action, Change, EventKind, Origin},
+    machines::continuity::Continuity,
     services::{Policy, Services},
     store::{self, StoreError, Transaction, certificates::Revoked, machines::presence::LockedMachine, tx},
 };
@@ -142,6 +143,8 @@ async fn decide_once(
         }
         (StatusChange::Release, MachineStatus::Quarantined) => {
             set_status(tx, &locked, MachineStatus::Active, reason).await?;
+            // Whichever party goes on, its next evidence is accepted.
+            store::machines::presence::set_continuity(tx, &locked, Continuity::OPEN).await?;
             let detail = json!({ "reason": reason });
             Change::new(Action::MachineRelease, id).event(id, EventKind::MachineReleased, detail)
         }

@@ -13,10 +13,11 @@ use crate::{
     administration::stats::LastCount,
     check_in::{EvaluationCache, committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
-    config::{self, Config},
+    config::{self, Config, Continuity},
     database::Database,
     enrollment,
     events::feed::Feed,
+    machines::continuity::ContinuityValues,
     mdm::NanoMdm,
     periodic::BackgroundWork,
     rate_limits::RateLimits,
@@ -65,7 +66,8 @@ fn assemble(
 ) -> Result<Arc<Services>, RunError> {
     let rate_limits = Arc::new(RateLimits::new(&config.rate_limit));
     let enrollments = enrollment::committer::Committer::start(store.clone(), Arc::clone(&rate_limits), &metrics);
-    let committer = committer::start(store.clone(), &metrics);
+    let judges_continuity = config.check_in.continuity != Continuity::Off;
+    let committer = committer::start(store.clone(), &metrics, judges_continuity);
     #[cfg(feature = "measuring")]
     let committer = crate::check_in::Committer::new(committer, config.recording, store.clone());
     let background_work = BackgroundWork::new(Arc::clone(&clock), Arc::clone(&metrics));
@@ -80,6 +82,7 @@ fn assemble(
         authority: Arc::new(ArcSwap::from_pointee(bootstrapped.authority)),
         rotation: bootstrapped.rotation,
         nonces: Nonces::new(&bootstrapped.nonce_key),
+        continuity: ContinuityValues::new(&bootstrapped.nonce_key),
         acme: Acme {
             nonces: Nonces::new(&bootstrapped.acme_secrets.nonce_key()),
             secrets: bootstrapped.acme_secrets,

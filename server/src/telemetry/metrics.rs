@@ -28,6 +28,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     request_seconds: Family<EndpointLabels, Histogram, fn() -> Histogram>,
     problems: Family<ProblemLabels, Counter>,
+    continuity: Family<ResultLabels, Counter>,
     enrollments: Family<ResultLabels, Counter>,
     certificates: Family<PurposeLabels, Counter>,
     handshakes: Family<ResultLabels, Counter>,
@@ -134,6 +135,9 @@ pub struct EventMetrics {
     deliveries: Family<ResultLabels, Counter>,
 }
 
+const BROKEN: &str = "broken";
+const DATABASE_BEHIND: &str = "database-behind";
+
 /// The result of a TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handshake {
@@ -200,6 +204,14 @@ impl Metrics {
         for kind in ProblemKind::ALL {
             drop(problems.get_or_create(&ProblemLabels { slug: kind.slug() }));
         }
+        let continuity: Family<ResultLabels, Counter> = counted(
+            to,
+            "continuity_breaks",
+            "Check-ins that do not continue from the last answer, by result",
+        );
+        for result in [BROKEN, DATABASE_BEHIND] {
+            drop(continuity.get_or_create(&ResultLabels { result }));
+        }
         Self {
             requests: counted(to, "http_requests", "Requests"),
             request_seconds: timed(
@@ -209,6 +221,7 @@ impl Metrics {
                 Family::new_with_constructor(seconds),
             ),
             problems,
+            continuity,
             enrollments: counted(to, "enrollments", "Enrollment calls, by result"),
             certificates: counted(to, "certificates_issued", "Certificates issued"),
             handshakes: counted(to, "tls_handshakes", "TLS handshakes, by result"),
@@ -247,6 +260,17 @@ impl Metrics {
     /// Counts an error response.
     pub fn problem_answered(&self, kind: ProblemKind) {
         self.problems.get_or_create(&ProblemLabels { slug: kind.slug() }).inc();
+    }
+
+    /// Counts a check-in whose key has two holders, or whose state was restored.
+    pub fn continuity_broken(&self) {
+        self.continuity.get_or_create(&ResultLabels { result: BROKEN }).inc();
+    }
+
+    /// Counts a check-in with a later answer than the database has: the database was restored.
+    pub fn database_behind(&self) {
+        let result = DATABASE_BEHIND;
+        self.continuity.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// Counts an enrollment call by `result`, such as `issued`, `repeated` or `pending`.

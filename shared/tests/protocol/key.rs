@@ -29,6 +29,7 @@ pub(crate) fn claims() -> EvidenceClaims {
         purpose: Purpose::CheckIn,
         sub: Some(SUBJECT),
         csr_sha256: None,
+        continuity: None,
         machine: MachineIdentity {
             serial_number: Some("C02XYZ".to_owned()),
             hostname: Some("bücherregal.local".to_owned()),

@@ -72,6 +72,12 @@ impl Machine {
         self.remembered(|remembered| remembered.nonce = None);
     }
 
+    /// Checks in, and loses the answer.
+    pub async fn check_in_and_lose_the_answer(&self, server: &impl Called) -> Answer {
+        let nonce = self.take_nonce(server).await;
+        Answer::to(self.check_in_with(server, &nonce)).await
+    }
+
     async fn take_nonce(&self, server: &impl Called) -> String {
         let at_hand = self.remembered(|remembered| remembered.nonce.take());
         server.next_nonce(at_hand).await
@@ -81,6 +87,8 @@ impl Machine {
         self.remembered(|remembered| {
             remembered.nonce = Some(answer.nonce().to_owned());
             if answer.status < 300 {
+                let continuity = answer.json()["continuity"].as_str().map(str::to_owned);
+                remembered.continuity = continuity.or(remembered.continuity.take());
                 let id = answer.json()["machine_id"].as_str().map(|id| id.parse().unwrap());
                 remembered.id = id.or(remembered.id);
             }

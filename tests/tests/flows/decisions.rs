@@ -238,6 +238,54 @@ async fn no_refusal_tells_a_recorded_value_that_the_caller_did_not_send() {
 }
 
 #[tokio::test]
+async fn a_machine_that_no_longer_tells_its_hardware_is_an_event_once_until_it_tells_it_again() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let machine = administrator.enrolled(&api).await;
+    let withheld = async || {
+        let events = administrator.events(machine.id()).await.into_iter();
+        let withheld = events.filter(|event| event["kind"] == "machine.identity-withheld");
+        withheld
+            .map(|event| event["detail"]["withheld"].clone())
+            .collect::<Vec<_>>()
+    };
+    let mut silent = machine.clone();
+    silent.identity.serial_number = None;
+    silent.identity.hardware_uuid = None;
+    for version in ["26.2", "26.3"] {
+        silent.posture.os_version = Some(version.to_owned());
+        let _checked_in = silent.check_in(&api).await.expect(200);
+    }
+    assert_eq!(withheld().await, [json!(["serial_number", "hardware_uuid"])]);
+    let record = administrator.machine(machine.id()).await;
+    assert_eq!(record["serial_number"], machine.serial_number(), "the record keeps it");
+    machine.forget_nonce();
+    let _checked_in = machine.check_in(&api).await.expect(200);
+    let _checked_in = silent.check_in(&api).await.expect(200);
+    assert_eq!(withheld().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_serial_number_that_is_told_later_is_recorded_as_a_claim() {
+    let installation = Installation::shared().await;
+    let (api, administrator) = (installation.api(0), installation.administrator());
+    let other = administrator.enrolled(&api).await;
+    let token = administrator.token(json!({})).await;
+    let mut machine = Machine::new();
+    let serial_number = machine.identity.serial_number.take();
+    let _enrolled = machine.enroll(&api, Some(&token.secret)).await.expect(201);
+    machine.identity.serial_number.clone_from(&other.identity.serial_number);
+    let _checked_in = machine.check_in(&api).await.expect(200);
+    let record = administrator.machine(machine.id()).await;
+    assert_eq!(record["serial_number"], json!(null), "it is another machine's");
+    machine.identity.serial_number.clone_from(&serial_number);
+    let _checked_in = machine.check_in(&api).await.expect(200);
+    let record = administrator.machine(machine.id()).await;
+    assert_eq!(record["serial_number"], json!(serial_number));
+    assert_eq!(record["assurance"], "asserted");
+}
+
+#[tokio::test]
 async fn a_hardware_uuid_in_the_other_case_is_the_same() {
     let installation = Installation::shared().await;
     let (api, administrator) = (installation.api(0), installation.administrator());

@@ -13,6 +13,7 @@ mod bootstrap;
 mod certificates;
 mod commands;
 mod contended_records;
+mod continuity;
 mod daemon;
 mod decisions;
 mod enclave;

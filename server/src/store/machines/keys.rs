@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use assay_protocol::{KeyThumbprint, PublicKey};
+use assay_protocol::{KeyThumbprint, PublicKey, machine::KeyStoreKind};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -37,6 +37,10 @@ pub(crate) struct KeyRecord {
     pub(crate) machine_id: Uuid,
     pub(crate) status: KeyStatus,
     pub(crate) status_reason: Option<String>,
+    /// Where the first evidence that the key signed said that it is; `None` until then.
+    pub(crate) store: Option<KeyStoreKind>,
+    /// Whether the event of its use after its successor's first check-in was written.
+    pub(crate) superseded_use_noted: bool,
 }
 
 /// A public key and the machine that it belongs to.
@@ -86,7 +90,7 @@ pub(crate) async fn find_public_keys(
 /// The record of a key.
 pub(crate) async fn find(connection: &mut Connection, key: KeyThumbprint) -> Result<Option<KeyRecord>, StoreError> {
     let row = sqlx::query!(
-        "SELECT machine_id, status, status_reason FROM machine_keys WHERE thumbprint = $1",
+        "SELECT machine_id, status, status_reason, store, superseded_use_noted FROM machine_keys WHERE thumbprint = $1",
         key.as_bytes()
     )
     .fetch_optional(connection)
@@ -96,31 +100,81 @@ pub(crate) async fn find(connection: &mut Connection, key: KeyThumbprint) -> Res
             machine_id: row.machine_id,
             status: parse_text(&row.status)?,
             status_reason: row.status_reason,
+            store: row.store.as_deref().map(parse_text).transpose()?,
+            superseded_use_noted: row.superseded_use_noted,
         })
     })
     .transpose()
 }
 
-/// Inserts a key.
+/// Records a new key, and where its own evidence said that it is, if it signed any.
 pub(crate) async fn insert(
     connection: &mut Connection,
     key: &PublicKey,
     machine_id: Uuid,
-    status: KeyStatus,
+    (status, store): (KeyStatus, Option<KeyStoreKind>),
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     let thumbprint = key.thumbprint();
     sqlx::query!(
-        "INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at, store) VALUES ($1, $2, $3, $4, $5, $6)",
         thumbprint.as_bytes(),
         machine_id,
         key.spki_der(),
         text(&status)?,
         now,
+        store.as_ref().map(text).transpose()?,
     )
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Records where a key is, from the first evidence that it signed. Later evidence changes nothing.
+pub(crate) async fn note_store(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+    store: KeyStoreKind,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET store = $2 WHERE thumbprint = $1 AND store IS NULL",
+        key.as_bytes(),
+        text(&store)?
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Records that the event of a superseded key's use was written.
+pub(crate) async fn note_superseded_use(connection: &mut Connection, key: KeyThumbprint) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET superseded_use_noted = true WHERE thumbprint = $1",
+        key.as_bytes()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Whether the key that replaced this superseded one has checked in. A rotation is complete only with a check-in; a
+/// re-enrollment is complete before.
+pub(crate) async fn successor_has_checked_in(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT coalesce(last_check_in_at >= retired_at, false)
+                  OR NOT EXISTS (SELECT FROM enrollments
+                                 WHERE key_thumbprint = presence.current_key AND kind = 're-enrollment')
+                  AS "has_checked_in!"
+           FROM machine_keys JOIN machine_presence AS presence USING (machine_id)
+           WHERE thumbprint = $1 AND machine_keys.status = 'superseded'"#,
+        key.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.unwrap_or(false))
 }
 
 /// When the server first saw a key.

@@ -127,8 +127,8 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
              INSERT INTO machine_presence (machine_id, admitted, current_key, claims_digest, last_nonce_at, record_version)
              SELECT machine_id, true, key, claims_digest, nonce, 2 FROM new
          )
-         INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at)
-         SELECT key, machine_id, spki, 'current', asked_at FROM new",
+         INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at, store)
+         SELECT key, machine_id, spki, 'current', asked_at, key_store FROM new",
         &columns.ids,
         &columns.assurances,
         &columns.serial_numbers as &[Option<&str>],

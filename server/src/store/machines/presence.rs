@@ -4,8 +4,11 @@ use assay_protocol::{KeyThumbprint, machine::Liveness};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::machines::claims::ClaimsDigest;
-use crate::store::{Connection, StoreError, Transaction, parse_text, thumbprint};
+use crate::machines::{
+    claims::ClaimsDigest,
+    continuity::{Continuity, ContinuityState},
+};
+use crate::store::{Connection, StoreError, Transaction, parse_text, text, thumbprint};
 
 /// A check-in whose evidence is verified, on its way into its machine's row.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +17,8 @@ pub(crate) struct CheckIn {
     pub(crate) key: KeyThumbprint,
     /// The order of the nonce that it uses.
     pub(crate) nonce: OffsetDateTime,
+    /// The order of the continuity value that it carries.
+    pub(crate) carried: Option<OffsetDateTime>,
     pub(crate) claims_digest: ClaimsDigest,
     /// When it arrived.
     pub(crate) at: OffsetDateTime,
@@ -53,6 +58,7 @@ pub(crate) struct Presence {
     pub(crate) current_key: KeyThumbprint,
     pub(crate) claims_digest: Vec<u8>,
     pub(crate) last_nonce_at: OffsetDateTime,
+    pub(crate) continuity: Continuity,
     pub(crate) last_check_in_at: Option<OffsetDateTime>,
     pub(crate) record_version: i64,
     pub(crate) verdict_digest: Option<Vec<u8>>,
@@ -67,10 +73,13 @@ pub(crate) struct Presence {
 /// transaction has locked are skipped. If this statement waited for them, two replicas whose batches share machines could
 /// deadlock, and one row that is locked for long would delay all other machines.
 ///
+/// `judges_continuity` is false where continuity is switched off.
+///
 /// `IS TRUE` makes Postgres look the locked rows up in a hash table. Otherwise it plans a join, which compares each row of
 /// a batch with every other.
 pub(crate) async fn record_unchanged(
     connection: &mut Connection,
+    judges_continuity: bool,
     check_ins: &[CheckIn],
 ) -> Result<Vec<Option<Recorded>>, StoreError> {
     let columns = Columns::of(check_ins);
@@ -80,16 +89,22 @@ pub(crate) async fn record_unchanged(
                FOR NO KEY UPDATE SKIP LOCKED
            )
            UPDATE machine_presence AS presence
-           SET last_nonce_at = seen.nonce, last_check_in_at = seen.at, clock_skew_seconds = seen.skew
+           SET last_nonce_at = seen.nonce, last_check_in_at = seen.at, clock_skew_seconds = seen.skew,
+               continuity_carried = seen.carried
            FROM unnest($1::bigint[], $2::uuid[], $3::bytea[], $4::timestamptz[], $5::bytea[], $6::timestamptz[],
-                       $7::bigint[], $8::timestamptz[])
-                AS seen (place, machine_id, key, nonce, claims_digest, at, skew, live_since)
+                       $7::bigint[], $8::timestamptz[], $9::timestamptz[])
+                AS seen (place, machine_id, key, nonce, claims_digest, at, skew, live_since, carried)
            WHERE presence.machine_id = seen.machine_id
              AND (seen.machine_id IN (SELECT machine_id FROM locked)) IS TRUE
              AND presence.admitted
              AND presence.current_key = seen.key
              AND presence.claims_digest = seen.claims_digest
              AND presence.last_nonce_at < seen.nonce
+             AND CASE WHEN NOT $10 THEN true
+                      WHEN presence.continuity_state = 'unsent' THEN seen.carried IS NULL
+                      WHEN presence.continuity_state = 'bound'
+                      THEN seen.carried IN (presence.last_nonce_at, presence.continuity_carried)
+                      ELSE false END
              AND presence.last_check_in_at >= seen.live_since
              AND presence.noted_liveness = 'live'
            RETURNING seen.place AS "place!", presence.record_version, presence.verdict_digest,
@@ -102,6 +117,8 @@ pub(crate) async fn record_unchanged(
         &columns.times,
         &columns.skews,
         &columns.live_since,
+        &columns.carried as &[Option<OffsetDateTime>],
+        judges_continuity,
     )
     .fetch_all(connection)
     .await?;
@@ -124,7 +141,7 @@ pub(crate) async fn lock(tx: &mut Transaction, machine_id: Uuid) -> Result<Optio
     let row = sqlx::query_as!(
         Row,
         "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, record_version,
-                verdict_digest, noted_liveness
+                verdict_digest, noted_liveness, continuity_state, continuity_carried
          FROM machine_presence WHERE machine_id = $1 FOR UPDATE",
         machine_id
     )
@@ -138,7 +155,7 @@ pub(crate) async fn lock_free(tx: &mut Transaction, machine_ids: &[Uuid]) -> Res
     let rows = sqlx::query_as!(
         Row,
         "SELECT machine_id, admitted, current_key, claims_digest, last_nonce_at, last_check_in_at, record_version,
-                verdict_digest, noted_liveness
+                verdict_digest, noted_liveness, continuity_state, continuity_carried
          FROM machine_presence WHERE machine_id = ANY ($1) ORDER BY machine_id FOR NO KEY UPDATE SKIP LOCKED",
         machine_ids
     )
@@ -215,15 +232,19 @@ pub(crate) async fn insert(
     key: KeyThumbprint,
     claims_digest: ClaimsDigest,
     nonce: OffsetDateTime,
+    continuity: Continuity,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO machine_presence (machine_id, admitted, current_key, claims_digest, last_nonce_at)
-         VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO machine_presence
+             (machine_id, admitted, current_key, claims_digest, last_nonce_at, continuity_state, continuity_carried)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
         machine_id,
         admitted,
         key.as_bytes(),
         claims_digest.as_bytes(),
         nonce,
+        text(&continuity.state)?,
+        continuity.carried,
     )
     .execute(connection)
     .await?;
@@ -240,6 +261,23 @@ pub(crate) async fn use_nonce(
         "UPDATE machine_presence SET last_nonce_at = $2 WHERE machine_id = $1",
         machine.id(),
         nonce
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Sets what is on record of a machine's continuity.
+pub(crate) async fn set_continuity(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    continuity: Continuity,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET continuity_state = $2, continuity_carried = $3 WHERE machine_id = $1",
+        machine.id(),
+        text(&continuity.state)?,
+        continuity.carried,
     )
     .execute(connection)
     .await?;
@@ -313,15 +351,18 @@ pub(crate) async fn replace_key(
     machine: &LockedMachine,
     key: KeyThumbprint,
     claims: ClaimsDigest,
+    continuity: Continuity,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machine_presence
          SET admitted = true, current_key = $2, claims_digest = $3, verdict_digest = NULL,
-             record_version = record_version + 1
+             record_version = record_version + 1, continuity_state = $4, continuity_carried = $5
          WHERE machine_id = $1",
         machine.id(),
         key.as_bytes(),
-        claims.as_bytes()
+        claims.as_bytes(),
+        text(&continuity.state)?,
+        continuity.carried,
     )
     .execute(connection)
     .await?;
@@ -354,6 +395,8 @@ struct Row {
     record_version: i64,
     verdict_digest: Option<Vec<u8>>,
     noted_liveness: String,
+    continuity_state: String,
+    continuity_carried: Option<OffsetDateTime>,
 }
 
 /// Only [`lock`] and [`lock_free`] read such rows, and both lock them.
@@ -367,6 +410,10 @@ impl TryFrom<Row> for Presence {
             current_key: thumbprint(&row.current_key)?,
             claims_digest: row.claims_digest,
             last_nonce_at: row.last_nonce_at,
+            continuity: Continuity {
+                state: parse_text::<ContinuityState>(&row.continuity_state)?,
+                carried: row.continuity_carried,
+            },
             last_check_in_at: row.last_check_in_at,
             record_version: row.record_version,
             verdict_digest: row.verdict_digest,
@@ -386,6 +433,7 @@ struct Columns<'a> {
     times: Vec<OffsetDateTime>,
     skews: Vec<i64>,
     live_since: Vec<OffsetDateTime>,
+    carried: Vec<Option<OffsetDateTime>>,
 }
 
 impl<'a> Columns<'a> {
@@ -400,6 +448,7 @@ impl<'a> Columns<'a> {
             columns.times.push(check_in.at);
             columns.skews.push(check_in.clock_skew_seconds);
             columns.live_since.push(check_in.live_since);
+            columns.carried.push(check_in.carried);
         }
         columns
     }

@@ -13,6 +13,10 @@ use super::{grounds::grounds_of, presence::LockedMachine};
 use crate::machines::{assurance::Grounds, claims::Claims};
 use crate::store::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
 
+/// The columns that name the hardware, as `withheld` has them.
+pub(crate) const SERIAL_NUMBER: &str = "serial_number";
+pub(crate) const HARDWARE_UUID: &str = "hardware_uuid";
+
 /// A new machine's record.
 #[derive(Debug)]
 pub(crate) struct NewMachine<'a> {
@@ -218,17 +222,22 @@ pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result
     row.map(|row| parse_json(row.claims)).transpose()
 }
 
-/// Records a machine's claims. The serial number on record stays, because only an enrollment sets it.
+/// Records what the machine claims now, and which values on record it leaves out. A serial number and a hardware UUID that
+/// are on record stay. Returns which values the evidence before left out.
 pub(crate) async fn set_claims(
     connection: &mut Connection,
     machine: &LockedMachine,
     claims: &Claims,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "UPDATE machines
+    late_serial_number: Option<&str>,
+    withheld: &[String],
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"UPDATE machines
          SET hardware_uuid = coalesce(hardware_uuid, $2), model_identifier = $3, hostname = $4, claimed_posture = $5,
-             key_store = $6, key_accessibility = $7
-         WHERE id = $1",
+             key_store = $6, key_accessibility = $7, serial_number = coalesce(serial_number, $8), withheld = $9
+         FROM (SELECT withheld FROM machines WHERE id = $1) AS before
+         WHERE id = $1
+         RETURNING before.withheld AS "withheld!""#,
         machine.id(),
         claims.machine.hardware_uuid,
         claims.machine.model_identifier,
@@ -236,10 +245,11 @@ pub(crate) async fn set_claims(
         json(&claims.posture)?,
         text(&claims.key.store)?,
         claims.key.accessibility.as_ref().map(text).transpose()?,
+        late_serial_number,
+        withheld,
     )
-    .execute(connection)
-    .await?;
-    Ok(())
+    .fetch_one(connection)
+    .await?)
 }
 
 /// Gives a record a new key with its claims, and makes it active. A trigger removes the old key's attestation from the

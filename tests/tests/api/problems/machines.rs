@@ -109,7 +109,14 @@ pub(super) async fn enrollment_denied(server: &InProcess) -> Vec<Answer> {
 pub(super) async fn machine_unknown(server: &InProcess) -> Vec<Answer> {
     let stranger = Machine::with_serial_number("STRANGER");
     stranger.set_id(Uuid::nil());
-    vec![stranger.check_in(server).await, stranger.renew(server).await]
+    // The database was restored, or the key never enrolled: the machine is known, and this key is not.
+    let unknown_key = server.enrolled("UNKNOWN-KEY").await.with_next_key();
+    vec![
+        stranger.check_in(server).await,
+        stranger.renew(server).await,
+        unknown_key.check_in(server).await,
+        unknown_key.renew(server).await,
+    ]
 }
 
 /// A machine that waits for approval, and the id of its enrollment.
