@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::text::{optional_claim, optional_hardware_id};
+use crate::text::{optional_claim, optional_display_text, optional_hardware_id};
 use crate::word::words;
 
 words! {
@@ -103,8 +103,8 @@ pub struct MachineIdentity {
     /// The model, such as `Mac15,6`.
     #[serde(default, deserialize_with = "optional_claim")]
     pub model_identifier: Option<String>,
-    /// The host name.
-    #[serde(default, deserialize_with = "optional_claim")]
+    /// The host name; null if it is unfit to be shown.
+    #[serde(default, deserialize_with = "optional_display_text")]
     pub hostname: Option<String>,
 }
 

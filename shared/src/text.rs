@@ -34,6 +34,19 @@ pub(crate) fn optional_claim<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
     Ok(claim.flatten().map(str::to_owned))
 }
 
+/// Reads an optional text for people. One that is unfit to be shown is absent: it is no reason to refuse a machine.
+pub(crate) fn optional_display_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.as_deref().and_then(display_text).map(str::to_owned))
+}
+
+/// A text that may be shown, trimmed. `None` if it is blank, longer than a claim may be, or has characters that control a
+/// terminal or change the direction of the text around it.
+#[must_use]
+pub fn display_text(text: &str) -> Option<&str> {
+    claim(text).ok().flatten()
+}
+
 /// Reads an optional hardware identifier.
 pub(crate) fn optional_hardware_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;

@@ -1,5 +1,5 @@
-//! Stateless nonces: the time, randomness, and a MAC under a key that all replicas share. Whether one was used is not
-//! kept here but in the machine's row: the order of its last nonce has to rise.
+//! Stateless nonces: the time, randomness, and a MAC under a key that all replicas share. The machine's row records which
+//! nonces were used: the order of the last one must rise.
 
 use assay_authority::random_bytes;
 use aws_lc_rs::hmac;
@@ -8,8 +8,9 @@ use time::{Duration, OffsetDateTime};
 
 /// How long a nonce lives.
 pub(crate) const LIFETIME: Duration = Duration::seconds(300);
-/// How far ahead of this replica's clock another one's may be. Beyond it, a nonce is not taken for fresh.
-pub(crate) const GREATEST_REPLICA_SKEW: Duration = Duration::hours(24);
+/// How far ahead of this replica's clock another one's may be. A nonce lives longer by at most this time. Beyond it, the
+/// machine needs a nonce of this replica.
+pub(crate) const GREATEST_REPLICA_SKEW: Duration = Duration::minutes(1);
 
 const TIME_BYTES: usize = 8;
 const RANDOM_BYTES: usize = 8;
@@ -23,23 +24,28 @@ pub(crate) struct Nonces {
     key: hmac::Key,
 }
 
-/// A nonce that one of the replicas made and that is still fresh. Whether this machine has used it, its row knows.
+/// A nonce that a replica made and that is still fresh. The machine's row tells whether it was used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FreshNonce {
     order: OffsetDateTime,
 }
 
-/// Why a nonce does not serve.
+/// Why a nonce is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NonceError {
     #[error("the nonce is not one of this server's")]
     Foreign,
     #[error("the nonce is older than {} seconds", LIFETIME.whole_seconds())]
     Expired,
+    #[error("the nonce is of a replica whose clock is ahead")]
+    Ahead {
+        /// Its order. A fresh nonce must have a later one, because the machine may have used nonces of that replica.
+        order: OffsetDateTime,
+    },
 }
 
 impl FreshNonce {
-    /// Where it stands in the order in which one machine has to use its nonces.
+    /// Its place in the order in which one machine must use its nonces.
     pub(crate) fn order(self) -> OffsetDateTime {
         self.order
     }
@@ -90,8 +96,11 @@ impl Nonces {
         let (issued_at, body) = read_time(body)?;
         let (order, _random) = read_time(body)?;
         let age = now - issued_at;
-        if age > LIFETIME || age < -GREATEST_REPLICA_SKEW {
+        if age > LIFETIME {
             return Err(NonceError::Expired);
+        }
+        if age < -GREATEST_REPLICA_SKEW {
+            return Err(NonceError::Ahead { order });
         }
         Ok(FreshNonce { order })
     }
@@ -139,18 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_whose_clock_is_hours_ahead_does_not_lock_a_machine_out() {
+    fn a_replica_whose_clock_is_hours_ahead_costs_a_machine_one_more_call_and_does_not_lock_it_out() {
         let ahead = NOW + Duration::hours(5);
-        let used = nonces().recognize(&nonces().issue(ahead, None), NOW).unwrap().order();
-        assert_eq!(used, ahead);
-        let next = nonces().issue(NOW, Some(used));
-        assert!(nonces().recognize(&next, NOW).unwrap().order() > used);
+        let nonce = nonces().issue(ahead, None);
+        assert_eq!(nonces().recognize(&nonce, NOW), Err(NonceError::Ahead { order: ahead }));
+        let next = nonces().issue(NOW, Some(ahead));
+        assert!(nonces().recognize(&next, NOW).unwrap().order() > ahead);
     }
 
     #[test]
-    fn a_nonce_from_the_far_future_is_not_fresh() {
-        let nonce = nonces().issue(NOW + Duration::days(2), None);
-        assert_eq!(nonces().recognize(&nonce, NOW), Err(NonceError::Expired));
+    fn a_nonce_of_a_replica_whose_clock_is_ahead_lives_longer_by_at_most_the_skew() {
+        let ahead = NOW + GREATEST_REPLICA_SKEW;
+        let nonce = nonces().issue(ahead, None);
+        assert!(nonces().recognize(&nonce, NOW).is_ok());
+        let end = NOW + GREATEST_REPLICA_SKEW + LIFETIME;
+        assert!(nonces().recognize(&nonce, end).is_ok());
+        let later = end + Duration::MICROSECOND;
+        assert_eq!(nonces().recognize(&nonce, later), Err(NonceError::Expired));
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl From<EnrollError> for ApiProblem {
             EnrollError::Evidence(_) | EnrollError::Certificate(_) => {
                 Self::new(ProblemKind::BadEvidence, Chain(&error).to_string())
             }
-            EnrollError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
+            EnrollError::Nonce(error) => error.into(),
             EnrollError::Token(refusal) => Self::new(ProblemKind::EnrollmentTokenInvalid, refusal.to_string()),
             EnrollError::Refused(refusal) => refusal.into(),
             EnrollError::Expired { .. } => Self::new(ProblemKind::EnrollmentTokenInvalid, error.to_string()),

@@ -19,7 +19,9 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::problem::{ApiProblem, NonceAfter};
 use crate::{
-    check_in::CheckInError, machines::client_certificate::ClientCertificate, registry::admission::Refusal,
+    check_in::{CheckInError, nonce::NonceError},
+    machines::client_certificate::ClientCertificate,
+    registry::admission::Refusal,
     services::Services,
 };
 
@@ -57,6 +59,16 @@ fn presented(certificate: &Option<Extension<Arc<ClientCertificate>>>) -> Option<
     certificate.as_ref().map(|Extension(certificate)| certificate.as_ref())
 }
 
+impl From<NonceError> for ApiProblem {
+    fn from(error: NonceError) -> Self {
+        let problem = Self::new(ProblemKind::BadNonce, error.to_string());
+        match error {
+            NonceError::Ahead { order } => problem.nonce_after(order),
+            NonceError::Foreign | NonceError::Expired => problem,
+        }
+    }
+}
+
 impl From<Refusal> for ApiProblem {
     fn from(refusal: Refusal) -> Self {
         let kind = match refusal {
@@ -82,7 +94,7 @@ impl From<CheckInError> for ApiProblem {
             | CheckInError::ForeignKey
             | CheckInError::NoSubject
             | CheckInError::Certificate(_) => Self::new(ProblemKind::BadEvidence, Chain(&error).to_string()),
-            CheckInError::Nonce(error) => Self::new(ProblemKind::BadNonce, error.to_string()),
+            CheckInError::Nonce(error) => error.into(),
             CheckInError::Refused(refusal) => refusal.into(),
             CheckInError::RateLimited(exceeded) => exceeded.into(),
             CheckInError::RenewalExpired { .. } => Self::new(ProblemKind::RenewalExpired, error.to_string()),
