@@ -562,6 +562,7 @@ async fn a_fresh_attestation_overrides_the_agents_claims() {
         assert_eq!((granted.len(), denied), (2 - reasons.len(), reasons));
     }
     ground.server.clock().advance(Duration::days(30));
+    let _renewed = machine.renew(&ground.server).await.expect(200);
     let (_, _, denied) = ground.check_in(&machine).await;
     assert_eq!(
         denied,
