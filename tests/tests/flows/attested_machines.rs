@@ -420,6 +420,7 @@ async fn an_attestation_that_is_too_old_ends_its_grants_at_the_next_check_in() {
 
     // The nonce's call moves the clock by a millisecond.
     ground.server.clock().set(lapses_at - Duration::seconds(5));
+    let _renewed = machine.renew(&ground.server).await.expect(200);
     let (answer, granted, _) = ground.check_in(&machine).await;
     assert_eq!((&answer["assurance"], granted.len()), (&json!("attested"), 2));
     assert_eq!(
