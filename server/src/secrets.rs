@@ -1,7 +1,7 @@
 //! Secrets that the server gives out. Each is shown once, and only its digest is stored.
 
 use assay_authority::random_bytes;
-use aws_lc_rs::digest;
+use assay_protocol::sha256;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use time::OffsetDateTime;
@@ -19,9 +19,7 @@ pub(crate) struct SecretHash([u8; 32]);
 
 impl SecretHash {
     pub(crate) fn of(secret: &str) -> Self {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref());
-        Self(hash)
+        Self(sha256(secret.as_bytes()))
     }
 
     /// A stored digest. `None` if it does not have 32 bytes.

@@ -3,13 +3,10 @@
 //! Parsing does not check that the point lies on the curve. Callers trust a key only after they have verified a
 //! signature with it, and that fails for a point off the curve.
 
-use assay_protocol::KeyThumbprint;
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    signature::{
-        ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1,
-        ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, UnparsedPublicKey,
-    },
+use assay_protocol::{KeyThumbprint, sha256};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1,
+    ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, UnparsedPublicKey,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData, SignatureAlgorithm};
@@ -144,9 +141,7 @@ impl EcKey {
         let (x, y) = coordinates.split_at_checked(self.curve.width()).unwrap_or_default();
         let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
         let canonical = format!(r#"{{"crv":"{}","kty":"EC","x":"{x}","y":"{y}"}}"#, self.curve.name());
-        let mut thumbprint = [0; 32];
-        thumbprint.copy_from_slice(digest(&SHA256, canonical.as_bytes()).as_ref());
-        thumbprint.into()
+        sha256(canonical.as_bytes()).into()
     }
 
     /// The `alg` of a JWS signed with this key (RFC 7518, section 3.4).

@@ -1,7 +1,6 @@
 //! Issuing: the root, the issuing CA under it, and the certificates that the issuing CA signs.
 
-use assay_protocol::PublicKey;
-use aws_lc_rs::digest::{SHA256, digest};
+use assay_protocol::{PublicKey, sha256};
 use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{CertificateParams, DnType, Issuer, PublicKeyData, SerialNumber};
 use rustls_pki_types::CertificateDer;
@@ -360,12 +359,6 @@ impl IssuingAuthority {
 pub fn certificate_pem(der: &[u8]) -> String {
     let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
     pem::encode_config(&Pem::new("CERTIFICATE", der), config)
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut fingerprint = [0; 32];
-    fingerprint.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    fingerprint
 }
 
 /// X.509 times are whole seconds. What the server reports about a certificate must equal what the certificate contains.

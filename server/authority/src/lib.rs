@@ -22,8 +22,7 @@ mod sealing;
 mod spiffe_bundle;
 mod webhook_secrets;
 
-use assay_protocol::PublicKey;
-use aws_lc_rs::digest::{SHA256, digest};
+use assay_protocol::{PublicKey, sha256};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use time::OffsetDateTime;
 use url::Url;
@@ -190,7 +189,7 @@ impl Authority {
             chain_pem,
             issuing: current,
             other_issuing: issuing.map(|(ca, _)| ca).collect(),
-            roots_digest: URL_SAFE_NO_PAD.encode(digest(&SHA256, roots_pem.as_bytes())),
+            roots_digest: URL_SAFE_NO_PAD.encode(sha256(roots_pem.as_bytes())),
             roots_pem,
             roots: parts.roots.clone(),
             current_root_fingerprint,
@@ -291,7 +290,7 @@ impl Root {
 /// SHA-256 of a certificate in DER, in hex.
 #[must_use]
 pub fn fingerprint(certificate: &[u8]) -> String {
-    hex::encode(digest(&SHA256, certificate))
+    hex::encode(sha256(certificate))
 }
 
 /// Includes each certificate once, because several issuing CAs may have the same root.

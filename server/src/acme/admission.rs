@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::{
     enrollment::demand_service,
     machines::assurance::names,
+    registry::admission::reason_text,
     store::{StoreError, Transaction, acme_accounts::Account, enrollment_tokens, inventory, machines},
 };
 
@@ -93,9 +94,7 @@ pub(super) async fn admit(
         return Ok(Err(Inadmissible::NotActive {
             serial_number: serial_number.to_owned(),
             status,
-            reason: machine
-                .status_reason
-                .unwrap_or_else(|| "no reason was given".to_owned()),
+            reason: reason_text(machine.status_reason.as_deref()),
             machine_id: machine.id,
         }));
     }

@@ -1,8 +1,7 @@
 //! `revokeCert` (RFC 8555, section 7.6): by the account that owns the certificate, or with the certificate's own key.
 
 use assay_authority::EcKey;
-use assay_protocol::admin_api::certificates::RevocationReason;
-use aws_lc_rs::digest::{SHA256, digest};
+use assay_protocol::{admin_api::certificates::RevocationReason, sha256};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use x509_cert::{Certificate, der::Decode};
@@ -79,7 +78,7 @@ fn read(payload: &Payload) -> Result<(Vec<u8>, RevocationReason), AcmeError> {
 async fn find(connection: &mut Connection, der: &[u8]) -> Result<DeviceCertificate, AcmeError> {
     let parsed = Certificate::from_der(der).map_err(|_| AcmeError::UnknownCertificate)?;
     let serial_number = hex::encode(parsed.tbs_certificate().serial_number().as_bytes());
-    let found = device_certificates::find(connection, &serial_number, digest(&SHA256, der).as_ref()).await?;
+    let found = device_certificates::find(connection, &serial_number, &sha256(der)).await?;
     found.ok_or(AcmeError::UnknownCertificate)
 }
 

@@ -8,8 +8,8 @@
 //! The owner of the database can still truncate the chain, or write a new one. To detect that, keep the last hash in
 //! another place, and pass it when you verify the chain.
 
-use assay_protocol::admin_api::audit::AuditEntry;
-use aws_lc_rs::digest::{Context, SHA256, digest};
+use assay_protocol::{admin_api::audit::AuditEntry, sha256};
+use aws_lc_rs::digest::{Context, SHA256};
 use serde_json::Value;
 
 /// The input of the hash before the first entry.
@@ -22,7 +22,7 @@ pub(crate) struct EntryHash([u8; 32]);
 impl EntryHash {
     /// The hash before the first entry.
     pub(crate) fn genesis() -> Self {
-        Self::from_digest(digest(&SHA256, GENESIS).as_ref())
+        Self(sha256(GENESIS))
     }
 
     /// The hash of `entry`, which follows the entry with this hash.
@@ -33,7 +33,9 @@ impl EntryHash {
         context.update(&self.0);
         context.update(&length.to_be_bytes());
         context.update(canonical.as_bytes());
-        Ok(Self::from_digest(context.finish().as_ref()))
+        let mut hash = [0; 32];
+        hash.copy_from_slice(context.finish().as_ref());
+        Ok(Self(hash))
     }
 
     /// A stored hash. `None` if it does not have 32 bytes.
@@ -48,12 +50,6 @@ impl EntryHash {
 
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
-    }
-
-    fn from_digest(digest: &[u8]) -> Self {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest);
-        Self(hash)
     }
 }
 

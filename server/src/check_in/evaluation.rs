@@ -6,11 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use assay_authority::{Confirmation, GrantClaims, GrantTokenError, spiffe_id};
 use assay_grants::{Catalog, Evaluation};
-use assay_protocol::{
-    admin_api::grants::EvaluatedAudience,
-    agent_api::AudienceGrant,
-    machine::{Assurance, MachineStatus},
-};
+use assay_protocol::{admin_api::grants::EvaluatedAudience, agent_api::AudienceGrant, machine::Assurance};
 use aws_lc_rs::digest;
 use moka::sync::Cache;
 use serde_json::json;
@@ -21,7 +17,7 @@ use super::{CheckInError, Verified};
 use crate::{
     changes::{EventKind, Origin},
     machines::client_certificate::ClientCertificate,
-    registry::admission::Refusal,
+    registry::admission::{self, Refusal},
     services::{Policy, Services},
     store::{
         self, Store, StoreError, Transaction,
@@ -225,19 +221,13 @@ impl Evaluated {
 }
 
 fn refuse_unless_active(machine: &Evaluable, verified: &Verified) -> Result<(), Refusal> {
-    let reason = || {
-        machine
-            .status_reason
-            .clone()
-            .unwrap_or_else(|| "no reason was given".to_owned())
-    };
-    match machine.status {
-        MachineStatus::Pending => Err(Refusal::Pending),
-        MachineStatus::Quarantined => Err(Refusal::Quarantined { reason: reason() }),
-        MachineStatus::Revoked => Err(Refusal::Revoked { reason: reason() }),
-        MachineStatus::Active if machine.key != verified.evidence.key() => Err(Refusal::KeySuperseded),
-        MachineStatus::Active => Ok(()),
+    if let Some(refusal) = admission::status_refusal(machine.status, machine.status_reason.as_deref()) {
+        return Err(refusal);
     }
+    if machine.key != verified.evidence.key() {
+        return Err(Refusal::KeySuperseded);
+    }
+    Ok(())
 }
 
 /// Every failing condition in words, after the permission that it denies.

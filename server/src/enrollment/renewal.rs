@@ -6,8 +6,8 @@ use assay_protocol::{
     agent_api::{RenewRequest, Renewed},
     csr::CsrError,
     evidence::Purpose,
+    sha256,
 };
-use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -81,7 +81,7 @@ pub(crate) async fn renew(
     let csr = UnverifiedCsr::from_pem(&request.csr)?.verify()?;
     let now = services.clock.now();
     let verified = check_in::verify(services, certificate, &request.evidence, Purpose::Renew, now).await?;
-    let digest = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, csr.der()));
+    let digest = URL_SAFE_NO_PAD.encode(sha256(csr.der()));
     if verified.evidence.claims().csr_sha256.as_deref() != Some(&digest) {
         return Err(RenewError::OtherCsr);
     }

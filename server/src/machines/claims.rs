@@ -3,8 +3,8 @@
 use assay_protocol::{
     evidence::Evidence,
     machine::{KeyClaim, MachineIdentity, Posture},
+    sha256,
 };
-use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
 /// All claims of one piece of evidence.
@@ -38,10 +38,7 @@ impl Claims {
     /// The digest of these claims. It is stable within one version of the server. If a new version changes it, every
     /// machine's next check-in takes the slow path once.
     pub(crate) fn digest(&self) -> Result<ClaimsDigest, serde_json::Error> {
-        let json = serde_json::to_vec(self)?;
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest::digest(&digest::SHA256, &json).as_ref());
-        Ok(ClaimsDigest(bytes))
+        Ok(ClaimsDigest(sha256(&serde_json::to_vec(self)?)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! The properties of a TLS client certificate that handlers check.
 
-use assay_protocol::{KeyThumbprint, PublicKey};
-use aws_lc_rs::digest::{SHA256, digest};
+use assay_protocol::{KeyThumbprint, PublicKey, sha256};
 use time::OffsetDateTime;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
@@ -25,7 +24,7 @@ impl ClientCertificate {
         let key = PublicKey::from_spki_der(certificate.public_key().raw).ok()?;
         Some(Self {
             serial_number: hex::encode(certificate.raw_serial()),
-            sha256: digest(&SHA256, der).as_ref().try_into().ok()?,
+            sha256: sha256(der),
             key: key.thumbprint(),
             not_before: validity.not_before.to_datetime(),
             not_after: validity.not_after.to_datetime(),

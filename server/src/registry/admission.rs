@@ -118,7 +118,9 @@ pub(crate) async fn admit(
     ) else {
         return Ok(Err(Refusal::Unknown));
     };
-    if let Some(refusal) = key_refusal(&record).or_else(|| status_refusal(&identity)) {
+    if let Some(refusal) =
+        key_refusal(&record).or_else(|| status_refusal(identity.status, identity.status_reason.as_deref()))
+    {
         if record.status == KeyStatus::Superseded && attempt.nonce > presence.last_nonce_at {
             superseded_keys::note_use(tx, &presence, &identity, &record, attempt).await?;
         }
@@ -160,12 +162,7 @@ pub(crate) async fn admit(
 
 /// Why a key may not act, by its own status.
 pub(crate) fn key_refusal(record: &KeyRecord) -> Option<Refusal> {
-    let reason = || {
-        record
-            .status_reason
-            .clone()
-            .unwrap_or_else(|| "no reason was given".to_owned())
-    };
+    let reason = || reason_text(record.status_reason.as_deref());
     match record.status {
         KeyStatus::Current | KeyStatus::Next => None,
         KeyStatus::Pending => Some(Refusal::Pending),
@@ -175,19 +172,20 @@ pub(crate) fn key_refusal(record: &KeyRecord) -> Option<Refusal> {
     }
 }
 
-fn status_refusal(identity: &Identity) -> Option<Refusal> {
-    let reason = || {
-        identity
-            .status_reason
-            .clone()
-            .unwrap_or_else(|| "no reason was given".to_owned())
-    };
-    match identity.status {
+/// Why a machine of this status may not act.
+pub(crate) fn status_refusal(status: MachineStatus, reason: Option<&str>) -> Option<Refusal> {
+    let reason = || reason_text(reason);
+    match status {
         MachineStatus::Active => None,
         MachineStatus::Pending => Some(Refusal::Pending),
         MachineStatus::Quarantined => Some(Refusal::Quarantined { reason: reason() }),
         MachineStatus::Revoked => Some(Refusal::Revoked { reason: reason() }),
     }
+}
+
+/// An administrator's reason, for a message.
+pub(crate) fn reason_text(reason: Option<&str>) -> String {
+    reason.unwrap_or("no reason was given").to_owned()
 }
 
 /// A value that the agent could not read this time is no mismatch.

@@ -1,6 +1,6 @@
 //! A file that is to become the inventory: every row checked before the first is written, and every wrong one named.
 
-use aws_lc_rs::digest;
+use assay_protocol::sha256;
 
 use super::{InventoryError, csv, json, rows::Rows};
 use crate::store::inventory::Columns;
@@ -37,7 +37,7 @@ impl Import {
             serial_numbers: Vec::with_capacity(rows.len()),
             labels: Vec::with_capacity(rows.len()),
             owners: Vec::with_capacity(rows.len()),
-            sha256: hex::encode(digest::digest(&digest::SHA256, body)),
+            sha256: hex::encode(sha256(body)),
         };
         for row in rows {
             import.serial_numbers.push(row.serial_number);

@@ -12,7 +12,10 @@ mod roots;
 #[cfg(test)]
 mod tests;
 
-use assay_protocol::attestation::{AttestedClaims, FreshnessCode};
+use assay_protocol::{
+    attestation::{AttestedClaims, FreshnessCode},
+    sha256,
+};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use webpki::{EndEntityCert, KeyUsage};
@@ -254,7 +257,7 @@ fn describe(der: &[u8], certificate: &Certificate) -> CertificateDescription {
         serial_number: hex::encode(contents.serial_number().as_bytes()),
         not_before,
         not_after,
-        sha256: hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der)),
+        sha256: hex::encode(sha256(der)),
     }
 }
 
