@@ -55,7 +55,7 @@ fn record<'c>(
     })
 }
 
-/// In the order of the machines' ids, each with its place in the slice.
+/// The latest check-in of each machine in the order of their ids, each with its place in the slice.
 fn latest_of_each_machine(check_ins: &[CheckIn]) -> (Vec<usize>, Vec<CheckIn>) {
     let mut latest: Vec<(usize, CheckIn)> = check_ins.iter().copied().enumerate().collect();
     latest.sort_unstable_by_key(|(_, check_in)| (check_in.machine_id, Reverse(check_in.nonce)));

@@ -1,5 +1,5 @@
-//! Public keys by thumbprint, in memory. What is kept here never changes: a key that waits is not kept. Whether a key
-//! still serves, the database decides at each check-in.
+//! Public keys by thumbprint, in memory. A cached key never changes, so a key that waits is not cached. The database decides
+//! at each check-in whether a key is still valid.
 
 use std::sync::Arc;
 
@@ -16,24 +16,24 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The most keys that are kept: about 300 bytes each.
+/// The most keys that are cached: about 300 bytes each.
 const CAPACITY: u64 = 50_000;
 
-/// A key and the machine that it belongs to.
+/// A key and its machine.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyLookup {
     pub(crate) machine_id: Uuid,
     pub(crate) public_key: Arc<PublicKey>,
 }
 
-/// The keys that were asked for lately.
+/// The keys that were used recently.
 pub(crate) struct KeyCache {
     keys: Cache<KeyThumbprint, KeyLookup>,
     on_record: Batcher<KeyThumbprint, OwnedKey>,
 }
 
 impl KeyCache {
-    /// Starts the task that reads those that are not kept.
+    /// Starts the task that reads keys that are not cached.
     pub(crate) fn start(store: Store, metrics: &Metrics) -> Self {
         Self {
             keys: Cache::new(CAPACITY),
@@ -43,7 +43,7 @@ impl KeyCache {
         }
     }
 
-    /// Finds a key. One that is not on record is not remembered: it may be enrolled in the next moment.
+    /// Finds a key. A key that is not on record is not cached, because it may enroll at any moment.
     pub(crate) async fn find(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, BatchError> {
         if let Some(found) = self.keys.get(&key) {
             return Ok(Some(found));
