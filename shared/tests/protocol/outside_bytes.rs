@@ -308,6 +308,7 @@ fn an_array_is_no_object() {
         "purpose",
         "sub",
         "csr_sha256",
+        "continuity",
         "machine",
         "posture",
         "key",

@@ -374,7 +374,7 @@ async fn evidence_signed_with_a_device_key_is_refused() {
 #[case::another_devices("C02OTHER", |mac: &Mac, fleet: &Fleet, token: &str| {
     mac.attestation_object(&fleet.apple, &mac.attested(token, fleet.now()).with(SERIAL_NUMBER, b"C02OTHER"))
 })]
-#[case::no_serial_number("no serial number", |mac: &Mac, fleet: &Fleet, token: &str| {
+#[case::no_serial_number("no readable serial number", |mac: &Mac, fleet: &Fleet, token: &str| {
     mac.attestation_object(&fleet.apple, &mac.attested(token, fleet.now()).without(SERIAL_NUMBER))
 })]
 #[case::foreign_root("trusted attestation root", |mac: &Mac, fleet: &Fleet, token: &str| {

@@ -322,7 +322,7 @@ async fn a_newer_attestation_replaces_the_one_on_record_and_an_older_one_does_no
         .expect_problem(ProblemKind::AttestationRefused);
     assert_eq!(refused.json()["reason"], "stale", "{refused}");
     assert!(
-        refused.detail().contains("an older one does not replace it"),
+        refused.detail().contains("only a newer one replaces it"),
         "{refused}"
     );
     assert_eq!(ground.server.record(&machine).await, first);

@@ -208,7 +208,7 @@ async fn a_refused_attestation_is_reported_once_and_leaves_the_record() {
         (
             ground.apple.attest(&ground.attested(&machine).without(SERIAL_NUMBER)),
             "no-serial-number",
-            "no serial number",
+            "no readable serial number",
         ),
         (
             ground

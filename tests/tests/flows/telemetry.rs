@@ -32,7 +32,7 @@ async fn metrics_cover_endpoints_committer_and_pool_and_reveal_no_secret() {
     let refused = administrator
         .call(Method::POST, "grants", Some(&of_no_permission))
         .await;
-    refused.expect_problem(ProblemKind::NotFound);
+    let _unknown_permission = refused.expect_problem(ProblemKind::NotFound);
     let nonce = api.nonce().await;
     let evidence = text(&machine.check_in_body(api.audience(), &nonce), "evidence");
     let checked_in = api
