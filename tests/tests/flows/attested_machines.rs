@@ -321,10 +321,7 @@ async fn a_newer_attestation_replaces_the_one_on_record_and_an_older_one_does_no
         .await
         .expect_problem(ProblemKind::AttestationRefused);
     assert_eq!(refused.json()["reason"], "stale", "{refused}");
-    assert!(
-        refused.detail().contains("only a newer one replaces it"),
-        "{refused}"
-    );
+    assert!(refused.detail().contains("only a newer one replaces it"), "{refused}");
     assert_eq!(ground.server.record(&machine).await, first);
     ground.server.clock().advance(Duration::days(7));
     let newer = ground.attested(&machine).with(SIP, &[2, 1, 1]);

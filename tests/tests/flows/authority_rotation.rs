@@ -433,6 +433,7 @@ async fn a_grant_key_is_published_before_it_signs_and_until_its_tokens_have_expi
         let _prepared = replicas.command(&["ca", "rotate", "--grant-key"]).await;
     } else {
         replicas.let_pass(Duration::days(90) - Duration::hours(1)).await;
+        let _renewed = member.machine.renew(here).await.expect(200);
     }
     replicas.until(async |api| kids(api).await.len() == 2).await;
     let next = kids(here.api()).await.remove(1);
@@ -521,7 +522,8 @@ async fn a_server_with_an_expired_issuing_ca_creates_another_at_start() {
     server.stop().await;
     let server = InProcess::start_at(later, &database.url(), &[]).await;
     let _enrolled = server.enrolled("NOW").await;
-    let _still_known = machine.check_in(&server).await.expect(200);
+    let refused = machine.check_in(&server).await;
+    let _still_known = refused.expect_problem(ProblemKind::RenewalExpired);
     let bundle = read(server.api(), "/v1/ca/bundle.pem").await;
     assert_eq!(
         certificates(&bundle),

@@ -261,6 +261,7 @@ async fn a_machine_that_no_longer_tells_its_hardware_is_an_event_once_until_it_t
     assert_eq!(record["serial_number"], machine.serial_number(), "the record keeps it");
     machine.forget_nonce();
     let _checked_in = machine.check_in(&api).await.expect(200);
+    silent.forget_nonce();
     let _checked_in = silent.check_in(&api).await.expect(200);
     assert_eq!(withheld().await.len(), 2);
 }

@@ -241,12 +241,9 @@ fn wrong_issuing_cas() -> Vec<(String, &'static str)> {
     let changed = |from: &str, to: &str| ISSUING.replace(from, to);
     let none = "subjectKeyIdentifier=none";
     vec![
-        (
-            changed("CA:TRUE,pathlen:0", "CA:FALSE"),
-            "is not the certificate of a CA",
-        ),
-        (changed("pathlen:0", "pathlen:1"), "has to be 0"),
-        (changed(",pathlen:0", ""), "has to be 0"),
+        (changed("CA:TRUE,pathlen:0", "CA:FALSE"), "is not a CA certificate"),
+        (changed("pathlen:0", "pathlen:1"), "must be 0"),
+        (changed(",pathlen:0", ""), "must be 0"),
         (changed("keyCertSign,", "digitalSignature,"), "keyCertSign and cRLSign"),
         (changed(",cRLSign", ""), "keyCertSign and cRLSign"),
         (changed("subjectKeyIdentifier=hash", none), "no subject key identifier"),
@@ -266,9 +263,13 @@ const WRONG_CHAINS: [(&str, &[&str], &str); 9] = [
     ("root", &["issuing", "foreign"], "is not a root"),
     ("root", &["issuing", "other"], "was not issued by the next certificate"),
     ("long", &["issuing", "long"], "is not a root"),
-    ("leaf", &["issuing", "leaf"], "is not the certificate of a CA"),
-    ("narrow", &["issuing", "narrow"], "allows no path as long"),
-    ("policy", &["issuing", "policy", "narrow"], "allows no path as long"),
+    ("leaf", &["issuing", "leaf"], "is not a CA certificate"),
+    ("narrow", &["issuing", "narrow"], "does not allow a path this long"),
+    (
+        "policy",
+        &["issuing", "policy", "narrow"],
+        "does not allow a path this long",
+    ),
 ];
 
 async fn refused(server: &InProcess, chain: &str, said: &str) {
