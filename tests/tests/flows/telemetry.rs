@@ -28,11 +28,7 @@ async fn metrics_cover_endpoints_committer_and_pool_and_reveal_no_secret() {
     assert_eq!(machine.enroll(&api, Some(&token.secret)).await.status, 201);
     let permission = administrator.permission("told").await;
     administrator.grant(&permission, &machine, json!({})).await;
-    let of_no_permission = json!({"permission_id": Uuid::nil(), "selector": {"all": true}});
-    let refused = administrator
-        .call(Method::POST, "grants", Some(&of_no_permission))
-        .await;
-    let _unknown_permission = refused.expect_problem(ProblemKind::NotFound);
+    refuse_a_transaction(&administrator).await;
     let nonce = api.nonce().await;
     let evidence = text(&machine.check_in_body(api.audience(), &nonce), "evidence");
     let checked_in = api
@@ -89,4 +85,13 @@ async fn metrics(server: &Server) -> String {
     connection.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     answer
+}
+
+/// A grant of a permission that does not exist ends a transaction without a change.
+async fn refuse_a_transaction(administrator: &Administrator) {
+    let of_no_permission = json!({"permission_id": Uuid::nil(), "selector": {"all": true}});
+    let refused = administrator
+        .call(Method::POST, "grants", Some(&of_no_permission))
+        .await;
+    let _unknown_permission = refused.expect_problem(ProblemKind::NotFound);
 }
