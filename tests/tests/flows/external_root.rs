@@ -306,7 +306,7 @@ async fn an_invalid_external_chain_is_refused_and_changes_nothing() {
         refused(&server, &pki.chain(&["issuing", "root"]), said).await;
     }
     pki.issue("issuing", "root", ISSUING, "30").await;
-    refused(&server, &pki.chain(&["issuing", "root"]), "has to be until").await;
+    refused(&server, &pki.chain(&["issuing", "root"]), "must be valid until").await;
     for (by, chain, said) in WRONG_CHAINS {
         pki.issue("issuing", by, ISSUING, "365").await;
         refused(&server, &pki.chain(chain), said).await;
