@@ -257,8 +257,8 @@ fn wrong_issuing_cas() -> Vec<(String, &'static str)> {
 
 /// What a good issuing CA can be shown with, by whom it was issued, and what is said of it.
 const WRONG_CHAINS: [(&str, &[&str], &str); 9] = [
-    ("root", &["foreign", "root"], "is not for the key of the CSR"),
-    ("root", &["root", "issuing"], "is not for the key of the CSR"),
+    ("root", &["foreign", "root"], "is not for the key of the pending CSR"),
+    ("root", &["root", "issuing"], "is not for the key of the pending CSR"),
     ("root", &["issuing"], "has 1 certificates"),
     ("root", &["issuing", "foreign"], "is not a root"),
     ("root", &["issuing", "other"], "was not issued by the next certificate"),
