@@ -1,4 +1,4 @@
-//! Metrics of transactions, one series for each name of [`Name`].
+//! Metrics of transactions, one series for each name of `Name`.
 
 use std::time::Duration;
 
