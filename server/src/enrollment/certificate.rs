@@ -14,7 +14,7 @@ use crate::{
     store::{
         Transaction,
         certificates::{self, CertificateRecord},
-        machines,
+        machines::{self, new::FirstCertificate},
     },
 };
 
@@ -26,6 +26,15 @@ pub(super) struct Signed {
 }
 
 impl Signed {
+    /// As it is recorded with a new machine.
+    pub(super) fn first_of_machine(&self) -> FirstCertificate<'_> {
+        FirstCertificate {
+            certificate: &self.certificate,
+            issuer_id: self.issuer_id,
+            issued_at: self.at,
+        }
+    }
+
     /// As it is shown to its machine, once it is on record.
     pub(super) fn issued(&self) -> IssuedCertificate {
         IssuedCertificate {

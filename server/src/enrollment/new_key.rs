@@ -4,14 +4,18 @@ use assay_protocol::{
     admin_api::{
         certificates::RevocationReason,
         enrollment_tokens::{Approval, EnrollmentToken},
-        enrollments::{EnrollmentKind, EnrollmentStatus},
+        enrollments::EnrollmentStatus,
     },
     machine::{Assurance, MachineStatus},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
+use super::{
+    Applicant, Decided, EnrollError, TokenRefusal,
+    certificate::{self, Signed},
+    token,
+};
 use crate::{
     changes::{Action, Change, EventKind},
     config::{Reenrollment, WithoutToken},
@@ -21,14 +25,9 @@ use crate::{
         self, StoreError, Transaction,
         certificates::{self, Revoked},
         duties::{self, Duty},
-        enrollments::{self, NewEnrollment},
+        enrollments::{self, NewReEnrollment},
         inventory,
-        machines::{
-            self,
-            keys::KeyStatus,
-            presence::LockedMachine,
-            record::{Identity, NewMachine},
-        },
+        machines::{self, keys::KeyStatus, new::NewRows, presence::LockedMachine, record::Identity},
     },
 };
 
@@ -51,6 +50,10 @@ impl Backing {
         self.token
             .as_ref()
             .is_none_or(|token| token.approval == Approval::Manual)
+    }
+
+    fn token_id(&self) -> Option<Uuid> {
+        self.token.as_ref().map(|token| token.id)
     }
 
     /// Whether the token speaks for the owner of this serial number, and gives its record to a new key.
@@ -161,51 +164,52 @@ async fn new_machine(
     applicant: &Applicant,
     backing: &Backing,
 ) -> Result<Decided, EnrollError> {
-    let machine_id = tx.new_id();
-    let waits = backing.waits();
-    let new = NewMachine {
-        id: machine_id,
-        status: if waits {
-            MachineStatus::Pending
-        } else {
-            MachineStatus::Active
-        },
-        grounds: backing.grounds,
-        labels: &backing.labels,
-        key: applicant.key(),
-        claims: &applicant.claims,
-        now: applicant.now,
+    let (machine_id, enrollment_id) = (tx.new_id(), tx.new_id());
+    let key = applicant.csr.public_key();
+    // A new machine is not attested, so its certificate has no serial number of a device.
+    let signed = match backing.waits() {
+        true => None,
+        false => Some(certificate::sign(services, machine_id, key, None)?),
     };
-    machines::record::insert(tx, &new).await?;
-    let digest = applicant.claims.digest()?;
     // A key that waits is admitted by a later call.
-    let continuity = match waits {
+    let continuity = match backing.waits() {
         true => Continuity::OPEN,
         false => Continuity::starting_with(applicant.carried(services, machine_id)),
     };
-    machines::presence::insert(
-        tx,
+    let rows = NewRows {
         machine_id,
-        !waits,
-        applicant.key(),
-        digest,
-        applicant.nonce,
+        enrollment_id,
+        token_id: backing.token_id(),
+        grounds: backing.grounds,
+        labels: &backing.labels,
+        key,
+        claims: &applicant.claims,
+        claims_digest: applicant.claims.digest()?,
+        nonce: applicant.nonce,
         continuity,
-    )
-    .await?;
-    let enrollment_id = record(tx, &services.policy, applicant, backing, machine_id, None, waits).await?;
+        asked_at: applicant.now,
+        waits_until: applicant.now.saturating_add(services.policy.pending_ttl),
+        first_certificate: signed.as_ref().map(Signed::first_of_machine),
+    };
+    machines::new::insert(tx, &[rows]).await?;
     let labels = ("labels", json!(backing.labels));
     tx.act_as(applicant.origin(machine_id));
     tx.record(change(applicant, machine_id, ENROLLED, Value::Null, labels)?)
         .await?;
-    if waits {
+    let Some(signed) = signed else {
         return Ok(Decided::Pending {
             enrollment_id,
             machine_id: Some(machine_id),
             waiting_since: applicant.now,
         });
-    }
-    issue(tx, services, applicant, machine_id, backing.grounds.assurance()).await
+    };
+    tx.record(signed.change(machine_id, applicant.key())).await?;
+    Ok(Decided::Active {
+        machine_id,
+        assurance: backing.grounds.assurance(),
+        certificate: signed.issued(),
+        issued_now: true,
+    })
 }
 
 /// The new key replaces the old one under the same record, in one transaction.
@@ -226,7 +230,7 @@ async fn take_over(
     let continuity = Continuity::starting_with(applicant.carried(services, known.id));
     machines::presence::replace_key(tx, locked, applicant.key(), digest, continuity).await?;
     machines::presence::use_nonce(tx, locked, applicant.nonce).await?;
-    record(tx, &services.policy, applicant, backing, known.id, Some(known), false).await?;
+    record(tx, &services.policy, applicant, backing, known, false).await?;
     let what = (Action::MachineReEnroll, EventKind::MachineReEnrolled);
     let before = json!({"key": known.current_key, "assurance": known.assurance});
     let after = ("assurance", json!(assurance));
@@ -242,7 +246,7 @@ async fn wait_to_take_over(
     backing: &Backing,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
-    let enrollment_id = record(tx, policy, applicant, backing, known.id, Some(known), true).await?;
+    let enrollment_id = record(tx, policy, applicant, backing, known, true).await?;
     let detail = json!({"enrollment_id": enrollment_id, "key": applicant.key(), "previous_key": known.current_key});
     let change = Change::new(Action::EnrollmentRequest, enrollment_id)
         .after(detail.clone())
@@ -256,36 +260,29 @@ async fn wait_to_take_over(
     })
 }
 
-/// Keeps the key and what was decided on it.
+/// Records a key that asks for a machine's record, and whether it waits.
 async fn record(
     tx: &mut Transaction,
     policy: &Policy,
     applicant: &Applicant,
     backing: &Backing,
-    machine_id: Uuid,
-    replaces: Option<&Identity>,
+    known: &Identity,
     waits: bool,
 ) -> Result<Uuid, EnrollError> {
-    let key_status = if waits { KeyStatus::Pending } else { KeyStatus::Current };
+    let (key_status, status) = match waits {
+        true => (KeyStatus::Pending, EnrollmentStatus::Pending),
+        false => (KeyStatus::Current, EnrollmentStatus::Approved),
+    };
     let key = (key_status, Some(applicant.claims.key.store));
-    machines::keys::insert(tx, applicant.csr.public_key(), machine_id, key, applicant.now).await?;
+    machines::keys::insert(tx, applicant.csr.public_key(), known.id, key, applicant.now).await?;
     let id = tx.new_id();
-    let new = NewEnrollment {
+    let new = NewReEnrollment {
         id,
-        kind: if replaces.is_some() {
-            EnrollmentKind::ReEnrollment
-        } else {
-            EnrollmentKind::Enrollment
-        },
-        status: if waits {
-            EnrollmentStatus::Pending
-        } else {
-            EnrollmentStatus::Approved
-        },
-        machine_id,
+        status,
+        machine_id: known.id,
         key: applicant.key(),
-        previous_key: replaces.map(|known| known.current_key),
-        token_id: backing.token.as_ref().map(|token| token.id),
+        previous_key: known.current_key,
+        token_id: backing.token_id(),
         claims: &applicant.claims,
         now: applicant.now,
         expires_at: applicant.now.saturating_add(policy.pending_ttl),

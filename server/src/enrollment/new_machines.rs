@@ -22,7 +22,12 @@ use super::{
 use crate::{
     changes::Origin,
     clock,
-    machines::{assurance::Grounds, claims::ClaimsDigest, labels::Labels},
+    machines::{
+        assurance::Grounds,
+        claims::ClaimsDigest,
+        continuity::{Carried, Continuity},
+        labels::Labels,
+    },
     rate_limits::RateLimits,
     secrets::SecretHash,
     services::Services,
@@ -216,18 +221,17 @@ impl Admitted<'_> {
         NewRows {
             machine_id: self.new_machine.machine_id,
             enrollment_id: self.new_machine.enrollment_id,
-            token_id: self.token_id,
+            token_id: Some(self.token_id),
             grounds: self.grounds,
             labels: &self.labels,
             key: applicant.csr.public_key(),
             claims: &applicant.claims,
             claims_digest: self.new_machine.claims_digest,
             nonce: applicant.nonce,
+            continuity: Continuity::starting_with(Carried::Nothing),
             asked_at: applicant.now,
             waits_until: self.new_machine.waits_until,
-            certificate: &signed.certificate,
-            issuer_id: signed.issuer_id,
-            issued_at: signed.at,
+            first_certificate: Some(signed.first_of_machine()),
         }
     }
 }

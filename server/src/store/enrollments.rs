@@ -21,15 +21,14 @@ pub(crate) struct ClaimedEnrollment {
     pub(crate) claims: Claims,
 }
 
-/// A new enrollment.
+/// The request of a new key for the record of a machine.
 #[derive(Debug)]
-pub(crate) struct NewEnrollment<'a> {
+pub(crate) struct NewReEnrollment<'a> {
     pub(crate) id: Uuid,
-    pub(crate) kind: EnrollmentKind,
     pub(crate) status: EnrollmentStatus,
     pub(crate) machine_id: Uuid,
     pub(crate) key: KeyThumbprint,
-    pub(crate) previous_key: Option<KeyThumbprint>,
+    pub(crate) previous_key: KeyThumbprint,
     pub(crate) token_id: Option<Uuid>,
     pub(crate) claims: &'a Claims,
     pub(crate) now: OffsetDateTime,
@@ -284,19 +283,18 @@ pub(crate) async fn decide(
     Ok(())
 }
 
-/// Inserts an enrollment.
-pub(crate) async fn insert(connection: &mut Connection, new: &NewEnrollment<'_>) -> Result<(), StoreError> {
+/// Records a re-enrollment. A first enrollment is recorded with its machine, by [`crate::store::machines::new::insert`].
+pub(crate) async fn insert(connection: &mut Connection, new: &NewReEnrollment<'_>) -> Result<(), StoreError> {
     let decided_at = (new.status != EnrollmentStatus::Pending).then_some(new.now);
     sqlx::query!(
         "INSERT INTO enrollments
             (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+         VALUES ($1, 're-enrollment', $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         new.id,
-        text(&new.kind)?,
         text(&new.status)?,
         new.machine_id,
         new.key.as_bytes(),
-        new.previous_key.as_ref().map(|key| key.as_bytes().as_slice()),
+        new.previous_key.as_bytes(),
         new.token_id,
         json(new.claims)?,
         new.now,

@@ -86,17 +86,13 @@ async fn on_record(pool: &PgPool, machine: &Machine) -> BTreeMap<&'static str, V
     found
 }
 
-/// Whether a machine's rows are of one statement: of those that a transaction of its own writes, the certificate is of a later
-/// one than the enrollment.
+/// Whether one statement wrote a machine's audit entries. A transaction of its own writes each of them with a statement.
 async fn came_in_a_group(pool: &PgPool, machine: &Machine) -> bool {
-    sqlx::query_scalar(
-        "SELECT enrollments.cmin = certificates.cmin FROM enrollments JOIN certificates USING (machine_id)
-         WHERE machine_id = $1",
-    )
-    .bind(machine.id())
-    .fetch_one(pool)
-    .await
-    .unwrap()
+    sqlx::query_scalar("SELECT count(DISTINCT cmin::text) = 1 FROM audit_entries WHERE actor_id = $1::text")
+        .bind(machine.id())
+        .fetch_one(pool)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]

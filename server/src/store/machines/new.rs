@@ -1,5 +1,5 @@
-//! Inserts many new machines in one statement: their rows in `machines`, `machine_presence`, `machine_keys`,
-//! `enrollments` and `certificates`.
+//! New machines: their rows of `machines`, `machine_presence`, `machine_keys`, `enrollments` and `certificates`, for many
+//! machines in two statements.
 
 use assay_authority::IssuedClientCertificate;
 use assay_protocol::{KeyThumbprint, PublicKey};
@@ -11,6 +11,7 @@ use crate::{
     machines::{
         assurance::Grounds,
         claims::{Claims, ClaimsDigest},
+        continuity::Continuity,
         labels::Labels,
     },
     store::{Connection, StoreError, json, parse_json, text},
@@ -34,23 +35,36 @@ pub(crate) struct OnRecord {
     pub(crate) listed: Option<Labels>,
 }
 
-/// A new machine with its first certificate.
+/// The rows of a new machine. Without a first certificate it is pending: it waits for an administrator.
 #[derive(Debug)]
 pub(crate) struct NewRows<'a> {
     pub(crate) machine_id: Uuid,
     pub(crate) enrollment_id: Uuid,
-    pub(crate) token_id: Uuid,
+    pub(crate) token_id: Option<Uuid>,
     pub(crate) grounds: Grounds,
     pub(crate) labels: &'a Labels,
     pub(crate) key: &'a PublicKey,
     pub(crate) claims: &'a Claims,
     pub(crate) claims_digest: ClaimsDigest,
     pub(crate) nonce: OffsetDateTime,
+    pub(crate) continuity: Continuity,
     pub(crate) asked_at: OffsetDateTime,
     pub(crate) waits_until: OffsetDateTime,
+    pub(crate) first_certificate: Option<FirstCertificate<'a>>,
+}
+
+/// A certificate that is recorded with its machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FirstCertificate<'a> {
     pub(crate) certificate: &'a IssuedClientCertificate,
     pub(crate) issuer_id: Uuid,
     pub(crate) issued_at: OffsetDateTime,
+}
+
+impl<'a> NewRows<'a> {
+    fn certificate(&self) -> Option<&'a IssuedClientCertificate> {
+        self.first_certificate.map(|first| first.certificate)
+    }
 }
 
 /// Looks up enrolling keys, and locks their serial numbers' rows in the inventory as [`crate::store::inventory::lock`]
@@ -59,7 +73,6 @@ pub(crate) struct NewRows<'a> {
 ///
 /// Each look-up is a subquery with a limit, for which Postgres uses an index, one key at a time. Joins could be planned
 /// while the tables are small, and would then scan all of them.
-/// that was made for small tables would read all of them.
 pub(crate) async fn look_up(connection: &mut Connection, asking: &[Asking<'_>]) -> Result<Vec<OnRecord>, StoreError> {
     let keys: Vec<&[u8]> = asking.iter().map(|asking| asking.key.as_bytes().as_slice()).collect();
     let serial_numbers: Vec<Option<&str>> = asking.iter().map(|asking| asking.serial_number).collect();
@@ -101,7 +114,7 @@ pub(crate) async fn insert(connection: &mut Connection, rows: &[NewRows<'_>]) ->
     insert_enrollments(connection, rows).await
 }
 
-/// Inserts the records with their certificates. Their version equals that of a machine admitted singly.
+/// Issuing a certificate makes a new version of the record, so a record with its first certificate has version 2.
 async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> Result<(), StoreError> {
     let columns = Machines::of(rows)?;
     sqlx::query!(
@@ -109,26 +122,31 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
              SELECT * FROM unnest(
                  $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::jsonb[], $9::uuid[],
                  $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::text[], $16::bytea[],
-                 $17::timestamptz[], $18::timestamptz[]
+                 $17::timestamptz[], $18::timestamptz[], $19::text[], $20::timestamptz[]
              ) AS new (
                  machine_id, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, posture,
                  ground_token_id, ground_inventory, certificate, key, spki, key_store, key_accessibility, claims_digest,
-                 nonce, asked_at
+                 nonce, asked_at, continuity_state, continuity_carried
              )
          ), machine AS (
              INSERT INTO machines
                  (id, status, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, claimed_posture,
                   current_key, key_store, key_accessibility, key_created_at, certificate_serial_number, enrolled_at,
                   ground_token_id, ground_inventory)
-             SELECT machine_id, 'active', assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, posture,
+             SELECT machine_id, CASE WHEN certificate IS NULL THEN 'pending' ELSE 'active' END, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, posture,
                     key, key_store, key_accessibility, asked_at, certificate, asked_at, ground_token_id, ground_inventory
              FROM new
          ), presence AS (
-             INSERT INTO machine_presence (machine_id, admitted, current_key, claims_digest, last_nonce_at, record_version)
-             SELECT machine_id, true, key, claims_digest, nonce, 2 FROM new
+             INSERT INTO machine_presence
+                 (machine_id, admitted, current_key, claims_digest, last_nonce_at, record_version, continuity_state,
+                  continuity_carried)
+             SELECT machine_id, certificate IS NOT NULL, key, claims_digest, nonce,
+                    CASE WHEN certificate IS NULL THEN 1 ELSE 2 END, continuity_state, continuity_carried
+             FROM new
          )
          INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at, store)
-         SELECT key, machine_id, spki, 'current', asked_at, key_store FROM new",
+         SELECT key, machine_id, spki, CASE WHEN certificate IS NULL THEN 'pending' ELSE 'current' END, asked_at, key_store
+         FROM new",
         &columns.ids,
         &columns.assurances,
         &columns.serial_numbers as &[Option<&str>],
@@ -139,7 +157,7 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
         &columns.postures,
         &columns.ground_tokens as &[Option<Uuid>],
         &columns.ground_inventories as &[Option<String>],
-        &columns.certificates as &[&str],
+        &columns.certificates as &[Option<&str>],
         &columns.keys,
         &columns.spkis as &[&[u8]],
         &columns.key_stores,
@@ -147,6 +165,8 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
         &columns.claims_digests as &[&[u8]],
         &columns.nonces,
         &columns.asked_at,
+        &columns.continuity_states,
+        &columns.continuities_carried as &[Option<OffsetDateTime>],
     )
     .execute(connection)
     .await?;
@@ -168,26 +188,28 @@ async fn insert_enrollments(connection: &mut Connection, rows: &[NewRows<'_>]) -
          ), enrollment AS (
              INSERT INTO enrollments
                  (id, kind, status, machine_id, key_thumbprint, token_id, claims, requested_at, decided_at, expires_at)
-             SELECT enrollment_id, 'enrollment', 'approved', machine_id, key, token_id, claims, asked_at, asked_at, waits_until
+             SELECT enrollment_id, 'enrollment', CASE WHEN certificate IS NULL THEN 'pending' ELSE 'approved' END, machine_id, key,
+                    token_id, claims, asked_at, CASE WHEN certificate IS NOT NULL THEN asked_at END, waits_until
              FROM new
          )
          INSERT INTO certificates
              (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before, not_after, issued_at)
-         SELECT certificate, machine_id, key, issuer_id, sha256, der, not_before, not_after, issued_at FROM new",
+         SELECT certificate, machine_id, key, issuer_id, sha256, der, not_before, not_after, issued_at FROM new
+         WHERE certificate IS NOT NULL",
         &columns.ids,
         &columns.machine_ids,
         &columns.keys,
-        &columns.token_ids,
+        &columns.token_ids as &[Option<Uuid>],
         &columns.claims,
         &columns.asked_at,
         &columns.waits_until,
-        &columns.certificates as &[&str],
-        &columns.issuer_ids,
-        &columns.digests as &[&[u8]],
-        &columns.ders as &[&[u8]],
-        &columns.not_before,
-        &columns.not_after,
-        &columns.issued_at,
+        &columns.certificates as &[Option<&str>],
+        &columns.issuer_ids as &[Option<Uuid>],
+        &columns.digests as &[Option<&[u8]>],
+        &columns.ders as &[Option<&[u8]>],
+        &columns.not_before as &[Option<OffsetDateTime>],
+        &columns.not_after as &[Option<OffsetDateTime>],
+        &columns.issued_at as &[Option<OffsetDateTime>],
     )
     .execute(connection)
     .await?;
@@ -207,7 +229,7 @@ struct Machines<'a> {
     postures: Vec<Value>,
     ground_tokens: Vec<Option<Uuid>>,
     ground_inventories: Vec<Option<String>>,
-    certificates: Vec<&'a str>,
+    certificates: Vec<Option<&'a str>>,
     keys: Vec<Vec<u8>>,
     spkis: Vec<&'a [u8]>,
     key_stores: Vec<String>,
@@ -215,6 +237,8 @@ struct Machines<'a> {
     claims_digests: Vec<&'a [u8]>,
     nonces: Vec<OffsetDateTime>,
     asked_at: Vec<OffsetDateTime>,
+    continuity_states: Vec<String>,
+    continuities_carried: Vec<Option<OffsetDateTime>>,
 }
 
 impl<'a> Machines<'a> {
@@ -233,7 +257,9 @@ impl<'a> Machines<'a> {
             columns.ground_tokens.push(new.grounds.token);
             let inventory = new.grounds.inventory.as_ref().map(text).transpose()?;
             columns.ground_inventories.push(inventory);
-            columns.certificates.push(&new.certificate.serial_number);
+            columns
+                .certificates
+                .push(new.certificate().map(|certificate| certificate.serial_number.as_str()));
             columns.keys.push(new.key.thumbprint().as_bytes().to_vec());
             columns.spkis.push(new.key.spki_der());
             columns.key_stores.push(text(&key.store)?);
@@ -242,6 +268,8 @@ impl<'a> Machines<'a> {
             columns.claims_digests.push(new.claims_digest.as_bytes());
             columns.nonces.push(new.nonce);
             columns.asked_at.push(new.asked_at);
+            columns.continuity_states.push(text(&new.continuity.state)?);
+            columns.continuities_carried.push(new.continuity.carried);
         }
         Ok(columns)
     }
@@ -253,17 +281,17 @@ struct Enrollments<'a> {
     ids: Vec<Uuid>,
     machine_ids: Vec<Uuid>,
     keys: Vec<Vec<u8>>,
-    token_ids: Vec<Uuid>,
+    token_ids: Vec<Option<Uuid>>,
     claims: Vec<Value>,
     asked_at: Vec<OffsetDateTime>,
     waits_until: Vec<OffsetDateTime>,
-    certificates: Vec<&'a str>,
-    issuer_ids: Vec<Uuid>,
-    digests: Vec<&'a [u8]>,
-    ders: Vec<&'a [u8]>,
-    not_before: Vec<OffsetDateTime>,
-    not_after: Vec<OffsetDateTime>,
-    issued_at: Vec<OffsetDateTime>,
+    certificates: Vec<Option<&'a str>>,
+    issuer_ids: Vec<Option<Uuid>>,
+    digests: Vec<Option<&'a [u8]>>,
+    ders: Vec<Option<&'a [u8]>>,
+    not_before: Vec<Option<OffsetDateTime>>,
+    not_after: Vec<Option<OffsetDateTime>>,
+    issued_at: Vec<Option<OffsetDateTime>>,
 }
 
 impl<'a> Enrollments<'a> {
@@ -277,13 +305,24 @@ impl<'a> Enrollments<'a> {
             columns.claims.push(json(new.claims)?);
             columns.asked_at.push(new.asked_at);
             columns.waits_until.push(new.waits_until);
-            columns.certificates.push(&new.certificate.serial_number);
-            columns.issuer_ids.push(new.issuer_id);
-            columns.digests.push(&new.certificate.sha256);
-            columns.ders.push(&new.certificate.der);
-            columns.not_before.push(new.certificate.not_before);
-            columns.not_after.push(new.certificate.not_after);
-            columns.issued_at.push(new.issued_at);
+            let (first, certificate) = (new.first_certificate, new.certificate());
+            columns
+                .certificates
+                .push(certificate.map(|certificate| certificate.serial_number.as_str()));
+            columns.issuer_ids.push(first.map(|first| first.issuer_id));
+            columns
+                .digests
+                .push(certificate.map(|certificate| certificate.sha256.as_slice()));
+            columns
+                .ders
+                .push(certificate.map(|certificate| certificate.der.as_slice()));
+            columns
+                .not_before
+                .push(certificate.map(|certificate| certificate.not_before));
+            columns
+                .not_after
+                .push(certificate.map(|certificate| certificate.not_after));
+            columns.issued_at.push(first.map(|first| first.issued_at));
         }
         Ok(columns)
     }

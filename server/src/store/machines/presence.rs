@@ -224,33 +224,6 @@ pub(crate) async fn record(
     })
 }
 
-/// Inserts a machine's row.
-pub(crate) async fn insert(
-    connection: &mut Connection,
-    machine_id: Uuid,
-    admitted: bool,
-    key: KeyThumbprint,
-    claims_digest: ClaimsDigest,
-    nonce: OffsetDateTime,
-    continuity: Continuity,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "INSERT INTO machine_presence
-             (machine_id, admitted, current_key, claims_digest, last_nonce_at, continuity_state, continuity_carried)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        machine_id,
-        admitted,
-        key.as_bytes(),
-        claims_digest.as_bytes(),
-        nonce,
-        text(&continuity.state)?,
-        continuity.carried,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 /// Uses a nonce up.
 pub(crate) async fn use_nonce(
     connection: &mut Connection,

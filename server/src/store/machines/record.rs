@@ -1,7 +1,5 @@
 //! `machines` for enrollment and check-in: identity, claims and grounds.
 
-use std::collections::BTreeMap;
-
 use assay_protocol::{
     KeyThumbprint,
     machine::{Assurance, MachineStatus},
@@ -16,18 +14,6 @@ use crate::store::{Connection, StoreError, json, parse_json, parse_text, text, t
 /// The columns that name the hardware, as `withheld` has them.
 pub(crate) const SERIAL_NUMBER: &str = "serial_number";
 pub(crate) const HARDWARE_UUID: &str = "hardware_uuid";
-
-/// A new machine's record.
-#[derive(Debug)]
-pub(crate) struct NewMachine<'a> {
-    pub(crate) id: Uuid,
-    pub(crate) status: MachineStatus,
-    pub(crate) grounds: Grounds,
-    pub(crate) labels: &'a BTreeMap<String, String>,
-    pub(crate) key: KeyThumbprint,
-    pub(crate) claims: &'a Claims,
-    pub(crate) now: OffsetDateTime,
-}
 
 /// The identity of a machine, for deciding whether a request comes from the same machine.
 #[derive(Debug, Clone)]
@@ -81,37 +67,6 @@ impl TryFrom<IdentityRow> for Identity {
             current_key: thumbprint(&row.current_key)?,
         })
     }
-}
-
-/// Inserts a record.
-pub(crate) async fn insert(connection: &mut Connection, new: &NewMachine<'_>) -> Result<(), StoreError> {
-    let (machine, key) = (&new.claims.machine, &new.claims.key);
-    sqlx::query!(
-        "INSERT INTO machines
-            (id, status, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, claimed_posture,
-             current_key, key_store, key_accessibility, key_created_at, enrolled_at, ground_token_id, ground_inventory,
-             ground_enrollment_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14, $15, $16)",
-        new.id,
-        text(&new.status)?,
-        text(&new.grounds.assurance())?,
-        machine.serial_number,
-        machine.hardware_uuid,
-        machine.model_identifier,
-        machine.hostname,
-        json(new.labels)?,
-        json(&new.claims.posture)?,
-        new.key.as_bytes(),
-        text(&key.store)?,
-        key.accessibility.as_ref().map(text).transpose()?,
-        new.now,
-        new.grounds.token,
-        new.grounds.inventory.as_ref().map(text).transpose()?,
-        new.grounds.approval,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// The identity of a machine.
