@@ -7,7 +7,7 @@ use assay_authority::{AcmeSecrets, Authority, WebhookSecrets, attestation::apple
 use time::Duration;
 
 use crate::{
-    administration::stats::LastCount,
+    administration::stats::StatsCache,
     check_in::{Committer, EvaluationCache, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{ClientCertificates, Config, Continuity, Reenrollment, WithoutToken},
@@ -41,7 +41,7 @@ pub(crate) struct Services {
     pub(crate) committer: Committer,
     pub(crate) enrollments: enrollment::committer::Committer,
     pub(crate) large_fleet: LargeFleet,
-    pub(crate) last_count: LastCount,
+    pub(crate) stats_cache: StatsCache,
     pub(crate) rate_limits: Arc<RateLimits>,
     pub(crate) feed: Arc<Feed>,
     pub(crate) webhook_secrets: WebhookSecrets,

@@ -1,4 +1,4 @@
-//! API keys: made, listed, revoked.
+//! Creating, listing and revoking API keys.
 
 use assay_protocol::admin_api::api_keys::{ApiKey, CreateApiKey};
 use secrecy::{ExposeSecret, SecretString};
@@ -12,29 +12,29 @@ use crate::{
 };
 
 const LONGEST_NAME: usize = 200;
-/// Ten years: longer is meant to be for ever, and is said by leaving the end out.
+/// Ten years. A key that never expires leaves the member out.
 const LONGEST_LIFE_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiKeyError {
-    /// Nothing that an audit could show.
-    #[error("name has to have from 1 to {LONGEST_NAME} characters, none of them a control character")]
+    /// The audit log could not show this name.
+    #[error("name must have 1 to {LONGEST_NAME} characters, without control characters")]
     Name,
-    /// No life, or for ever.
-    #[error("expires_in_seconds has to be from 1 to {LONGEST_LIFE_SECONDS}")]
+    /// The lifetime is zero or too long.
+    #[error("expires_in_seconds must be from 1 to {LONGEST_LIFE_SECONDS}")]
     Life,
-    /// None of this id.
-    #[error("there is no such API key, or it was revoked before")]
+    /// No key has this id, or it was revoked before.
+    #[error("there is no such API key, or it is already revoked")]
     Unknown,
-    /// The database did not do it.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 crate::store::has_store_error!(ApiKeyError);
 
-/// Makes a key and returns it with its secret, which is not kept.
+/// Creates a key, and returns it with its secret. The server stores only the secret's hash.
 pub(crate) async fn create(
     store: &Store,
     origin: &Origin,
@@ -59,12 +59,12 @@ pub(crate) async fn create(
     Ok((key, secret))
 }
 
-/// A page of keys, in the order in which they were made.
+/// A page of keys, oldest first.
 pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<ApiKey>, ApiKeyError> {
     Ok(store::api_keys::list(&mut *store.connection().await?, after, rows).await?)
 }
 
-/// Ends a key's service; one that has ended stays as it is.
+/// Revokes a key. A key can be revoked once.
 pub(crate) async fn revoke(store: &Store, origin: &Origin, id: Uuid) -> Result<(), ApiKeyError> {
     tx!(store, RevokeApiKey, origin => revoke_once(id)).await
 }
@@ -77,7 +77,7 @@ async fn insert(tx: &mut Transaction, key: &ApiKey, secret: SecretHash) -> Resul
 
 async fn revoke_once(tx: &mut Transaction, id: Uuid) -> Result<(), ApiKeyError> {
     let before = store::api_keys::lock(tx, id).await?.ok_or(ApiKeyError::Unknown)?;
-    // As of everything that was deleted: the record is still listed, and there is no key of it any more.
+    // A second `DELETE` of the same resource is `not-found`, although lists still show the record.
     if before.revoked_at.is_some() {
         return Err(ApiKeyError::Unknown);
     }

@@ -1,4 +1,4 @@
-//! Certificates: searched and read.
+//! Searching and reading certificates.
 
 use assay_protocol::admin_api::certificates::{Certificate, CertificateWithPem};
 
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// A page of the certificates that a filter lets through, in the order in which they expire.
+/// A page of the certificates that match a filter, in the order in which they expire.
 pub(crate) async fn list(
     store: &Store,
     filter: &CertificateFilter,
@@ -21,7 +21,7 @@ pub(crate) async fn list(
     Ok(store::certificates::list(&mut connection, filter, after, rows, store.now()).await?)
 }
 
-/// One certificate, with itself in PEM.
+/// One certificate, with its PEM.
 pub(crate) async fn find(store: &Store, serial_number: &str) -> Result<CertificateWithPem, CertificateError> {
     find_with_pem(&mut *store.connection().await?, serial_number, store.now()).await
 }

@@ -1,4 +1,4 @@
-//! Enrollment tokens: made, listed, revoked.
+//! Creating, listing and revoking enrollment tokens.
 
 use std::collections::BTreeSet;
 
@@ -22,23 +22,23 @@ const SHORTEST_LIFE_SECONDS: u64 = 1;
 const LONGEST_LIFE_SECONDS: u64 = 366 * 24 * 60 * 60;
 const MOST_USES: u32 = 1_000_000;
 const MOST_SERIAL_NUMBERS: usize = 10_000;
-/// As long as a machine may claim one to be.
+/// The same limit as for the serial number that a machine claims.
 const LONGEST_SERIAL_NUMBER: usize = 256;
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnrollmentTokenError {
-    #[error("description has to have {LONGEST_DESCRIPTION} characters at most, and no control character")]
+    #[error("description must have at most {LONGEST_DESCRIPTION} characters, without control characters")]
     Description,
-    #[error("expires_in_seconds has to be from {SHORTEST_LIFE_SECONDS} to {LONGEST_LIFE_SECONDS}")]
+    #[error("expires_in_seconds must be from {SHORTEST_LIFE_SECONDS} to {LONGEST_LIFE_SECONDS}")]
     Life,
-    #[error("max_uses has to be from 1 to {MOST_USES}")]
+    #[error("max_uses must be from 1 to {MOST_USES}")]
     MaxUses,
-    #[error("serial_numbers has to have from 1 to {MOST_SERIAL_NUMBERS}; leave it out where any may enroll")]
+    #[error("serial_numbers must have 1 to {MOST_SERIAL_NUMBERS} elements; leave it out to accept any serial number")]
     SerialNumberCount,
-    #[error("serial_numbers: each has to have from 1 to {LONGEST_SERIAL_NUMBER} bytes, none of a control character")]
+    #[error("serial_numbers: each must have 1 to {LONGEST_SERIAL_NUMBER} bytes, without control characters")]
     SerialNumber,
-    #[error("serial_numbers has {0:?} more than once")]
+    #[error("serial_numbers contains {0:?} more than once")]
     SerialNumberRepeated(String),
     #[error("{0}")]
     Labels(LabelError),
@@ -50,7 +50,7 @@ pub(crate) enum EnrollmentTokenError {
 
 crate::store::has_store_error!(EnrollmentTokenError);
 
-/// Makes a token and returns it with its secret, which is not kept.
+/// Creates a token, and returns it with its secret. The server stores only the secret's hash.
 pub(crate) async fn create(
     store: &Store,
     origin: &Origin,
@@ -77,7 +77,7 @@ pub(crate) async fn create(
     Ok((token, secret))
 }
 
-/// What binds an ACME account to a token, where ACME is served.
+/// The external account key (RFC 8555, section 7.3.4) that binds an ACME account to a token, if ACME is enabled.
 pub(crate) fn external_account(services: &Services, token_id: Uuid) -> Option<ExternalAccountKey> {
     let mac_key = services.acme.secrets.external_account_key(token_id);
     services.policy.acme_enabled.then(|| ExternalAccountKey {
@@ -86,7 +86,7 @@ pub(crate) fn external_account(services: &Services, token_id: Uuid) -> Option<Ex
     })
 }
 
-/// A page of tokens, in the order in which they were made.
+/// A page of tokens, oldest first.
 pub(crate) async fn list(
     store: &Store,
     after: Option<Uuid>,
@@ -102,7 +102,7 @@ pub(crate) async fn find(store: &Store, id: Uuid) -> Result<EnrollmentToken, Enr
         .ok_or(EnrollmentTokenError::Unknown)
 }
 
-/// Ends a token's service; one that has ended stays as it is.
+/// Revokes a token. A token can be revoked once.
 pub(crate) async fn revoke(store: &Store, origin: &Origin, id: Uuid) -> Result<(), EnrollmentTokenError> {
     tx!(store, RevokeEnrollmentToken, origin => revoke_once(id)).await
 }
@@ -117,7 +117,7 @@ async fn revoke_once(tx: &mut Transaction, id: Uuid) -> Result<(), EnrollmentTok
     let before = store::enrollment_tokens::lock(tx, id)
         .await?
         .ok_or(EnrollmentTokenError::Unknown)?;
-    // As of everything that was deleted: the record is still listed, and there is no token of it any more.
+    // A second `DELETE` of the same resource is `not-found`, although lists still show the record.
     if before.revoked_at.is_some() {
         return Err(EnrollmentTokenError::Unknown);
     }
@@ -133,7 +133,7 @@ async fn revoke_once(tx: &mut Transaction, id: Uuid) -> Result<(), EnrollmentTok
     Ok(tx.record(change).await?)
 }
 
-/// The request with its serial numbers trimmed, as a machine's are, and its life.
+/// Checks a request. Returns it with trimmed serial numbers, as those of a machine are, and its lifetime.
 fn check(request: CreateEnrollmentToken) -> Result<(CreateEnrollmentToken, Duration), EnrollmentTokenError> {
     if !is_prose(&request.description, 0..=LONGEST_DESCRIPTION) {
         return Err(EnrollmentTokenError::Description);
@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
 
-    /// What is asked for, over a request in which nothing is amiss.
+    /// Checks a valid request that has these members replaced.
     fn checked(members: Value) -> Result<(CreateEnrollmentToken, Duration), EnrollmentTokenError> {
         let mut request = json!({"max_uses": 1, "expires_in_seconds": 3600});
         request
@@ -195,7 +195,7 @@ mod tests {
     #[case(json!({}))]
     #[case(json!({"max_uses": 1}))]
     #[case(json!({"expires_in_seconds": 60}))]
-    fn uses_and_life_have_to_be_said(#[case] request: Value) {
+    fn max_uses_and_lifetime_are_required(#[case] request: Value) {
         assert!(from_value::<CreateEnrollmentToken>(request).is_err());
     }
 
@@ -210,7 +210,7 @@ mod tests {
     #[case(json!({"expires_in_seconds": 1}))]
     #[case(json!({"expires_in_seconds": 31_622_400}))]
     #[case(json!({"max_uses": 1_000_000, "labels": {"team": "build"}, "approval": "manual"}))]
-    fn these_are_tokens(#[case] request: Value) {
+    fn a_request_within_the_limits_is_accepted(#[case] request: Value) {
         assert!(checked(request).is_ok());
     }
 
@@ -223,11 +223,11 @@ mod tests {
     #[case(json!({"serial_numbers": []}), "serial_numbers")]
     #[case(json!({"serial_numbers": ["A", " "]}), "serial_numbers")]
     #[case(json!({"serial_numbers": ["A\u{1}"]}), "serial_numbers")]
-    #[case(json!({"serial_numbers": ["A", " A"]}), "serial_numbers has \"A\" more than once")]
+    #[case(json!({"serial_numbers": ["A", " A"]}), "serial_numbers contains \"A\" more than once")]
     #[case(json!({"serial_numbers": ["é".repeat(129)]}), "serial_numbers")]
     #[case(json!({"labels": {"": ""}}), "labels")]
     #[case(json!({"description": "\u{1b}[2J"}), "description")]
-    fn what_is_no_token_is_refused_by_the_members_name(#[case] request: Value, #[case] names: &str) {
+    fn a_refusal_starts_with_the_name_of_the_wrong_member(#[case] request: Value, #[case] names: &str) {
         let refusal = checked(request).unwrap_err().to_string();
         assert!(refusal.starts_with(names), "{refusal}");
     }

@@ -1,4 +1,4 @@
-//! Grants: made, listed, deleted, and what they come to for one machine.
+//! Creating, listing and deleting grants, and evaluating them for one machine.
 
 use assay_grants::OsVersion;
 use assay_protocol::admin_api::grants::{Conditions, CreateGrant, EvaluatedGrants, Grant, Selector};
@@ -16,31 +16,29 @@ use crate::{
 
 const MOST_MACHINE_IDS: usize = 10_000;
 const LONGEST_OS_VERSION: usize = 64;
-/// A hundred years: more is meant to be no condition, and is said by leaving it out.
+/// A hundred years. A grant without this condition leaves the member out.
 const LONGEST_ATTESTATION_AGE_DAYS: u32 = 36_500;
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GrantError {
-    #[error("selector has to have a member: machine_ids, labels or all")]
+    #[error("selector must have at least one member: machine_ids, labels or all")]
     SelectorEmpty,
-    #[error("selector.machine_ids has to have from 1 to {MOST_MACHINE_IDS} ids")]
+    #[error("selector.machine_ids must have 1 to {MOST_MACHINE_IDS} ids")]
     SelectorMachineIds,
-    #[error("selector.labels has to have a label")]
+    #[error("selector.labels must have at least one label")]
     SelectorLabelsEmpty,
     #[error("selector.{0}")]
     SelectorLabels(LabelError),
-    #[error("selector.all has to be true: leave it out where not all machines are meant")]
+    #[error("selector.all must be true; leave it out unless the grant is for all machines")]
     SelectorAll,
-    #[error(
-        "conditions.min_os_version has to be numbers with dots between them, {LONGEST_OS_VERSION} characters at most"
-    )]
+    #[error("conditions.min_os_version must be numbers separated by dots, at most {LONGEST_OS_VERSION} characters")]
     OsVersion,
-    #[error("conditions.max_attestation_age_days has to be from 1 to {LONGEST_ATTESTATION_AGE_DAYS}")]
+    #[error("conditions.max_attestation_age_days must be from 1 to {LONGEST_ATTESTATION_AGE_DAYS}")]
     AttestationAge,
-    #[error("expires_at has to be in the future")]
+    #[error("expires_at must be in the future")]
     Expired,
-    #[error("expires_at has to be before the year 10000")]
+    #[error("expires_at must be before the year 10000")]
     End,
     #[error("there is no such permission")]
     UnknownPermission,
@@ -54,7 +52,7 @@ pub(crate) enum GrantError {
 
 crate::store::has_store_error!(GrantError);
 
-/// Makes a grant.
+/// Creates a grant.
 pub(crate) async fn create(store: &Store, origin: &Origin, request: CreateGrant) -> Result<Grant, GrantError> {
     let expires_at = check(&request, store.now())?;
     let request = CreateGrant { expires_at, ..request };
@@ -62,7 +60,7 @@ pub(crate) async fn create(store: &Store, origin: &Origin, request: CreateGrant)
     tx!(store, CreateGrant, origin => insert(id, &request)).await
 }
 
-/// A page of grants, in the order in which they were made.
+/// A page of grants, oldest first.
 pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Grant>, GrantError> {
     Ok(store::grants::list(&mut *store.connection().await?, after, rows).await?)
 }
@@ -79,9 +77,9 @@ pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(
     tx!(store, DeleteGrant, origin => delete_once(id)).await
 }
 
-/// What a check-in now would give a machine, and why.
+/// What a check-in would grant a machine now, and why.
 ///
-/// Reads the grants themselves rather than what a replica has cached, so that an administrator sees a change at once.
+/// Reads the grants from the database and not from this replica's cache. An administrator thus sees every change.
 pub(crate) async fn evaluate_for(services: &Services, machine_id: Uuid) -> Result<EvaluatedGrants, GrantError> {
     let now = services.clock.now();
     let mut connection = services.store.connection().await?;
@@ -132,8 +130,8 @@ async fn delete_once(tx: &mut Transaction, id: Uuid) -> Result<(), GrantError> {
     Ok(tx.record(change).await?)
 }
 
-/// When a grant expires, as it is read back: in UTC, and in whole microseconds. `9999-12-31T23:59:59-01:00` is a time of
-/// RFC 3339 that UTC has no four digits for.
+/// When a grant expires, as the database returns it: in UTC and in whole microseconds. RFC 3339 has times that need a
+/// fifth digit for the year in UTC: `9999-12-31T23:59:59-01:00`.
 fn checked_end(end: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, GrantError> {
     let Some(end) = end else {
         return Ok(None);
@@ -143,14 +141,14 @@ fn checked_end(end: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<Optio
     (end > now).then_some(Some(end)).ok_or(GrantError::Expired)
 }
 
-/// Checks all of a request, and returns when the grant expires.
+/// Checks a request, and returns when the grant expires.
 fn check(request: &CreateGrant, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, GrantError> {
     check_selector(&request.selector)?;
     check_conditions(&request.conditions)?;
     checked_end(request.expires_at, now)
 }
 
-/// An empty selector is refused, not read as all machines: it is what a client sends whose list came out empty.
+/// Refuses an empty selector rather than reading it as all machines: a client whose list turned out empty sends one.
 fn check_selector(selector: &Selector) -> Result<(), GrantError> {
     if *selector == Selector::default() {
         return Err(GrantError::SelectorEmpty);
@@ -208,7 +206,11 @@ mod tests {
     #[case(json!({"all": true}), json!({}), None)]
     #[case(json!({"all": true, "labels": {"team": "build"}}), json!({"min_os_version": "26.1"}), None)]
     #[case(json!({"machine_ids": [Uuid::nil()]}), json!({"max_attestation_age_days": 30}), Some("2026-11-22T10:00:01Z"))]
-    fn these_are_grants(#[case] selector: Value, #[case] conditions: Value, #[case] expires_at: Option<&str>) {
+    fn a_request_within_the_limits_is_accepted(
+        #[case] selector: Value,
+        #[case] conditions: Value,
+        #[case] expires_at: Option<&str>,
+    ) {
         assert!(check(&request(selector, conditions, expires_at), NOW).is_ok());
     }
 
@@ -227,7 +229,7 @@ mod tests {
     #[case(json!({"all": true}), json!({}), Some("2026-11-22T10:00:00.0000009Z"), "expires_at")]
     #[case(json!({"all": true}), json!({}), Some("2026-11-22T11:00:00+01:00"), "expires_at")]
     #[case(json!({"all": true}), json!({}), Some("9999-12-31T23:59:59-01:00"), "expires_at")]
-    fn what_is_no_grant_is_refused_by_the_members_name(
+    fn a_refusal_starts_with_the_name_of_the_wrong_member(
         #[case] selector: Value,
         #[case] conditions: Value,
         #[case] expires_at: Option<&str>,

@@ -1,4 +1,4 @@
-//! Machines: searched, read, labelled, deleted. Their status changes in [`crate::registry::status_change`].
+//! Searching, reading, labelling and deleting machines. [`crate::registry::status_change`] changes their status.
 
 use assay_protocol::{
     admin_api::{
@@ -25,15 +25,15 @@ use crate::{
 };
 
 const LONGEST_NOTE: usize = 4_000;
-/// What becomes of keys and enrollments of a record that is deleted.
+/// Why the keys and enrollments of a deleted record end.
 const DELETED: &str = "the machine's record was deleted";
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineError {
     #[error("{0}")]
     Labels(LabelError),
-    #[error("note has to have {LONGEST_NOTE} characters at most, and no control character but line breaks and tabs")]
+    #[error("note must have at most {LONGEST_NOTE} characters, without control characters except line breaks and tabs")]
     Note,
     #[error("there is no such machine")]
     Unknown,
@@ -43,14 +43,14 @@ pub(crate) enum MachineError {
 
 crate::store::has_store_error!(MachineError);
 
-/// Machines of a page.
+/// A page of machines.
 pub(crate) struct FoundMachines {
     pub(crate) machines: Vec<Machine>,
     /// See [`store::machines::search::FoundIds`].
     pub(crate) stopped_at: Option<Uuid>,
 }
 
-/// A page of the machines that a filter lets through, in the order in which their records were made.
+/// A page of the machines that match a filter, in the order in which their records were created.
 pub(crate) async fn list(
     services: &Services,
     filter: &MachineFilter,
@@ -82,7 +82,7 @@ pub(crate) async fn find(services: &Services, id: Uuid) -> Result<Machine, Machi
     .ok_or(MachineError::Unknown)
 }
 
-/// A page of a machine's certificates, the newest first; of a deleted one too.
+/// A page of a machine's certificates, newest first. It also lists those of a deleted machine.
 pub(crate) async fn certificates(
     store: &Store,
     id: Uuid,
@@ -92,11 +92,11 @@ pub(crate) async fn certificates(
     let mut connection = store.connection().await?;
     let now = store.now();
     let found = store::certificates::list_of_machine(&mut connection, id, after, rows, now).await?;
-    demand_known(&mut connection, id, found.is_empty() && after.is_none()).await?;
+    require_known(&mut connection, id, found.is_empty() && after.is_none()).await?;
     Ok(found)
 }
 
-/// A page of what happened to a machine, the newest first; to a deleted one too.
+/// A page of a machine's events, newest first. It also lists those of a deleted machine.
 pub(crate) async fn events(
     store: &Store,
     id: Uuid,
@@ -105,11 +105,11 @@ pub(crate) async fn events(
 ) -> Result<Vec<Event>, MachineError> {
     let mut connection = store.connection().await?;
     let found = store::events::list_of_machine(&mut connection, id, None, after, rows).await?;
-    demand_known(&mut connection, id, found.is_empty() && after.is_none()).await?;
+    require_known(&mut connection, id, found.is_empty() && after.is_none()).await?;
     Ok(found)
 }
 
-/// Changes labels and note by a merge patch.
+/// Applies a merge patch (RFC 7396) to labels and note.
 pub(crate) async fn patch(
     services: &Services,
     origin: &Origin,
@@ -119,7 +119,7 @@ pub(crate) async fn patch(
     tx!(services.store, PatchMachine, origin => patch_once(&services.policy, id, patch)).await
 }
 
-/// Revokes a machine and removes its record. Events, certificates and audit stay.
+/// Revokes a machine and deletes its record. Events, certificates and audit entries remain.
 pub(crate) async fn delete(services: &Services, origin: &Origin, id: Uuid) -> Result<(), MachineError> {
     tx!(services.store, DeleteMachine, origin => delete_once(&services.policy, id)).await
 }
@@ -159,9 +159,9 @@ async fn delete_once(tx: &mut Transaction, policy: &Policy, id: Uuid) -> Result<
     Ok(tx.record(change).await?)
 }
 
-/// An id that has left no trace is not found, rather than a machine to which nothing ever happened.
-async fn demand_known(connection: &mut store::Connection, id: Uuid, no_trace: bool) -> Result<(), MachineError> {
-    if no_trace && !store::machines::presence::exists(connection, id).await? {
+/// An empty list of an id that was never a machine's is an error, and not the list of a machine without events.
+async fn require_known(connection: &mut store::Connection, id: Uuid, is_empty: bool) -> Result<(), MachineError> {
+    if is_empty && !store::machines::presence::exists(connection, id).await? {
         return Err(MachineError::Unknown);
     }
     Ok(())
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn merged_labels_are_still_labels() {
+    fn merged_labels_are_checked() {
         let patch = from_value(json!({"labels": {"a:b": "c"}})).unwrap();
         assert!(matches!(
             merged_labels(Labels::new(), &patch),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_text() {
+    fn a_note_with_a_control_character_is_refused() {
         let patch = from_value(json!({"note": "\u{1b}[2J"})).unwrap();
         assert!(matches!(merged_note(None, &patch), Err(MachineError::Note)));
     }

@@ -1,4 +1,4 @@
-//! What administrators keep and decide.
+//! Changes by administrators, and what they read.
 
 pub(crate) mod api_keys;
 pub(crate) mod certificates;

@@ -1,4 +1,4 @@
-//! Permissions: made, listed, deleted with their grants.
+//! Creating and listing permissions, and deleting them with their grants.
 
 use assay_protocol::admin_api::permissions::{CreatePermission, Permission};
 use serde_json::json;
@@ -14,20 +14,18 @@ const LONGEST_AUDIENCE: usize = 256;
 const LONGEST_NAME: usize = 128;
 const LONGEST_DESCRIPTION: usize = 2_000;
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PermissionError {
     #[error(
-        "audience has to have from 1 to {LONGEST_AUDIENCE} characters, no control character, no white space at its ends"
+        "audience must have 1 to {LONGEST_AUDIENCE} characters, without control characters or white space at either end"
     )]
     Audience,
-    #[error(
-        "name has to be a scope token of RFC 6749: from 1 to {LONGEST_NAME} visible ASCII characters, not \" or \\"
-    )]
+    #[error("name must be a scope token of RFC 6749: 1 to {LONGEST_NAME} visible ASCII characters, without \" and \\")]
     Name,
-    #[error("description has to have {LONGEST_DESCRIPTION} characters at most, and no control character")]
+    #[error("description must have at most {LONGEST_DESCRIPTION} characters, without control characters")]
     Description,
-    #[error("this audience has a permission of this name already")]
+    #[error("this audience already has a permission with this name")]
     Exists,
     #[error("there is no such permission")]
     Unknown,
@@ -37,7 +35,7 @@ pub(crate) enum PermissionError {
 
 crate::store::has_store_error!(PermissionError);
 
-/// Makes a permission.
+/// Creates a permission.
 pub(crate) async fn create(
     store: &Store,
     origin: &Origin,
@@ -55,7 +53,7 @@ pub(crate) async fn create(
     Ok(permission)
 }
 
-/// A page of permissions, in the order in which they were made.
+/// A page of permissions, oldest first.
 pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Permission>, PermissionError> {
     Ok(store::permissions::list(&mut *store.connection().await?, after, rows).await?)
 }
@@ -109,7 +107,7 @@ fn check(request: &CreatePermission) -> Result<(), PermissionError> {
     Ok(())
 }
 
-/// RFC 6749, section 3.3: a grant token's `scope` is read back by splitting it at spaces.
+/// RFC 6749, section 3.3. A relying party splits the `scope` of a grant token at spaces.
 fn is_scope_byte(byte: u8) -> bool {
     matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)
 }
@@ -131,7 +129,7 @@ mod tests {
     #[rstest]
     #[case("https://git.example", "repo:read")]
     #[case("build cluster", "deploy/production!#$%&'()*+,-./[]^_`{|}~")]
-    fn these_are_permissions(#[case] audience: &str, #[case] name: &str) {
+    fn a_request_within_the_limits_is_accepted(#[case] audience: &str, #[case] name: &str) {
         assert!(check(&request(audience, name)).is_ok());
     }
 

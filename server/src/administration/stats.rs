@@ -1,5 +1,5 @@
-//! The fleet in figures. Counting looks at every machine, so a count that took long serves all callers for a while; a
-//! small fleet is counted anew for each.
+//! Statistics of the fleet. A count reads every machine. The count of a large fleet is therefore cached for a while; a
+//! small fleet is counted for each caller.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,22 +18,22 @@ use crate::{
     store::{self, StoreError, machines::stats::Count},
 };
 
-/// This many machines are counted anew for whoever asks.
+/// Up to this many machines are counted for each caller.
 const SMALL_FLEET: u64 = 20_000;
-/// A count of more serves for this many times what it took: whoever asks all the time keeps the database busy for a
-/// twentieth of it.
-const SERVES_FOR: u32 = 20;
-/// How long one count may take: that of a large fleet that has to come from the disk.
+/// The count of a larger fleet is cached for this many times its duration. A caller that asks all the time then uses a
+/// twentieth of the database's time.
+const CACHED_FOR: u32 = 20;
+/// How long one count may take: enough for a large fleet that Postgres reads from the disk.
 pub(crate) const LONGEST_COUNT: Duration = Duration::from_secs(60);
-/// The most versions that are told apart: an agent can claim any.
+/// How many OS versions are counted separately. An agent can claim any version.
 const MOST_VERSIONS: i64 = 50;
 const OTHER: &str = "other";
 const UNKNOWN: &str = "unknown";
 const EXPIRING_WITHIN: time::Duration = time::Duration::days(7);
 
-/// The last count. One is under way at a time.
+/// The last count. The lock lets one count run at a time.
 #[derive(Debug, Default)]
-pub(crate) struct LastCount(Mutex<Option<Counted>>);
+pub(crate) struct StatsCache(Mutex<Option<Counted>>);
 
 #[derive(Debug, Clone)]
 struct Counted {
@@ -43,20 +43,20 @@ struct Counted {
 }
 
 impl Counted {
-    /// Whether this answers somebody who asked at that time and is answered now: it began later, or it is of a large
-    /// fleet and not old.
+    /// Whether this count may answer a call that arrived at `asked`. It may if it started later, or if it is the recent
+    /// count of a large fleet.
     fn answers(&self, asked: Instant, now: Instant) -> bool {
         let took = self.ended.duration_since(self.started);
         let age = now.duration_since(self.ended);
         let is_large = self.stats.machines.total > SMALL_FLEET;
-        self.started >= asked || (is_large && age < took.saturating_mul(SERVES_FOR))
+        self.started >= asked || (is_large && age < took.saturating_mul(CACHED_FOR))
     }
 }
 
-/// The figures, as new as their cost allows.
+/// The statistics, counted now or taken from the cache.
 pub(crate) async fn read(services: &Services) -> Result<Stats, StoreError> {
     let asked = Instant::now();
-    let mut last = services.last_count.0.lock().await;
+    let mut last = services.stats_cache.0.lock().await;
     if let Some(counted) = last.as_ref().filter(|counted| counted.answers(asked, Instant::now())) {
         return Ok(counted.stats.clone());
     }
@@ -140,7 +140,7 @@ fn parse<T: DeserializeOwned>(count: &Count) -> Result<(T, u64), StoreError> {
     Ok((store::parse_text(&count.value)?, natural(count.machines)))
 }
 
-/// A version that is claimed to be `other` is one of the others.
+/// Adds the versions beyond the most frequent ones to `other`. A machine that claims the version `other` is among them.
 fn by_os_version(counts: Vec<Count>, total: u64) -> BTreeMap<String, u64> {
     let named: u64 = counts.iter().map(|count| natural(count.machines)).sum();
     let mut versions: BTreeMap<String, u64> = counts
@@ -154,7 +154,7 @@ fn by_os_version(counts: Vec<Count>, total: u64) -> BTreeMap<String, u64> {
     versions
 }
 
-/// A count, which is never negative.
+/// A count from the database, which is never negative.
 fn natural(count: i64) -> u64 {
     count.unsigned_abs()
 }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_beyond_the_most_frequent_are_others() {
+    fn versions_beyond_the_most_frequent_are_counted_as_other() {
         let counts = vec![count("26.1", 5), count("other", 2)];
         let expected = BTreeMap::from([("26.1".to_owned(), 5), ("other".to_owned(), 5)]);
         assert_eq!(by_os_version(counts, 10), expected);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_of_a_large_fleet_serves_for_twenty_times_what_it_took_and_one_of_a_small_fleet_for_nobody_else() {
+    fn the_count_of_a_large_fleet_is_cached_for_twenty_times_its_duration_and_that_of_a_small_fleet_never() {
         let (started, second) = (Instant::now(), Duration::from_secs(1));
         let counted = |total| Counted {
             stats: Stats {
@@ -206,7 +206,7 @@ mod tests {
             ended: started + second,
         };
         let (small, large) = (counted(SMALL_FLEET), counted(SMALL_FLEET + 1));
-        // Who asked before the count began has the newest there can be, however long they waited for it.
+        // For a call that arrived before the count started, this is the newest count, even after a long wait.
         assert!(small.answers(started, started + 100 * second));
         let asked = started + Duration::from_millis(1);
         assert!(!small.answers(asked, started + second));

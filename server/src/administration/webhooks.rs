@@ -1,4 +1,4 @@
-//! Webhooks: made, listed, tested, deleted.
+//! Creating, listing, testing and deleting webhooks.
 
 use assay_authority::{SealingError, WebhookSecret, WebhookSecrets};
 use assay_protocol::admin_api::webhooks::{CreateWebhook, DeliveryStatus, Webhook, WebhookDelivery, WebhookTest};
@@ -15,34 +15,30 @@ use crate::{
     },
 };
 
-/// Each may take a place among the attempts at once, however long its receiver takes: there are fewer webhooks than
-/// places.
+/// Fewer than the attempts that may run at the same time. Slow receivers therefore never delay the other webhooks.
 const MOST_WEBHOOKS: i64 = 100;
 const LONGEST_DESCRIPTION: usize = 2_000;
-/// How much is quoted of what is no kind, in characters.
+/// How many characters of an unknown kind the error quotes.
 const LONGEST_QUOTED: usize = 100;
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WebhookError {
     #[error(transparent)]
     Url(#[from] WebhookUrlError),
-    #[error("description has to have {LONGEST_DESCRIPTION} characters at most, and no control character")]
+    #[error("description must have at most {LONGEST_DESCRIPTION} characters, without control characters")]
     Description,
-    #[error("kinds has to name one kind of events or more; leave it out for all")]
+    #[error("kinds must name at least one kind of event; leave it out for all kinds")]
     NoKinds,
-    #[error(
-        "kinds: there are no events of the kind {unknown:?}; there are {}",
-        EventKind::list()
-    )]
+    #[error("kinds: {unknown:?} is no kind of event; the kinds are {}", EventKind::list())]
     Kind { unknown: String },
     #[error("there are {MOST_WEBHOOKS} webhooks already")]
     TooMany,
-    #[error("the webhook is disabled: make a new one")]
+    #[error("the webhook is disabled; create a new one")]
     Disabled,
     #[error("there is no such webhook")]
     Unknown,
-    #[error("the secret of a webhook cannot be sealed")]
+    #[error("cannot seal the webhook's secret")]
     Secret(#[from] SealingError),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -50,7 +46,7 @@ pub(crate) enum WebhookError {
 
 crate::store::has_store_error!(WebhookError);
 
-/// Makes a webhook and returns it with its secret, which is kept sealed.
+/// Creates a webhook, and returns it with its secret. The server stores the secret sealed.
 pub(crate) async fn create(
     store: &Store,
     secrets: &WebhookSecrets,
@@ -75,7 +71,7 @@ pub(crate) async fn create(
     Ok((webhook, secret.to_text()))
 }
 
-/// A page of webhooks, in the order in which they were made.
+/// A page of webhooks, oldest first.
 pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Webhook>, WebhookError> {
     Ok(store::webhooks::list(&mut *store.connection().await?, after, rows).await?)
 }
@@ -87,7 +83,7 @@ pub(crate) async fn find(store: &Store, id: Uuid) -> Result<Webhook, WebhookErro
         .ok_or(WebhookError::Unknown)
 }
 
-/// A page of a webhook's deliveries, the newest first.
+/// A page of a webhook's deliveries, newest first.
 pub(crate) async fn deliveries(
     store: &Store,
     id: Uuid,
@@ -103,12 +99,12 @@ pub(crate) async fn deliveries(
     Ok(found)
 }
 
-/// Has a delivery made that tells of no event.
+/// Creates a test delivery, which has no event.
 pub(crate) async fn test(store: &Store, origin: &Origin, id: Uuid) -> Result<WebhookTest, WebhookError> {
     tx!(store, TestWebhook, origin => insert_test(id)).await
 }
 
-/// Removes a webhook with all of its deliveries.
+/// Deletes a webhook with its deliveries.
 pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(), WebhookError> {
     tx!(store, DeleteWebhook, origin => remove(id)).await
 }

@@ -1,21 +1,21 @@
-//! Why an administrator decided as they did.
+//! The reason that an administrator gives for a decision.
 
 use crate::text::is_line;
 
 /// The most characters of a reason.
 pub(super) const LONGEST: usize = 500;
 
-/// A reason that says something.
+/// One line of text that is not empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reason(String);
 
-/// The reason says nothing, or too much.
+/// The reason is empty, too long, or has control characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("reason has to have from 1 to {LONGEST} characters, none of them a control character")]
+#[error("reason must have 1 to {LONGEST} characters, without control characters")]
 pub(crate) struct NoReason;
 
 impl Reason {
-    /// Takes an administrator's words, without the white space around them.
+    /// Checks a text, without the white space around it.
     pub(crate) fn parse(text: &str) -> Result<Self, NoReason> {
         let text = text.trim();
         is_line(text, 1..=LONGEST)
@@ -23,7 +23,7 @@ impl Reason {
             .ok_or(NoReason)
     }
 
-    /// The words.
+    /// The text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -44,9 +44,9 @@ mod tests {
     #[rstest]
     #[case("")]
     #[case("  ")]
-    #[case("lost\nrevoked by: nobody")]
+    #[case("lost\nrevoked by: admin")]
     #[case(&"x".repeat(501))]
-    fn what_says_nothing_or_forges_a_line_is_no_reason(#[case] text: &str) {
+    fn an_empty_or_long_text_or_one_of_several_lines_is_refused(#[case] text: &str) {
         assert_eq!(Reason::parse(text), Err(NoReason));
     }
 }

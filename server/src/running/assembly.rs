@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::RunError;
 use crate::{
-    administration::stats::LastCount,
+    administration::stats::StatsCache,
     check_in::{EvaluationCache, committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{self, Config, Continuity},
@@ -88,7 +88,7 @@ fn assemble(
             secrets: bootstrapped.acme_secrets,
         },
         large_fleet: LargeFleet::default(),
-        last_count: LastCount::default(),
+        stats_cache: StatsCache::default(),
         rate_limits,
         feed,
         webhook_secrets: bootstrapped.webhook_secrets,

@@ -117,7 +117,7 @@ async fn a_file_with_wrong_rows_names_their_lines_and_changes_nothing() {
         .map(|error| error["line"].as_u64().unwrap())
         .collect();
     assert_eq!(lines, [3, 5, 6]);
-    assert!(text(&errors[1], "detail").contains("in line 2 already"), "{errors}");
+    assert!(text(&errors[1], "detail").contains("already in line 2"), "{errors}");
 
     let json = "{\"items\": [\n {\"serial_number\": \"A\"},\n {\"serial_number\": \"B\", \"lables\": {}}\n]}";
     let refused = put(&server, "?mode=merge", "application/json", json.to_owned()).await;
@@ -280,7 +280,7 @@ async fn removing_a_row_lowers_the_assurance_that_rests_only_on_it() {
     let events = events["items"].as_array().unwrap();
     let lowered = only(events, |event| event["kind"] == "machine.assurance-lowered");
     assert!(
-        text(&lowered["detail"], "reason").contains("ALONE was taken out of the inventory"),
+        text(&lowered["detail"], "reason").contains("ALONE was removed from the inventory"),
         "{lowered}"
     );
     let entries = audit(&server, &format!("machine:{}", alone.id())).await;

@@ -1,4 +1,4 @@
-//! The inventory as CSV (RFC 4180), as spreadsheets write it: with a header whose columns may come in any order.
+//! The inventory as CSV (RFC 4180), as spreadsheets write it. The first line is a header, with columns in any order.
 
 use assay_protocol::admin_api::inventory::ImportItem;
 use csv::{ByteRecord, ReaderBuilder};
@@ -7,11 +7,11 @@ use super::rows::{Lines, Rows};
 use crate::machines::labels::Labels;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Of UTF-16, in either order.
-const WIDE_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
+/// The byte order marks of UTF-16.
+const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 const COLUMNS: &str = "serial_number, labels, owner";
 
-/// Where the columns are.
+/// The positions of the columns.
 #[derive(Debug, Default)]
 struct Header {
     columns: usize,
@@ -20,10 +20,10 @@ struct Header {
     owner: Option<usize>,
 }
 
-/// Reads every row into `rows`. Fails where the whole is not readable.
+/// Reads every row into `rows`. Fails if the file as a whole cannot be read.
 pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
-    // Without a mark it shows by the second half of its first letter.
-    if WIDE_MARKS.iter().any(|mark| body.starts_with(mark)) || body.iter().take(2).any(|byte| *byte == 0) {
+    // Without a mark, UTF-16 is recognized by the zero byte of its first letter.
+    if UTF_16_MARKS.iter().any(|mark| body.starts_with(mark)) || body.iter().take(2).any(|byte| *byte == 0) {
         return Err("the file is UTF-16: save it as CSV UTF-8".to_owned());
     }
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
@@ -40,7 +40,7 @@ pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
         let line = lines.at(begin);
         if is_unclosed(body, begin, &reader) {
             return Err(format!(
-                "a quote in the row of line {line} is never closed, so that the rest of the file is in it"
+                "a quote in the row at line {line} is never closed, so that row contains the rest of the file"
             ));
         }
         match &header {
@@ -50,25 +50,25 @@ pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
     }
     match header {
         Some(_) => Ok(()),
-        None => Err(format!("the first line has to be a header, with the columns {COLUMNS}")),
+        None => Err(format!("the first line must be a header with the columns {COLUMNS}")),
     }
 }
 
-/// A line of spaces; the reader skips those that hold nothing at all.
+/// Whether a line has only spaces. The reader itself skips empty lines.
 fn is_blank(record: &ByteRecord) -> bool {
     record.len() == 1 && record.get(0).is_some_and(|field| field.trim_ascii().is_empty())
 }
 
-/// Whether a record goes to the end of the file because a quote in it is never closed: quotes come in pairs, one that is meant
-/// is written twice.
+/// Whether a record extends to the end of the file because a quote in it is never closed. In a valid record the number
+/// of quotes is even, because a literal quote is doubled.
 fn is_unclosed(body: &[u8], begin: usize, reader: &csv::Reader<&[u8]>) -> bool {
     let end = usize::try_from(reader.position().byte()).unwrap_or(usize::MAX);
     let rest = body.get(begin..).unwrap_or_default();
     end >= body.len() && rest.iter().filter(|byte| **byte == b'"').count() % 2 == 1
 }
 
-/// Where a record begins: the reader tells where it began to look for it, which is before the end of the line above
-/// and any empty ones.
+/// Where a record begins. The position from the reader comes before the line break of the previous record and before
+/// empty lines.
 fn begin(body: &[u8], record: &ByteRecord) -> usize {
     let from = record.position().map_or(0, csv::Position::byte);
     let from = usize::try_from(from).unwrap_or(usize::MAX);
@@ -92,13 +92,13 @@ impl Header {
                 _ if header.columns == 1 && name.contains([';', '\t']) => {
                     let separator = if name.contains(';') { "semicolons" } else { "tabs" };
                     return Err(format!(
-                        "the columns are separated by {separator}, and have to be separated by commas"
+                        "the columns are separated by {separator}; they must be separated by commas"
                     ));
                 }
                 unknown => {
                     let unknown: String = unknown.chars().take(64).collect();
                     return Err(format!(
-                        "the header has the unknown column {unknown:?}; there are {COLUMNS}"
+                        "the header has the unknown column {unknown:?}; the columns are {COLUMNS}"
                     ));
                 }
             };
@@ -107,7 +107,7 @@ impl Header {
             }
         }
         if header.serial_number.is_none() {
-            return Err("the header has no column serial_number".to_owned());
+            return Err("the header lacks the column serial_number".to_owned());
         }
         Ok(header)
     }
@@ -115,7 +115,7 @@ impl Header {
     fn item(&self, record: &ByteRecord) -> Result<ImportItem, String> {
         if record.len() != self.columns {
             return Err(format!(
-                "the header has {} columns, and this row has {}",
+                "the header has {} columns, but this row has {}",
                 self.columns,
                 record.len()
             ));
@@ -132,7 +132,7 @@ impl Header {
     }
 }
 
-/// `key=value;key=value`
+/// Parses `key=value;key=value`.
 fn labels(text: &str) -> Result<Labels, String> {
     let mut labels = Labels::new();
     for label in text.split(';').map(str::trim).filter(|label| !label.is_empty()) {
@@ -141,7 +141,7 @@ fn labels(text: &str) -> Result<Labels, String> {
         };
         let (key, value) = (key.trim(), value.trim());
         if labels.insert(key.to_owned(), value.to_owned()).is_some() {
-            return Err(format!("labels: {key:?} comes twice"));
+            return Err(format!("labels: {key:?} appears twice"));
         }
     }
     Ok(labels)

@@ -1,4 +1,4 @@
-//! A file that is to become the inventory: every row checked before the first is written, and every wrong one named.
+//! Parsing an inventory file. Every row is checked before the first one is written, and every wrong row is reported.
 
 use assay_protocol::sha256;
 
@@ -8,14 +8,14 @@ use crate::store::inventory::Columns;
 /// How many rows one statement writes.
 const BATCH: usize = 5_000;
 
-/// What a file is written in.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Json,
     Csv,
 }
 
-/// A file whose every row is right, in the order of the serial numbers.
+/// A file without a wrong row, in the order of the serial numbers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Import {
     serial_numbers: Vec<String>,
@@ -51,12 +51,12 @@ impl Import {
         &self.serial_numbers
     }
 
-    /// The digest of the file.
+    /// The digest of the file, in hex.
     pub(super) fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// The rows, as many at a time as one statement writes.
+    /// The rows, in batches for one statement each.
     pub(super) fn batches(&self) -> impl Iterator<Item = Columns<'_>> {
         let (labels, owners) = (self.labels.chunks(BATCH), self.owners.chunks(BATCH));
         let batches = self.serial_numbers.chunks(BATCH).zip(labels).zip(owners);
@@ -81,7 +81,7 @@ mod tests {
         Import::read(format, text.as_bytes())
     }
 
-    /// What is wrong, with the lines.
+    /// The wrong rows, with their lines.
     fn errors(format: Format, text: &str) -> Vec<(u64, String)> {
         match read(format, text) {
             Err(InventoryError::Rows { total, first }) => {
@@ -107,7 +107,7 @@ mod tests {
     #[case::csv_with_empty_lines(Format::Csv, CSV.replace('\n', "\n\n  \n"))]
     #[case::csv_without_an_end(Format::Csv, CSV.trim_end().to_owned())]
     #[case::csv_with_quotes(Format::Csv, "owner,\"serial_number\",labels\n\"Ada\",\"C02B\",\"team=ios;\"\n,C02A,\n".to_owned())]
-    fn these_are_the_same_inventory(#[case] format: Format, #[case] text: String) {
+    fn every_form_gives_the_same_inventory(#[case] format: Format, #[case] text: String) {
         let import = read(format, &text).unwrap();
         assert_eq!(import.serial_numbers, ["C02A", "C02B"]);
         assert_eq!(import.labels, ["{}", r#"{"team":"ios"}"#]);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_rows_is_an_inventory_without_machines() {
+    fn a_file_without_rows_is_an_empty_inventory() {
         for (format, text) in [(Format::Json, r#"{"items":[]}"#), (Format::Csv, "serial_number\n")] {
             assert_eq!(read(format, text).unwrap().serial_numbers(), [""; 0]);
         }
@@ -124,7 +124,7 @@ mod tests {
     #[rstest]
     #[case::json(Format::Json, "{\"items\":[{\"serial_number\":\"A\"},\n\n{\"serial_number\":\" A\"},{\"serial_number\":\"A\"}]}", [3, 3], 1)]
     #[case::csv(Format::Csv, "serial_number\r\n\r\nA\r\nB\r\n\"A \"\r\nA\r\n", [5, 6], 3)]
-    fn a_serial_number_that_comes_twice_names_both_lines(
+    fn a_repeated_serial_number_is_reported_with_both_lines(
         #[case] format: Format,
         #[case] text: &str,
         #[case] lines: [u64; 2],
@@ -132,7 +132,7 @@ mod tests {
     ) {
         let errors = errors(format, text);
         assert_eq!(errors.iter().map(|(line, _)| *line).collect::<Vec<_>>(), lines);
-        assert!(errors[0].1.contains(&format!("in line {first} already")), "{errors:?}");
+        assert!(errors[0].1.contains(&format!("already in line {first}")), "{errors:?}");
     }
 
     #[rstest]
@@ -150,22 +150,22 @@ mod tests {
     #[case("{\"items\":[{\"serial_number\":\"A\\u0000\"}]}", "control character")]
     #[case("{\"items\":[{\"serial_number\":\" \"}]}", "is empty")]
     #[case("{\"items\":[{\"serial_number\":\"\u{0410}\"}]}", "ASCII")]
-    fn what_is_wrong_in_json_is_named(#[case] text: &str, #[case] names: &str) {
+    fn a_wrong_json_item_is_reported_with_its_fault(#[case] text: &str, #[case] names: &str) {
         let errors = errors(Format::Json, text);
         assert_eq!((errors.len(), errors[0].0), (1, 1));
         assert!(errors[0].1.contains(names), "{errors:?}");
     }
 
     #[rstest]
-    #[case("A,a=1", "3 columns, and this row has 2")]
-    #[case("A,a=1,y,z", "3 columns, and this row has 4")]
+    #[case("A,a=1", "3 columns, but this row has 2")]
+    #[case("A,a=1,y,z", "3 columns, but this row has 4")]
     #[case("A,team,y", "key=value")]
     #[case("A,=1,y", "labels: the key")]
-    #[case("A,a=1;a=2,y", "\"a\" comes twice")]
+    #[case("A,a=1;a=2,y", "\"a\" appears twice")]
     #[case(",a=1,y", "serial_number is empty")]
     #[case("\"A\nB\",,", "control character")]
     #[case("A,,\"two\nlines\"", "owner")]
-    fn what_is_wrong_in_csv_is_named(#[case] row: &str, #[case] names: &str) {
+    fn a_wrong_csv_row_is_reported_with_its_fault(#[case] row: &str, #[case] names: &str) {
         let errors = errors(Format::Csv, &format!("serial_number,labels,owner\nB,,\n{row}\n"));
         assert_eq!((errors.len(), errors[0].0), (1, 3));
         assert!(errors[0].1.contains(names), "{errors:?}");
@@ -185,19 +185,19 @@ mod tests {
     #[case(Format::Csv, "serial_number,Asset Tag\nA,1\n", "\"Asset Tag\"")]
     #[case(Format::Csv, "labels,owner\na=1,x\n", "serial_number")]
     #[case(Format::Csv, "serial_number,serial_number\nA,A\n", "twice")]
-    fn what_is_no_inventory_at_all_is_said(#[case] format: Format, #[case] text: &str, #[case] names: &str) {
+    fn an_unreadable_file_is_refused_with_the_reason(#[case] format: Format, #[case] text: &str, #[case] names: &str) {
         let why = unreadable(format, text);
         assert!(why.contains(names), "{why}");
     }
 
     #[test]
-    fn what_is_no_text_is_named_by_its_line() {
+    fn a_row_that_is_not_utf_8_is_reported_with_its_line() {
         let error = Import::read(Format::Csv, b"serial_number\nA\n\xff\n").unwrap_err();
         assert!(error.to_string().contains("line 3: not UTF-8"), "{error}");
     }
 
     #[test]
-    fn a_hundred_wrong_rows_are_told_and_all_are_counted() {
+    fn a_hundred_wrong_rows_are_reported_and_all_are_counted() {
         let text = format!("serial_number\n{}", "é\n".repeat(250));
         match read(Format::Csv, &text) {
             Err(InventoryError::Rows { total, first }) => {

@@ -1,4 +1,4 @@
-//! The inventory as JSON: `{"items": […]}`, one item after the other, so that no wrong one hides the rest.
+//! The inventory as JSON: `{"items": […]}`. Each item is read by itself. One import thus reports all wrong items.
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 
 use super::rows::{Lines, Rows};
 
-/// Reads every item into `rows`. Fails where the whole is not readable.
+/// Reads every item into `rows`. Fails if the body as a whole cannot be read.
 pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err("the body has to be a JSON object".to_owned());
+        return Err("the body must be a JSON object".to_owned());
     }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let reading = Reading {
@@ -29,7 +29,7 @@ pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
 }
 
 struct Reading<'a> {
-    /// Where the body begins in memory: an item is a part of it, and so has a place in it.
+    /// The address of the body in memory. An item borrows from the body, so its own address gives its position.
     begin: usize,
     lines: Lines<'a>,
     number: usize,
@@ -100,13 +100,13 @@ impl Reading<'_> {
 }
 
 fn item(text: &str) -> Result<ImportItem, String> {
-    // serde reads an array as well, member by member.
+    // serde would accept an array of the members' values too.
     if !text.starts_with('{') {
-        return Err("it has to be an object".to_owned());
+        return Err("it must be an object".to_owned());
     }
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|error| {
         let why = error.inner().to_string();
-        // Where in the item does not help: it is the item that is named, and the field.
+        // The position inside the item is left out, because the error names the item and the member.
         let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why);
         match error.path().to_string().as_str() {
             "." => why.to_owned(),

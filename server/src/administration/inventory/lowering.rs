@@ -1,5 +1,5 @@
-//! What becomes of machines when their serial numbers go from the inventory: those that nothing else stands behind fall
-//! to `asserted`, in the same transaction.
+//! Lowers the assurance of machines whose serial numbers are removed from the inventory, in the same transaction. A
+//! machine without another ground becomes `asserted`.
 
 use serde_json::json;
 
@@ -14,8 +14,8 @@ use crate::{
 /// How many machines one statement changes.
 const BATCH: usize = 5_000;
 
-/// Takes the ground away from the machines of these serial numbers, and returns how many fell by that. A fleet's
-/// worth of them is changed by a few statements for thousands of machines, each of which is locked until the commit.
+/// Removes this ground from the machines with these serial numbers, and returns how many have a lower assurance now.
+/// Each statement changes thousands of machines, which stay locked until the commit.
 pub(super) async fn lower(tx: &mut Transaction, removed: &[String]) -> Result<u64, StoreError> {
     if removed.is_empty() {
         return Ok(0);
@@ -39,7 +39,7 @@ async fn lower_batch(tx: &mut Transaction, machines: &[LockedMachine]) -> Result
             continue;
         }
         let reason = format!(
-            "the serial number {} was taken out of the inventory",
+            "the serial number {} was removed from the inventory",
             before.serial_number
         );
         let (from, to) = (json!({ "assurance": from }), json!({ "assurance": to }));

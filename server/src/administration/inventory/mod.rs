@@ -1,4 +1,4 @@
-//! The inventory: the machines that the organization says it has. Imported as a whole, listed, taken from.
+//! The inventory: the machines that the organization owns. Importing it as a whole, listing it, and removing from it.
 
 mod csv;
 mod import;
@@ -21,23 +21,21 @@ use crate::{
     },
 };
 
-/// What the audit calls the resource of an import.
+/// The resource id of an import in the audit log.
 const ALL: &str = "all";
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InventoryError {
-    /// The whole cannot be read.
+    /// The file as a whole cannot be read.
     #[error("{0}")]
     Unreadable(String),
-    /// It can be read, and some rows are wrong.
-    #[error("the inventory is as it was, as {} wrong: {}", counted(*total), in_words(first, *total))]
+    /// The file can be read, but some rows are wrong.
+    #[error("the inventory is unchanged, because {} wrong: {}", counted(*total), in_words(first, *total))]
     Rows { total: usize, first: Vec<RowError> },
-    #[error(
-        "an inventory without a row would remove every row that there is: say allow_empty=true in the query if that is meant"
-    )]
+    #[error("a file without rows would empty the inventory; if that is intended, add allow_empty=true to the query")]
     Empty,
-    #[error("another import of the inventory is under way; repeat this one when it has ended")]
+    #[error("another import of the inventory is running; repeat this one when it has ended")]
     Busy,
     #[error("the server is stopping")]
     Interrupted,
@@ -59,14 +57,15 @@ pub(crate) async fn list(
     Ok(store::inventory::list(&mut *store.connection().await?, filter, after, rows).await?)
 }
 
-/// What the inventory says of a serial number.
+/// The item with a serial number.
 pub(crate) async fn find(store: &Store, serial_number: &str) -> Result<InventoryItem, InventoryError> {
     store::inventory::find(&mut *store.connection().await?, serial_number)
         .await?
         .ok_or(InventoryError::Unknown)
 }
 
-/// Takes over what a file says, or nothing of it. A file of no row is taken for a mistake where nobody says that it is none.
+/// Imports a whole file or nothing. Replacing the inventory by an empty file is taken for a mistake unless
+/// `allow_empty` is set.
 pub(crate) async fn import(
     store: &Store,
     origin: &Origin,
@@ -74,7 +73,7 @@ pub(crate) async fn import(
     format: Format,
     body: Bytes,
 ) -> Result<ImportedInventory, InventoryError> {
-    // Seconds of work with a large file, for which no other request should wait.
+    // A large file takes seconds, which would block other requests on this thread.
     let read = tokio::task::spawn_blocking(move || Import::read(format, &body)).await;
     let import = read.map_err(|_| InventoryError::Interrupted)??;
     if mode == ImportMode::Replace && import.serial_numbers().is_empty() && !allow_empty {
@@ -83,7 +82,7 @@ pub(crate) async fn import(
     tx!(store, ImportInventory, origin => import_once(mode, &import)).await
 }
 
-/// Takes a serial number out. Its machine loses what it said for it.
+/// Removes a serial number. Its machine loses this ground of its assurance.
 pub(crate) async fn remove(store: &Store, origin: &Origin, serial_number: &str) -> Result<(), InventoryError> {
     tx!(store, RemoveFromInventory, origin => remove_once(serial_number)).await
 }
@@ -93,7 +92,7 @@ async fn import_once(
     mode: ImportMode,
     import: &Import,
 ) -> Result<ImportedInventory, InventoryError> {
-    // Waiting for the other one could take longer than a statement may.
+    // Waiting for the other import could exceed the statement timeout.
     if !duties::try_take(tx, Duty::ImportInventory).await? {
         return Err(InventoryError::Busy);
     }
@@ -104,7 +103,7 @@ async fn import_once(
         changed += store::inventory::update(tx, &columns, now).await?;
         added += store::inventory::add(tx, &columns, now).await?;
     }
-    // Last, because machines that enroll wait for what is locked from here on.
+    // Last, because enrollments wait for the rows that are locked from here on.
     let removed = match mode {
         ImportMode::Replace => store::inventory::remove_others(tx, import.serial_numbers()).await?,
         ImportMode::Merge => Vec::new(),
@@ -134,7 +133,7 @@ async fn import_once(
 async fn remove_once(tx: &mut Transaction, serial_number: &str) -> Result<(), InventoryError> {
     let before = store::inventory::find(tx, serial_number).await?;
     let before = before.ok_or(InventoryError::Unknown)?;
-    // Somebody may have come first.
+    // A concurrent call may have removed it since.
     if !store::inventory::remove(tx, serial_number).await? {
         return Err(InventoryError::Unknown);
     }
@@ -156,7 +155,7 @@ fn counted(rows: usize) -> String {
     }
 }
 
-/// The first few; the answer has more of them, each on its own.
+/// The first few errors as text. The problem lists more of them as members.
 fn in_words(first: &[RowError], total: usize) -> String {
     const SHOWN: usize = 3;
     let shown: Vec<String> = first

@@ -1,4 +1,4 @@
-//! The rows of a file: each checked, and every wrong one named.
+//! The rows of a file: each is checked, and the wrong ones are collected.
 
 use serde_json::Value;
 
@@ -7,23 +7,23 @@ use assay_protocol::{admin_api::inventory::ImportItem, text::hardware_id};
 use super::InventoryError;
 use crate::{machines::labels, text::is_line};
 
-/// The most rows of one file: what is kept of each while it is written is not much, but it adds up.
+/// The most rows in one file. It limits the memory for an import.
 const MOST_ROWS: usize = 1_000_000;
-/// How many wrong rows are told one by one.
+/// How many wrong rows the response lists.
 const MOST_ERRORS: usize = 100;
-/// A row may hold anything, and what is told of it has to fit in an answer.
+/// A row may contain anything of any length; this limits what the response quotes of it, in characters.
 const LONGEST_DETAIL: usize = 300;
 const LONGEST_OWNER: usize = 256;
 
-/// A row that is wrong.
+/// Why a row is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RowError {
-    /// Where it begins, from 1.
+    /// The line where the row begins, from 1.
     pub(crate) line: u64,
     pub(crate) detail: String,
 }
 
-/// The rows of a file, as they are read one after the other.
+/// The rows that were read so far.
 #[derive(Default)]
 pub(super) struct Rows {
     rows: Vec<Row>,
@@ -31,18 +31,18 @@ pub(super) struct Rows {
     wrong: usize,
 }
 
-/// A row that is right.
+/// A valid row.
 pub(super) struct Row {
     pub(super) serial_number: String,
     line: u64,
-    /// JSON.
+    /// The labels as JSON.
     pub(super) labels: String,
     pub(super) owner: Option<String>,
 }
 
 impl Rows {
-    /// Takes a row, or what is wrong with it. `number` counts rows that may share a line. Fails where there are more than
-    /// anybody has machines.
+    /// Adds a row, or the reason why it is wrong. `number` is the item's number in a format whose items may share a
+    /// line. Fails if there are too many rows.
     pub(super) fn push(
         &mut self,
         line: u64,
@@ -70,7 +70,8 @@ impl Rows {
         }
     }
 
-    /// In a file that is one serial number over and over, only what is told is put into words.
+    /// Refuses repeated serial numbers. Formats only the errors that the response lists: a file may repeat one serial
+    /// number a million times.
     fn refuse_repeated(&mut self) {
         let mut repeated: Vec<(u64, u64, &str)> = Vec::new();
         for pair in self.rows.windows(2) {
@@ -81,19 +82,19 @@ impl Rows {
             }
         }
         repeated.sort_unstable();
-        let told = repeated
+        let listed = repeated
             .iter()
             .take(MOST_ERRORS)
             .map(|(line, first, serial_number)| RowError {
                 line: *line,
-                detail: format!("serial_number {serial_number:?} is in line {first} already"),
+                detail: format!("serial_number {serial_number:?} is already in line {first}"),
             });
-        self.errors.extend(told);
+        self.errors.extend(listed);
         self.wrong += repeated.len();
     }
 
-    /// Sorted: that brings equal serial numbers together, and what is written in one order neither deadlocks nor
-    /// scatters over the index.
+    /// The rows, sorted by serial number. Sorting finds repeated ones, writes to the index in its order, and lets two
+    /// transactions lock rows in one order, so they cannot deadlock.
     pub(super) fn finish(mut self) -> Result<Vec<Row>, InventoryError> {
         self.rows
             .sort_unstable_by(|one, other| (&one.serial_number, one.line).cmp(&(&other.serial_number, other.line)));
@@ -147,7 +148,7 @@ fn check(line: u64, item: ImportItem) -> Result<Row, String> {
     let owner = owner.filter(|owner| !owner.is_empty());
     if owner.as_ref().is_some_and(|owner| !is_line(owner, 1..=LONGEST_OWNER)) {
         return Err(format!(
-            "owner has to have {LONGEST_OWNER} characters at most, none of them a control character"
+            "owner must have at most {LONGEST_OWNER} characters, without control characters"
         ));
     }
     let labels = item.labels.into_iter().map(|(key, value)| (key, Value::String(value)));
