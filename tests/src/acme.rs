@@ -1,5 +1,5 @@
-//! ACME from outside: a transport for a foreign client, a client that signs whatever a test wants, and a Mac whose own system
-//! holds a key.
+//! ACME from outside: a transport for a foreign client, a client that signs anything, and a Mac with a key of its
+//! operating system.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -51,22 +51,22 @@ impl HttpClient for Transport {
     }
 }
 
-/// A Mac with a key that its system made at its MDM's word.
+/// A Mac with a key that its operating system created on a command of the MDM.
 pub struct Mac {
     /// Its serial number.
     pub serial_number: String,
-    /// In the Secure Enclave, if it were a Mac.
+    /// On a real Mac, this key is in the Secure Enclave.
     pub key: KeyPair,
 }
 
 impl Mac {
-    /// With a key on P-384, as the configuration profile asks for.
+    /// A Mac with a key on P-384, which the configuration profile requests.
     #[must_use]
     pub fn new(serial_number: &str) -> Self {
         Self::with_key_of(serial_number, &PKCS_ECDSA_P384_SHA384)
     }
 
-    /// With a key on P-256.
+    /// A Mac with a key on P-256.
     #[must_use]
     pub fn on_p256(serial_number: &str) -> Self {
         Self::with_key_of(serial_number, &PKCS_ECDSA_P256_SHA256)
@@ -79,19 +79,19 @@ impl Mac {
         }
     }
 
-    /// What Apple says of it, for a challenge with this token.
+    /// Apple's attestation for a challenge with this token.
     #[must_use]
     pub fn attested(&self, token: &str, at: OffsetDateTime) -> Attested {
         Attested::of_device(&self.serial_number, at).with(FRESHNESS_CODE, freshness_of(token).as_bytes())
     }
 
-    /// What it answers a challenge with.
+    /// Its response to a challenge.
     #[must_use]
     pub fn attestation_object(&self, apple: &Apple, attested: &Attested) -> Vec<u8> {
         attestation_object(&apple.attest_key(attested, &self.key))
     }
 
-    /// Its request for a certificate, full of wishes.
+    /// Its CSR, with names and extensions that the server must ignore.
     #[must_use]
     pub fn csr(&self) -> Vec<u8> {
         let mut wishes = CertificateParams::default();
@@ -110,7 +110,7 @@ pub fn freshness_of(token: &str) -> FreshnessCode {
     FreshnessCode::from_bytes(digest(&SHA256, token.as_bytes()).as_ref()).unwrap()
 }
 
-/// CBOR as WebAuthn has it, with a chain in DER.
+/// An attestation object of WebAuthn in CBOR, with a chain in DER.
 #[must_use]
 pub fn attestation_object(chain: &[Vec<u8>]) -> Vec<u8> {
     let mut object = vec![0xa2, 0x63];
@@ -132,13 +132,13 @@ pub struct JwsKey {
 }
 
 impl JwsKey {
-    /// A new one on P-256.
+    /// A new key on P-256.
     #[must_use]
     pub fn new() -> Self {
         Self::of(&KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap())
     }
 
-    /// The same key as this.
+    /// An existing key.
     #[must_use]
     pub fn of(key: &KeyPair) -> Self {
         let (algorithm, curve, signing) = if key.algorithm() == &PKCS_ECDSA_P384_SHA384 {
@@ -163,7 +163,7 @@ impl JwsKey {
         self.jwk.clone()
     }
 
-    /// Signs a payload under a header, to which its algorithm is added where it has none.
+    /// Signs a payload with a header. Adds the key's algorithm to a header without one.
     #[must_use]
     pub fn sign(&self, mut header: Value, payload: &str) -> Value {
         if header.get("alg").is_none() {
@@ -193,29 +193,29 @@ pub fn external_account_binding(key: &JwsKey, key_id: &str, mac_key: &[u8]) -> V
     json!({"protected": protected, "payload": payload, "signature": URL_SAFE_NO_PAD.encode(code.as_ref())})
 }
 
-/// A client that does no more than a test says.
+/// A client that performs each request only when a test calls it.
 pub struct RawClient {
     http: reqwest::Client,
-    /// Of the account.
+    /// The account's key.
     pub key: JwsKey,
     /// Its account's URL.
     pub account: String,
     nonce: Mutex<Option<String>>,
 }
 
-/// What a server answered.
+/// A response.
 #[derive(Debug)]
 pub struct AcmeAnswer {
     /// The status.
     pub status: u16,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body, which is JSON or a text.
+    /// The body as JSON, or as a JSON string if it is other text.
     pub body: Value,
 }
 
 impl RawClient {
-    /// One without an account.
+    /// A client without an account.
     #[must_use]
     pub fn stranger(server: &InProcess) -> Self {
         Self {
@@ -226,7 +226,7 @@ impl RawClient {
         }
     }
 
-    /// One with an account without external binding, like Apple's client.
+    /// A client whose account has no external binding, like Apple's client.
     pub async fn with_account(server: &InProcess) -> Self {
         let mut client = Self::stranger(server);
         let opened = client.open(&json!({"termsOfServiceAgreed": true})).await.expect(201);
@@ -234,7 +234,7 @@ impl RawClient {
         client
     }
 
-    /// The same account, used at another server.
+    /// The same account at another server.
     #[must_use]
     pub fn at(self, server: &InProcess) -> Self {
         Self {
@@ -244,14 +244,14 @@ impl RawClient {
         }
     }
 
-    /// Asks for an account.
+    /// Sends `newAccount`.
     pub async fn open(&self, payload: &Value) -> AcmeAnswer {
         let url = url_of("/acme/new-account");
         let header = json!({"jwk": self.key.jwk(), "nonce": self.nonce().await, "url": url});
         self.send(&url, &self.key.sign(header, &payload.to_string())).await
     }
 
-    /// Sends a payload of the account.
+    /// Signs a payload with the account's key, and sends it.
     pub async fn post(&self, url: &str, payload: &Value) -> AcmeAnswer {
         self.send(url, &self.signed(url, &payload.to_string()).await).await
     }
@@ -261,7 +261,7 @@ impl RawClient {
         self.send(url, &self.signed(url, "").await).await
     }
 
-    /// A request of the account that is not sent yet.
+    /// A request that is signed with the account's key, without sending it.
     pub async fn signed(&self, url: &str, payload: &str) -> Value {
         let header = json!({"kid": self.account, "nonce": self.nonce().await, "url": url});
         self.key.sign(header, payload)
@@ -272,18 +272,18 @@ impl RawClient {
         self.send_as(url, "application/jose+json", jws.to_string()).await
     }
 
-    /// Sends anything.
+    /// Sends a body with a media type.
     pub async fn send_as(&self, url: &str, media_type: &str, body: String) -> AcmeAnswer {
         let request = self.http.post(url).header("content-type", media_type).body(body);
         self.answer(request).await
     }
 
-    /// Reads without a signature.
+    /// Sends an unsigned GET.
     pub async fn get(&self, path: &str) -> AcmeAnswer {
         self.answer(self.http.get(url_of(path))).await
     }
 
-    /// A fresh nonce: that of the last answer, if there was one.
+    /// The nonce of the last response, or a new one.
     pub async fn nonce(&self) -> String {
         let at_hand = self.nonce.lock().unwrap().take();
         match at_hand {
@@ -295,7 +295,7 @@ impl RawClient {
         }
     }
 
-    /// Orders for a device.
+    /// Orders a certificate for a device.
     pub async fn order(&self, serial_number: &str) -> AcmeAnswer {
         let identifier = json!({"type": "permanent-identifier", "value": serial_number});
         let url = url_of("/acme/new-order");
@@ -309,7 +309,7 @@ impl RawClient {
         authorization["challenges"][0].clone()
     }
 
-    /// Answers a challenge with an attestation object.
+    /// Responds to a challenge with an attestation object.
     pub async fn attest(&self, challenge: &Value, object: &[u8]) -> AcmeAnswer {
         let payload = json!({"attObj": URL_SAFE_NO_PAD.encode(object)});
         self.post(challenge["url"].as_str().unwrap(), &payload).await
@@ -321,13 +321,13 @@ impl RawClient {
         self.post(order.body["finalize"].as_str().unwrap(), &payload).await
     }
 
-    /// Goes through all of it, to the certificate's chain.
+    /// Performs all steps, and returns the certificate's chain.
     pub async fn obtain(&self, mac: &Mac, apple: &Apple, at: OffsetDateTime) -> String {
         let (_order, chain) = self.obtain_with_order(mac, apple, at).await;
         chain
     }
 
-    /// The same, with the order.
+    /// Performs all steps, and returns the order and the certificate's chain.
     pub async fn obtain_with_order(&self, mac: &Mac, apple: &Apple, at: OffsetDateTime) -> (AcmeAnswer, String) {
         let order = self.order(&mac.serial_number).await.expect(201);
         let challenge = self.challenge(&order).await;
@@ -352,10 +352,10 @@ impl RawClient {
 }
 
 impl AcmeAnswer {
-    /// This answer, if it has this status.
+    /// Returns this response if it has this status.
     ///
     /// # Panics
-    /// With the answer, if it has another.
+    /// With the response, if it has another status.
     #[must_use]
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
@@ -363,10 +363,10 @@ impl AcmeAnswer {
         self
     }
 
-    /// What went wrong, if it is this error.
+    /// The detail of this error.
     ///
     /// # Panics
-    /// With the answer, if it is something else.
+    /// With the response, if it is anything else.
     #[track_caller]
     pub fn expect_error(&self, status: u16, kind: &str) -> String {
         let expected = format!("urn:ietf:params:acme:error:{kind}");
@@ -378,10 +378,10 @@ impl AcmeAnswer {
         self.body["detail"].as_str().unwrap().to_owned()
     }
 
-    /// What went wrong with a challenge, if it is this error; the call itself succeeds.
+    /// The detail of this error of a challenge. The call itself succeeds.
     ///
     /// # Panics
-    /// With the answer, if it is something else.
+    /// With the response, if it is anything else.
     #[track_caller]
     pub fn expect_challenge_error(&self, kind: &str) -> String {
         let expected = format!("urn:ietf:params:acme:error:{kind}");
@@ -401,7 +401,7 @@ impl AcmeAnswer {
         Some(value.to_str().unwrap().to_owned())
     }
 
-    /// Where what was made is.
+    /// The URL of the created resource.
     #[must_use]
     #[track_caller]
     pub fn location(&self) -> String {
@@ -428,7 +428,7 @@ impl AcmeAnswer {
     }
 }
 
-/// The address of something on the server.
+/// The URL of a path on the server.
 #[must_use]
 pub fn url_of(path: &str) -> String {
     format!("{PUBLIC_URL}{path}")

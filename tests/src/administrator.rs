@@ -8,19 +8,19 @@ use crate::answer::Answer;
 use crate::api::Api;
 use crate::machine::Machine;
 
-/// A caller of the admin API with a key.
+/// A caller of the admin API, with its API key.
 #[derive(Clone, Debug)]
 pub struct Administrator {
     api: Api,
     key: String,
 }
 
-/// An enrollment token that was made.
+/// A created enrollment token.
 #[derive(Clone, Debug)]
 pub struct Token {
     /// Its id.
     pub id: String,
-    /// The secret that a machine shows.
+    /// The secret that a machine sends.
     pub secret: String,
 }
 
@@ -34,7 +34,7 @@ impl Administrator {
         }
     }
 
-    /// Any call; `path` is below `/v1/admin/`.
+    /// Sends any request. `path` is below `/v1/admin/`.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
         let mut request = self
             .api
@@ -46,17 +46,17 @@ impl Administrator {
         Answer::to(request).await
     }
 
-    /// Reads something that is there.
+    /// Reads a resource, which must exist.
     pub async fn get(&self, path: &str) -> Value {
         self.call(Method::GET, path, None).await.expect(200).json()
     }
 
-    /// A POST that makes something.
+    /// Creates a resource by POST.
     pub async fn create(&self, noun: &str, body: &Value) -> Value {
         self.call(Method::POST, noun, Some(body)).await.expect(201).json()
     }
 
-    /// Deletes something that is there.
+    /// Deletes a resource, which must exist.
     pub async fn delete(&self, path: &str) {
         let _deleted = self.call(Method::DELETE, path, None).await.expect(204);
     }
@@ -85,7 +85,7 @@ impl Administrator {
         machine
     }
 
-    /// Makes a permission for an audience of its own, and returns its id.
+    /// Creates a permission for a new audience, and returns its id.
     pub async fn permission(&self, name: &str) -> String {
         let audience = format!("https://{}.example.com", Uuid::new_v4());
         text(
@@ -115,45 +115,45 @@ impl Administrator {
         self.call(Method::POST, &path, Some(&json!({"reason": reason}))).await
     }
 
-    /// An enrollment that waits to be decided.
+    /// A pending enrollment.
     pub async fn pending(&self, enrollment: &str) -> Value {
         let waiting = items(self.get("enrollments?status=pending&limit=500").await);
         let found = waiting.into_iter().find(|waiting| waiting["id"] == enrollment);
-        found.unwrap_or_else(|| panic!("enrollment {enrollment} does not wait"))
+        found.unwrap_or_else(|| panic!("enrollment {enrollment} is not pending"))
     }
 
-    /// What happened to a machine, the newest first.
+    /// A machine's events, newest first.
     pub async fn events(&self, id: Uuid) -> Vec<Value> {
         items(self.get(&format!("machines/{id}/events")).await)
     }
 
-    /// The kinds of these events.
+    /// The kinds of a machine's events, newest first.
     pub async fn event_kinds(&self, id: Uuid) -> Vec<Value> {
         let events = self.events(id).await.into_iter();
         events.map(|mut event| event["kind"].take()).collect()
     }
 
-    /// The audit's entries of a resource, the newest first.
+    /// The audit entries of a resource, newest first.
     pub async fn audit(&self, resource: &str) -> Vec<Value> {
         items(self.get(&format!("audit?resource={resource}")).await)
     }
 }
 
-/// The body that makes an enrollment token: what it does not say is as for one machine within an hour.
+/// The body that creates an enrollment token. Members that `body` lacks are those for one machine and one hour.
 #[must_use]
 pub fn token_of(body: Value) -> Value {
     let mut token = json!({"description": "the tests", "expires_in_seconds": 3600, "max_uses": 1, "approval": "automatic", "allow_reenrollment": false});
     let Value::Object(body) = body else {
-        panic!("no object: {body}")
+        panic!("not an object: {body}")
     };
     token.as_object_mut().unwrap().extend(body);
     token
 }
 
-/// A text member of an answer.
+/// A text member of a response.
 ///
 /// # Panics
-/// Where it has none.
+/// If the response has no such member.
 #[must_use]
 #[track_caller]
 pub fn text(answer: &Value, member: &str) -> String {
@@ -165,12 +165,12 @@ pub fn text(answer: &Value, member: &str) -> String {
 /// The items of a list.
 ///
 /// # Panics
-/// Where it is no list.
+/// If the body is no list.
 #[must_use]
 #[track_caller]
 pub fn items(mut list: Value) -> Vec<Value> {
     match list["items"].take() {
         Value::Array(items) => items,
-        other => panic!("no list: {other}"),
+        other => panic!("not a list: {other}"),
     }
 }

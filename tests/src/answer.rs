@@ -1,5 +1,5 @@
-//! An answer, held against what every answer of the server promises: a request id, a fresh nonce and no caching on the
-//! endpoints for agents, and a problem in the form of the registry wherever the server says no.
+//! A response that was checked against the conventions for all responses. Each has a request id. Responses to agents
+//! also have a fresh nonce and forbid caching. An error is a problem of the registry.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 /// The endpoints for agents.
 pub const AGENT_PATHS: [&str; 4] = ["/v1/nonce", "/v1/enroll", "/v1/check-in", "/v1/renew"];
 
-/// What would tell a caller how the server is made: SQL, Postgres' words, Rust's, and places on the disk.
+/// Texts that would reveal the implementation to a caller: SQL, messages of Postgres and Rust, and paths.
 const INTERNAL: [&str; 22] = [
     "sql",
     "select ",
@@ -39,7 +39,7 @@ const INTERNAL: [&str; 22] = [
     "option<",
 ];
 
-/// An answer with its body.
+/// A response with its body.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The status code.
@@ -57,7 +57,7 @@ impl Answer {
     /// Sends a request and checks the response against the conventions.
     ///
     /// # Panics
-    /// Where there is no answer, or one that no server of ours may give.
+    /// If there is no response, or one that breaks a convention.
     pub async fn to(request: RequestBuilder) -> Self {
         Self::or_error(request)
             .await
@@ -67,7 +67,7 @@ impl Answer {
     /// Sends a request whose response may get lost. A response is checked against the conventions.
     ///
     /// # Errors
-    /// What became of it instead.
+    /// If there was no response.
     pub async fn or_error(request: RequestBuilder) -> reqwest::Result<Self> {
         let (client, request) = request.build_split();
         let request = request?;
@@ -85,10 +85,10 @@ impl Answer {
         Ok(answer)
     }
 
-    /// This answer, if it has this status.
+    /// Returns this response if it has this status.
     ///
     /// # Panics
-    /// With the answer, if it has another.
+    /// With the response, if it has another status.
     #[must_use]
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
@@ -96,10 +96,10 @@ impl Answer {
         self
     }
 
-    /// This answer, if it is this problem.
+    /// Returns this response if it is this problem.
     ///
     /// # Panics
-    /// With the answer, if it is something else.
+    /// With the response, if it is anything else.
     #[must_use]
     #[track_caller]
     pub fn expect_problem(self, kind: ProblemKind) -> Self {
@@ -122,7 +122,7 @@ impl Answer {
         id.parse().unwrap()
     }
 
-    /// The fresh nonce that came along.
+    /// The fresh nonce in the response.
     #[must_use]
     pub fn nonce(&self) -> &str {
         self.header(REPLAY_NONCE)
@@ -161,13 +161,13 @@ impl Answer {
             .unwrap_or_else(|| panic!("no problem of the registry: {self}"))
     }
 
-    /// Which problem it is; none where it is none.
+    /// The kind of problem. `None` if the response is no problem of the registry.
     #[must_use]
     pub fn problem_kind(&self) -> Option<ProblemKind> {
         self.problem().and_then(|problem| problem.kind())
     }
 
-    /// What the problem tells of this one call.
+    /// The problem's detail.
     #[must_use]
     #[track_caller]
     pub fn detail(&self) -> String {
@@ -201,7 +201,7 @@ impl Answer {
         assert_eq!(problem.title, kind.title(), "{self}");
         assert_eq!(problem.request_id, self.request_id().to_string(), "{self}");
         let mut members: Vec<String> = self.json().as_object().unwrap().keys().cloned().collect();
-        // Only where a file is wrong row by row.
+        // Only the import of an inventory reports errors by row.
         members.retain(|member| member != "errors" || problem.errors.is_empty());
         let has_reason = members.iter().any(|member| member == "reason");
         assert_eq!(has_reason, kind == ProblemKind::AttestationRefused, "{self}");
@@ -210,7 +210,7 @@ impl Answer {
         assert!(!problem.detail.is_empty(), "{self}");
         let detail = problem.detail.to_lowercase();
         for word in INTERNAL {
-            assert!(!detail.contains(word), "the detail tells of {word:?}: {self}");
+            assert!(!detail.contains(word), "the detail contains {word:?}: {self}");
         }
         let is_temporary = matches!(kind, ProblemKind::RateLimited | ProblemKind::Unavailable);
         assert_eq!(

@@ -20,30 +20,30 @@ pub struct Api {
     audience: String,
 }
 
-/// A server that machines call.
+/// A server as machines call it.
 pub trait Called: Sync {
-    /// How it is reached.
+    /// Its API.
     fn api(&self) -> &Api;
 
-    /// The nonce for the next call of a machine that has this one at hand.
+    /// The nonce for the next call of a machine that got `at_hand` with its last response.
     fn next_nonce(&self, at_hand: Option<String>) -> impl Future<Output = String> + Send;
 }
 
 impl Api {
-    /// The server at `origin` that calls itself `audience`, recognized by its root certificates.
+    /// The server at `origin`, whose evidence names `audience`, and which is verified with these root certificates.
     #[must_use]
     pub fn new(origin: &str, audience: &str, roots_pem: &str) -> Self {
         let roots = Certificate::from_pem_bundle(roots_pem.as_bytes()).unwrap();
         Self::with(client().tls_certs_only(roots), origin, audience)
     }
 
-    /// A server that speaks plain HTTP, to a proxy.
+    /// A server that speaks plain HTTP, because a proxy ends TLS in front of it.
     #[must_use]
     pub fn plain(origin: &str, audience: &str) -> Self {
         Self::with(client(), origin, audience)
     }
 
-    /// A server that this client finds and trusts.
+    /// A server that this client can reach and verify.
     pub(crate) fn with(client: ClientBuilder, origin: &str, audience: &str) -> Self {
         Self {
             client: client.build().unwrap(),
@@ -58,13 +58,13 @@ impl Api {
         &self.audience
     }
 
-    /// The address of something on it.
+    /// The URL of a path on it.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.origin)
     }
 
-    /// A request to be built further.
+    /// A request builder.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, self.url(path))
     }
@@ -90,7 +90,7 @@ impl Called for Api {
         self
     }
 
-    /// As the agent does, it calls with what the last answer brought.
+    /// Uses the nonce of the last response, as the agent does.
     async fn next_nonce(&self, at_hand: Option<String>) -> String {
         match at_hand {
             Some(nonce) => nonce,

@@ -1,4 +1,4 @@
-//! A stand-in for Apple's attestation authority, which attests what a test wants.
+//! A stand-in for Apple's attestation authority. It attests anything that a test asks for.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::machine::Machine;
 
-/// 1.2.840.113635.100, under which Apple has its extensions and key usages.
+/// 1.2.840.113635.100, the arc of Apple's extensions and key usages.
 const APPLE: [u64; 6] = [1, 2, 840, 113_635, 100, 8];
 
 /// Of an extension, behind 1.2.840.113635.100.8.
@@ -36,7 +36,7 @@ pub struct Apple {
     roots: NamedTempFile,
 }
 
-/// What to attest about a machine: a healthy one, until a test changes it.
+/// What to attest about a machine. It is healthy unless a test changes it.
 #[derive(Debug, Clone)]
 pub struct Attested {
     extensions: Vec<([u64; 2], Vec<u8>)>,
@@ -51,7 +51,7 @@ impl Default for Apple {
 }
 
 impl Apple {
-    /// With its own keys, which no other one trusts.
+    /// An authority with new keys. Only a server with its [`setting`](Self::setting) trusts it.
     #[must_use]
     pub fn new() -> Self {
         let root = CertifiedIssuer::self_signed(authority("Synthetic Attestation Root CA"), key()).unwrap();
@@ -84,7 +84,7 @@ impl Apple {
         self.attest_key(attested, &key())
     }
 
-    /// The same of a key that the machine has, as with ACME.
+    /// A chain whose leaf has this key, as with ACME.
     #[must_use]
     pub fn attest_key(&self, attested: &Attested, key: &impl PublicKeyData) -> Vec<Vec<u8>> {
         let mut leaf = CertificateParams::default();
@@ -103,7 +103,7 @@ impl Apple {
         vec![leaf.der().to_vec(), self.intermediate.der().to_vec()]
     }
 
-    /// The body that posts the chain.
+    /// The body of a request with the chain.
     #[must_use]
     pub fn body(&self, attested: &Attested) -> Value {
         body_of(&self.attest(attested))
@@ -138,34 +138,34 @@ impl Attested {
         }
     }
 
-    /// Signed at another time.
+    /// Sets the time of the signature.
     #[must_use]
     pub fn at(mut self, at: OffsetDateTime) -> Self {
         self.not_before = at.replace_nanosecond(0).unwrap();
         self
     }
 
-    /// With this value in place of the other.
+    /// Replaces the value of an extension.
     #[must_use]
     pub fn with(self, oid: [u64; 2], value: &[u8]) -> Self {
         self.without(oid).and(oid, value)
     }
 
-    /// With this extension too, whether or not it is there already.
+    /// Adds an extension, even if one with this OID exists.
     #[must_use]
     pub fn and(mut self, oid: [u64; 2], value: &[u8]) -> Self {
         self.extensions.push((oid, value.to_vec()));
         self
     }
 
-    /// Without an extension.
+    /// Removes an extension.
     #[must_use]
     pub fn without(mut self, oid: [u64; 2]) -> Self {
         self.extensions.retain(|(other, _)| *other != oid);
         self
     }
 
-    /// With its extensions critical, which Apple's are not.
+    /// Marks its extensions as critical, which Apple's are not.
     #[must_use]
     pub fn critical(mut self) -> Self {
         self.critical = true;
@@ -173,13 +173,13 @@ impl Attested {
     }
 }
 
-/// The body that posts a chain.
+/// The body of a request with a chain.
 #[must_use]
 pub fn body_of(chain: &[Vec<u8>]) -> Value {
     json!({"x5c": chain.iter().map(|der| STANDARD.encode(der)).collect::<Vec<_>>()})
 }
 
-/// What a Mac sends to its MDM in answer to a `DeviceInformation`, with this attestation: a property list in XML.
+/// A Mac's response to the MDM command `DeviceInformation`, with this attestation, as a property list in XML.
 #[must_use]
 pub fn device_information(udid: &str, chain: Option<&[Vec<u8>]>) -> String {
     let attestation = chain.map_or_else(String::new, |chain| {

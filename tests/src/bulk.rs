@@ -1,4 +1,4 @@
-//! Fills the tables of a fleet at once, as a restore does: the indexes are made after the rows.
+//! Fills the tables of a fleet as a restore does: it inserts the rows first, and then creates the indexes.
 
 use sqlx::{Connection, PgConnection};
 
@@ -18,7 +18,7 @@ const INDEXES_WITHOUT_CONSTRAINT: &str = "
     SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
     WHERE indrelid = ANY ($1::text[]::regclass[]) AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)";
 
-/// Runs the statements that insert the rows. They may use what this connection has set and made.
+/// Runs the statements that insert the rows. They may use settings and temporary tables of this connection.
 pub(crate) async fn fill(mut connection: PgConnection, statements: &str) {
     let settings = "SET maintenance_work_mem = '1GB'; SET synchronous_commit = off";
     execute(&mut connection, settings.to_owned()).await;

@@ -1,5 +1,5 @@
-//! A Postgres in memory that ends with the test process, whatever ends that, and databases in it that are copies of
-//! one with the schema.
+//! A Postgres in memory. It ends with the test process, even if that is killed. Its databases are copies of a template
+//! with the schema.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -22,15 +22,15 @@ use crate::seed;
 pub(crate) const TEMPLATE: &str = "assay_template";
 
 const SUPERUSER: &str = "assay";
-/// The role that servers work as: it owns nothing.
+/// The role that servers connect as. It owns nothing.
 pub(crate) const SERVER_ROLE: &str = "assay_server";
 const STARTED_WITHIN: Duration = Duration::from_secs(30);
 
-/// Databases that are out of use before the first is dropped: dropping costs more than making, and each takes 8 MB.
+/// How many unused databases are kept. Dropping one takes longer than creating one, and each needs 8 MB.
 const DATABASES_KEPT: usize = 24;
 
-/// Runs Postgres in the directory `$2` and does what its standard input says. The end of that is the end of the test
-/// process: then nothing stays, neither process nor file. A Postgres that is told to stop has written everything.
+/// Runs Postgres in the directory `$2`, and reads commands from standard input. Standard input ends with the test
+/// process. The script then ends Postgres and removes its files.
 const KEEPER: &str = r#"
 start() {
     "$1/postgres" -D "$2/cluster" -k "$2" -c listen_addresses= -c max_connections=300 -c unix_socket_permissions=0777 \
@@ -57,11 +57,11 @@ rm -rf "$2"
 pub(crate) const IN_MEMORY: &str = "-c fsync=off -c full_page_writes=off -c wal_level=minimal -c max_wal_senders=0 \
     -c max_wal_size=128MB -c min_wal_size=32MB -c autovacuum=off -c dynamic_shared_memory_type=mmap";
 
-/// For measurements: what `server/src/database/private_postgres/cluster.rs` sets, so that all is on disk that it says is.
+/// Settings for measurements, as in `server/src/database/private_postgres/cluster.rs`: every commit is on disk.
 const DURABLE: &str =
     "-c shared_buffers=256MB -c max_wal_size=2GB -c synchronous_commit=on -c fsync=on -c full_page_writes=on";
 
-/// A running Postgres. Dropped, or when the test process ends, it stops and leaves nothing.
+/// A running Postgres. Dropping it, or the end of the test process, stops it and removes its files.
 #[derive(Debug)]
 pub struct Cluster {
     directory: PathBuf,
@@ -73,13 +73,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The one that the tests of this process share.
+    /// The cluster that the tests of this process share.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Cluster> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
     }
 
-    /// One of its own, for a test that stops it.
+    /// Starts a cluster of its own, for a test that stops it.
     pub async fn start() -> Self {
         let seed = seed::seed().await;
         let directory = seed::memory_directory();
@@ -87,8 +87,8 @@ impl Cluster {
         Self::run(&seed.binaries, directory, IN_MEMORY).await
     }
 
-    /// One on disk that keeps what it has committed, as the server's own does: to be measured. It has the role that servers
-    /// work as, and no database with the schema: see [`create_empty_database`](Self::create_empty_database).
+    /// Starts a durable cluster on disk, for measurements. It has the role that servers connect as, but no template with
+    /// the schema: use [`create_empty_database`](Self::create_empty_database).
     pub async fn durable() -> Self {
         let installation = seed::installation();
         let directory = seed::directory_in(&std::env::temp_dir());
@@ -101,7 +101,7 @@ impl Cluster {
         cluster
     }
 
-    /// Starts the cluster that is in `directory`, which then belongs to it.
+    /// Starts the cluster that is in `directory`, and takes ownership of the directory.
     pub(crate) async fn run(binaries: &Path, directory: PathBuf, settings: &str) -> Self {
         let mut command = Command::new("/bin/sh");
         command
@@ -111,7 +111,7 @@ impl Cluster {
             .arg(binaries)
             .arg(&directory)
             .arg(settings);
-        // Ctrl-C would end the keeper, and the order to clean up with it.
+        // In the test's own process group, Ctrl-C would end the script before it has cleaned up.
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -136,7 +136,7 @@ impl Cluster {
         cluster
     }
 
-    /// Makes a database without the schema.
+    /// Creates a database without the schema.
     pub async fn create_empty_database(&self) -> Database<'_> {
         let name = format!("assay_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
         let mut connection = self.administer().await;
@@ -145,14 +145,14 @@ impl Cluster {
         Database { name, cluster: self }
     }
 
-    /// The first of its processes.
+    /// The process id of the postmaster.
     #[must_use]
     pub fn process(&self) -> u32 {
         let file = std::fs::read_to_string(self.directory.join("cluster/postmaster.pid")).unwrap();
         file.lines().next().unwrap().trim().parse().unwrap()
     }
 
-    /// Makes an empty database with the schema.
+    /// Creates an empty database with the schema.
     pub async fn create_database(&self) -> Database<'_> {
         let name = format!("assay_{}", self.next_database.fetch_add(1, Ordering::Relaxed));
         let mut connection = self.administer().await;
@@ -176,12 +176,12 @@ impl Cluster {
         Database { name, cluster: self }
     }
 
-    /// Stops Postgres as an administrator would: connections are cut, nothing is lost.
+    /// Shuts Postgres down as an administrator would. It closes connections, and loses no data.
     pub async fn stop(&mut self) {
         self.end("stop").await;
     }
 
-    /// Ends Postgres at once, as a power cut would: it recovers at the next start.
+    /// Ends Postgres immediately, as a power cut would. It recovers at the next start.
     pub async fn crash(&mut self) {
         self.end("crash").await;
     }
@@ -192,24 +192,24 @@ impl Cluster {
             .await;
     }
 
-    /// Stops the execution of all of its processes: connections stay, and nothing answers.
+    /// Suspends all of its processes. Connections remain open without an answer.
     pub async fn pause(&mut self) {
         self.command("pause", "the keeper has paused it").await;
     }
 
-    /// Lets it go on after [`pause`](Self::pause).
+    /// Continues it after [`pause`](Self::pause).
     pub async fn resume(&mut self) {
         self.command("resume", "the keeper has resumed it").await;
     }
 
-    /// The URL of a database of this cluster for one of its roles. Nobody needs a password.
+    /// The URL of a database of this cluster for one of its roles. The roles have no passwords.
     fn url(&self, role: &str, database: &str) -> String {
         let socket: String =
             url::form_urlencoded::byte_serialize(self.directory.as_os_str().as_encoded_bytes()).collect();
         format!("postgres://{role}@localhost:5432/{database}?host={socket}&sslmode=disable")
     }
 
-    /// How to connect to a database of this cluster as its superuser.
+    /// Options to connect to a database of this cluster as the superuser.
     #[must_use]
     pub fn connect_options(&self, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
@@ -220,18 +220,18 @@ impl Cluster {
             .database(database)
     }
 
-    /// A connection that belongs to no database of a test.
+    /// A connection to a database that no test uses.
     pub(crate) async fn administer(&self) -> PgConnection {
         self.connect_options("template1").connect().await.unwrap()
     }
 
-    /// What Postgres writes: its log.
+    /// The log of Postgres.
     #[must_use]
     pub fn output(&self) -> &Output {
         &self.output
     }
 
-    /// Where the socket is.
+    /// The directory with the socket.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -275,7 +275,7 @@ pub struct Database<'a> {
 }
 
 impl Database<'static> {
-    /// Makes one in the shared cluster.
+    /// Creates one in the shared cluster.
     pub async fn create() -> Self {
         Cluster::shared().await.create_database().await
     }
@@ -288,25 +288,25 @@ impl Database<'_> {
         &self.name
     }
 
-    /// As `database.url` has it: with the role that owns nothing, so that a privilege that a server lacks shows.
+    /// The URL for `database.url`. Its role owns nothing, so a missing privilege fails the test.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(SERVER_ROLE)
     }
 
-    /// The same for another role of the cluster.
+    /// The URL for another role of the cluster.
     #[must_use]
     pub fn url_of(&self, role: &str) -> String {
         self.cluster.url(role, &self.name)
     }
 
-    /// How to connect to it as its superuser.
+    /// Options to connect to it as the superuser.
     #[must_use]
     pub fn connect_options(&self) -> PgConnectOptions {
         self.cluster.connect_options(&self.name)
     }
 
-    /// A small pool, for a test that looks into the tables.
+    /// A small pool, for a test that reads the tables.
     pub async fn pool(&self) -> PgPool {
         PgPoolOptions::new()
             .max_connections(4)
@@ -315,7 +315,7 @@ impl Database<'_> {
             .unwrap()
     }
 
-    /// Revokes a machine's certificates alone: its record and its key stay as they are.
+    /// Revokes a machine's certificates, without changing its status and its key.
     pub async fn revoke_certificates_of(&self, machine: Uuid) {
         let statement = "WITH revoked AS (
                  UPDATE certificates SET revoked_at = now(), revocation_reason = 'superseded' WHERE machine_id = $1
@@ -337,7 +337,7 @@ impl Drop for Database<'_> {
     }
 }
 
-/// For names that this module makes: they hold nothing that would need quoting.
+/// Executes a statement that was made by formatting. The names that this module makes need no quoting.
 pub(crate) async fn execute(connection: &mut PgConnection, statement: String) {
     sqlx::raw_sql(AssertSqlSafe(statement))
         .execute(connection)
@@ -345,7 +345,7 @@ pub(crate) async fn execute(connection: &mut PgConnection, statement: String) {
         .unwrap();
 }
 
-/// Postgres does not run as root, and the tests may.
+/// Runs a command under an unprivileged account if the tests run as root, because Postgres refuses to run as root.
 pub fn as_account(command: &mut Command) {
     if let Some(account) = Account::unprivileged().unwrap() {
         command.uid(account.uid).gid(account.gid);

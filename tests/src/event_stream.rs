@@ -1,4 +1,4 @@
-//! A reader of the stream of events, as the standard for server-sent events has it.
+//! A reader of the stream of events, after the standard for server-sent events.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ pub struct EventStream {
     buffer: Vec<u8>,
 }
 
-/// One block of the stream that carries data.
+/// One message of the stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
-    /// `id`
+    /// The field `id`.
     pub id: i64,
-    /// `event`
+    /// The field `event`.
     pub kind: String,
-    /// `data`, which is JSON.
+    /// The field `data`, parsed as JSON.
     pub data: Value,
 }
 
@@ -32,7 +32,7 @@ impl EventStream {
     /// Opens it.
     ///
     /// # Panics
-    /// When it is no stream.
+    /// If the response is no stream.
     pub async fn open(request: RequestBuilder) -> Self {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200, "{response:?}");
@@ -47,7 +47,7 @@ impl EventStream {
         }
     }
 
-    /// A request for the stream of a server, after an event or at the present end.
+    /// A request for a server's stream, from an event on or from the present end on.
     pub fn request(api: &Api, api_key: &str, after: Option<i64>) -> RequestBuilder {
         let request = api.request(Method::GET, "/v1/admin/events/stream").bearer_auth(api_key);
         match after {
@@ -56,10 +56,10 @@ impl EventStream {
         }
     }
 
-    /// The next message; none at a clean end of the stream.
+    /// The next message. `None` at a clean end of the stream.
     ///
     /// # Errors
-    /// When the connection is cut.
+    /// If the connection is cut.
     ///
     /// # Panics
     /// If no message arrives for long.
@@ -81,13 +81,13 @@ impl EventStream {
     /// The next event.
     ///
     /// # Panics
-    /// When there is none.
+    /// If the stream ends.
     pub async fn next(&mut self) -> Told {
         let told = self.read().await.unwrap();
         told.expect("the stream has ended")
     }
 
-    /// The next events, so many.
+    /// The next `number` events.
     pub async fn take(&mut self, number: usize) -> Vec<Told> {
         let mut told = Vec::new();
         while told.len() < number {
@@ -96,7 +96,7 @@ impl EventStream {
         told
     }
 
-    /// Everything up to the first event of this kind.
+    /// All events up to the first one of this kind.
     pub async fn up_to(&mut self, kind: &str) -> Vec<Told> {
         let mut told = vec![self.next().await];
         while told.last().is_some_and(|last| last.kind != kind) {
@@ -112,7 +112,7 @@ impl EventStream {
     }
 }
 
-/// None for a block without data: a comment, or the time after which to connect again.
+/// `None` for a block without data, which is a comment or the reconnection time.
 fn parse(block: &str) -> Option<Told> {
     let field = |name: &str| {
         let prefix = format!("{name}: ");

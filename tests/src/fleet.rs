@@ -1,4 +1,4 @@
-//! A large fleet in a database, made by `fleet.sql`, and the lists to read from it.
+//! A large fleet in a database, created by `fleet.sql`, and the lists to read from it.
 
 use aws_lc_rs::digest;
 use base64::Engine;
@@ -15,21 +15,21 @@ use crate::cluster::execute;
 pub struct List {
     /// A description.
     pub name: &'static str,
-    /// Below `/v1/admin/`.
+    /// The path below `/v1/admin/`.
     pub path: String,
-    /// Whether it has items in a fleet of any size.
+    /// Whether it has items in a fleet of every size.
     pub has_items: bool,
     /// The most pages that Postgres may read for it in a fleet of 12,000.
     pub most_pages: u64,
     /// Whether it uses the trigram index.
     pub by_part: bool,
-    /// Whether tens of thousands match far from where the page begins, so that Postgres collects all of them.
+    /// Whether tens of thousands of rows match, all far from the page's start. Postgres then collects all of them.
     pub is_far: bool,
 }
 
-/// A page of fifty machines, each with what is in other tables.
+/// The pages for fifty machines, each with rows of other tables.
 const PAGE: u64 = 1_300;
-/// A handful of rows along an index.
+/// The pages for a few rows along an index.
 const FEW: u64 = 120;
 
 /// Fills a database that has the schema and no machines.
@@ -39,8 +39,8 @@ pub async fn fill(options: &PgConnectOptions, machines: u64) {
     bulk::fill(connection, include_str!("fleet.sql")).await;
 }
 
-/// The lists to ask of a fleet that was made by [`fill`]: each filter alone and in pairs, for values that are frequent,
-/// rare, absent, and frequent but far from where a page begins.
+/// The lists to read from a fleet of [`fill`]: each filter alone and in pairs, for values that are frequent, rare,
+/// absent, and frequent but far from the page's start.
 pub async fn lists(options: &PgConnectOptions) -> Vec<List> {
     let mut connection = options.connect().await.unwrap();
     let sample = Sample::read(&mut connection).await;
@@ -51,7 +51,7 @@ pub async fn lists(options: &PgConnectOptions) -> Vec<List> {
     lists
 }
 
-/// Of one machine in the middle of the fleet, and the places to go on from there.
+/// The lists of one machine in the middle of the fleet, and lists that continue from there.
 struct Sample {
     id: Uuid,
     serial_number: String,
@@ -101,7 +101,7 @@ async fn id(connection: &mut PgConnection, query: &'static str) -> Uuid {
     connection.fetch_one(query).await.unwrap().get(0)
 }
 
-/// The list from this item on. The cursor is made as the server makes it, because paging there takes too long.
+/// The list from this item on. Builds the server's cursor, because paging to the item would take too long.
 fn from(list: impl AsRef<str>, id: Uuid) -> String {
     let list = list.as_ref();
     let (path, query) = list.split_once('?').unwrap_or((list, ""));
@@ -240,7 +240,7 @@ fn other_lists(sample: &Sample) -> Vec<List> {
         list("audit by an actor's name, half, long ago", "audit?actor=operator-0"),
         list("audit by an actor's name, three", "audit?actor=operator-99").most_pages(FEW),
         list("audit by a machine", format!("audit?actor={id}")).most_pages(FEW),
-        empty("audit by nobody", "audit?actor=nobody").most_pages(FEW),
+        empty("audit by an unknown actor", "audit?actor=unknown").most_pages(FEW),
         list(
             "audit of a month",
             format!("audit?after={enrolled_at}&before={a_month_later}"),
@@ -271,7 +271,7 @@ impl List {
         Self { is_far: true, ..self }
     }
 
-    /// A small fleet may have no such items.
+    /// Allows the list to be empty in a small fleet.
     fn or_empty(self) -> Self {
         Self {
             has_items: false,

@@ -1,6 +1,6 @@
 //! A server in the test process: the real router over real TLS and Postgres, with a mock clock.
 //!
-//! Every response is checked against the conventions that all responses follow: see [`Answer`].
+//! [`Answer`] checks every response against the conventions for all responses.
 
 use std::fmt::{self, Debug};
 use std::net::SocketAddr;
@@ -35,14 +35,14 @@ use crate::cluster::Database;
 use crate::machine::Machine;
 use crate::processes::program;
 
-/// The servers' public URL; the name leads to the server of the test alone.
+/// The servers' public URL. In each test, the name resolves to the test's own server.
 pub const PUBLIC_URL: &str = "https://assay.example.com";
 const HOST: &str = "assay.example.com";
 
-/// The same for all: what it seals ends with the test.
+/// All servers share one master key, because the keys that it seals end with the test.
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 
-/// A running server, with a client that trusts it and a database of its own.
+/// A running server, with a client that trusts it, and mostly with a database of its own.
 pub struct InProcess {
     server: RunningServer,
     clock: MockClock,
@@ -55,12 +55,12 @@ pub struct InProcess {
 }
 
 impl InProcess {
-    /// Starts one as it is by default.
+    /// Starts a server with the default configuration.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// Starts one with these keys of the configuration, by their paths: `check_in.interval`.
+    /// Starts a server with these configuration keys, named by path: `check_in.interval`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         let database = Database::create().await;
         let mut server = Self::start_on(&database.url(), settings).await;
@@ -68,24 +68,24 @@ impl InProcess {
         server
     }
 
-    /// Starts one that trusts an Apple of its own.
+    /// Starts a server that trusts a new stand-in for Apple.
     pub async fn with_apple(settings: &[(&str, &str)]) -> (Self, Apple) {
         let apple = Apple::new();
         let server = Self::start_with(&[settings, &[apple.setting()]].concat()).await;
         (server, apple)
     }
 
-    /// Starts one on a database that the test owns.
+    /// Starts a server on a database that the test owns.
     pub async fn start_on(database_url: &str, settings: &[(&str, &str)]) -> Self {
         Self::start_at(SystemClock.now(), database_url, settings).await
     }
 
-    /// Starts one at another time.
+    /// Starts a server at another time.
     pub async fn start_at(now: OffsetDateTime, database_url: &str, settings: &[(&str, &str)]) -> Self {
         Self::start_by(MockClock::new(now), database_url, settings).await
     }
 
-    /// Starts one with the clock of another: a replica.
+    /// Starts a server with this clock, which another replica may share.
     pub async fn start_by(clock: MockClock, database_url: &str, settings: &[(&str, &str)]) -> Self {
         let data_dir = tempfile::tempdir().unwrap();
         let variables = variables(database_url, &data_dir, settings);
@@ -110,7 +110,7 @@ impl InProcess {
         }
     }
 
-    /// A command of the server's program, configured as this server is. Its clock is the system's.
+    /// A command of `assay-server` with this server's configuration. It uses the system's clock.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("assay-server"));
@@ -118,41 +118,41 @@ impl InProcess {
         command
     }
 
-    /// The server's clock; it stands still, but for [`nonce`](Self::nonce).
+    /// The server's clock. It stands still unless the test or [`nonce`](Self::nonce) sets it forward.
     #[must_use]
     pub fn clock(&self) -> &MockClock {
         &self.clock
     }
 
-    /// Its database, if it was made for it.
+    /// The database that was created for this server.
     ///
     /// # Panics
-    /// When the test looks after the database.
+    /// If the test owns the database.
     #[must_use]
     pub fn database(&self) -> &Database<'static> {
         self.database.as_ref().unwrap()
     }
 
-    /// Trusts the server's current roots, which may have changed.
+    /// Trusts the server's current roots, after a rotation.
     pub fn trust_again(&mut self) {
         self.tls = Arc::new(client_config(&self.roots_pem(), &self.clock));
         let client = client_builder(&self.tls, self.address(), &[b"h2", b"http/1.1"]);
         self.api = Api::with(client, PUBLIC_URL, PUBLIC_URL);
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// What a connection of one's own needs: roots, and the time to verify at.
+    /// The TLS configuration for a test's own connections: the server's roots and clock.
     #[must_use]
     pub fn tls(&self) -> &Arc<ClientConfig> {
         &self.tls
     }
 
-    /// A client with connections of its own that speaks HTTP/1.1 alone.
+    /// A client with connections of its own that speaks only HTTP/1.1.
     #[must_use]
     pub fn http1_client(&self) -> Client {
         client_builder(&self.tls, self.address(), &[b"http/1.1"])
@@ -160,13 +160,13 @@ impl InProcess {
             .unwrap()
     }
 
-    /// The same server over connections of their own, with a certificate for this machine's key.
+    /// The same server over other connections, which present a certificate for this machine's key.
     #[must_use]
     pub fn presenting(&self, chain_pem: &str, machine: &Machine, connections: Connections) -> Presenting<'_> {
         self.presenting_key(chain_pem, &machine.private_key_pem(), connections)
     }
 
-    /// The same with a certificate for any key.
+    /// The same server over connections that present a certificate for any key.
     #[must_use]
     pub fn presenting_key(&self, chain_pem: &str, key_pem: &str, connections: Connections) -> Presenting<'_> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
@@ -194,7 +194,7 @@ impl InProcess {
         self.server.roots_pem()
     }
 
-    /// The key of this role, made when the server was started.
+    /// The API key for this role, which was created when the server started.
     #[must_use]
     pub fn api_key(&self, role: Role) -> &str {
         let position = Role::ALL.iter().position(|other| *other == role).unwrap();
@@ -218,7 +218,7 @@ impl InProcess {
         self.api.request(method, path)
     }
 
-    /// A request of an administrator with every right.
+    /// A request with the API key for the role `admin`.
     pub fn admin(&self, method: Method, path: &str) -> RequestBuilder {
         self.request(method, path).bearer_auth(self.api_key(Role::Admin))
     }
@@ -248,7 +248,7 @@ impl InProcess {
         self.send(self.request(Method::POST, path).json(body)).await
     }
 
-    /// A fresh nonce. The clock moves a little: nonces of one moment are of one order, and a machine needs a later one.
+    /// A fresh nonce. Sets the clock forward a little, because each nonce of a machine must be later than its last one.
     pub async fn nonce(&self) -> String {
         self.clock.advance(Duration::milliseconds(1));
         self.send(self.request(Method::GET, "/v1/nonce"))
@@ -257,13 +257,14 @@ impl InProcess {
             .to_owned()
     }
 
-    /// An enrollment token as `fields` say; else for a day, a thousand machines of any serial number, automatic.
+    /// Creates an enrollment token with these members. Otherwise it is for a day, for a thousand machines with any serial
+    /// number, and needs no approval.
     pub async fn enrollment_token(&self, fields: Value) -> String {
         let created = self.create_enrollment_token(fields).await;
         created["token"].as_str().unwrap().to_owned()
     }
 
-    /// The same, with its record.
+    /// Creates an enrollment token, and returns the whole response.
     pub async fn create_enrollment_token(&self, fields: Value) -> Value {
         let mut request = token_of(json!({"expires_in_seconds": 86_400, "max_uses": 1000}));
         for (name, value) in fields.as_object().unwrap() {
@@ -273,7 +274,7 @@ impl InProcess {
         created.expect(201).json()
     }
 
-    /// The items of a list's first page, as an administrator reads them.
+    /// The items of a list's first page.
     pub async fn items(&self, path: &str) -> Vec<Value> {
         items(self.get(path).await.expect(200).json())
     }
@@ -283,12 +284,12 @@ impl InProcess {
         self.get(&machine.path()).await.expect(200).json()
     }
 
-    /// What happened to a machine, the newest first.
+    /// A machine's events, newest first.
     pub async fn events(&self, machine: &Machine) -> Vec<Value> {
         self.items(&format!("{}/events", machine.path())).await
     }
 
-    /// A machine that is enrolled with a token of its own.
+    /// Enrolls a new machine with a token of its own.
     pub async fn enrolled(&self, serial_number: &str) -> Machine {
         let token = self.enrollment_token(json!({"max_uses": 1})).await;
         let machine = Machine::with_serial_number(serial_number);
@@ -318,26 +319,26 @@ impl Called for InProcess {
         &self.api
     }
 
-    /// Always a fresh one: a test may have moved the clock beyond the life of any other.
+    /// Always a fresh nonce, because the test may have set the clock past the end of an older one.
     async fn next_nonce(&self, _at_hand: Option<String>) -> String {
         self.nonce().await
     }
 }
 
-/// How a machine that presents a certificate connects.
+/// How a machine with a certificate connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
     /// One connection for all calls.
     Kept,
-    /// The same with TLS 1.2.
+    /// One connection for all calls, with TLS 1.2.
     KeptTls12,
-    /// A new one for each call, which resumes the TLS session.
+    /// A new connection for each call, which resumes the TLS session.
     Resumed,
-    /// The same with TLS 1.2.
+    /// A new connection for each call, which resumes the TLS session, with TLS 1.2.
     ResumedTls12,
 }
 
-/// A server as a machine reaches it that presents a certificate in TLS.
+/// A server over connections with a client certificate.
 pub struct Presenting<'a> {
     server: &'a InProcess,
     api: Api,
@@ -382,7 +383,7 @@ fn client_builder(tls: &Arc<ClientConfig>, address: SocketAddr, protocols: &[&[u
         .redirect(reqwest::redirect::Policy::none())
 }
 
-/// Chain and key may not match: the server must notice.
+/// Does not check that chain and key match, because the server must refuse them.
 fn certified(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Arc<SingleCertAndKey> {
     let key = aws_lc_rs::sign::any_supported_type(key).unwrap();
     Arc::new(CertifiedKey::new(chain, key).into())
@@ -408,7 +409,7 @@ fn client_config_builder(
         .with_root_certificates(roots)
 }
 
-/// The client uses the server's clock, by which certificates are valid.
+/// The client verifies certificates at the time of the server's clock.
 #[derive(Clone)]
 struct ServersTime(MockClock);
 

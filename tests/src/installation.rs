@@ -1,4 +1,4 @@
-//! A whole installation: replicas on one database, and what a caller needs to reach them.
+//! An installation: replicas on one database, and what callers need to reach them.
 
 use aws_lc_rs::digest;
 use tokio::sync::OnceCell;
@@ -8,32 +8,32 @@ use crate::api::{Api, unverified_roots};
 use crate::cluster::Database;
 use crate::processes::{Server, ServerConfiguration};
 
-/// Servers that run, an administrator's API key, and the roots.
+/// Running servers, an administrator's API key, and the roots.
 #[derive(Debug)]
 pub struct Installation {
     /// The replicas.
     pub servers: Vec<Server>,
     /// The key of an administrator.
     pub api_key: String,
-    /// The roots, PEM.
+    /// The root certificates in PEM.
     pub roots: String,
 }
 
 impl Installation {
-    /// Two replicas without rate limits, for all tests that leave them running and have machines of their own.
+    /// Two shared replicas without rate limits, for tests that do not stop them and have machines of their own.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Installation> = OnceCell::const_new();
         let start = async || {
             let database = Database::create().await;
             let replicated = Self::replicated(&database).await;
-            // Its servers use the database until the process ends.
+            // The servers use the database until the process ends.
             std::mem::forget(database);
             replicated
         };
         SHARED.get_or_init(start).await
     }
 
-    /// One server.
+    /// Starts one server.
     pub async fn start(configuration: &ServerConfiguration) -> Self {
         let server = configuration.start().await;
         let api_key = server.configuration().create_api_key("the tests", "admin").await;
@@ -45,17 +45,17 @@ impl Installation {
         }
     }
 
-    /// One server without rate limits.
+    /// Starts one server without rate limits.
     pub async fn unlimited(database: &Database<'_>) -> Self {
         Self::start(&unlimited(ServerConfiguration::new(database))).await
     }
 
-    /// Two replicas without rate limits.
+    /// Starts two replicas without rate limits.
     pub async fn replicated(database: &Database<'_>) -> Self {
         Self::unlimited(database).await.with_a_replica().await
     }
 
-    /// One more replica on the same database.
+    /// Starts one more replica on the same database.
     #[must_use]
     pub async fn with_a_replica(mut self) -> Self {
         let replica = self.servers[0].replica().start().await;
@@ -91,13 +91,13 @@ pub fn unlimited(configuration: ServerConfiguration) -> ServerConfiguration {
         })
 }
 
-/// The fingerprint of its root that a server tells in its log.
+/// The fingerprint of the root, from the server's log.
 pub async fn ca_fingerprint(server: &Server) -> String {
     let line = server.wait_for_message("listening").await.unwrap();
     line["ca_fingerprint"].as_str().unwrap().to_owned()
 }
 
-/// The roots, fetched from the server and compared with the fingerprint in its log.
+/// Fetches the roots from the server, and compares them with the fingerprint in its log.
 async fn roots(server: &Server) -> String {
     let roots = unverified_roots(&format!("https://{}", server.address())).await;
     let root = pem::parse(&roots).unwrap();

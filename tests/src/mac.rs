@@ -1,4 +1,4 @@
-//! A machine with the agent's program.
+//! A machine that runs the agent's program.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,22 +12,22 @@ use crate::installation::Installation;
 use crate::process::Process;
 use crate::processes::{agent_command, agent_command_with_software_keys, enclave_folder};
 
-/// An exit code: it did what it was asked.
+/// An exit code: the command succeeded.
 pub const DONE: i32 = 0;
-/// An exit code: it failed.
+/// An exit code: the command failed.
 pub const FAILED: i32 = 1;
-/// An exit code: it was asked in a wrong way.
+/// An exit code: the command line is wrong.
 pub const WRONG_USAGE: i32 = 2;
 /// An exit code: an administrator must approve.
 pub const WAITING_FOR_APPROVAL: i32 = 3;
-/// An exit code: the server said no.
+/// An exit code: the server refused.
 pub const REFUSED: i32 = 4;
 /// An exit code: the server cannot be reached.
 pub const SERVER_UNREACHABLE: i32 = 5;
-/// An exit code: there is no such key store.
+/// An exit code: the key store does not exist on this machine.
 pub const KEY_STORE_UNAVAILABLE: i32 = 6;
 
-/// A machine with the agent's program, and what it says of itself in a file.
+/// A machine that runs the agent's program. A file contains its facts.
 #[derive(Debug)]
 pub struct Mac {
     folder: TempDir,
@@ -45,7 +45,7 @@ impl Mac {
         Self::with_key_store(installation, "secure-enclave")
     }
 
-    /// The same with the agent as it is released, and a key in this store.
+    /// A new machine with the released agent, and with a key in this store.
     #[must_use]
     pub fn with_key_store(installation: &Installation, key_store: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -77,7 +77,7 @@ impl Mac {
         &self.serial_number
     }
 
-    /// The server that it is to enroll at.
+    /// The URL of the server to enroll with.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -95,12 +95,12 @@ impl Mac {
         &self.state
     }
 
-    /// Lets every user of this machine pass through the folder that the state directory is in, as through /var/db.
+    /// Lets every user of this machine enter the parent of the state directory, as they can enter /var/db.
     pub fn open_folder(&self) {
         fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
     }
 
-    /// Changes what the agent remembers, in one step as it does itself.
+    /// Changes the agent's record by replacing the file, as the agent does.
     pub fn rewrite_state(&self, change: impl FnOnce(&mut Value)) {
         let file = self.state.join("state.json");
         let mut state = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -110,19 +110,19 @@ impl Mac {
         fs::rename(changed, file).unwrap();
     }
 
-    /// The file with the enrollment token of a daemon that enrolls by its configuration.
+    /// The file with the enrollment token, for a daemon whose configuration says to enroll.
     #[must_use]
     pub fn token_file(&self) -> PathBuf {
         self.folder.path().join("token")
     }
 
-    /// Starts the daemon, configured as a fleet's administrator would: by files.
+    /// Starts the daemon, configured by files, as an administrator of a fleet would.
     #[must_use]
     pub fn start_daemon(&self, token: &str) -> Process {
         self.start_daemon_with(token, "")
     }
 
-    /// The same with more lines of its configuration.
+    /// Starts the daemon with more lines of configuration.
     #[must_use]
     pub fn start_daemon_with(&self, token: &str, more: &str) -> Process {
         self.start(&["run", "--config", &self.configure(token, more)])
@@ -143,7 +143,7 @@ impl Mac {
         configuration.to_str().unwrap().to_owned()
     }
 
-    /// A file of the stand-in for its Secure Enclave: `agent/src/shim/stand_in.rs` explains them.
+    /// A file of the stand-in for its Secure Enclave. `agent/src/shim/stand_in.rs` explains these files.
     #[must_use]
     pub fn enclave_file(&self, name: &str) -> PathBuf {
         let folder = enclave_folder(&self.state);
@@ -151,36 +151,36 @@ impl Mac {
         folder.join(name)
     }
 
-    /// What its Secure Enclave does to the calls from now on, one fault a line.
+    /// Sets the faults of its Secure Enclave, one on each line.
     pub fn enclave_fails(&self, faults: &str) {
-        // A call that reads it meanwhile sees the old faults or the new ones.
+        // Replaces the file, so a concurrent call reads either the old faults or the new ones.
         let new = self.enclave_file("faults.new");
         fs::write(&new, format!("{faults}\n")).unwrap();
         fs::rename(new, self.enclave_file("faults")).unwrap();
     }
 
-    /// What a configuration profile forces on it from now on.
+    /// Sets the settings that a configuration profile forces.
     pub fn is_managed(&self, settings: &Value) {
         let new = self.enclave_file("managed.new");
         fs::write(&new, settings.to_string()).unwrap();
         fs::rename(new, self.enclave_file("managed.json")).unwrap();
     }
 
-    /// How often its Secure Enclave was asked for this: `create`, `public-key` or `sign`.
+    /// How often its Secure Enclave performed `create`, `public-key` or `sign`.
     #[must_use]
     pub fn enclave_calls(&self, name: &str) -> usize {
         let calls = fs::read_to_string(self.enclave_file("calls")).unwrap_or_default();
         calls.lines().filter(|call| *call == name).count()
     }
 
-    /// Everything that it has is another machine's from now on: what Migration Assistant leaves.
+    /// Moves everything except the Secure Enclave to another machine, as Migration Assistant does.
     pub fn becomes_another_machine(&mut self) {
         self.serial_number = format!("C02{}", Uuid::new_v4().simple());
         self.gets_another_enclave();
         self.says(&json!({"filevault_enabled": true, "os_name": "macOS", "os_version": "26.1"}));
     }
 
-    /// Its Secure Enclave does not open what it sealed before.
+    /// Replaces its Secure Enclave by one that cannot open the sealed keys.
     pub fn gets_another_enclave(&self) {
         fs::write(self.enclave_file("secret"), Uuid::new_v4().simple().to_string()).unwrap();
     }
@@ -225,7 +225,7 @@ impl Mac {
         self.run(&arguments, exit_code).await
     }
 
-    /// What `status --json` says.
+    /// The output of `status --json`.
     pub async fn status(&self) -> Value {
         let status = self.run(&["status", "--json"], DONE).await;
         serde_json::from_str(&status).unwrap_or_else(|error| panic!("{error} in {status}"))

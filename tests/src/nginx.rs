@@ -1,4 +1,4 @@
-//! A service behind nginx that takes machines alone, and says what it sees of them.
+//! nginx as a service that accepts only machines, and reports what it knows of each.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
@@ -17,11 +17,11 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts one that trusts these roots for its clients, with a certificate of its own for 127.0.0.1.
+    /// Starts nginx with these roots for client certificates, and with a certificate for 127.0.0.1.
     pub async fn start(files: &Files, protocol: &str, client_roots: &str) -> Self {
         let (certificate, key) = files.certificate("service").await;
         let roots = files.write("client-roots.pem", client_roots);
-        // Taken for a moment only: nothing else of the tests asks for a port by its number.
+        // The port is free again when nginx binds it. All other programs of the tests let the system choose their ports.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
@@ -71,7 +71,7 @@ impl Nginx {
         }
     }
 
-    /// Where it is.
+    /// Its address.
     #[must_use]
     pub fn url(&self) -> String {
         format!("https://{}", self.address)

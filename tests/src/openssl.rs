@@ -1,4 +1,4 @@
-//! The `openssl` command, and certificates that it makes.
+//! The `openssl` command, and certificates that it creates.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// What OpenSSL says, to either stream, and whether it is content.
+/// OpenSSL's output to both streams, and whether the command succeeded.
 pub async fn openssl(arguments: &[&str]) -> (bool, String) {
     let mut command = Command::new("openssl");
     command.args(arguments).stdin(Stdio::null());
@@ -16,32 +16,32 @@ pub async fn openssl(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
 
-/// A folder of files in PEM.
+/// A temporary folder for PEM files.
 #[derive(Debug)]
 pub struct Files(TempDir);
 
 impl Files {
-    /// An empty one.
+    /// An empty folder.
     #[must_use]
     #[allow(clippy::new_without_default, reason = "it makes a folder")]
     pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    /// Writes a file and names it.
+    /// Writes a file, and returns its path.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, content).unwrap();
         path
     }
 
-    /// Where a file of this name is, or would be.
+    /// The path of a file with this name, which need not exist.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.0.path()

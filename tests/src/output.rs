@@ -1,4 +1,4 @@
-//! The lines that a process writes, kept for assertions and for the message of a test that fails.
+//! The lines that a process writes, for assertions and for the messages of failed tests.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ struct State {
 }
 
 impl Output {
-    /// Reads the streams to their ends, on threads of their own: a test's runtime may end before the process does.
+    /// Reads the streams to their ends. It does so on threads, because a test's runtime may end before the process.
     #[must_use]
     pub fn read(streams: Vec<Box<dyn Read + Send>>) -> Self {
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -52,20 +52,19 @@ impl Output {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until all streams have ended: a process may have, before everything that it wrote was read.
+    /// Waits until all streams have ended. The process may end before its output is read.
     pub async fn ended(&self) {
         let ended = self.state.clone();
         let waiting = async move { drop(ended.clone().wait_for(|state| state.open_streams == 0).await) };
         tokio::time::timeout(ENDED_WITHIN, waiting)
             .await
-            .expect("somebody still has its output open");
+            .expect("another process still has its output open");
     }
 
-    /// Waits for the first line, from the `from`th on, that `find` recognizes: none when all streams have ended
-    /// without it.
+    /// Waits for the first line after `from` lines that `find` recognizes. `None` if all streams end without it.
     ///
     /// # Panics
-    /// After `within`.
+    /// If `within` has passed.
     pub async fn wait_for<T>(&self, from: usize, within: Duration, find: impl Fn(&str) -> Option<T>) -> Option<T> {
         let mut state = self.state.clone();
         let mut looked_at = from;
@@ -82,7 +81,7 @@ impl Output {
                     return found;
                 }
                 looked_at = lines.len().max(from);
-                // The sender is gone when the last stream has ended, which the next look finds.
+                // This fails after the last stream has ended. The next pass then finds no open stream.
                 drop(state.changed().await);
             }
         };

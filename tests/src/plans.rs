@@ -1,9 +1,9 @@
-//! What Postgres did for a request: the plans that `auto_explain` writes into its log.
+//! The plans that Postgres executed for a request, from its log. `auto_explain` writes them there.
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
-/// A statement that was executed.
+/// An executed statement.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The statement and its plan, as Postgres prints them.
@@ -12,7 +12,7 @@ pub struct Plan {
     pub pages: u64,
 }
 
-/// Makes Postgres log the plan of every statement of the connections to come.
+/// Makes Postgres log the plan of every statement on future connections.
 pub async fn log_plans(options: &PgConnectOptions, database: &str) {
     let mut connection = options.connect().await.unwrap();
     let settings = [
@@ -47,7 +47,7 @@ pub fn plans(lines: &[String]) -> Vec<Plan> {
             });
         } else if let (Some(line), true) = (line.strip_prefix('\t'), within) {
             let plan = plans.last_mut().unwrap();
-            // The first is that of the whole plan, and planning has one of its own.
+            // The first one is for the whole plan. Planning has a separate one.
             if plan.pages == 0 && line.trim_start().starts_with("Buffers: ") {
                 plan.pages = pages(line);
             }
@@ -60,7 +60,7 @@ pub fn plans(lines: &[String]) -> Vec<Plan> {
     plans
 }
 
-/// Of `Buffers: shared hit=12 read=3, temp read=1`: 15.
+/// The number of pages: 15 for `Buffers: shared hit=12 read=3, temp read=1`.
 fn pages(line: &str) -> u64 {
     let shared = line.split(',').find(|part| part.contains("shared")).unwrap_or_default();
     shared

@@ -1,4 +1,4 @@
-//! A process that ends with the test process at the latest.
+//! A process that ends when the test process ends, or earlier.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -18,8 +18,8 @@ use crate::output::Output;
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
-/// Learns the process groups that run and those that have ended, and kills the former at the end of its input: at the
-/// end of the test process, however it ends.
+/// Reads which process groups have started and which have ended. When its input ends, which is when the test process
+/// ends in any way, it kills the groups that still run.
 const REAPER: &str = r#"
 running=" "
 while read -r event group; do
@@ -44,8 +44,8 @@ static REAPER_INPUT: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
     Mutex::new(reaper.spawn().unwrap().stdin.take().unwrap())
 });
 
-/// A process in a group of its own, waited for by a thread of its own: tests of any runtime can wait for its end.
-/// Dropped, it is killed with its group.
+/// A process in a group of its own. A thread waits for its end, so tests of any runtime can wait for it. Dropping it
+/// kills the group.
 #[derive(Debug)]
 pub struct Process {
     id: Pid,
@@ -54,7 +54,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with no input.
+    /// Starts it without input.
     #[must_use]
     pub fn spawn(mut command: Command) -> Self {
         command
@@ -78,19 +78,19 @@ impl Process {
         Self { id, output, status }
     }
 
-    /// Waits until it writes this, after the first `from` lines of its output; returns where that then ends.
+    /// Waits until it writes `text` after the first `from` lines of its output. Returns the number of lines by then.
     ///
     /// # Panics
-    /// With what it has written, when it ends instead.
+    /// With its output, if it ends before.
     pub async fn writes(&self, from: usize, text: &str) -> usize {
         let found = self
             .output
             .wait_for(from, WRITTEN_WITHIN, |line| line.contains(text).then_some(()));
-        assert_eq!(found.await, Some(()), "it has ended without {text:?}:\n{}", self.output);
+        assert_eq!(found.await, Some(()), "it ended without writing {text:?}:\n{}", self.output);
         self.output.lines().len()
     }
 
-    /// How much memory it has now, in kilobytes; `None` where the system does not say.
+    /// Its resident memory in kilobytes. `None` on systems without `/proc`.
     #[must_use]
     pub fn resident_kilobytes(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id.as_raw_nonzero())).ok()?;
@@ -98,10 +98,10 @@ impl Process {
         line.split_whitespace().next()?.parse().ok()
     }
 
-    /// How often each of its threads has woken up so far, by its number.
+    /// How often each of its threads has woken up so far, by the thread's id.
     ///
     /// # Panics
-    /// Where there is no such process, or no `/proc`.
+    /// If the process has ended, or if the system has no `/proc`.
     #[must_use]
     pub fn wakes(&self) -> BTreeMap<String, u64> {
         let threads = self.proc("task").into_iter().filter_map(|thread| {
@@ -114,7 +114,7 @@ impl Process {
         threads.collect()
     }
 
-    /// What is left of the timers that the system keeps for it, in seconds.
+    /// The seconds until each of its kernel timers expires.
     #[must_use]
     pub fn timers(&self) -> Vec<u64> {
         let files = self.proc("fdinfo").into_iter().filter_map(|file| {
@@ -131,13 +131,13 @@ impl Process {
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// What it has written, to both of its streams.
+    /// Its output, of both streams.
     #[must_use]
     pub fn output(&self) -> &Output {
         &self.output
     }
 
-    /// Sends a signal; nothing to a process that has ended, as its number may be another's.
+    /// Sends a signal. Does nothing after the process has ended, because its id may be reused.
     pub fn signal(&self, signal: Signal) {
         if self.status.borrow().is_none() {
             let sent = kill_process(self.id, signal);
@@ -149,7 +149,7 @@ impl Process {
     pub async fn ended(&self) -> ExitStatus {
         let mut status = self.status.clone();
         let ended = tokio::time::timeout(ENDED_WITHIN, status.wait_for(Option::is_some)).await;
-        let ended = ended.unwrap_or_else(|_| panic!("it has not ended after {ENDED_WITHIN:?}:\n{}", self.output));
+        let ended = ended.unwrap_or_else(|_| panic!("it did not end within {ENDED_WITHIN:?}:\n{}", self.output));
         ended.unwrap().unwrap()
     }
 }

@@ -21,13 +21,13 @@ use crate::seed::{profile_directory, target_directory};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// A port that was free may be taken when the server binds it.
+/// Another process may take a free port before the server binds it.
 const ATTEMPTS: u32 = 5;
 
-/// The same for all servers of the tests: replicas on one database share it.
+/// Shared by all servers of the tests, because replicas on one database need the same key.
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 
-/// The path of a program of this workspace, built as the tests are; all are built at the first call.
+/// The path of a program of this workspace, built with the profile of the tests. The first call builds all programs.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -58,8 +58,8 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
-/// The agent with a stand-in for the Secure Enclave: built beside the programs, from all that they share, as it differs
-/// from `assay-agent` by a feature of its own crate alone. It never builds in a release profile.
+/// The agent with a stand-in for the Secure Enclave. It differs from `assay-agent` only by a feature of that crate, so
+/// building it reuses the dependencies. It does not build in a release profile.
 fn agent_with_stand_in() -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -76,8 +76,8 @@ fn agent_with_stand_in() -> PathBuf {
     target_directory().join("debug/assay-agent-with-stand-in")
 }
 
-/// The agent with a state directory and a key in the Secure Enclave, for which a stand-in serves: its folder is beside
-/// the state directory. Arguments are for the caller to add.
+/// The agent with a state directory and a key in a stand-in for the Secure Enclave, whose folder is beside the state
+/// directory. The caller adds arguments.
 #[must_use]
 pub fn agent_command(state_dir: &Path) -> Command {
     let mut command = clean_command(&agent_with_stand_in());
@@ -91,13 +91,13 @@ pub fn agent_command(state_dir: &Path) -> Command {
     command
 }
 
-/// The folder that is the Secure Enclave of the agent with this state directory.
+/// The folder of the Secure Enclave's stand-in for the agent with this state directory.
 #[must_use]
 pub fn enclave_folder(state_dir: &Path) -> PathBuf {
     state_dir.with_extension("enclave")
 }
 
-/// `assay-agent` as it is released, with a state directory and software keys; arguments are for the caller to add.
+/// `assay-agent` as it is released, with a state directory and software keys. The caller adds arguments.
 #[must_use]
 pub fn agent_command_with_software_keys(state_dir: &Path) -> Command {
     let mut command = clean_command(&program("assay-agent"));
@@ -108,14 +108,14 @@ pub fn agent_command_with_software_keys(state_dir: &Path) -> Command {
     command
 }
 
-/// A server to be: its configuration. Clones share the data directory.
+/// The configuration of a server to start. Clones share the data directory.
 #[derive(Clone, Debug)]
 pub struct ServerConfiguration {
     settings: BTreeMap<String, String>,
     /// Other variables of the environment.
     variables: BTreeMap<String, String>,
     data_dir: Arc<DataDirectory>,
-    /// What is run, where it is not the one of this workspace's profile.
+    /// Another build of the server to run.
     program: Option<PathBuf>,
     ports: Option<Ports>,
 }
@@ -127,13 +127,13 @@ struct Ports {
 }
 
 impl ServerConfiguration {
-    /// On a database of the tests.
+    /// A server on a database of the tests.
     #[must_use]
     pub fn new(database: &Database<'_>) -> Self {
         Self::with_private_postgres().set("database.url", &database.url())
     }
 
-    /// On a private Postgres under its data directory.
+    /// A server with a private Postgres under its data directory.
     #[must_use]
     pub fn with_private_postgres() -> Self {
         let configuration = Self {
@@ -169,14 +169,14 @@ impl ServerConfiguration {
         self
     }
 
-    /// Leaves a key to its default.
+    /// Removes a key, so its default applies.
     #[must_use]
     pub fn without(mut self, key: &str) -> Self {
         self.settings.remove(key);
         self
     }
 
-    /// Its data directory, which is removed with the last of the configuration, its clones and its servers.
+    /// Its data directory. It is removed when the configuration, its clones and its servers are dropped.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         self.data_dir.0.path()
@@ -185,7 +185,7 @@ impl ServerConfiguration {
     /// Starts `assay-server serve`, and waits until it listens.
     ///
     /// # Panics
-    /// With what the server has written, when it ends instead.
+    /// With the server's output, if it ends before it listens.
     pub async fn start(&self) -> Server {
         for _ in 0..ATTEMPTS {
             let ports = self.ports.unwrap_or_else(|| Ports {
@@ -201,16 +201,16 @@ impl ServerConfiguration {
         panic!("no port stayed free in {ATTEMPTS} attempts");
     }
 
-    /// Another command of `assay-server` with this configuration, to be run beside a server or alone.
+    /// Another command of `assay-server` with this configuration. It may run beside a server or alone.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         self.command_on(self.ports.unwrap_or(Ports { api: 0, telemetry: 0 }), arguments)
     }
 
-    /// The output of `api-key create`: the key.
+    /// Runs `api-key create`, and returns the key that it prints.
     ///
     /// # Panics
-    /// When it fails.
+    /// If the command fails.
     pub async fn create_api_key(&self, name: &str, role: &str) -> String {
         let mut command = self.command(&["api-key", "create", "--name", name, "--role", role]);
         let output = tokio::task::spawn_blocking(move || command.output())
@@ -221,7 +221,7 @@ impl ServerConfiguration {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
-    /// Its settings as environment variables, for a server in the test's own process: that takes free ports.
+    /// Its settings as environment variables, for a server in the test process, which binds free ports.
     #[must_use]
     pub fn environment(&self) -> BTreeMap<String, String> {
         self.environment_on(Ports { api: 0, telemetry: 0 })
@@ -254,8 +254,8 @@ impl ServerConfiguration {
     }
 }
 
-/// A running `assay-server serve`. Killed when it is dropped, with all of its processes; what it wrote is shown when
-/// the test has failed.
+/// A running `assay-server serve`. Dropping it kills it with all of its processes. If the test has failed, its output
+/// is printed.
 #[derive(Debug)]
 pub struct Server {
     configuration: ServerConfiguration,
@@ -264,19 +264,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Where its API listens.
+    /// The address of its API.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.ports.api).into()
     }
 
-    /// Where its metrics are.
+    /// The address of its metrics.
     #[must_use]
     pub fn telemetry_address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.ports.telemetry).into()
     }
 
-    /// As configured. Replicas that share one have addresses of their own.
+    /// Its public URL. Replicas may share a public URL, but each has an address of its own.
     #[must_use]
     pub fn public_url(&self) -> String {
         let own = || format!("https://{}", self.address());
@@ -287,7 +287,7 @@ impl Server {
             .unwrap_or_else(own)
     }
 
-    /// Its configuration, with its ports and public URL: to start it again where it was, or run a command beside it.
+    /// Its configuration with its ports and public URL, to restart it on the same address or to run a command beside it.
     #[must_use]
     pub fn configuration(&self) -> ServerConfiguration {
         let mut configuration = self.configuration.clone().set("public_url", &self.public_url());
@@ -295,7 +295,7 @@ impl Server {
         configuration
     }
 
-    /// The configuration of another replica: the same public URL and database, ports and a data directory of its own.
+    /// The configuration of another replica. Public URL and database are the same; ports and data directory are new.
     #[must_use]
     pub fn replica(&self) -> ServerConfiguration {
         ServerConfiguration {
@@ -305,13 +305,13 @@ impl Server {
         }
     }
 
-    /// What it has written.
+    /// Its output.
     #[must_use]
     pub fn output(&self) -> &Output {
         self.process.output()
     }
 
-    /// Waits for a line of its log with this message, from now on or before.
+    /// Waits for a line with this message in its log, from its start on.
     pub async fn wait_for_message(&self, message: &str) -> Option<Value> {
         self.process
             .output()
@@ -319,24 +319,24 @@ impl Server {
             .await
     }
 
-    /// Ends it as `kill -9` does: it gets no chance to do anything.
+    /// Kills it as `kill -9` does.
     pub async fn kill(&self) -> ExitStatus {
         self.process.signal(Signal::KILL);
         self.process.ended().await
     }
 
-    /// Asks it to stop, as systemd and Kubernetes do, and waits for its end.
+    /// Sends SIGTERM, as systemd and Kubernetes do, and waits for its end.
     pub async fn terminate(&self) -> ExitStatus {
         self.process.signal(Signal::TERM);
         self.process.ended().await
     }
 
-    /// Stops its execution, so that it neither answers nor closes a connection.
+    /// Suspends it. It then neither answers nor closes a connection.
     pub fn pause(&self) {
         self.process.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Continues it.
     pub fn resume(&self) {
         self.process.signal(Signal::CONT);
     }
@@ -363,15 +363,15 @@ impl Drop for Server {
     }
 }
 
-/// The data directory of a server. It outlives the servers that use it, and so does a private Postgres in it, which a
-/// server that was killed leaves for the next one to take over: when nobody is left to do so, it is ended here.
+/// The data directory of a server. A killed server leaves its private Postgres running for the next server. Dropping
+/// the directory ends that Postgres.
 #[derive(Debug)]
 struct DataDirectory(tempfile::TempDir);
 
 impl DataDirectory {
     fn new() -> Arc<Self> {
         let directory = tempfile::Builder::new().prefix("assay-").tempdir().unwrap();
-        // As /var/lib/assay: the account that Postgres runs as under root passes through.
+        // The modes of /var/lib/assay: under root, Postgres runs as another account, which must be able to enter.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).unwrap();
         Arc::new(Self(directory))
     }
@@ -395,7 +395,7 @@ impl Drop for DataDirectory {
             .next()
             .and_then(|line| line.parse().ok())
             .and_then(Pid::from_raw);
-        // Its processes hold this lock: who can take it has nothing to end.
+        // The processes of Postgres hold this lock while they run.
         if let (Some(process), Err(TryLockError::WouldBlock)) = (process, running.try_lock()) {
             kill_process(process, Signal::QUIT).unwrap();
             running.lock().unwrap();
@@ -403,15 +403,15 @@ impl Drop for DataDirectory {
     }
 }
 
-/// The fields of a JSON log line with this message. They are beside it or, as `tracing_subscriber` nests them by
-/// default, in `fields`.
+/// The fields of a JSON log line with this message. They are members of the line, or of its member `fields`, which is
+/// the default of `tracing_subscriber`.
 fn log_line(line: &str, message: &str) -> Option<Value> {
     let value: Value = serde_json::from_str(line).ok()?;
     let fields = value.get("fields").unwrap_or(&value);
     (fields.get("message")? == message).then(|| fields.clone())
 }
 
-/// A program without the settings of the account that runs the tests.
+/// A command without the variables for Assay and Postgres in the environment of the tests.
 fn clean_command(program: &Path) -> Command {
     let mut command = Command::new(program);
     let inherited = process_environment().filter(|(name, _)| !name.starts_with("ASSAY_") && !name.starts_with("PG"));

@@ -1,4 +1,4 @@
-//! One server behind a network that loses answers.
+//! One server behind a network that loses responses.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub struct ProxiedServer {
 }
 
 impl ProxiedServer {
-    /// Starts one without rate limits.
+    /// Starts a server without rate limits.
     pub async fn start(settings: &[(&str, &str)]) -> Self {
         let (database, proxy) = (Database::create().await, Proxy::start().await);
         let configuration = unlimited(ServerConfiguration::new(&database)).set("public_url", &proxy.url());
@@ -41,24 +41,24 @@ impl ProxiedServer {
         }
     }
 
-    /// The API through the network.
+    /// The server's API, through the network.
     #[must_use]
     pub fn api(&self) -> Api {
         Api::new(&self.proxy.url(), &self.proxy.url(), &self.installation.roots)
     }
 
-    /// An administrator who is not behind that network.
+    /// An administrator, who reaches the server directly.
     #[must_use]
     pub fn administrator(&self) -> Administrator {
         self.installation.administrator()
     }
 
-    /// What this query counts now.
+    /// The result of a query that counts rows.
     pub async fn count(&self, query: &'static str) -> i64 {
         count(&self.pool, query).await
     }
 
-    /// Makes the network hold back responses once this query counts more than now.
+    /// Makes the network hold back all responses after the result of this query has risen.
     pub async fn hold_back_when_it_rises(&self, query: &'static str) {
         let before = self.count(query).await;
         let pool = self.pool.clone();
@@ -69,14 +69,14 @@ impl ProxiedServer {
         self.proxy.hold_back_once(condition);
     }
 
-    /// Kills the server once its response is held back, and starts it again.
+    /// Kills the server while its response is held back, and restarts it.
     pub async fn kill_before_the_answer(&mut self) {
         self.proxy.holds_an_answer_back().await;
         self.installation.servers[0].kill().await;
         self.restart().await;
     }
 
-    /// Starts the server that was killed again, at another address.
+    /// Restarts the killed server, at another address.
     pub async fn restart(&mut self) {
         let server = &mut self.installation.servers[0];
         *server = server.configuration().start().await;

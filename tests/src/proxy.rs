@@ -12,11 +12,11 @@ use tokio::task::JoinHandle;
 
 const HELD_WITHIN: Duration = Duration::from_secs(60);
 
-/// Whether the change that a response reports has happened.
+/// Whether the change that a response reports has been made.
 pub type Condition = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// Forwards connections. On demand, it holds back what the server sends once a condition is true: that is the response
-/// to the request that made it true, because earlier requests were answered before.
+/// Forwards connections. On demand, it holds back all that the server sends after a condition has become true. That is
+/// the response to the request that made it true, because earlier responses were sent before.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Rule {
 }
 
 impl Proxy {
-    /// Listens, and refuses everything until it knows the server.
+    /// Listens. Refuses every connection until [`forward_to`](Self::forward_to) names the server.
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,13 +66,13 @@ impl Proxy {
         }
     }
 
-    /// Where it listens: what callers take for the server's address.
+    /// Its URL, which callers use as the server's.
     #[must_use]
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
     }
 
-    /// Forwards to this server, everything.
+    /// Forwards all connections and responses to this server.
     pub fn forward_to(&self, server: SocketAddr) {
         self.rule.send_modify(|rule| {
             rule.server = Some(server);
@@ -80,22 +80,22 @@ impl Proxy {
         });
     }
 
-    /// Holds back every response from the moment that `condition` is true.
+    /// Holds back all responses after `condition` has become true.
     pub fn hold_back_once(&self, condition: Condition) {
         self.held.send_replace(0);
         self.rule.send_modify(|rule| rule.condition = Some(condition));
     }
 
-    /// Cuts every connection that there is.
+    /// Cuts all connections.
     pub fn cut(&self) {
         self.rule.send_modify(|rule| rule.cuts += 1);
     }
 
-    /// Waits until a response is held back: the server has done its work, and the caller does not know.
+    /// Waits until a response is held back. The server has then made the change, and the caller does not know it.
     pub async fn holds_an_answer_back(&self) {
         let mut held = self.held.subscribe();
         let waiting = tokio::time::timeout(HELD_WITHIN, held.wait_for(|held| *held > 0));
-        waiting.await.expect("no answer came to be held back").unwrap();
+        waiting.await.expect("no response was held back").unwrap();
     }
 }
 

@@ -9,11 +9,11 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::seed::target_directory;
 
-/// Python in a virtual environment with the pinned packages of `tests/{folder}/requirements.txt`, kept under `target`: it
-/// is made when they change.
+/// Python in a virtual environment with the pinned packages of `tests/{folder}/requirements.txt`. The environment is kept
+/// under `target`, and rebuilt when the file changes.
 ///
 /// # Panics
-/// With one sentence on what is missing here.
+/// If a prerequisite is missing, with a sentence that names it.
 pub async fn python_with(folder: &'static str) -> PathBuf {
     tokio::task::spawn_blocking(move || environment(folder)).await.unwrap()
 }
@@ -25,7 +25,7 @@ fn environment(folder: &str) -> PathBuf {
     let hash = digest(&SHA256, &fs::read(&requirements).unwrap());
     let directory = target_directory().join(folder.replace('_', "-"));
     fs::create_dir_all(&directory).unwrap();
-    // Other runs of the suite wait for the one that makes it.
+    // Concurrent runs of the suite wait for the one that builds the environment.
     let lock = File::create(directory.join("lock")).unwrap();
     lock.lock().unwrap();
 
@@ -66,7 +66,7 @@ fn environment(folder: &str) -> PathBuf {
 }
 
 /// # Panics
-/// With one sentence on what to do, and what the command wrote.
+/// If the command fails, with the advice in `or_else` and the command's output.
 fn run(command: &mut Command, or_else: &str) {
     let name = command.get_program().to_owned();
     match command.output() {

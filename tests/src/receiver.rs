@@ -1,5 +1,5 @@
-//! A server for one test, which hands what it gets to the test and answers what the test says: a receiver of webhooks, or
-//! an MDM.
+//! A server for one test: a receiver of webhooks, or an MDM. It passes each request to the test, which decides the
+//! response.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,20 +23,20 @@ pub struct Receiver {
     accepting: JoinHandle<()>,
 }
 
-/// One request, which waits for its answer. Dropped, it closes the connection without one.
+/// A request that waits for its response. Dropping it closes the connection without one.
 #[derive(Debug)]
 pub struct Received {
     /// Method and path.
     pub target: String,
-    /// By their names in lower case.
+    /// The headers, by their names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// As it was sent.
+    /// The body, as it was sent.
     pub body: Vec<u8>,
     answer: oneshot::Sender<String>,
 }
 
 impl Receiver {
-    /// Starts one.
+    /// Starts a server.
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -54,38 +54,38 @@ impl Receiver {
         }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn origin(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Where deliveries go.
+    /// The URL for deliveries.
     #[must_use]
     pub fn url(&self) -> String {
         format!("{}/hook", self.origin())
     }
 
-    /// The delivery that comes next.
+    /// The next delivery.
     ///
     /// # Panics
-    /// When nothing comes for long, or something else.
+    /// If no request arrives for long, or if it is no delivery.
     pub async fn next(&mut self) -> Received {
         let received = self.next_request().await;
         assert_eq!(received.target, "POST /hook");
         received
     }
 
-    /// The request that comes next.
+    /// The next request.
     ///
     /// # Panics
-    /// When nothing comes for long.
+    /// If no request arrives for long.
     pub async fn next_request(&mut self) -> Received {
         let received = tokio::time::timeout(SENT_WITHIN, self.received.recv()).await;
-        received.expect("nothing came").unwrap()
+        received.expect("no request arrived").unwrap()
     }
 
-    /// Whether something has come that the test did not take.
+    /// Whether a request has arrived that the test has not read.
     pub fn has_more(&mut self) -> bool {
         self.received.try_recv().is_ok()
     }
@@ -98,10 +98,10 @@ impl Drop for Receiver {
 }
 
 impl Received {
-    /// The header.
+    /// The value of a header.
     ///
     /// # Panics
-    /// When there is none.
+    /// If the request does not have this header.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).unwrap_or_else(|| panic!("no {name}: {self:?}"))
@@ -113,7 +113,7 @@ impl Received {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// Whether the signature is right for this secret (`whsec_…`).
+    /// Whether the signature is valid for this secret (`whsec_…`).
     #[must_use]
     pub fn is_signed_with(&self, secret: &str) -> bool {
         let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
@@ -123,12 +123,12 @@ impl Received {
         self.header("webhook-signature") == format!("v1,{}", STANDARD.encode(tag.as_ref()))
     }
 
-    /// Answers with a status, and a header where there is one.
+    /// Responds with a status, and with a header if one is given.
     pub fn answer(self, status: u16, header: Option<&str>) {
         self.answer_with(status, header, "");
     }
 
-    /// Answers with a status and JSON.
+    /// Responds with a status and a JSON body.
     pub fn answer_json(self, status: u16, body: &Value) {
         self.answer_with(status, Some("Content-Type: application/json"), &body.to_string());
     }
@@ -138,7 +138,7 @@ impl Received {
         let length = body.len();
         let answer =
             format!("HTTP/1.1 {status} Status\r\n{header}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
-        // Whoever asked may be gone.
+        // The caller may have closed the connection.
         let _ = self.answer.send(answer);
     }
 }
@@ -158,7 +158,7 @@ async fn serve(mut connection: TcpStream, received: mpsc::UnboundedSender<Receiv
         return;
     }
     if let Ok(answer) = answered.await {
-        // Whoever asked may be gone.
+        // The caller may have closed the connection.
         let _ = connection.write_all(answer.as_bytes()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A cluster with the schema, made once and kept under `target`: copying it takes a twentieth of the time of making it.
+//! A cluster with the schema. It is built once and kept under `target`, because copying it takes a twentieth of the time.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use crate::cluster::{Cluster, IN_MEMORY, SERVER_ROLE, TEMPLATE, as_account, execute};
 
-/// The memory that a run of the suite needs at most, in bytes. With less, the files go to disk.
+/// The memory that a run of the suite may need, in bytes. With less free memory, the files are on disk.
 const MEMORY_NEEDED: u64 = 1 << 30;
 
 /// The cluster to copy, and the programs that run it.
@@ -24,7 +24,7 @@ pub(crate) struct Seed {
     pub(crate) binaries: PathBuf,
 }
 
-/// The seed for the newest installed Postgres and the current migrations. Made if it is missing.
+/// The seed for the newest installed Postgres and the current migrations. Builds it if it is missing.
 pub(crate) async fn seed() -> Seed {
     let installation = installation();
     let binaries = installation.program("postgres").parent().unwrap().to_owned();
@@ -66,10 +66,10 @@ pub(crate) fn installation() -> Installation {
     installed(&binary_places(&search_path()))
         .into_iter()
         .find(|installation| installation.version().major >= OLDEST_MAJOR)
-        .expect("the tests need Postgres 15 or later: apt-get install postgresql, or as your system has it")
+        .expect("the tests need Postgres 15 or later: apt-get install postgresql, or your system's package")
 }
 
-/// A directory in memory that Postgres' account owns, or a temporary one where there is too little memory for files.
+/// A directory in memory that Postgres' account owns. With too little free memory, a temporary directory on disk.
 pub(crate) fn memory_directory() -> PathBuf {
     let memory = Path::new("/dev/shm");
     let has_room = rustix::fs::statvfs(memory).is_ok_and(|memory| memory.f_bavail * memory.f_frsize > MEMORY_NEEDED);
@@ -81,14 +81,14 @@ pub(crate) fn memory_directory() -> PathBuf {
     directory_in(&parent)
 }
 
-/// A directory there that Postgres' account owns.
+/// A new directory in `parent` that Postgres' account owns.
 pub(crate) fn directory_in(parent: &Path) -> PathBuf {
     let directory = tempfile::Builder::new()
         .prefix("assay-")
         .tempdir_in(parent)
         .unwrap()
         .keep();
-    // The tests may run as root, and connect as another than Postgres' account.
+    // The tests may run as root, and connect as another account than that of Postgres.
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o711)).unwrap();
     if let Some(account) = Account::unprivileged().unwrap() {
         chown(&directory, Some(account.uid), Some(account.gid)).unwrap();
@@ -111,7 +111,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 async fn make(installation: &Installation, binaries: &Path, to: &Path) {
     let directory = memory_directory();
     let cluster = directory.join("cluster");
-    // Segments of 1 MB in place of 16: all of this is copied at every start.
+    // WAL segments of 1 MB instead of 16, because every start copies them.
     initialize(installation, &cluster, &["--wal-segsize=1"]);
     let mut running = Cluster::run(binaries, directory, IN_MEMORY).await;
     let mut connection = running.administer().await;
@@ -126,7 +126,7 @@ async fn make(installation: &Installation, binaries: &Path, to: &Path) {
     execute(&mut connection, format!("CREATE ROLE {SERVER_ROLE} LOGIN")).await;
     privileges::grant(&mut template, SERVER_ROLE).await.unwrap();
     template.close().await.unwrap();
-    // These two are unused, and half of what is copied.
+    // These two databases are unused, and would be half of the files to copy.
     execute(&mut connection, "DROP DATABASE postgres".to_owned()).await;
     execute(&mut connection, "ALTER DATABASE template0 IS_TEMPLATE false".to_owned()).await;
     execute(&mut connection, "DROP DATABASE template0".to_owned()).await;
@@ -135,7 +135,7 @@ async fn make(installation: &Installation, binaries: &Path, to: &Path) {
     copy(&cluster, to);
 }
 
-/// Makes a cluster.
+/// Initializes a cluster.
 pub(crate) fn initialize(installation: &Installation, cluster: &Path, arguments: &[&str]) {
     let mut initdb = Command::new(installation.program("initdb"));
     initdb
@@ -154,7 +154,7 @@ fn migrations() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations")
 }
 
-/// Changes when a migration, the server's privileges or the way of making the seed do.
+/// A digest that changes with the migrations, with the server's privileges, and with the way in which the seed is built.
 fn schema_hash() -> u64 {
     let mut files: Vec<PathBuf> = fs::read_dir(migrations())
         .unwrap()
@@ -170,12 +170,12 @@ fn schema_hash() -> u64 {
     hasher.finish()
 }
 
-/// Where cargo builds.
+/// Cargo's target directory.
 pub fn target_directory() -> PathBuf {
     profile_directory().parent().unwrap().to_owned()
 }
 
-/// Where the programs of this profile are: beside this one, or above the folder `deps` where the tests are.
+/// The directory with the programs of this profile. The tests are in its folder `deps`.
 pub(crate) fn profile_directory() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let directory = this.parent().unwrap();
