@@ -1,8 +1,8 @@
-//! Serves check-ins, to have their instructions counted: `.ci/check-instructions` runs it under callgrind, which counts
-//! what happens within `check_ins_that_count` alone.
+//! Serves check-ins to count their instructions. `.ci/check-instructions` runs this under callgrind, which counts only
+//! inside `check_ins_that_count`.
 //!
-//! All of the server is on the thread that is in there; the machines are on another one, and not counted. Each check-in
-//! is answered before the next begins, so the committer writes batches of one. Nothing else goes on: no upkeep.
+//! The whole server runs on the thread inside that function. The machines run on another thread, which is not counted.
+//! Each check-in is answered before the next begins, so the committer writes batches of one. No periodic work runs.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,13 +33,13 @@ use tokio_util::sync::CancellationToken;
 static ALLOCATOR: Allocator = Allocator;
 
 const PUBLIC_URL: &str = "https://assay.example.com";
-/// What it seals ends with the program.
+/// The keys that it seals end with the program.
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 const MACHINES: usize = 8;
-/// Check-ins of each machine before counting starts: they fill the caches.
+/// Check-ins of each machine before counting starts, to fill the caches.
 const WARM_UP: usize = 4;
 
-/// How the machines and this thread wait for each other.
+/// The barrier between the machines and this thread.
 struct Course {
     warm: oneshot::Sender<()>,
     go: mpsc::Receiver<()>,
@@ -60,7 +60,7 @@ fn main() {
     machines.join().unwrap();
 }
 
-/// The server answers while its runtime waits here. The script knows this name.
+/// The runtime waits here, and the server answers meanwhile. `.ci/check-instructions` contains this name.
 #[inline(never)]
 fn check_ins_that_count(runtime: &Runtime, is_done: oneshot::Receiver<()>) {
     runtime.block_on(is_done).unwrap();
@@ -70,7 +70,7 @@ fn single_threaded() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Behind what ends TLS, so plain HTTP; and logging, as it does by default.
+/// A server behind a proxy that ends TLS, with the default logging.
 async fn serve(database_url: &str) -> (SocketAddr, String) {
     let clock = Arc::new(SystemClock);
     logging::start(LogFormat::Json, "info", clock.clone()).unwrap();
@@ -79,7 +79,7 @@ async fn serve(database_url: &str) -> (SocketAddr, String) {
         ("ASSAY_TRUST_DOMAIN", "example.com"),
         ("ASSAY_DATABASE__URL", database_url),
         ("ASSAY_MASTER_KEY", MASTER_KEY),
-        // Charged, and never reached.
+        // The limit is charged, but never reached.
         ("ASSAY_RATE_LIMIT__MACHINE_PER_MINUTE", "1000000"),
         ("ASSAY_RATE_LIMIT__ADDRESS_PER_MINUTE", "1000000"),
     ];
@@ -101,7 +101,7 @@ async fn serve(database_url: &str) -> (SocketAddr, String) {
     (address, api_key)
 }
 
-/// The machines, one after the other on one connection, as after an enrollment each.
+/// The machines' check-ins, one after the other on one connection. Each machine was enrolled before.
 async fn call(address: SocketAddr, api_key: &str, check_ins: usize, course: Course) {
     let api = Api::plain(&format!("http://{address}"), PUBLIC_URL);
     let administrator = Administrator::new(api.clone(), api_key);

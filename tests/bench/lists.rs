@@ -1,5 +1,5 @@
-//! How long the lists of a large fleet take, through the real server: fills a private Postgres, asks for each list again
-//! and again, prints a table, and fails where the median is over the limit. With `--plans`, also what Postgres did.
+//! Measures the lists of a large fleet through the real server. Fills a private Postgres, reads each list repeatedly,
+//! prints a table, and fails if a median exceeds the limit. `--plans` also prints the plans of Postgres.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 const MACHINES: u64 = 1_000_000;
 const RUNS: usize = 20;
 const LIMIT: Duration = Duration::from_millis(50);
-/// What the server does by itself in the background.
+/// Statements of the server's periodic work.
 const BACKGROUND: [&str; 2] = ["audit_waiting", "looked_at"];
 
 #[tokio::main]
@@ -85,7 +85,7 @@ async fn measure(administrator: &Administrator, lists: &[List]) -> usize {
     for list in lists {
         let mut times = Vec::with_capacity(RUNS);
         let mut page = Value::Null;
-        // The first run is not counted: it reads from disk what the others find in memory.
+        // The first run is not counted, because it reads from disk what the others find in memory.
         for run in 0..=RUNS {
             let started = Instant::now();
             page = administrator.get(&list.path).await;
@@ -129,7 +129,7 @@ async fn print_plans(administrator: &Administrator, lists: &[List], log: &Path) 
         let _warm = administrator.get(&list.path).await;
         let before = lines(log).len();
         let _page = administrator.get(&list.path).await;
-        // Whatever ran before on the server's connections is in the log when it has answered something else.
+        // After a further response, the log contains all earlier statements of the server's connections.
         for _ in 0..3 {
             let _ready = administrator.get("permissions").await;
         }

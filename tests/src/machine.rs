@@ -1,4 +1,4 @@
-//! A simulated machine: it claims and signs what a test or the load generator tells it to.
+//! A simulated machine. A test or the load generator chooses what it claims and signs.
 
 mod calls;
 mod fleet;
@@ -23,18 +23,18 @@ use self::key::Key;
 #[derive(Debug)]
 pub struct Machine {
     key: Arc<Key>,
-    /// Which machine it claims to be.
+    /// The identity that it claims.
     pub identity: MachineIdentity,
     /// The posture that it claims.
     pub posture: Posture,
     /// Whether it sends continuity values, as agents of this version do.
     pub sends_continuity: bool,
-    /// What it claims of its key.
+    /// The claims about its key.
     pub key_claim: KeyClaim,
     remembered: Mutex<Remembered>,
 }
 
-/// What a machine keeps of the answers.
+/// What a machine remembers of the responses.
 #[derive(Clone, Debug, Default)]
 struct Remembered {
     id: Option<Uuid>,
@@ -43,7 +43,7 @@ struct Remembered {
 }
 
 impl Machine {
-    /// What it claims of its key.
+    /// The default claims about a key.
     pub const KEY_CLAIM: KeyClaim = KeyClaim {
         store: KeyStoreKind::Software,
         accessibility: None,
@@ -78,7 +78,7 @@ impl Machine {
         }
     }
 
-    /// The same hardware with another key, erased and set up again.
+    /// The same hardware after it was erased and set up again, with another key.
     #[must_use]
     pub fn erased(&self) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Machine {
         }
     }
 
-    /// This key with what another holder of the machine remembers.
+    /// This key with the memory of another copy of the machine.
     #[must_use]
     pub fn remembering(self, other: &Self) -> Self {
         let remembered = Mutex::new(other.remembered(|remembered| remembered.clone()));
@@ -124,7 +124,7 @@ impl Machine {
             .expect("this machine has no id yet")
     }
 
-    /// Takes an id that no answer gave it.
+    /// Sets an id that no response has given it.
     pub fn set_id(&self, id: Uuid) {
         self.remembered(|remembered| remembered.id = Some(id));
     }
@@ -166,7 +166,7 @@ impl Machine {
         self.key.csr()
     }
 
-    /// What it claims to the server that calls itself `audience`.
+    /// The claims of its evidence for the server `audience`.
     #[must_use]
     pub fn claims(&self, audience: &str, purpose: Purpose, nonce: &str) -> EvidenceClaims {
         let (id, continuity) = self.remembered(|remembered| (remembered.id, remembered.continuity.clone()));
@@ -192,7 +192,7 @@ impl Machine {
         claims.sign(self.thumbprint(), sign).unwrap()
     }
 
-    /// Evidence with any payload under a good header and signature.
+    /// Evidence with any payload, a valid header and a valid signature.
     #[must_use]
     pub fn sign_payload(&self, payload: &[u8]) -> String {
         let header = json!({"alg": "ES256", "typ": "eat+jwt", "kid": self.thumbprint()}).to_string();

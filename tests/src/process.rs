@@ -86,7 +86,12 @@ impl Process {
         let found = self
             .output
             .wait_for(from, WRITTEN_WITHIN, |line| line.contains(text).then_some(()));
-        assert_eq!(found.await, Some(()), "it ended without writing {text:?}:\n{}", self.output);
+        assert_eq!(
+            found.await,
+            Some(()),
+            "it ended without writing {text:?}:\n{}",
+            self.output
+        );
         self.output.lines().len()
     }
 

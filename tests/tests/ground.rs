@@ -1,4 +1,4 @@
-//! The suite's own ground: a cluster that is there at once and never stays.
+//! Tests of the suite's cluster: it starts fast, and never outlives the tests.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,10 +11,10 @@ use assay_tests::cluster::{Cluster, Database};
 use assay_tests::process::Process;
 use sqlx::{ConnectOptions, Connection};
 
-/// The figures that make a suite with a database a test possible, with room for a busy machine.
+/// The times that a suite with a database for each test needs, with a margin for a busy machine.
 #[tokio::test]
 async fn a_cluster_and_a_database_start_fast() {
-    // The first test may need to make the seed.
+    // The first test may build the seed.
     let mut cluster = Cluster::start().await;
     let mut starts = Vec::new();
     for _ in 0..3 {
@@ -28,7 +28,7 @@ async fn a_cluster_and_a_database_start_fast() {
         cluster.create_database().await;
         databases.push(begun.elapsed());
     }
-    // The fastest: other tests run at the same time.
+    // The fastest attempt counts, because other tests run at the same time.
     let (start, database) = (starts.iter().min().unwrap(), databases.iter().min().unwrap());
     println!("a cluster starts in {start:?}, a database is made in {database:?}");
     assert!(*start < Duration::from_secs(1), "a cluster took {start:?} to start");
@@ -58,7 +58,7 @@ async fn each_database_has_the_schema_and_is_separate() {
     assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&second).await.unwrap(), 0);
 }
 
-/// A long suite on a small machine: what its databases take does not grow with their number.
+/// On a small machine, the memory for the databases of a long suite must not grow with their number.
 #[tokio::test]
 async fn unused_databases_are_dropped() {
     let cluster = Cluster::start().await;
@@ -107,10 +107,10 @@ async fn a_cluster_keeps_its_data_over_a_stop_and_a_crash() {
     );
 }
 
-/// Tells the test below that it is the process to be killed. Its value is a FIFO.
+/// The variable by which the test below recognizes that it is the process to be killed. Its value is a FIFO.
 const TO_BE_KILLED: &str = "TEST_PROCESS_TO_BE_KILLED";
 
-/// Runs itself once more, and kills that.
+/// Runs this test in another process, and kills that process.
 #[tokio::test]
 async fn a_killed_test_process_leaves_nothing_behind() {
     if let Some((_, fifo)) = process_environment().find(|(name, _)| name == TO_BE_KILLED) {
@@ -140,8 +140,8 @@ async fn a_killed_test_process_leaves_nothing_behind() {
 
     process.kill().unwrap();
     process.wait().unwrap();
-    // Each of these ends when the last process that has it open has ended: the keeper of the cluster, and a process
-    // that has left its parent.
+    // Each of these ends when the last process that has it open ends: the cluster's keeper, and a process that has left
+    // its parent.
     process.stderr.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
     of_its_processes.read_to_end(&mut Vec::new()).unwrap();
     assert!(!Path::new(&cluster).exists());

@@ -1,4 +1,4 @@
-//! A client in another language, written against the outside contract alone, at two replicas on one database.
+//! A client in another language, which was written from the public documents, calls two replicas on one database.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use assay_tests::process::Process;
 use assay_tests::processes::ServerConfiguration;
 use assay_tests::python::python_with;
 
-/// With room for a machine that builds at the same time: it takes half a minute on two cores.
+/// It takes half a minute on two cores. The limit has a margin for a machine that builds at the same time.
 const ENDS_WITHIN: Duration = Duration::from_secs(300);
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The comparison of a count of instructions with its figure: what is counted, `.ci/check-instructions` finds out in CI.
+//! Tests how `.ci/check-instructions` compares a count of instructions with the baseline. CI runs the count itself.
 
 use std::process::Command;
 

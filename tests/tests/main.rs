@@ -1,4 +1,4 @@
-//! Assay from outside, in one test binary: real programs, real Postgres, real TLS.
+//! Tests of Assay from outside, in one binary: real programs, real Postgres, real TLS.
 
 #![allow(
     clippy::unwrap_used,

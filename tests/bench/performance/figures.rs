@@ -5,12 +5,12 @@ use assay_tests::load::Report;
 use super::pgbench::Pgbench;
 use super::setting::Counters;
 
-/// What was measured, in the order in which it was first.
+/// The measurements, in the order of their first results.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) loads: Vec<(&'static str, Vec<Report>)>,
     pub(crate) pgbench: Option<(&'static str, Vec<Pgbench>)>,
-    /// Of each round's check-ins as shipped.
+    /// Latencies of each round's check-ins with the released server.
     pub(crate) written: Vec<Counters>,
 }
 
@@ -41,14 +41,14 @@ impl Figures {
         });
     }
 
-    /// The reports of a part, one a round.
+    /// The reports of a part, one for each round.
     pub(crate) fn of(&self, part: &str) -> &[Report] {
         let found = self.loads.iter().find(|(name, _)| name.starts_with(part));
         found.map_or(&[], |(_, reports)| reports)
     }
 }
 
-/// The one in the middle.
+/// The median.
 pub(crate) fn median(figures: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);

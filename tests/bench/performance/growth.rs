@@ -1,4 +1,4 @@
-//! The same check-ins in fleets of growing size, and on more servers with one Postgres.
+//! Check-ins in fleets of growing size, and on more servers with one Postgres.
 
 use std::fmt::Write;
 
@@ -10,28 +10,28 @@ use super::figures::median;
 use super::setting::{Build, Setting};
 use super::table::{client_cpu, megabytes, postgres_cpu, server_cpu};
 
-/// How many machines call in a fleet, at most: of a larger fleet none of them twice within a measurement.
+/// How many machines of a fleet call at most. In a larger fleet, no machine calls twice within a measurement.
 const CALLING: u64 = 100_000;
 /// How many servers share one Postgres.
 const REPLICAS: [u32; 2] = [2, 4];
-/// What a check-in costs may grow by this much.
+/// By how much the cost of a check-in may grow.
 const MOST_GROWTH: f64 = 1.15;
-/// Of the server with the largest fleet.
+/// The memory limit of the server with the largest fleet.
 const MOST_MEGABYTES: f64 = 150.0;
 const MOST_SECONDS_TO_START: f64 = 1.0;
 
-/// All that was measured of one fleet or one number of servers, one report a round.
+/// The measurements of one fleet or one number of servers, with one report for each round.
 struct Row {
     machines: u64,
     replicas: u32,
-    /// The same few machines again and again: they are in the caches.
+    /// The same few machines repeatedly, which are in the caches.
     again: Vec<Report>,
-    /// Machine after machine.
+    /// A different machine each time.
     in_turn: Vec<Report>,
     ready_after: Vec<f64>,
 }
 
-/// Measures all sizes in turns.
+/// Measures all sizes in turn.
 pub(crate) async fn measure(arguments: &Arguments, cluster: &Cluster) -> String {
     let fleets: Vec<Arguments> = arguments.sizes.iter().map(|size| of_size(arguments, *size)).collect();
     let mut databases: Vec<Database<'_>> = Vec::new();
@@ -80,11 +80,11 @@ impl Row {
         let running = setting.start(Build::Shipped, self.replicas).await;
         self.ready_after.push(begun.elapsed().as_secs_f64());
         let seconds = arguments.seconds.to_string();
-        // A fleet that needs more servers has more machines that call: each server gets as many.
+        // With more servers, more machines call, so each server has the same number.
         let connections = arguments.connections * self.replicas;
         let check_in = ["check-in", "--seconds", &seconds, "--warm-up", "1"];
         let again = running.load_by(&check_in, arguments.active, connections).await;
-        // So long that the caches are full when the memory is read.
+        // Long enough to fill the caches before the memory is read.
         let filling = ["check-in", "--seconds", &seconds, "--warm-up", "12"];
         let in_turn = running.load_by(&filling, CALLING, connections).await;
         eprintln!(
@@ -134,7 +134,7 @@ fn render(arguments: &Arguments, rows: &[Row]) -> String {
     text
 }
 
-/// The largest fleet beside the smallest, and most servers beside one.
+/// Compares the largest fleet with the smallest, and the most servers with one.
 fn verdicts(rows: &[Row]) -> String {
     let alone = || rows.iter().filter(|row| row.replicas == 1);
     let (Some(smallest), Some(largest)) = (
@@ -181,7 +181,7 @@ fn verdicts(rows: &[Row]) -> String {
     text
 }
 
-/// Round by round, for what is compared was measured in one round.
+/// Compares round by round, because only results of one round are comparable.
 fn growth(from: &[Report], to: &[Report]) -> Option<f64> {
     let cost = |report: &Report| server_cpu(report) + postgres_cpu(report);
     median(from.iter().zip(to).map(|(from, to)| cost(to) / cost(from)))

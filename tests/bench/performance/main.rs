@@ -1,5 +1,5 @@
-//! What the server can bear, and what that costs: see `tests/bench/run`. All that is compared is measured in one run, in
-//! turns, so that ratios hold on a computer that does other things meanwhile.
+//! Measures throughput and cost of the server: see `tests/bench/run`. Results that are compared are measured in turn in
+//! one run. Their ratios are then valid even if the computer has other work.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ use clap::Parser;
 use figures::Figures;
 use setting::{Build, Setting};
 
-/// Measures the server on a Postgres of its own.
+/// Measures the server with a Postgres of its own.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "tests/bench/run")]
 pub(crate) struct Arguments {
@@ -37,16 +37,16 @@ pub(crate) struct Arguments {
     /// The fleets of i.
     #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000,1000000")]
     pub(crate) sizes: Vec<u64>,
-    /// How many of them check in, spread over the fleet.
+    /// How many of its machines check in, spread over the fleet.
     #[arg(long, default_value = "2000")]
     pub(crate) active: u64,
-    /// How many calls may be under way at once, and how many clients pgbench has.
+    /// How many calls may run at the same time, and how many clients pgbench has.
     #[arg(long, default_value = "64")]
     pub(crate) connections: u32,
-    /// For how long each part is measured, each time.
+    /// How long each part is measured in each round.
     #[arg(long, default_value = "5")]
     pub(crate) seconds: u32,
-    /// How often everything is measured.
+    /// The number of rounds.
     #[arg(long, default_value = "3")]
     pub(crate) rounds: usize,
     /// How many servers share the load of c.

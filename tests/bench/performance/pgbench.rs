@@ -1,4 +1,4 @@
-//! What Postgres alone does with the statement that a server without a committer would send for each check-in.
+//! Measures Postgres alone with the statement that a server without a committer would send for each check-in.
 
 use std::fs;
 use std::process::Command;
@@ -8,14 +8,14 @@ use assay_tests::machine::{FIRST_ID, id_on_record};
 
 use super::setting::{SEED, Setting};
 
-/// The figures of a run.
+/// The results of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pgbench {
     /// Transactions a second.
     pub(crate) rate: f64,
 }
 
-/// One row, as `record_unchanged` updates it; what a check-in would say of key and claims is taken from the row itself.
+/// Updates one row as `record_unchanged` does. Key and claims are taken from the row itself.
 const STATEMENT: &str = "
 WITH held AS MATERIALIZED (
     SELECT machine_id FROM machine_presence WHERE machine_id = ANY (ARRAY[:id]) ORDER BY machine_id FOR NO KEY UPDATE SKIP LOCKED
@@ -75,7 +75,7 @@ pub(crate) async fn run(setting: &Setting<'_>) -> Pgbench {
     }
 }
 
-/// Postgres' account reads the script.
+/// Writes the script where Postgres' account can read it.
 fn open_to_all(directory: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();

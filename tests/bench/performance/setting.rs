@@ -15,21 +15,21 @@ use sqlx::{ConnectOptions, Row};
 
 use super::Arguments;
 
-/// What the fleet is made of.
+/// The seed of the fleet.
 pub(crate) const SEED: &str = "tests/bench/run";
-/// More than are measured.
+/// The pool size, which is more than the measured connections.
 const USES: u64 = 1_000_000;
 
-/// Which server.
+/// The build of the server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Build {
-    /// As it is shipped.
+    /// The released build.
     Shipped,
-    /// The one with the feature `measuring`, and how it records check-ins.
+    /// The build with the feature `measuring`, and how it records check-ins.
     Measuring(&'static str),
 }
 
-/// What is measured on.
+/// The environment of the measurements.
 pub(crate) struct Setting<'a> {
     pub(crate) arguments: &'a Arguments,
     pub(crate) cluster: &'a Cluster,
@@ -39,13 +39,13 @@ pub(crate) struct Setting<'a> {
     directory: tempfile::TempDir,
 }
 
-/// Servers that run.
+/// Running servers.
 pub(crate) struct Running<'a> {
     setting: &'a Setting<'a>,
     installation: Installation,
 }
 
-/// What Postgres has counted.
+/// Counters of Postgres.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counters {
     pub(crate) updates: i64,
@@ -111,13 +111,13 @@ impl<'a> Setting<'a> {
         }
     }
 
-    /// What Postgres has counted until now.
+    /// The current counters of Postgres.
     pub(crate) async fn counters(&self) -> Counters {
         let mut connection = self.database.connect_options().connect().await.unwrap();
         let counters = "SELECT coalesce(sum(n_tup_upd), 0)::bigint AS updates, coalesce(sum(n_tup_hot_upd), 0)::bigint AS hot_updates,
                                (SELECT wal_bytes FROM pg_stat_wal)::bigint AS wal_bytes
                         FROM pg_stat_user_tables WHERE relname = 'machine_presence'";
-        // A backend that is idle tells what it has counted within a second.
+        // An idle backend reports its counters within a second.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let row = sqlx::query(counters).fetch_one(&mut connection).await.unwrap();
         Counters {
@@ -129,14 +129,14 @@ impl<'a> Setting<'a> {
 }
 
 impl Running<'_> {
-    /// Has as many machines call as the arguments of the whole say.
+    /// Runs the load generator with the number of machines from the arguments.
     pub(crate) async fn load(&self, arguments: &[&str], on_record: bool) -> Report {
         let active = on_record.then_some(self.setting.arguments.active);
         let connections = self.setting.arguments.connections;
         self.run_load_generator(arguments, active, connections).await
     }
 
-    /// Has this many of the fleet call, on this many connections.
+    /// Runs the load generator with this many machines of the fleet, on this many connections.
     pub(crate) async fn load_by(&self, arguments: &[&str], active: u64, connections: u32) -> Report {
         self.run_load_generator(arguments, Some(active), connections).await
     }
@@ -185,7 +185,7 @@ async fn grant_to_all(administrator: &Administrator) {
     let _made = administrator.create("grants", &grant).await;
 }
 
-/// What `tests/bench/run` has built beside the server as shipped.
+/// The server that `tests/bench/run` has built beside the released one.
 fn measuring_program() -> PathBuf {
     let program = program("assay-server").with_file_name("assay-server-measuring");
     assert!(

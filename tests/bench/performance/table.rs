@@ -1,4 +1,4 @@
-//! The figures as a document has them.
+//! The figures as a table in a document.
 
 use std::fmt::Write;
 use std::fs;
@@ -50,7 +50,7 @@ pub(crate) fn render(arguments: &Arguments, figures: &Figures) -> String {
     text
 }
 
-/// Replaces what the document has between the marks.
+/// Replaces the text between the marks in the document.
 pub(crate) fn write(path: &Path, table: &str) {
     let document = fs::read_to_string(path).unwrap();
     let (before, rest) = document.split_once(BEGIN).unwrap();
@@ -58,11 +58,11 @@ pub(crate) fn write(path: &Path, table: &str) {
     fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
 }
 
-/// Which side of the bound is the good one.
+/// On which side of the bound a figure must be.
 enum Bound {
     AtLeast(f64),
     AtMost(f64),
-    /// Nothing is asked of it.
+    /// The figure has no bound.
     Free,
 }
 

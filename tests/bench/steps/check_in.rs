@@ -1,4 +1,4 @@
-//! The steps of a check-in and of an enrollment that take the server's time, each by itself.
+//! Times the steps of a check-in and of an enrollment that take most of the server's time.
 
 #![allow(
     clippy::unwrap_used,
@@ -68,7 +68,7 @@ fn sign_grant_token(criterion: &mut Criterion) {
     });
 }
 
-/// From the text of a request to the text of a certificate.
+/// Times the path from the text of a CSR to the text of a certificate.
 fn certify(criterion: &mut Criterion) {
     let (authority, csr) = (authority(), csr());
     criterion.bench_function("a certificate for a CSR", |bencher| {

@@ -1,4 +1,4 @@
-//! What evidence costs whoever receives it: from its text to claims that are proven.
+//! Times the verification of evidence, from its text to verified claims.
 
 #![allow(
     clippy::unwrap_used,

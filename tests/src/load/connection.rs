@@ -14,15 +14,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// The most headers that an answer may have.
+/// The most headers of a response.
 const MOST_HEADERS: usize = 32;
 
-/// Bytes on the wire, TLS and its handshakes among them.
+/// Traffic on the wire, including TLS and its handshakes.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// To the servers.
+    /// Bytes to the servers.
     pub sent: AtomicU64,
-    /// From the servers.
+    /// Bytes from the servers.
     pub received: AtomicU64,
     /// Handshakes with a key exchange and signatures.
     pub full_handshakes: AtomicU64,
@@ -30,18 +30,18 @@ pub struct Traffic {
     pub resumed_handshakes: AtomicU64,
 }
 
-/// Where a server is.
+/// A server's address.
 #[derive(Debug, Clone)]
 pub struct Address {
-    /// Its socket.
+    /// Its socket address.
     pub socket: SocketAddr,
-    /// The name that its certificate must have; none without TLS.
+    /// The name that its certificate must have. `None` without TLS.
     pub name: Option<ServerName<'static>>,
-    /// For the header `Host`.
+    /// The value of the header `Host`.
     pub host: String,
 }
 
-/// What a server has answered.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     /// The status.
@@ -61,12 +61,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 pub struct Connection {
     stream: Box<dyn Stream>,
     host: String,
-    /// Bytes read that belong to no complete response yet.
+    /// Bytes that were read, but belong to no complete response yet.
     read: Vec<u8>,
 }
 
 impl Connection {
-    /// Connects, with a handshake where the address has a name for it.
+    /// Connects, with TLS if the address has a name.
     pub async fn open(address: &Address, tls: &Arc<ClientConfig>, traffic: &Arc<Traffic>) -> io::Result<Self> {
         let stream = TcpStream::connect(address.socket).await?;
         stream.set_nodelay(true)?;
@@ -94,7 +94,7 @@ impl Connection {
         })
     }
 
-    /// Sends a request and reads its answer. `body` is JSON; without one it is a GET.
+    /// Sends a request, and reads its response. `body` is JSON; without a body the request is a GET.
     pub async fn call(&mut self, path: &str, body: Option<&[u8]>) -> io::Result<Answer> {
         let mut request = match body {
             None => format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.host).into_bytes(),
@@ -124,7 +124,7 @@ impl Connection {
 
     /// Closes the connection properly.
     pub async fn close(mut self) {
-        // The server may have ended it first.
+        // The server may have closed it first.
         let _ = self.stream.shutdown().await;
     }
 
@@ -136,7 +136,7 @@ impl Connection {
     }
 }
 
-/// The length of a head that is complete, the answer without its body, and the length of that.
+/// The length of a complete head, the response without its body, and the length of the body.
 fn read_head(bytes: &[u8]) -> io::Result<Option<(usize, Answer, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -166,7 +166,7 @@ fn read_head(bytes: &[u8]) -> io::Result<Option<(usize, Answer, usize)>> {
     Ok(Some((head, answer, length)))
 }
 
-/// Counts what goes through.
+/// Counts the bytes that pass.
 struct Counted {
     stream: TcpStream,
     traffic: Arc<Traffic>,

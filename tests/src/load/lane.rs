@@ -1,4 +1,4 @@
-//! One lane: calls its machines' exchanges one after the other.
+//! A lane: performs the exchanges of its machines one after the other.
 
 use std::io;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 const NONCE_SERVES: Duration = Duration::from_secs(240);
 const PROBLEM: &str = "urn:assay:problem:";
 
-/// A part of the fleet, and what it calls with.
+/// A part of the fleet, with its connections.
 pub struct Lane {
     target: Arc<Target>,
     address: Address,
@@ -29,13 +29,13 @@ pub struct Lane {
     token: Option<String>,
     connection: ConnectionUse,
     tls: Arc<ClientConfig>,
-    /// For each machine where it has a certificate to present, else one for all.
+    /// One for each machine with a certificate, otherwise one for all machines.
     peers: Vec<Peer>,
     presents_certificates: bool,
     nonce: Option<(String, Instant)>,
 }
 
-/// The client end of connections: of one machine, or of all machines of the lane.
+/// The client's end of a connection, for one machine or for all machines of the lane.
 #[derive(Default)]
 struct Peer {
     /// The certificate to present, with its chain in PEM.
@@ -45,7 +45,7 @@ struct Peer {
 }
 
 impl Lane {
-    /// The lane with this number; `machines` are its own.
+    /// The lane with this number, and with these machines.
     pub fn new(
         options: &Options,
         target: &Arc<Target>,
@@ -93,7 +93,7 @@ impl Lane {
             .map_err(|error| failure(&error))
     }
 
-    /// The next machine's call. The error is the problem's slug or the failure of the connection.
+    /// Performs the next machine's call. An error is the problem's slug or the failure of the connection.
     pub async fn call(&mut self, exchange: Exchange) -> Result<(), String> {
         let machine = self.next;
         self.next = (self.next + 1) % self.machines.len();
@@ -102,7 +102,7 @@ impl Lane {
             Err(_) => Err("timeout".to_owned()),
         };
         let answer = outcome.inspect_err(|_| {
-            // A late response would be taken for the response to the next call.
+            // A late response would be read as the response to the next call.
             self.peer(machine).open = None;
             self.nonce = None;
         })?;

@@ -1,4 +1,4 @@
-//! What became of the calls.
+//! The results of the calls.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 /// The longest latency that is recorded exactly, in microseconds.
 const LONGEST: u64 = 60_000_000;
-/// Of a latency: one in a thousand is exact enough for all of a run, one in a hundred for a second of it.
+/// The relative precision of latencies: a thousandth for a whole run, a hundredth for each second of it.
 const DIGITS: u8 = 3;
 const DIGITS_OF_A_SECOND: u8 = 2;
 
-/// From when until when is measured.
+/// The time span that is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     /// Its start.
@@ -23,13 +23,13 @@ pub struct Window {
     pub until: Instant,
 }
 
-/// Collects what the lanes find.
+/// Collects the results of the lanes.
 #[derive(Debug)]
 pub struct Measurement {
     window: Window,
-    /// Answers as they should be, also outside of the window: for those who watch.
+    /// Successful calls, also outside the window, for the progress bar.
     pub succeeded: AtomicU64,
-    /// All others.
+    /// Failed calls, also outside the window.
     pub failed: AtomicU64,
     findings: Mutex<Findings>,
 }
@@ -37,22 +37,22 @@ pub struct Measurement {
 /// What was found.
 #[derive(Debug)]
 pub struct Findings {
-    /// Calls that were answered as they should be within the window.
+    /// Calls that succeeded within the window.
     pub completed: u64,
-    /// Calls of the window that were not even sent until long after its end.
+    /// Calls that were due in the window, but were not sent until long after its end.
     pub unsent: u64,
-    /// From when each call of the window was due until it was answered, in microseconds.
+    /// The latencies of the window's calls, in microseconds. Each counts from the time when its call was due.
     pub latencies: Histogram<u64>,
-    /// Calls of the window that failed, by problem or by what became of the connection.
+    /// Calls of the window that failed, by problem or by the connection's error.
     pub errors: BTreeMap<String, u64>,
-    /// The same by the second in which they were due.
+    /// The calls of the window, by the second in which they were due.
     pub seconds: Vec<Second>,
 }
 
 /// The calls that were due in one second.
 #[derive(Debug, Clone)]
 pub struct Second {
-    /// Microseconds, of those that succeeded.
+    /// The latencies of those that succeeded, in microseconds.
     pub latencies: Histogram<u64>,
     /// How many failed.
     pub errors: u64,
@@ -76,7 +76,7 @@ impl Measurement {
         }
     }
 
-    /// A call that was due then has ended now.
+    /// Records a call that was due at a time and has ended now.
     pub fn ended(&self, due: Instant, outcome: &Result<(), String>) {
         let now = Instant::now();
         let counter = if outcome.is_ok() { &self.succeeded } else { &self.failed };
@@ -102,12 +102,12 @@ impl Measurement {
         }
     }
 
-    /// Calls of the window that are given up before they were sent.
+    /// Records calls of the window that were abandoned before they were sent.
     pub fn unsent(&self, calls: u64) {
         self.findings().unsent += calls;
     }
 
-    /// What was found.
+    /// The results.
     #[must_use]
     pub fn into_findings(self) -> Findings {
         self.findings.into_inner().unwrap_or_else(PoisonError::into_inner)

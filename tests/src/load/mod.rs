@@ -1,7 +1,7 @@
-//! The load generator: a fleet of simulated machines that enroll, check in or renew at a server.
+//! The load generator: a fleet of simulated machines that enroll, check in or renew.
 //!
-//! With a rate, calls are due at fixed times, and latencies count from these. A server that hangs for a second shows in
-//! all calls that were due in it, not only in those under way.
+//! With a rate, calls are due at fixed times, and latencies count from these times. If a server hangs for a second, the
+//! latencies of all calls that were due in that second show it, and not only those that were sent.
 
 pub mod connection;
 pub mod lane;
@@ -30,13 +30,13 @@ pub use self::report::Report;
 use self::target::{Target, TargetError};
 use crate::machine::{Machine, id_on_record};
 
-/// How long calls that were due within the window are still sent after its end.
+/// How long after the window's end calls that were due in it are still sent.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
-/// Why there is no measurement.
+/// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The servers cannot be called.
+    /// The servers cannot be reached.
     #[error(transparent)]
     Target(#[from] TargetError),
     /// A lane without a machine.
@@ -52,7 +52,7 @@ pub enum LoadError {
     Write {
         /// The file.
         path: std::path::PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -73,7 +73,7 @@ struct Schedule {
     rate: Option<u32>,
 }
 
-/// Measures.
+/// Runs a measurement.
 pub async fn run(options: &Options) -> Result<Report, LoadError> {
     if options.connections.get() > options.active().len() {
         return Err(LoadError::TooFewMachines);
@@ -92,7 +92,7 @@ pub async fn run(options: &Options) -> Result<Report, LoadError> {
     measure(options, &target, lanes).await
 }
 
-/// Keys take a while to make: each lane's on a thread of its own.
+/// Generates the machines of each lane on a thread of its own, because generating keys takes long.
 async fn make_lanes(options: &Options, target: &Arc<Target>) -> Result<Vec<Lane>, LoadError> {
     let seed = options.seed.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let (lanes, active) = (options.connections.get(), Arc::new(options.active()));
@@ -164,7 +164,7 @@ async fn measure(options: &Options, target: &Arc<Target>, lanes: Vec<Lane>) -> R
         (before, traffic) = (measured.usage(), totals(target));
         sleep_until(window.until).await;
     };
-    // Enrolling ends when every machine is.
+    // A measurement of enrollments ends when all machines are enrolled.
     tokio::select! {
         () = measuring => {}
         () = async { while running.join_next().await.is_some() {} } => {}
@@ -214,7 +214,7 @@ async fn run_lane(
 }
 
 impl Schedule {
-    /// When a lane's call is due: at its place in the fixed rate of all, or at once.
+    /// When a lane's call is due: at its time within the fixed rate of all lanes, or immediately.
     fn due(&self, lane: usize, call: u32) -> Instant {
         let Some(rate) = self.rate else {
             return Instant::now();

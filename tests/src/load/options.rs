@@ -26,17 +26,17 @@ pub struct Options {
     /// How many machines there are.
     #[arg(long, default_value = "1000")]
     pub machines: NonZeroUsize,
-    /// How many of them call, spread evenly over the fleet; all by default.
+    /// How many of them call, spread evenly over the fleet. All by default.
     #[arg(long, value_name = "MACHINES")]
     pub active: Option<NonZeroUsize>,
-    /// What the machines' keys and serial numbers are made of: the same text makes the same fleet. New at each run,
-    /// where it is not given.
+    /// The text from which keys and serial numbers are derived: the same text gives the same fleet. By default, each run
+    /// has a new fleet.
     #[arg(long, value_name = "TEXT")]
     pub seed: Option<String>,
-    /// The machines are on record already, under the ids that follow from the seed.
+    /// The machines are already on record, with the ids that follow from the seed.
     #[arg(long, requires = "seed", conflicts_with = "client_certificates")]
     pub on_record: bool,
-    /// How many calls may be under way at once.
+    /// How many calls may run at the same time.
     #[arg(long, default_value = "64")]
     pub connections: NonZeroUsize,
     /// How connections are used.
@@ -45,33 +45,32 @@ pub struct Options {
     /// Present each machine's certificate in the handshake. Then no two machines share a connection.
     #[arg(long)]
     pub client_certificates: bool,
-    /// Calls a second, whether the earlier ones are answered or not; a latency counts from when its call was due. Without
-    /// it, the next call follows the answer to the last.
+    /// Calls a second, whether or not earlier ones are answered. Latencies count from the time when a call was due.
+    /// Without a rate, each call follows the response to the previous one.
     #[arg(long, value_name = "CALLS", value_parser = parse_rate)]
     pub rate: Option<NonZeroU32>,
-    /// For how long is measured. Enrolling ends when all machines are enrolled, at the latest.
+    /// The length of the measurement. Enrolling ends earlier if all machines are enrolled.
     #[arg(long, default_value = "10", value_name = "SECONDS")]
     pub seconds: NonZeroU32,
-    /// For how long the same is done before, unmeasured.
-    /// A second, where it is not given, and nothing of it when machines enroll, which each does once.
+    /// The length of the warm-up, which is not measured. By default a second, and none for enrollments.
     #[arg(long, value_name = "SECONDS")]
     pub warm_up: Option<u32>,
     /// The load generator's own threads.
     #[arg(long, default_value = "1")]
     pub threads: NonZeroUsize,
-    /// A process whose CPU time counts as the server's. Found by its port, where it runs here.
+    /// A process whose CPU time counts as the server's. Found by its port if it runs on this computer.
     #[arg(long = "server-process", value_name = "PID")]
     pub server_processes: Vec<u32>,
-    /// The first process of Postgres. Found among the server's children, where it is a private one.
+    /// The postmaster of Postgres. Found among the server's children if it is a private one.
     #[arg(long, value_name = "PID")]
     pub postgres_process: Option<u32>,
-    /// Latencies over time, a line a second.
+    /// Write latencies over time to this file, a line for each second.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
-    /// Latencies over time, drawn.
+    /// Draw latencies over time into this file.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Print the line of JSON alone.
+    /// Print only the line of JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -81,9 +80,9 @@ pub struct Options {
 pub enum Exchange {
     /// Each machine enrolls once.
     Enroll,
-    /// The machines check in, one after the other, again and again. Those that are not on record enroll before.
+    /// The machines check in repeatedly, one after the other. Those that are not on record enroll first.
     CheckIn,
-    /// The same with renewals.
+    /// The machines renew repeatedly, one after the other. Those that are not on record enroll first.
     Renew,
 }
 
@@ -92,14 +91,14 @@ pub enum Exchange {
 pub enum ConnectionUse {
     /// Connections stay open.
     KeepAlive,
-    /// A new connection for each call, with a TLS session that is resumed.
+    /// A new connection for each call, which resumes a TLS session.
     Resumed,
     /// A new connection for each call, with a full handshake.
     Full,
 }
 
 impl Options {
-    /// For how many seconds nothing is measured at first.
+    /// The length of the warm-up.
     #[must_use]
     pub fn warm_up(&self) -> u32 {
         self.warm_up.unwrap_or(u32::from(self.exchange != Exchange::Enroll))
@@ -116,10 +115,10 @@ impl Options {
     }
 }
 
-/// More is not sent by any load generator, and what is not sent is counted.
+/// Parses a rate. The limit is far above what a load generator can send.
 fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
     let rate = text.parse().ok().filter(|rate: &NonZeroU32| rate.get() <= 1_000_000);
-    rate.ok_or_else(|| "it has to be a whole number from 1 to 1000000".to_owned())
+    rate.ok_or_else(|| "it must be a whole number from 1 to 1000000".to_owned())
 }
 
 impl Exchange {

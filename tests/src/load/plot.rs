@@ -1,4 +1,4 @@
-//! Latency over time, as a table and as a picture.
+//! Latencies over time, as a table and as a picture.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! What the processes of a server and of its Postgres have used, as Linux counts it. Elsewhere nothing is known of them.
+//! The CPU time and memory of the server's and Postgres' processes. They are known only on Linux.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,11 +11,11 @@ use rustix::param::clock_ticks_per_second;
 pub struct Measured {
     /// The servers.
     pub servers: Vec<u32>,
-    /// The first process of Postgres: all others are its children.
+    /// The postmaster of Postgres, the parent of its other processes.
     pub postgres: Option<u32>,
 }
 
-/// What they have used by some moment.
+/// What they had used at some time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
     /// CPU seconds of the servers.
@@ -24,13 +24,13 @@ pub struct Usage {
     pub postgres: Option<f64>,
     /// CPU seconds of the load generator.
     pub client: Option<f64>,
-    /// What the servers have in memory, in bytes.
+    /// The resident memory of the servers, in bytes.
     pub server_memory: Option<u64>,
 }
 
 impl Measured {
-    /// Those that are given, and those that are found: who listens at these addresses, and the Postgres that is their child
-    /// or the only one on this computer.
+    /// The processes from the options. The others are found: the servers by the addresses that they listen on, and Postgres
+    /// as their child or as the only one on this computer.
     #[must_use]
     pub fn find(servers: &[u32], postgres: Option<u32>, addresses: &[SocketAddr]) -> Self {
         let processes = Process::all();
@@ -42,7 +42,7 @@ impl Measured {
         Self { servers, postgres }
     }
 
-    /// What they have used by now.
+    /// What they have used so far.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let processes = Process::all();
@@ -50,7 +50,7 @@ impl Measured {
         let complete = servers.len() == self.servers.len() && !servers.is_empty();
         let postgres = self.postgres.and_then(|first| {
             let children = processes.values().filter(|process| process.parent == first);
-            // Those of its children that have ended are counted with it.
+            // The times of a process include those of its children that have ended.
             let first = processes.get(&first)?;
             Some(first.cpu + first.cpu_of_ended_children + children.map(|process| process.cpu).sum::<f64>())
         });
@@ -91,13 +91,13 @@ impl Process {
         entries
             .filter_map(|entry| {
                 let id = entry.file_name().to_str()?.parse().ok()?;
-                // A process that has ended meanwhile is none.
+                // Skips a process that has ended since.
                 Some((id, Self::read(&fs::read_to_string(entry.path().join("stat")).ok()?)?))
             })
             .collect()
     }
 
-    /// Reads `/proc/PID/stat` (proc_pid_stat(5)); the name stands in parentheses, and may hold any character.
+    /// Reads `/proc/PID/stat` (proc_pid_stat(5)). The name is in parentheses, and may contain any character.
     fn read(stat: &str) -> Option<Self> {
         let (start, rest) = stat.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -138,7 +138,7 @@ fn private_postgres(processes: &BTreeMap<u32, Process>, servers: &[u32]) -> Opti
     }
 }
 
-/// The process that listens at an address.
+/// The process that listens on an address.
 fn listener(address: SocketAddr) -> Option<u32> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
     let inodes = tables.iter().flat_map(|table| table.lines()).filter_map(|line| {
@@ -160,7 +160,7 @@ fn listener(address: SocketAddr) -> Option<u32> {
         .map(|(id, _)| id)
 }
 
-/// `VmRSS` of `/proc/PID/status`, in bytes.
+/// The value `VmRSS` of `/proc/PID/status`, in bytes.
 fn resident(id: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

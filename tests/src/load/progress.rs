@@ -16,7 +16,7 @@ const COUNTED: &str = "{msg} [{wide_bar}] {pos}/{len} {eta}";
 const TIMED: &str = "{msg} [{wide_bar}] {percent}%";
 const EVERY: Duration = Duration::from_millis(250);
 
-/// How far it is.
+/// The progress of a run.
 #[derive(Clone)]
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -24,7 +24,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Counts.
+    /// Adds to the count.
     pub(super) fn new(options: &Options, what: &'static str, all: usize) -> Self {
         Self {
             bar: bar(options, COUNTED, all.try_into().unwrap()).with_message(what),

@@ -1,4 +1,4 @@
-//! Puts a fleet of simulated machines on record, as if each had enrolled and checked in a while ago.
+//! Inserts a fleet of simulated machines into a database, as if each had enrolled and checked in.
 
 use assay_protocol::machine::{KeyClaim, MachineIdentity, Posture};
 use aws_lc_rs::digest;
@@ -40,7 +40,7 @@ pub async fn put_on_record(options: &PgConnectOptions, seed: &str, machines: u64
     bulk::fill(connection, include_str!("record.sql")).await;
 }
 
-/// Keys take longer to make than to send: a thread for each core makes them.
+/// Generates the machines on a thread for each core, because generating keys takes longer than inserting them.
 fn made(seed: &str, machines: u64) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(4);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -59,7 +59,7 @@ fn made(seed: &str, machines: u64) -> mpsc::Receiver<String> {
     receiver
 }
 
-/// As `COPY` reads it.
+/// A row in the format of `COPY`.
 fn line(seed: &str, number: u64) -> String {
     let machine = Machine::of_fleet(seed, number);
     let key = machine.public_key();

@@ -1,4 +1,4 @@
-//! The results of a measurement: for people, for programs, and over time.
+//! The results of a measurement: for people, as JSON, and over time.
 
 use std::fmt;
 use std::fs;
@@ -24,44 +24,44 @@ pub struct Report {
     pub client_certificates: bool,
     /// How many machines there were.
     pub machines: usize,
-    /// How many calls could be under way at once.
+    /// How many calls could run at the same time.
     pub connections: usize,
-    /// The rate that was asked for; null where the next call followed the last.
+    /// The configured rate. Null if each call followed the response to the previous one.
     pub rate_asked: Option<u32>,
-    /// For how long was measured.
+    /// The length of the measurement.
     pub seconds: f64,
     /// Calls that succeeded in that time.
     pub completed: u64,
-    /// The same a second.
+    /// Successful calls a second.
     pub rate: f64,
-    /// From when each call was due until its answer.
+    /// Latencies, from the time when a call was due to its response.
     pub latency_ms: Latency,
-    /// How many failed, by problem or by what became of the connection.
+    /// How many failed, by problem or by the connection's error.
     pub errors: std::collections::BTreeMap<String, u64>,
-    /// Calls that were due and not even sent, since the ones before took too long.
+    /// Calls that were due but not sent, because earlier ones took too long.
     pub unsent: u64,
-    /// CPU time; null where it is not known.
+    /// CPU time. Null if it is unknown.
     pub cpu: Cpu,
-    /// What the servers have in memory at the end, in bytes.
+    /// The resident memory of the servers at the end, in bytes.
     pub server_memory: Option<u64>,
-    /// On the wire, TLS among it.
+    /// Traffic on the wire, including TLS.
     pub bytes: Bytes,
-    /// Connections that were made meanwhile.
+    /// Handshakes during the measurement.
     pub handshakes: Handshakes,
     #[serde(skip)]
     seconds_apart: Vec<plot::Row>,
 }
 
-/// Milliseconds.
+/// Latencies in milliseconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Latency {
-    /// Half of the calls took no longer.
+    /// The median.
     pub p50: f64,
-    /// 95 of 100.
+    /// The 95th percentile.
     pub p95: f64,
-    /// 99 of 100.
+    /// The 99th percentile.
     pub p99: f64,
-    /// 999 of 1000.
+    /// The 99.9th percentile.
     pub p999: f64,
     /// The longest.
     pub max: f64,
@@ -72,7 +72,7 @@ pub struct Latency {
 pub struct Cpu {
     /// Seconds of the servers.
     pub server_seconds: Option<f64>,
-    /// Seconds of Postgres, all of its processes.
+    /// Seconds of all processes of Postgres.
     pub postgres_seconds: Option<f64>,
     /// Seconds of the load generator.
     pub client_seconds: Option<f64>,
@@ -154,7 +154,7 @@ impl Report {
         self.errors.values().sum()
     }
 
-    /// Writes latencies over time where the options say so.
+    /// Writes latencies over time to the files that the options name.
     pub fn write_files(&self, options: &Options) -> Result<(), LoadError> {
         let write = |path: &Path, text: String| {
             fs::write(path, text).map_err(|source| LoadError::Write {
@@ -172,7 +172,7 @@ impl Report {
     }
 }
 
-/// For people.
+/// The report for people.
 impl fmt::Display for Report {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Latency {
@@ -218,7 +218,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Microseconds as milliseconds.
+/// Converts microseconds to milliseconds.
 pub(super) fn milliseconds(microseconds: u64) -> f64 {
     float(microseconds) / 1000.0
 }

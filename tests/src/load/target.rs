@@ -19,10 +19,10 @@ use super::connection::{Address, Connection, Traffic};
 use super::options::{ConnectionUse, Options};
 use crate::machine::Machine;
 
-/// How many sessions of one machine, or of one lane, are kept to be resumed.
+/// How many TLS sessions one machine or one lane keeps.
 const SESSIONS: usize = 8;
 
-/// Why the servers cannot be called.
+/// Why the servers cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// Not `http(s)://host[:port]`.
@@ -37,7 +37,7 @@ pub enum TargetError {
         #[source]
         source: io::Error,
     },
-    /// The file is not there.
+    /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -46,7 +46,7 @@ pub enum TargetError {
         #[source]
         source: io::Error,
     },
-    /// No certificates in PEM.
+    /// The text has no certificates in PEM.
     #[error("the roots are not certificates in PEM")]
     Roots,
     /// No root of the server has the fingerprint.
@@ -55,32 +55,32 @@ pub enum TargetError {
         /// The server.
         server: String,
     },
-    /// Something else answers there.
+    /// The response is not that of an Assay server.
     #[error("{server} does not say what it calls itself: it is no Assay server")]
     NoIssuer {
         /// The server.
         server: String,
     },
-    /// The TLS library refuses a certificate.
+    /// The TLS library rejects a certificate.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
 }
 
-/// Where machines call, and what they say to whom.
+/// The servers to call.
 #[derive(Debug)]
 pub struct Target {
     /// The replicas.
     pub addresses: Vec<Address>,
     /// The `aud` of evidence.
     pub audience: String,
-    /// What goes over the wire.
+    /// The traffic on the wire.
     pub traffic: Arc<Traffic>,
     tls: Arc<ClientConfig>,
     connection: ConnectionUse,
 }
 
 impl Target {
-    /// Finds the servers, and asks the first what it calls itself.
+    /// Resolves the servers, and asks the first one for its audience.
     pub async fn find(options: &Options) -> Result<Self, TargetError> {
         let mut addresses = Vec::new();
         for server in &options.servers {
@@ -107,7 +107,7 @@ impl Target {
         })
     }
 
-    /// TLS for one lane, or for one machine that presents this chain. Each has TLS sessions of its own.
+    /// The TLS configuration for one lane, or for one machine with this chain. Each has TLS sessions of its own.
     pub fn tls(&self, presented: Option<(&Machine, &str)>) -> Result<Arc<ClientConfig>, TargetError> {
         let mut tls = ClientConfig::clone(&self.tls);
         tls.resumption = match self.connection {
@@ -170,10 +170,10 @@ async fn issuer(server: &str, address: &Address, tls: &Arc<ClientConfig>) -> Res
         })
 }
 
-/// The connection is not verified. The fingerprint shows whether these are the roots.
+/// Fetches the roots over an unverified connection. The fingerprint shows whether these are the roots.
 async fn fetch_roots(server: &str, address: &Address, fingerprint: &str) -> Result<Vec<u8>, TargetError> {
-    let anybody = Arc::new(config(Arc::new(FirstOnly::anybody()))?);
-    let roots = get(server, address, &anybody, "/v1/ca/bundle.pem").await?;
+    let unverified = Arc::new(config(Arc::new(FirstOnly::unverified()))?);
+    let roots = get(server, address, &unverified, "/v1/ca/bundle.pem").await?;
     let wanted = fingerprint.replace(':', "").to_lowercase();
     let found = certificates(&roots)?
         .iter()
@@ -208,13 +208,13 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TargetError>
         .ok_or(TargetError::Roots)
 }
 
-/// Verifies a server's certificate once and then recognizes it. The verification of real machines is not measured,
-/// and would take CPU time from the server on the same computer.
+/// Verifies a server's certificate once, and then compares. Verifying each time would take CPU time from the server on
+/// the same computer.
 #[derive(Debug)]
 struct FirstOnly {
-    /// None takes any certificate.
+    /// `None` accepts any certificate.
     thorough: Option<Arc<WebPkiServerVerifier>>,
-    /// As many as there are replicas.
+    /// The certificates that were verified, at most one for each replica.
     known: RwLock<Vec<Vec<u8>>>,
 }
 
@@ -231,7 +231,7 @@ impl FirstOnly {
         })
     }
 
-    fn anybody() -> Self {
+    fn unverified() -> Self {
         Self {
             thorough: None,
             known: RwLock::default(),

@@ -1,4 +1,4 @@
-//! A machine's calls, and what it remembers of their answers.
+//! A machine's calls, and what it remembers of the responses.
 
 use http::Method;
 use reqwest::RequestBuilder;
@@ -27,14 +27,14 @@ impl Machine {
         self.remember(Answer::to(self.renewal(server, &nonce)).await)
     }
 
-    /// Asks, with its present key, for a certificate of its next one.
+    /// Requests a certificate for its next key, signed with its current key.
     pub async fn rotate_to(&self, server: &impl Called, next: &Self) -> Answer {
         let nonce = self.take_nonce(server).await;
         let body = self.renew_body(server.api().audience(), &next.csr(), &nonce);
         self.remember(Answer::to(post(server, "/v1/renew", &body)).await)
     }
 
-    /// The request of an enrollment, with a certain nonce.
+    /// The request of an enrollment with this nonce.
     pub fn enrollment(&self, server: &impl Called, token: Option<&str>, nonce: &str) -> RequestBuilder {
         post(
             server,
@@ -43,7 +43,7 @@ impl Machine {
         )
     }
 
-    /// The request of a check-in, with a certain nonce.
+    /// The request of a check-in with this nonce.
     pub fn check_in_with(&self, server: &impl Called, nonce: &str) -> RequestBuilder {
         post(
             server,
@@ -52,7 +52,7 @@ impl Machine {
         )
     }
 
-    /// The request of a renewal, with a certain nonce.
+    /// The request of a renewal with this nonce.
     pub fn renewal(&self, server: &impl Called, nonce: &str) -> RequestBuilder {
         post(
             server,
@@ -61,18 +61,18 @@ impl Machine {
         )
     }
 
-    /// The nonce at hand; none where the last answer's is used.
+    /// The nonce of the last response. `None` if it was used.
     #[must_use]
     pub fn nonce_at_hand(&self) -> Option<String> {
         self.remembered(|remembered| remembered.nonce.clone())
     }
 
-    /// Forgets the nonce at hand, as an agent that was restarted.
+    /// Forgets the nonce of the last response, as an agent does when it restarts.
     pub fn forget_nonce(&self) {
         self.remembered(|remembered| remembered.nonce = None);
     }
 
-    /// Checks in, and loses the answer.
+    /// Checks in, and loses the response.
     pub async fn check_in_and_lose_the_answer(&self, server: &impl Called) -> Answer {
         let nonce = self.take_nonce(server).await;
         Answer::to(self.check_in_with(server, &nonce)).await

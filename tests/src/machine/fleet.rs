@@ -1,4 +1,4 @@
-//! Machines of a fleet that follows from a seed: it can be made again, by the load generator and in a database.
+//! Machines that are derived from a seed. The load generator and a database can thus contain the same fleet.
 
 use assay_protocol::machine::MachineIdentity;
 use aws_lc_rs::digest;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Machine;
 use super::key::Key;
 
-/// The time in the id of the first machine that is put on record: 2026-01-01, in milliseconds.
+/// The time in the id of the first inserted machine: 2026-01-01, in milliseconds.
 pub const FIRST_ID: u64 = 1_767_225_600_000;
 
 impl Machine {
@@ -25,8 +25,8 @@ impl Machine {
     }
 }
 
-/// The id of that machine in a fleet that was put on record: a UUIDv7 whose time counts the machines. The other bits
-/// are the same in the whole fleet, so that one id tells all others.
+/// The id of this machine in an inserted fleet: a UUIDv7 whose time counts the machines. The other bits are the same for
+/// the whole fleet, so all ids follow from one.
 #[must_use]
 pub fn id_on_record(seed: &str, number: u64) -> Uuid {
     let mut bytes = derive(&[b"id", seed.as_bytes()]);

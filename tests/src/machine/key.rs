@@ -1,4 +1,4 @@
-//! The software key of a simulated machine. AWS-LC signs, because a load generator must not take the CPU that it measures.
+//! The software key of a simulated machine. AWS-LC signs, because a load generator must leave the CPU to the server.
 
 use std::convert::Infallible;
 
@@ -42,7 +42,7 @@ impl Key {
         self.pair.to_pkcs8v1().unwrap().as_ref().to_vec()
     }
 
-    /// A signature as JWS has it.
+    /// A signature in the format of JWS.
     pub(super) fn sign(&self, message: &[u8]) -> [u8; 64] {
         let signature = self.pair.sign(&SystemRandom::new(), message).unwrap();
         signature.as_ref().try_into().unwrap()
