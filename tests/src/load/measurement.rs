@@ -34,7 +34,7 @@ pub struct Measurement {
     findings: Mutex<Findings>,
 }
 
-/// What was found.
+/// The results.
 #[derive(Debug)]
 pub struct Findings {
     /// Calls that succeeded within the window.
