@@ -30,7 +30,7 @@ use crate::{
     clock::Clock,
     config::Config,
     database::Database,
-    http::{self, Peers},
+    http::{self, TrustedProxies},
     running::assembly,
     telemetry::Metrics,
 };
@@ -68,7 +68,7 @@ impl QuietServer {
         let created = api_keys::create(&services.store, &Origin::command_line(), &request).await;
         Self {
             metrics: Arc::clone(&services.metrics),
-            router: http::router(services, Peers::Callers),
+            router: http::router(services, TrustedProxies::new(&[])),
             api_key: created.unwrap().1,
             _database: database,
         }

@@ -13,7 +13,7 @@ use super::{
     requests::AccountRequest,
 };
 use crate::{
-    rate_limits::RateLimits,
+    rate_limits::{Network, RateLimits},
     services::Services,
     store::{
         Connection, Store, Transaction,
@@ -71,7 +71,10 @@ pub(crate) async fn create(services: &Services, request: &AccountRequest) -> Res
     };
     let origin = request.caller.origin(&request.account, None);
     let (rate_limits, account) = (services.rate_limits.as_ref(), &request.account);
-    let made = tx!(services.store, CreateAcmeOrder, &origin => create_once(rate_limits, account, &serial_number)).await;
+    let network = request.caller.address.map(Network::of);
+    let made =
+        tx!(services.store, CreateAcmeOrder, &origin => create_once(rate_limits, account, network, &serial_number))
+            .await;
     match made {
         Err(AcmeError::Inadmissible(refusal)) => Err(refuse(services, request, refusal).await?),
         created => created,
@@ -144,6 +147,7 @@ async fn create_once(
     tx: &mut Transaction,
     rate_limits: &RateLimits,
     account: &Account,
+    network: Option<Network>,
     serial_number: &str,
 ) -> Result<Order, AcmeError> {
     let account = accounts::lock(tx, account).await?;
@@ -152,7 +156,7 @@ async fn create_once(
     if let Some(order) = acme_orders::find_pending(tx, account.id, serial_number, now).await? {
         return Ok(order);
     }
-    rate_limits.charge_device_order(serial_number)?;
+    rate_limits.charge_device_order(network, serial_number)?;
     let order = new_order(tx.new_id(), account.id, serial_number, now);
     acme_orders::insert(tx, &order, now).await?;
     let confirmed = by_token.then_some(serial_number);

@@ -145,7 +145,7 @@ pub(crate) async fn either(services: &Services, signed: Signed) -> Result<Either
             let found = acme_accounts::find(&mut *services.store.connection().await?, id).await?;
             let account = found.ok_or(AcmeError::UnknownAccount)?;
             let payload = Payload(jws.verify(&account.key)?);
-            services.rate_limits.charge_key(account.key.thumbprint())?;
+            services.rate_limits.charge_acme_account(account.id)?;
             use_up(services, &nonce, made_at).await?;
             require_valid(&account)?;
             Ok(EitherRequest::Account(AccountRequest {

@@ -5,6 +5,10 @@ use std::sync::Arc;
 
 use assay_protocol::{KeyThumbprint, PublicKey};
 use moka::sync::Cache;
+use tokio::{
+    sync::Semaphore,
+    time::{Duration, Instant, sleep},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -19,6 +23,12 @@ use crate::{
 /// The most keys that are cached: about 300 bytes each.
 const CAPACITY: u64 = 50_000;
 
+/// How often keys are looked up for networks that are over their limit.
+const OVER_LIMIT_PACE: Duration = Duration::from_millis(50);
+
+/// How many calls from networks over their limit wait for a look-up at once. It is a part of the reader's queue.
+const OVER_LIMIT_WAITING: usize = 4096;
+
 /// A key and its machine.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyLookup {
@@ -30,6 +40,8 @@ pub(crate) struct KeyLookup {
 pub(crate) struct KeyCache {
     keys: Cache<KeyThumbprint, KeyLookup>,
     on_record: Batcher<KeyThumbprint, OwnedKey>,
+    over_limit: Semaphore,
+    started: Instant,
 }
 
 impl KeyCache {
@@ -37,6 +49,8 @@ impl KeyCache {
     pub(crate) fn start(store: Store, metrics: &Metrics) -> Self {
         Self {
             keys: Cache::new(CAPACITY),
+            over_limit: Semaphore::new(OVER_LIMIT_WAITING),
+            started: Instant::now(),
             on_record: Batcher::start_reader(store, metrics.key_reader.clone(), |connection, keys| {
                 Box::pin(machines::keys::find_public_keys(connection, keys))
             }),
@@ -45,9 +59,31 @@ impl KeyCache {
 
     /// Finds a key. A key that is not on record is not cached, because it may enroll at any moment.
     pub(crate) async fn find(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, BatchError> {
-        if let Some(found) = self.keys.get(&key) {
+        match self.find_in_memory(key) {
+            Some(found) => Ok(Some(found)),
+            None => self.look_up(key).await,
+        }
+    }
+
+    /// Finds a key for a network that is over its limit. All such look-ups wait for the same moments and share one
+    /// statement then, so a flood of made-up keys costs the database no more than a few.
+    pub(crate) async fn find_over_limit(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, BatchError> {
+        if let Some(found) = self.find_in_memory(key) {
             return Ok(Some(found));
         }
+        let _place = self.over_limit.try_acquire().map_err(|_| BatchError::Overloaded)?;
+        let since = self.started.elapsed().as_millis() % OVER_LIMIT_PACE.as_millis();
+        let since = Duration::from_millis(u64::try_from(since).unwrap_or_default());
+        sleep(OVER_LIMIT_PACE.saturating_sub(since)).await;
+        self.look_up(key).await
+    }
+
+    /// Finds a key that was found before.
+    pub(crate) fn find_in_memory(&self, key: KeyThumbprint) -> Option<KeyLookup> {
+        self.keys.get(&key)
+    }
+
+    async fn look_up(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, BatchError> {
         let Some(owned) = self.on_record.call(key).await? else {
             return Ok(None);
         };

@@ -12,7 +12,7 @@ pub(crate) mod nonce;
 use std::sync::Arc;
 
 use assay_protocol::{
-    UnverifiedEvidence,
+    KeyThumbprint, UnverifiedEvidence,
     agent_api::{Action, AudienceGrant, CheckInRequest, CheckedIn},
     evidence::{Evidence, EvidenceError, Expectation, Purpose},
     machine::MachineStatus,
@@ -42,7 +42,7 @@ use crate::{
         continuity::{Carried, Judgement},
         liveness::LivenessBoundaries,
     },
-    rate_limits::Exceeded,
+    rate_limits::{Exceeded, OverLimit},
     registry::{
         admission::{Attempt, Mismatch, Refusal},
         client_certificate::{self, CertificateRefusal},
@@ -116,11 +116,20 @@ pub(crate) struct Verified {
 pub(crate) async fn check_in(
     services: &Services,
     request_id: &str,
+    over_limit: Option<&OverLimit>,
     certificate: Option<&ClientCertificate>,
     request: &CheckInRequest,
 ) -> Result<Answer, CheckInError> {
     let now = services.clock.now();
-    let verified = verify(services, certificate, &request.evidence, Purpose::CheckIn, now).await?;
+    let verified = verify(
+        services,
+        over_limit,
+        certificate,
+        &request.evidence,
+        Purpose::CheckIn,
+        now,
+    )
+    .await?;
     let check_in = CheckIn {
         machine_id: verified.machine_id,
         key: verified.evidence.key(),
@@ -199,6 +208,7 @@ fn require_within_grace(services: &Services, evaluated: &Evaluated, now: OffsetD
 /// Verifies a machine's evidence and the client certificate. What only the machine's row can tell comes later.
 pub(crate) async fn verify(
     services: &Services,
+    over_limit: Option<&OverLimit>,
     certificate: Option<&ClientCertificate>,
     jws: &str,
     purpose: Purpose,
@@ -207,7 +217,11 @@ pub(crate) async fn verify(
     let unverified = UnverifiedEvidence::parse(jws)?;
     let nonce = services.nonces.recognize(unverified.unverified_nonce(), now)?;
     let subject = unverified.unverified_subject();
-    let found = services.keys.find(unverified.unverified_key()).await?;
+    let kid = unverified.unverified_key();
+    let found = match over_limit {
+        Some(over_limit) => find_over_limit(services, over_limit, certificate, kid).await?,
+        None => services.keys.find(kid).await?,
+    };
     let Some(KeyLookup { machine_id, public_key }) = found else {
         // The database may have been restored, or the key never enrolled: the agent must enroll again.
         return Err(subject.map_or(CheckInError::NoSubject, |_| Refusal::Unknown.into()));
@@ -217,11 +231,15 @@ pub(crate) async fn verify(
         purpose,
         subject,
     };
-    let evidence = unverified.verify(&public_key, &expected)?;
+    let evidence = unverified.verify(&public_key, &expected).inspect_err(|_| {
+        if let Some(over_limit) = over_limit {
+            services.rate_limits.charge_failure(over_limit, kid);
+        }
+    })?;
+    services.rate_limits.charge_machine(machine_id)?;
     if subject != Some(machine_id) {
         return Err(unknown_or_foreign(services, subject).await?);
     }
-    services.rate_limits.charge_key(evidence.key())?;
     client_certificate::appraise(certificate, &services.policy, evidence.key(), now)?;
     let carried = carried(services, machine_id, evidence.claims().continuity.as_deref());
     let claims = Claims::of(&evidence);
@@ -240,6 +258,29 @@ pub(crate) fn carried(services: &Services, machine_id: Uuid, value: Option<&str>
         ContinuityPolicy::Off => Carried::Nothing,
         _ => services.continuity.recognize(machine_id, value),
     }
+}
+
+/// Finds a key for a network that is over its limit. A key in memory is always found, so a stranger's failures never bar a
+/// signature that verifies. A client certificate for the key proves that the key is on record.
+async fn find_over_limit(
+    services: &Services,
+    over_limit: &OverLimit,
+    certificate: Option<&ClientCertificate>,
+    key: KeyThumbprint,
+) -> Result<Option<KeyLookup>, CheckInError> {
+    if let Some(found) = services.keys.find_in_memory(key) {
+        return Ok(Some(found));
+    }
+    if certificate.is_some_and(|certificate| certificate.key == key) {
+        return Ok(services.keys.find(key).await?);
+    }
+    services.rate_limits.check_failures(over_limit, key)?;
+    let found = services.keys.find_over_limit(key).await?;
+    if found.is_none() {
+        services.rate_limits.charge_failure(over_limit, key);
+        return Err(over_limit.exceeded.into());
+    }
+    Ok(found)
 }
 
 /// Revoking a certificate changes the record's version, and `evaluated` has the version under which this check-in was

@@ -107,6 +107,29 @@ impl Settings {
         }
     }
 
+    /// A list of values that can be parsed from text. In a variable they are separated by commas.
+    pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
+        let Setting { value, origin } = self.take(key)?;
+        let texts: Option<Vec<String>> = match value {
+            Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect(),
+            Value::String(text) if is_variable(&origin) => {
+                Some(text.split(',').map(|text| text.trim().to_owned()).collect())
+            }
+            _ => None,
+        };
+        let Some(texts) = texts else {
+            return self.refuse(key, origin, "must be a list of strings");
+        };
+        let mut parsed = Vec::with_capacity(texts.len());
+        for text in texts {
+            match text.parse() {
+                Ok(value) => parsed.push(value),
+                Err(error) => return self.refuse(key, origin, &format!("contains {text:?}: {error}")),
+            }
+        }
+        Some(parsed)
+    }
+
     /// One of several words.
     pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
         let origin = self.origin(key);

@@ -1,6 +1,12 @@
 //! TLS: the server's certificate, and the certificates of machines.
 
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    str::FromStr,
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::settings::Settings;
 
@@ -17,7 +23,10 @@ pub enum Tls {
         private_key: PathBuf,
     },
     /// No TLS: a proxy terminates it.
-    Upstream,
+    Upstream {
+        /// The peers whose `X-Forwarded-For` counts.
+        trusted_proxies: Vec<IpNet>,
+    },
 }
 
 /// How certificates of machines are used in TLS.
@@ -31,7 +40,29 @@ pub enum ClientCertificates {
     Required,
 }
 
+/// An address, or a network in CIDR notation.
+struct AddressOrNetwork(IpNet);
+
+impl FromStr for AddressOrNetwork {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let network = network.map_err(|_| "it must be an address or a network, such as 192.0.2.7 or 10.0.0.0/8")?;
+        Ok(Self(network))
+    }
+}
+
 impl Tls {
+    /// The peers whose `X-Forwarded-For` counts.
+    #[must_use]
+    pub fn trusted_proxies(&self) -> &[IpNet] {
+        match self {
+            Self::Upstream { trusted_proxies } => trusted_proxies,
+            Self::SelfIssued | Self::Files { .. } => &[],
+        }
+    }
+
     pub(super) fn read(settings: &mut Settings) -> Self {
         #[derive(Clone, Copy, PartialEq)]
         enum Mode {
@@ -54,8 +85,9 @@ impl Tls {
             None
         };
         let files = (path("tls.certificate"), path("tls.private_key"));
+        let trusted_proxies = trusted_proxies(settings, mode == Mode::Upstream);
         match (mode, files) {
-            (Mode::Upstream, _) => Self::Upstream,
+            (Mode::Upstream, _) => Self::Upstream { trusted_proxies },
             (Mode::Files, (Some(certificate), Some(private_key))) => Self::Files {
                 certificate,
                 private_key,
@@ -64,6 +96,22 @@ impl Tls {
             (Mode::SelfIssued | Mode::Files, _) => Self::SelfIssued,
         }
     }
+}
+
+/// By default a proxy on this host.
+fn trusted_proxies(settings: &mut Settings, is_upstream: bool) -> Vec<IpNet> {
+    const KEY: &str = "tls.trusted_proxies";
+    if !is_upstream {
+        settings.refuse_given(KEY, "can only be used if tls.mode is \"upstream\"");
+    }
+    let given = settings.list::<AddressOrNetwork>(KEY);
+    given.map_or_else(loopback, |given| given.into_iter().map(|network| network.0).collect())
+}
+
+fn loopback() -> Vec<IpNet> {
+    let ipv4 = Ipv4Net::new(Ipv4Addr::LOCALHOST, 8).map(|network| IpNet::V4(network.trunc()));
+    let ipv6 = Ipv6Net::from(Ipv6Addr::LOCALHOST).into();
+    ipv4.into_iter().chain([ipv6]).collect()
 }
 
 impl ClientCertificates {
@@ -76,7 +124,7 @@ impl ClientCertificates {
         ];
         let origin = settings.origin(KEY);
         let configured = settings.word(KEY, &words).unwrap_or(Self::Optional);
-        if *tls != Tls::Upstream {
+        if !matches!(tls, Tls::Upstream { .. }) {
             return configured;
         }
         // The proxy terminates TLS. A header with a certificate is not accepted, because anyone who reaches the port

@@ -59,25 +59,11 @@ impl Signed {
 }
 
 /// Signs a certificate for a key of a machine.
-pub(super) fn sign(
-    services: &Services,
-    machine_id: Uuid,
-    public_key: &PublicKey,
-    attested_serial_number: Option<&str>,
-) -> Result<Signed, AuthorityError> {
-    let now = services.store.now();
-    let authority = services.authority.load();
-    let request = MachineCertificateRequest {
-        machine_id,
-        public_key,
-        now,
-        ttl: services.policy.certificate_ttl,
-        attested_serial_number,
-    };
+pub(super) fn sign(authority: &Authority, request: &MachineCertificateRequest<'_>) -> Result<Signed, AuthorityError> {
     Ok(Signed {
-        certificate: authority.issuing().issue_machine_certificate(&request)?,
+        certificate: authority.issuing().issue_machine_certificate(request)?,
         issuer_id: authority.issuing().id(),
-        at: now,
+        at: request.now,
     })
 }
 
@@ -89,7 +75,14 @@ pub(super) async fn issue(
     public_key: &PublicKey,
 ) -> Result<IssuedCertificate, EnrollError> {
     let attested_serial_number = attested_serial_number(tx, &services.policy, machine_id, public_key).await?;
-    let signed = sign(services, machine_id, public_key, attested_serial_number.as_deref())?;
+    let request = MachineCertificateRequest {
+        machine_id,
+        public_key,
+        now: services.store.now(),
+        ttl: services.policy.certificate_ttl,
+        attested_serial_number: attested_serial_number.as_deref(),
+    };
+    let signed = sign(&services.authority.load(), &request)?;
     let key = public_key.thumbprint();
     certificates::insert(tx, machine_id, key, signed.issuer_id, &signed.certificate, signed.at).await?;
     tx.record(signed.change(machine_id, key)).await?;

@@ -7,7 +7,6 @@ use assay_protocol::{
 
 use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
 use crate::{
-    rate_limits::RateLimits,
     registry::{
         admission::{self, Attempt, Refusal},
         record::boundaries,
@@ -35,6 +34,7 @@ pub(super) async fn decide(
     {
         return Ok(Err(refusal));
     }
+    services.rate_limits.charge_machine(record.machine_id)?;
     tx.act_as(applicant.origin(record.machine_id));
     let attempt = Attempt {
         key: applicant.key(),
@@ -57,7 +57,7 @@ pub(super) async fn decide(
                 issued_now,
             }))
         }
-        Err(Refusal::Pending) => still_pending(tx, &services.rate_limits, applicant, record).await,
+        Err(Refusal::Pending) => still_pending(tx, applicant, record).await,
         Err(refusal) => Ok(Err(refusal)),
     }
 }
@@ -88,7 +88,6 @@ async fn current_certificate(
 
 async fn still_pending(
     tx: &mut Transaction,
-    rate_limits: &RateLimits,
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
@@ -97,7 +96,7 @@ async fn still_pending(
         return Ok(Err(Refusal::Pending));
     };
     if applicant.token.is_none() {
-        applicant.charge_address(rate_limits)?;
+        applicant.keep_address_charge();
     }
     let machine_id = match decision.kind {
         EnrollmentKind::Enrollment => {

@@ -30,7 +30,7 @@ use crate::{
     changes::Origin,
     check_in::{self, nonce::NonceError},
     machines::{claims::Claims, client_certificate::ClientCertificate, continuity::Carried},
-    rate_limits::{Exceeded, RateLimits},
+    rate_limits::{AddressCharge, Exceeded, Network},
     registry::{admission::Refusal, client_certificate::CertificateRefusal},
     secrets::SecretHash,
     services::Services,
@@ -113,6 +113,7 @@ pub(crate) struct Caller {
     pub(crate) request_id: String,
     /// Unknown behind a proxy that does not tell.
     pub(crate) address: Option<IpAddr>,
+    pub(crate) address_charge: AddressCharge,
     /// What was presented in TLS, if anything was.
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
@@ -158,12 +159,14 @@ impl Applicant {
         Origin::machine(machine_id, self.caller.request_id.clone())
     }
 
-    /// Whoever brings no token has proved nothing but a key that it made itself, so that its address is charged.
-    fn charge_address(&self, rate_limits: &RateLimits) -> Result<(), Exceeded> {
-        match self.caller.address {
-            Some(address) => rate_limits.charge_address(address),
-            None => Ok(()),
-        }
+    /// The network that the call comes from.
+    fn network(&self) -> Option<Network> {
+        self.caller.address.map(Network::of)
+    }
+
+    /// An applicant without a token has proved only a key that it made itself, so the call stays charged to its address.
+    fn keep_address_charge(&self) {
+        self.caller.address_charge.keep();
     }
 }
 
@@ -212,7 +215,7 @@ fn verify(services: &Services, caller: Caller, request: &EnrollRequest) -> Resul
         subject: None,
     };
     let evidence = unverified.verify(csr.public_key(), &expected)?;
-    services.rate_limits.charge_key(evidence.key())?;
+    services.rate_limits.charge_applicant(evidence.key())?;
     if let Some(certificate) = &caller.certificate {
         certificate.appraise(evidence.key(), now)?;
     }

@@ -106,7 +106,9 @@ async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applican
     };
     // Only what a token let in: otherwise anybody could use up what this serial number is allowed.
     if let (Some(_), Some(serial_number)) = (&token, serial_number) {
-        services.rate_limits.charge_serial_number(serial_number)?;
+        services
+            .rate_limits
+            .charge_serial_number(applicant.network(), serial_number)?;
     }
     let listed = match serial_number {
         Some(serial_number) => inventory::lock(tx, serial_number).await?,
@@ -131,7 +133,7 @@ pub(super) fn grounds_and_labels(
 
 /// Strangers can make rows that somebody has to look at: so many at once, and no more.
 async fn demand_room(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<(), EnrollError> {
-    applicant.charge_address(&services.rate_limits)?;
+    applicant.keep_address_charge();
     let limit = services.policy.without_token_limit;
     let is_full = async |tx: &mut Transaction| {
         let waiting = enrollments::count_waiting_without_token(tx, applicant.now).await?;

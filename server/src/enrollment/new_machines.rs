@@ -6,12 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use assay_authority::{Authority, AuthorityError, MachineCertificateRequest};
 use assay_protocol::{
     KeyThumbprint,
     admin_api::enrollment_tokens::{Approval, EnrollmentToken},
 };
 use serde_json::{Value, json};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{
@@ -42,9 +43,8 @@ use crate::{
     },
 };
 
-/// A key that is ordinary at first sight, with all of its machine's rows that do not depend on token and inventory. Its
-/// certificate is signed, so that nobody waits for that with a token locked, and does not leave the server before it is on
-/// record.
+/// A key that is ordinary at first sight, with all of its machine's rows that do not depend on token and inventory, and
+/// with what its certificate is signed with once its token was found to let it in.
 pub(super) struct NewMachine {
     applicant: Arc<Applicant>,
     secret: SecretHash,
@@ -54,7 +54,8 @@ pub(super) struct NewMachine {
     enrollment_id: Uuid,
     waits_until: OffsetDateTime,
     enrolled: Stamp,
-    signed: Signed,
+    authority: Arc<Authority>,
+    certificate_ttl: Duration,
     issued: Stamp,
 }
 
@@ -64,11 +65,12 @@ struct Admitted<'a> {
     token_id: Uuid,
     grounds: Grounds,
     labels: Labels,
+    signed: Signed,
 }
 
 impl NewMachine {
     /// Prepares a key that brings a token, and neither a certificate nor a continuity value: one that does may be known. `None`
-    /// for any other, and where no certificate can be signed: a transaction of its own tells whether the key needs one.
+    /// for any other.
     pub(super) fn prepare(services: &Services, applicant: &Arc<Applicant>) -> Option<Self> {
         let secret = applicant
             .token
@@ -77,7 +79,6 @@ impl NewMachine {
         let machine_id = clock::new_id(clock);
         let enrollment_id = clock::new_id(clock);
         let enrolled = Stamp::now(clock);
-        let signed = certificate::sign(services, machine_id, applicant.csr.public_key(), None).ok()?;
         Some(Self {
             secret,
             claims_digest: applicant.claims.digest().ok()?,
@@ -86,7 +87,8 @@ impl NewMachine {
             enrollment_id,
             waits_until: applicant.now.saturating_add(services.policy.pending_ttl),
             enrolled,
-            signed,
+            authority: services.authority.load_full(),
+            certificate_ttl: services.policy.certificate_ttl,
             issued: Stamp::now(clock),
             applicant: Arc::clone(applicant),
         })
@@ -94,6 +96,17 @@ impl NewMachine {
 
     fn key(&self) -> KeyThumbprint {
         self.applicant.key()
+    }
+
+    fn sign(&self) -> Result<Signed, AuthorityError> {
+        let request = MachineCertificateRequest {
+            machine_id: self.machine_id,
+            public_key: self.applicant.csr.public_key(),
+            now: self.applicant.now,
+            ttl: self.certificate_ttl,
+            attested_serial_number: None,
+        };
+        certificate::sign(&self.authority, &request)
     }
 
     fn serial_number(&self) -> Option<&str> {
@@ -161,9 +174,13 @@ fn choose<'a>(
             return None;
         }
         if let Some(serial_number) = serial_number {
-            rate_limits.charge_serial_number(serial_number).ok()?;
+            let network = new_machine.applicant.network();
+            rate_limits.charge_serial_number(network, serial_number).ok()?;
             serial_numbers.insert(serial_number);
         }
+        // After the token, so that a stranger with a made-up one does not have the CA sign. If signing fails, a transaction
+        // of its own tells whether the key needs a certificate.
+        let signed = new_machine.sign().ok()?;
         keys.insert(new_machine.key());
         token.uses = token.uses.saturating_add(1);
         let (grounds, labels) = new_key::grounds_and_labels(Some(token), serial_number, found.listed);
@@ -172,6 +189,7 @@ fn choose<'a>(
             token_id: token.id,
             grounds,
             labels,
+            signed,
         })
     };
     asking
@@ -186,7 +204,10 @@ async fn write(connection: &mut Connection, admitted: &[&Admitted<'_>]) -> Resul
     machines::new::insert(connection, &rows).await?;
     let mut changes = Vec::with_capacity(admitted.len() * 2);
     for Admitted {
-        new_machine, labels, ..
+        new_machine,
+        labels,
+        signed,
+        ..
     } in admitted
     {
         let (applicant, machine_id, labels) = (
@@ -196,7 +217,7 @@ async fn write(connection: &mut Connection, admitted: &[&Admitted<'_>]) -> Resul
         );
         let enrolled = new_key::change(applicant, machine_id, new_key::ENROLLED, Value::Null, labels)?;
         changes.push((new_machine.enrolled, &new_machine.origin, enrolled));
-        let issued = new_machine.signed.change(machine_id, new_machine.key());
+        let issued = signed.change(machine_id, new_machine.key());
         changes.push((new_machine.issued, &new_machine.origin, issued));
     }
     let stamped: Vec<_> = changes
@@ -211,13 +232,13 @@ impl Admitted<'_> {
         Decided::Active {
             machine_id: self.new_machine.machine_id,
             assurance: self.grounds.assurance(),
-            certificate: self.new_machine.signed.issued(),
+            certificate: self.signed.issued(),
             issued_now: true,
         }
     }
 
     fn rows(&self) -> NewRows<'_> {
-        let NewMachine { applicant, signed, .. } = self.new_machine;
+        let (NewMachine { applicant, .. }, signed) = (self.new_machine, &self.signed);
         NewRows {
             machine_id: self.new_machine.machine_id,
             enrollment_id: self.new_machine.enrollment_id,

@@ -17,6 +17,7 @@ use crate::{
     changes::Origin,
     check_in::{self, CheckInError, Verified},
     machines::client_certificate::ClientCertificate,
+    rate_limits::OverLimit,
     registry::{
         admission::{self, Attempt, Refusal},
         key_rotation::{self, RotationRefusal},
@@ -75,12 +76,21 @@ pub(crate) struct Answer {
 pub(crate) async fn renew(
     services: &Services,
     request_id: &str,
+    over_limit: Option<&OverLimit>,
     certificate: Option<&ClientCertificate>,
     request: &RenewRequest,
 ) -> Result<Answer, RenewError> {
     let csr = UnverifiedCsr::from_pem(&request.csr)?.verify()?;
     let now = services.clock.now();
-    let verified = check_in::verify(services, certificate, &request.evidence, Purpose::Renew, now).await?;
+    let verified = check_in::verify(
+        services,
+        over_limit,
+        certificate,
+        &request.evidence,
+        Purpose::Renew,
+        now,
+    )
+    .await?;
     let digest = URL_SAFE_NO_PAD.encode(sha256(csr.der()));
     if verified.evidence.claims().csr_sha256.as_deref() != Some(&digest) {
         return Err(RenewError::OtherCsr);

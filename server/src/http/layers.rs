@@ -11,9 +11,9 @@ use axum::{
 
 use super::{
     agent_api::add_nonce,
-    caller_address::{self, Peers},
+    caller_address::{self, TrustedProxies},
     guard, problem,
-    rate_limit::{charge_every, charge_unproven},
+    rate_limit::{charge_every, charge_until_proven, charge_until_verified},
     request_id, unread_body,
 };
 use crate::services::Services;
@@ -22,16 +22,19 @@ use crate::services::Services;
 #[derive(Clone)]
 pub(super) struct OuterLayer {
     pub(super) services: Arc<Services>,
-    pub(super) peers: Peers,
+    pub(super) trusted_proxies: TrustedProxies,
 }
 
 /// Around all responses, even those for unknown paths.
 pub(super) async fn everything(
-    State(OuterLayer { services, peers }): State<OuterLayer>,
+    State(OuterLayer {
+        services,
+        trusted_proxies,
+    }): State<OuterLayer>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    caller_address::determine(peers, &mut request);
+    caller_address::determine(&trusted_proxies, &mut request);
     request_id::assign(services.clock.as_ref(), request, async |request, request_id| {
         unread_body::drain(request, async |request| {
             problem::write_bodies(request_id, request, async |request| {
@@ -44,21 +47,28 @@ pub(super) async fn everything(
     .await
 }
 
-/// Around the handlers that need no other layer.
-pub(super) async fn guarded(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
-    charge_unproven(&services, request, async |request| {
-        guard::time_limit(request, async |request| next.run(request).await).await
+/// Around the handlers that supervisors and load balancers call. They cost nothing and have no limit.
+pub(super) async fn health(request: Request, next: Next) -> Response {
+    guarded(request, next).await
+}
+
+/// Around the handlers that take an API key.
+pub(super) async fn api_keys(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+    charge_until_proven(&services, request, async |request| guarded(request, next).await).await
+}
+
+/// Around enrollment. An agent gets a nonce even if its call timed out.
+pub(super) async fn applicants(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+    add_nonce(&services, request, async |request| {
+        charge_until_proven(&services, request, async |request| guarded(request, next).await).await
     })
     .await
 }
 
-/// Around the handlers that take evidence. An agent gets a nonce even if its call timed out.
-pub(super) async fn agents(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+/// Around the handlers that take evidence by machines' keys.
+pub(super) async fn machines(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     add_nonce(&services, request, async |request| {
-        charge_unproven(&services, request, async |request| {
-            guard::time_limit(request, async |request| next.run(request).await).await
-        })
-        .await
+        charge_until_verified(&services, request, async |request| guarded(request, next).await).await
     })
     .await
 }
@@ -66,12 +76,16 @@ pub(super) async fn agents(State(services): State<Arc<Services>>, request: Reque
 /// Around the operation that issues nonces.
 pub(super) async fn nonces(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     add_nonce(&services, request, async |request| {
-        charge_every(&services, request, async |request| next.run(request).await).await
+        charge_every(&services, request, async |request| guarded(request, next).await).await
     })
     .await
 }
 
 /// Around public operations.
 pub(super) async fn public(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
-    charge_every(&services, request, async |request| next.run(request).await).await
+    charge_every(&services, request, async |request| guarded(request, next).await).await
+}
+
+async fn guarded(request: Request, next: Next) -> Response {
+    guard::time_limit(request, async |request| next.run(request).await).await
 }

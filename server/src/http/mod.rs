@@ -30,7 +30,7 @@ use utoipa::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
-pub(crate) use self::caller_address::Peers;
+pub(crate) use self::caller_address::TrustedProxies;
 use self::layers::OuterLayer;
 use self::operation::{MACHINE, PUBLIC, describe_others};
 use self::relying_party_api::Published;
@@ -56,27 +56,32 @@ impl Modify for ApiKeys {
     }
 }
 
-/// All routes. `peers` says whether connections come from callers or from a proxy.
-pub(crate) fn router(services: Arc<Services>, peers: Peers) -> Router {
+/// All routes.
+pub(crate) fn router(services: Arc<Services>, trusted_proxies: TrustedProxies) -> Router {
     let document = Published(serde_json::to_string(&document()).unwrap_or_default().into());
-    let agents = middleware::from_fn_with_state(Arc::clone(&services), layers::agents);
-    let nonces = middleware::from_fn_with_state(Arc::clone(&services), layers::nonces);
-    let public = middleware::from_fn_with_state(Arc::clone(&services), layers::public);
+    let state = || Arc::clone(&services);
+    let api_keys = middleware::from_fn_with_state(state(), layers::api_keys);
+    let applicants = middleware::from_fn_with_state(state(), layers::applicants);
+    let machines = middleware::from_fn_with_state(state(), layers::machines);
+    let nonces = middleware::from_fn_with_state(state(), layers::nonces);
+    let public = middleware::from_fn_with_state(state(), layers::public);
     let outer = OuterLayer {
         services: Arc::clone(&services),
-        peers,
+        trusted_proxies,
     };
-    let router = guarded(&services, admin_routes())
-        .merge(guarded(&services, mdm_routes()))
-        .merge(guarded(&services, relying_party_api::introspection()))
-        .merge(guarded(&services, relying_party_api::health()))
+    let router = routes(admin_routes())
+        .merge(routes(mdm_routes()))
+        .merge(routes(relying_party_api::introspection()))
+        .layer(api_keys)
+        .merge(routes(relying_party_api::health()).layer(middleware::from_fn(layers::health)))
         .merge(
-            guarded(&services, relying_party_api::router())
+            routes(relying_party_api::router())
                 .layer(public)
                 .layer(Extension(document)),
         )
-        .merge(routes(agent_api::router()).layer(agents))
-        .merge(guarded(&services, agent_api::nonces()).layer(nonces));
+        .merge(routes(agent_api::enrollment()).layer(applicants))
+        .merge(routes(agent_api::machines()).layer(machines))
+        .merge(routes(agent_api::nonces()).layer(nonces));
     with_acme(router, &services)
         .fallback(problem::no_such_path)
         .layer(middleware::from_fn_with_state(outer, layers::everything))
@@ -89,7 +94,7 @@ pub(crate) fn openapi() -> Result<String, serde_json::Error> {
 }
 
 fn document() -> utoipa::openapi::OpenApi {
-    let machines = agent_api::router().into_openapi();
+    let machines = agent_api::enrollment().merge(agent_api::machines()).into_openapi();
     let public = agent_api::nonces()
         .merge(relying_party_api::router())
         .merge(relying_party_api::health())
@@ -117,16 +122,7 @@ fn with_acme(router: Router<Arc<Services>>, services: &Arc<Services>) -> Router<
     }
     let public = middleware::from_fn_with_state(Arc::clone(services), layers::public);
     let finish = middleware::from_fn_with_state(Arc::clone(services), acme_api::finish);
-    router.merge(guard_routes(services, acme_api::router()).layer(public).layer(finish))
-}
-
-fn guarded(services: &Arc<Services>, routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {
-    let (router, _document) = routes.split_for_parts();
-    guard_routes(services, router)
-}
-
-fn guard_routes(services: &Arc<Services>, router: Router<Arc<Services>>) -> Router<Arc<Services>> {
-    known_methods(router).layer(middleware::from_fn_with_state(Arc::clone(services), layers::guarded))
+    router.merge(known_methods(acme_api::router()).layer(public).layer(finish))
 }
 
 fn routes(routes: OpenApiRouter<Arc<Services>>) -> Router<Arc<Services>> {

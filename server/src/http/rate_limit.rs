@@ -1,5 +1,5 @@
-//! Charges requests to rate limits: to the machine's key or the API key if the request proves one, or else to the
-//! address. Guesses are thus charged to the guessing caller's address.
+//! Charges requests to rate limits: to the address first, which is refunded if the request proves a machine or an API
+//! key. Guesses are thus charged to the guessing caller's address.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -11,7 +11,10 @@ use axum::{
 use uuid::Uuid;
 
 use super::problem::{self, ApiProblem};
-use crate::{rate_limits::Exceeded, services::Services};
+use crate::{
+    rate_limits::{AddressCharge, Exceeded, Network, OverLimit},
+    services::Services,
+};
 
 /// The caller's address; an extension of the request.
 #[derive(Debug, Clone, Copy)]
@@ -33,33 +36,74 @@ pub(super) async fn charge_every(
     request: Request,
     next: impl AsyncFnOnce(Request) -> Response,
 ) -> Response {
-    match charge(services, address(&request)) {
+    match charge(services, network(&request)) {
         Ok(()) => next(request).await,
         Err(exceeded) => ApiProblem::from(exceeded).into_response(),
     }
 }
 
-/// Charges a call to its address if the response says that the caller proved no identity.
-pub(super) async fn charge_unproven(
+/// Charges a call to its address before any work is done for it. The charge is taken back if the caller proves an
+/// identity, and stays if the caller cancels the call.
+pub(super) async fn charge_until_proven(
     services: &Services,
     request: Request,
     next: impl AsyncFnOnce(Request) -> Response,
 ) -> Response {
-    let address = address(&request);
-    let response = next(request).await;
-    if !problem::kind_of(&response).is_some_and(|kind| kind.credential() == Credential::Unknown) {
-        return response;
-    }
-    match charge(services, address) {
-        Ok(()) => response,
+    let network = network(&request);
+    match charge(services, network) {
+        Ok(()) => charged(services, network, request, next).await,
         Err(exceeded) => ApiProblem::from(exceeded).into_response(),
     }
 }
 
-fn address(request: &Request) -> Option<IpAddr> {
-    request.extensions().get().map(|CallerAddress(address)| *address)
+/// The same for evidence by machines' keys. It is served from an address over its limit too: an office is one address,
+/// and one of its computers must not stop the others.
+pub(super) async fn charge_until_verified(
+    services: &Services,
+    mut request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
+    let network = network(&request);
+    let (Some(over), Err(exceeded)) = (network, charge(services, network)) else {
+        return charged(services, network, request, next).await;
+    };
+    request.extensions_mut().insert(OverLimit {
+        network: over,
+        exceeded,
+    });
+    let response = next(request).await;
+    match problem::kind_of(&response).is_some_and(proves_nothing) {
+        true => ApiProblem::from(exceeded).into_response(),
+        false => response,
+    }
 }
 
-fn charge(services: &Services, address: Option<IpAddr>) -> Result<(), Exceeded> {
-    address.map_or(Ok(()), |address| services.rate_limits.charge_address(address))
+async fn charged(
+    services: &Services,
+    network: Option<Network>,
+    mut request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
+    let charge = AddressCharge::default();
+    request.extensions_mut().insert(charge.clone());
+    let response = next(request).await;
+    let is_proven = !problem::kind_of(&response).is_some_and(proves_nothing);
+    if let Some(network) = network.filter(|_| is_proven && !charge.is_kept()) {
+        services.rate_limits.refund_address(network);
+    }
+    response
+}
+
+fn network(request: &Request) -> Option<Network> {
+    let CallerAddress(address) = request.extensions().get()?;
+    Some(Network::of(*address))
+}
+
+fn charge(services: &Services, network: Option<Network>) -> Result<(), Exceeded> {
+    network.map_or(Ok(()), |network| services.rate_limits.charge_address(network))
+}
+
+/// Whether this problem means that the caller proved no valid key, token or API key.
+fn proves_nothing(kind: ProblemKind) -> bool {
+    kind.credential() == Credential::Unknown
 }

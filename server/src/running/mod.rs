@@ -26,7 +26,7 @@ use crate::{
     database::{Database, DatabaseError},
     enrollment::expiry,
     events::{announcing, feed},
-    http::{self, Peers},
+    http::{self, TrustedProxies},
     mdm::asking,
     outgoing::ClientError,
     periodic::{Turns, Work},
@@ -215,13 +215,9 @@ impl Started {
                 tls::server_config(Arc::clone(certificate), machines, Arc::clone(&services.clock))
             })
             .transpose()?;
-        let peers = if config.tls == Tls::Upstream {
-            Peers::Proxy
-        } else {
-            Peers::Callers
-        };
+        let trusted_proxies = TrustedProxies::new(config.tls.trusted_proxies());
         let server = connections::Server {
-            router: http::router(Arc::clone(&services), peers),
+            router: http::router(Arc::clone(&services), trusted_proxies),
             tls: tls.map(TlsAcceptor::from),
             limits: ConnectionLimits::default(),
             metrics: Arc::clone(&services.metrics),
@@ -323,7 +319,7 @@ fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc
             certificate,
             private_key,
         } => ServerCertificate::from_files(certificate.clone(), private_key.clone())?,
-        Tls::Upstream => return Ok(None),
+        Tls::Upstream { .. } => return Ok(None),
     };
     Ok(Some(Arc::new(certificate)))
 }

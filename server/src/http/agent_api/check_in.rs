@@ -18,6 +18,7 @@ use crate::{
         request_id::RequestId,
     },
     machines::client_certificate::ClientCertificate,
+    rate_limits::OverLimit,
     services::Services,
 };
 
@@ -35,6 +36,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
 async fn check_in(
     State(services): State<Arc<Services>>,
     request_id: RequestId,
+    over_limit: Option<Extension<OverLimit>>,
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<CheckInRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Json<CheckedIn>)> {
@@ -43,6 +45,7 @@ async fn check_in(
     let answer = Box::pin(check_in::check_in(
         &services,
         &request_id,
+        over_limit.as_deref(),
         presented(&certificate),
         &request,
     ))

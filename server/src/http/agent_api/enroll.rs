@@ -24,10 +24,11 @@ use crate::{
         request_id::RequestId,
     },
     machines::client_certificate::ClientCertificate,
+    rate_limits::AddressCharge,
     services::Services,
 };
 
-pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+pub(in crate::http) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new().routes(routes!(enroll))
 }
 
@@ -76,12 +77,14 @@ async fn enroll(
     State(services): State<Arc<Services>>,
     request_id: RequestId,
     address: Option<Extension<CallerAddress>>,
+    Extension(address_charge): Extension<AddressCharge>,
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<EnrollRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Response)> {
     let caller = Caller {
         request_id: request_id.to_string(),
         address: address.map(|Extension(CallerAddress(address))| address),
+        address_charge,
         certificate: certificate.map(|Extension(certificate)| certificate),
     };
     let answer = enrollment::enroll(&services, caller, &request).await?;

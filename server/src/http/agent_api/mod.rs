@@ -25,13 +25,12 @@ use crate::{
     services::Services,
 };
 
+pub(super) use enroll::router as enrollment;
 pub(super) use nonce::router as nonces;
 
-pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
-    OpenApiRouter::new()
-        .merge(enroll::router())
-        .merge(check_in::router())
-        .merge(renew::router())
+/// The operations that take evidence by machines' keys.
+pub(super) fn machines() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new().merge(check_in::router()).merge(renew::router())
 }
 
 /// Adds the headers of every response to an agent.

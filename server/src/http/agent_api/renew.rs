@@ -18,6 +18,7 @@ use crate::{
         request_id::RequestId,
     },
     machines::client_certificate::ClientCertificate,
+    rate_limits::OverLimit,
     services::Services,
 };
 
@@ -51,10 +52,18 @@ impl From<RenewError> for ApiProblem {
 async fn renew(
     State(services): State<Arc<Services>>,
     request_id: RequestId,
+    over_limit: Option<Extension<OverLimit>>,
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<RenewRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Json<Renewed>)> {
-    let answer = renewal::renew(&services, &request_id.to_string(), presented(&certificate), &request).await?;
+    let answer = renewal::renew(
+        &services,
+        &request_id.to_string(),
+        over_limit.as_deref(),
+        presented(&certificate),
+        &request,
+    )
+    .await?;
     services.metrics.certificate_issued("renew");
     Ok((Extension(NonceAfter(answer.nonce_used)), Json(answer.renewed)))
 }
