@@ -23,6 +23,7 @@ pub mod measuring;
 mod outgoing;
 mod periodic;
 mod rate_limits;
+mod readiness;
 mod registry;
 mod retention;
 mod revocation;

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use assay_authority::{Authority, AuthorityError, RevocationList, key_identifier};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::PublishedList;
@@ -25,6 +26,9 @@ const NAME: &str = "publish revocation lists";
 /// How long a revocation waits for its list, and a list for every replica, while the servers and the database work.
 const INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
+/// How long a list is kept before it is replaced because of a revocation. With two intervals, one to sign and one to load,
+/// a revocation is on every replica's list within 5 s.
+const SHORTEST_LIFE: Duration = Duration::from_secs(2);
 /// How long a list of machine certificates is valid. After half of that the next list is signed. A relying party
 /// therefore always has a valid list, unless the server is down for half a day.
 const ISSUING_LIFE: time::Duration = time::Duration::hours(24);
@@ -172,13 +176,27 @@ async fn publish(services: &Arc<Services>, authority: &Arc<Authority>, if_busy: 
     let mut states = states(services).await?;
     let now = services.store.now();
     for issuer in &issuers {
-        if Issuer::is_due(state_of(&states, issuer.id), now) {
+        let state = state_of(&states, issuer.id);
+        if Issuer::is_due(state, now) && !is_too_early(services, state) {
             let origin = Origin::system();
             tx!(services.store, SignRevocationList, &origin => sign(services, authority, issuer, if_busy)).await?;
             states = self::states(services).await?;
         }
     }
     refresh(services, &issuers, &states).await
+}
+
+/// Whether a list that lacks a revocation is so new that it is not replaced yet. Every list contains all revocations, so a
+/// storm of revocations must not make a list for each of them.
+fn is_too_early(services: &Services, state: Option<&ListState>) -> bool {
+    let Some(state) = state.filter(|state| state.is_stale) else {
+        return false;
+    };
+    let lists = services.revocation.lists.load();
+    let list = lists
+        .iter()
+        .find(|list| list.issuer_id == state.issuer_id && list.number == state.number);
+    list.is_some_and(|list| list.loaded_at.elapsed() < SHORTEST_LIFE)
 }
 
 async fn states(services: &Services) -> Result<Vec<ListState>, StoreError> {
@@ -277,6 +295,7 @@ async fn refresh(services: &Services, issuers: &[Issuer], states: &[ListState]) 
                 number: stored.number,
                 der: stored.der.into(),
                 next_update: stored.next_update,
+                loaded_at: Instant::now(),
             }));
         }
     }

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use assay_authority::OcspResponder;
 use bytes::Bytes;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// What one replica keeps in memory for its responses.
@@ -27,6 +28,8 @@ pub(crate) struct PublishedList {
     number: i64,
     pub(crate) der: Bytes,
     next_update: OffsetDateTime,
+    /// When this replica first had it.
+    loaded_at: Instant,
 }
 
 impl PublishedList {

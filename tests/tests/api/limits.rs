@@ -3,11 +3,14 @@
 use std::time::Instant;
 
 use assay_protocol::ProblemKind;
+use assay_protocol::evidence::Purpose;
 use assay_tests::answer::Answer;
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
+use futures_util::future::join_all;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::{Duration, timeout};
 
 /// Calls until the first refusal for the rate, holds the number of calls before it against the limit, and returns the
 /// refusal.
@@ -30,14 +33,13 @@ pub(super) async fn call_until_refused(per_minute: u32, mut call: impl AsyncFnMu
     panic!("a thousand calls were not too many");
 }
 
-/// By default: 60 a minute, the enrollment among them. Another machine at the same address calls as before.
+/// By default: 60 a minute. Another machine at the same address calls as before.
 #[tokio::test]
 async fn the_sixty_first_call_of_a_machine_in_a_minute_is_refused() {
     let server = InProcess::start().await;
     let machine = server.enrolled("BUSY").await;
     let mut nonce = server.nonce().await;
-    // The enrollment was the first.
-    let refused = call_until_refused(59, async || {
+    let refused = call_until_refused(60, async || {
         let answer = Answer::to(machine.check_in_with(&server, &nonce)).await;
         assert!(matches!(answer.status, 200 | 429), "{answer}");
         answer.nonce().clone_into(&mut nonce);
@@ -55,7 +57,9 @@ async fn the_sixty_first_call_of_a_machine_in_a_minute_is_refused() {
 async fn a_rate_limited_call_changes_nothing() {
     let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "2")]).await;
     let machine = server.enrolled("REFUSED").await;
-    assert_eq!(machine.check_in(&server).await.status, 200);
+    for _ in 0..2 {
+        assert_eq!(machine.check_in(&server).await.status, 200);
+    }
     let before = server.get(&machine.path()).await.json();
     server.clock().advance(time::Duration::seconds(1));
     let refused = machine.check_in(&server).await;
@@ -138,5 +142,189 @@ async fn each_api_key_has_a_limit_of_its_own() {
     let viewer = server.api_key(assay_protocol::admin_api::api_keys::Role::Viewer);
     let request = server.request(Method::GET, "/v1/admin/permissions").bearer_auth(viewer);
     assert_eq!(server.send(request).await.status, 200);
+    server.stop().await;
+}
+
+/// A machine's evidence as a stranger can write it, who knows the machine's id and thumbprint and not its key.
+fn forged(machine: &Machine, server: &InProcess, nonce: &str) -> Value {
+    let claims = machine.claims(server.audience(), Purpose::CheckIn, nonce);
+    let (genuine, foreign) = (machine.sign(&claims), Machine::new().sign(&claims));
+    let (content, signature) = (genuine.rsplit_once('.').unwrap().0, foreign.rsplit_once('.').unwrap().1);
+    json!({"evidence": format!("{content}.{signature}")})
+}
+
+/// Guesses API keys until the address is over its limit.
+async fn exhaust_address(server: &InProcess) {
+    for _ in 0..1000 {
+        let request = server.request(Method::GET, "/v1/admin/machines");
+        if server.send(request.bearer_auth("assay_key_guessed")).await.status == 429 {
+            return;
+        }
+    }
+    panic!("a thousand guesses were not too many");
+}
+
+#[tokio::test]
+async fn guesses_from_an_address_over_its_limit_reach_no_table() {
+    let server = InProcess::start_with(&[("rate_limit.address_per_minute", "3")]).await;
+    exhaust_address(&server).await;
+    // With these locks, a look-up waits until the call's time is up, and the answer is another.
+    let pool = server.database().pool().await;
+    let mut tables = pool.begin().await.unwrap();
+    let lock = "LOCK TABLE api_keys, enrollment_tokens, machine_keys, machine_presence IN ACCESS EXCLUSIVE MODE";
+    sqlx::query(lock).execute(&mut *tables).await.unwrap();
+    let guess = server.request(Method::GET, "/v1/admin/machines");
+    let guess = server.send(guess.bearer_auth("assay_key_guessed")).await;
+    assert_eq!(guess.kind(), ProblemKind::RateLimited, "{guess}");
+    let stranger = Machine::new();
+    let made_up = stranger.enroll(&server, Some("assay_enroll_guessed")).await;
+    assert_eq!(made_up.kind(), ProblemKind::RateLimited, "{made_up}");
+    assert!(!made_up.nonce().is_empty());
+    tables.rollback().await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_its_caller_cancels_stays_charged() {
+    let server = InProcess::start_with(&[("rate_limit.address_per_minute", "3")]).await;
+    let nonce = server.nonce().await;
+    let pool = server.database().pool().await;
+    let mut tables = pool.begin().await.unwrap();
+    let lock = sqlx::query("LOCK TABLE enrollment_tokens IN ACCESS EXCLUSIVE MODE");
+    lock.execute(&mut *tables).await.unwrap();
+    let stranger = Machine::new();
+    let cancelled = (0..2).map(|_| {
+        let enrollment = stranger.enrollment(&server, Some("assay_enroll_guessed"), &nonce);
+        timeout(Duration::from_secs(1), enrollment.send())
+    });
+    for call in join_all(cancelled).await {
+        assert!(call.is_err(), "a call was answered while the table was locked");
+    }
+    tables.rollback().await.unwrap();
+    let next = server.send(server.request(Method::GET, "/v1/nonce")).await;
+    assert_eq!(next.kind(), ProblemKind::RateLimited, "{next}");
+    server.stop().await;
+}
+
+/// After a power cut: the server is new and has no key in memory, and a laptop floods it from the office's address.
+#[tokio::test]
+async fn one_computer_does_not_stop_the_machines_of_its_office() {
+    let unlimited = [
+        ("rate_limit.machine_per_minute", "0"),
+        ("rate_limit.address_per_minute", "0"),
+    ];
+    let first = InProcess::start_with(&unlimited).await;
+    let token = first.enrollment_token(json!({})).await;
+    let machines: Vec<_> = (0..100).map(|_| Machine::new()).collect();
+    for machine in &machines {
+        let _enrolled = machine.enroll(&first, Some(&token)).await.expect(201);
+    }
+    let settings = [("rate_limit.address_per_minute", "3")];
+    let server = InProcess::start_by(first.clock().clone(), &first.database().url(), &settings).await;
+    exhaust_address(&server).await;
+    let flood = async {
+        loop {
+            let nonce = server.nonce().await;
+            let strangers = (0..20).map(async |_| {
+                let stranger = Machine::new();
+                let body = stranger.check_in_body(server.audience(), &nonce);
+                let made_up = server.call("/v1/check-in", &body).await;
+                assert_ne!(made_up.status, 200, "{made_up}");
+                let forged = server
+                    .call("/v1/check-in", &forged(&machines[0], &server, &nonce))
+                    .await;
+                assert_ne!(forged.status, 200, "{forged}");
+            });
+            join_all(strangers).await;
+        }
+    };
+    let office = async {
+        for group in machines.chunks(20) {
+            join_all(group.iter().map(async |machine| {
+                // The nonce comes with a refusal, as the address is over its limit.
+                let _checked_in = machine.check_in(&server).await.expect(200);
+                let _renewed = machine.renew(&server).await.expect(200);
+            }))
+            .await;
+        }
+    };
+    tokio::select! {
+        () = flood => {}
+        () = office => {}
+    }
+    server.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test]
+async fn a_stranger_who_knows_a_machines_id_and_thumbprint_cannot_use_up_its_limit() {
+    let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "3")]).await;
+    let machine = server.enrolled("KNOWN").await;
+    let nonce = server.nonce().await;
+    for _ in 0..20 {
+        let refused = server.call("/v1/check-in", &forged(&machine, &server, &nonce)).await;
+        assert_eq!(refused.kind(), ProblemKind::BadEvidence, "{refused}");
+    }
+    for _ in 0..3 {
+        let _checked_in = machine.check_in(&server).await.expect(200);
+    }
+    server.stop().await;
+}
+
+/// The limit is the machine's, not its key's.
+#[tokio::test]
+async fn a_machine_does_not_call_more_often_by_replacing_its_key() {
+    let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "4")]).await;
+    let mut current = server.enrolled("ROTATING").await;
+    let mut is_next = false;
+    let refused = call_until_refused(4, async || {
+        is_next = !is_next;
+        if !is_next {
+            return current.check_in(&server).await;
+        }
+        let next = current.with_next_key();
+        let answer = current.rotate_to(&server, &next).await;
+        if answer.status == 200 {
+            current = next;
+        }
+        answer
+    })
+    .await;
+    assert_eq!(refused.kind(), ProblemKind::RateLimited);
+    server.stop().await;
+}
+
+/// While the database is busy, one question is under way for all callers; afterwards its answer counts for a second.
+#[tokio::test]
+async fn readiness_asks_the_database_once_a_second_for_all_callers() {
+    let server = InProcess::start().await;
+    let pool = server.database().pool().await;
+    let asked = async || {
+        let count =
+            sqlx::query_scalar::<_, i64>("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()");
+        sqlx::query("SELECT pg_stat_clear_snapshot()")
+            .execute(&pool)
+            .await
+            .unwrap();
+        count.fetch_one(&pool).await.unwrap()
+    };
+    let calls = (0..300).map(|_| server.send(server.request(Method::GET, "/readyz")));
+    let before = asked().await;
+    let begun = Instant::now();
+    for answer in join_all(calls).await {
+        assert_eq!(answer.status, 200, "{answer}");
+    }
+    let mut after = asked().await;
+    // Postgres adds up a session's transactions when it is idle for a moment.
+    while after == before {
+        after = asked().await;
+    }
+    // Background work runs a few transactions a second.
+    let most = 30 + 30 * i64::try_from(begun.elapsed().as_secs()).unwrap();
+    assert!(
+        after - before < most,
+        "{} transactions, at most {most} expected",
+        after - before
+    );
     server.stop().await;
 }

@@ -11,7 +11,7 @@ use assay_tests::mac::{
     DONE, FAILED, KEY_STORE_UNAVAILABLE, Mac, REFUSED, SERVER_UNREACHABLE, WAITING_FOR_APPROVAL, WRONG_USAGE,
 };
 use assay_tests::process::Process;
-use assay_tests::processes::agent_command_with_software_keys;
+use assay_tests::processes::{ServerConfiguration, agent_command_with_software_keys};
 use rstest::rstest;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -23,6 +23,20 @@ async fn token(body: Value) -> String {
 /// A machine beside the shared servers.
 async fn mac() -> Mac {
     Mac::new(Installation::shared().await)
+}
+
+/// After a power cut an office is one address, and asking for nonces alone may take it over its limit.
+#[tokio::test]
+async fn the_agent_goes_on_with_the_nonce_of_a_refusal() {
+    let database = Database::create().await;
+    let configuration = ServerConfiguration::new(&database).set("rate_limit.address_per_minute", "20");
+    let installation = Installation::start(&configuration).await;
+    let mac = Mac::new(&installation);
+    let token = installation.administrator().token(json!({})).await.secret;
+    let _enrolled = mac.enroll(&token, DONE).await;
+    let api = installation.api(0);
+    while api.get("/v1/nonce").await.status != 429 {}
+    let _checked_in = mac.run(&["run", "--once"], DONE).await;
 }
 
 #[rstest]

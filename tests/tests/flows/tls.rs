@@ -13,7 +13,7 @@ use assay_tests::cluster::Database;
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::machine::Machine;
 use assay_tests::openssl::{Files, openssl};
-use assay_tests::processes::ServerConfiguration;
+use assay_tests::processes::{Server, ServerConfiguration};
 use http::Method;
 use serde_json::json;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
@@ -178,4 +178,69 @@ async fn behind_a_proxy_the_callers_address_comes_from_the_proxy() {
         .expect("nobody is limited")
         .expect_problem(ProblemKind::RateLimited);
     let _another = from("198.51.100.7, 203.0.113.1").await.expect(204);
+}
+
+/// A server behind a proxy, and its API as a peer of the loopback network reaches it.
+async fn upstream(database: &Database<'_>, settings: &[(&str, &str)]) -> (Server, Api) {
+    let configuration = unlimited(ServerConfiguration::new(database))
+        .set("tls.mode", "upstream")
+        .set("public_url", "https://assay.example.com");
+    let configuration = settings.iter().fold(configuration, |configuration, (key, value)| {
+        configuration.set(key, value)
+    });
+    let server = configuration.start().await;
+    let api = Api::plain(&format!("http://{}", server.address()), "https://assay.example.com");
+    (server, api)
+}
+
+/// How many of ten calls for a nonce are served, each of another forwarded address.
+async fn served(api: &Api, forwarded: impl Fn(u32) -> String) -> usize {
+    let mut served = 0;
+    for number in 0..10 {
+        let request = api.request(Method::GET, "/v1/nonce");
+        let answer = Answer::to(request.header("x-forwarded-for", forwarded(number))).await;
+        served += usize::from(answer.status == 204);
+    }
+    served
+}
+
+#[tokio::test]
+async fn a_peer_that_is_no_trusted_proxy_cannot_choose_its_address() {
+    let database = Database::create().await;
+    let settings = [
+        ("tls.trusted_proxies", "192.0.2.7, 2001:db8::/32"),
+        ("rate_limit.address_per_minute", "3"),
+    ];
+    let (_server, api) = upstream(&database, &settings).await;
+    assert_eq!(served(&api, |number| format!("198.51.100.{number}")).await, 3);
+}
+
+#[tokio::test]
+async fn the_addresses_of_one_ipv6_network_share_one_limit() {
+    let database = Database::create().await;
+    let (_server, api) = upstream(&database, &[("rate_limit.address_per_minute", "3")]).await;
+    assert_eq!(served(&api, |number| format!("2001:db8:0:1::{number}")).await, 3);
+    assert_eq!(served(&api, |number| format!("2001:db8:0:{}::1", number + 2)).await, 10);
+}
+
+#[tokio::test]
+async fn a_claimed_serial_number_is_limited_for_each_address_by_itself() {
+    let database = Database::create().await;
+    let (server, api) = upstream(&database, &[("rate_limit.machine_per_minute", "2")]).await;
+    let api_key = server.configuration().create_api_key("the tests", "admin").await;
+    let token = Administrator::new(api.clone(), &api_key)
+        .token(json!({"max_uses": 100}))
+        .await
+        .secret;
+    let enroll = async |from: &str| {
+        let machine = Machine::with_serial_number("CLAIMED");
+        let nonce = api.nonce().await;
+        let request = machine.enrollment(&api, Some(&token), &nonce);
+        Answer::to(request.header("x-forwarded-for", from)).await
+    };
+    for _ in 0..2 {
+        assert!(enroll("203.0.113.1").await.status < 300);
+    }
+    let _refused = enroll("203.0.113.1").await.expect_problem(ProblemKind::RateLimited);
+    assert!(enroll("198.51.100.7").await.status < 300);
 }

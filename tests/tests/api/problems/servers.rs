@@ -39,7 +39,7 @@ pub(super) async fn rate_limited() -> Vec<Answer> {
     let server = InProcess::start_with(&limits).await;
     let machine = server.enrolled("LIMITED").await;
     let mut answers = Vec::new();
-    for _ in 0..2 {
+    for _ in 0..3 {
         assert_eq!(machine.check_in(&server).await.status, 200);
     }
     answers.push(machine.check_in(&server).await);
@@ -68,7 +68,8 @@ pub(super) async fn unavailable() -> Vec<Answer> {
     // Restarting the server would not mend the database.
     assert_eq!(server.send(server.request(Method::GET, "/healthz")).await.status, 200);
     cluster.restart().await;
-    assert_eq!(server.send(server.request(Method::GET, "/readyz")).await.status, 200);
+    // The result of a second ago may still count.
+    while server.send(server.request(Method::GET, "/readyz")).await.status != 200 {}
     assert_eq!(machine.check_in(&server).await.status, 200);
     server.stop().await;
     vec![check_in, renewal, list, ready]
