@@ -121,7 +121,7 @@ pub struct Acme {
     pub certificate_ttl: Duration,
 }
 
-/// Limits of calls per minute. `None` means no limit.
+/// Limits of calls per minute and of connections. `None` means no limit.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
     /// For one key or serial number.
@@ -130,6 +130,8 @@ pub struct RateLimit {
     pub address_per_minute: Option<NonZeroU32>,
     /// For one API key.
     pub api_key_per_minute: Option<NonZeroU32>,
+    /// Open connections of one address that have proved no identity.
+    pub connections_per_address: Option<NonZeroU32>,
 }
 
 /// Logs, on standard output.
@@ -260,6 +262,7 @@ impl RateLimit {
             machine_per_minute: settings.limit("rate_limit.machine_per_minute", 60),
             address_per_minute: settings.limit("rate_limit.address_per_minute", 6000),
             api_key_per_minute: settings.limit("rate_limit.api_key_per_minute", 6000),
+            connections_per_address: settings.limit("rate_limit.connections_per_address", 1000),
         }
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Activity {
     in_flight: AtomicUsize,
     last_byte: AtomicU64,
     last_written: AtomicU64,
+    /// When a request last started, or the peer last took a piece of a response.
+    last_used: AtomicU64,
     /// When the head of the next request started to arrive. For the first request it counts from the opening.
     head_started: AtomicU64,
     http2: AtomicBool,
@@ -41,6 +43,7 @@ impl Activity {
             in_flight: AtomicUsize::new(0),
             last_byte: AtomicU64::new(0),
             last_written: AtomicU64::new(0),
+            last_used: AtomicU64::new(0),
             head_started: AtomicU64::new(0),
             http2: AtomicBool::new(false),
         }
@@ -50,6 +53,7 @@ impl Activity {
         self.in_flight.fetch_add(1, Relaxed);
         self.http2.store(http2, Relaxed);
         self.head_started.store(NEVER, Relaxed);
+        self.record_use();
         InFlight(Arc::clone(self))
     }
 
@@ -62,6 +66,9 @@ impl Activity {
         let head_started = self.head_started.load(Relaxed);
         let (since, allowed) = if self.is_answering() {
             (self.last_byte.load(Relaxed), limits.stall_timeout)
+        } else if head_started == NEVER && self.http2.load(Relaxed) {
+            // On HTTP/2 a byte may be a ping, with which a peer could keep a connection for nothing.
+            (self.last_used.load(Relaxed), limits.idle_timeout)
         } else if head_started == NEVER {
             (self.last_byte.load(Relaxed), limits.idle_timeout)
         } else {
@@ -79,6 +86,10 @@ impl Activity {
             (self.last_written.load(Relaxed), limits.flush_timeout)
         };
         self.opened + Duration::from_millis(since) + allowed
+    }
+
+    pub(super) fn record_use(&self) {
+        self.last_used.store(self.elapsed(), Relaxed);
     }
 
     fn record_read(&self) {
@@ -104,6 +115,7 @@ impl Activity {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.record_write();
+        self.0.record_use();
         self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }

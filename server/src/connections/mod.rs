@@ -4,23 +4,26 @@
 //! for a peer that trickles a head, but longer than the idle timeout of a proxy. `activity` distinguishes them.
 
 mod activity;
+mod body;
 
 use std::{
-    future::poll_fn,
+    future::{pending, poll_fn},
     io,
     net::SocketAddr,
+    num::NonZeroU32,
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
 };
 
-use axum::{Router, body::Body, extract::ConnectInfo};
+use axum::{Router, body::Body, extract::ConnectInfo, response::Response};
 use http::{Request, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulConnection},
 };
+use ipnet::IpNet;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -36,9 +39,11 @@ use tracing::{debug, warn};
 
 use crate::{
     machines::client_certificate::ClientCertificate,
+    rate_limits::{Network, UnprovenConnection, UnprovenConnections},
     telemetry::{Metrics, metrics::Handshake},
 };
 use activity::{Activity, Monitored};
+use body::MonitoredBody;
 
 /// How long to wait after a failed accept. If file descriptors or memory are exhausted, the next accept would fail as
 /// well.
@@ -49,6 +54,10 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 pub struct ConnectionLimits {
     /// The most simultaneous connections. Further ones wait in the kernel's queue.
     pub max_connections: usize,
+    /// Connections of one network that have proved no identity. `None` means no limit.
+    pub unproven_per_network: Option<NonZeroU32>,
+    /// The peers to which that limit does not apply.
+    pub trusted_proxies: Vec<IpNet>,
     /// The time from the accept to the end of the TLS handshake.
     pub handshake_timeout: Duration,
     /// The time to receive the head of a request. For the first request it starts with the connection.
@@ -68,6 +77,8 @@ impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             max_connections: 20_000,
+            unproven_per_network: None,
+            trusted_proxies: Vec::new(),
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
@@ -123,9 +134,11 @@ async fn accept_connections(
     cut_off: &CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(server.limits.max_connections));
-    let accept = async || match Arc::clone(&slots).acquire_owned().await {
-        Ok(slot) => listener.accept().await.map(|(stream, peer)| (stream, peer, slot)),
-        Err(closed) => Err(io::Error::other(closed)),
+    let unproven = Arc::new(UnprovenConnections::default());
+    let accept = async || {
+        let (stream, peer) = listener.accept().await?;
+        let slot = wait_for_slot(&slots, server, &unproven).await?;
+        Ok::<_, io::Error>((stream, peer, slot))
     };
     loop {
         let accepted = select! {
@@ -136,11 +149,13 @@ async fn accept_connections(
         match accepted {
             Ok((stream, peer, slot)) => {
                 let (server, shutdown, cut_off) = (Arc::clone(server), shutdown.clone(), cut_off.clone());
+                let unproven = server.limits.count_unproven(&unproven, peer);
                 connections.spawn(async move {
                     let _open = OpenConnection::new(&server.metrics.connections, slot);
                     select! {
                         () = cut_off.cancelled() => {}
-                        () = handle_connection(stream, peer, &server, &shutdown) => {}
+                        () = ended(unproven.as_deref()) => {}
+                        () = handle_connection(stream, peer, unproven.as_ref(), &server, &shutdown) => {}
                     }
                 });
             }
@@ -154,6 +169,39 @@ async fn accept_connections(
                 }
             }
         }
+    }
+}
+
+/// A slot for a new connection. If there is none, one that proved nothing must end, so that no peer keeps the others out.
+async fn wait_for_slot(
+    slots: &Arc<Semaphore>,
+    server: &Server,
+    unproven: &UnprovenConnections,
+) -> io::Result<OwnedSemaphorePermit> {
+    if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+        return Ok(slot);
+    }
+    if server.limits.unproven_per_network.is_some() {
+        unproven.end_one();
+    }
+    Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)
+}
+
+impl ConnectionLimits {
+    fn count_unproven(&self, all: &Arc<UnprovenConnections>, peer: SocketAddr) -> Option<Arc<UnprovenConnection>> {
+        let address = peer.ip().to_canonical();
+        if self.trusted_proxies.iter().any(|network| network.contains(&address)) {
+            return None;
+        }
+        let limit = usize::try_from(self.unproven_per_network?.get()).unwrap_or(usize::MAX);
+        Some(all.add(Network::of(address), limit))
+    }
+}
+
+async fn ended(unproven: Option<&UnprovenConnection>) {
+    match unproven {
+        Some(unproven) => unproven.ended().await,
+        None => pending().await,
     }
 }
 
@@ -186,7 +234,13 @@ fn is_peer_error(error: &io::Error) -> bool {
     )
 }
 
-async fn handle_connection(stream: TcpStream, peer: SocketAddr, server: &Server, shutdown: &CancellationToken) {
+async fn handle_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    unproven: Option<&Arc<UnprovenConnection>>,
+    server: &Server,
+    shutdown: &CancellationToken,
+) {
     // Responses are single small writes, and delaying them to fill a packet would only add latency.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "the connection closed immediately");
@@ -198,6 +252,7 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, server: &Server,
             Peer {
                 address: peer,
                 certificate: None,
+                unproven: unproven.cloned(),
             },
             server,
             shutdown,
@@ -221,16 +276,16 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, server: &Server,
                 return;
             }
             let certificate = certificate.flatten();
-            serve_http(
-                stream,
-                Peer {
-                    address: peer,
-                    certificate,
-                },
-                server,
-                shutdown,
-            )
-            .await;
+            // The handshake has proved that the peer has the certificate's key.
+            if let Some(unproven) = unproven.filter(|_| certificate.is_some()) {
+                unproven.prove();
+            }
+            let peer = Peer {
+                address: peer,
+                certificate,
+                unproven: unproven.cloned(),
+            };
+            serve_http(stream, peer, server, shutdown).await;
         }
         Ok(Err(error)) => {
             server.metrics.handshake_ended(Handshake::Failed);
@@ -244,6 +299,7 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, server: &Server,
 struct Peer {
     address: SocketAddr,
     certificate: Option<Arc<ClientCertificate>>,
+    unproven: Option<Arc<UnprovenConnection>>,
 }
 
 enum Interruption {
@@ -265,11 +321,15 @@ where
             if let Some(certificate) = &peer.certificate {
                 request.extensions_mut().insert(Arc::clone(certificate));
             }
+            if let Some(unproven) = &peer.unproven {
+                request.extensions_mut().insert(Arc::clone(unproven));
+            }
             let answer = router.clone().oneshot(request.map(Body::new));
+            let activity = Arc::clone(&activity);
             async move {
                 let answer = answer.await;
                 drop(in_flight);
-                answer
+                answer.map(|answer: Response| answer.map(|body| MonitoredBody::new(body, activity)))
             }
         })
     };
@@ -310,14 +370,15 @@ async fn drive<C: GracefulConnection>(
         Interruption::TimedOut if activity.is_answering() => return,
         Interruption::TimedOut | Interruption::ShuttingDown => connection.as_mut().graceful_shutdown(),
     }
-    poll_fn(|context| {
+    let closing = poll_fn(|context| {
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         set(alarm.as_mut(), activity.closing_deadline(limits));
         alarm.as_mut().poll(context)
-    })
-    .await;
+    });
+    // A peer that goes on pinging has acknowledgements sent to it without end.
+    let _cut_off = timeout(limits.shutdown_timeout, closing).await;
 }
 
 fn set(alarm: Pin<&mut Sleep>, until: Instant) {
@@ -619,6 +680,70 @@ mod tests {
         running.go_on.notify_one();
         read_until(&mut stream, "127.0.0.1").await;
         drop(stream);
+        assert_eq!(running.ends().await, 0);
+    }
+
+    #[tokio::test]
+    async fn http2_pings_do_not_keep_an_idle_connection_open() {
+        let limits = ConnectionLimits {
+            idle_timeout: Duration::from_millis(200),
+            ..patient()
+        };
+        let running = start(limits).await;
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+        let mut stream = running.send(&preface).await;
+        stream.write_all(&http2_get(1, "/")).await.unwrap();
+        read_until(&mut stream, "hello").await;
+        let pinging = async {
+            let mut bytes = [0; 1024];
+            while stream.write_all(&frame(6, 0, 0, b"pingping")).await.is_ok() {
+                if stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {
+                    continue;
+                }
+                return;
+            }
+        };
+        timeout(LONG / 2, pinging).await.unwrap();
+        assert_eq!(running.ends().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_of_a_network_over_its_limit_ends_the_oldest() {
+        let limits = ConnectionLimits {
+            unproven_per_network: NonZeroU32::new(2),
+            ..patient()
+        };
+        let running = start(limits).await;
+        let mut silent = Vec::new();
+        for _ in 0..5 {
+            silent.push(running.send(b"").await);
+        }
+        let mut next = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(answer(&mut next).await.starts_with("HTTP/1.1 200"));
+        for oldest in silent.drain(..4) {
+            assert_eq!(rest(oldest).await, "");
+        }
+        while running.metrics.connections.get() != 2 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(running.ends().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_trusted_proxy_has_no_limit_of_its_own() {
+        let limits = ConnectionLimits {
+            unproven_per_network: NonZeroU32::new(2),
+            trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()],
+            ..patient()
+        };
+        let running = start(limits).await;
+        let mut open = Vec::new();
+        for _ in 0..5 {
+            let mut stream = running.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+            open.push(stream);
+        }
+        assert_eq!(running.metrics.connections.get(), 5);
         assert_eq!(running.ends().await, 0);
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::problem::{self, ApiProblem};
 use crate::{
-    rate_limits::{AddressCharge, Exceeded, Network, OverLimit},
+    rate_limits::{AddressCharge, Exceeded, Network, OverLimit, UnprovenConnection},
     services::Services,
 };
 
@@ -71,10 +71,14 @@ pub(super) async fn charge_until_verified(
         network: over,
         exceeded,
     });
+    let connection = request.extensions().get().cloned();
     let response = next(request).await;
     match problem::kind_of(&response).is_some_and(proves_nothing) {
         true => ApiProblem::from(exceeded).into_response(),
-        false => response,
+        false => {
+            note_proof(connection, &response);
+            response
+        }
     }
 }
 
@@ -86,12 +90,23 @@ async fn charged(
 ) -> Response {
     let charge = AddressCharge::default();
     request.extensions_mut().insert(charge.clone());
+    let connection = request.extensions().get().cloned();
     let response = next(request).await;
     let is_proven = !problem::kind_of(&response).is_some_and(proves_nothing);
-    if let Some(network) = network.filter(|_| is_proven && !charge.is_kept()) {
-        services.rate_limits.refund_address(network);
+    if is_proven && !charge.is_kept() {
+        note_proof(connection, &response);
+        if let Some(network) = network {
+            services.rate_limits.refund_address(network);
+        }
     }
     response
+}
+
+/// A caller that was served has proved an identity, and its connection no longer counts against its address.
+fn note_proof(connection: Option<Arc<UnprovenConnection>>, response: &Response) {
+    if let Some(connection) = connection.filter(|_| response.status().is_success()) {
+        connection.prove();
+    }
 }
 
 fn network(request: &Request) -> Option<Network> {

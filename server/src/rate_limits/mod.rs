@@ -3,6 +3,7 @@
 
 mod buckets;
 mod network;
+mod unproven;
 
 use std::{
     hash::Hash,
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 use self::buckets::Buckets;
 pub(crate) use self::network::Network;
+pub(crate) use self::unproven::{UnprovenConnection, UnprovenConnections};
 use crate::config::RateLimit;
 
 /// The counters.
@@ -187,6 +189,7 @@ mod tests {
             machine_per_minute: None,
             address_per_minute: None,
             api_key_per_minute: None,
+            connections_per_address: None,
         });
         for _ in 0..10_000 {
             assert_eq!(limits.charge_serial_number(None, "C02XYZ"), Ok(()));

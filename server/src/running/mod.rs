@@ -1,6 +1,7 @@
 //! A running server: assembled, started, stopped.
 
 pub(crate) mod assembly;
+mod descriptors;
 mod metrics_listener;
 mod stop_signal;
 
@@ -219,7 +220,7 @@ impl Started {
         let server = connections::Server {
             router: http::router(Arc::clone(&services), trusted_proxies),
             tls: tls.map(TlsAcceptor::from),
-            limits: ConnectionLimits::default(),
+            limits: connection_limits(config),
             metrics: Arc::clone(&services.metrics),
         };
         spawn_periodic(&background, &services, certificate, &shutdown);
@@ -310,6 +311,18 @@ fn spawn_periodic(
     run(retention::WORK, |services, turns| {
         retention::run_retention(services, turns).boxed()
     });
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    let limits = ConnectionLimits::default();
+    let descriptors = descriptors::raise_limit();
+    let (database_connections, most) = (config.database.max_connections, limits.max_connections);
+    ConnectionLimits {
+        max_connections: descriptors::connections_within(descriptors, database_connections, most),
+        unproven_per_network: config.rate_limit.connections_per_address,
+        trusted_proxies: config.tls.trusted_proxies().to_vec(),
+        ..limits
+    }
 }
 
 fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc<ServerCertificate>>, TlsError> {

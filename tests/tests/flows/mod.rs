@@ -12,6 +12,7 @@ mod authority_rotation;
 mod bootstrap;
 mod certificates;
 mod commands;
+mod connections;
 mod contended_records;
 mod continuity;
 mod daemon;
