@@ -84,11 +84,16 @@ impl Installation {
 /// A configuration without rate limits.
 #[must_use]
 pub fn unlimited(configuration: ServerConfiguration) -> ServerConfiguration {
-    ["machine", "address", "api_key"]
-        .iter()
-        .fold(configuration, |configuration, who| {
-            configuration.set(&format!("rate_limit.{who}_per_minute"), "0")
-        })
+    [
+        "machine_per_minute",
+        "address_per_minute",
+        "api_key_per_minute",
+        "connections_per_address",
+    ]
+    .iter()
+    .fold(configuration, |configuration, limit| {
+        configuration.set(&format!("rate_limit.{limit}"), "0")
+    })
 }
 
 /// The fingerprint of the root, from the server's log.

@@ -687,7 +687,7 @@ mod tests {
     async fn http2_pings_do_not_keep_an_idle_connection_open() {
         let limits = ConnectionLimits {
             idle_timeout: Duration::from_millis(200),
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
@@ -711,7 +711,7 @@ mod tests {
     async fn a_new_connection_of_a_network_over_its_limit_ends_the_oldest() {
         let limits = ConnectionLimits {
             unproven_per_network: NonZeroU32::new(2),
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let mut silent = Vec::new();
@@ -734,7 +734,7 @@ mod tests {
         let limits = ConnectionLimits {
             unproven_per_network: NonZeroU32::new(2),
             trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()],
-            ..patient()
+            ..long_limits()
         };
         let running = start(limits).await;
         let mut open = Vec::new();
