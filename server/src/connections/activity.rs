@@ -82,6 +82,9 @@ impl Activity {
     pub(super) fn closing_deadline(&self, limits: &ConnectionLimits) -> Instant {
         let (since, allowed) = if self.is_answering() {
             (self.last_byte.load(Relaxed), limits.stall_timeout)
+        } else if self.http2.load(Relaxed) {
+            // A peer that goes on pinging has acknowledgements written to it without end.
+            (self.last_used.load(Relaxed), limits.flush_timeout)
         } else {
             (self.last_written.load(Relaxed), limits.flush_timeout)
         };

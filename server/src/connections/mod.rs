@@ -370,15 +370,15 @@ async fn drive<C: GracefulConnection>(
         Interruption::TimedOut if activity.is_answering() => return,
         Interruption::TimedOut | Interruption::ShuttingDown => connection.as_mut().graceful_shutdown(),
     }
-    let closing = poll_fn(|context| {
+    activity.record_use();
+    poll_fn(|context| {
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         set(alarm.as_mut(), activity.closing_deadline(limits));
         alarm.as_mut().poll(context)
-    });
-    // A peer that goes on pinging has acknowledgements sent to it without end.
-    let _cut_off = timeout(limits.shutdown_timeout, closing).await;
+    })
+    .await;
 }
 
 fn set(alarm: Pin<&mut Sleep>, until: Instant) {
