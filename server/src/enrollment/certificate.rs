@@ -59,7 +59,27 @@ impl Signed {
 }
 
 /// Signs a certificate for a key of a machine.
-pub(super) fn sign(authority: &Authority, request: &MachineCertificateRequest<'_>) -> Result<Signed, AuthorityError> {
+pub(super) fn sign(
+    services: &Services,
+    machine_id: Uuid,
+    public_key: &PublicKey,
+    attested_serial_number: Option<&str>,
+) -> Result<Signed, AuthorityError> {
+    let request = MachineCertificateRequest {
+        machine_id,
+        public_key,
+        now: services.store.now(),
+        ttl: services.policy.certificate_ttl,
+        attested_serial_number,
+    };
+    sign_by(&services.authority.load(), &request)
+}
+
+/// Signs a certificate with the authority that is at hand.
+pub(super) fn sign_by(
+    authority: &Authority,
+    request: &MachineCertificateRequest<'_>,
+) -> Result<Signed, AuthorityError> {
     Ok(Signed {
         certificate: authority.issuing().issue_machine_certificate(request)?,
         issuer_id: authority.issuing().id(),
@@ -75,14 +95,7 @@ pub(super) async fn issue(
     public_key: &PublicKey,
 ) -> Result<IssuedCertificate, EnrollError> {
     let attested_serial_number = attested_serial_number(tx, &services.policy, machine_id, public_key).await?;
-    let request = MachineCertificateRequest {
-        machine_id,
-        public_key,
-        now: services.store.now(),
-        ttl: services.policy.certificate_ttl,
-        attested_serial_number: attested_serial_number.as_deref(),
-    };
-    let signed = sign(&services.authority.load(), &request)?;
+    let signed = sign(services, machine_id, public_key, attested_serial_number.as_deref())?;
     let key = public_key.thumbprint();
     certificates::insert(tx, machine_id, key, signed.issuer_id, &signed.certificate, signed.at).await?;
     tx.record(signed.change(machine_id, key)).await?;

@@ -106,7 +106,7 @@ impl NewMachine {
             ttl: self.certificate_ttl,
             attested_serial_number: None,
         };
-        certificate::sign(&self.authority, &request)
+        certificate::sign_by(&self.authority, &request)
     }
 
     fn serial_number(&self) -> Option<&str> {
