@@ -293,38 +293,3 @@ async fn a_machine_does_not_call_more_often_by_replacing_its_key() {
     assert_eq!(refused.kind(), ProblemKind::RateLimited);
     server.stop().await;
 }
-
-/// While the database is busy, one question is under way for all callers; afterwards its answer counts for a second.
-#[tokio::test]
-async fn readiness_asks_the_database_once_a_second_for_all_callers() {
-    let server = InProcess::start().await;
-    let pool = server.database().pool().await;
-    let asked = async || {
-        let count =
-            sqlx::query_scalar::<_, i64>("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()");
-        sqlx::query("SELECT pg_stat_clear_snapshot()")
-            .execute(&pool)
-            .await
-            .unwrap();
-        count.fetch_one(&pool).await.unwrap()
-    };
-    let calls = (0..300).map(|_| server.send(server.request(Method::GET, "/readyz")));
-    let before = asked().await;
-    let begun = Instant::now();
-    for answer in join_all(calls).await {
-        assert_eq!(answer.status, 200, "{answer}");
-    }
-    let mut after = asked().await;
-    // Postgres adds up a session's transactions when it is idle for a moment.
-    while after == before {
-        after = asked().await;
-    }
-    // Background work runs a few transactions a second.
-    let most = 30 + 30 * i64::try_from(begun.elapsed().as_secs()).unwrap();
-    assert!(
-        after - before < most,
-        "{} transactions, at most {most} expected",
-        after - before
-    );
-    server.stop().await;
-}
