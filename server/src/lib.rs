@@ -20,6 +20,7 @@ mod mdm;
 #[cfg(feature = "measuring")]
 #[doc(hidden)]
 pub mod measuring;
+mod networks;
 mod outgoing;
 mod periodic;
 mod rate_limits;

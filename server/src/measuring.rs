@@ -64,6 +64,7 @@ impl QuietServer {
             name: "measuring".to_owned(),
             role: Role::Admin,
             expires_in_seconds: None,
+            networks: None,
         };
         let created = api_keys::create(&services.store, &Origin::command_line(), &request).await;
         Self {

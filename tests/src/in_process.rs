@@ -95,7 +95,9 @@ impl InProcess {
         let client = client_builder(&tls, server.address(), &[b"h2", b"http/1.1"]);
         let mut keys = [const { String::new() }; Role::ALL.len()];
         for (key, role) in keys.iter_mut().zip(Role::ALL) {
-            let secret = server.create_api_key(&format!("{role:?}"), role).await.unwrap();
+            // Replicas share the database, where names are unique.
+            let name = format!("{role:?} {:016x}", rand::random::<u64>());
+            let secret = server.create_api_key(&name, role).await.unwrap();
             secret.expose_secret().clone_into(key);
         }
         Self {

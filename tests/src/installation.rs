@@ -36,7 +36,9 @@ impl Installation {
     /// Starts one server.
     pub async fn start(configuration: &ServerConfiguration) -> Self {
         let server = configuration.start().await;
-        let api_key = server.configuration().create_api_key("the tests", "admin").await;
+        // A test may start several on one database, where names are unique.
+        let name = format!("the tests {:016x}", rand::random::<u64>());
+        let api_key = server.configuration().create_api_key(&name, "admin").await;
         let roots = roots(&server).await;
         Self {
             servers: vec![server],

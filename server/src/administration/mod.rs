@@ -1,5 +1,6 @@
 //! Changes by administrators, and what they read.
 
+pub(crate) mod api_key_expiry;
 pub(crate) mod api_keys;
 pub(crate) mod certificates;
 pub(crate) mod enrollment_tokens;

@@ -36,7 +36,8 @@ pub(crate) struct Change {
 /// An event, as streams and webhooks are told of it.
 #[derive(Debug, Clone)]
 pub(crate) struct NewEvent {
-    pub(crate) machine_id: Uuid,
+    /// `None` for an event that concerns no machine.
+    pub(crate) machine_id: Option<Uuid>,
     pub(crate) kind: EventKind,
     pub(crate) detail: Value,
 }
@@ -146,7 +147,7 @@ impl Change {
     /// With an event of a machine.
     pub(crate) fn event(mut self, machine_id: Uuid, kind: EventKind, detail: Value) -> Self {
         self.event = Some(NewEvent {
-            machine_id,
+            machine_id: Some(machine_id),
             kind,
             detail,
         });

@@ -41,9 +41,9 @@ enum Command {
     Serve,
     /// Migrate the database's schema.
     Migrate,
-    /// Create API keys.
+    /// Create, list, end and revoke API keys.
     #[command(subcommand)]
-    ApiKey(ApiKeyCommand),
+    ApiKey(api_key::ApiKeyCommand),
     /// Verify Managed Device Attestations.
     #[command(subcommand)]
     AppleAttestation(AppleAttestationCommand),
@@ -73,19 +73,6 @@ struct DemoArguments {
     /// The server's port on 127.0.0.1.
     #[arg(long, default_value_t = 8443)]
     port: u16,
-}
-
-#[derive(Debug, Subcommand)]
-enum ApiKeyCommand {
-    /// Create an API key and print only the key.
-    Create {
-        /// The person or program that will use the key.
-        #[arg(long)]
-        name: String,
-        /// The role of the key.
-        #[arg(long)]
-        role: RoleArgument,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -201,9 +188,7 @@ async fn execute(arguments: &Arguments) -> Result<(), CommandError> {
     match &arguments.command {
         Command::Serve => serve::serve(&load()?, clock).await,
         Command::Migrate => migrate(&load()?).await,
-        Command::ApiKey(ApiKeyCommand::Create { name, role }) => {
-            api_key::create(&load()?, clock, name, (*role).into()).await
-        }
+        Command::ApiKey(command) => api_key::run(&load()?, clock, command).await,
         Command::AppleAttestation(AppleAttestationCommand::Verify(arguments)) => {
             apple_attestation::verify(arguments, clock.as_ref())
         }

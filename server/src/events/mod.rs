@@ -21,7 +21,7 @@ pub(crate) struct EventFilter {
 
 impl EventFilter {
     fn wants(&self, event: &Event) -> bool {
-        self.machine_id.is_none_or(|id| id == event.machine_id)
+        self.machine_id.is_none_or(|id| event.machine_id == Some(id))
             && self.kind.is_none_or(|kind| kind.as_str() == event.kind)
     }
 }

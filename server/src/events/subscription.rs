@@ -242,7 +242,7 @@ mod tests {
             event: Event {
                 id: Uuid::nil(),
                 at: OffsetDateTime::UNIX_EPOCH,
-                machine_id: Uuid::nil(),
+                machine_id: None,
                 kind: "machine.enrolled".to_owned(),
                 detail: json!({}),
             },

@@ -1,11 +1,11 @@
 //! Authenticates callers of the admin API, and checks that their role allows the operation.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, net::IpAddr, sync::Arc};
 
 use assay_protocol::{
     ProblemKind,
     admin_api::{
-        api_keys::Role,
+        api_keys::{ApiKey, Role},
         audit::{Actor, ActorKind},
     },
 };
@@ -14,16 +14,25 @@ use axum::{
     http::{HeaderMap, header, request::Parts},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use time::Duration;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{problem::ApiProblem, rate_limit, request_id::RequestId};
+use super::{
+    problem::ApiProblem,
+    rate_limit::{self, CallerAddress},
+    request_id::RequestId,
+};
 use crate::{
     changes::Origin,
+    networks,
     secrets::{self, SecretHash},
     services::Services,
     store::api_keys,
 };
+
+/// The last use of a key is recorded at most once in this time. Otherwise every call would write.
+const USE_PRECISION: Duration = Duration::MINUTE;
 
 /// A caller whose role is sufficient for `R`. This parameter in a handler's signature is the handler's authorization.
 pub(crate) struct Authorized<R> {
@@ -45,6 +54,8 @@ pub(crate) trait RequiredRole {
     const ACCEPTS_BASIC: bool = false;
 }
 
+/// Has an API key of any role.
+pub(crate) struct KeyHolder;
 /// May read.
 pub(crate) struct Viewer;
 /// May change machines, enrollments and tokens.
@@ -56,6 +67,14 @@ pub(crate) struct Admin;
 pub(crate) struct RelyingParty;
 /// May send the events of an MDM and nothing else. No other role may send them, for the same reasons.
 pub(crate) struct Mdm;
+
+impl RequiredRole for KeyHolder {
+    const NAME: &'static str = "any";
+
+    fn allows(_role: Role) -> bool {
+        true
+    }
+}
 
 impl RequiredRole for Viewer {
     const NAME: &'static str = "viewer";
@@ -103,15 +122,8 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
         let secret = presented_key(&parts.headers, R::ACCEPTS_BASIC)?;
-        let mut connection = services.store.connection().await?;
-        let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(&secret)).await?;
-        drop(connection);
-        let Some(api_key) =
-            api_key.filter(|key| secrets::is_valid(key.expires_at, key.revoked_at, services.clock.now()))
-        else {
-            return Err(unauthenticated("the API key is unknown, expired or revoked"));
-        };
-        rate_limit::charge_api_key(services, api_key.id)?;
+        let address = parts.extensions.get().map(|CallerAddress(address)| *address);
+        let api_key = authenticate(services, &secret, address).await?;
         if !R::allows(api_key.role) {
             let detail = format!(
                 "this requires the role {}; the API key {:?} has another role",
@@ -134,6 +146,34 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
             role: PhantomData,
         })
     }
+}
+
+/// Finds the key of a secret, and records its use. A key that may not be used from this address is refused before it is
+/// charged: its thief cannot use up its limit.
+async fn authenticate(
+    services: &Arc<Services>,
+    secret: &str,
+    address: Option<IpAddr>,
+) -> Result<ApiKey, ApiProblem> {
+    let now = services.clock.now();
+    let mut connection = services.store.connection().await?;
+    let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(secret)).await?;
+    let api_key = api_key
+        .filter(|key| secrets::is_valid(key.expires_at, key.revoked_at, now))
+        .ok_or_else(|| unauthenticated("the API key is unknown, expired or revoked"))?;
+    if !may_be_used_from(&api_key, address) {
+        return Err(unauthenticated("the API key may not be used from this address"));
+    }
+    rate_limit::charge_api_key(services, api_key.id)?;
+    if api_key.last_used_at.is_none_or(|last| (now - last).abs() >= USE_PRECISION) {
+        api_keys::record_use(&mut connection, &api_key, secret, address, now).await?;
+    }
+    Ok(api_key)
+}
+
+fn may_be_used_from(api_key: &ApiKey, address: Option<IpAddr>) -> bool {
+    let networks = api_key.networks.as_deref();
+    networks.is_none_or(|networks| address.is_some_and(|address| networks::contain(networks, address)))
 }
 
 fn presented_key(headers: &HeaderMap, accepts_basic: bool) -> Result<Zeroizing<String>, ApiProblem> {

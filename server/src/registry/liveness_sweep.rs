@@ -84,7 +84,7 @@ pub(crate) fn event(
 ) -> NewEvent {
     let last_check_in_at = last_check_in_at.and_then(|at| at.format(&Rfc3339).ok());
     NewEvent {
-        machine_id,
+        machine_id: Some(machine_id),
         kind: EventKind::LivenessChanged,
         detail: json!({"before": before, "after": after, "last_check_in_at": last_check_in_at}),
     }

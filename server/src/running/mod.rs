@@ -18,7 +18,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    administration::api_keys::{self, ApiKeyError},
+    administration::{
+        api_key_expiry,
+        api_keys::{self, ApiKeyError},
+    },
     audit::sealing,
     changes::Origin,
     clock::Clock,
@@ -145,12 +148,13 @@ impl RunningServer {
         self.services.authority.load().roots_pem().to_owned()
     }
 
-    /// Creates an API key, like `api-key create`.
+    /// Creates an API key, like `api-key create`, with the longest life.
     pub async fn create_api_key(&self, name: &str, role: Role) -> Result<SecretString, ApiKeyError> {
         let request = CreateApiKey {
             name: name.to_owned(),
             role,
-            expires_in_seconds: None,
+            expires_in_seconds: Some(api_keys::LONGEST_LIFE_SECONDS),
+            networks: None,
         };
         let (_key, secret) = api_keys::create(&self.services.store, &Origin::command_line(), &request).await?;
         Ok(secret)
@@ -287,6 +291,9 @@ fn spawn_periodic(
         run(asking::WORK, |services, turns| asking::run(services, turns).boxed());
     }
     run(expiry::WORK, |services, turns| expiry::run(services, turns).boxed());
+    run(api_key_expiry::WORK, |services, turns| {
+        api_key_expiry::run(services, turns).boxed()
+    });
     run(announcing::WORK, |services, turns| {
         announcing::run_announcer(services, turns).boxed()
     });

@@ -1,19 +1,28 @@
 //! `api_keys`
 
+use std::net::IpAddr;
+
 use assay_protocol::admin_api::api_keys::ApiKey;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text, text};
-use crate::{clock, secrets::SecretHash};
+use crate::{
+    clock,
+    secrets::{self, SecretHash},
+};
 
 struct Row {
     id: Uuid,
+    prefix: Option<String>,
     name: String,
     role: String,
+    networks: Option<Vec<String>>,
     created_at: OffsetDateTime,
     expires_at: Option<OffsetDateTime>,
     revoked_at: Option<OffsetDateTime>,
+    last_used_at: Option<OffsetDateTime>,
+    last_used_address: Option<String>,
 }
 
 impl TryFrom<Row> for ApiKey {
@@ -22,11 +31,15 @@ impl TryFrom<Row> for ApiKey {
     fn try_from(row: Row) -> Result<Self, StoreError> {
         Ok(Self {
             id: row.id,
+            prefix: row.prefix,
             name: row.name,
             role: parse_text(&row.role)?,
+            networks: row.networks,
             created_at: row.created_at,
             expires_at: row.expires_at,
             revoked_at: row.revoked_at,
+            last_used_at: row.last_used_at,
+            last_used_address: row.last_used_address,
         })
     }
 }
@@ -38,7 +51,8 @@ pub(crate) async fn find_by_secret(
 ) -> Result<Option<ApiKey>, StoreError> {
     sqlx::query_as!(
         Row,
-        "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys WHERE secret_hash = $1",
+        "SELECT id, prefix, name, role, networks, created_at, expires_at, revoked_at, last_used_at, last_used_address
+         FROM api_keys WHERE secret_hash = $1",
         secret.as_bytes()
     )
     .fetch_optional(connection)
@@ -47,16 +61,91 @@ pub(crate) async fn find_by_secret(
     .transpose()
 }
 
+/// Finds a key, even if it is expired or revoked.
+pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<ApiKey>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "SELECT id, prefix, name, role, networks, created_at, expires_at, revoked_at, last_used_at, last_used_address
+         FROM api_keys WHERE id = $1",
+        id
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// Finds the valid key with this name.
+pub(crate) async fn find_valid_by_name(
+    connection: &mut Connection,
+    name: &str,
+    now: OffsetDateTime,
+) -> Result<Option<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM api_keys
+         WHERE name = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
+         ORDER BY id LIMIT 1",
+        name,
+        now
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Whether a key of the role `admin` other than this one is valid.
+pub(crate) async fn another_admin_is_valid(
+    connection: &mut Connection,
+    id: Uuid,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM api_keys
+               WHERE role = 'admin' AND id <> $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
+           ) AS "exists!""#,
+        id,
+        now
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
 /// Inserts a key.
 pub(crate) async fn insert(connection: &mut Connection, key: &ApiKey, secret: SecretHash) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO api_keys (id, secret_hash, name, role, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO api_keys (id, secret_hash, prefix, name, role, networks, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         key.id,
         secret.as_bytes(),
+        key.prefix,
         key.name,
         text(&key.role)?,
+        key.networks.as_deref(),
         key.created_at,
         key.expires_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Records a use of a key, whose `secret` it was used with. Of several concurrent calls only one writes: the others find
+/// that the last use is no longer the one that `seen` has.
+pub(crate) async fn record_use(
+    connection: &mut Connection,
+    seen: &ApiKey,
+    secret: &str,
+    address: Option<IpAddr>,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE api_keys SET last_used_at = $2, last_used_address = $3, prefix = coalesce(prefix, $4)
+         WHERE id = $1 AND last_used_at IS NOT DISTINCT FROM $5",
+        seen.id,
+        now,
+        address.map(|address| address.to_string()),
+        secrets::shown_part(secret),
+        seen.last_used_at,
     )
     .execute(connection)
     .await?;
@@ -71,8 +160,8 @@ pub(crate) async fn list(
 ) -> Result<Vec<ApiKey>, StoreError> {
     sqlx::query_as!(
         Row,
-        "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys
-         WHERE id > $1 ORDER BY id LIMIT $2",
+        "SELECT id, prefix, name, role, networks, created_at, expires_at, revoked_at, last_used_at, last_used_address
+         FROM api_keys WHERE id > $1 ORDER BY id LIMIT $2",
         after.unwrap_or(Uuid::nil()),
         limit
     )
@@ -87,7 +176,8 @@ pub(crate) async fn list(
 pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<ApiKey>, StoreError> {
     sqlx::query_as!(
         Row,
-        "SELECT id, name, role, created_at, expires_at, revoked_at FROM api_keys WHERE id = $1 FOR UPDATE",
+        "SELECT id, prefix, name, role, networks, created_at, expires_at, revoked_at, last_used_at, last_used_address
+         FROM api_keys WHERE id = $1 FOR UPDATE",
         id
     )
     .fetch_optional(connection)
@@ -106,6 +196,45 @@ pub(crate) async fn revoke(connection: &mut Connection, id: Uuid, at: OffsetDate
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Sets a key's end. An administrator chose it, so it is not announced.
+pub(crate) async fn set_end(connection: &mut Connection, id: Uuid, end: OffsetDateTime) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE api_keys SET expires_at = $2, end_announced = true WHERE id = $1",
+        id,
+        end
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Takes valid keys that end within `notice` and live longer than that. Each is taken once.
+pub(crate) async fn take_ending(
+    connection: &mut Connection,
+    now: OffsetDateTime,
+    notice: Duration,
+    limit: i64,
+) -> Result<Vec<ApiKey>, StoreError> {
+    sqlx::query_as!(
+        Row,
+        "UPDATE api_keys SET end_announced = true
+         WHERE id = ANY(ARRAY(SELECT id FROM api_keys
+                              WHERE revoked_at IS NULL AND NOT end_announced AND expires_at > $1 AND expires_at <= $2
+                                AND created_at < expires_at - make_interval(secs => $3)
+                              ORDER BY expires_at, id LIMIT $4 FOR UPDATE))
+         RETURNING id, prefix, name, role, networks, created_at, expires_at, revoked_at, last_used_at, last_used_address",
+        now,
+        now + notice,
+        notice.as_seconds_f64(),
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
 }
 
 /// The keys among these that are valid at this time.

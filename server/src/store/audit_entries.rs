@@ -215,13 +215,15 @@ async fn find_ids_of_actor(
     .await?)
 }
 
-/// The oldest unsealed entries, in the order of their times.
+/// The oldest unsealed entries, in the order of their times. An entry that a seal names already is not waiting: sealing
+/// it again would fail, and with it the sealing of all entries.
 pub(crate) async fn waiting(connection: &mut Connection, limit: i64) -> Result<Vec<AuditEntry>, StoreError> {
     sqlx::query_as!(
         Row,
         r#"SELECT id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id, request_id, reason, before,
                   after, NULL::bytea AS hash
-           FROM audit_entries JOIN audit_waiting ON entry_id = id
+           FROM audit_entries JOIN audit_waiting ON audit_waiting.entry_id = id
+           WHERE NOT EXISTS (SELECT FROM audit_seals WHERE audit_seals.entry_id = id)
            ORDER BY at, id LIMIT $1"#,
         limit
     )

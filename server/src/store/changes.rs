@@ -55,7 +55,17 @@ impl Transaction {
         detail: Value,
     ) -> Result<(), StoreError> {
         self.announce_all(&[NewEvent {
-            machine_id,
+            machine_id: Some(machine_id),
+            kind,
+            detail,
+        }])
+        .await
+    }
+
+    /// Writes an event that concerns no machine.
+    pub(crate) async fn announce_apart(&mut self, kind: EventKind, detail: Value) -> Result<(), StoreError> {
+        self.announce_all(&[NewEvent {
+            machine_id: None,
             kind,
             detail,
         }])

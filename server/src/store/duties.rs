@@ -34,6 +34,10 @@ pub(crate) enum Duty {
     LearnMdmDevices,
     /// Asks machines for attestations.
     AskForAttestations,
+    /// Creates, ends or revokes an API key. One at a time, because names are unique and one administrator stays.
+    ChangeApiKeys,
+    /// Announces the ends of API keys.
+    AnnounceEndOfApiKeys,
 }
 
 impl Duty {
@@ -55,6 +59,8 @@ impl Duty {
             Self::RotateKeys => 0x0061_7373_6179_1201,
             Self::LearnMdmDevices => 0x0061_7373_6179_1601,
             Self::AskForAttestations => 0x0061_7373_6179_1602,
+            Self::ChangeApiKeys => 0x0061_7373_6179_2301,
+            Self::AnnounceEndOfApiKeys => 0x0061_7373_6179_2302,
         }
     }
 }

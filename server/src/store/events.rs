@@ -1,4 +1,4 @@
-//! `events`: what happened to each machine. An event is inserted, is assigned a position once, and is removed after its
+//! `events`: what happened, mostly to machines. An event is inserted, is assigned a position once, and is removed after its
 //! retention.
 
 use assay_protocol::admin_api::events::{AnnouncedEvent, Event};
@@ -32,7 +32,7 @@ pub(super) async fn insert(connection: &mut Connection, events: &[StampedEvent<'
     }
     let ids: Vec<Uuid> = events.iter().map(|stamped| stamped.id).collect();
     let times: Vec<OffsetDateTime> = events.iter().map(|stamped| stamped.at).collect();
-    let machine_ids: Vec<Uuid> = events.iter().map(|stamped| stamped.event.machine_id).collect();
+    let machine_ids: Vec<Option<Uuid>> = events.iter().map(|stamped| stamped.event.machine_id).collect();
     let kinds: Vec<&str> = events.iter().map(|stamped| stamped.event.kind.as_str()).collect();
     let details: Vec<Option<&Value>> = events.iter().map(|stamped| Some(&stamped.event.detail)).collect();
     sqlx::query!(
@@ -40,7 +40,7 @@ pub(super) async fn insert(connection: &mut Connection, events: &[StampedEvent<'
          SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::text[], $5::jsonb[])",
         &ids,
         &times,
-        &machine_ids,
+        &machine_ids as &[Option<Uuid>],
         &kinds as &[&str],
         &details as &[Option<&Value>],
     )

@@ -104,12 +104,12 @@ struct ClaimedRow {
 
 impl From<ClaimedRow> for Claimed {
     fn from(row: ClaimedRow) -> Self {
-        let content = match (row.event_id, row.at, row.machine_id, row.detail, row.sequence) {
-            (Some(id), Some(at), Some(machine_id), Some(detail), Some(sequence)) => Content::Event(AnnouncedEvent {
+        let content = match (row.event_id, row.at, row.detail, row.sequence) {
+            (Some(id), Some(at), Some(detail), Some(sequence)) => Content::Event(AnnouncedEvent {
                 event: Event {
                     id,
                     at,
-                    machine_id,
+                    machine_id: row.machine_id,
                     kind: row.kind.clone(),
                     detail,
                 },

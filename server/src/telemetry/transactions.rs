@@ -17,6 +17,7 @@ use super::metrics::{counted, timed};
 assay_protocol::names! {
     /// The transactions that the server runs, as metrics and logs name them.
     pub(crate) enum Name {
+        AnnounceEndOfApiKeys = "announce_end_of_api_keys",
         AnnounceEvents = "announce_events",
         AnswerAcmeChallenge = "answer_acme_challenge",
         AskForAttestation = "ask_for_attestation",
@@ -39,6 +40,7 @@ assay_protocol::names! {
         DeletePermission = "delete_permission",
         DeleteWebhook = "delete_webhook",
         DisableWebhook = "disable_webhook",
+        EndApiKey = "end_api_key",
         Enroll = "enroll",
         ExpireEnrollments = "expire_enrollments",
         FinalizeAcmeOrder = "finalize_acme_order",

@@ -31,9 +31,12 @@ pub struct CreateApiKey {
     pub name: String,
     /// What it may do.
     pub role: Role,
-    /// Its lifetime; without this it does not expire.
+    /// Its lifetime: at most ten years; without this a year.
     #[serde(default)]
     pub expires_in_seconds: Option<u64>,
+    /// The addresses and networks from which it may be used, such as `192.0.2.7` or `10.0.0.0/8`; without this any.
+    #[serde(default)]
+    pub networks: Option<Vec<String>>,
 }
 
 /// An API key, without its secret.
@@ -42,19 +45,29 @@ pub struct CreateApiKey {
 pub struct ApiKey {
     /// Its id.
     pub id: Uuid,
-    /// Who or what uses the key.
+    /// The beginning of the secret, by which people recognize the key. Null for a key of an earlier version that has
+    /// not been used since.
+    pub prefix: Option<String>,
+    /// Who or what uses the key. No two valid keys have the same name.
     pub name: String,
     /// What it may do.
     pub role: Role,
+    /// The networks from which it may be used; null for any.
+    pub networks: Option<Vec<String>>,
     /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// When it expires; null for never.
+    /// When it expires; null for never, which only keys of earlier versions have.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
     /// When it was revoked; null if it was not.
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
+    /// When it was used last, at most a minute behind; null before its first use.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_used_at: Option<OffsetDateTime>,
+    /// The address from which it was used then.
+    pub last_used_address: Option<String>,
 }
 
 /// An API key with its secret, which is shown only once.

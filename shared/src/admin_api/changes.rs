@@ -61,8 +61,9 @@ macro_rules! actions {
 }
 
 names! {
-    /// What an event says has happened to a machine.
+    /// What an event says has happened.
     pub enum EventKind {
+        ApiKeyExpiring = "api-key.expiring",
         CertificateIssued = "certificate.issued",
         CertificateRevoked = "certificate.revoked",
         DeviceCertificateIssued = "device-certificate.issued",
@@ -123,6 +124,7 @@ actions! {
     AcmeAccountDeactivate = "acme-account.deactivate" on AcmeAccount,
     AcmeOrderRemove = "acme-order.remove" on AcmeOrder,
     ApiKeyCreate = "api-key.create" on ApiKey,
+    ApiKeyEnd = "api-key.end" on ApiKey,
     ApiKeyRemove = "api-key.remove" on ApiKey,
     ApiKeyRevoke = "api-key.revoke" on ApiKey,
     CertificateIssue = "certificate.issue" on Certificate,

@@ -5,7 +5,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Something that happened to a machine.
+/// Something that happened, mostly to a machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Event {
@@ -14,8 +14,8 @@ pub struct Event {
     /// When it happened.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// The machine. Its record may be deleted.
-    pub machine_id: Uuid,
+    /// The machine, whose record may be deleted; null for an event that concerns no machine.
+    pub machine_id: Option<Uuid>,
     /// What happened, such as `machine.enrolled`.
     #[cfg_attr(feature = "openapi", schema(value_type = super::changes::EventKind))]
     pub kind: String,

@@ -104,7 +104,9 @@ impl Ground {
             "POST /v1/enroll" => machine.enroll_body(self.server.audience(), Some(&self.token), &nonce),
             "POST /v1/check-in" => machine.check_in_body(self.server.audience(), &nonce),
             "POST /v1/renew" => machine.renew_body(self.server.audience(), &machine.csr(), &nonce),
-            "POST /v1/admin/api-keys" => json!({"name": "n", "role": "viewer", "expires_in_seconds": 60}),
+            "POST /v1/admin/api-keys" => json!({
+                "name": serial_number, "role": "viewer", "expires_in_seconds": 60, "networks": ["10.0.0.0/8"],
+            }),
             "POST /v1/admin/enrollment-tokens" => json!({
                 "description": "d", "expires_in_seconds": 60, "max_uses": 2, "serial_numbers": ["C02XYZ"],
                 "labels": {"team": "build"}, "approval": "manual", "allow_reenrollment": true,

@@ -1,6 +1,7 @@
 //! The API of one server: every operation, every problem, every body that is not what it should be.
 
 mod addresses;
+mod api_keys;
 mod audited_reenrollment;
 mod background_work;
 mod bodies;

@@ -18,6 +18,8 @@ use crate::flows::revocation::path_of_list;
 const ANYBODY: &str = "anybody";
 /// With evidence signed by the machine's key; an API key is not accepted.
 const MACHINE: &str = "machine";
+/// With an API key of any role.
+const ANY: &str = "any";
 /// With an API key of this role or of a higher one.
 const VIEWER: &str = "viewer";
 const OPERATOR: &str = "operator";
@@ -51,6 +53,7 @@ const CALLERS: &[(&str, &str)] = &[
     ("GET /v1/admin/api-keys", VIEWER),
     ("POST /v1/admin/api-keys", ADMIN),
     ("DELETE /v1/admin/api-keys/{id}", ADMIN),
+    ("GET /v1/admin/self", ANY),
     ("GET /v1/admin/audit", VIEWER),
     ("GET /v1/admin/audit/verify", VIEWER),
     ("GET /v1/admin/background-work", VIEWER),
@@ -269,6 +272,7 @@ fn caller(operation: &Operation) -> &'static str {
 
 fn includes(role: Role, lowest: &str) -> bool {
     match lowest {
+        ANY => true,
         VIEWER => matches!(role, Role::Viewer | Role::Operator | Role::Admin),
         OPERATOR => matches!(role, Role::Operator | Role::Admin),
         ADMIN => role == Role::Admin,

@@ -39,7 +39,7 @@ async fn change(administrator: &Administrator) {
 }
 
 /// Comes back when every entry has its hash, with the number of entries.
-async fn all_sealed(pool: &PgPool) -> i64 {
+pub(super) async fn all_sealed(pool: &PgPool) -> i64 {
     let begun = Instant::now();
     loop {
         let counted = "SELECT (SELECT count(*) FROM audit_entries), (SELECT count(*) FROM audit_seals)";

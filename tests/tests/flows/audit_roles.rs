@@ -12,6 +12,8 @@ use rstest::rstest;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 
+use super::audit::all_sealed;
+
 /// What a server says whose role could.
 const WARNING: &str = "this server's database role could alter the audit: let the owner of the schema be another \
                        (database.migration_url)";
@@ -150,6 +152,40 @@ fn private(configuration: &ServerConfiguration, role: &str) -> PgConnectOptions 
         .socket(configuration.data_dir().join("postgres/socket"))
         .username(role)
         .database("assay")
+}
+
+/// A seal that takes a number, and one for an entry that waits, as a hostile server could write them.
+const SEAL_WITH_THE_LAST_NUMBER: &str = "INSERT INTO audit_seals VALUES (9223372036854775807, gen_random_uuid(), sha256('x'))";
+const SEAL_OF_A_WAITING_ENTRY: &str =
+    "WITH entry AS (INSERT INTO audit_entries (id, at, actor_kind, action, resource_kind, resource_id)
+                    VALUES (gen_random_uuid(), now(), 'system', 'forged', 'machine', 'x') RETURNING id),
+          waiting AS (INSERT INTO audit_waiting SELECT id FROM entry RETURNING entry_id)
+     INSERT INTO audit_seals SELECT (SELECT max(sequence) + 1 FROM audit_seals), entry_id, sha256('x') FROM waiting";
+
+/// The audit then says that the chain is broken, but new entries are still sealed.
+#[tokio::test]
+async fn no_row_that_the_servers_role_may_insert_ends_the_sealing() {
+    let database = Database::create().await;
+    let configuration = ServerConfiguration::new(&database)
+        .set("database.url", &database.url_of("assay_server"))
+        .set("database.migration_url", &database.url());
+    let installation = Installation::start(&configuration).await;
+    let pool = database.pool().await;
+    let entries = all_sealed(&pool).await;
+
+    let mut as_server = connect(database.url_of("assay_server").parse().unwrap()).await;
+    for number in ["9223372036854775807", "0", "(SELECT max(sequence) FROM audit_seals)", "(SELECT max(sequence) + 2 FROM audit_seals)"] {
+        let insert = SEAL_WITH_THE_LAST_NUMBER.replace("9223372036854775807", number);
+        assert_eq!(refusal(&mut as_server, &insert).await.as_deref(), Some("23514"), "{number}");
+    }
+    // It is the trigger that refuses.
+    let without = format!("ALTER TABLE audit_seals DISABLE TRIGGER next_number; {SEAL_WITH_THE_LAST_NUMBER}");
+    let mut as_owner = connect(database.connect_options()).await;
+    assert_eq!(refusal(&mut as_owner, &without).await, None);
+
+    sqlx::raw_sql(SEAL_OF_A_WAITING_ENTRY).execute(&mut as_server).await.unwrap();
+    let _token = installation.administrator().token(serde_json::json!({})).await;
+    assert_eq!(all_sealed(&pool).await, entries + 2);
 }
 
 /// An empty database of an owner who is neither a superuser nor the server.

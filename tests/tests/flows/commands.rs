@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use assay_server::database::private_postgres::Account;
-use assay_tests::administrator::{Administrator, token_of};
+use assay_tests::administrator::{Administrator, text, token_of};
 use assay_tests::answer::Answer;
 use assay_tests::api::Api;
 use assay_tests::cluster::Database;
@@ -78,6 +78,56 @@ async fn api_key_create_prints_only_the_key_with_or_without_a_running_server() {
         assert_eq!(created.status, if may_create { 201 } else { 403 }, "{}", created.text());
     }
     let _well = installation.api(0).get("/readyz").await.expect(200);
+}
+
+#[tokio::test]
+async fn api_keys_are_listed_ended_and_revoked_on_the_command_line() {
+    let database = Database::create().await;
+    let installation = Installation::start(&ServerConfiguration::new(&database)).await;
+    let configuration = installation.servers[0].configuration();
+    let api_key = async |arguments: &[&str]| run(configuration.command(&[&["api-key"], arguments].concat())).await;
+    let create = ["create", "--name", "robot", "--role", "viewer", "--expires-in", "90d"];
+    let created = api_key(&[&create[..], &["--network", "127.0.0.0/8", "--network", "::1"]].concat()).await;
+    assert_eq!(created.code, Some(0), "{}", created.stderr);
+    let again = api_key(&create).await;
+    assert_eq!((again.code, again.stdout.as_str()), (Some(1), ""), "{}", again.stderr);
+    assert!(again.stderr.contains("robot"), "{}", again.stderr);
+    let bad_network = api_key(&["create", "--name", "n", "--role", "viewer", "--network", "everywhere"]).await;
+    assert_eq!(bad_network.code, Some(2), "{}", bad_network.stderr);
+
+    let find = async || {
+        let listed = api_key(&["list", "--json"]).await;
+        let keys: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
+        keys.into_iter().find(|key| key["name"] == "robot").unwrap()
+    };
+    let robot = find().await;
+    assert_eq!(robot["networks"], json!(["127.0.0.0/8", "::1/128"]));
+    assert!(created.stdout.starts_with(robot["prefix"].as_str().unwrap()), "{robot}");
+    let id = robot["id"].as_str().unwrap();
+    let lines = api_key(&["list"]).await.stdout;
+    assert_eq!(lines.lines().filter(|line| line.contains(id) && line.contains("valid")).count(), 1, "{lines}");
+
+    let later = api_key(&["end", id, "--in", "91d"]).await;
+    assert_eq!(later.code, Some(1), "a life is only shortened: {}", later.stdout);
+    let ended = api_key(&["end", id, "--in", "1h"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(find().await["expires_at"].as_str() < robot["expires_at"].as_str());
+    let robots = Administrator::new(installation.api(0), created.stdout.trim_end());
+    robots.get("self").await;
+    let revoked = api_key(&["revoke", id]).await;
+    assert_eq!(revoked.code, Some(0), "{}", revoked.stderr);
+    let refused = robots.call(http::Method::GET, "self", None).await;
+    let _refused = refused.expect_problem(assay_protocol::ProblemKind::Unauthenticated);
+    for arguments in [&["revoke", id][..], &["end", id, "--in", "1s"]] {
+        let unknown = api_key(arguments).await;
+        assert_eq!(unknown.code, Some(1), "{}", unknown.stdout);
+    }
+    let audit = installation.administrator().audit(&format!("api-key:{id}")).await;
+    let actions: Vec<&str> = audit.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["api-key.revoke", "api-key.end", "api-key.create"]);
+    // Whoever has the host can end the last administrator too, and create another one.
+    let own = text(&installation.administrator().get("self").await, "id");
+    assert_eq!(api_key(&["revoke", &own]).await.code, Some(0));
 }
 
 #[tokio::test]

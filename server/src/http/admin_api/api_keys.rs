@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use assay_protocol::{
-    Problem,
+    Problem, ProblemKind,
     admin_api::{
         api_keys::{ApiKey, CreateApiKey, CreatedApiKey},
         page::Page,
@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::{
     administration::api_keys::{self, ApiKeyError},
     http::{
-        authentication::{Admin, Authorized, Viewer},
+        authentication::{Admin, Authorized, KeyHolder, Viewer},
         extract::{self, Id},
         operation::routes,
         page::{List, PageParameters, Unfiltered},
@@ -29,12 +29,18 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .routes(routes!(create, list))
         .routes(routes!(revoke))
+        .routes(routes!(read_self))
 }
 
 impl From<ApiKeyError> for ApiProblem {
     fn from(error: ApiKeyError) -> Self {
         match error {
-            ApiKeyError::Name | ApiKeyError::Life => Self::malformed(error.to_string()),
+            ApiKeyError::Name | ApiKeyError::Life | ApiKeyError::Network { .. } | ApiKeyError::Networks => {
+                Self::malformed(error.to_string())
+            }
+            ApiKeyError::NameTaken { .. } | ApiKeyError::LastAdmin | ApiKeyError::EndsBefore { .. } => {
+                Self::new(ProblemKind::Conflict, error.to_string())
+            }
             ApiKeyError::Unknown => Self::not_found("API key"),
             ApiKeyError::Store(error) => error.into(),
         }
@@ -43,7 +49,8 @@ impl From<ApiKeyError> for ApiProblem {
 
 /// Create an API key.
 ///
-/// Its secret is shown only once.
+/// Its secret is shown only once. The name must differ from the names of all valid keys. Without
+/// `expires_in_seconds`, the key expires after a year.
 #[utoipa::path(
     post, path = "/v1/admin/api-keys", tag = "API keys", security(("api_key" = [])),
     request_body = CreateApiKey,
@@ -75,7 +82,7 @@ async fn list(
 
 /// Revoke an API key.
 ///
-/// Repeating it changes nothing.
+/// The last valid key of the role `admin` cannot be revoked.
 #[utoipa::path(
     delete, path = "/v1/admin/api-keys/{id}", tag = "API keys", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)),
@@ -84,4 +91,13 @@ async fn list(
 async fn revoke(caller: Authorized<Admin>, State(services): State<Arc<Services>>, Id(id): Id) -> ApiResult<StatusCode> {
     api_keys::revoke(&services.store, &caller.origin, id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Read the API key of this request.
+#[utoipa::path(
+    get, path = "/v1/admin/self", tag = "API keys", security(("api_key" = [])),
+    responses((status = 200, body = ApiKey), (status = "4XX", body = Problem)),
+)]
+async fn read_self(caller: Authorized<KeyHolder>, State(services): State<Arc<Services>>) -> ApiResult<Json<ApiKey>> {
+    Ok(Json(api_keys::find(&services.store, caller.api_key).await?))
 }
