@@ -38,7 +38,9 @@ const SHOWN_CHARACTERS: usize = 6;
 /// The part of an API key that is stored and shown. `None` if the text is not an API key.
 pub(crate) fn shown_part(api_key: &str) -> Option<&str> {
     let is_key = api_key.starts_with(API_KEY_PREFIX);
-    api_key.get(..API_KEY_PREFIX.len() + SHOWN_CHARACTERS).filter(|_| is_key)
+    api_key
+        .get(..API_KEY_PREFIX.len() + SHOWN_CHARACTERS)
+        .filter(|_| is_key)
 }
 
 /// Generates a secret: the prefix and 256 random bits.

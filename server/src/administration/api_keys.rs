@@ -126,12 +126,7 @@ pub(crate) async fn revoke(store: &Store, origin: &Origin, id: Uuid) -> Result<(
 }
 
 /// Ends a key's validity at a time, which is earlier than its present end.
-pub(crate) async fn end(
-    store: &Store,
-    origin: &Origin,
-    id: Uuid,
-    end: OffsetDateTime,
-) -> Result<ApiKey, ApiKeyError> {
+pub(crate) async fn end(store: &Store, origin: &Origin, id: Uuid, end: OffsetDateTime) -> Result<ApiKey, ApiKeyError> {
     tx!(store, EndApiKey, origin => end_at(id, end)).await
 }
 

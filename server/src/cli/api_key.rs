@@ -12,15 +12,8 @@ use uuid::Uuid;
 
 use super::{CommandError, RoleArgument, print};
 use crate::{
-    administration::api_keys,
-    changes::Origin,
-    clock::Clock,
-    config::Config,
-    database::Database,
-    networks,
-    secrets,
-    store::Store,
-    telemetry::Metrics,
+    administration::api_keys, changes::Origin, clock::Clock, config::Config, database::Database, networks, secrets,
+    store::Store, telemetry::Metrics,
 };
 
 /// How many keys are read at once.

@@ -150,11 +150,7 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
 
 /// Finds the key of a secret, and records its use. A key that may not be used from this address is refused before it is
 /// charged: its thief cannot use up its limit.
-async fn authenticate(
-    services: &Arc<Services>,
-    secret: &str,
-    address: Option<IpAddr>,
-) -> Result<ApiKey, ApiProblem> {
+async fn authenticate(services: &Arc<Services>, secret: &str, address: Option<IpAddr>) -> Result<ApiKey, ApiProblem> {
     let now = services.clock.now();
     let mut connection = services.store.connection().await?;
     let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(secret)).await?;
@@ -165,7 +161,10 @@ async fn authenticate(
         return Err(unauthenticated("the API key may not be used from this address"));
     }
     rate_limit::charge_api_key(services, api_key.id)?;
-    if api_key.last_used_at.is_none_or(|last| (now - last).abs() >= USE_PRECISION) {
+    if api_key
+        .last_used_at
+        .is_none_or(|last| (now - last).abs() >= USE_PRECISION)
+    {
         api_keys::record_use(&mut connection, &api_key, secret, address, now).await?;
     }
     Ok(api_key)

@@ -22,7 +22,9 @@ async fn create(server: &InProcess, body: Value) -> Value {
 
 /// The record of a key, as its holder reads it.
 async fn read_self(server: &InProcess, key: &str) -> Answer {
-    server.send(server.request(Method::GET, "/v1/admin/self").bearer_auth(key)).await
+    server
+        .send(server.request(Method::GET, "/v1/admin/self").bearer_auth(key))
+        .await
 }
 
 async fn execute(server: &InProcess, statement: String) {
@@ -54,12 +56,19 @@ async fn a_key_without_a_prefix_gets_it_with_its_next_use() {
     let server = InProcess::start().await;
     let created = create(&server, json!({"name": "old", "role": "viewer"})).await;
     let id = text(&created, "id");
-    execute(&server, format!("UPDATE api_keys SET prefix = NULL, expires_at = NULL WHERE id = '{id}'")).await;
+    execute(
+        &server,
+        format!("UPDATE api_keys SET prefix = NULL, expires_at = NULL WHERE id = '{id}'"),
+    )
+    .await;
     let find = async || {
         let keys = server.items("/v1/admin/api-keys").await;
         keys.into_iter().find(|key| key["id"] == json!(id)).unwrap()
     };
-    assert_eq!((&find().await["prefix"], &find().await["expires_at"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&find().await["prefix"], &find().await["expires_at"]),
+        (&Value::Null, &Value::Null)
+    );
     let _used = read_self(&server, &text(&created, "key")).await.expect(200);
     assert_eq!(find().await["prefix"], created["prefix"]);
     server.stop().await;
@@ -69,14 +78,21 @@ async fn a_key_without_a_prefix_gets_it_with_its_next_use() {
 async fn the_last_use_of_a_key_is_recorded_with_its_address_at_most_once_a_minute() {
     let server = InProcess::start().await;
     let created = create(&server, json!({"name": "used", "role": "viewer"})).await;
-    assert_eq!((&created["last_used_at"], &created["last_used_address"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&created["last_used_at"], &created["last_used_address"]),
+        (&Value::Null, &Value::Null)
+    );
     let key = text(&created, "key");
     let first = server.clock().now();
     for (after, recorded) in [(0, 0), (59, 0), (1, 60), (30, 60), (3600, 3690)] {
         server.clock().advance(Duration::seconds(after));
         let _used = read_self(&server, &key).await.expect(200);
         let record = read_self(&server, &key).await.json();
-        assert_eq!(time(&record, "last_used_at") - first, Duration::seconds(recorded), "{record}");
+        assert_eq!(
+            time(&record, "last_used_at") - first,
+            Duration::seconds(recorded),
+            "{record}"
+        );
         assert_eq!(record["last_used_address"], json!("127.0.0.1"));
     }
     server.stop().await;
@@ -97,7 +113,10 @@ async fn two_valid_keys_never_have_the_same_name() {
     let id = text(&created[0].json(), "id");
     let _revoked = server.delete(&format!("/v1/admin/api-keys/{id}")).await.expect(204);
     let _second = create(&server, body.clone()).await;
-    let _taken = server.post("/v1/admin/api-keys", &body).await.expect_problem(ProblemKind::Conflict);
+    let _taken = server
+        .post("/v1/admin/api-keys", &body)
+        .await
+        .expect_problem(ProblemKind::Conflict);
     server.clock().advance(Duration::seconds(60));
     let _third = create(&server, body).await;
     server.stop().await;
@@ -106,13 +125,22 @@ async fn two_valid_keys_never_have_the_same_name() {
 #[tokio::test]
 async fn a_key_ends_after_a_year_unless_its_creator_says_otherwise() {
     let server = InProcess::start().await;
-    for (given, life) in [(Value::Null, Duration::days(365)), (json!(315_360_000), Duration::days(3650))] {
-        let created = create(&server, json!({"name": format!("{life}"), "role": "viewer", "expires_in_seconds": given})).await;
+    for (given, life) in [
+        (Value::Null, Duration::days(365)),
+        (json!(315_360_000), Duration::days(3650)),
+    ] {
+        let created = create(
+            &server,
+            json!({"name": format!("{life}"), "role": "viewer", "expires_in_seconds": given}),
+        )
+        .await;
         assert_eq!(time(&created, "expires_at") - time(&created, "created_at"), life);
     }
     let brief = create(&server, json!({"name": "a year", "role": "viewer"})).await;
     server.clock().advance(Duration::days(365));
-    let _expired = read_self(&server, &text(&brief, "key")).await.expect_problem(ProblemKind::Unauthenticated);
+    let _expired = read_self(&server, &text(&brief, "key"))
+        .await
+        .expect_problem(ProblemKind::Unauthenticated);
     server.stop().await;
 }
 
@@ -122,7 +150,11 @@ async fn the_last_administrator_key_cannot_revoke_itself() {
     let own = read_self(&server, server.api_key(Role::Admin)).await.json();
     let path = format!("/v1/admin/api-keys/{}", text(&own, "id"));
     // An expired administrator's key does not count.
-    let _expired = create(&server, json!({"name": "expired", "role": "admin", "expires_in_seconds": 1})).await;
+    let _expired = create(
+        &server,
+        json!({"name": "expired", "role": "admin", "expires_in_seconds": 1}),
+    )
+    .await;
     server.clock().advance(Duration::seconds(1));
     let refused = server.delete(&path).await.expect_problem(ProblemKind::Conflict);
     assert!(refused.detail().contains("last"), "{refused}");
@@ -176,7 +208,10 @@ async fn a_key_that_is_limited_to_networks_is_refused_from_elsewhere() {
 async fn what_is_no_network_is_refused_by_its_place(#[case] networks: Value, #[case] named: &str) {
     let server = InProcess::start().await;
     let body = json!({"name": "n", "role": "viewer", "networks": networks});
-    let refused = server.post("/v1/admin/api-keys", &body).await.expect_problem(ProblemKind::Malformed);
+    let refused = server
+        .post("/v1/admin/api-keys", &body)
+        .await
+        .expect_problem(ProblemKind::Malformed);
     assert!(refused.detail().contains(named), "{refused}");
     server.stop().await;
 }
@@ -188,7 +223,11 @@ async fn the_end_of_a_key_is_announced_once_thirty_days_before() {
     let now = SystemClock.now();
     let server = InProcess::start_at(now, &database.url(), &[]).await;
     let long = create(&server, json!({"name": "long", "role": "viewer"})).await;
-    let _brief = create(&server, json!({"name": "brief", "role": "viewer", "expires_in_seconds": 2_592_000})).await;
+    let _brief = create(
+        &server,
+        json!({"name": "brief", "role": "viewer", "expires_in_seconds": 2_592_000}),
+    )
+    .await;
     server.stop().await;
 
     let mut announced = Vec::new();

@@ -155,7 +155,8 @@ fn private(configuration: &ServerConfiguration, role: &str) -> PgConnectOptions 
 }
 
 /// A seal that takes a number, and one for an entry that waits, as a hostile server could write them.
-const SEAL_WITH_THE_LAST_NUMBER: &str = "INSERT INTO audit_seals VALUES (9223372036854775807, gen_random_uuid(), sha256('x'))";
+const SEAL_WITH_THE_LAST_NUMBER: &str =
+    "INSERT INTO audit_seals VALUES (9223372036854775807, gen_random_uuid(), sha256('x'))";
 const SEAL_OF_A_WAITING_ENTRY: &str =
     "WITH entry AS (INSERT INTO audit_entries (id, at, actor_kind, action, resource_kind, resource_id)
                     VALUES (gen_random_uuid(), now(), 'system', 'forged', 'machine', 'x') RETURNING id),
@@ -174,16 +175,28 @@ async fn no_row_that_the_servers_role_may_insert_ends_the_sealing() {
     let entries = all_sealed(&pool).await;
 
     let mut as_server = connect(database.url_of("assay_server").parse().unwrap()).await;
-    for number in ["9223372036854775807", "0", "(SELECT max(sequence) FROM audit_seals)", "(SELECT max(sequence) + 2 FROM audit_seals)"] {
+    for number in [
+        "9223372036854775807",
+        "0",
+        "(SELECT max(sequence) FROM audit_seals)",
+        "(SELECT max(sequence) + 2 FROM audit_seals)",
+    ] {
         let insert = SEAL_WITH_THE_LAST_NUMBER.replace("9223372036854775807", number);
-        assert_eq!(refusal(&mut as_server, &insert).await.as_deref(), Some("23514"), "{number}");
+        assert_eq!(
+            refusal(&mut as_server, &insert).await.as_deref(),
+            Some("23514"),
+            "{number}"
+        );
     }
     // It is the trigger that refuses.
     let without = format!("ALTER TABLE audit_seals DISABLE TRIGGER next_number; {SEAL_WITH_THE_LAST_NUMBER}");
     let mut as_owner = connect(database.connect_options()).await;
     assert_eq!(refusal(&mut as_owner, &without).await, None);
 
-    sqlx::raw_sql(SEAL_OF_A_WAITING_ENTRY).execute(&mut as_server).await.unwrap();
+    sqlx::raw_sql(SEAL_OF_A_WAITING_ENTRY)
+        .execute(&mut as_server)
+        .await
+        .unwrap();
     let _token = installation.administrator().token(serde_json::json!({})).await;
     assert_eq!(all_sealed(&pool).await, entries + 2);
 }

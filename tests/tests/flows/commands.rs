@@ -105,7 +105,14 @@ async fn api_keys_are_listed_ended_and_revoked_on_the_command_line() {
     assert!(created.stdout.starts_with(robot["prefix"].as_str().unwrap()), "{robot}");
     let id = robot["id"].as_str().unwrap();
     let lines = api_key(&["list"]).await.stdout;
-    assert_eq!(lines.lines().filter(|line| line.contains(id) && line.contains("valid")).count(), 1, "{lines}");
+    assert_eq!(
+        lines
+            .lines()
+            .filter(|line| line.contains(id) && line.contains("valid"))
+            .count(),
+        1,
+        "{lines}"
+    );
 
     let later = api_key(&["end", id, "--in", "91d"]).await;
     assert_eq!(later.code, Some(1), "a life is only shortened: {}", later.stdout);
