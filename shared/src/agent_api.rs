@@ -161,6 +161,21 @@ pub struct RenewRequest {
     pub csr: String,
     /// Evidence for the purpose `renew`, with `csr_sha256`.
     pub evidence: String,
+    /// An enrollment token that is bound to the machine's serial number. It speaks for the CSR's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// The answer to a renewal whose key waits for an administrator (202). The machine's current key stays valid.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RotationPending {
+    /// What the administrator decides on.
+    pub enrollment_id: Uuid,
+    /// `pending`
+    pub status: MachineStatus,
+    /// When to repeat the call; the same as `Retry-After`.
+    pub retry_after_seconds: u64,
 }
 
 /// The response to a renewal.

@@ -43,7 +43,7 @@ struct Remembered {
 }
 
 impl Machine {
-    /// The default claims about a key.
+    /// What it claims of its key, unless it is [in an enclave](Self::in_enclave).
     pub const KEY_CLAIM: KeyClaim = KeyClaim {
         store: KeyStoreKind::Software,
         accessibility: None,
@@ -76,6 +76,13 @@ impl Machine {
             key_claim: Self::KEY_CLAIM,
             remembered: Mutex::default(),
         }
+    }
+
+    /// The same machine, which claims that its key is in a Secure Enclave.
+    #[must_use]
+    pub fn in_enclave(mut self) -> Self {
+        self.key_claim.store = KeyStoreKind::SecureEnclave;
+        self
     }
 
     /// The same hardware after it was erased and set up again, with another key.

@@ -55,6 +55,7 @@ pub(super) async fn request(
     let request = |proof: Proof| RenewRequest {
         csr: proof.csr,
         evidence: proof.evidence,
+        token: None,
     };
     let what = (Purpose::Renew, Some(enrolled.machine_id));
     let response = machine.exchange(&client, &keys, what, request).await?;

@@ -15,7 +15,7 @@ use assay_protocol::{
     KeyThumbprint, UnverifiedEvidence,
     agent_api::{Action, AudienceGrant, CheckInRequest, CheckedIn},
     evidence::{Evidence, EvidenceError, Expectation, Purpose},
-    machine::MachineStatus,
+    machine::{KeyStoreKind, MachineStatus},
     text::rfc3339,
 };
 use time::OffsetDateTime;
@@ -362,8 +362,10 @@ fn actions(services: &Services, evaluated: &Evaluated, now: OffsetDateTime) -> V
         let life = certificate.not_after - certificate.not_before;
         now >= certificate.not_before + life * 2 / 3
     });
-    let rotation_is_due = (services.policy.rotate_key_after)
-        .is_some_and(|age| now >= evaluated.machine.key_created_at.saturating_add(age));
+    // A key in the Secure Enclave cannot be copied. Replacing it takes an administrator, so it is not due by the calendar.
+    let rotation_is_due = evaluated.machine.key_store == KeyStoreKind::Software
+        && (services.policy.rotate_key_after)
+            .is_some_and(|age| now >= evaluated.machine.key_created_at.saturating_add(age));
     let due = [
         (renewal_is_due, Action::RenewCertificate),
         (rotation_is_due, Action::RotateKey),

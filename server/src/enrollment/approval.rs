@@ -1,6 +1,7 @@
 //! What an administrator decides on a key that waits: it becomes a machine's key, or it never does.
 
 use assay_protocol::{
+    KeyThumbprint,
     admin_api::{
         audit::Actor,
         enrollments::{Enrollment, EnrollmentKind, EnrollmentStatus},
@@ -12,7 +13,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use super::{
-    effects::{Subject, carry_out, lock},
+    effects::{Subject, approve_current_key, carry_out, lock},
     expiry,
 };
 use crate::{
@@ -38,8 +39,14 @@ pub(crate) enum ApprovalError {
     Quarantined,
     #[error("nothing of this machine waits for a decision; it is revoked, and comes back with a new key that asks")]
     Revoked,
-    #[error("several keys wait to take this machine's record over: decide on each by its enrollment's id")]
+    #[error("several keys wait for this machine: name one by key_thumbprint, or decide on its enrollment")]
     SeveralPending,
+    #[error("no key with this thumbprint waits for this machine, and it is not the current key of an active one")]
+    NoSuchKey,
+    #[error("the machine is not active: release it first, or deny this request")]
+    NotActive,
+    #[error("the key that asked for this rotation was replaced since: deny the request")]
+    KeyReplaced,
     #[error("{0}")]
     DecidedBefore(String),
     #[error("the enrollment expired at {0}: the machine has to ask anew")]
@@ -147,15 +154,18 @@ pub(crate) async fn decide(
     tx!(services.store, DecideEnrollment, origin => decide_once(&services.policy, id, decision)).await
 }
 
-/// Decides what waits of a machine: its first enrollment, else the one that would take its record over.
+/// Decides on a key of a machine: on the one that waits, or on the one with this thumbprint. An approval of the current key
+/// of an active machine becomes a ground of that key.
 pub(crate) async fn decide_of_machine(
     services: &Services,
     origin: &Origin,
     machine_id: Uuid,
+    key: Option<KeyThumbprint>,
     decision: &Decision,
 ) -> Result<Machine, ApprovalError> {
     let policy = &services.policy;
-    tx!(services.store, DecideMachineEnrollment, origin => decide_of_machine_once(policy, machine_id, decision)).await
+    tx!(services.store, DecideMachineEnrollment, origin => decide_of_machine_once(policy, machine_id, key, decision))
+        .await
 }
 
 async fn decide_once(
@@ -192,6 +202,7 @@ async fn decide_of_machine_once(
     tx: &mut Transaction,
     policy: &Policy,
     machine_id: Uuid,
+    key: Option<KeyThumbprint>,
     decision: &Decision,
 ) -> Result<Machine, ApprovalError> {
     let Some(subject) = lock(tx, policy, machine_id).await? else {
@@ -201,6 +212,9 @@ async fn decide_of_machine_once(
         return Err(denied.as_ref().map_or(ApprovalError::UnknownMachine, decided_before));
     };
     let before = &subject.machine;
+    if let Some(key) = key {
+        return decide_of_key(tx, policy, &subject, key, decision).await;
+    }
     let Some(id) = only_pending(tx, machine_id).await? else {
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
         return match (decision, before.status, last) {
@@ -211,15 +225,56 @@ async fn decide_of_machine_once(
             _ => Err(ApprovalError::NothingPending),
         };
     };
+    decide_waiting(tx, policy, &subject, id, decision).await
+}
+
+async fn decide_of_key(
+    tx: &mut Transaction,
+    policy: &Policy,
+    subject: &Subject,
+    key: KeyThumbprint,
+    decision: &Decision,
+) -> Result<Machine, ApprovalError> {
+    let machine = &subject.machine;
+    let own = store::enrollments::find_decision(tx, key).await?;
+    let own = match own.filter(|own| own.machine_id == machine.id) {
+        Some(own) => store::enrollments::lock(tx, own.id).await?.map(|own| own.enrollment),
+        None => None,
+    };
+    match &own {
+        Some(own) if own.status == EnrollmentStatus::Pending => {
+            demand_in_time(own, tx.now())?;
+            return decide_waiting(tx, policy, subject, own.id, decision).await;
+        }
+        Some(own) if own.decided_by.is_some() && decision.is_that_of(own) => return Ok(machine.clone()),
+        Some(own) if own.decided_by.is_some() => return Err(decided_before(own)),
+        _ => {}
+    }
+    let is_current = machine.status == MachineStatus::Active && machine.key.thumbprint == key;
+    if !is_current || matches!(decision, Decision::Deny(_)) {
+        return Err(ApprovalError::NoSuchKey);
+    }
+    approve_current_key(tx, subject, own.map(|own| own.id), decision.reason()).await?;
+    let change = Change::new(Action::MachineApprove, machine.id).reason(decision.reason());
+    Ok(record::write(tx, policy, change, machine).await?)
+}
+
+async fn decide_waiting(
+    tx: &mut Transaction,
+    policy: &Policy,
+    subject: &Subject,
+    id: Uuid,
+    decision: &Decision,
+) -> Result<Machine, ApprovalError> {
     let enrollment = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;
-    carry_out(tx, &subject, &enrollment, decision).await?;
+    carry_out(tx, subject, &enrollment, decision).await?;
     let action = match decision {
         Decision::Approve(_) => Action::MachineApprove,
         Decision::Deny(_) => Action::MachineDeny,
     };
-    let change = Change::new(action, machine_id).reason(decision.reason());
-    let after = record::write(tx, policy, change, before).await?;
-    remove_if_denied(tx, &subject, &enrollment.enrollment, decision).await?;
+    let change = Change::new(action, subject.machine.id).reason(decision.reason());
+    let after = record::write(tx, policy, change, &subject.machine).await?;
+    remove_if_denied(tx, subject, &enrollment.enrollment, decision).await?;
     Ok(after)
 }
 
@@ -247,7 +302,7 @@ async fn only_pending(tx: &mut Transaction, machine_id: Uuid) -> Result<Option<U
     };
     demand_in_time(first, now)?;
     let others = waiting.iter().skip(1).any(|other| !expiry::is_overdue(other, now));
-    if others && first.kind == EnrollmentKind::ReEnrollment {
+    if others {
         return Err(ApprovalError::SeveralPending);
     }
     Ok(Some(first.id))

@@ -1,7 +1,11 @@
 //! What a decision on a key that waits does: to the key, to its machine, and to the key that it replaces.
 
 use assay_protocol::{
-    admin_api::{certificates::RevocationReason, enrollments::EnrollmentKind, machines::Machine},
+    admin_api::{
+        certificates::RevocationReason,
+        enrollments::{EnrollmentKind, EnrollmentStatus},
+        machines::Machine,
+    },
     machine::MachineStatus,
 };
 use serde_json::json;
@@ -11,12 +15,16 @@ use super::approval::{ApprovalError, Decision};
 use crate::{
     changes::EventKind,
     machines::{assurance::Grounds, continuity::Continuity, labels::Labels},
-    registry::record,
-    registry::status_change,
+    registry::{
+        key_rotation::{self, NextKey},
+        record, status_change,
+    },
     services::Policy,
     store::{
-        self, StoreError, Transaction, certificates::Revoked, enrollments::ClaimedEnrollment,
-        machines::presence::LockedMachine,
+        self, StoreError, Transaction,
+        certificates::Revoked,
+        enrollments::{ClaimedEnrollment, NewKeyRequest},
+        machines::{keys::GroundOfNext, presence::LockedMachine},
     },
 };
 
@@ -59,6 +67,9 @@ pub(super) async fn carry_out(
         (Decision::Approve(_), EnrollmentKind::Enrollment) => admit(tx, subject, waiting, decision.reason()).await,
         (Decision::Approve(_), EnrollmentKind::ReEnrollment) => {
             replace_key(tx, subject, waiting, decision.reason()).await
+        }
+        (Decision::Approve(_), EnrollmentKind::Rotation) => {
+            begin_rotation(tx, subject, waiting, decision.reason()).await
         }
         (Decision::Deny(reason), _) => deny(tx, subject, waiting, reason.as_str()).await,
     }
@@ -136,6 +147,75 @@ async fn replace_key(
         "reason": reason,
     });
     Ok(tx.announce(id, EventKind::MachineReEnrolled, detail).await?)
+}
+
+/// The key becomes the next one, with the approval as its own ground.
+async fn begin_rotation(
+    tx: &mut Transaction,
+    Subject { locked, machine, .. }: &Subject,
+    waiting: &ClaimedEnrollment,
+    reason: Option<&str>,
+) -> Result<(), ApprovalError> {
+    if machine.status != MachineStatus::Active {
+        return Err(ApprovalError::NotActive);
+    }
+    let enrollment = &waiting.enrollment;
+    if enrollment.previous_key.as_ref().map(|previous| previous.thumbprint) != Some(machine.key.thumbprint) {
+        return Err(ApprovalError::KeyReplaced);
+    }
+    let ground = GroundOfNext {
+        token: None,
+        approval: Some(enrollment.id),
+        of_key: true,
+    };
+    let (key, next) = (enrollment.key.thumbprint, NextKey::Waited(enrollment.key.thumbprint));
+    key_rotation::begin(tx, (locked, machine.key.thumbprint), next, Some(ground)).await?;
+    let detail = json!({ "enrollment_id": enrollment.id, "key": key, "reason": reason });
+    Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)
+}
+
+/// Gives an administrator's approval to the current key of an active machine.
+pub(super) async fn approve_current_key(
+    tx: &mut Transaction,
+    subject: &Subject,
+    enrollment: Option<Uuid>,
+    reason: Option<&str>,
+) -> Result<(), ApprovalError> {
+    let (machine, key) = (&subject.machine, subject.machine.key.thumbprint);
+    let id = match enrollment {
+        Some(id) => id,
+        None => record_rotated_key(tx, machine).await?,
+    };
+    store::enrollments::approve_admitted(tx, id, reason).await?;
+    let before = store::machines::grounds::find(tx, machine.id)
+        .await?
+        .unwrap_or_default();
+    let grounds = before.approved(id, subject.listed.is_some());
+    store::machines::grounds::set(tx, &subject.locked, grounds).await?;
+    store::machines::presence::bump_record_version(tx, &subject.locked).await?;
+    let detail = json!({ "enrollment_id": id, "key": key, "reason": reason });
+    Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)
+}
+
+/// A key in software that a rotation admitted has no enrollment until an administrator approves it.
+async fn record_rotated_key(tx: &mut Transaction, machine: &Machine) -> Result<Uuid, ApprovalError> {
+    let claims = store::machines::record::find_claims(tx, machine.id).await?;
+    let claims = claims.ok_or(ApprovalError::UnknownMachine)?;
+    let (id, now) = (tx.new_id(), tx.now());
+    let new = NewKeyRequest {
+        id,
+        kind: EnrollmentKind::Rotation,
+        status: EnrollmentStatus::Approved,
+        machine_id: machine.id,
+        key: machine.key.thumbprint,
+        previous_key: None,
+        token_id: None,
+        claims: &claims,
+        now,
+        expires_at: now,
+    };
+    store::enrollments::insert(tx, &new).await?;
+    Ok(id)
 }
 
 async fn deny(

@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use assay_protocol::{
+    KeyThumbprint,
     admin_api::enrollments::{Enrollment, EnrollmentKind, EnrollmentStatus},
     machine::MachineStatus,
 };
@@ -14,7 +15,6 @@ use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Applicant;
 use crate::{
     changes::{Action, Change, EventKind, Origin},
     periodic::{Turns, Work},
@@ -48,21 +48,22 @@ pub(super) fn is_overdue(enrollment: &Enrollment, now: OffsetDateTime) -> bool {
 pub(super) async fn forget_if_overdue(
     tx: &mut Transaction,
     policy: &Policy,
-    applicant: &Applicant,
+    key: KeyThumbprint,
+    serial_number: Option<&str>,
 ) -> Result<(), StoreError> {
-    let Some(asked) = store::enrollments::find_decision(tx, applicant.key()).await? else {
+    let Some(asked) = store::enrollments::find_decision(tx, key).await? else {
         return Ok(());
     };
     if asked.status != EnrollmentStatus::Pending || tx.now() < asked.expires_at {
         return Ok(());
     }
     // Before the machine: what follows locks it.
-    if let Some(serial_number) = &applicant.claims.machine.serial_number {
+    if let Some(serial_number) = serial_number {
         store::inventory::lock(tx, serial_number).await?;
     }
-    let applicant = tx.act_as(Origin::system());
+    let caller = tx.act_as(Origin::system());
     expire(tx, policy, asked.id, asked.machine_id).await?;
-    tx.act_as(applicant);
+    tx.act_as(caller);
     Ok(())
 }
 

@@ -78,7 +78,8 @@ async fn current_certificate(
         }
         if applicant.now >= last.not_after + services.policy.renewal_grace {
             let secret = applicant.token.ok_or(TokenRefusal::MissingForReturn)?;
-            token::spend(tx, applicant, secret).await?;
+            let serial_number = applicant.claims.machine.serial_number.as_deref();
+            token::spend(tx, secret, serial_number, applicant.now).await?;
         }
     }
     let public_key = applicant.csr.public_key();
@@ -106,7 +107,7 @@ async fn still_pending(
             Some(record.machine_id)
         }
         // The old key keeps working meanwhile; its nonces are not this key's to use up.
-        EnrollmentKind::ReEnrollment => None,
+        EnrollmentKind::ReEnrollment | EnrollmentKind::Rotation => None,
     };
     Ok(Ok(Decided::Pending {
         enrollment_id: decision.id,

@@ -9,6 +9,7 @@ mod known_key;
 mod new_key;
 mod new_machines;
 pub(crate) mod renewal;
+mod rotation;
 mod token;
 
 use std::{net::IpAddr, sync::Arc};
@@ -249,7 +250,8 @@ async fn decide(
     {
         return Err(presented.not_in_force().into());
     }
-    expiry::forget_if_overdue(tx, &services.policy, applicant).await?;
+    let serial_number = applicant.claims.machine.serial_number.as_deref();
+    expiry::forget_if_overdue(tx, &services.policy, applicant.key(), serial_number).await?;
     if let Some(record) = machines::keys::find(tx, applicant.key()).await? {
         return known_key::decide(tx, services, applicant, &record).await;
     }

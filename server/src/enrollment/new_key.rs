@@ -4,7 +4,7 @@ use assay_protocol::{
     admin_api::{
         certificates::RevocationReason,
         enrollment_tokens::{Approval, EnrollmentToken},
-        enrollments::EnrollmentStatus,
+        enrollments::{EnrollmentKind, EnrollmentStatus},
     },
     machine::{Assurance, MachineStatus},
 };
@@ -25,7 +25,7 @@ use crate::{
         self, StoreError, Transaction,
         certificates::{self, Revoked},
         duties::{self, Duty},
-        enrollments::{self, NewReEnrollment},
+        enrollments::{self, NewKeyRequest},
         inventory,
         machines::{self, keys::KeyStatus, new::NewRows, presence::LockedMachine, record::Identity},
     },
@@ -97,7 +97,7 @@ pub(super) async fn decide(
 async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<Backing, EnrollError> {
     let serial_number = applicant.claims.machine.serial_number.as_deref();
     let token = match (applicant.token, services.policy.without_token) {
-        (Some(secret), _) => Some(token::spend(tx, applicant, secret).await?),
+        (Some(secret), _) => Some(token::spend(tx, secret, serial_number, applicant.now).await?),
         (None, WithoutToken::Refuse) => return Err(TokenRefusal::Missing.into()),
         (None, WithoutToken::Pending) => {
             demand_room(tx, services, applicant).await?;
@@ -278,12 +278,13 @@ async fn record(
     let key = (key_status, Some(applicant.claims.key.store));
     machines::keys::insert(tx, applicant.csr.public_key(), known.id, key, applicant.now).await?;
     let id = tx.new_id();
-    let new = NewReEnrollment {
+    let new = NewKeyRequest {
         id,
+        kind: EnrollmentKind::ReEnrollment,
         status,
         machine_id: known.id,
         key: applicant.key(),
-        previous_key: known.current_key,
+        previous_key: Some(known.current_key),
         token_id: backing.token_id(),
         claims: &applicant.claims,
         now: applicant.now,

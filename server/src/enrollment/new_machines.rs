@@ -182,8 +182,8 @@ fn choose<'a>(
         // of its own tells whether the key needs a certificate.
         let signed = new_machine.sign().ok()?;
         keys.insert(new_machine.key());
-        token.uses = token.uses.saturating_add(1);
         let (grounds, labels) = new_key::grounds_and_labels(Some(token), serial_number, found.listed);
+        token.uses = token.uses.saturating_add(1);
         Some(Admitted {
             new_machine,
             token_id: token.id,

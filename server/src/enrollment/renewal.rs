@@ -1,18 +1,22 @@
-//! Renewal: the machine's key proves itself and gets a new certificate, for itself or for the key that is to replace it.
-//! The key, not the old certificate, is the proof, so an expired one can be renewed for a while.
+//! Renewal: the machine's key authenticates itself and gets a new certificate, for itself or for the next key. The proof is
+//! the key and not the old certificate, so an expired certificate can be renewed for a while.
 
 use assay_protocol::{
     KeyThumbprint, PublicKey, UnverifiedCsr,
-    agent_api::{RenewRequest, Renewed},
+    agent_api::{IssuedCertificate, RenewRequest, Renewed, RotationPending},
     csr::CsrError,
     evidence::Purpose,
+    machine::MachineStatus,
     sha256,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{EnrollError, certificate};
+use super::{
+    EnrollError, certificate, expiry, pending_retry_seconds,
+    rotation::{self, Asking, Begun, Presented},
+};
 use crate::{
     changes::Origin,
     check_in::{self, CheckInError, Verified},
@@ -20,10 +24,11 @@ use crate::{
     rate_limits::OverLimit,
     registry::{
         admission::{self, Attempt, Refusal},
-        key_rotation::{self, RotationRefusal},
+        key_rotation::RotationRefusal,
     },
+    secrets::SecretHash,
     services::{Policy, Services},
-    store::{AsStoreError, StoreError, Transaction, certificates, machines, tx},
+    store::{AsStoreError, StoreError, Transaction, certificates, enrollment_tokens, machines, tx},
 };
 
 /// Why a renewal is refused.
@@ -66,13 +71,26 @@ impl AsStoreError for RenewError {
     }
 }
 
+/// What came of a renewal.
+pub(crate) enum Outcome {
+    Issued(Renewed),
+    /// The next key waits for an administrator.
+    Pending(RotationPending),
+}
+
 /// The answer, and the nonce that was used up with it.
 pub(crate) struct Answer {
-    pub(crate) renewed: Renewed,
+    pub(crate) outcome: Outcome,
     pub(crate) nonce_used: OffsetDateTime,
 }
 
-/// Renews, and rotates where the CSR has another key. A repeated call gets the certificate that the first one got.
+/// What the machine asks for.
+struct Requested<'a> {
+    public_key: &'a PublicKey,
+    token: Option<SecretHash>,
+}
+
+/// Renews. A CSR with another key starts a rotation; repeating that returns the certificate that was issued first.
 pub(crate) async fn renew(
     services: &Services,
     request_id: &str,
@@ -96,23 +114,33 @@ pub(crate) async fn renew(
         return Err(RenewError::OtherCsr);
     }
     let origin = Origin::machine(verified.machine_id, request_id.to_owned());
-    let (verified, public_key) = (&verified, csr.public_key());
-    let renewed = tx!(services.store, Renew, &origin => issue(services, certificate, verified, public_key)).await?;
-    let renewed = renewed.map_err(|refusal| RenewError::Evidence(refusal.into()))?;
+    let requested = Requested {
+        public_key: csr.public_key(),
+        token: request.token.as_deref().map(SecretHash::of),
+    };
+    let (verified, requested) = (&verified, &requested);
+    let outcome = tx!(services.store, Renew, &origin => decide(services, certificate, verified, requested)).await?;
+    let outcome = outcome.map_err(|refusal| RenewError::Evidence(refusal.into()))?;
     Ok(Answer {
-        renewed,
+        outcome,
         nonce_used: verified.nonce,
     })
 }
 
-async fn issue(
+/// Locks the token first, then the machine, as enrollment does.
+async fn decide(
     tx: &mut Transaction,
     services: &Services,
     presented: Option<&ClientCertificate>,
     verified: &Verified,
-    public_key: &PublicKey,
-) -> Result<Result<Renewed, Refusal>, RenewError> {
-    let machine_id = verified.machine_id;
+    requested: &Requested<'_>,
+) -> Result<Result<Outcome, Refusal>, RenewError> {
+    let token = lock_token(tx, requested.token).await?;
+    let next = Some(requested.public_key).filter(|key| key.thumbprint() != verified.evidence.key());
+    if let Some(next) = next {
+        let serial_number = verified.claims.machine.serial_number.as_deref();
+        expiry::forget_if_overdue(tx, &services.policy, next.thumbprint(), serial_number).await?;
+    }
     let attempt = Attempt {
         key: verified.evidence.key(),
         nonce: verified.nonce,
@@ -132,23 +160,59 @@ async fn issue(
     {
         return Err(CheckInError::from(presented.not_in_force()).into());
     }
-    demand_within_grace(tx, &services.policy, machine_id, attempt.key).await?;
+    demand_within_grace(tx, &services.policy, verified.machine_id, attempt.key).await?;
     machines::presence::use_nonce(tx, &admitted.presence.machine, verified.nonce).await?;
-    let issued_before = if public_key.thumbprint() == attempt.key {
-        None
-    } else {
-        key_rotation::begin(tx, &admitted, public_key).await??;
-        certificates::find_last_of_key(tx, machine_id, public_key.thumbprint()).await?
+    let asking = Asking {
+        admitted: &admitted,
+        claims: &verified.claims,
+        token,
     };
-    let certificate = match issued_before.filter(|before| before.is_in_force(tx.now())) {
-        Some(before) => certificate::on_record(&services.authority.load(), &before).map_err(EnrollError::from)?,
-        None => certificate::issue(tx, services, machine_id, public_key).await?,
-    };
-    Ok(Ok(Renewed {
+    match next {
+        None => rotation::give_token_to_signer(tx, &asking).await?,
+        Some(next) => match rotation::begin(tx, &services.policy, &asking, next).await? {
+            Ok(Begun::Admitted) => {}
+            Ok(Begun::Waits { enrollment_id, since }) => {
+                return Ok(Ok(Outcome::Pending(RotationPending {
+                    enrollment_id,
+                    status: MachineStatus::Pending,
+                    retry_after_seconds: pending_retry_seconds(since, tx.now()),
+                })));
+            }
+            Err(refusal) => return Ok(Err(refusal)),
+        },
+    }
+    let certificate = certify(tx, services, verified.machine_id, next, requested.public_key).await?;
+    Ok(Ok(Outcome::Issued(Renewed {
         certificate,
         trust_bundle: services.authority.load().roots_pem().to_owned(),
-        continuity: Some(services.continuity.issue(machine_id, verified.nonce)),
-    }))
+        continuity: Some(services.continuity.issue(verified.machine_id, verified.nonce)),
+    })))
+}
+
+async fn lock_token(tx: &mut Transaction, secret: Option<SecretHash>) -> Result<Presented, StoreError> {
+    let Some(secret) = secret else {
+        return Ok(Presented::None);
+    };
+    let token = enrollment_tokens::lock_by_secret(tx, secret).await?;
+    Ok(token.map_or(Presented::Unknown, |token| Presented::Known(Box::new(token))))
+}
+
+/// A new certificate; for a next key that has a valid one, that one.
+async fn certify(
+    tx: &mut Transaction,
+    services: &Services,
+    machine_id: Uuid,
+    next: Option<&PublicKey>,
+    public_key: &PublicKey,
+) -> Result<IssuedCertificate, RenewError> {
+    let issued_before = match next {
+        Some(next) => certificates::find_last_of_key(tx, machine_id, next.thumbprint()).await?,
+        None => None,
+    };
+    match issued_before.filter(|before| before.is_in_force(tx.now())) {
+        Some(before) => Ok(certificate::on_record(&services.authority.load(), &before).map_err(EnrollError::from)?),
+        None => Ok(certificate::issue(tx, services, machine_id, public_key).await?),
+    }
 }
 
 async fn demand_within_grace(

@@ -3,7 +3,7 @@
 use assay_protocol::admin_api::enrollment_tokens::EnrollmentToken;
 use time::OffsetDateTime;
 
-use super::{Applicant, EnrollError};
+use super::EnrollError;
 use crate::{
     machines::assurance::names,
     secrets::SecretHash,
@@ -29,18 +29,25 @@ pub(crate) enum TokenRefusal {
     UsedUp,
     #[error("the enrollment token is for another serial number")]
     OtherSerialNumber,
+    #[error("the enrollment token is not bound to this machine's serial number, and so does not speak for a key of it")]
+    NotBound,
+    #[error("the enrollment token does not allow re-enrollment, which replacing a key takes")]
+    NoReenrollment,
+    #[error("the enrollment token demands an administrator's approval, which the current key gets by its thumbprint")]
+    Manual,
 }
 
-/// Locks the token that the applicant brought, and uses it once.
+/// Locks a token and uses it once. Returns it as it was before this use.
 pub(super) async fn spend(
     tx: &mut Transaction,
-    applicant: &Applicant,
     secret: SecretHash,
+    serial_number: Option<&str>,
+    now: OffsetDateTime,
 ) -> Result<EnrollmentToken, EnrollError> {
     let token = enrollment_tokens::lock_by_secret(tx, secret)
         .await?
         .ok_or(TokenRefusal::Unknown)?;
-    check(&token, applicant.claims.machine.serial_number.as_deref(), applicant.now)?;
+    check(&token, serial_number, now)?;
     enrollment_tokens::count_use(tx, token.id).await?;
     Ok(token)
 }
@@ -68,6 +75,19 @@ pub(super) fn check(
     }
     if token.uses >= token.max_uses {
         return Err(TokenRefusal::UsedUp);
+    }
+    Ok(())
+}
+
+/// Demands that a token speaks for a key of the machine with this serial number.
+pub(super) fn check_bound(
+    token: &EnrollmentToken,
+    serial_number: Option<&str>,
+    now: OffsetDateTime,
+) -> Result<(), TokenRefusal> {
+    check(token, serial_number, now)?;
+    if !names(token, serial_number) {
+        return Err(TokenRefusal::NotBound);
     }
     Ok(())
 }

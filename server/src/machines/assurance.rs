@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// The grounds for trusting the serial number of a machine's current key. A key that enrolls in its place has grounds
-/// of its own. A key that it authorizes by rotation inherits them, except for Apple's attestation, which is about one
-/// key.
+/// What supports the claim that the current key belongs to the Mac with the record's serial number. Grounds belong to a key.
+/// A key in software hands them on by rotation, except the attestation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Grounds {
     /// The enrollment token of this key, if it was bound to the serial number. It still counts after the token is used
@@ -17,8 +16,11 @@ pub(crate) struct Grounds {
     pub(crate) token: Option<Uuid>,
     /// The inventory's entry when the key was admitted, and whether it is still there.
     pub(crate) inventory: Option<InventoryGround>,
-    /// The approved enrollment of this key.
+    /// The enrollment that an administrator approved: of this key, or of one whose grounds it inherited.
     pub(crate) approval: Option<Uuid>,
+    /// Whether an administrator approved this very key, or it is the first key that its token admitted. Without that, an
+    /// attestation proves only that the Mac exists, and not that the key is that Mac's.
+    pub(crate) of_key: bool,
     /// Apple's attestation of this key and this serial number.
     pub(crate) attestation: Option<AttestationGround>,
 }
@@ -99,11 +101,13 @@ impl AttestationGround {
 }
 
 impl Grounds {
-    /// The grounds of a new key: an optional enrollment token, and whether the serial number is in the inventory.
+    /// The grounds of a key that comes with this token, before this use is counted.
     pub(crate) fn of(token: Option<&EnrollmentToken>, serial_number: Option<&str>, is_in_inventory: bool) -> Self {
+        let bound = token.filter(|token| names(token, serial_number));
         Self {
-            token: token.filter(|token| names(token, serial_number)).map(|token| token.id),
+            token: bound.map(|token| token.id),
             inventory: is_in_inventory.then_some(InventoryGround::Matched),
+            of_key: bound.is_some_and(|token| token.uses == 0),
             ..Self::default()
         }
     }
@@ -117,10 +121,20 @@ impl Grounds {
         }
     }
 
-    /// The grounds that another key inherits if this key authorizes it.
-    pub(crate) fn without_attestation(self) -> Self {
+    /// The grounds that a key in software hands on to the next one.
+    pub(crate) fn inherited(self) -> Self {
         Self {
             attestation: None,
+            of_key: false,
+            ..self
+        }
+    }
+
+    /// The same with a token that is bound to the serial number, before this use is counted.
+    pub(crate) fn with_token(self, token: &EnrollmentToken) -> Self {
+        Self {
+            token: Some(token.id),
+            of_key: self.of_key || token.uses == 0,
             ..self
         }
     }
@@ -143,6 +157,7 @@ impl Grounds {
         Self {
             inventory: is_in_inventory.then_some(InventoryGround::Matched).or(rest.inventory),
             approval: Some(enrollment),
+            of_key: true,
             ..rest
         }
     }
@@ -293,7 +308,7 @@ mod tests {
             token,
             inventory,
             approval,
-            attestation: None,
+            ..Grounds::default()
         }
     }
 

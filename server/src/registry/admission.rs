@@ -1,7 +1,10 @@
 //! Whether a key that has signed evidence may act for its machine now. Check-in, renewal and repeated enrollment share this
 //! decision. It locks the rows that it reads.
 
-use assay_protocol::{KeyThumbprint, machine::MachineStatus};
+use assay_protocol::{
+    KeyThumbprint,
+    machine::{KeyStoreKind, MachineStatus},
+};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -86,6 +89,8 @@ pub(crate) struct Admitted {
     /// Current or next.
     pub(crate) key: KeyStatus,
     pub(crate) continuity: Judgement,
+    /// Where the key is, by its evidence before this one; `None` if this is its first.
+    pub(crate) store: Option<KeyStoreKind>,
 }
 
 /// A key that signed evidence, with its nonce and its claims.
@@ -157,6 +162,7 @@ pub(crate) async fn admit(
         identity,
         key: record.status,
         continuity,
+        store: record.store,
     }))
 }
 

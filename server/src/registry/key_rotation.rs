@@ -1,16 +1,22 @@
-//! A machine replaces its key. The next key is let in by the current one and serves beside it; its first check-in
-//! supersedes the other. So a crash of either side, at any step, leaves the machine with a key that serves.
+//! A machine replaces its key. The next key is valid beside the current one, and its first check-in supersedes the current
+//! one. A crash of either side, at any step, leaves the machine with a valid key.
 
-use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason, machine::Assurance};
+use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::admission::Admitted;
 use crate::{
     changes::{Action, Change, EventKind},
+    machines::assurance::Grounds,
     store::{
         StoreError, Transaction,
         certificates::{self, Revoked},
-        machines::{self, keys::KeyStatus, presence::LockedMachine, record::Identity},
+        machines::{
+            self,
+            keys::{GroundOfNext, KeyStatus},
+            presence::LockedMachine,
+        },
     },
 };
 
@@ -24,74 +30,87 @@ pub(crate) enum RotationRefusal {
     OtherMachinesKey,
     #[error("the CSR's key was this machine's before; a rotation needs a new one")]
     UsedBefore,
+    #[error("the CSR's key already waits for this machine's record as a re-enrollment")]
+    Reenrolls,
     #[error("the evidence is signed by a next key, which has to check in before another one can follow it")]
     Unfinished,
 }
 
-/// Lets a key in beside the one that signed. Repeated, it changes nothing; begun anew with another key, the one that never
-/// checked in goes.
+/// The key that becomes the next one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NextKey<'a> {
+    New(&'a PublicKey),
+    /// It is on record and waited until now.
+    Waited(KeyThumbprint),
+}
+
+/// Admits a next key beside the current one. An earlier next key that never checked in is superseded.
+///
+/// Without a ground of its own, the next key inherits the grounds of the current key.
 pub(crate) async fn begin(
     tx: &mut Transaction,
-    admitted: &Admitted,
-    next: &PublicKey,
-) -> Result<Result<(), RotationRefusal>, StoreError> {
-    let (machine, locked) = (&admitted.identity, &admitted.presence.machine);
-    let (key, now) = (next.thumbprint(), tx.now());
-    if let Some(known) = machines::keys::find(tx, key).await? {
-        return Ok(if known.machine_id != machine.id {
-            Err(RotationRefusal::OtherMachinesKey)
-        } else if known.status == KeyStatus::Next {
-            Ok(())
-        } else {
-            Err(RotationRefusal::UsedBefore)
-        });
+    (machine, current_key): (&LockedMachine, KeyThumbprint),
+    next: NextKey<'_>,
+    ground: Option<GroundOfNext>,
+) -> Result<(), StoreError> {
+    let now = tx.now();
+    if let Some(abandoned) = machines::keys::supersede_next(tx, machine, now).await? {
+        certificates::revoke(tx, machine, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
     }
-    if admitted.key == KeyStatus::Next {
-        return Ok(Err(RotationRefusal::Unfinished));
+    let key = match next {
+        NextKey::New(public_key) => {
+            machines::keys::insert(tx, public_key, machine.id(), (KeyStatus::Next, None), now).await?;
+            public_key.thumbprint()
+        }
+        NextKey::Waited(key) => {
+            machines::keys::make_next(tx, key).await?;
+            key
+        }
+    };
+    if let Some(ground) = ground {
+        machines::keys::set_ground_of_next(tx, key, ground).await?;
     }
-    if let Some(abandoned) = machines::keys::supersede_next(tx, locked, now).await? {
-        certificates::revoke(tx, locked, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
-    }
-    machines::keys::insert(tx, next, machine.id, (KeyStatus::Next, None), now).await?;
-    let (before, after) = (json!({"key": machine.current_key}), json!({"key": key}));
+    let (before, after) = (json!({"key": current_key}), json!({"key": key}));
     let what = (Action::MachineBeginKeyRotation, EventKind::MachineKeyRotationBegun);
-    tx.record(change(machine, what, before, after)).await?;
-    Ok(Ok(()))
+    tx.record(change(machine.id(), what, before, after)).await
 }
 
 /// Supersedes the current key by the next one, which has just signed a check-in.
 pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: KeyThumbprint) -> Result<(), StoreError> {
     let (machine, locked) = (&admitted.identity, &admitted.presence.machine);
     let now = tx.now();
+    let own = machines::keys::ground_of_next(tx, next).await?;
     machines::keys::rotate(tx, locked, next, now).await?;
     certificates::revoke(tx, locked, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
-    let assurance = drop_attestation(tx, locked, machine).await?;
     machines::record::rotate_key(tx, locked, next).await?;
     machines::presence::rotate_key(tx, locked, next).await?;
+    // After the key: a trigger takes from the record what belonged to the old key alone.
+    let grounds = grounds_of(machine.grounds, own);
+    machines::grounds::set(tx, locked, grounds).await?;
     let before = json!({"key": machine.current_key, "assurance": machine.assurance});
-    let after = json!({"key": next, "assurance": assurance});
+    let after = json!({"key": next, "assurance": grounds.assurance()});
     let what = (Action::MachineRotateKey, EventKind::MachineKeyRotated);
-    tx.record(change(machine, what, before, after)).await
+    tx.record(change(machine.id, what, before, after)).await
 }
 
-/// Apple vouched for the old key alone. What else stands behind the serial number stays; the level that follows.
-async fn drop_attestation(
-    tx: &mut Transaction,
-    locked: &LockedMachine,
-    machine: &Identity,
-) -> Result<Assurance, StoreError> {
-    if machine.grounds.attestation.is_none() {
-        return Ok(machine.assurance);
+/// The grounds of the next key when it becomes the current one. Apple attested the old key alone.
+fn grounds_of(current: Grounds, own: Option<GroundOfNext>) -> Grounds {
+    let inherited = current.inherited();
+    match own {
+        None => inherited,
+        Some(own) => Grounds {
+            token: own.token,
+            approval: own.approval,
+            of_key: own.of_key,
+            ..inherited
+        },
     }
-    let rest = machine.grounds.without_attestation();
-    machines::grounds::set(tx, locked, rest).await?;
-    Ok(rest.assurance())
 }
 
-fn change(machine: &Identity, (action, event): (Action, EventKind), before: Value, after: Value) -> Change {
+fn change(machine_id: Uuid, (action, event): (Action, EventKind), before: Value, after: Value) -> Change {
     let detail = json!({"before": before, "after": after});
-    Change::new(action, machine.id)
+    Change::new(action, machine_id)
         .before(before)
         .after(after)
-        .event(machine.id, event, detail)
+        .event(machine_id, event, detail)
 }

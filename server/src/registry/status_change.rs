@@ -70,7 +70,7 @@ pub(crate) async fn decide(
     tx!(services.store, ChangeMachineStatus, origin => decide_once(policy, id, change, reason.as_str())).await
 }
 
-/// Revokes a machine, its keys and its certificates; a first enrollment that waits is denied by it.
+/// Revokes a machine, its keys and its certificates. Denies its first enrollment and its rotations, if they wait.
 pub(crate) async fn revoke_everything(
     tx: &mut Transaction,
     machine: &LockedMachine,
@@ -83,7 +83,7 @@ pub(crate) async fn revoke_everything(
     let reason_to_publish = RevocationReason::PrivilegeWithdrawn;
     store::certificates::revoke(tx, machine, Revoked::All, reason_to_publish, now).await?;
     store::machines::keys::revoke_all(tx, machine, reason, now).await?;
-    store::enrollments::deny_first_of_machine(tx, machine, reason).await?;
+    store::enrollments::deny_of_own_keys(tx, machine, reason).await?;
     let detail = json!({ "reason": reason });
     tx.announce(machine.id(), EventKind::MachineRevoked, detail).await
 }

@@ -23,12 +23,13 @@ pub(crate) struct ClaimedEnrollment {
 
 /// The request of a new key for the record of a machine.
 #[derive(Debug)]
-pub(crate) struct NewReEnrollment<'a> {
+pub(crate) struct NewKeyRequest<'a> {
     pub(crate) id: Uuid,
+    pub(crate) kind: EnrollmentKind,
     pub(crate) status: EnrollmentStatus,
     pub(crate) machine_id: Uuid,
     pub(crate) key: KeyThumbprint,
-    pub(crate) previous_key: KeyThumbprint,
+    pub(crate) previous_key: Option<KeyThumbprint>,
     pub(crate) token_id: Option<Uuid>,
     pub(crate) claims: &'a Claims,
     pub(crate) now: OffsetDateTime,
@@ -43,6 +44,7 @@ pub(crate) struct Decision {
     pub(crate) kind: EnrollmentKind,
     pub(crate) status: EnrollmentStatus,
     pub(crate) machine_id: Uuid,
+    pub(crate) token_id: Option<Uuid>,
     pub(crate) requested_at: OffsetDateTime,
     pub(crate) expires_at: OffsetDateTime,
 }
@@ -71,9 +73,10 @@ impl TryFrom<Row> for ClaimedEnrollment {
         let claims: Claims = parse_json(row.claims)?;
         let previous_key = row.previous_key.as_deref().map(thumbprint).transpose()?;
         let status = parse_text(&row.status)?;
+        let kind = parse_text(&row.kind)?;
         let enrollment = Enrollment {
             id: row.id,
-            kind: parse_text(&row.kind)?,
+            kind,
             status,
             machine_id: row.machine_id,
             serial_number: claims.machine.serial_number.clone(),
@@ -83,7 +86,8 @@ impl TryFrom<Row> for ClaimedEnrollment {
             hostname: claims.machine.hostname.clone(),
             key: EnrollmentKey {
                 thumbprint: thumbprint(&row.key_thumbprint)?,
-                store: claims.key.store,
+                // The claims of a rotation are those of the current key.
+                store: (kind != EnrollmentKind::Rotation).then_some(claims.key.store),
             },
             previous_key: previous_key.map(|thumbprint| PreviousKey { thumbprint }),
             token_id: row.token_id,
@@ -283,18 +287,50 @@ pub(crate) async fn decide(
     Ok(())
 }
 
-/// Records a re-enrollment. A first enrollment is recorded with its machine, by [`crate::store::machines::new::insert`].
-pub(crate) async fn insert(connection: &mut Connection, new: &NewReEnrollment<'_>) -> Result<(), StoreError> {
+/// Approves an enrollment that waits, because a token was given to its key.
+pub(crate) async fn admit_by_token(tx: &mut Transaction, id: Uuid, token_id: Uuid) -> Result<(), StoreError> {
+    let now = tx.now();
+    sqlx::query!(
+        "UPDATE enrollments SET status = 'approved', token_id = $2, decided_at = $3 WHERE id = $1 AND status = 'pending'",
+        id,
+        token_id,
+        now
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Records an administrator's approval of a key that a token, or a rotation, had admitted.
+pub(crate) async fn approve_admitted(tx: &mut Transaction, id: Uuid, reason: Option<&str>) -> Result<(), StoreError> {
+    let (decided_by, at) = (json(&tx.origin().actor)?, tx.now());
+    sqlx::query!(
+        "UPDATE enrollments SET decided_by = $2, reason = $3, decided_at = $4
+         WHERE id = $1 AND status = 'approved' AND decided_by IS NULL",
+        id,
+        decided_by,
+        reason,
+        at
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Records a request of a new key for a machine on record. A first enrollment is recorded with its machine, by
+/// [`crate::store::machines::new::insert`].
+pub(crate) async fn insert(connection: &mut Connection, new: &NewKeyRequest<'_>) -> Result<(), StoreError> {
     let decided_at = (new.status != EnrollmentStatus::Pending).then_some(new.now);
     sqlx::query!(
         "INSERT INTO enrollments
             (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at, expires_at)
-         VALUES ($1, 're-enrollment', $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         new.id,
+        text(&new.kind)?,
         text(&new.status)?,
         new.machine_id,
         new.key.as_bytes(),
-        new.previous_key.as_bytes(),
+        new.previous_key.as_ref().map(|key| key.as_bytes().as_slice()),
         new.token_id,
         json(new.claims)?,
         new.now,
@@ -306,8 +342,8 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewReEnrollment<'_
     Ok(())
 }
 
-/// Denies the first enrollment of a machine if it is pending.
-pub(crate) async fn deny_first_of_machine(
+/// Denies what a machine's own keys wait for: its first enrollment, and rotations.
+pub(crate) async fn deny_of_own_keys(
     tx: &mut Transaction,
     machine: &LockedMachine,
     reason: &str,
@@ -315,7 +351,7 @@ pub(crate) async fn deny_first_of_machine(
     let (decided_by, at) = (json(&tx.origin().actor)?, tx.now());
     sqlx::query!(
         "UPDATE enrollments SET status = 'denied', decided_by = $2, reason = $3, decided_at = $4
-         WHERE machine_id = $1 AND kind = 'enrollment' AND status = 'pending'",
+         WHERE machine_id = $1 AND kind IN ('enrollment', 'rotation') AND status = 'pending'",
         machine.id(),
         decided_by,
         reason,
@@ -332,7 +368,7 @@ pub(crate) async fn find_decision(
     key: KeyThumbprint,
 ) -> Result<Option<Decision>, StoreError> {
     let row = sqlx::query!(
-        "SELECT id, kind, status, machine_id, requested_at, expires_at FROM enrollments
+        "SELECT id, kind, status, machine_id, token_id, requested_at, expires_at FROM enrollments
          WHERE key_thumbprint = $1 AND status <> 'expired'",
         key.as_bytes()
     )
@@ -344,6 +380,7 @@ pub(crate) async fn find_decision(
             kind: parse_text(&row.kind)?,
             status: parse_text(&row.status)?,
             machine_id: row.machine_id,
+            token_id: row.token_id,
             requested_at: row.requested_at,
             expires_at: row.expires_at,
         })

@@ -8,12 +8,14 @@ use super::audit::Actor;
 use crate::{key::KeyThumbprint, machine::KeyStoreKind, word::words};
 
 words! {
-    /// Whether a machine is new.
+    /// What a key asks for.
     pub enum EnrollmentKind {
         /// A machine without a record.
         Enrollment = "enrollment",
-        /// A new key for an existing record.
+        /// A new key for an existing record. It signs for itself.
         ReEnrollment = "re-enrollment",
+        /// A next key, which the machine's current key asks for.
+        Rotation = "rotation",
     }
 }
 
@@ -38,11 +40,11 @@ pub struct EnrollmentKey {
     /// Its thumbprint.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub thumbprint: KeyThumbprint,
-    /// Where it is stored, as the agent claims.
-    pub store: KeyStoreKind,
+    /// Where it is stored, as the agent claims. Null for a rotation.
+    pub store: Option<KeyStoreKind>,
 }
 
-/// The key that a re-enrollment replaces.
+/// The key that a re-enrollment or a rotation replaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PreviousKey {
@@ -57,7 +59,7 @@ pub struct PreviousKey {
 pub struct Enrollment {
     /// Its id.
     pub id: Uuid,
-    /// Whether the machine is new.
+    /// What the key asks for.
     pub kind: EnrollmentKind,
     /// Its status.
     pub status: EnrollmentStatus,
@@ -94,7 +96,7 @@ pub struct Enrollment {
     pub reason: Option<String>,
 }
 
-/// `POST …/approve`
+/// `POST /enrollments/{id}/approve`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -102,6 +104,21 @@ pub struct Approve {
     /// The reason, for the audit.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+/// `POST /machines/{id}/approve`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ApproveKey {
+    /// Why, for the audit.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The thumbprint of the key to approve. Required if several keys wait. The current key of an active machine becomes
+    /// `verified` by it.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub key_thumbprint: Option<KeyThumbprint>,
 }
 
 /// The body of every other decision: `deny`, `quarantine`, `release`, `revoke`.

@@ -45,4 +45,5 @@ mod spiffe;
 mod telemetry;
 mod tls;
 mod upgrade;
+mod waiting_rotations;
 mod webhooks;

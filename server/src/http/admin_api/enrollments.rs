@@ -5,7 +5,7 @@ use std::sync::Arc;
 use assay_protocol::{
     Problem, ProblemKind,
     admin_api::{
-        enrollments::{Approve, Decide, Enrollment, EnrollmentStatus},
+        enrollments::{Approve, ApproveKey, Decide, Enrollment, EnrollmentStatus},
         machines::Machine,
         page::Page,
     },
@@ -46,6 +46,9 @@ impl From<ApprovalError> for ApiProblem {
             | ApprovalError::Quarantined
             | ApprovalError::Revoked
             | ApprovalError::SeveralPending
+            | ApprovalError::NoSuchKey
+            | ApprovalError::NotActive
+            | ApprovalError::KeyReplaced
             | ApprovalError::DecidedBefore(_)
             | ApprovalError::Expired(_)
             | ApprovalError::MachineDeleted
@@ -137,21 +140,25 @@ async fn deny(
     Ok(Json(approval::decide(&services, &caller.origin, id, &decision).await?))
 }
 
-/// Approve the key that waits for this machine.
+/// Approve a key of this machine.
+///
+/// Without `key_thumbprint`, approves the key that waits; several waiting keys are a conflict. The thumbprint of the
+/// current key of an active machine gives that key the approval, which makes the machine `verified`.
 #[utoipa::path(
     post, path = "/v1/admin/machines/{id}/approve", tag = "Machines", security(("api_key" = [])),
-    params(("id" = Uuid, Path)), request_body = Option<Approve>,
+    params(("id" = Uuid, Path)), request_body = Option<ApproveKey>,
     responses((status = 200, body = Machine), (status = "4XX", body = Problem)),
 )]
 async fn approve_machine(
     caller: Authorized<Operator>,
     State(services): State<Arc<Services>>,
     Id(id): Id,
-    request: Option<extract::Json<Approve>>,
+    request: Option<extract::Json<ApproveKey>>,
 ) -> ApiResult<Json<Machine>> {
-    let decision = approval_of(request)?;
+    let ApproveKey { reason, key_thumbprint } = request.map(|extract::Json(request)| request).unwrap_or_default();
+    let decision = Decision::approve(reason.as_deref()).map_err(ApprovalError::from)?;
     Ok(Json(
-        approval::decide_of_machine(&services, &caller.origin, id, &decision).await?,
+        approval::decide_of_machine(&services, &caller.origin, id, key_thumbprint, &decision).await?,
     ))
 }
 
@@ -171,7 +178,7 @@ async fn deny_machine(
 ) -> ApiResult<Json<Machine>> {
     let decision = denial_of(&request)?;
     Ok(Json(
-        approval::decide_of_machine(&services, &caller.origin, id, &decision).await?,
+        approval::decide_of_machine(&services, &caller.origin, id, None, &decision).await?,
     ))
 }
 

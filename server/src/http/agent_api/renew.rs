@@ -4,14 +4,19 @@ use std::sync::Arc;
 
 use assay_protocol::{
     Problem, ProblemKind,
-    agent_api::{RenewRequest, Renewed},
+    agent_api::{RenewRequest, Renewed, RotationPending},
 };
-use axum::{Extension, Json, extract::State};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::presented;
 use crate::{
-    enrollment::renewal::{self, RenewError},
+    enrollment::renewal::{self, Outcome, RenewError},
     http::{
         extract,
         problem::{ApiProblem, ApiResult, NonceAfter},
@@ -44,10 +49,15 @@ impl From<RenewError> for ApiProblem {
 ///
 /// The machine's key authenticates the request, even for a while after the certificate has expired. A CSR with another
 /// key starts a rotation. Both keys are valid until the first check-in that the new key signs, which supersedes the old
-/// key.
+/// key. The current key alone does not admit a next key if it is in a Secure Enclave: an enrollment token that is bound to
+/// the serial number does, or an administrator.
 #[utoipa::path(
     post, path = "/v1/renew", tag = "Agents", request_body = RenewRequest,
-    responses((status = 200, body = Renewed), (status = "4XX", body = Problem), (status = "5XX", body = Problem)),
+    responses(
+        (status = 200, body = Renewed),
+        (status = 202, body = RotationPending, description = "The next key waits for an administrator's approval. Repeat the call; the current key stays valid."),
+        (status = "4XX", body = Problem), (status = "5XX", body = Problem),
+    ),
 )]
 async fn renew(
     State(services): State<Arc<Services>>,
@@ -55,7 +65,7 @@ async fn renew(
     over_limit: Option<Extension<OverLimit>>,
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<RenewRequest>,
-) -> ApiResult<(Extension<NonceAfter>, Json<Renewed>)> {
+) -> ApiResult<(Extension<NonceAfter>, Response)> {
     let answer = renewal::renew(
         &services,
         &request_id.to_string(),
@@ -64,6 +74,26 @@ async fn renew(
         &request,
     )
     .await?;
-    services.metrics.certificate_issued("renew");
-    Ok((Extension(NonceAfter(answer.nonce_used)), Json(answer.renewed)))
+    Ok((
+        Extension(NonceAfter(answer.nonce_used)),
+        respond(&services, answer.outcome),
+    ))
+}
+
+fn respond(services: &Services, outcome: Outcome) -> Response {
+    match outcome {
+        Outcome::Issued(renewed) => {
+            services.metrics.certificate_issued("renew");
+            Json(renewed).into_response()
+        }
+        Outcome::Pending(pending) => {
+            let retry_after = HeaderValue::from(pending.retry_after_seconds);
+            (
+                StatusCode::ACCEPTED,
+                [(header::RETRY_AFTER, retry_after)],
+                Json(pending),
+            )
+                .into_response()
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Evaluable {
     grounds: Grounds,
     attested_claims: Option<AttestedClaims>,
     labels: BTreeMap<String, String>,
-    key_store: KeyStoreKind,
+    pub(crate) key_store: KeyStoreKind,
     claimed_posture: Posture,
 }
 
@@ -81,7 +81,7 @@ pub(crate) async fn find_all(
 ) -> Result<HashMap<Uuid, Evaluable>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT machines.id, record_version, machines.status, status_reason, machines.current_key, key_created_at, assurance,
-                  ground_token_id, ground_inventory, ground_enrollment_id, apple_attestation_id, machines.attested_at, ground_attestation,
+                  ground_token_id, ground_inventory, ground_enrollment_id, ground_of_key, apple_attestation_id, machines.attested_at, ground_attestation,
                   claims AS "attested_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
                   not_before AS "not_before?", certificates.not_after AS "not_after?"
            FROM machines

@@ -33,6 +33,7 @@ pub(super) struct Columns {
     pub(super) ground_token_id: Option<Uuid>,
     pub(super) ground_inventory: Option<String>,
     pub(super) ground_enrollment_id: Option<Uuid>,
+    pub(super) ground_of_key: bool,
     pub(super) apple_attestation_id: Option<Uuid>,
     pub(super) attested_at: Option<OffsetDateTime>,
     pub(super) ground_attestation: Option<String>,
@@ -45,6 +46,7 @@ macro_rules! grounds_of {
             ground_token_id: $row.ground_token_id,
             ground_inventory: $row.ground_inventory,
             ground_enrollment_id: $row.ground_enrollment_id,
+            ground_of_key: $row.ground_of_key,
             apple_attestation_id: $row.apple_attestation_id,
             attested_at: $row.attested_at,
             ground_attestation: $row.ground_attestation,
@@ -66,6 +68,7 @@ impl Columns {
             token: self.ground_token_id,
             inventory: self.ground_inventory.as_deref().map(parse_text).transpose()?,
             approval: self.ground_enrollment_id,
+            of_key: self.ground_of_key,
             attestation,
         })
     }
@@ -75,7 +78,7 @@ impl Columns {
 pub(crate) async fn find(connection: &mut Connection, machine_id: Uuid) -> Result<Option<Grounds>, StoreError> {
     let row = sqlx::query_as!(
         Columns,
-        "SELECT ground_token_id, ground_inventory, ground_enrollment_id, apple_attestation_id, attested_at,
+        "SELECT ground_token_id, ground_inventory, ground_enrollment_id, ground_of_key, apple_attestation_id, attested_at,
                 ground_attestation
          FROM machines WHERE id = $1",
         machine_id
@@ -94,7 +97,7 @@ pub(crate) async fn set(
     sqlx::query!(
         "UPDATE machines
          SET assurance = $2, ground_token_id = $3, ground_inventory = $4, ground_enrollment_id = $5,
-             apple_attestation_id = $6, attested_at = $7, ground_attestation = $8
+             apple_attestation_id = $6, attested_at = $7, ground_attestation = $8, ground_of_key = $9
          WHERE id = $1",
         machine.id(),
         text(&grounds.assurance())?,
@@ -107,6 +110,7 @@ pub(crate) async fn set(
             .attestation
             .map(|attestation| text(&attestation.state()))
             .transpose()?,
+        grounds.of_key,
     )
     .execute(connection)
     .await?;
@@ -122,7 +126,7 @@ pub(crate) async fn lock_on_inventory<'a>(
     let ids: Vec<Uuid> = machines.iter().map(LockedMachine::id).collect();
     let rows = sqlx::query!(
         r#"SELECT id, serial_number AS "serial_number!", ground_token_id, ground_inventory, ground_enrollment_id,
-                  apple_attestation_id, attested_at, ground_attestation
+                  ground_of_key, apple_attestation_id, attested_at, ground_attestation
            FROM machines WHERE id = ANY ($1) AND ground_inventory = 'matched' AND serial_number IS NOT NULL
            ORDER BY id FOR UPDATE"#,
         &ids

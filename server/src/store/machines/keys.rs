@@ -43,6 +43,17 @@ pub(crate) struct KeyRecord {
     pub(crate) superseded_use_noted: bool,
 }
 
+/// What a token or an administrator gave to a next key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GroundOfNext {
+    /// The token that is bound to the serial number.
+    pub(crate) token: Option<Uuid>,
+    /// The enrollment that an administrator approved.
+    pub(crate) approval: Option<Uuid>,
+    /// Whether Apple's attestation of this key counts: see [`crate::machines::assurance::Grounds::of_key`].
+    pub(crate) of_key: bool,
+}
+
 /// A public key and the machine that it belongs to.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnedKey {
@@ -124,6 +135,52 @@ pub(crate) async fn insert(
         text(&status)?,
         now,
         store.as_ref().map(text).transpose()?,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What was given to a next key itself; `None` if it inherits the grounds of the current key.
+pub(crate) async fn ground_of_next(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+) -> Result<Option<GroundOfNext>, StoreError> {
+    let found = sqlx::query_as!(
+        GroundOfNext,
+        "SELECT ground_token_id AS token, ground_enrollment_id AS approval, ground_of_key AS of_key
+         FROM machine_keys WHERE thumbprint = $1 AND status = 'next'",
+        key.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.filter(|ground| ground.token.is_some() || ground.approval.is_some()))
+}
+
+/// Makes a key that waited the machine's next one.
+pub(crate) async fn make_next(connection: &mut Connection, key: KeyThumbprint) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET status = 'next' WHERE thumbprint = $1 AND status = 'pending'",
+        key.as_bytes()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Records what was given to a next key.
+pub(crate) async fn set_ground_of_next(
+    connection: &mut Connection,
+    key: KeyThumbprint,
+    ground: GroundOfNext,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_keys SET ground_token_id = $2, ground_enrollment_id = $3, ground_of_key = $4
+         WHERE thumbprint = $1 AND status = 'next'",
+        key.as_bytes(),
+        ground.token,
+        ground.approval,
+        ground.of_key,
     )
     .execute(connection)
     .await?;

@@ -33,6 +33,7 @@ struct Row {
     ground_token_id: Option<Uuid>,
     ground_inventory: Option<String>,
     ground_enrollment_id: Option<Uuid>,
+    ground_of_key: bool,
     apple_attestation_id: Option<Uuid>,
     attested_at: Option<OffsetDateTime>,
     ground_attestation: Option<String>,
@@ -65,6 +66,7 @@ macro_rules! select {
         sqlx::query_as!(
             Row,
             r#"SELECT machines.id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
+                      ground_of_key,
                       apple_attestation_id, machines.attested_at, ground_attestation, apple_attestations.claims AS "attested_claims?",
                       machines.serial_number, inventory.serial_number IS NOT NULL AS "in_inventory!", owner AS "owner?",
                       hardware_uuid, model_identifier, hostname, machines.labels, note, claimed_posture, machines.current_key, key_store, key_accessibility,

@@ -122,19 +122,20 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
              SELECT * FROM unnest(
                  $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::jsonb[], $9::uuid[],
                  $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::text[], $16::bytea[],
-                 $17::timestamptz[], $18::timestamptz[], $19::text[], $20::timestamptz[]
+                 $17::timestamptz[], $18::timestamptz[], $19::text[], $20::timestamptz[], $21::boolean[]
              ) AS new (
                  machine_id, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, posture,
                  ground_token_id, ground_inventory, certificate, key, spki, key_store, key_accessibility, claims_digest,
-                 nonce, asked_at, continuity_state, continuity_carried
+                 nonce, asked_at, continuity_state, continuity_carried, ground_of_key
              )
          ), machine AS (
              INSERT INTO machines
                  (id, status, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, claimed_posture,
                   current_key, key_store, key_accessibility, key_created_at, certificate_serial_number, enrolled_at,
-                  ground_token_id, ground_inventory)
+                  ground_token_id, ground_inventory, ground_of_key)
              SELECT machine_id, CASE WHEN certificate IS NULL THEN 'pending' ELSE 'active' END, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels, posture,
-                    key, key_store, key_accessibility, asked_at, certificate, asked_at, ground_token_id, ground_inventory
+                    key, key_store, key_accessibility, asked_at, certificate, asked_at, ground_token_id, ground_inventory,
+                    ground_of_key
              FROM new
          ), presence AS (
              INSERT INTO machine_presence
@@ -167,6 +168,7 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
         &columns.asked_at,
         &columns.continuity_states,
         &columns.continuities_carried as &[Option<OffsetDateTime>],
+        &columns.grounds_of_keys,
     )
     .execute(connection)
     .await?;
@@ -229,6 +231,7 @@ struct Machines<'a> {
     postures: Vec<Value>,
     ground_tokens: Vec<Option<Uuid>>,
     ground_inventories: Vec<Option<String>>,
+    grounds_of_keys: Vec<bool>,
     certificates: Vec<Option<&'a str>>,
     keys: Vec<Vec<u8>>,
     spkis: Vec<&'a [u8]>,
@@ -257,6 +260,7 @@ impl<'a> Machines<'a> {
             columns.ground_tokens.push(new.grounds.token);
             let inventory = new.grounds.inventory.as_ref().map(text).transpose()?;
             columns.ground_inventories.push(inventory);
+            columns.grounds_of_keys.push(new.grounds.of_key);
             columns
                 .certificates
                 .push(new.certificate().map(|certificate| certificate.serial_number.as_str()));

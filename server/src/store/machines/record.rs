@@ -44,6 +44,7 @@ struct IdentityRow {
     ground_token_id: Option<Uuid>,
     ground_inventory: Option<String>,
     ground_enrollment_id: Option<Uuid>,
+    ground_of_key: bool,
     apple_attestation_id: Option<Uuid>,
     attested_at: Option<OffsetDateTime>,
     ground_attestation: Option<String>,
@@ -74,7 +75,7 @@ pub(crate) async fn find_identity(connection: &mut Connection, id: Uuid) -> Resu
     sqlx::query_as!(
         IdentityRow,
         "SELECT id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
-                apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
+                ground_of_key, apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
          FROM machines WHERE id = $1",
         id
     )
@@ -93,7 +94,7 @@ pub(crate) async fn find_by_serial_number(
     sqlx::query_as!(
         IdentityRow,
         "SELECT id, status, status_reason, assurance, ground_token_id, ground_inventory, ground_enrollment_id,
-                apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
+                ground_of_key, apple_attestation_id, attested_at, ground_attestation, serial_number, hardware_uuid, current_key
          FROM machines
          WHERE serial_number = $1 AND status <> 'pending'
            AND NOT EXISTS (SELECT FROM machine_keys AS key WHERE key.thumbprint = current_key AND key.status = 'denied')
@@ -207,8 +208,8 @@ pub(crate) async fn set_claims(
     .await?)
 }
 
-/// Gives a record a new key with its claims, and makes it active. A trigger removes the old key's attestation from the
-/// record.
+/// Gives a record a new key with that key's claims and grounds, and makes the record active. A trigger removes the old key's
+/// attestation.
 pub(crate) async fn replace_key(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -219,13 +220,11 @@ pub(crate) async fn replace_key(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines
-         SET status = 'active', status_reason = NULL, assurance = $2, hardware_uuid = $3, model_identifier = $4,
-             hostname = $5, claimed_posture = $6, current_key = $7, key_store = $8, key_accessibility = $9,
-             key_created_at = $10, certificate_serial_number = NULL, verdict_reasons = NULL, ground_token_id = $11,
-             ground_inventory = $12, ground_enrollment_id = $13
+         SET status = 'active', status_reason = NULL, hardware_uuid = $2, model_identifier = $3, hostname = $4,
+             claimed_posture = $5, current_key = $6, key_store = $7, key_accessibility = $8, key_created_at = $9,
+             certificate_serial_number = NULL, verdict_reasons = NULL, assurance = 'asserted'
          WHERE id = $1",
         machine.id(),
-        text(&grounds.assurance())?,
         claims.machine.hardware_uuid,
         claims.machine.model_identifier,
         claims.machine.hostname,
@@ -234,13 +233,10 @@ pub(crate) async fn replace_key(
         text(&claims.key.store)?,
         claims.key.accessibility.as_ref().map(text).transpose()?,
         now,
-        grounds.token,
-        grounds.inventory.as_ref().map(text).transpose()?,
-        grounds.approval,
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    super::grounds::set(connection, machine, grounds).await
 }
 
 /// Makes the next key of a record current, with its newest certificate.
