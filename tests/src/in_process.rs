@@ -309,6 +309,14 @@ impl InProcess {
         answer
     }
 
+    /// A machine whose key an attestation counts for: it claims the Secure Enclave, and came with a token for its serial number.
+    pub async fn attestable(&self, serial_number: &str) -> Machine {
+        let token = self.enrollment_token(json!({"serial_numbers": [serial_number]})).await;
+        let machine = Machine::with_serial_number(serial_number).in_enclave();
+        let _enrolled = machine.enroll(self, Some(&token)).await.expect(201);
+        machine
+    }
+
     /// Stops it.
     pub async fn stop(self) {
         drop(self.api);

@@ -4,7 +4,8 @@ use std::fmt::Display;
 
 use assay_protocol::{
     admin_api::grants::Conditions,
-    machine::{Assurance, MachineStatus},
+    attestation::AttestedClaims,
+    machine::{Assurance, MachineStatus, SecureBoot},
 };
 use time::{Duration, OffsetDateTime};
 
@@ -21,11 +22,17 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
         .attestation
         .as_ref()
         .filter(|attestation| now < attestation.lapses_at);
-    let sip_enabled = match attested {
+    let earlier = subject
+        .earlier_attestation
+        .as_ref()
+        .filter(|attestation| now < attestation.lapses_at);
+    let against = |is_against: fn(&AttestedClaims) -> bool| earlier.filter(|earlier| is_against(earlier.claims));
+    let sip_enabled = match against(|claims| claims.sip_enabled == Some(false)).or(attested) {
         Some(attestation) => Actual::attested(attestation, attestation.claims.sip_enabled),
         None => Actual::claimed(posture.sip_enabled),
     };
-    let secure_boot = match attested {
+    let is_below_full = |claims: &AttestedClaims| claims.secure_boot.is_some_and(|level| level < SecureBoot::Full);
+    let secure_boot = match against(is_below_full).or(attested) {
         Some(attestation) => Actual::attested(attestation, attestation.claims.secure_boot),
         None => Actual::claimed(posture.secure_boot),
     };
@@ -71,18 +78,21 @@ pub(super) fn unchanged_until(
     subject: &Subject<'_>,
     now: OffsetDateTime,
 ) -> Option<OffsetDateTime> {
-    let attestation = subject.attestation.as_ref();
-    let too_old = attestation.and_then(|attestation| {
-        conditions
-            .max_attestation_age_days
-            .map(|days| age_limit(attestation, days))
-    });
-    let lapses_at = attestation.map(|attestation| attestation.lapses_at);
-    [lapses_at, too_old, subject.certificate_expires_at]
-        .into_iter()
-        .flatten()
-        .filter(|end| now < *end)
-        .min()
+    let (attestation, earlier) = (subject.attestation.as_ref(), subject.earlier_attestation.as_ref());
+    let too_old = conditions
+        .max_attestation_age_days
+        .and_then(|days| Some(age_limit(attestation?, days)));
+    let lapse = |attestation: Option<&Attestation<'_>>| attestation.map(|attestation| attestation.lapses_at);
+    [
+        lapse(attestation),
+        lapse(earlier),
+        too_old,
+        subject.certificate_expires_at,
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|end| now < *end)
+    .min()
 }
 
 /// The value that a condition is compared with, and its source.
@@ -250,6 +260,7 @@ mod tests {
             claimed_posture: posture,
             attestation: None,
             certificate_expires_at: None,
+            earlier_attestation: None,
         };
         failures(&from_value(conditions).unwrap(), &subject, NOW)
     }
@@ -346,6 +357,7 @@ mod tests {
                 claimed_posture: &posture,
                 attestation: None,
                 certificate_expires_at: Some(NOW),
+                earlier_attestation: None,
             };
             let conditions = Conditions::default();
             (
@@ -371,6 +383,7 @@ mod tests {
             claimed_posture: &Posture::healthy(),
             attestation: None,
             certificate_expires_at: None,
+            earlier_attestation: None,
         };
         let failures = failures(&Conditions::default(), &subject, NOW);
         assert_eq!(failures, [format!("status: required active, on record {status}")]);
@@ -404,6 +417,7 @@ mod tests {
             labels: &labels,
             claimed_key_store: KeyStoreKind::Software,
             claimed_posture: claimed,
+            earlier_attestation: None,
             attestation: Some(Attestation {
                 attested_at: ATTESTED_AT,
                 lapses_at: LAPSES_AT,

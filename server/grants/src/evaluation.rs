@@ -35,6 +35,9 @@ pub struct Subject<'a> {
     pub attestation: Option<Attestation<'a>>,
     /// When its certificate expires; `None` if it has none.
     pub certificate_expires_at: Option<OffsetDateTime>,
+    /// The newest attestation of the machine, if it was for an earlier key. Only what it says against the machine counts:
+    /// otherwise a machine could drop "SIP off" by replacing its key.
+    pub earlier_attestation: Option<Attestation<'a>>,
 }
 
 /// The Apple attestation on record. It may be too old.
@@ -213,6 +216,7 @@ mod tests {
             claimed_posture: &posture,
             attestation: None,
             certificate_expires_at: None,
+            earlier_attestation: None,
         };
         evaluate(&Catalog::new(1, grants), &subject, now)
     }
@@ -372,6 +376,7 @@ mod tests {
                 claimed_posture: &Posture::default(),
                 attestation: None,
                 certificate_expires_at: None,
+                earlier_attestation: None,
             };
             let walked: BTreeSet<Uuid> = grants
                 .iter()

@@ -9,17 +9,23 @@ use crate::{
     enrollment::demand_service,
     machines::assurance::names,
     registry::admission::reason_text,
-    store::{StoreError, Transaction, acme_accounts::Account, enrollment_tokens, inventory, machines},
+    store::{
+        StoreError, Transaction,
+        acme_accounts::Account,
+        enrollment_tokens, inventory,
+        machines::{self, record::Identity},
+    },
 };
 
 /// Why a serial number gets no certificate.
+///
+/// Anyone can make an account. The text for the client therefore does not tell an unknown serial number from that of a
+/// machine that is quarantined or revoked. [`Self::reason`] does, for the audit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Inadmissible {
-    #[error(
-        "the serial number {serial_number:?} is neither in the inventory nor that of a machine; the profile's ClientIdentifier must be the serial number, and the inventory must contain it"
-    )]
+    #[error("the serial number {serial_number:?} is not admitted")]
     Unknown { serial_number: String },
-    #[error("the machine with the serial number {serial_number:?} is {status}: {reason}")]
+    #[error("the serial number {serial_number:?} is not admitted")]
     NotActive {
         serial_number: String,
         status: &'static str,
@@ -51,6 +57,23 @@ impl Inadmissible {
         }
     }
 
+    /// The reason, for administrators alone.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Unknown { serial_number } => format!(
+                "the serial number {serial_number:?} is neither in the inventory nor that of a machine; the profile's \
+                 ClientIdentifier must be the serial number, and the inventory must contain it"
+            ),
+            Self::NotActive {
+                serial_number,
+                status,
+                reason,
+                ..
+            } => format!("the machine with the serial number {serial_number:?} is {status}: {reason}"),
+            Self::NotASerialNumber(_) => self.to_string(),
+        }
+    }
+
     /// The machine concerned.
     pub(super) fn machine_id(&self) -> Option<Uuid> {
         match self {
@@ -78,9 +101,12 @@ pub(super) async fn admit(
     serial_number: &str,
 ) -> Result<Result<Admitted, Inadmissible>, StoreError> {
     let listed = inventory::lock(tx, serial_number).await?.is_some();
+    // The serial number of an asserted machine is its own claim. A stranger with a shared token could otherwise be
+    // quarantined under another device's serial number, and keep that device from a certificate.
     if let Some(found) = machines::record::find_by_serial_number(tx, serial_number).await?
         && machines::presence::lock(tx, found.id).await?.is_some()
         && let Some(machine) = machines::record::find_identity(tx, found.id).await?
+        && counts(&machine)
     {
         let status = match machine.status {
             MachineStatus::Active => {
@@ -108,6 +134,11 @@ pub(super) async fn admit(
     Ok(Err(Inadmissible::Unknown {
         serial_number: serial_number.to_owned(),
     }))
+}
+
+/// Whether a machine has a say in its serial number's certificates.
+pub(super) fn counts(machine: &Identity) -> bool {
+    machine.status == MachineStatus::Active || machine.grounds.speak_for_the_device()
 }
 
 /// A valid token of the account confirms one device. Otherwise one use of a token could admit any number of devices.

@@ -99,10 +99,13 @@ async fn respond_once(
             acme_orders::set_attested(tx, id, &proven.key, &chain, now).await?;
             None
         }
-        (Err(inadmissible), _) => Some(("unauthorized", inadmissible.to_string())),
-        (_, Err(bad)) => Some(("badAttestationStatement", Chain(&bad).to_string())),
+        (Err(inadmissible), _) => Some(("rejectedIdentifier", inadmissible.to_string(), inadmissible.reason())),
+        (_, Err(bad)) => {
+            let detail = Chain(&bad).to_string();
+            Some(("badAttestationStatement", detail.clone(), detail))
+        }
     };
-    if let Some((kind, detail)) = refusal {
+    if let Some((kind, detail, reason)) = refusal {
         let machine_id = match &admitted {
             Ok(admitted) => admitted.machine_id,
             Err(inadmissible) => inadmissible.machine_id(),
@@ -113,7 +116,7 @@ async fn respond_once(
             serial_number: &order.serial_number,
             machine_id,
             order_id: Some(id),
-            reason: &detail,
+            reason: &reason,
         };
         refusals::record(tx, rate_limits, &refused).await?;
         let kind = kind.to_owned();

@@ -108,7 +108,7 @@ async fn finalize_once(
     // Another machine may have taken the serial number since, and may have been quarantined. Its row is not locked
     // here.
     let holder = machines::record::find_by_serial_number(tx, &order.serial_number).await?;
-    if holder.map(|holder| holder.id) != machine_id {
+    if holder.filter(admission::counts).map(|holder| holder.id) != machine_id {
         return Err(AcmeError::Contended);
     }
     issue(tx, services, request, &account, &order, machine_id, key, now).await?;
@@ -163,7 +163,10 @@ async fn refuse(
     machine_id: Option<Uuid>,
     refusal: AcmeError,
 ) -> Result<Decided, AcmeError> {
-    let reason = refusal.to_string();
+    let reason = match &refusal {
+        AcmeError::Inadmissible(inadmissible) => inadmissible.reason(),
+        refusal => refusal.to_string(),
+    };
     let refused = Refused {
         account,
         caller: &request.caller,

@@ -182,7 +182,7 @@ fn new_order(id: Uuid, account_id: Uuid, serial_number: &str, now: OffsetDateTim
 
 /// Records the refusal of an order, and returns it.
 async fn refuse(services: &Services, request: &AccountRequest, refusal: Inadmissible) -> Result<AcmeError, AcmeError> {
-    let reason = refusal.to_string();
+    let reason = refusal.reason();
     let refused = Refused {
         account: &request.account,
         caller: &request.caller,

@@ -162,6 +162,13 @@ impl Grounds {
         }
     }
 
+    /// Whether the machine speaks for the device with its serial number. An inventory match does not make it: the inventory
+    /// says who owns the serial number, and not that this machine has it.
+    pub(crate) fn speak_for_the_device(self) -> bool {
+        let attestation = self.attestation.map(AttestationGround::state);
+        self.token.is_some() || self.approval.is_some() || attestation == Some(AttestationState::Bound)
+    }
+
     /// The level that these grounds give.
     pub(crate) fn assurance(self) -> Assurance {
         let attestation = self.attestation.map(AttestationGround::state);

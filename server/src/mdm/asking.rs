@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration as StdDuration};
 
-use assay_protocol::{attestation::FreshnessCode, machine::Assurance};
+use assay_protocol::attestation::FreshnessCode;
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use tokio::{select, time::sleep};
@@ -187,17 +187,13 @@ fn pause(failures: i32) -> Duration {
     (FIRST_PAUSE * 2_i32.saturating_pow(doublings)).min(LONGEST_PAUSE)
 }
 
-/// A machine whose serial number is only asserted is not asked. Otherwise a holder of a shared token could claim
-/// another machine's serial number. That Mac would then attest a key that it has never seen.
+/// A machine is asked only if a token or an approval was given to its current key itself. Otherwise a stranger could claim
+/// the serial number of another machine, in the inventory or not. That Mac would then attest a key that it has never seen.
 fn decide(turn: &Turn, renewed_after: Duration, now: OffsetDateTime) -> Decision {
     // A trigger makes the device due earlier when its machine changes. This date is for changes that the trigger does
     // not see, such as a new configuration.
     let later = now.saturating_add(ASK_EVERY);
-    let Some(machine) = turn
-        .machine
-        .as_ref()
-        .filter(|machine| machine.assurance > Assurance::Asserted)
-    else {
+    let Some(machine) = turn.machine.as_ref().filter(|machine| machine.is_attestable) else {
         return Decision::CheckAgain(later);
     };
     let due_at = machine.attested_at.map(|at| at.saturating_add(renewed_after));

@@ -25,14 +25,28 @@ pub(super) struct DeviceResponse<'a> {
     pub(super) chain: Option<&'a [Vec<u8>]>,
 }
 
-/// Records where a device can be reached. `serial_number` is the one in this event. If there is none and the device is
-/// new, the machine that reports this hardware UUID gives the serial number. If nothing is new, nothing is written.
+/// The serial number of a device, by an event.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Learned<'a> {
+    /// The device or its MDM says so.
+    Claimed(Option<&'a str>),
+    /// Apple attested it together with the UDID, by which the MDM knows the device.
+    Attested(&'a str),
+}
+
+/// Records where a device can be reached. If the event has no serial number and the device is new, the machine that reports
+/// this hardware UUID gives the serial number. If nothing is new, nothing is written. A claim never replaces an attested
+/// serial number, and never takes one that Apple attested of another device.
 pub(super) async fn learn(
     store: &Store,
     origin: &Origin,
     enrollment_id: &str,
-    serial_number: Option<&str>,
+    learned: Learned<'_>,
 ) -> Result<Device, StoreError> {
+    let (serial_number, is_attested) = match learned {
+        Learned::Claimed(serial_number) => (serial_number, false),
+        Learned::Attested(serial_number) => (Some(serial_number), true),
+    };
     let mut connection = store.connection().await?;
     let known = mdm_devices::find(&mut connection, enrollment_id).await?;
     let said = serial_number
@@ -44,11 +58,11 @@ pub(super) async fn learn(
         said => said,
     };
     drop(connection);
-    if let Some(device) = known.filter(|device| is_known(device, serial_number.as_deref())) {
+    if let Some(device) = known.filter(|device| is_known(device, serial_number.as_deref(), is_attested)) {
         return Ok(device);
     }
     let serial_number = serial_number.as_deref();
-    tx!(store, LearnMdmDevice, origin => keep(enrollment_id, serial_number)).await
+    tx!(store, LearnMdmDevice, origin => keep(enrollment_id, serial_number, is_attested)).await
 }
 
 /// Clears the refusal of a device whose latest response was accepted.
@@ -111,14 +125,26 @@ async fn record_refusal_once(
 }
 
 /// Runs one at a time. Otherwise two devices with the same serial number would conflict on its unique index.
-async fn keep(tx: &mut Transaction, enrollment_id: &str, serial_number: Option<&str>) -> Result<Device, StoreError> {
+async fn keep(
+    tx: &mut Transaction,
+    enrollment_id: &str,
+    serial_number: Option<&str>,
+    is_attested: bool,
+) -> Result<Device, StoreError> {
     duties::wait_for(tx, Duty::LearnMdmDevices).await?;
     let before = mdm_devices::lock(tx, enrollment_id).await?;
-    if let Some(device) = before.clone().filter(|device| is_known(device, serial_number)) {
+    let serial_number = match serial_number {
+        Some(claimed) if !is_attested && mdm_devices::is_attested_of_another(tx, enrollment_id, claimed).await? => None,
+        serial_number => serial_number,
+    };
+    if let Some(device) = before
+        .clone()
+        .filter(|device| is_known(device, serial_number, is_attested))
+    {
         return Ok(device);
     }
     let now = tx.now();
-    mdm_devices::keep(tx, enrollment_id, serial_number, now).await?;
+    mdm_devices::keep(tx, enrollment_id, (serial_number, is_attested), now).await?;
     let after = mdm_devices::find(tx, enrollment_id).await?;
     let after = after.ok_or_else(|| StoreError::Corrupt("a device that was just recorded is missing".to_owned()))?;
     let seen = |device: &Device| json!({ "serial_number": device.serial_number });
@@ -130,8 +156,12 @@ async fn keep(tx: &mut Transaction, enrollment_id: &str, serial_number: Option<&
     Ok(after)
 }
 
-fn is_known(device: &Device, serial_number: Option<&str>) -> bool {
-    serial_number.is_none() || device.serial_number.as_deref() == serial_number
+fn is_known(device: &Device, serial_number: Option<&str>, is_attested: bool) -> bool {
+    match serial_number {
+        None => true,
+        Some(_) if device.is_attested && !is_attested => true,
+        serial_number => device.serial_number.as_deref() == serial_number && device.is_attested == is_attested,
+    }
 }
 
 impl DeviceResponse<'_> {

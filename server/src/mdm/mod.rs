@@ -20,7 +20,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use uuid::Uuid;
 
 use self::{
-    devices::DeviceResponse,
+    devices::{DeviceResponse, Learned},
     report::{Report, ReportError},
 };
 use crate::{
@@ -105,7 +105,13 @@ pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEve
         _ => Report::default(),
     };
     if let Some(enrollment_id) = name(message, &report)? {
-        devices::learn(&services.store, origin, enrollment_id, report.serial_number.as_deref()).await?;
+        devices::learn(
+            &services.store,
+            origin,
+            enrollment_id,
+            Learned::Claimed(report.serial_number.as_deref()),
+        )
+        .await?;
     }
     Ok(ignored(NO_REPORT))
 }
@@ -113,7 +119,13 @@ pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEve
 async fn connect(services: &Services, origin: &Origin, message: &MdmMessage) -> Result<MdmReceipt, MdmError> {
     let report = read(message)?;
     let enrollment_id = name(message, &report)?.ok_or(MdmError::Nameless)?;
-    let device = devices::learn(&services.store, origin, enrollment_id, report.serial_number.as_deref()).await?;
+    let device = devices::learn(
+        &services.store,
+        origin,
+        enrollment_id,
+        Learned::Claimed(report.serial_number.as_deref()),
+    )
+    .await?;
     let response = DeviceResponse {
         enrollment_id,
         command: message.command_uuid.as_deref(),
@@ -192,7 +204,12 @@ async fn attest(
     let attestation = unverified.verify(&services.attestation_roots, services.store.now())?;
     let serial_number = attestation.claims().serial_number.clone();
     let serial_number = serial_number.ok_or(AttestationError::NoSerialNumber)?;
-    devices::learn(&services.store, origin, enrollment_id, Some(&serial_number)).await?;
+    let udid = attestation.claims().udid.as_deref();
+    let learned = match udid.is_some_and(|udid| udid.eq_ignore_ascii_case(enrollment_id)) {
+        true => Learned::Attested(&serial_number),
+        false => Learned::Claimed(Some(&serial_number)),
+    };
+    devices::learn(&services.store, origin, enrollment_id, learned).await?;
     let mut connection = services.store.connection().await?;
     let machine = machines::record::find_by_serial_number(&mut connection, &serial_number).await?;
     drop(connection);
@@ -218,9 +235,11 @@ async fn attest(
             let detail = Chain(&error).to_string();
             Err(of_machine(Some(error.refusal()), detail))
         }
-        Err(error @ (AppleAttestationError::Unknown | AppleAttestationError::Standing(_))) => {
-            Err(of_machine(None, error.to_string()))
-        }
+        Err(
+            error @ (AppleAttestationError::Unknown
+            | AppleAttestationError::Standing(_)
+            | AppleAttestationError::NotOfKey),
+        ) => Err(of_machine(None, error.to_string())),
         Err(AppleAttestationError::Store(error)) => Err(BindError::Store(error)),
     }
 }

@@ -12,8 +12,9 @@ use crate::{
     },
 };
 
-/// Revokes the certificates of the device that has a machine's serial number, if the machine is active or quarantined until
-/// now. One that waits for approval has no claim to the serial number, so nothing of another machine ends with it.
+/// Revokes the certificates of the device with a machine's serial number, if the machine is active or quarantined until now
+/// and speaks for the device. The serial number of any other machine is its own claim, so it must not end another's
+/// certificates.
 pub(crate) async fn revoke_certificates(
     tx: &mut Transaction,
     machine: &LockedMachine,

@@ -82,6 +82,10 @@ pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: Ke
     let own = machines::keys::ground_of_next(tx, next).await?;
     machines::keys::rotate(tx, locked, next, now).await?;
     certificates::revoke(tx, locked, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
+    if machine.grounds.attestation.is_some() {
+        // Before the key: a record whose key is not attested may not say `attested`.
+        machines::grounds::set(tx, locked, machine.grounds.inherited()).await?;
+    }
     machines::record::rotate_key(tx, locked, next).await?;
     machines::presence::rotate_key(tx, locked, next).await?;
     // After the key: a trigger takes from the record what belonged to the old key alone.

@@ -92,7 +92,7 @@ pub(crate) struct DuePlace {
     pub(crate) machine_id: Uuid,
 }
 
-/// A page of the active machines without an attestation since a time.
+/// A page of the active machines whose current key an attestation counts for, and that were not attested since a time.
 pub(crate) async fn list_due(
     connection: &mut Connection,
     attested_before: OffsetDateTime,
@@ -107,6 +107,7 @@ pub(crate) async fn list_due(
            JOIN machine_keys ON thumbprint = current_key
            LEFT JOIN mdm_devices AS device ON device.serial_number = machines.serial_number
            WHERE machines.status = 'active' AND machines.serial_number IS NOT NULL
+             AND machines.ground_of_key AND machine_keys.store = 'secure-enclave'
              AND coalesce(attested_at, 'epoch') < $1 AND (coalesce(attested_at, 'epoch'), machines.id) > ($2, $3)
            ORDER BY coalesce(attested_at, 'epoch'), machines.id LIMIT $4"#,
         attested_before,

@@ -37,13 +37,16 @@ pub(crate) async fn lock_device(connection: &mut Connection, serial_number: &str
     Ok(())
 }
 
-/// The serial number of an enrolled machine. No other machine is the same device.
+/// The serial number of the device that a machine speaks for: see
+/// [`Grounds::speak_for_the_device`](crate::machines::assurance::Grounds::speak_for_the_device).
 pub(crate) async fn device_of_machine(
     connection: &mut Connection,
     machine: &LockedMachine,
 ) -> Result<Option<String>, StoreError> {
     let serial_number = sqlx::query_scalar!(
-        "SELECT serial_number FROM machines WHERE id = $1 AND status IN ('active', 'quarantined')",
+        "SELECT serial_number FROM machines
+         WHERE id = $1 AND status IN ('active', 'quarantined')
+           AND (ground_token_id IS NOT NULL OR ground_enrollment_id IS NOT NULL OR ground_attestation = 'bound')",
         machine.id()
     )
     .fetch_optional(connection)

@@ -1,10 +1,10 @@
 //! `mdm_devices` and `mdm_servers`: the devices of an MDM, what they were asked, and whether the MDM can be called.
 
-use assay_protocol::{PublicKey, machine::Assurance};
+use assay_protocol::PublicKey;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text};
+use super::{Connection, StoreError};
 
 /// The only supported MDM.
 const NANOMDM: &str = "nanomdm";
@@ -13,6 +13,8 @@ const NANOMDM: &str = "nanomdm";
 #[derive(Debug, Clone)]
 pub(crate) struct Device {
     pub(crate) serial_number: Option<String>,
+    /// Whether Apple attested the serial number together with the device's UDID.
+    pub(crate) is_attested: bool,
     pub(crate) asked_command: Option<Uuid>,
     pub(crate) refused_digest: Option<Vec<u8>>,
 }
@@ -40,7 +42,8 @@ pub(crate) struct Turn {
 #[derive(Debug, Clone)]
 pub(crate) struct TurnMachine {
     pub(crate) id: Uuid,
-    pub(crate) assurance: Assurance,
+    /// Whether an attestation of its current key counts.
+    pub(crate) is_attestable: bool,
     pub(crate) attested_at: Option<OffsetDateTime>,
     pub(crate) key: PublicKey,
 }
@@ -49,7 +52,7 @@ pub(crate) struct TurnMachine {
 pub(crate) async fn find(connection: &mut Connection, enrollment_id: &str) -> Result<Option<Device>, StoreError> {
     Ok(sqlx::query_as!(
         Device,
-        "SELECT serial_number, asked_command, refused_digest FROM mdm_devices WHERE enrollment_id = $1",
+        "SELECT serial_number, is_attested, asked_command, refused_digest FROM mdm_devices WHERE enrollment_id = $1",
         enrollment_id
     )
     .fetch_optional(connection)
@@ -60,32 +63,51 @@ pub(crate) async fn find(connection: &mut Connection, enrollment_id: &str) -> Re
 pub(crate) async fn lock(connection: &mut Connection, enrollment_id: &str) -> Result<Option<Device>, StoreError> {
     Ok(sqlx::query_as!(
         Device,
-        "SELECT serial_number, asked_command, refused_digest FROM mdm_devices WHERE enrollment_id = $1 FOR UPDATE",
+        "SELECT serial_number, is_attested, asked_command, refused_digest FROM mdm_devices WHERE enrollment_id = $1 FOR UPDATE",
         enrollment_id
     )
     .fetch_optional(connection)
     .await?)
 }
 
-/// Records a device's serial number. Removes it from any other device, because a serial number belongs to one device.
+/// Whether Apple attested that another device has this serial number.
+pub(crate) async fn is_attested_of_another(
+    connection: &mut Connection,
+    enrollment_id: &str,
+    serial_number: &str,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM mdm_devices
+                          WHERE serial_number = $1 AND is_attested AND enrollment_id <> $2) AS "exists!""#,
+        serial_number,
+        enrollment_id
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Records a device's serial number, and takes it from any other device that had it.
 pub(crate) async fn keep(
     connection: &mut Connection,
     enrollment_id: &str,
-    serial_number: Option<&str>,
+    (serial_number, is_attested): (Option<&str>, bool),
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE mdm_devices SET serial_number = NULL WHERE serial_number = $1 AND enrollment_id <> $2",
+        "UPDATE mdm_devices SET serial_number = NULL, is_attested = false
+         WHERE serial_number = $1 AND enrollment_id <> $2",
         serial_number,
         enrollment_id
     )
     .execute(&mut *connection)
     .await?;
     sqlx::query!(
-        "INSERT INTO mdm_devices (enrollment_id, serial_number, learned_at) VALUES ($1, $2, $3)
-         ON CONFLICT (enrollment_id) DO UPDATE SET serial_number = excluded.serial_number, due_at = excluded.due_at",
+        "INSERT INTO mdm_devices (enrollment_id, serial_number, is_attested, learned_at) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (enrollment_id) DO UPDATE SET serial_number = excluded.serial_number,
+             is_attested = excluded.is_attested, due_at = excluded.due_at",
         enrollment_id,
         serial_number,
+        is_attested,
         now
     )
     .execute(connection)
@@ -115,7 +137,7 @@ pub(crate) async fn set_refused(
 pub(crate) async fn due(connection: &mut Connection, now: OffsetDateTime, limit: i64) -> Result<Vec<Turn>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT enrollment_id, asked_at, asked_command, failures, machine.id AS "machine_id?",
-                  machine.assurance AS "assurance?", machine.attested_at AS "attested_at?", spki AS "spki?"
+                  machine.ground_of_key AND machine_keys.store = 'secure-enclave' AS is_attestable, machine.attested_at AS "attested_at?", spki AS "spki?"
            FROM mdm_devices AS device
            LEFT JOIN machines AS machine ON machine.serial_number = device.serial_number AND machine.status = 'active'
            LEFT JOIN machine_keys ON thumbprint = machine.current_key
@@ -128,10 +150,10 @@ pub(crate) async fn due(connection: &mut Connection, now: OffsetDateTime, limit:
     .await?;
     rows.into_iter()
         .map(|row| {
-            let machine = match (row.machine_id, row.assurance, row.spki) {
-                (Some(id), Some(assurance), Some(spki)) => Some(TurnMachine {
+            let machine = match (row.machine_id, row.spki) {
+                (Some(id), Some(spki)) => Some(TurnMachine {
                     id,
-                    assurance: parse_text(&assurance)?,
+                    is_attestable: row.is_attestable.unwrap_or(false),
                     attested_at: row.attested_at,
                     key: PublicKey::from_spki_der(&spki)
                         .map_err(|error| StoreError::Corrupt(format!("the key of the machine {id}: {error}")))?,

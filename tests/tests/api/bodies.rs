@@ -69,7 +69,10 @@ impl Ground {
 
     /// A machine that stands where the operation is about it.
     async fn enrolled_for(&self, operation: &Operation, serial_number: &str) -> Machine {
-        let machine = self.server.enrolled(serial_number).await;
+        let machine = match operation.path.contains("apple-attestation") || operation.path.contains("mdm") {
+            true => self.server.attestable(serial_number).await,
+            false => self.server.enrolled(serial_number).await,
+        };
         if operation.path.ends_with("/release") {
             let path = format!("{}/quarantine", machine.path());
             let _held_back = self.server.post(&path, &json!({"reason": "odd"})).await.expect(200);

@@ -5,10 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use assay_protocol::PublicKey;
-use assay_server::clock::{Clock, SystemClock};
 use assay_tests::administrator::{Administrator, text};
-use assay_tests::apple::{Apple, Attested};
 use assay_tests::mac::{DONE, Mac, SERVER_UNREACHABLE};
 use assay_tests::nginx::Nginx;
 use assay_tests::openssl::{Files, openssl};
@@ -265,17 +262,16 @@ async fn is_awaited(pool: &PgPool) -> bool {
 
 #[tokio::test]
 async fn a_daemon_rotates_a_key_that_is_older_than_the_policy_allows() {
-    let apple = Apple::new();
     let files = Files::new();
     let server = ProxiedServer::start(&[
         ("certificates.rotate_key_after", "1h"),
         ("check_in.interval", "1s"),
         ("tls.client_certificates", "required"),
-        apple.setting(),
     ])
     .await;
     let administrator = server.administrator();
-    let mac = Mac::new(&server.installation);
+    // Only keys in software are replaced by their age.
+    let mac = Mac::with_key_store(&server.installation, "software");
     let daemon = mac.start_daemon(&administrator.token(json!({})).await.secret);
     let read = daemon.writes(0, "checked in").await;
     let before = mac.status().await;
@@ -285,10 +281,6 @@ async fn a_daemon_rotates_a_key_that_is_older_than_the_policy_allows() {
     let proxy = super::proxy::proxy(&mac, &nginx.url(), &files, &[]).await;
     let (status, seen_before) = super::proxy::get(&proxy, "/").await;
     assert_eq!(status, 200, "{seen_before}");
-    // Apple attests this key, which confirms no other key.
-    attest(&administrator, &mac, &apple, &files).await;
-    assert_eq!(administrator.machine(id).await["assurance"], "attested");
-
     age_key(&server, id).await;
     let read = daemon.writes(read, "key rotation complete").await;
     // It checks in with the new key in TLS and evidence, which the server compares.
@@ -322,25 +314,6 @@ async fn a_daemon_rotates_a_key_that_is_older_than_the_policy_allows() {
     assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
     let _reset = mac.run(&["reset", "--yes"], DONE).await;
     assert!(keys(&mac).is_empty());
-}
-
-async fn attest(administrator: &Administrator, mac: &Mac, apple: &Apple, files: &Files) {
-    let key = public_key(mac, files).await;
-    let attested = Attested::of(mac.serial_number(), &key, SystemClock.now());
-    let id = id(&mac.status().await);
-    let path = format!("machines/{id}/apple-attestation");
-    let body = apple.body(&attested);
-    let bound = administrator.call(Method::POST, &path, Some(&body));
-    let _bound = bound.await.expect(200);
-}
-
-/// The key of the machine's certificate.
-async fn public_key(mac: &Mac, files: &Files) -> PublicKey {
-    let record: Value = serde_json::from_slice(&fs::read(mac.state().join("state.json")).unwrap()).unwrap();
-    let chain = files.write("chain.pem", text(&record["machine"]["certificate"], "chain"));
-    let (is_well, pem) = openssl(&["x509", "-noout", "-pubkey", "-in", chain.to_str().unwrap()]).await;
-    assert!(is_well, "{pem}");
-    PublicKey::from_spki_der(pem::parse(pem).unwrap().contents()).unwrap()
 }
 
 /// Makes the enclave say that a kept key is damaged.

@@ -100,7 +100,7 @@ async fn strangers_without_a_token_neither_block_a_machine_nor_get_approved_with
         .post(&by_machine, &json!({}))
         .await
         .expect_problem(ProblemKind::Conflict);
-    assert!(refused.detail().contains("by its enrollment's id"), "{refused}");
+    assert!(refused.detail().contains("key_thumbprint"), "{refused}");
     let honest = enrollment(&server, &honest).await;
     let _approved = decide(&server, &honest, "approve").await.expect(200);
     let _enrolled = erased.enroll(&server, None).await.expect(201);

@@ -63,7 +63,7 @@ impl Ground {
 
     /// A machine that is attested.
     async fn attested_machine(&self, serial_number: &str) -> Machine {
-        let machine = self.server.enrolled(serial_number).await;
+        let machine = self.server.attestable(serial_number).await;
         let bound = self.bind(&machine, &self.attested(&machine)).await;
         assert_eq!(bound["assurance"], "attested");
         machine
@@ -122,14 +122,14 @@ fn without_command(mut state: Value) -> Value {
 #[tokio::test]
 async fn the_nonce_for_the_mdm_is_the_digest_of_the_current_key() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02ASKS").await;
+    let machine = ground.server.attestable("C02ASKS").await;
     let asked = ground.server.get(&attestation_path(&machine)).await.expect(200).json();
     let nonce = FreshnessCode::of(&machine.public_key());
     assert_eq!(asked["nonce"], STANDARD.encode(nonce.as_bytes()));
     assert_eq!(asked["nonce_hex"], nonce.to_string());
     assert_eq!(
         (&asked["attestation"], &asked["assurance"]),
-        (&Value::Null, &json!("asserted"))
+        (&Value::Null, &json!("verified"))
     );
     let command = asked["device_information"].as_str().unwrap();
     let data = format!("<data>{}</data>", STANDARD.encode(nonce.as_bytes()));
@@ -146,11 +146,11 @@ async fn the_nonce_for_the_mdm_is_the_digest_of_the_current_key() {
 #[tokio::test]
 async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02BINDS").await;
+    let machine = ground.server.attestable("C02BINDS").await;
     ground.grant("attested", json!({"min_assurance": "attested"})).await;
     let (_, granted, denied) = ground.check_in(&machine).await;
     assert!(granted.is_empty(), "{granted:?}");
-    assert_eq!(denied, ["min_assurance: required attested, on record asserted"]);
+    assert_eq!(denied, ["min_assurance: required attested, on record verified"]);
 
     let attested = ground.attested(&machine).with(OS_VERSION, b"26.2");
     let bound = ground.bind(&machine, &attested).await;
@@ -187,7 +187,7 @@ async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
     let entry = &audit["machine.attest"][0];
     assert_eq!(
         (&entry["before"]["assurance"], &entry["after"]["assurance"]),
-        (&json!("asserted"), &json!("attested"))
+        (&json!("verified"), &json!("attested"))
     );
     let events = ground.server.events(&machine).await;
     let event = events.iter().find(|event| event["kind"] == "machine.attested").unwrap();
@@ -199,7 +199,7 @@ async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
 #[tokio::test]
 async fn posting_the_same_chain_again_returns_the_same_and_changes_nothing() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02AGAIN").await;
+    let machine = ground.server.attestable("C02AGAIN").await;
     let chain = ground.apple.attest(&ground.attested(&machine));
     let bound = ground.post(&machine, &body_of(&chain)).await.expect(200).json();
     let (record, audit, events) = (
@@ -287,8 +287,8 @@ const LACKING: [(&str, &str, Lacking); 16] = [
 #[tokio::test]
 async fn a_refused_attestation_names_the_fault_and_keeps_the_record() {
     let ground = Ground::with(&[("apple.attestation_max_age", "60d")]).await;
-    let machine = ground.server.enrolled("C02LACKS").await;
-    for assurance in ["asserted", "attested"] {
+    let machine = ground.server.attestable("C02LACKS").await;
+    for assurance in ["verified", "attested"] {
         let (record, audit) = (ground.server.record(&machine).await, ground.audit(&machine).await);
         assert_eq!(record["assurance"], assurance);
         for (reason, detail, make) in LACKING {
@@ -300,7 +300,7 @@ async fn a_refused_attestation_names_the_fault_and_keeps_the_record() {
         }
         assert_eq!(ground.server.record(&machine).await, record);
         assert_eq!(ground.audit(&machine).await, audit);
-        if assurance == "asserted" {
+        if assurance == "verified" {
             let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
         }
     }
@@ -336,11 +336,14 @@ async fn a_newer_attestation_replaces_the_one_on_record_and_an_older_one_does_no
 #[tokio::test]
 async fn a_machine_without_a_serial_number_cannot_be_attested() {
     let ground = Ground::new().await;
-    let mut machine = Machine::with_serial_number("C02NONE");
+    let mut machine = Machine::with_serial_number("C02NONE").in_enclave();
     let attested = Attested::of("C02NONE", &machine.public_key(), ground.now() - Duration::hours(1));
     machine.identity.serial_number = None;
     let token = ground.server.enrollment_token(json!({})).await;
     let _enrolled = machine.enroll(&ground.server, Some(&token)).await.expect(201);
+    let approve = json!({"key_thumbprint": machine.thumbprint()});
+    let path = format!("{}/approve", machine.path());
+    let _approved = ground.server.post(&path, &approve).await.expect(200);
     let refused = ground.post(&machine, &ground.apple.body(&attested)).await;
     let refused = refused.expect_problem(ProblemKind::AttestationRefused);
     assert_eq!(refused.json()["reason"], "no-serial-number", "{refused}");
@@ -350,7 +353,7 @@ async fn a_machine_without_a_serial_number_cannot_be_attested() {
 #[tokio::test]
 async fn an_attestation_does_not_change_the_status_of_a_machine() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02STANDS").await;
+    let machine = ground.server.attestable("C02STANDS").await;
     let body = ground.apple.body(&ground.attested(&machine));
     for (decision, status) in [("quarantine", 200), ("revoke", 409)] {
         let decide = format!("{}/{decision}", machine.path());
@@ -430,15 +433,15 @@ async fn an_attestation_that_is_too_old_ends_its_grants_at_the_next_check_in() {
     let (answer, granted, denied) = ground.check_in(&machine).await;
     assert_eq!(
         (&answer["assurance"], granted.as_slice()),
-        (&json!("asserted"), ["anybody".to_owned()].as_slice())
+        (&json!("verified"), ["anybody".to_owned()].as_slice())
     );
     let reason = format!(
-        "min_assurance: required attested, on record asserted, as the Apple attestation of {} is too old",
+        "min_assurance: required attested, on record verified, as the Apple attestation of {} is too old",
         rfc3339(lapses_at - Duration::days(30))
     );
     assert_eq!(denied, [reason]);
     let record = ground.server.record(&machine).await;
-    assert_eq!(record["assurance"], "asserted");
+    assert_eq!(record["assurance"], "verified");
     assert!(
         record["assurance_reason"].as_str().unwrap().ends_with(" is too old"),
         "{record}"
@@ -454,7 +457,7 @@ async fn an_attestation_that_is_too_old_ends_its_grants_at_the_next_check_in() {
         .json();
     assert_eq!(
         (&evaluated["assurance"], &evaluated["denied"]),
-        (&json!("asserted"), &answer["denied"])
+        (&json!("verified"), &answer["denied"])
     );
     let stale = ground
         .post(
@@ -474,7 +477,7 @@ async fn an_attestation_that_is_too_old_ends_its_grants_at_the_next_check_in() {
 #[tokio::test]
 async fn a_lapsed_attestation_is_recorded_and_does_not_return_by_itself() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02DOWN").await;
+    let machine = ground.server.attestable("C02DOWN").await;
     let attested = ground.attested(&machine).at(ground.now() - Duration::days(5));
     let chain = body_of(&ground.apple.attest(&attested));
     let _bound = ground.post(&machine, &chain).await.expect(200);
@@ -495,16 +498,16 @@ async fn a_lapsed_attestation_is_recorded_and_does_not_return_by_itself() {
             &event["detail"]["before"]["assurance"],
             &event["detail"]["after"]["assurance"]
         ),
-        (&json!("attested"), &json!("asserted"))
+        (&json!("attested"), &json!("verified"))
     );
     let audit = ground.audit(&machine).await;
     assert_eq!(audit["machine.lower-assurance"][0]["actor"]["kind"], "system");
     assert_eq!(
         ground.server.record(&machine).await["assurance"],
-        "asserted",
+        "verified",
         "although 90 days are allowed here"
     );
-    assert_eq!(ground.check_in(&machine).await.0["assurance"], "asserted");
+    assert_eq!(ground.check_in(&machine).await.0["assurance"], "verified");
     let found = ground.server.items("/v1/admin/machines?assurance=attested").await;
     assert_eq!(found, Vec::<Value>::new());
     // Somebody who posts it again says that it counts.
@@ -518,7 +521,7 @@ async fn a_fresh_attestation_overrides_the_agents_claims() {
     let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
     ground.grant("sip", json!({"sip_enabled": true})).await;
     ground.grant("boot", json!({"secure_boot": "full"})).await;
-    let mut machine = ground.server.enrolled("C02WORD").await;
+    let mut machine = ground.server.attestable("C02WORD").await;
     let at = ground.now() - Duration::hours(1);
     let said = rfc3339(at.replace_nanosecond(0).unwrap());
     for (sip, boot, claimed, reasons) in [
@@ -575,7 +578,7 @@ async fn a_fresh_attestation_overrides_the_agents_claims() {
 /// As if it had never been bound, so that one of the same time can be.
 async fn take_off_the_record(ground: &Ground, machine: &Machine) {
     sqlx::query(
-        "UPDATE machines SET apple_attestation_id = NULL, attested_at = NULL, ground_attestation = NULL, assurance = 'asserted'
+        "UPDATE machines SET apple_attestation_id = NULL, attested_at = NULL, ground_attestation = NULL, assurance = 'verified'
          WHERE id = $1",
     )
     .bind(machine.id())
@@ -588,7 +591,7 @@ async fn take_off_the_record(ground: &Ground, machine: &Machine) {
 async fn a_grant_can_require_a_younger_attestation() {
     let ground = Ground::new().await;
     ground.grant("fresh", json!({"max_attestation_age_days": 3})).await;
-    let machine = ground.server.enrolled("C02FRESH").await;
+    let machine = ground.server.attestable("C02FRESH").await;
     let (_, granted, denied) = ground.check_in(&machine).await;
     assert!(
         granted.is_empty() && denied[0].ends_with("there is no Apple attestation on record"),
@@ -661,19 +664,17 @@ async fn a_new_key_needs_an_attestation_of_its_own(#[case] token: Value) {
     ground.server.stop().await;
 }
 
-/// Apple vouched for the key that goes. What else stands behind the serial number stays.
+/// Apple attested the old key. The next one has the ground that was given to it.
 #[tokio::test]
 async fn a_rotation_removes_the_old_keys_attestation_from_the_record() {
     let ground = Ground::new().await;
-    let machine = Machine::with_serial_number("C02ROTATES");
-    let token = ground
-        .server
-        .enrollment_token(json!({"serial_numbers": ["C02ROTATES"]}))
-        .await;
-    let _enrolled = machine.enroll(&ground.server, Some(&token)).await.expect(201);
-    let _bound = ground.bind(&machine, &ground.attested(&machine)).await;
+    let machine = ground.attested_machine("C02ROTATES").await;
     ground.grant("attested", json!({"min_assurance": "attested"})).await;
     let next = machine.with_next_key();
+    let _waits = machine.rotate_to(&ground.server, &next).await.expect(202);
+    let approve = json!({"key_thumbprint": next.thumbprint()});
+    let path = format!("{}/approve", machine.path());
+    let _approved = ground.server.post(&path, &approve).await.expect(200);
     let begun = machine.rotate_to(&ground.server, &next).await.expect(200).json();
     let chain = begun["certificate"]["chain"].as_str().unwrap().to_owned();
     let leaf = pem::parse_many(chain).unwrap().swap_remove(0).into_contents();
@@ -709,11 +710,98 @@ async fn a_rotation_removes_the_old_keys_attestation_from_the_record() {
     ground.server.stop().await;
 }
 
+/// An attestation proves that the Mac exists. That the key is that Mac's, only a word for this very key can say.
+#[rstest]
+#[case::a_shared_token_and_the_inventory(json!({}), false)]
+#[case::a_key_in_software(json!({"serial_numbers": ["C02CLAIM"]}), true)]
+#[tokio::test]
+async fn an_attestation_of_a_key_without_a_ground_of_its_own_changes_nothing(
+    #[case] token: Value,
+    #[case] in_software: bool,
+) {
+    let ground = Ground::new().await;
+    let inventory = json!({"items": [{"serial_number": "C02CLAIM"}]});
+    let request = ground
+        .server
+        .admin(http::Method::PUT, "/v1/admin/inventory")
+        .json(&inventory);
+    let _imported = ground.server.send(request).await.expect(200);
+    let mut machine = Machine::with_serial_number("C02CLAIM").in_enclave();
+    if in_software {
+        machine.key_claim = Machine::KEY_CLAIM;
+    }
+    let token = ground.server.enrollment_token(token).await;
+    let enrolled = machine.enroll(&ground.server, Some(&token)).await.expect(201).json();
+    assert_eq!(enrolled["assurance"], "verified");
+    let refused = ground
+        .post(&machine, &ground.apple.body(&ground.attested(&machine)))
+        .await;
+    let _refused = refused.expect_problem(ProblemKind::Conflict);
+    let record = ground.server.record(&machine).await;
+    assert_eq!(
+        (&record["assurance"], &record["attested_at"]),
+        (&json!("verified"), &Value::Null)
+    );
+    assert!(ground.server.items("/v1/admin/apple-attestations/due").await.is_empty());
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn the_second_key_of_a_bound_token_is_attested_after_an_approval_of_its_own() {
+    let ground = Ground::new().await;
+    let token = json!({"serial_numbers": ["C02SECOND"], "allow_reenrollment": true, "max_uses": 2});
+    let token = ground.server.enrollment_token(token).await;
+    let first = Machine::with_serial_number("C02SECOND").in_enclave();
+    let _enrolled = first.enroll(&ground.server, Some(&token)).await.expect(201);
+    let second = first.erased();
+    let enrolled = second.enroll(&ground.server, Some(&token)).await.expect(201).json();
+    assert_eq!(enrolled["assurance"], "verified");
+    let chain = ground.apple.body(&ground.attested(&second));
+    let _refused = ground.post(&second, &chain).await.expect_problem(ProblemKind::Conflict);
+    let approve = json!({"key_thumbprint": second.thumbprint()});
+    let path = format!("{}/approve", second.path());
+    let _approved = ground.server.post(&path, &approve).await.expect(200);
+    let bound = ground.post(&second, &chain).await.expect(200).json();
+    assert_eq!(bound["assurance"], "attested");
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn what_apple_said_against_a_machine_outlives_its_key() {
+    let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
+    ground.grant("sip", json!({"sip_enabled": true})).await;
+    let machine = ground.server.attestable("C02SHEDS").await;
+    let attested = ground.attested(&machine).with(SIP, &[2, 1, 1]);
+    let _bound = ground.bind(&machine, &attested).await;
+    let is_denied = |denied: &[String]| denied[0].starts_with("sip_enabled: required true, attested false by Apple");
+    assert!(is_denied(&ground.check_in(&machine).await.2));
+
+    let next = machine.with_next_key();
+    let _waits = machine.rotate_to(&ground.server, &next).await.expect(202);
+    let path = format!("{}/approve", machine.path());
+    let _approved = ground
+        .server
+        .post(&path, &json!({"reason": "planned"}))
+        .await
+        .expect(200);
+    let _issued = machine.rotate_to(&ground.server, &next).await.expect(200);
+    let (_, granted, denied) = ground.check_in(&next).await;
+    assert!(granted.is_empty() && is_denied(&denied), "{denied:?}");
+
+    let newer = ground
+        .attested(&next)
+        .at(ground.now() - Duration::minutes(30))
+        .with(SIP, &[2, 1, 0]);
+    let _bound = ground.bind(&next, &newer).await;
+    assert_eq!(ground.check_in(&next).await.1, ["sip"]);
+    ground.server.stop().await;
+}
+
 /// RFC 4043: 1.3.6.1.5.5.7.8.3, and in it a SEQUENCE of the serial number as UTF8String.
 #[tokio::test]
 async fn a_certificate_renewed_while_attested_carries_the_serial_number() {
     let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
-    let machine = ground.server.enrolled("C02RENEW").await;
+    let machine = ground.server.attestable("C02RENEW").await;
     let identifier = [
         b"\x06\x08\x2b\x06\x01\x05\x05\x07\x08\x03\xa0\x0c\x30\x0a\x0c\x08",
         b"C02RENEW".as_slice(),
@@ -741,7 +829,7 @@ async fn the_database_rejects_an_attestation_of_another_machine() {
         ground.attested_machine("C02ONE").await,
         ground.attested_machine("C02TWO").await,
     );
-    let plain = ground.server.enrolled("C02THREE").await;
+    let plain = ground.server.attestable("C02THREE").await;
     let pool = ground.server.database().pool().await;
     let refused = async |statement: &str, machine: &Machine| {
         let done = sqlx::query(AssertSqlSafe(statement))

@@ -47,13 +47,7 @@ impl Ground {
 
     /// A machine with a verified serial number, for which the server may send a command.
     async fn verified(&self, serial_number: &str) -> Machine {
-        let token = self
-            .server
-            .enrollment_token(json!({"serial_numbers": [serial_number]}))
-            .await;
-        let machine = Machine::with_serial_number(serial_number);
-        let _enrolled = machine.enroll(&self.server, Some(&token)).await.expect(201);
-        machine
+        self.server.attestable(serial_number).await
     }
 
     /// As NanoMDM tells of a device that enrolls.
@@ -150,7 +144,7 @@ fn take(request: Received) {
 #[tokio::test]
 async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02WEBHOOK").await;
+    let machine = ground.server.attestable("C02WEBHOOK").await;
     let chain = ground.apple.attest(&ground.attested(&machine));
     let receipt = ground.answer("A-UDID", &chain).await;
     assert_eq!(
@@ -174,14 +168,14 @@ async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
 #[tokio::test]
 async fn the_attestation_and_not_the_envelope_identifies_the_machine() {
     let ground = Ground::new().await;
-    let one = ground.server.enrolled("C02ONE").await;
-    let other = ground.server.enrolled("C02OTHER").await;
+    let one = ground.server.attestable("C02ONE").await;
+    let other = ground.server.attestable("C02OTHER").await;
     ground.tell_of_device("C02OTHER").await;
     let chain = ground.apple.attest(&ground.attested(&one));
     let receipt = ground.answer(&udid("C02OTHER"), &chain).await;
     assert_eq!(receipt["machine_id"], json!(one.id()));
     assert_eq!(ground.server.record(&one).await["assurance"], "attested");
-    assert_eq!(ground.server.record(&other).await["assurance"], "asserted");
+    assert_eq!(ground.server.record(&other).await["assurance"], "verified");
     ground.server.stop().await;
 }
 
@@ -189,7 +183,7 @@ async fn the_attestation_and_not_the_envelope_identifies_the_machine() {
 #[tokio::test]
 async fn a_refused_attestation_is_reported_once_and_leaves_the_record() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02KEEPS").await;
+    let machine = ground.server.attestable("C02KEEPS").await;
     ground.tell_of_device("C02KEEPS").await;
     let good = ground.apple.attest(&ground.attested(&machine));
     assert_eq!(ground.answer(&udid("C02KEEPS"), &good).await["outcome"], "bound");
@@ -265,7 +259,7 @@ async fn other_mdm_events_are_accepted_and_ignored(#[case] event: Value) {
 #[tokio::test]
 async fn an_unreadable_mdm_event_is_refused_with_the_reason() {
     let ground = Ground::new().await;
-    let machine = ground.server.enrolled("C02GOOD").await;
+    let machine = ground.server.attestable("C02GOOD").await;
     let chain = ground.apple.attest(&ground.attested(&machine));
     let good = device_information("A", Some(&chain));
     let with = |name: &str, value: Value| {
@@ -337,15 +331,15 @@ async fn an_mdm_key_works_as_a_password_and_only_for_the_webhook() {
 #[tokio::test]
 async fn machines_due_for_attestation_are_listed_with_their_commands() {
     let ground = Ground::new().await;
-    let attested = ground.server.enrolled("C02DONE").await;
+    let attested = ground.server.attestable("C02DONE").await;
     let chain = ground.apple.attest(&ground.attested(&attested));
     assert_eq!(ground.answer(&udid("C02DONE"), &chain).await["outcome"], "bound");
     let missing = [
-        ground.server.enrolled("C02NONE1").await,
-        ground.server.enrolled("C02NONE2").await,
+        ground.server.attestable("C02NONE1").await,
+        ground.server.attestable("C02NONE2").await,
     ];
     ground.tell_of_device("C02NONE2").await;
-    let revoked = ground.server.enrolled("C02OUT").await;
+    let revoked = ground.server.attestable("C02OUT").await;
     let _revoked = ground
         .server
         .post(&format!("{}/revoke", revoked.path()), &json!({"reason": "lost"}))
@@ -465,19 +459,34 @@ async fn a_machine_with_asserted_assurance_gets_no_command() {
     let request = mdm.next_request().await;
     assert_asks(&request, &named);
     take(request);
-    let due = ground.server.items(DUE).await;
-    assert_eq!(due[0]["machine_id"], json!(claimed.id()));
-    assert_eq!(due[0]["mdm_device"]["asked_at"], Value::Null);
+    let due: Vec<Value> = ground
+        .server
+        .items(DUE)
+        .await
+        .iter()
+        .map(|due| due["machine_id"].clone())
+        .collect();
+    assert_eq!(due, [json!(named.id())]);
 
-    // With the inventory's word, once the key is enrolled anew, it is.
+    // The inventory says who owns the serial number, and not that this key is that Mac's.
     let inventory = json!({"items": [{"serial_number": "C02CLAIMED"}]});
     let request = ground.server.admin(Method::PUT, "/v1/admin/inventory").json(&inventory);
     let _imported = ground.server.send(request).await.expect(200);
     let _deleted = ground.server.delete(&claimed.path()).await.expect(204);
     let again = ground.server.enrolled("C02CLAIMED").await;
+    assert_eq!(ground.server.record(&again).await["assurance"], "verified");
+    ground.tell_of_device("C02LATER").await;
+    let later = ground.verified("C02LATER").await;
     let request = mdm.next_request().await;
-    assert_asks(&request, &again);
+    assert_asks(&request, &later);
     take(request);
+    let asked = ground.audit().await;
+    assert!(
+        !asked.iter().any(|entry| {
+            entry["action"] == "machine.ask-for-attestation" && entry["resource"]["id"] == json!(again.id())
+        }),
+        "{asked:?}"
+    );
     ground.server.stop().await;
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
-    acme::{AcmeError, Inadmissible, jws, jws::JwsError, urls::Urls},
+    acme::{AcmeError, jws, jws::JwsError, urls::Urls},
     http::problem::ApiProblem,
     services::Services,
     store::StoreError,
@@ -93,12 +93,8 @@ impl From<AcmeError> for AcmeProblem {
             AcmeError::Url { .. } | AcmeError::Deactivated | AcmeError::ExternalAccount(_) => {
                 (StatusCode::UNAUTHORIZED, "unauthorized")
             }
-            AcmeError::OtherAccount
-            | AcmeError::NotTheCertificatesKey
-            | AcmeError::Inadmissible(Inadmissible::NotActive { .. }) => (StatusCode::FORBIDDEN, "unauthorized"),
-            AcmeError::Inadmissible(Inadmissible::Unknown { .. } | Inadmissible::NotASerialNumber(_)) => {
-                (StatusCode::FORBIDDEN, "rejectedIdentifier")
-            }
+            AcmeError::OtherAccount | AcmeError::NotTheCertificatesKey => (StatusCode::FORBIDDEN, "unauthorized"),
+            AcmeError::Inadmissible(_) => (StatusCode::FORBIDDEN, "rejectedIdentifier"),
             AcmeError::UnsupportedIdentifier => (StatusCode::BAD_REQUEST, "unsupportedIdentifier"),
             AcmeError::NotReady(_) => (StatusCode::FORBIDDEN, "orderNotReady"),
             AcmeError::Csr(_) => (StatusCode::BAD_REQUEST, "badCSR"),

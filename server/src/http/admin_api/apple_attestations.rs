@@ -64,7 +64,9 @@ impl From<AppleAttestationError> for ApiProblem {
     fn from(error: AppleAttestationError) -> Self {
         match error {
             AppleAttestationError::Unknown => Self::not_found("machine"),
-            AppleAttestationError::Standing(_) => Self::new(ProblemKind::Conflict, error.to_string()),
+            AppleAttestationError::Standing(_) | AppleAttestationError::NotOfKey => {
+                Self::new(ProblemKind::Conflict, error.to_string())
+            }
             AppleAttestationError::Refused(refused) => {
                 Self::new(ProblemKind::AttestationRefused, Chain(&refused).to_string()).reason(refused.refusal())
             }

@@ -41,6 +41,12 @@ pub(crate) enum AppleAttestationError {
     Unknown,
     #[error("the machine is {0}, and an attestation is bound to one that is enrolled")]
     Standing(&'static str),
+    #[error(
+        "the current key is not one that an attestation counts for: it must be on record as in the Secure Enclave, and an \
+         enrollment token bound to the serial number or an approval must have been given to this very key; approve it by its \
+         thumbprint"
+    )]
+    NotOfKey,
     #[error(transparent)]
     Refused(#[from] AttestationError),
     #[error(transparent)]
@@ -106,6 +112,9 @@ async fn bind_once(
         MachineStatus::Active | MachineStatus::Quarantined => {}
         MachineStatus::Pending => return Err(AppleAttestationError::Standing("pending")),
         MachineStatus::Revoked => return Err(AppleAttestationError::Standing("revoked")),
+    }
+    if !machines::grounds::is_attestable(tx, id).await? {
+        return Err(AppleAttestationError::NotOfKey);
     }
     let key = public_key(tx, &machine).await?;
     let bound = attestation.clone().bind(Record {

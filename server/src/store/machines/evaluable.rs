@@ -30,6 +30,8 @@ pub(crate) struct Evaluable {
     assurance: Assurance,
     grounds: Grounds,
     attested_claims: Option<AttestedClaims>,
+    /// The newest attestation, if it was for an earlier key.
+    earlier_attestation: Option<(OffsetDateTime, AttestedClaims)>,
     labels: BTreeMap<String, String>,
     pub(crate) key_store: KeyStoreKind,
     claimed_posture: Posture,
@@ -48,6 +50,14 @@ impl Evaluable {
             claimed_posture: &self.claimed_posture,
             attestation: self.attestation(attestation_max_age),
             certificate_expires_at: self.certificate.as_ref().map(|certificate| certificate.not_after),
+            earlier_attestation: self
+                .earlier_attestation
+                .as_ref()
+                .map(|(attested_at, claims)| Attestation {
+                    attested_at: *attested_at,
+                    lapses_at: attested_at.saturating_add(attestation_max_age),
+                    claims,
+                }),
         }
     }
 
@@ -82,12 +92,17 @@ pub(crate) async fn find_all(
     let rows = sqlx::query!(
         r#"SELECT machines.id, record_version, machines.status, status_reason, machines.current_key, key_created_at, assurance,
                   ground_token_id, ground_inventory, ground_enrollment_id, ground_of_key, apple_attestation_id, machines.attested_at, ground_attestation,
-                  claims AS "attested_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
+                  apple_attestations.claims AS "attested_claims?",
+                  earlier.attested_at AS "earlier_attested_at?", earlier.claims AS "earlier_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
                   not_before AS "not_before?", certificates.not_after AS "not_after?"
            FROM machines
            JOIN machine_presence ON machine_presence.machine_id = machines.id
            LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number AND revoked_at IS NULL
            LEFT JOIN apple_attestations ON apple_attestations.id = apple_attestation_id
+           LEFT JOIN LATERAL (
+               SELECT newest.id, newest.attested_at, newest.claims FROM apple_attestations AS newest
+               WHERE newest.machine_id = machines.id ORDER BY newest.attested_at DESC, newest.id DESC LIMIT 1
+           ) AS earlier ON earlier.id IS DISTINCT FROM apple_attestation_id
            WHERE machines.id = ANY ($1)"#,
         ids
     )
@@ -114,6 +129,10 @@ pub(crate) async fn find_all(
                 assurance: parse_text(&row.assurance)?,
                 grounds: grounds_of!(row)?,
                 attested_claims: row.attested_claims.map(parse_json).transpose()?,
+                earlier_attestation: match (row.earlier_attested_at, row.earlier_claims) {
+                    (Some(attested_at), Some(claims)) => Some((attested_at, parse_json(claims)?)),
+                    _ => None,
+                },
                 labels: parse_json(row.labels)?,
                 key_store: parse_text(&row.key_store)?,
                 claimed_posture: parse_json(row.claimed_posture)?,

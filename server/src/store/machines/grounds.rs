@@ -88,6 +88,20 @@ pub(crate) async fn find(connection: &mut Connection, machine_id: Uuid) -> Resul
     row.map(|row| row.parse()).transpose()
 }
 
+/// Whether an attestation of a machine's current key counts. Apple's answer proves that the Mac exists. That the key is that
+/// Mac's takes a token or an approval that was given to this very key, and a key that never claimed to be in software.
+pub(crate) async fn is_attestable(connection: &mut Connection, machine_id: Uuid) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT machines.ground_of_key AND coalesce(machine_keys.store = 'secure-enclave', false) AS "is_attestable!"
+           FROM machines JOIN machine_keys ON thumbprint = current_key
+           WHERE machines.id = $1"#,
+        machine_id
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.unwrap_or(false))
+}
+
 /// Sets a machine's grounds and its level.
 pub(crate) async fn set(
     connection: &mut Connection,
