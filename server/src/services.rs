@@ -1,6 +1,6 @@
 //! The state that all requests share.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use arc_swap::ArcSwap;
 use assay_authority::{AcmeSecrets, Authority, WebhookSecrets, attestation::apple::AttestationRoots};
@@ -86,6 +86,8 @@ pub(crate) struct Policy {
     pub(crate) client_certificates: ClientCertificates,
     /// How long after its signing an attestation counts.
     pub(crate) attestation_max_age: Duration,
+    /// Renewals of one machine in a day; `None` for no limit.
+    pub(crate) renewals_per_day: Option<NonZeroU32>,
     pub(crate) acme_enabled: bool,
     pub(crate) device_certificate_ttl: Duration,
 }
@@ -110,6 +112,7 @@ impl Policy {
             retention: Retention::of(&config.retention),
             client_certificates: config.client_certificates,
             attestation_max_age: duration(config.apple.attestation_max_age),
+            renewals_per_day: config.rate_limit.renewals_per_day,
             acme_enabled: config.acme.enabled,
             device_certificate_ttl: duration(config.acme.certificate_ttl),
         }

@@ -31,7 +31,7 @@ FROM numbered WHERE number % 2000 = 11;
 INSERT INTO machines (id, status, status_reason, assurance, serial_number, hardware_uuid, model_identifier, hostname, labels,
                       claimed_posture, current_key, key_store, key_accessibility, key_created_at,
                       certificate_serial_number, verdict_reasons, enrolled_at, apple_attestation_id, attested_at,
-                      ground_attestation)
+                      ground_attestation, ground_of_key)
 SELECT numbered.id, status, CASE WHEN status IN ('quarantined', 'revoked') THEN 'lost' END,
        CASE WHEN attestation.id IS NOT NULL THEN 'attested' WHEN number % 10 < 3 THEN 'asserted' ELSE 'verified' END,
        numbered.serial_number, upper(md5('hardware ' || number)::uuid::text), 'Mac' || 14 + number % 3 || ',' || 1 + number % 12,
@@ -46,7 +46,8 @@ SELECT numbered.id, status, CASE WHEN status IN ('quarantined', 'revoked') THEN 
        key, 'secure-enclave', 'after-first-unlock', enrolled_at,
        CASE WHEN status IN ('active', 'quarantined') THEN md5('certificate ' || number) END,
        CASE WHEN number % 30 = 0 THEN ARRAY['FileVault is off'] ELSE '{}' END, enrolled_at,
-       attestation.id, attestation.attested_at, CASE WHEN attestation.id IS NOT NULL THEN 'bound' END
+       attestation.id, attestation.attested_at, CASE WHEN attestation.id IS NOT NULL THEN 'bound' END,
+       attestation.id IS NOT NULL OR number % 10 >= 3
 FROM numbered LEFT JOIN apple_attestations AS attestation ON machine_id = numbered.id ORDER BY number;
 
 -- The rows below refer to machines inserted above, so foreign keys need no check.
@@ -66,8 +67,8 @@ FROM numbered, LATERAL (
 ) AS presence ORDER BY number;
 
 -- One public key for all of them: it is read, and nothing is verified with it.
-INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at)
-SELECT key, id, decode('3059301306072a8648ce3d020106082a8648ce3d030107034200044d1f9b6c0f3b2175d01c83025c4a0a0a680e058fd1ab1713ee5a437c'
+INSERT INTO machine_keys (thumbprint, machine_id, store, spki, status, created_at)
+SELECT key, id, 'secure-enclave', decode('3059301306072a8648ce3d020106082a8648ce3d030107034200044d1f9b6c0f3b2175d01c83025c4a0a0a680e058fd1ab1713ee5a437c'
                        || '3d534dda28b69cb799ce8336c25ff23342634507498b8f248fcd739abe731a59bf1825de', 'hex'),
        CASE status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'current' END, enrolled_at
 FROM numbered ORDER BY number;

@@ -91,6 +91,7 @@ pub fn unlimited(configuration: ServerConfiguration) -> ServerConfiguration {
         "address_per_minute",
         "api_key_per_minute",
         "connections_per_address",
+        "renewals_per_day",
     ]
     .iter()
     .fold(configuration, |configuration, limit| {

@@ -132,6 +132,8 @@ pub struct RateLimit {
     pub api_key_per_minute: Option<NonZeroU32>,
     /// Open connections of one address that have proved no identity.
     pub connections_per_address: Option<NonZeroU32>,
+    /// Renewals of one machine in a day. A sixth of them may be rotations.
+    pub renewals_per_day: Option<NonZeroU32>,
 }
 
 /// Logs, on standard output.
@@ -263,6 +265,7 @@ impl RateLimit {
             address_per_minute: settings.limit("rate_limit.address_per_minute", 6000),
             api_key_per_minute: settings.limit("rate_limit.api_key_per_minute", 6000),
             connections_per_address: settings.limit("rate_limit.connections_per_address", 1000),
+            renewals_per_day: settings.limit("rate_limit.renewals_per_day", 24),
         }
     }
 }

@@ -9,6 +9,7 @@ mod known_key;
 mod new_key;
 mod new_machines;
 pub(crate) mod renewal;
+mod renewal_limit;
 mod rotation;
 mod token;
 

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    EnrollError, certificate, expiry, pending_retry_seconds,
+    EnrollError, certificate, expiry, pending_retry_seconds, renewal_limit,
     rotation::{self, Asking, Begun, Presented},
 };
 use crate::{
@@ -28,7 +28,11 @@ use crate::{
     },
     secrets::SecretHash,
     services::{Policy, Services},
-    store::{AsStoreError, StoreError, Transaction, certificates, enrollment_tokens, machines, tx},
+    store::{
+        AsStoreError, StoreError, Transaction, certificates, enrollment_tokens,
+        machines::{self, presence::LockedMachine},
+        tx,
+    },
 };
 
 /// Why a renewal is refused.
@@ -181,7 +185,7 @@ async fn decide(
             Err(refusal) => return Ok(Err(refusal)),
         },
     }
-    let certificate = certify(tx, services, verified.machine_id, next, requested.public_key).await?;
+    let certificate = certify(tx, services, &admitted.presence.machine, next, requested.public_key).await?;
     Ok(Ok(Outcome::Issued(Renewed {
         certificate,
         trust_bundle: services.authority.load().roots_pem().to_owned(),
@@ -201,17 +205,20 @@ async fn lock_token(tx: &mut Transaction, secret: Option<SecretHash>) -> Result<
 async fn certify(
     tx: &mut Transaction,
     services: &Services,
-    machine_id: Uuid,
+    machine: &LockedMachine,
     next: Option<&PublicKey>,
     public_key: &PublicKey,
 ) -> Result<IssuedCertificate, RenewError> {
     let issued_before = match next {
-        Some(next) => certificates::find_last_of_key(tx, machine_id, next.thumbprint()).await?,
+        Some(next) => certificates::find_last_of_key(tx, machine.id(), next.thumbprint()).await?,
         None => None,
     };
     match issued_before.filter(|before| before.is_in_force(tx.now())) {
         Some(before) => Ok(certificate::on_record(&services.authority.load(), &before).map_err(EnrollError::from)?),
-        None => Ok(certificate::issue(tx, services, machine_id, public_key).await?),
+        None => {
+            renewal_limit::require_renewal(tx, services.policy.renewals_per_day, machine).await?;
+            Ok(certificate::issue(tx, services, machine.id(), public_key).await?)
+        }
     }
 }
 

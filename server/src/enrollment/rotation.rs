@@ -13,7 +13,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{EnrollError, TokenRefusal, renewal::RenewError, token};
+use super::{EnrollError, TokenRefusal, renewal::RenewError, renewal_limit, token};
 use crate::{
     changes::{Action, Change, EventKind},
     machines::claims::Claims,
@@ -150,6 +150,7 @@ async fn begin_new(
     if *key == KeyStatus::Next {
         return Err(RotationRefusal::Unfinished.into());
     }
+    renewal_limit::require_rotation(tx, policy.renewals_per_day, &presence.machine).await?;
     let token = asking.replacing_token(tx.now()).map_err(EnrollError::from)?;
     let machine = (&presence.machine, identity.current_key);
     match token {

@@ -190,6 +190,7 @@ mod tests {
             address_per_minute: None,
             api_key_per_minute: None,
             connections_per_address: None,
+            renewals_per_day: None,
         });
         for _ in 0..10_000 {
             assert_eq!(limits.charge_serial_number(None, "C02XYZ"), Ok(()));

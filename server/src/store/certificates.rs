@@ -429,3 +429,30 @@ fn certificate(row: Row, now: OffsetDateTime) -> Result<Certificate, StoreError>
         revocation_reason: row.revocation_reason.as_deref().map(reason).transpose()?,
     })
 }
+
+/// How often something happened to a machine lately.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recent {
+    pub(crate) count: i64,
+    pub(crate) first_at: Option<OffsetDateTime>,
+}
+
+/// The certificates that a machine got since a time, without those that its enrollments issued.
+pub(crate) async fn renewals_since(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    since: OffsetDateTime,
+) -> Result<Recent, StoreError> {
+    Ok(sqlx::query_as!(
+        Recent,
+        r#"SELECT count(*) - (SELECT count(*) FROM enrollments
+                              WHERE enrollments.machine_id = $1 AND kind <> 'rotation' AND status = 'approved'
+                                AND decided_at > $2) AS "count!",
+                  min(issued_at) AS first_at
+           FROM certificates WHERE certificates.machine_id = $1 AND issued_at > $2"#,
+        machine.id(),
+        since
+    )
+    .fetch_one(connection)
+    .await?)
+}

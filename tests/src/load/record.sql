@@ -14,8 +14,8 @@ INSERT INTO machine_presence (machine_id, admitted, current_key, claims_digest, 
                               clock_skew_seconds, noted_liveness)
 -- A while from now: they are live for as long as somebody measures.
 SELECT id, true, key, claims_digest, sha256(''), now(), now() + interval '12 hours', 0, 'live' FROM simulated ORDER BY id;
-INSERT INTO machine_keys (thumbprint, machine_id, spki, status, created_at)
-SELECT key, id, spki, 'current', now() - interval '1 hour' FROM simulated ORDER BY id;
+INSERT INTO machine_keys (thumbprint, machine_id, spki, status, store, created_at)
+SELECT key, id, spki, 'current', 'software', now() - interval '1 hour' FROM simulated ORDER BY id;
 INSERT INTO certificates (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before, not_after, issued_at)
 SELECT encode(substr(key, 1, 16), 'hex'), id, key, '00000000-0000-7000-8000-000000000001', sha256(key),
        decode(repeat(md5('certificate'), 40), 'hex') || key, now() - interval '1 hour', now() + interval '7 days',

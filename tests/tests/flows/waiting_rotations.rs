@@ -281,3 +281,29 @@ async fn only_keys_in_software_are_rotated_by_the_calendar() {
     assert_eq!(answer["actions"], json!([]));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn renewals_and_rotations_of_one_machine_are_limited_by_the_day() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("OFTEN").await;
+    for _ in 0..4 {
+        let next = machine.with_next_key();
+        let _begun = machine.rotate_to(&server, &next).await.expect(200);
+        let _repeated = machine.rotate_to(&server, &next).await.expect(200);
+    }
+    let fifth = machine.with_next_key();
+    let refused = machine
+        .rotate_to(&server, &fifth)
+        .await
+        .expect_problem(ProblemKind::RateLimited);
+    assert!(refused.headers.contains_key("retry-after"));
+    for _ in 0..20 {
+        let _renewed = machine.renew(&server).await.expect(200);
+    }
+    let _refused = machine.renew(&server).await.expect_problem(ProblemKind::RateLimited);
+    let _still_valid = machine.check_in(&server).await.expect(200);
+    server.clock().advance(Duration::DAY);
+    machine.forget_nonce();
+    let _renewed = machine.renew(&server).await.expect(200);
+    server.stop().await;
+}

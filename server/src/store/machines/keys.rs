@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::presence::LockedMachine;
-use crate::store::{Connection, StoreError, parse_text, text, thumbprint};
+use crate::store::{Connection, StoreError, certificates::Recent, parse_text, text, thumbprint};
 
 /// The constraint that a second row of one key violates.
 pub(crate) const PRIMARY_KEY: &str = "machine_keys_pkey";
@@ -232,6 +232,24 @@ pub(crate) async fn successor_has_checked_in(
     .fetch_optional(connection)
     .await?;
     Ok(found.unwrap_or(false))
+}
+
+/// The next keys that a machine asked for since a time.
+pub(crate) async fn rotations_since(
+    connection: &mut Connection,
+    machine: &LockedMachine,
+    since: OffsetDateTime,
+) -> Result<Recent, StoreError> {
+    Ok(sqlx::query_as!(
+        Recent,
+        r#"SELECT count(*) AS "count!", min(created_at) AS first_at FROM machine_keys
+           WHERE machine_id = $1 AND created_at > $2
+             AND NOT EXISTS (SELECT FROM enrollments WHERE key_thumbprint = thumbprint AND kind <> 'rotation')"#,
+        machine.id(),
+        since
+    )
+    .fetch_one(connection)
+    .await?)
 }
 
 /// When the server first saw a key.
