@@ -25,5 +25,7 @@ pub mod state;
 mod trust;
 
 pub use connection::{ClientError, Refusal};
-pub use exchanges::{Agent, AgentError, AgentOptions, EnrollOptions, EnrollOutcome, Failure, ProofError, reset};
+pub use exchanges::{
+    Agent, AgentError, AgentOptions, EnrollOptions, EnrollOutcome, Failure, ProofError, RotationOutcome, reset,
+};
 pub use trust::{Fingerprint, NotAFingerprint, ServerUrl, ServerUrlError, Trust, TrustAnchor, TrustError};

@@ -93,7 +93,10 @@ pub(crate) enum Command {
     /// Renew the certificate now
     Renew,
     /// Replace the machine's key now; the old key stays valid until the server has accepted the new one
-    RotateKey,
+    ///
+    /// A key in the Secure Enclave is replaced only with a token that is bound to the serial number and allows
+    /// re-enrollment, or once an administrator has approved the new key.
+    RotateKey(TokenArguments),
     /// Run a local proxy to one service, which presents the machine's certificate and grant
     Proxy(ProxyArguments),
     /// Delete the identity of this machine: its key and its record
@@ -120,17 +123,23 @@ pub(crate) struct ProxyArguments {
     pub(crate) upstream_ca_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct EnrollArguments {
-    /// Public URL of the server
-    #[arg(long, value_name = "URL")]
-    pub(crate) server: Option<ServerUrl>,
+#[derive(Debug, Default, Args)]
+pub(crate) struct TokenArguments {
     /// Enrollment token; other users can read it in the process list, so prefer --token-file
     #[arg(long, value_parser = token, conflicts_with = "token_file")]
     pub(crate) token: Option<SecretString>,
     /// File with an enrollment token
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnrollArguments {
+    /// Public URL of the server
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<ServerUrl>,
+    #[command(flatten)]
+    pub(crate) token: TokenArguments,
     /// SHA-256 fingerprint of the server's root certificate; the agent fetches that root and pins it
     #[arg(long, value_name = "SHA256", conflicts_with = "ca_file")]
     pub(crate) ca_fingerprint: Option<Fingerprint>,
@@ -174,10 +183,25 @@ impl ProxyArguments {
     }
 }
 
+impl TokenArguments {
+    fn are_empty(&self) -> bool {
+        self.token.is_none() && self.token_file.is_none()
+    }
+
+    /// The token, which is read from its file if necessary.
+    pub(crate) fn token(self) -> Result<Option<SecretString>, ConfigurationError> {
+        match (self.token, self.token_file) {
+            (Some(token), _) => Ok(Some(token)),
+            (None, Some(path)) => read_token(&path).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
 impl EnrollArguments {
     /// The options of the enrollment, overridden by the command line. `None` if no server is named.
     pub(crate) fn options(self, mut settings: Settings) -> Result<Option<EnrollOptions>, ConfigurationError> {
-        if self.token.is_some() || self.token_file.is_some() {
+        if !self.token.are_empty() {
             (settings.token, settings.token_file) = (None, None);
         }
         if self.ca_fingerprint.is_some() || self.ca_file.is_some() {
@@ -185,11 +209,7 @@ impl EnrollArguments {
             settings.ca_file = self.ca_file;
         }
         settings.server = self.server.or(settings.server);
-        let token = match (self.token, self.token_file) {
-            (Some(token), _) => Some(token),
-            (None, Some(path)) => Some(read_token(&path)?),
-            (None, None) => None,
-        };
+        let token = self.token.token()?;
         let options = settings.enroll_options()?;
         Ok(options.map(|options| EnrollOptions {
             token: token.or(options.token),
@@ -256,6 +276,7 @@ mod tests {
 
     #[rstest]
     #[case(&["enroll", "--token", "a", "--token-file", "b"])]
+    #[case(&["rotate-key", "--token", "a", "--token-file", "b"])]
     #[case(&["enroll", "--ca-file", "a", "--ca-fingerprint", "b"])]
     #[case(&["enroll", "--server", "http://assay.example.com"])]
     #[case(&["enroll", "--ca-fingerprint", "abc"])]
@@ -281,8 +302,10 @@ mod tests {
         let fingerprint: Fingerprint = "ab".repeat(32).parse().unwrap();
         let arguments = EnrollArguments {
             server: Some("https://two.example.com".parse().unwrap()),
-            token: Some("secret".into()),
-            token_file: None,
+            token: TokenArguments {
+                token: Some("secret".into()),
+                token_file: None,
+            },
             ca_fingerprint: Some(fingerprint),
             ca_file: None,
         };

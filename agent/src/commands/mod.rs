@@ -20,6 +20,7 @@ use std::{
 
 use assay_protocol::Chain;
 use clap::Parser;
+use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +33,7 @@ use crate::{
     clock::{Clock, SystemClock, rfc3339},
     config::{ReadSettings, Settings},
     daemon,
-    exchanges::{Agent, AgentError, AgentOptions, EnrollOptions, EnrollOutcome, reset},
+    exchanges::{Agent, AgentError, AgentOptions, EnrollOptions, EnrollOutcome, RotationOutcome, reset},
     facts::{self, Facts, FileFacts},
     key_store::{self, KeyStore},
     proxy::{Proxy, ProxyOptions},
@@ -90,9 +91,10 @@ fn execute(command_line: CommandLine) -> Result<Exit, CommandError> {
             let agent = open(&settings)?;
             block_on(renew(&agent))
         }
-        Command::RotateKey => {
+        Command::RotateKey(token) => {
+            let token = token.token()?;
             let agent = open(&settings)?;
-            block_on(rotate_key(&agent))
+            block_on(rotate_key(&agent, token))
         }
         Command::Proxy(arguments) => {
             let options = arguments.options(&settings)?;
@@ -179,8 +181,19 @@ async fn renew(agent: &Agent) -> Result<Exit, CommandError> {
 
 /// Succeeds once the server has accepted the new key. If it fails before, the daemon or another call continues the
 /// rotation.
-async fn rotate_key(agent: &Agent) -> Result<Exit, CommandError> {
-    let certificate = agent.rotate_key().await?;
+async fn rotate_key(agent: &Agent, token: Option<SecretString>) -> Result<Exit, CommandError> {
+    let certificate = match agent.rotate_key(token).await? {
+        RotationOutcome::Certified(certificate) => certificate,
+        RotationOutcome::Pending(pending) => {
+            writeln!(
+                io::stdout(),
+                "Waiting for approval: enrollment {}. The old key stays valid. `assay-agent run` continues once an \
+                 administrator has approved the new key.",
+                pending.enrollment_id
+            )?;
+            return Ok(Exit::WaitingForApproval);
+        }
+    };
     agent.check_in().await?;
     let record = agent.record().await?;
     if record.rotation.is_some() {

@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use crate::{
     clock::rfc3339,
-    state::{KeyRotation, KeyTrouble, Record, RecordedFailure, because},
+    exchanges::ROTATE_KEY,
+    state::{DeniedKey, KeyRotation, KeyTrouble, Record, RecordedFailure, because},
     trust::ServerUrl,
 };
 
@@ -29,6 +30,7 @@ pub(crate) struct Status {
     status: Option<MachineStatus>,
     key_thumbprint: Option<String>,
     key_rotation: Option<RotationStatus>,
+    denied_next_key: Option<DeniedKey>,
     certificate: Option<CertificateStatus>,
     #[serde(with = "time::serde::rfc3339::option")]
     last_check_in_at: Option<OffsetDateTime>,
@@ -47,12 +49,14 @@ pub(crate) struct RotationStatus {
     #[serde(with = "time::serde::rfc3339")]
     begun_at: OffsetDateTime,
     waits_for: WaitsFor,
+    enrollment_id: Option<Uuid>,
 }
 
 /// The step that a key rotation waits for.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum WaitsFor {
+    Approval,
     Certificate,
     CheckIn,
 }
@@ -125,6 +129,7 @@ impl Status {
             status: last.map(|last| last.status),
             key_thumbprint: record.key.map(|thumbprint| thumbprint.to_string()),
             key_rotation: record.rotation.as_ref().map(RotationStatus::of),
+            denied_next_key: record.denied_next_key.clone(),
             certificate: machine.map(|machine| CertificateStatus {
                 serial_number: machine.certificate.serial_number.clone(),
                 not_before: machine.certificate.not_before,
@@ -158,10 +163,12 @@ impl RotationStatus {
         Self {
             next_key_thumbprint: rotation.key.to_string(),
             begun_at: rotation.begun_at,
-            waits_for: match rotation.certificate {
-                None => WaitsFor::Certificate,
-                Some(_) => WaitsFor::CheckIn,
+            waits_for: match (&rotation.certificate, rotation.enrollment_id) {
+                (Some(_), _) => WaitsFor::CheckIn,
+                (None, Some(_)) => WaitsFor::Approval,
+                (None, None) => WaitsFor::Certificate,
             },
+            enrollment_id: rotation.enrollment_id,
         }
     }
 }
@@ -172,9 +179,15 @@ impl fmt::Display for RotationStatus {
             next_key_thumbprint: key,
             begun_at,
             waits_for,
+            enrollment_id,
         } = self;
         let begun_at = rfc3339(*begun_at);
         match waits_for {
+            WaitsFor::Approval => write!(
+                formatter,
+                "to {key}, begun at {begun_at}: waiting for approval of enrollment {}; the old key is still valid",
+                enrollment_id.unwrap_or_default()
+            ),
             WaitsFor::Certificate => write!(
                 formatter,
                 "to {key}, begun at {begun_at}: waiting for its certificate; the old key is still valid"
@@ -190,7 +203,11 @@ impl fmt::Display for RotationStatus {
 impl Standing {
     fn of(record: &Record) -> Self {
         let denied = ProblemKind::EnrollmentDenied.urn();
-        let failure = record.last_failure.as_ref();
+        // The denial of a next key leaves the current key.
+        let failure = record
+            .last_failure
+            .as_ref()
+            .filter(|failure| failure.exchange != ROTATE_KEY);
         if failure.is_some_and(|failure| failure.problem.as_ref() == Some(&denied)) {
             return Self::Denied;
         }
@@ -229,6 +246,7 @@ impl fmt::Display for Status {
             ("assurance", self.assurance.map(|assurance| assurance.to_string())),
             ("key", self.key_thumbprint.clone()),
             ("key rotation", self.key_rotation.as_ref().map(ToString::to_string)),
+            ("denied key", self.denied_next_key.as_ref().map(denial)),
             ("last check-in", self.last_check_in_at.map(rfc3339)),
             ("next check-in", self.next_check_in_at.map(rfc3339)),
         ] {
@@ -264,6 +282,14 @@ impl fmt::Display for Status {
         }
         Ok(())
     }
+}
+
+fn denial(denied: &DeniedKey) -> String {
+    let at = rfc3339(denied.at);
+    format!(
+        "{}, at {at}: {}; the old key is still valid",
+        denied.key, denied.message
+    )
 }
 
 fn until(end: OffsetDateTime, is_expired: bool) -> String {

@@ -32,12 +32,17 @@ impl Attempt {
 }
 
 impl Rotation {
-    /// The next key has its certificate. The next check-in shows whether the server accepts it.
-    pub(crate) fn certified(self) -> Self {
+    /// The server has decided on the next key. Whether there is another step follows from the next check-in.
+    pub(crate) fn attempted(self) -> Self {
         Self {
             due: None,
             begun: self.begun.saturating_add(1),
         }
+    }
+
+    /// The next key waits for approval, and the agent asks again at this time.
+    pub(crate) fn waits_until(self, due: OffsetDateTime) -> Self {
+        Self { due: Some(due), ..self }
     }
 
     /// Delays the rotation until this time, if it is due.

@@ -23,7 +23,7 @@ use self::{
 use crate::{
     clock::Clock,
     config::{self, ConfigurationError, ReadSettings, Settings, managed},
-    exchanges::{Agent, AgentError, EnrollOptions, EnrollOutcome, Failure, interval, run_blocking},
+    exchanges::{Agent, AgentError, EnrollOptions, EnrollOutcome, Failure, RotationOutcome, interval, run_blocking},
     local::grant_socket,
     state::Record,
 };
@@ -146,8 +146,9 @@ pub(crate) async fn run_once(agent: &Agent, settings: ReadSettings<'_>) -> Resul
         result => result?,
     };
     let record = agent.record().await?;
-    if must_rotate(&checked_in, &record) {
-        agent.rotate_key().await?;
+    if must_rotate(&checked_in, &record)
+        && let RotationOutcome::Certified(_) = agent.rotate_key(None).await?
+    {
         return Ok(Some(agent.check_in().await?));
     }
     let machine = record.machine;
@@ -329,11 +330,25 @@ async fn renew(agent: &Agent) -> Result<Event, AgentError> {
 }
 
 async fn rotate_key(agent: &Agent) -> Result<Event, AgentError> {
-    let certificate = agent.rotate_key().await?;
-    tracing::info!("the next key has its certificate");
-    Ok(Event::NextKeyCertified {
-        validity: Validity::of(&certificate),
-    })
+    match agent.rotate_key(None).await {
+        Ok(RotationOutcome::Certified(certificate)) => {
+            tracing::info!("the next key has its certificate");
+            Ok(Event::NextKeyCertified {
+                validity: Validity::of(&certificate),
+            })
+        }
+        Ok(RotationOutcome::Pending(pending)) => {
+            tracing::info!(enrollment = %pending.enrollment_id, "the next key waits for approval");
+            Ok(Event::NextKeyPending {
+                retry_after: interval(pending.retry_after_seconds),
+            })
+        }
+        Err(error) if error.refusal().is_some() && agent.record().await?.rotation.is_none() => {
+            tracing::warn!(error = %Chain(&error), "the key rotation has ended without a new key");
+            Ok(Event::NextKeyAbandoned)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether to begin or continue a key rotation. Once the next key has its certificate, a check-in completes the

@@ -80,6 +80,10 @@ pub(crate) enum Event {
     Renewed { validity: Validity },
     /// The exchange ended: the next key has its certificate and signs the next check-in.
     NextKeyCertified { validity: Validity },
+    /// The exchange ended: the next key waits for approval.
+    NextKeyPending { retry_after: Duration },
+    /// The exchange ended: the server refused the next key, which is deleted.
+    NextKeyAbandoned,
     /// The exchange failed.
     Failed(Failure),
     /// The configuration has changed.
@@ -250,8 +254,23 @@ impl Plan {
                 Self::with_new_certificate(check_in, rotation, validity, now)
             }
             (Self::Enrolled { check_in, rotation, .. }, Event::NextKeyCertified { validity }) => {
-                Self::with_new_certificate(check_in, rotation.certified(), validity, now)
+                Self::with_new_certificate(check_in, rotation.attempted(), validity, now)
             }
+            (
+                Self::Enrolled {
+                    check_in,
+                    renewal,
+                    rotation,
+                },
+                Event::NextKeyPending { .. } | Event::NextKeyAbandoned,
+            ) => Self::Enrolled {
+                check_in,
+                renewal,
+                rotation: match event {
+                    Event::NextKeyPending { retry_after } => rotation.waits_until(now + after(retry_after, jitter)),
+                    _ => rotation.attempted(),
+                },
+            },
             (plan, Event::Failed(failure)) => {
                 let delay_until = failure
                     .retry_after()
@@ -454,6 +473,14 @@ mod tests {
     #[case::asked_to_renew(serving(), Exchange::CheckIn, Event::CheckedIn { interval: INTERVAL, must_renew: true, must_rotate: false }, Exchange::Renew, 0.0)]
     #[case::asked_to_rotate(serving(), Exchange::CheckIn, Event::CheckedIn { interval: INTERVAL, must_renew: false, must_rotate: true }, Exchange::RotateKey, 0.0)]
     #[case::next_key_certified(serving_later(), Exchange::RotateKey, Event::NextKeyCertified { validity: validity(6) }, Exchange::CheckIn, 0.0)]
+    #[case::next_key_pending(serving_later(), Exchange::RotateKey, Event::NextKeyPending { retry_after: Duration::from_secs(60) }, Exchange::RotateKey, 60.0)]
+    #[case::next_key_abandoned(
+        serving_later(),
+        Exchange::RotateKey,
+        Event::NextKeyAbandoned,
+        Exchange::CheckIn,
+        300.0
+    )]
     #[case::rotation_failed(
         serving_later(),
         Exchange::RotateKey,
@@ -673,6 +700,8 @@ mod tests {
             }),
             1 => validity().prop_map(|validity| Event::Renewed { validity }),
             1 => validity().prop_map(|validity| Event::NextKeyCertified { validity }),
+            1 => seconds().prop_map(|retry_after| Event::NextKeyPending { retry_after }),
+            1 => Just(Event::NextKeyAbandoned),
             4 => failure.prop_map(Event::Failed),
             1 => Just(Event::Terminate),
             1 => Just(Event::GraceOver),

@@ -21,8 +21,9 @@ use std::{
 
 use assay_protocol::{
     Chain,
-    agent_api::{CheckedIn, IssuedCertificate, Renewed},
+    agent_api::{CheckedIn, Renewed},
 };
+use secrecy::SecretString;
 
 use self::machine::update_record;
 pub(crate) use self::{
@@ -32,6 +33,7 @@ pub(crate) use self::{
 };
 pub use self::{
     enrollment::EnrollOutcome, error::AgentError, evidence::ProofError, failure::Failure, options::EnrollOptions,
+    rotation::RotationOutcome,
 };
 use crate::{
     clock::Clock,
@@ -39,6 +41,9 @@ use crate::{
     key_store::{self, KeyStore, MachineKey},
     state::{Record, RecordedFailure, StateDirectory, StateError, StateLock},
 };
+
+/// The exchange that gets a certificate for the next key, as failures name it.
+pub(crate) const ROTATE_KEY: &str = "rotate-key";
 
 /// The parts of a machine.
 #[derive(Debug, Clone)]
@@ -93,10 +98,12 @@ impl Agent {
 
     /// Gets a certificate for the machine's next key, which it creates unless a rotation is in progress. The next
     /// check-in is signed by the next key and completes the rotation. Safe to repeat.
-    pub async fn rotate_key(&self) -> Result<IssuedCertificate, AgentError> {
+    ///
+    /// A token that is bound to the serial number admits the next key without an administrator.
+    pub async fn rotate_key(&self, token: Option<SecretString>) -> Result<RotationOutcome, AgentError> {
         let lock = self.machine.lock().await?;
-        let result = rotation::begin(&self.machine, &lock).await;
-        self.record_failure(&lock, "rotate-key", result).await
+        let result = rotation::begin(&self.machine, &lock, token).await;
+        self.record_failure(&lock, ROTATE_KEY, result).await
     }
 
     /// Reads the record.
@@ -128,6 +135,7 @@ impl Agent {
             return result;
         };
         let failure = error.failure();
+        let concerns_next_key_alone = exchange == ROTATE_KEY && rotation::concerns_next_key_alone(&error);
         let on_record = RecordedFailure {
             at: self.machine.clock.now(),
             exchange: exchange.to_owned(),
@@ -137,14 +145,15 @@ impl Agent {
         };
         let written = update_record(lock, move |record| {
             // If the server would no longer issue the grants, the agent no longer hands them out.
-            let keeps_grants = matches!(
-                failure,
-                Failure::Unreachable { .. }
-                    | Failure::KeyLocked
-                    | Failure::KeyRefused
-                    | Failure::KeyStore
-                    | Failure::Local
-            );
+            let keeps_grants = concerns_next_key_alone
+                || matches!(
+                    failure,
+                    Failure::Unreachable { .. }
+                        | Failure::KeyLocked
+                        | Failure::KeyRefused
+                        | Failure::KeyStore
+                        | Failure::Local
+                );
             if let Some(last) = record.last_check_in.as_mut().filter(|_| !keeps_grants) {
                 last.grants.clear();
             }
@@ -175,6 +184,7 @@ mod tests {
     use std::{fs, time::Duration};
 
     use assay_protocol::UnverifiedEvidence;
+    use rstest::rstest;
     use secrecy::ExposeSecret;
     use serde_json::{Value, json};
     use uuid::Uuid;
@@ -450,6 +460,139 @@ mod tests {
         assert!(matches!(machine.agent.check_in().await, Err(AgentError::NotEnrolled)));
         machine.enroll(&server, None).await.unwrap();
         assert_ne!(fs::read(machine.key_file()).unwrap(), key);
+    }
+
+    /// The places of the keys that signed the check-ins, in order.
+    async fn keys_of_check_ins(server: &ScriptedServer, current: &str) -> Vec<&'static str> {
+        let check_ins = server.received();
+        let check_ins = check_ins.iter().filter(|request| request.what == "POST /v1/check-in");
+        check_ins
+            .map(|request| {
+                let evidence = request.body["evidence"].as_str().unwrap().to_owned();
+                let key = UnverifiedEvidence::parse(&evidence)
+                    .unwrap()
+                    .unverified_key()
+                    .to_string();
+                if key == current { "current" } else { "next" }
+            })
+            .collect()
+    }
+
+    #[rstest]
+    #[case::it_waits(Reply::problem(403, "machine-pending"), &["next", "current"])]
+    #[case::denied(Reply::problem(403, "enrollment-denied"), &["next", "current"])]
+    #[case::restored_database(Reply::problem(404, "machine-unknown"), &["next", "current"])]
+    #[case::lost(Reply::Lost, &["next"])]
+    #[case::superseded(Reply::problem(403, "key-superseded"), &["next"])]
+    #[case::quarantined(Reply::problem(403, "machine-quarantined"), &["next"])]
+    #[case::bad_evidence(Reply::problem(401, "bad-evidence"), &["next"])]
+    #[tokio::test]
+    async fn after_evidence_by_the_next_key_the_current_one_signs_only_if_the_next_one_is_not_admitted(
+        #[case] answer: Reply,
+        #[case] signers: &[&str],
+    ) {
+        let mut answer = Some(answer);
+        let server = ScriptedServer::start(move |request| match request.what.as_str() {
+            "POST /v1/check-in" => answer.take().unwrap_or_else(|| well(request)),
+            _ => well(request),
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let current = machine.agent.record().await.unwrap().key.unwrap().to_string();
+        let outcome = machine.agent.rotate_key(None).await.unwrap();
+        assert!(matches!(outcome, RotationOutcome::Certified(_)));
+        let checked_in = machine.agent.check_in().await;
+        assert_eq!(keys_of_check_ins(&server, &current).await, signers);
+        assert_eq!(checked_in.is_ok(), signers.len() == 2);
+        // Without the server's word, only the next key signs, in another process, too.
+        if checked_in.is_err() {
+            machine.agent.check_in().await.unwrap();
+            assert_eq!(keys_of_check_ins(&server, &current).await, ["next", "next"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_next_key_that_has_signed_and_is_lost_does_not_bring_the_current_one_back() {
+        let mut replies = vec![Reply::Lost];
+        let server = ScriptedServer::start(move |request| match request.what.as_str() {
+            "POST /v1/check-in" => replies.pop().unwrap_or_else(|| well(request)),
+            _ => well(request),
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let current = machine.agent.record().await.unwrap().key.unwrap().to_string();
+        machine.agent.rotate_key(None).await.unwrap();
+        machine.agent.check_in().await.unwrap_err();
+        fs::remove_file(machine.folder.path().join("software-2.key")).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(machine.agent.check_in().await, Err(AgentError::KeyLost(_))));
+        }
+        assert_eq!(keys_of_check_ins(&server, &current).await, ["next"]);
+    }
+
+    #[tokio::test]
+    async fn a_next_key_that_waits_keeps_both_keys_and_the_grants() {
+        let mut answers = vec![
+            Reply::problem(403, "enrollment-denied"),
+            Reply::Response(
+                202,
+                String::new(),
+                json!({"enrollment_id": MACHINE, "status": "pending", "retry_after_seconds": 60}),
+            ),
+        ];
+        let server = ScriptedServer::start(move |request| match request.what.as_str() {
+            "POST /v1/renew" => answers.pop().unwrap(),
+            _ => well(request),
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        let outcome = machine.agent.rotate_key(Some("secret".into())).await.unwrap();
+        assert!(matches!(outcome, RotationOutcome::Pending(_)));
+        let record = machine.agent.record().await.unwrap();
+        let rotation = record.rotation.unwrap();
+        assert_eq!(
+            (rotation.enrollment_id, rotation.token.is_none()),
+            (Some(MACHINE), true)
+        );
+        machine.agent.check_in().await.unwrap();
+        let error = machine.agent.rotate_key(None).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Refused);
+        let tokens: Vec<_> = server
+            .received()
+            .into_iter()
+            .filter(|request| request.what == "POST /v1/renew")
+            .collect();
+        assert_eq!(
+            (&tokens[0].body["token"], &tokens[1].body["token"]),
+            (&json!("secret"), &Value::Null)
+        );
+        assert_eq!(tokens.len(), 2);
+        let record = machine.agent.record().await.unwrap();
+        assert_eq!(record.denied_next_key.map(|denied| denied.key), Some(rotation.key));
+        assert!(record.rotation.is_none());
+        assert!(!machine.folder.path().join("software-2.key").exists());
+        assert_eq!(machine.grants().await, 1);
+        machine.agent.check_in().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_ends_a_rotation_that_does_not_wait_yet() {
+        let server = ScriptedServer::start(|request| match request.body["token"] == "unfit" {
+            true => Reply::problem(401, "enrollment-token-invalid"),
+            false => well(request),
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        let error = machine.agent.rotate_key(Some("unfit".into())).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Refused);
+        assert!(machine.agent.record().await.unwrap().rotation.is_none());
+        let outcome = machine.agent.rotate_key(Some("fit".into())).await.unwrap();
+        assert!(matches!(outcome, RotationOutcome::Certified(_)));
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use assay_protocol::{
     PublicKey, Purpose,
     agent_api::{RenewRequest, Renewed},
 };
+use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     credential::Credential,
@@ -15,7 +16,7 @@ use super::{
     trust_bundle,
 };
 use crate::{
-    connection::is_certificate_for,
+    connection::{ApiResponse, Client, is_certificate_for},
     key_store::MachineKey,
     state::{Record, StateLock},
 };
@@ -24,7 +25,8 @@ pub(super) async fn renew(machine: &Machine, lock: &Arc<StateLock>) -> Result<Re
     let record = machine.record().await?;
     let current = Credential::current(&machine.key, &record).ok_or(AgentError::NotEnrolled)?;
     let public_key = machine.key_on_record(&record).await?;
-    let renewed = request(machine, &record, &current, (&current.key, &public_key)).await?;
+    let (client, response) = send(machine, &record, &current, &current.key, None).await?;
+    let renewed = read(&client, &response, &public_key)?;
     let (certificate, roots) = (renewed.certificate.clone(), renewed.trust_bundle.clone());
     update_record(lock, move |record| {
         if let Some(machine) = record.machine.as_mut() {
@@ -38,12 +40,13 @@ pub(super) async fn renew(machine: &Machine, lock: &Arc<StateLock>) -> Result<Re
 }
 
 /// Requests a certificate for a key: the current one, or the next one. The current key signs the evidence.
-pub(super) async fn request(
+pub(super) async fn send(
     machine: &Machine,
     record: &Record,
     current: &Credential,
-    (certified, public_key): (&MachineKey, &PublicKey),
-) -> Result<Renewed, AgentError> {
+    certified: &MachineKey,
+    token: Option<&SecretString>,
+) -> Result<(Arc<Client>, ApiResponse), AgentError> {
     let (Some(server), Some(enrolled)) = (&record.server, &record.machine) else {
         return Err(AgentError::NotEnrolled);
     };
@@ -55,13 +58,18 @@ pub(super) async fn request(
     let request = |proof: Proof| RenewRequest {
         csr: proof.csr,
         evidence: proof.evidence,
-        token: None,
+        token: token.map(|token| token.expose_secret().to_owned()),
     };
     let what = (Purpose::Renew, Some(enrolled.machine_id));
     let response = machine.exchange(&client, &keys, what, request).await?;
-    let renewed: Renewed = client.read(&response)?;
+    Ok((client, response))
+}
+
+/// Reads the response with a certificate for this key.
+pub(super) fn read(client: &Client, response: &ApiResponse, public_key: &PublicKey) -> Result<Renewed, AgentError> {
+    let renewed: Renewed = client.read(response)?;
     if !is_certificate_for(&renewed.certificate, public_key) {
-        return Err(client.wrong_certificate(&response).into());
+        return Err(client.wrong_certificate(response).into());
     }
     Ok(renewed)
 }

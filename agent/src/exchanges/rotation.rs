@@ -3,15 +3,21 @@
 //! machine by one write of the record. Both keys are kept until then. After a crash or a lost response at any step, the
 //! machine still has a valid key, and the step is repeated.
 //!
-//! A failure of the next key never leads to a new identity. While the current key is valid, the next key can be
-//! abandoned. After that, the next key is the machine's key like any other.
+//! The next key of a key in the Secure Enclave may have to wait for an administrator. The current key continues, and the
+//! request is repeated until it is decided.
+//!
+//! A failure of the next key never leads to a new identity. While the next key has signed no evidence, it can be
+//! abandoned. After that, the server may have superseded the current key. The agent then uses the current key again only
+//! if the server says that the next key is not admitted. Otherwise the next key is the machine's key like any other.
 
 use std::sync::Arc;
 
 use assay_protocol::{
     Chain, KeyThumbprint, ProblemKind, PublicKey,
-    agent_api::{CheckedIn, IssuedCertificate},
+    agent_api::{CheckedIn, IssuedCertificate, Renewed, RotationPending},
 };
+use reqwest::StatusCode;
+use secrecy::SecretString;
 
 use super::{
     check_in,
@@ -24,86 +30,144 @@ use super::{
 use crate::{
     connection::{ClientError, Refusal},
     key_store::{self, KeyFault, KeyStoreError},
-    state::{KeyRotation, Record, StateLock},
+    state::{DeniedKey, KeyRotation, Record, StateLock},
 };
 
+/// The result of a request for a certificate of the next key.
+#[derive(Debug, Clone)]
+pub enum RotationOutcome {
+    /// The next key has its certificate, and signs the next check-in.
+    Certified(IssuedCertificate),
+    /// The next key waits for approval. The current key stays valid. Repeat the call later.
+    Pending(RotationPending),
+}
+
 /// Creates the next key and gets its certificate. Steps that are already complete are skipped.
-pub(super) async fn begin(machine: &Machine, lock: &Arc<StateLock>) -> Result<IssuedCertificate, AgentError> {
+pub(super) async fn begin(
+    machine: &Machine,
+    lock: &Arc<StateLock>,
+    token: Option<SecretString>,
+) -> Result<RotationOutcome, AgentError> {
     let record = machine.record().await?;
     let current = Credential::current(&machine.key, &record).ok_or(AgentError::NotEnrolled)?;
     if let Some(next) = Credential::next(&machine.key, &record) {
-        return Ok(next.certificate);
+        return Ok(RotationOutcome::Certified(next.certificate));
     }
     machine.key_on_record(&record).await?;
-    let public_key = next_key(machine, lock, &record).await?;
+    let token = token.or_else(|| record.rotation.as_ref()?.token.clone());
+    let public_key = next_key(machine, lock, &record, token.as_ref()).await?;
     let next = machine.key.at(record.key_place.other());
-    let renewed = match renewal::request(machine, &record, &current, (&next, &public_key)).await {
-        // The server knows this key already, so it cannot become the next key.
-        Err(error) if error.refusal().and_then(Refusal::kind) == Some(ProblemKind::Conflict) => {
-            abandon(lock).await?;
+    let answer = match renewal::send(machine, &record, &current, &next, token.as_ref()).await {
+        Ok((client, response)) if response.status == StatusCode::ACCEPTED => {
+            RequestAnswer::Pending(client.read(&response)?)
+        }
+        Ok((client, response)) => RequestAnswer::Renewed(renewal::read(&client, &response, &public_key)?),
+        Err(error) => {
+            record_refusal(machine, lock, &error).await?;
             return Err(error);
         }
-        result => result?,
     };
-    let (certificate, key) = (renewed.certificate.clone(), public_key.thumbprint());
-    update_record(lock, move |record| {
-        trust_bundle::adopt(record, renewed.trust_bundle);
-        if let Some(rotation) = record.rotation.as_mut().filter(|rotation| rotation.key == key) {
-            rotation.certificate = Some(renewed.certificate);
-        }
-        record.last_failure = None;
-    })
-    .await?;
-    Ok(certificate)
+    record_answer(lock, public_key.thumbprint(), answer).await
 }
 
-/// Checks in with the next key, which then becomes the current one.
-///
-/// If the next key fails, the current key checks in. If that succeeds, the rotation is not complete.
+/// Checks in with the next key, which then becomes the current one. Where [`Fallback`] allows it, the current key checks
+/// in instead.
 pub(super) async fn complete(
     machine: &Machine,
     lock: &Arc<StateLock>,
     record: &Record,
     next: Credential,
 ) -> Result<CheckedIn, AgentError> {
-    let failure = match check_in_with_next_key(machine, record, &next).await {
+    let failure = match check_in_with_next_key(machine, lock, record, &next).await {
         Ok(checked_in) => {
             check_in::record_result(machine, lock, &checked_in, promote).await?;
             remove_key_left_over(lock).await?;
             tracing::info!("key rotation complete");
             return Ok(checked_in);
         }
-        Err(error) if NextKeyFailure::of(&error).is_some() => error,
-        Err(error) => return Err(error),
+        Err(error) => error,
     };
-    tracing::warn!(error = %Chain(&failure), "the next key failed: checking in with the current one");
-    match check_in::check_in(machine, lock, record).await {
-        Ok(checked_in) => {
-            if NextKeyFailure::of(&failure) == Some(NextKeyFailure::Permanent) {
-                abandon(lock).await?;
-            }
-            Ok(checked_in)
-        }
-        // The server has already replaced the current key, so the next key is now the machine's key.
-        Err(error) if is_superseded(&error) && failure.refusal().is_none() => {
+    let is_used = record.rotation.as_ref().is_some_and(|rotation| rotation.is_used);
+    let Some(fallback) = Fallback::after(&failure, is_used) else {
+        return Err(failure);
+    };
+    tracing::warn!(error = %Chain(&failure), ?fallback, "the next key failed");
+    match fallback {
+        Fallback::UseNextAsCurrent => {
             update_record(lock, promote).await?;
-            Err(failure)
+            return Err(failure);
         }
-        Err(error) => Err(error),
+        Fallback::RequestAgain => update_record(lock, request_again).await?,
+        Fallback::Denied => record_refusal(machine, lock, &failure).await?,
+        Fallback::KeepNextKey | Fallback::AbandonNextKey => {}
+    }
+    let checked_in = check_in::check_in(machine, lock, record).await?;
+    if fallback == Fallback::AbandonNextKey {
+        abandon(lock).await?;
+    }
+    Ok(checked_in)
+}
+
+/// Whether a refusal of [`begin`] says nothing about the current key.
+pub(super) fn concerns_next_key_alone(error: &AgentError) -> bool {
+    matches!(
+        error.refusal().and_then(Refusal::kind),
+        Some(ProblemKind::Conflict | ProblemKind::EnrollmentDenied | ProblemKind::EnrollmentTokenInvalid)
+    )
+}
+
+/// What the server said to a request for the next key's certificate.
+enum RequestAnswer {
+    Renewed(Renewed),
+    Pending(RotationPending),
+}
+
+/// What follows from a failed check-in with the next key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fallback {
+    /// The next key cannot be used now. The current key checks in.
+    KeepNextKey,
+    /// The next key will never work. The current key checks in, and the next key is deleted if that succeeds.
+    AbandonNextKey,
+    /// The next key is not admitted yet. The current key checks in, and the agent asks for the next key again.
+    RequestAgain,
+    /// An administrator denied the next key. It is deleted, and the current key checks in.
+    Denied,
+    /// The current key may be superseded, and the next key will never work. The next key becomes the current one, whose
+    /// loss leads to an enrollment.
+    UseNextAsCurrent,
+}
+
+impl Fallback {
+    /// `None` if the next key is to be tried again.
+    fn after(error: &AgentError, is_used: bool) -> Option<Self> {
+        match (KeyFailure::of(error), is_used) {
+            (Some(KeyFailure::Permanent), true) => return Some(Self::UseNextAsCurrent),
+            (Some(KeyFailure::Permanent), false) => return Some(Self::AbandonNextKey),
+            (Some(KeyFailure::Temporary), true) => return None,
+            (Some(KeyFailure::Temporary), false) => return Some(Self::KeepNextKey),
+            (None, _) => {}
+        }
+        match error.refusal()?.kind()? {
+            ProblemKind::MachinePending => Some(Self::RequestAgain),
+            ProblemKind::EnrollmentDenied => Some(Self::Denied),
+            // The server's database was restored from before the rotation, and still has the current key.
+            ProblemKind::MachineUnknown => Some(Self::AbandonNextKey),
+            _ => None,
+        }
     }
 }
 
-/// What a failure says about the next key.
+/// A failure of the key store with the next key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NextKeyFailure {
+enum KeyFailure {
     /// The next key may work later.
     Temporary,
     /// The next key will never work.
     Permanent,
 }
 
-impl NextKeyFailure {
-    /// `None` if the failure is not about this key. The current key would fail, too.
+impl KeyFailure {
     fn of(error: &AgentError) -> Option<Self> {
         match error {
             AgentError::KeyLost(_) | AgentError::KeyReplaced(_) => Some(Self::Permanent),
@@ -115,35 +179,55 @@ impl NextKeyFailure {
                     _ => Self::Temporary,
                 })
             }
-            _ => match error.refusal()?.kind()? {
-                ProblemKind::KeySuperseded | ProblemKind::BadEvidence | ProblemKind::MachineUnknown => {
-                    Some(Self::Permanent)
-                }
-                _ => None,
-            },
+            _ => None,
         }
     }
 }
 
+/// The record says that the next key is used before it signs evidence. A crash in between errs on the safe side.
 async fn check_in_with_next_key(
     machine: &Machine,
+    lock: &Arc<StateLock>,
     record: &Record,
     next: &Credential,
 ) -> Result<CheckedIn, AgentError> {
     machine.expect_key(&next.key, thumbprint(record)).await?;
+    // A key that cannot sign is not used, so the current key remains.
+    next.key.test_signing().await.map_err(ProofError::Key)?;
+    update_record(lock, |record| {
+        if let Some(rotation) = record.rotation.as_mut() {
+            rotation.is_used = true;
+        }
+    })
+    .await?;
     check_in::call(machine, record, next).await
 }
 
 /// The next key of the rotation in progress. A new one if there is none, or if it can never work.
-async fn next_key(machine: &Machine, lock: &Arc<StateLock>, record: &Record) -> Result<PublicKey, AgentError> {
+async fn next_key(
+    machine: &Machine,
+    lock: &Arc<StateLock>,
+    record: &Record,
+    token: Option<&SecretString>,
+) -> Result<PublicKey, AgentError> {
     let key = machine.key.at(record.key_place.other());
+    let token = token.cloned();
     if record.rotation.is_some() {
         match machine.expect_key(&key, thumbprint(record)).await {
-            Err(error) if NextKeyFailure::of(&error) == Some(NextKeyFailure::Permanent) => {
+            Err(error) if KeyFailure::of(&error) == Some(KeyFailure::Permanent) => {
                 tracing::warn!(error = %Chain(&error), "the next key is unusable: creating another one");
                 abandon(lock).await?;
             }
-            result => return result,
+            Err(error) => return Err(error),
+            Ok(public_key) => {
+                update_record(lock, |record| {
+                    if let Some(rotation) = record.rotation.as_mut() {
+                        rotation.token = token;
+                    }
+                })
+                .await?;
+                return Ok(public_key);
+            }
         }
     }
     let new = key.create().await.map_err(ProofError::Key)?;
@@ -153,10 +237,88 @@ async fn next_key(machine: &Machine, lock: &Arc<StateLock>, record: &Record) -> 
     let rotation = KeyRotation {
         key: public_key.thumbprint(),
         begun_at: machine.clock.now(),
+        token,
+        enrollment_id: None,
         certificate: None,
+        is_used: false,
     };
-    update_record(lock, move |record| record.rotation = Some(rotation)).await?;
+    update_record(lock, move |record| {
+        record.rotation = Some(rotation);
+        record.denied_next_key = None;
+    })
+    .await?;
     Ok(public_key)
+}
+
+async fn record_answer(
+    lock: &Arc<StateLock>,
+    key: KeyThumbprint,
+    answer: RequestAnswer,
+) -> Result<RotationOutcome, AgentError> {
+    let outcome = match &answer {
+        RequestAnswer::Renewed(renewed) => RotationOutcome::Certified(renewed.certificate.clone()),
+        RequestAnswer::Pending(pending) => RotationOutcome::Pending(pending.clone()),
+    };
+    update_record(lock, move |record| {
+        if let Some(rotation) = record.rotation.as_mut().filter(|rotation| rotation.key == key) {
+            // The server keeps the token with the key, so a repetition needs none.
+            rotation.token = None;
+            match &answer {
+                RequestAnswer::Renewed(renewed) => rotation.certificate = Some(renewed.certificate.clone()),
+                RequestAnswer::Pending(pending) => rotation.enrollment_id = Some(pending.enrollment_id),
+            }
+        }
+        if let RequestAnswer::Renewed(renewed) = answer {
+            trust_bundle::adopt(record, renewed.trust_bundle);
+        }
+        record.last_failure = None;
+    })
+    .await?;
+    Ok(outcome)
+}
+
+/// Applies a refusal to the rotation in progress.
+async fn record_refusal(machine: &Machine, lock: &Arc<StateLock>, error: &AgentError) -> Result<(), AgentError> {
+    match error.refusal().and_then(Refusal::kind) {
+        // The server knows this key already, so it cannot become the next key.
+        Some(ProblemKind::Conflict) => abandon(lock).await,
+        Some(ProblemKind::EnrollmentDenied) => {
+            tracing::warn!(error = %Chain(error), "the next key was denied: deleting it, and keeping the current key");
+            let (at, message) = (machine.clock.now(), Chain(error).to_string());
+            update_record(lock, move |record| {
+                let denied = record.rotation.take();
+                record.denied_next_key = denied.map(|denied| DeniedKey {
+                    key: denied.key,
+                    at,
+                    message,
+                });
+            })
+            .await?;
+            remove_key_left_over(lock).await
+        }
+        Some(ProblemKind::EnrollmentTokenInvalid) => {
+            update_record(lock, |record| {
+                // The server has a key that waits on record, and no other one. Without its token, the other one would
+                // start to wait, which its user has not asked for.
+                let waiting = record.rotation.take();
+                record.rotation = waiting.filter(|rotation| rotation.enrollment_id.is_some());
+                if let Some(rotation) = record.rotation.as_mut() {
+                    rotation.token = None;
+                }
+            })
+            .await?;
+            remove_key_left_over(lock).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The certificate belongs to a key that the server does not admit.
+fn request_again(record: &mut Record) {
+    if let Some(rotation) = record.rotation.as_mut() {
+        rotation.certificate = None;
+        rotation.is_used = false;
+    }
 }
 
 fn thumbprint(record: &Record) -> Option<KeyThumbprint> {
@@ -181,10 +343,6 @@ fn promote(record: &mut Record) {
 async fn abandon(lock: &Arc<StateLock>) -> Result<(), AgentError> {
     update_record(lock, |record| record.rotation = None).await?;
     remove_key_left_over(lock).await
-}
-
-fn is_superseded(error: &AgentError) -> bool {
-    error.refusal().and_then(Refusal::kind) == Some(ProblemKind::KeySuperseded)
 }
 
 async fn remove_key_left_over(lock: &Arc<StateLock>) -> Result<(), AgentError> {

@@ -1,8 +1,10 @@
 //! The machine's keys in the record: their places, the rotation in progress, and problems.
 
 use assay_protocol::{KeyThumbprint, agent_api::IssuedCertificate};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 /// The two places of a machine's keys. Each has its own file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,15 +18,42 @@ pub enum KeyPlace {
 }
 
 /// A key rotation in progress.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KeyRotation {
     /// The thumbprint of the next key.
     pub key: KeyThumbprint,
     /// When the next key was created, by this machine's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub begun_at: OffsetDateTime,
+    /// An enrollment token for the next key, until the server has answered.
+    #[serde(serialize_with = "super::expose_token", default)]
+    pub token: Option<SecretString>,
+    /// The server's id of the rotation, if the next key waits for approval.
+    #[serde(default)]
+    pub enrollment_id: Option<Uuid>,
     /// The certificate of the next key, once the server has issued it. From then on, the next key signs check-ins.
     pub certificate: Option<IssuedCertificate>,
+    /// Whether the next key may have signed evidence. The server may then have superseded the current key, and reports a
+    /// superseded key that signs.
+    #[serde(default = "unless_recorded")]
+    pub is_used: bool,
+}
+
+/// A next key that an administrator denied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedKey {
+    /// Its thumbprint.
+    pub key: KeyThumbprint,
+    /// When the agent learned of it, by this machine's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// The server's message, with the administrator's reason.
+    pub message: String,
+}
+
+/// Earlier versions did not record whether the next key had signed evidence.
+fn unless_recorded() -> bool {
+    true
 }
 
 /// A problem with a machine's key.

@@ -23,7 +23,7 @@ pub(crate) use self::{
 };
 pub use self::{
     error::StateError,
-    key::{KeyPlace, KeyRotation, KeyTrouble},
+    key::{DeniedKey, KeyPlace, KeyRotation, KeyTrouble},
 };
 use crate::trust::KnownServer;
 
@@ -46,6 +46,9 @@ pub struct Record {
     /// The rotation in progress. The next key is in the other place.
     #[serde(default)]
     pub rotation: Option<KeyRotation>,
+    /// The next key that an administrator denied, until another rotation begins.
+    #[serde(default)]
+    pub denied_next_key: Option<DeniedKey>,
     /// Whether the current key replaced one that the hardware rejected, and no server has accepted it yet.
     #[serde(default)]
     pub key_is_unknown: bool,
@@ -129,6 +132,7 @@ impl Default for Record {
             key: None,
             key_place: KeyPlace::First,
             rotation: None,
+            denied_next_key: None,
             key_is_unknown: false,
             pending: None,
             machine: None,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use assay_tests::administrator::{Administrator, text};
-use assay_tests::mac::{DONE, Mac, SERVER_UNREACHABLE};
+use assay_tests::mac::{DONE, Mac, REFUSED, SERVER_UNREACHABLE, WAITING_FOR_APPROVAL};
 use assay_tests::nginx::Nginx;
 use assay_tests::openssl::{Files, openssl};
 use assay_tests::proxied::ProxiedServer;
@@ -34,6 +34,24 @@ async fn enrolled(server: &ProxiedServer, key_store: &'static str) -> Mac {
     let _enrolled = mac.enroll(&token.secret, DONE).await;
     let _checked_in = mac.run(RUN_ONCE, DONE).await;
     mac
+}
+
+/// The arguments of a rotation that no administrator needs to approve.
+async fn rotate(server: &ProxiedServer, mac: &Mac, key_store: &str) -> Vec<String> {
+    let mut arguments = vec!["rotate-key".to_owned()];
+    if key_store == "secure-enclave" {
+        let token = json!({"serial_numbers": [mac.serial_number()], "allow_reenrollment": true});
+        let token = server.administrator().token(token).await.secret;
+        arguments.extend(["--token".to_owned(), token]);
+    }
+    arguments
+}
+
+/// Rotates the key.
+async fn rotated(server: &ProxiedServer, mac: &Mac, key_store: &str) {
+    let arguments = rotate(server, mac, key_store).await;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let _rotated = mac.run(&arguments, DONE).await;
 }
 
 /// True once this machine has at least so many certified keys of this status.
@@ -138,13 +156,15 @@ impl Step {
     }
 
     /// Runs a rotation up to here, and kills the agent.
-    async fn reach(self, server: &ProxiedServer, mac: &Mac) {
+    async fn reach(self, server: &ProxiedServer, mac: &Mac, key_store: &str) {
+        let arguments = rotate(server, mac, key_store).await;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let id = id(&mac.status().await);
         let before = fs::read(mac.state().join("state.json")).unwrap();
         let [old] = keys(mac).into_iter().collect::<Vec<_>>().try_into().unwrap();
         let old_key = fs::read(&old).unwrap();
         server.proxy.hold_back_once(self.condition(server, mac, id));
-        let rotating = mac.start(ROTATE);
+        let rotating = mac.start(&arguments);
         server.proxy.holds_an_answer_back().await;
         rotating.signal(Signal::KILL);
         assert_eq!(rotating.ended().await.code(), None, "{}", rotating.output());
@@ -172,7 +192,7 @@ async fn an_agent_killed_at_any_step_of_a_rotation_recovers(
     for step in Step::ALL {
         let mac = enrolled(&server, key_store).await;
         let old = mac.status().await["key_thumbprint"].clone();
-        step.reach(&server, &mac).await;
+        step.reach(&server, &mac, key_store).await;
         let status = mac.status().await;
         let waits_for = match step {
             Step::KeyMade | Step::NewKeyRecorded => Value::Null,
@@ -190,7 +210,7 @@ async fn an_agent_killed_at_any_step_of_a_rotation_recovers(
             // The server does not know that key, and the agent does not rotate by itself.
             let _checked_in = mac.run(RUN_ONCE, DONE).await;
             assert_eq!(keys(&mac).len(), 1);
-            let _rotated = mac.run(ROTATE, DONE).await;
+            rotated(&server, &mac, key_store).await;
         } else {
             let daemon = mac.start(&["run"]);
             let expected = match step {
@@ -228,7 +248,7 @@ async fn a_server_killed_before_or_after_a_commit_of_a_rotation_recovers() {
             assert_eq!(rotating.ended().await.code(), Some(SERVER_UNREACHABLE));
         } else {
             // The machine is right before the call whose commit must not happen.
-            step.reach(&server, &mac).await;
+            step.reach(&server, &mac, "software").await;
             let mut holder = server.pool.begin().await.unwrap();
             let held = sqlx::query("SELECT FROM machine_presence WHERE machine_id = $1 FOR UPDATE");
             held.bind(id).fetch_one(&mut *holder).await.unwrap();
@@ -341,14 +361,14 @@ async fn losing_one_of_two_keys_to_the_enclave_keeps_the_identity(#[case] step: 
     let mac = enrolled(&server, "secure-enclave").await;
     let before = mac.status().await;
     let current = keys(&mac).pop_first().unwrap();
-    step.reach(&server, &mac).await;
+    step.reach(&server, &mac, "secure-enclave").await;
     match damaged {
         Damaged::Current => damage(&current),
         Damaged::Next => damage(keys(&mac).iter().find(|path| **path != current).unwrap()),
     }
     let _checked_in = mac.run(RUN_ONCE, DONE).await;
     assert_eq!(mac.status().await["machine_id"], before["machine_id"]);
-    let _rotated = mac.run(ROTATE, DONE).await;
+    rotated(&server, &mac, "secure-enclave").await;
     check_at_rest(&server, &mac, &before["key_thumbprint"]).await;
     assert!(
         !mac.state().join("secure-enclave.key.refused").exists(),
@@ -364,7 +384,7 @@ async fn a_machine_whose_enclave_refuses_both_keys_enrolls_again_under_its_recor
     let server = ProxiedServer::start(&[]).await;
     let mac = enrolled(&server, "secure-enclave").await;
     let before = mac.status().await;
-    step.reach(&server, &mac).await;
+    step.reach(&server, &mac, "secure-enclave").await;
     let token = json!({"serial_numbers": [mac.serial_number()], "allow_reenrollment": true});
     let token = server.administrator().token(token).await;
     let configuration = mac.configure(&token.secret, "");
@@ -373,6 +393,124 @@ async fn a_machine_whose_enclave_refuses_both_keys_enrolls_again_under_its_recor
     let after = mac.status().await;
     assert_eq!(after["machine_id"], before["machine_id"]);
     check_at_rest(&server, &mac, &before["key_thumbprint"]).await;
+    let kinds = server.administrator().event_kinds(id(&after)).await;
+    assert!(!kinds.contains(&json!("machine.superseded-key-used")), "{kinds:?}");
+}
+
+/// The enrollment that the machine's next key waits for.
+fn waits_for_approval(status: &Value) -> String {
+    assert_eq!(status["key_rotation"]["waits_for"], "approval", "{status}");
+    text(&status["key_rotation"], "enrollment_id")
+}
+
+async fn decide(server: &ProxiedServer, enrollment: &str, decision: &str) {
+    let path = format!("enrollments/{enrollment}/{decision}");
+    let reason = json!({"reason": "seen at the desk"});
+    let answer = server.administrator().call(Method::POST, &path, Some(&reason)).await;
+    let _decided = answer.expect(200);
+}
+
+#[tokio::test]
+async fn a_next_key_waits_for_approval_while_the_old_key_works() {
+    let server = ProxiedServer::start(&[("check_in.interval", "1s")]).await;
+    let mac = enrolled(&server, "secure-enclave").await;
+    let old = mac.status().await["key_thumbprint"].clone();
+    let said = mac.run(ROTATE, WAITING_FOR_APPROVAL).await;
+    let enrollment = waits_for_approval(&mac.status().await);
+    assert!(said.contains(&enrollment), "{said}");
+    let said = mac.run(&["status"], DONE).await;
+    assert!(said.contains("waiting for approval of enrollment"), "{said}");
+    // The old key checks in and renews. A repeated call waits for the same decision.
+    let _checked_in = mac.run(RUN_ONCE, DONE).await;
+    let _renewed = mac.run(&["renew"], DONE).await;
+    let _waits = mac.run(ROTATE, WAITING_FOR_APPROVAL).await;
+    assert_eq!(waits_for_approval(&mac.status().await), enrollment);
+    let daemon = mac.start(&["run"]);
+    let read = daemon.writes(0, "the next key waits for approval").await;
+    let read = daemon.writes(read, "checked in").await;
+    assert_eq!(mac.status().await["key_thumbprint"], old);
+    decide(&server, &enrollment, "approve").await;
+    daemon.writes(read, "key rotation complete").await;
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
+    check_at_rest(&server, &mac, &old).await;
+    let kinds = server.administrator().event_kinds(id(&mac.status().await)).await;
+    assert!(!kinds.contains(&json!("machine.continuity-broken")), "{kinds:?}");
+}
+
+#[tokio::test]
+async fn a_denied_next_key_is_deleted_and_the_old_key_stays() {
+    let server = ProxiedServer::start(&[]).await;
+    let mac = enrolled(&server, "secure-enclave").await;
+    let old = mac.status().await["key_thumbprint"].clone();
+    let _waits = mac.run(ROTATE, WAITING_FOR_APPROVAL).await;
+    let waiting = mac.status().await;
+    decide(&server, &waits_for_approval(&waiting), "deny").await;
+    let said = mac.run(ROTATE, REFUSED).await;
+    assert!(said.contains("seen at the desk"), "{said}");
+    for _ in 0..2 {
+        let status = mac.status().await;
+        let denied = &status["denied_next_key"];
+        assert_eq!(denied["key"], waiting["key_rotation"]["next_key_thumbprint"]);
+        assert!(text(denied, "message").contains("seen at the desk"), "{denied}");
+        assert_eq!(
+            (&status["standing"], &status["key_rotation"]),
+            (&json!("enrolled"), &Value::Null)
+        );
+        assert_eq!(status["key_thumbprint"], old);
+        assert_eq!(keys(&mac).len(), 1);
+        let _checked_in = mac.run(RUN_ONCE, DONE).await;
+    }
+    // Another rotation brings another key.
+    let _waits = mac.run(ROTATE, WAITING_FOR_APPROVAL).await;
+    assert_eq!(mac.status().await["denied_next_key"], Value::Null);
+}
+
+#[tokio::test]
+async fn an_agent_killed_before_it_reads_that_its_next_key_waits_asks_again() {
+    let server = ProxiedServer::start(&[]).await;
+    let mac = enrolled(&server, "secure-enclave").await;
+    let old = mac.status().await["key_thumbprint"].clone();
+    server
+        .hold_back_when_it_rises("SELECT count(*) FROM enrollments WHERE kind = 'rotation'")
+        .await;
+    let rotating = mac.start(ROTATE);
+    server.proxy.holds_an_answer_back().await;
+    rotating.signal(Signal::KILL);
+    assert_eq!(rotating.ended().await.code(), None, "{}", rotating.output());
+    server.proxy.forward_to(server.installation.servers[0].address());
+    assert_eq!(mac.status().await["key_rotation"]["waits_for"], "certificate");
+    let _checked_in = mac.run(RUN_ONCE, DONE).await;
+    let enrollment = waits_for_approval(&mac.status().await);
+    decide(&server, &enrollment, "approve").await;
+    let _rotated = mac.run(RUN_ONCE, DONE).await;
+    check_at_rest(&server, &mac, &old).await;
+    assert_eq!(
+        server
+            .count("SELECT count(*) FROM enrollments WHERE kind = 'rotation'")
+            .await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn an_unfit_token_does_not_begin_a_rotation() {
+    let server = ProxiedServer::start(&[]).await;
+    let mac = enrolled(&server, "secure-enclave").await;
+    let unbound = server.administrator().token(json!({"allow_reenrollment": true})).await;
+    let said = mac.run(&["rotate-key", "--token", &unbound.secret], REFUSED).await;
+    assert!(
+        said.contains("enrollment-token-invalid") || said.contains("serial number"),
+        "{said}"
+    );
+    assert_eq!(mac.status().await["key_rotation"], Value::Null);
+    let _checked_in = mac.run(RUN_ONCE, DONE).await;
+    assert_eq!(
+        server
+            .count("SELECT count(*) FROM enrollments WHERE kind = 'rotation'")
+            .await,
+        0
+    );
 }
 
 /// The agent waits for a locked key also during a rotation. It creates no further key.
@@ -382,7 +520,7 @@ async fn a_rotation_waits_for_locked_keys() {
     for step in [Step::Recorded, Step::AnswerRecorded] {
         let mac = enrolled(&server, "secure-enclave").await;
         let old = mac.status().await["key_thumbprint"].clone();
-        step.reach(&server, &mac).await;
+        step.reach(&server, &mac, "secure-enclave").await;
         let (made, kept) = (mac.enclave_calls("create"), keys(&mac));
         mac.enclave_fails("fail NSOSStatusErrorDomain -25308");
         let _locked = mac.run(ROTATE, assay_tests::mac::KEY_STORE_UNAVAILABLE).await;
