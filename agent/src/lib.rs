@@ -12,6 +12,9 @@ mod connection;
 mod daemon;
 mod exchanges;
 pub mod facts;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod key_store;
 mod local;
 mod proxy;

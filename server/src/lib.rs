@@ -13,6 +13,9 @@ pub mod database;
 mod demo;
 mod enrollment;
 mod events;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod keyring;
 mod machines;

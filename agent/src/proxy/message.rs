@@ -35,7 +35,7 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 
 /// Where the proxy listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Site {
+pub(crate) enum Site {
     Loopback,
     /// Browsers cannot use Unix sockets.
     UnixSocket,
@@ -43,7 +43,7 @@ pub(super) enum Site {
 
 /// Why a request is rejected.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum RejectedRequest {
+pub(crate) enum RejectedRequest {
     #[error("this proxy forwards to one service: send requests with a path, as to a server")]
     NoPath,
     #[error("the request must have exactly one Host header")]
@@ -57,7 +57,7 @@ pub(super) enum RejectedRequest {
 }
 
 impl RejectedRequest {
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NoPath | Self::NoHost => StatusCode::BAD_REQUEST,
             Self::OtherHost(_) | Self::OtherSite(_) => StatusCode::FORBIDDEN,
@@ -67,7 +67,7 @@ impl RejectedRequest {
 }
 
 /// Checks a request, removes its hop-by-hop headers, and returns the path with its query.
-pub(super) fn prepare_request(head: &mut request::Parts, site: Site) -> Result<String, RejectedRequest> {
+pub(crate) fn prepare_request(head: &mut request::Parts, site: Site) -> Result<String, RejectedRequest> {
     let target = path(&head.method, &head.uri)?;
     if site == Site::Loopback {
         check_site(&head.headers)?;

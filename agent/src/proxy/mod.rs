@@ -4,7 +4,7 @@
 //! for an audience, the current grant token. The daemon keeps certificate and grants current. After a renewal, the
 //! proxy opens new connections with the new certificate.
 
-mod message;
+pub(crate) mod message;
 mod upstream;
 
 use std::sync::Arc;

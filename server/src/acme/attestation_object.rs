@@ -32,7 +32,7 @@ impl From<decode::Error> for AttestationObjectError {
 }
 
 /// The chain in an object: certificates in DER, leaf first. They are not verified here.
-pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>, AttestationObjectError> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>, AttestationObjectError> {
     if bytes.len() > MAX_LENGTH {
         return Err(AttestationObjectError::TooLong);
     }

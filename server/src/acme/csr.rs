@@ -28,7 +28,7 @@ pub(crate) enum CsrError {
 
 /// The key of a request, after its signature proves possession. Subject and extensions are unverified claims, and are
 /// ignored.
-pub(super) fn proven_key(csr: &[u8]) -> Result<EcKey, CsrError> {
+pub(crate) fn proven_key(csr: &[u8]) -> Result<EcKey, CsrError> {
     if csr.len() > MAX_LENGTH {
         return Err(CsrError::TooLong);
     }

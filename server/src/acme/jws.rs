@@ -10,8 +10,8 @@ pub(crate) const ALGORITHMS: [&str; 2] = ["ES256", "ES384"];
 
 /// A parsed JWS whose signature is not verified yet.
 #[derive(Debug)]
-pub(super) struct UnverifiedJws {
-    pub(super) header: Header,
+pub(crate) struct UnverifiedJws {
+    pub(crate) header: Header,
     payload: Vec<u8>,
     signed: String,
     signature: Vec<u8>,
@@ -19,15 +19,15 @@ pub(super) struct UnverifiedJws {
 
 /// The protected header. Unknown members can be ignored, unless `crit` names them.
 #[derive(Debug, Deserialize)]
-pub(super) struct Header {
-    pub(super) alg: String,
-    pub(super) url: String,
+pub(crate) struct Header {
+    pub(crate) alg: String,
+    pub(crate) url: String,
     #[serde(default)]
-    pub(super) nonce: Option<String>,
+    pub(crate) nonce: Option<String>,
     #[serde(default)]
-    pub(super) jwk: Option<Value>,
+    pub(crate) jwk: Option<Value>,
     #[serde(default)]
-    pub(super) kid: Option<String>,
+    pub(crate) kid: Option<String>,
     #[serde(default)]
     crit: Option<Value>,
 }
@@ -62,12 +62,12 @@ pub(crate) enum JwsError {
 
 impl UnverifiedJws {
     /// Parses a body.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, JwsError> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, JwsError> {
         Self::from_parts(serde_json::from_slice(body).map_err(|_| JwsError::NotFlattened)?)
     }
 
     /// Parses a JWS inside another one's payload.
-    pub(super) fn from_value(value: &Value) -> Result<Self, JwsError> {
+    pub(crate) fn from_value(value: &Value) -> Result<Self, JwsError> {
         Self::from_parts(Flattened::deserialize(value).map_err(|_| JwsError::NotFlattened)?)
     }
 
@@ -96,7 +96,7 @@ impl UnverifiedJws {
 
     /// Verifies the signature with this key and returns the payload. The key determines the algorithm, and `alg` must
     /// match.
-    pub(super) fn verify(self, key: &EcKey) -> Result<Vec<u8>, JwsError> {
+    pub(crate) fn verify(self, key: &EcKey) -> Result<Vec<u8>, JwsError> {
         self.require_algorithm()?;
         let expected = key.jws_algorithm();
         if self.header.alg != expected {

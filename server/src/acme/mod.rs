@@ -6,9 +6,9 @@
 
 pub(crate) mod accounts;
 mod admission;
-mod attestation_object;
+pub(crate) mod attestation_object;
 pub(crate) mod challenges;
-mod csr;
+pub(crate) mod csr;
 mod external_account;
 pub(crate) mod finalization;
 pub(crate) mod jws;

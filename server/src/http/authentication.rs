@@ -175,7 +175,7 @@ fn may_be_used_from(api_key: &ApiKey, address: Option<IpAddr>) -> bool {
     networks.is_none_or(|networks| address.is_some_and(|address| networks::contain(networks, address)))
 }
 
-fn presented_key(headers: &HeaderMap, accepts_basic: bool) -> Result<Zeroizing<String>, ApiProblem> {
+pub(crate) fn presented_key(headers: &HeaderMap, accepts_basic: bool) -> Result<Zeroizing<String>, ApiProblem> {
     let value = headers
         .get(header::AUTHORIZATION)
         .ok_or_else(|| unauthenticated("the header Authorization: Bearer is missing"))?;

@@ -3,7 +3,7 @@
 mod acme_api;
 mod admin_api;
 mod agent_api;
-mod authentication;
+pub(crate) mod authentication;
 mod caller_address;
 mod deadline;
 mod extract;
@@ -11,7 +11,7 @@ mod guard;
 mod layers;
 mod mdm_api;
 mod operation;
-mod page;
+pub(crate) mod page;
 mod problem;
 mod rate_limit;
 mod relying_party_api;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use assay_protocol::{admin_api::page::Page, text::hardware_id};
 use aws_lc_rs::digest::{self, SHA256};
-use axum::{extract::FromRequestParts, http::request::Parts};
+use axum::{extract::FromRequestParts, http::{Uri, request::Parts}};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, de::DeserializeOwned};
 use url::form_urlencoded;
@@ -89,7 +89,13 @@ impl<F: DeserializeOwned, P: Place> FromRequestParts<Arc<Services>> for List<F, 
     type Rejection = ApiProblem;
 
     async fn from_request_parts(parts: &mut Parts, _services: &Arc<Services>) -> Result<Self, ApiProblem> {
-        let query = extract::query(&parts.uri)?;
+        Self::parse(&parts.uri)
+    }
+}
+
+impl<F: DeserializeOwned, P: Place> List<F, P> {
+    pub(crate) fn parse(uri: &Uri) -> Result<Self, ApiProblem> {
+        let query = extract::query(uri)?;
         let (mut limit, mut cursor) = (None, None);
         let mut filters = Vec::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -105,7 +111,7 @@ impl<F: DeserializeOwned, P: Place> FromRequestParts<Arc<Services>> for List<F, 
                 return Err(ApiProblem::malformed(format!("{name} appears twice")));
             }
         }
-        let list = ListTag::of(parts.uri.path(), &filters);
+        let list = ListTag::of(uri.path(), &filters);
         let filters = form_urlencoded::Serializer::new(String::new())
             .extend_pairs(filters)
             .finish();
@@ -153,7 +159,7 @@ impl<P: Place> PageRequest<P> {
         self.limit + 1
     }
 
-    fn cursor(&self, place: &P) -> String {
+    pub(crate) fn cursor(&self, place: &P) -> String {
         URL_SAFE_NO_PAD.encode([self.list.0.as_slice(), &place.to_bytes()].concat())
     }
 

@@ -7,7 +7,7 @@
 pub(crate) mod asking;
 mod client;
 mod devices;
-mod report;
+pub(crate) mod report;
 
 use assay_authority::attestation::apple::{AttestationError, UnverifiedAttestation};
 use assay_protocol::{

@@ -8,13 +8,13 @@ const MAX_CERTIFICATES: usize = 16;
 
 /// The fields of a device's message that the server uses.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) udid: Option<String>,
-    pub(super) enrollment_id: Option<String>,
+pub(crate) struct Report {
+    pub(crate) udid: Option<String>,
+    pub(crate) enrollment_id: Option<String>,
     /// As the device reports it.
-    pub(super) serial_number: Option<String>,
+    pub(crate) serial_number: Option<String>,
     /// `DevicePropertiesAttestation`: certificates in DER, leaf first.
-    pub(super) attestation: Option<Vec<Vec<u8>>>,
+    pub(crate) attestation: Option<Vec<Vec<u8>>>,
 }
 
 /// Why a message cannot be read.
@@ -41,7 +41,7 @@ struct Events<'a>(XmlReader<&'a [u8]>);
 
 impl Report {
     /// Reads what a device sent.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, ReportError> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, ReportError> {
         let mut events = Events(XmlReader::new(bytes));
         if !matches!(events.next()?, OwnedEvent::StartDictionary(_)) {
             return Err(ReportError::NotADictionary);

@@ -17,7 +17,7 @@ pub(crate) enum Format {
 
 /// A file without a wrong row, in the order of the serial numbers.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Import {
+pub(crate) struct Import {
     serial_numbers: Vec<String>,
     labels: Vec<String>,
     owners: Vec<Option<String>>,
@@ -25,7 +25,7 @@ pub(super) struct Import {
 }
 
 impl Import {
-    pub(super) fn read(format: Format, body: &[u8]) -> Result<Self, InventoryError> {
+    pub(crate) fn read(format: Format, body: &[u8]) -> Result<Self, InventoryError> {
         let mut rows = Rows::default();
         match format {
             Format::Json => json::read(body, &mut rows),
@@ -47,17 +47,17 @@ impl Import {
         Ok(import)
     }
 
-    pub(super) fn serial_numbers(&self) -> &[String] {
+    pub(crate) fn serial_numbers(&self) -> &[String] {
         &self.serial_numbers
     }
 
     /// The digest of the file, in hex.
-    pub(super) fn sha256(&self) -> &str {
+    pub(crate) fn sha256(&self) -> &str {
         &self.sha256
     }
 
     /// The rows, in batches for one statement each.
-    pub(super) fn batches(&self) -> impl Iterator<Item = Columns<'_>> {
+    pub(crate) fn batches(&self) -> impl Iterator<Item = Columns<'_>> {
         let (labels, owners) = (self.labels.chunks(BATCH), self.owners.chunks(BATCH));
         let batches = self.serial_numbers.chunks(BATCH).zip(labels).zip(owners);
         batches.map(|((serial_numbers, labels), owners)| Columns {

@@ -1,7 +1,7 @@
 //! The inventory: the machines that the organization owns. Importing it as a whole, listing it, and removing from it.
 
 mod csv;
-mod import;
+pub(crate) mod import;
 mod json;
 mod lowering;
 mod rows;
