@@ -62,7 +62,7 @@ impl Nonces {
     /// Makes a nonce. Its order is later than `last_used`, even where that came from a replica whose clock is ahead:
     /// otherwise the machine could not check in here until this clock has caught up.
     pub(crate) fn issue(&self, now: OffsetDateTime, last_used: Option<OffsetDateTime>) -> String {
-        let next = last_used.map_or(now, |last| last + Duration::MICROSECOND);
+        let next = last_used.map_or(now, |last| last.saturating_add(Duration::MICROSECOND));
         let mut nonce = [0; BODY_BYTES + MAC_BYTES];
         let parts = microseconds(now)
             .to_be_bytes()
@@ -165,6 +165,12 @@ mod tests {
         assert!(nonces().recognize(&nonce, end).is_ok());
         let later = end + Duration::MICROSECOND;
         assert_eq!(nonces().recognize(&nonce, later), Err(NonceError::Expired));
+    }
+
+    #[test]
+    fn a_nonce_after_the_last_moment_of_the_calendar_is_issued() {
+        let last = time::PrimitiveDateTime::MAX.assume_utc();
+        assert!(nonces().recognize(&nonces().issue(NOW, Some(last)), NOW).is_ok());
     }
 
     #[test]
