@@ -5,7 +5,10 @@ use std::{borrow::Cow, sync::Arc};
 
 use assay_protocol::{admin_api::page::Page, text::hardware_id};
 use aws_lc_rs::digest::{self, SHA256};
-use axum::{extract::FromRequestParts, http::{Uri, request::Parts}};
+use axum::{
+    extract::FromRequestParts,
+    http::{Uri, request::Parts},
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, de::DeserializeOwned};
 use url::form_urlencoded;
