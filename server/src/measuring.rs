@@ -5,76 +5,22 @@
     reason = "a measurement that cannot be set up has failed, and says where"
 )]
 
-use std::sync::Arc;
-
-use assay_authority::attestation::apple::AttestationRoots;
 use assay_grants::{Catalog, CatalogGrant, Subject};
 use assay_protocol::{
-    admin_api::{
-        api_keys::{CreateApiKey, Role},
-        grants::{Conditions, Selector},
-    },
+    admin_api::grants::{Conditions, Selector},
     machine::{Assurance, KeyStoreKind, MachineStatus, Posture, SecureBoot},
 };
-use axum::Router;
-use secrecy::SecretString;
 use serde_json::{from_value, json};
 use time::{OffsetDateTime, macros::datetime};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{
-    administration::api_keys,
-    changes::Origin,
-    check_in::nonce::Nonces,
-    clock::Clock,
-    config::Config,
-    database::Database,
-    http::{self, TrustedProxies},
-    running::assembly,
-    telemetry::Metrics,
-};
+use crate::check_in::nonce::Nonces;
 
 /// What the server's program allocates with, for the programs that stand in for it.
 pub use mimalloc::MiMalloc as Allocator;
 
 const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
 const MACHINE: Uuid = Uuid::from_u128(0x0191_0000_0000_7000_8000_0000_0000_0001);
-
-/// A server that does nothing by itself: no recurring work, no listener. What it does, somebody has asked for.
-pub struct QuietServer {
-    /// Answers the requests.
-    pub router: Router,
-    /// What it counts.
-    pub metrics: Arc<Metrics>,
-    /// An administrator's.
-    pub api_key: SecretString,
-    _database: Database,
-}
-
-impl QuietServer {
-    /// Makes one on the configured database.
-    pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Self {
-        let roots = AttestationRoots::from_file(config.apple.attestation_roots.as_deref()).unwrap();
-        let database = Database::open(config).await.unwrap();
-        let shutdown = CancellationToken::new();
-        let prepared = assembly::prepare(config, clock, &database, roots, &shutdown).await;
-        let services = prepared.unwrap();
-        let request = CreateApiKey {
-            name: "measuring".to_owned(),
-            role: Role::Admin,
-            expires_in_seconds: None,
-            networks: None,
-        };
-        let created = api_keys::create(&services.store, &Origin::command_line(), &request).await;
-        Self {
-            metrics: Arc::clone(&services.metrics),
-            router: http::router(services, TrustedProxies::new(&[])),
-            api_key: created.unwrap().1,
-            _database: database,
-        }
-    }
-}
 
 /// Recognizes a nonce, the same at every call.
 pub fn recognize_nonce() -> impl Fn() -> OffsetDateTime {

@@ -13,10 +13,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
+use assay_protocol::admin_api::api_keys::Role;
 use assay_server::clock::SystemClock;
 use assay_server::config::Config;
 use assay_server::connections::{self, ConnectionLimits, Server};
-use assay_server::measuring::{Allocator, QuietServer};
+use assay_server::measuring::Allocator;
+use assay_server::running::Assembled;
 use assay_server::telemetry::logging::{self, LogFormat};
 use assay_tests::administrator::Administrator;
 use assay_tests::api::Api;
@@ -85,16 +87,17 @@ async fn serve(database_url: &str) -> (SocketAddr, String) {
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let config = Config::load(None, settings.into_iter()).unwrap();
-    let quiet = QuietServer::start(&config, clock).await;
-    let api_key = quiet.api_key.expose_secret().to_owned();
+    let assembled = Assembled::new(&config, clock).await.unwrap();
+    let api_key = assembled.create_api_key("measuring", Role::Admin).await.unwrap();
+    let api_key = api_key.expose_secret().to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let server = Server {
-            router: quiet.router.clone(),
+            router: assembled.router(),
             tls: None,
             limits: ConnectionLimits::default(),
-            metrics: Arc::clone(&quiet.metrics),
+            metrics: Arc::clone(assembled.metrics()),
         };
         connections::serve(listener, server, CancellationToken::new()).await
     });

@@ -364,7 +364,8 @@ impl Called for Presenting<'_> {
     }
 }
 
-fn variables(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Vec<(String, String)> {
+/// The environment of a server with these keys of the configuration.
+pub(crate) fn variables(database_url: &str, data_dir: &TempDir, settings: &[(&str, &str)]) -> Vec<(String, String)> {
     let data_dir = data_dir.path().display().to_string();
     let basis = [
         ("public_url", PUBLIC_URL),

@@ -36,3 +36,4 @@ pub mod proxy;
 pub mod python;
 pub mod receiver;
 pub mod seed;
+pub mod simulation;

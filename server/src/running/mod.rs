@@ -1,16 +1,18 @@
 //! A running server: assembled, started, stopped.
 
-pub(crate) mod assembly;
+mod assembled;
+mod assembly;
 mod descriptors;
 mod metrics_listener;
 mod stop_signal;
 
+pub use self::assembled::Assembled;
 pub(crate) use self::stop_signal::stop_requested;
 
 use std::{convert::Infallible, future::ready, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use assay_authority::attestation::apple::{AttestationRoots, RootsError};
-use assay_protocol::admin_api::api_keys::{CreateApiKey, Role};
+use assay_authority::attestation::apple::RootsError;
+use assay_protocol::admin_api::api_keys::Role;
 use futures_util::{FutureExt, future::BoxFuture};
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -18,16 +20,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    administration::{
-        api_key_expiry,
-        api_keys::{self, ApiKeyError},
-    },
+    administration::{api_key_expiry, api_keys::ApiKeyError},
     audit::sealing,
-    changes::Origin,
     clock::Clock,
     config::{ClientCertificates, Config, Tls},
     connections::{self, ConnectionLimits},
-    database::{Database, DatabaseError},
+    database::DatabaseError,
     enrollment::expiry,
     events::{announcing, feed},
     http::{self, TrustedProxies},
@@ -52,11 +50,9 @@ const FORGETTING: Work = Work::every(Duration::from_secs(60), "forget idle calle
 pub struct RunningServer {
     address: SocketAddr,
     telemetry_address: SocketAddr,
-    services: Arc<Services>,
+    assembled: Assembled,
     serving: JoinHandle<usize>,
     background: TaskTracker,
-    shutdown: CancellationToken,
-    database: Database,
 }
 
 /// Why a server cannot start, or did not stop cleanly.
@@ -117,14 +113,12 @@ pub enum RunError {
 impl RunningServer {
     /// Starts the server. It handles requests when this returns.
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
-        let roots = AttestationRoots::from_file(config.apple.attestation_roots.as_deref())?;
-        make_data_dir(&config.data_dir)?;
-        let database = Database::open(config).await?;
-        match Self::start_on(config, clock, &database, roots).await {
-            Ok(parts) => Ok(parts.with(database)),
+        let assembled = Assembled::new(config, clock).await?;
+        match Started::listen(config, &assembled).await {
+            Ok(parts) => Ok(parts.with(assembled)),
             Err(error) => {
                 // Report the first error. Closing matters anyway: the private Postgres must not outlive the server.
-                let _ = database.close().await;
+                let _ = assembled.close().await;
                 Err(error)
             }
         }
@@ -145,44 +139,40 @@ impl RunningServer {
     /// The roots in PEM, for agents that do not trust this server yet.
     #[must_use]
     pub fn roots_pem(&self) -> String {
-        self.services.authority.load().roots_pem().to_owned()
+        self.assembled.roots_pem()
     }
 
     /// Creates an API key, like `api-key create`, with the longest life.
     pub async fn create_api_key(&self, name: &str, role: Role) -> Result<SecretString, ApiKeyError> {
-        let request = CreateApiKey {
-            name: name.to_owned(),
-            role,
-            expires_in_seconds: Some(api_keys::LONGEST_LIFE_SECONDS),
-            networks: None,
-        };
-        let (_key, secret) = api_keys::create(&self.services.store, &Origin::command_line(), &request).await?;
-        Ok(secret)
+        self.assembled.create_api_key(name, role).await
     }
 
     /// Finishes the requests in flight, then stops.
     pub async fn stop(self) -> Result<(), RunError> {
-        self.shutdown.cancel();
+        self.assembled.shutdown.cancel();
         self.background.close();
         let cut_off = self.serving.await?;
         self.background.wait().await;
         tracing::info!(cut_off, "stopped");
-        Ok(self.database.close().await?)
+        self.assembled.close().await
     }
+}
 
-    async fn start_on(
-        config: &Config,
-        clock: Arc<dyn Clock>,
-        database: &Database,
-        attestation_roots: AttestationRoots,
-    ) -> Result<Started, RunError> {
-        let shutdown = CancellationToken::new();
-        let services = assembly::prepare(config, clock, database, attestation_roots, &shutdown).await?;
-        lists::publish_first(&services).await;
+/// All parts of a running server except its database.
+struct Started {
+    address: SocketAddr,
+    telemetry_address: SocketAddr,
+    serving: JoinHandle<usize>,
+    background: TaskTracker,
+}
+
+impl Started {
+    async fn listen(config: &Config, assembled: &Assembled) -> Result<Self, RunError> {
         let listener = listen("listen", config.listen).await?;
         let telemetry = listen("telemetry.listen", config.telemetry.listen).await?;
-        let certificate = server_certificate(config, &services)?;
-        Ok(Started::spawn(
+        let certificate = server_certificate(config, &assembled.services)?;
+        let (services, shutdown) = (Arc::clone(&assembled.services), assembled.shutdown.clone());
+        Ok(Self::spawn(
             config,
             services,
             listener,
@@ -191,19 +181,7 @@ impl RunningServer {
             shutdown,
         )?)
     }
-}
 
-/// All parts of a running server except its database.
-struct Started {
-    address: SocketAddr,
-    telemetry_address: SocketAddr,
-    services: Arc<Services>,
-    serving: JoinHandle<usize>,
-    background: TaskTracker,
-    shutdown: CancellationToken,
-}
-
-impl Started {
     fn spawn(
         config: &Config,
         services: Arc<Services>,
@@ -243,22 +221,18 @@ impl Started {
         Ok(Self {
             address,
             telemetry_address,
-            services,
             serving,
             background,
-            shutdown,
         })
     }
 
-    fn with(self, database: Database) -> RunningServer {
+    fn with(self, assembled: Assembled) -> RunningServer {
         RunningServer {
             address: self.address,
             telemetry_address: self.telemetry_address,
-            services: self.services,
+            assembled,
             serving: self.serving,
             background: self.background,
-            shutdown: self.shutdown,
-            database,
         }
     }
 }
@@ -358,13 +332,6 @@ async fn listen(key: &'static str, address: SocketAddr) -> Result<(TcpListener, 
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
-}
-
-fn make_data_dir(path: &std::path::Path) -> Result<(), RunError> {
-    std::fs::create_dir_all(path).map_err(|source| RunError::DataDir {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 async fn forget_idle_callers(services: Arc<Services>, turns: Turns) {

@@ -1,0 +1,334 @@
+//! What a new key may get, and how often a token serves (CONTRACT, section 3).
+
+use std::collections::BTreeSet;
+
+use assay_protocol::KeyThumbprint;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::{
+    Certificate, Checked, Continuity, Grounds, Judgement, KeyModel, KeyStatus, MachineModel, Model, Presented, Status, require,
+    violation,
+};
+use crate::simulation::replica::Answer;
+
+/// `enrollment.pending_ttl` by default.
+const PENDING_TTL: Duration = Duration::days(7);
+
+/// An enrollment token.
+#[derive(Clone, Debug)]
+pub(in crate::simulation) struct TokenModel {
+    pub(in crate::simulation) id: String,
+    pub(in crate::simulation) secret: String,
+    /// The serial number that it is bound to.
+    pub(in crate::simulation) bound_to: Option<String>,
+    pub(in crate::simulation) max_uses: usize,
+    pub(in crate::simulation) is_manual: bool,
+    pub(in crate::simulation) allows_reenrollment: bool,
+    pub(in crate::simulation) expires_at: OffsetDateTime,
+    pub(in crate::simulation) is_revoked: bool,
+    pub(in crate::simulation) used_by: BTreeSet<KeyThumbprint>,
+}
+
+/// A request that waits for an administrator.
+#[derive(Clone, Debug)]
+pub(in crate::simulation) struct Request {
+    pub(in crate::simulation) id: String,
+    pub(in crate::simulation) key: KeyThumbprint,
+    pub(in crate::simulation) machine: Uuid,
+    /// Whether it would take an existing record over.
+    pub(in crate::simulation) is_takeover: bool,
+}
+
+/// What a new key must get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    NewMachine,
+    Takeover(Uuid),
+    Wait(Option<Uuid>),
+    /// Its token is used up or expired and bound to the serial number of a record. The contract has it wait, and the server
+    /// refuses it.
+    WaitOrNothing(Uuid),
+    /// Refused because of its token.
+    Nothing,
+}
+
+impl TokenModel {
+    /// Whether it admits one more key with this serial number.
+    fn admits(&self, presented: &Presented) -> bool {
+        let is_for_it = self.bound_to.is_none() || self.speaks_for(presented);
+        let has_room = self.used_by.len() < self.max_uses || self.used_by.contains(&presented.key);
+        is_for_it && has_room && !self.is_revoked && presented.at < self.expires_at
+    }
+
+    fn speaks_for(&self, presented: &Presented) -> bool {
+        self.bound_to.is_some() && self.bound_to == presented.claims.machine.serial_number
+    }
+}
+
+impl Model {
+    /// Checks the answer to the enrollment of a key that is not on record, and learns from it. Returns the request, if it
+    /// waits.
+    pub(in crate::simulation) fn learn_of_new_key(
+        &mut self,
+        presented: &Presented,
+        token: Option<usize>,
+        answer: &Answer,
+    ) -> Checked<Option<Request>> {
+        let due = self.due(presented, token);
+        let rule = "a new key gets what its token and the record of its serial number allow";
+        let detail = format!("due {due:?}, answered {}", answer.short());
+        match (due, answer.status) {
+            (Due::Nothing | Due::WaitOrNothing(_), 401) => return Ok(None),
+            (Due::NewMachine | Due::Takeover(_), 201) | (Due::Wait(_) | Due::WaitOrNothing(_), 202) => {}
+            _ => return violation(rule, detail),
+        }
+        if let Some(token) = token {
+            self.spend(token, presented)?;
+        }
+        match due {
+            Due::NewMachine => self.new_machine(presented, token, answer, Status::Active)?,
+            Due::Takeover(id) => self.takeover(id, presented, token, answer)?,
+            Due::Wait(Some(known)) | Due::WaitOrNothing(known) => return self.wait_for(known, presented, token, answer).map(Some),
+            Due::Wait(None) => {
+                self.new_machine(presented, token, answer, Status::Pending)?;
+                let machine = self.keys[&presented.key].machine;
+                return Ok(Some(request(answer, presented.key, machine, false)));
+            }
+            Due::Nothing => {}
+        }
+        Ok(None)
+    }
+
+    /// Checks the answer to a repeated enrollment of a key that was admitted or refused, and learns from it.
+    pub(in crate::simulation) fn learn_of_repeated_enrollment(
+        &mut self,
+        presented: &Presented,
+        token: Option<usize>,
+        answer: &Answer,
+    ) -> Checked {
+        let judgement = self.judge(presented);
+        if judgement == Judgement::Either && self.is_past_grace(presented) {
+            let returns = token.is_some_and(|token| self.tokens[token].admits(presented));
+            let rule = "past the grace, a token alone lets a key return";
+            require(answer.is_success() == returns, rule, answer.short())?;
+            if let Some(token) = token.filter(|_| returns) {
+                self.spend(token, presented)?;
+                self.accepted(presented, answer)?;
+                self.issued(presented.key, answer);
+            }
+            return Ok(());
+        }
+        self.learn(presented, answer)?;
+        if !answer.is_success() {
+            return Ok(());
+        }
+        let before = self.keys[&presented.key].certificate.clone();
+        self.issued(presented.key, answer);
+        let after = self.keys[&presented.key].certificate.as_ref().unwrap();
+        let in_force = before.filter(|before| !before.is_revoked && presented.at < before.not_after);
+        let is_same = in_force.is_none_or(|before| before.serial_number == after.serial_number);
+        let rule = "a repeated enrollment gives the certificate that is in force";
+        require(is_same, rule, answer.short())?;
+        self.require_assurance(self.keys[&presented.key].machine, answer)
+    }
+
+    /// A request that waited too long is as if it had never been.
+    pub(in crate::simulation) fn forget_if_expired(&mut self, presented: &Presented) {
+        let Some(key) = self.key(presented.key) else {
+            return;
+        };
+        if key.waits_until.is_some_and(|end| presented.at >= end) && key.status == KeyStatus::Pending {
+            let machine = key.machine;
+            self.keys.remove(&presented.key);
+            if self.machine(machine).status == Status::Pending {
+                self.machines.remove(&machine);
+            }
+        }
+    }
+
+    /// A certificate was issued for a key.
+    pub(in crate::simulation) fn issued(&mut self, key: KeyThumbprint, answer: &Answer) {
+        self.keys.get_mut(&key).unwrap().certificate = Some(certificate(answer));
+    }
+
+    fn due(&self, presented: &Presented, token: Option<usize>) -> Due {
+        let serial_number = presented.claims.machine.serial_number.as_deref().unwrap_or_default();
+        let known = self.holder_of(serial_number);
+        let Some(token) = token.map(|token| &self.tokens[token]) else {
+            return Due::Wait(known);
+        };
+        if !token.admits(presented) {
+            let asks = known.filter(|_| token.speaks_for(presented) && !token.is_revoked);
+            return asks.map_or(Due::Nothing, Due::WaitOrNothing);
+        }
+        match known {
+            None if token.is_manual => Due::Wait(None),
+            None => Due::NewMachine,
+            Some(known) => {
+                let replaces = token.speaks_for(presented) && token.allows_reenrollment && !token.is_manual;
+                let is_active = self.machine(known).status == Status::Active;
+                match replaces && is_active {
+                    true => Due::Takeover(known),
+                    false => Due::Wait(Some(known)),
+                }
+            }
+        }
+    }
+
+    fn spend(&mut self, token: usize, presented: &Presented) -> Checked {
+        let token = &mut self.tokens[token];
+        if token.admits(presented) {
+            token.used_by.insert(presented.key);
+        }
+        let uses = token.used_by.len();
+        require(uses <= token.max_uses, "a token serves no more keys than it says", uses)
+    }
+
+    fn grounds(&self, presented: &Presented, token: Option<usize>) -> Grounds {
+        let serial_number = &presented.claims.machine.serial_number;
+        Grounds {
+            token: token.is_some_and(|token| self.tokens[token].speaks_for(presented)),
+            inventory: serial_number.as_ref().is_some_and(|number| self.inventory.contains(number)),
+            approval: false,
+        }
+    }
+
+    fn new_machine(
+        &mut self,
+        presented: &Presented,
+        token: Option<usize>,
+        answer: &Answer,
+        status: Status,
+    ) -> Checked {
+        let id = machine_id(answer)?;
+        let is_new = !self.machines.contains_key(&id);
+        require(is_new, "a new machine has a new id", id)?;
+        let is_active = status == Status::Active;
+        let key_status = if is_active { KeyStatus::Current } else { KeyStatus::Pending };
+        self.insert_key(presented, id, key_status, self.grounds(presented, token));
+        let claimed = &presented.claims.machine;
+        let machine = MachineModel {
+            status,
+            serial_number: claimed.serial_number.clone(),
+            hardware_uuid: claimed.hardware_uuid.clone(),
+            current: presented.key,
+            continuity: if is_active { first(answer) } else { Continuity::open() },
+            withheld: BTreeSet::new(),
+            used_nonces: BTreeSet::from([presented.claims.eat_nonce.clone()]),
+        };
+        self.machines.insert(id, machine);
+        self.audited(id, "machine.enroll");
+        self.announced(id, "machine.enrolled");
+        if is_active {
+            self.issued(presented.key, answer);
+            self.require_assurance(id, answer)?;
+        }
+        Ok(())
+    }
+
+    fn takeover(&mut self, id: Uuid, presented: &Presented, token: Option<usize>, answer: &Answer) -> Checked {
+        require(
+            machine_id(answer)? == id,
+            "a serial number keeps its machine's id",
+            answer.short(),
+        )?;
+        let grounds = self.grounds(presented, token);
+        self.retire_keys(id, KeyStatus::Superseded);
+        self.insert_key(presented, id, KeyStatus::Current, grounds);
+        self.replace_key(id, presented);
+        self.machine_mut(id).continuity = first(answer);
+        self.audited(id, "machine.re-enroll");
+        self.announced(id, "machine.re-enrolled");
+        self.issued(presented.key, answer);
+        self.require_assurance(id, answer)
+    }
+
+    /// A new key that a token or an approval admits brings its hardware with it.
+    pub(super) fn replace_key(&mut self, id: Uuid, presented: &Presented) {
+        let claimed = presented.claims.machine.hardware_uuid.clone();
+        let machine = self.machine_mut(id);
+        machine.current = presented.key;
+        machine.hardware_uuid = claimed.or(machine.hardware_uuid.take());
+        machine.used_nonces.insert(presented.claims.eat_nonce.clone());
+        machine.withheld.clear();
+    }
+
+    pub(super) fn retire_keys(&mut self, machine: Uuid, status: KeyStatus) {
+        for key in self.keys.values_mut().filter(|key| key.machine == machine) {
+            if matches!(key.status, KeyStatus::Current | KeyStatus::Next) {
+                key.status = status;
+                if let Some(certificate) = &mut key.certificate {
+                    certificate.is_revoked = true;
+                }
+            }
+        }
+    }
+
+    fn wait_for(
+        &mut self,
+        known: Uuid,
+        presented: &Presented,
+        token: Option<usize>,
+        answer: &Answer,
+    ) -> Checked<Request> {
+        self.insert_key(presented, known, KeyStatus::Pending, self.grounds(presented, token));
+        self.announced(known, "machine.re-enrollment-requested");
+        Ok(request(answer, presented.key, known, true))
+    }
+
+    fn insert_key(&mut self, presented: &Presented, machine: Uuid, status: KeyStatus, grounds: Grounds) {
+        let key = KeyModel {
+            machine,
+            status,
+            store: Some(presented.claims.key.store),
+            grounds,
+            certificate: None,
+            waits_until: (status == KeyStatus::Pending).then(|| presented.at + PENDING_TTL),
+        };
+        self.keys.insert(presented.key, key);
+    }
+
+    pub(super) fn require_assurance(&self, machine: Uuid, answer: &Answer) -> Checked {
+        let expected = self.assurance(machine).to_string();
+        let answered = answer.text("assurance").unwrap_or_default();
+        let rule = "the assurance is what the key's own grounds give";
+        require(answered == expected, rule, format!("{expected}, answered {answered}"))
+    }
+}
+
+fn first(answer: &Answer) -> Continuity {
+    Continuity::after(None, answer.text("continuity").map(str::to_owned))
+}
+
+fn request(answer: &Answer, key: KeyThumbprint, machine: Uuid, is_takeover: bool) -> Request {
+    let id = answer.text("enrollment_id").unwrap_or_default().to_owned();
+    Request {
+        id,
+        key,
+        machine,
+        is_takeover,
+    }
+}
+
+fn machine_id(answer: &Answer) -> Checked<Uuid> {
+    match answer.text("machine_id").map(str::parse) {
+        Some(Ok(id)) => Ok(id),
+        _ => violation("an enrolled key is told its machine's id", &answer.body),
+    }
+}
+
+fn certificate(answer: &Answer) -> Certificate {
+    let certificate = &answer.body["certificate"];
+    let text = |member: &str| certificate[member].as_str().unwrap();
+    let leaf = pem::parse_many(text("chain")).unwrap().swap_remove(0);
+    Certificate {
+        serial_number: text("serial_number").to_owned(),
+        sha256: URL_SAFE_NO_PAD.encode(assay_protocol::sha256(leaf.contents())),
+        not_after: OffsetDateTime::parse(text("not_after"), &Rfc3339).unwrap(),
+        is_revoked: false,
+    }
+}

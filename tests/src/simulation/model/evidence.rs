@@ -1,0 +1,160 @@
+//! Whether evidence of a key may be accepted (CONTRACT, sections 2 and 3).
+
+use assay_protocol::Purpose;
+use assay_protocol::machine::KeyStoreKind;
+
+use super::{Checked, Continuity, KeyStatus, Model, Presented, RENEWAL_GRACE, Status, require, violation};
+use crate::simulation::replica::Answer;
+
+/// What the answer to evidence may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::simulation) enum Judgement {
+    /// It must be accepted.
+    Accept,
+    /// What is known does not decide it.
+    Either,
+    /// It must be refused, by this rule.
+    Refuse(&'static str),
+    /// It must be refused, and the machine is quarantined.
+    Quarantine(&'static str),
+}
+
+impl Model {
+    /// Judges evidence of a key on record, for a check-in, a renewal or a repeated enrollment.
+    pub(in crate::simulation) fn judge(&self, presented: &Presented) -> Judgement {
+        let Some(key) = self.key(presented.key) else {
+            return Judgement::Refuse("a key that is not on record is refused");
+        };
+        match key.status {
+            KeyStatus::Current | KeyStatus::Next => {}
+            KeyStatus::Pending => return Judgement::Refuse("a key that waits is refused"),
+            KeyStatus::Superseded => return Judgement::Refuse("a superseded key is refused"),
+            KeyStatus::Revoked => return Judgement::Refuse("a revoked key is refused"),
+            KeyStatus::Denied => return Judgement::Refuse("a denied key is refused"),
+        }
+        let machine = self.machine(key.machine);
+        if machine.status != Status::Active {
+            return Judgement::Refuse("a machine that is not active is refused");
+        }
+        if presented.claims.purpose != Purpose::Enroll && presented.claims.sub != Some(key.machine) {
+            return Judgement::Refuse("evidence about another machine is refused");
+        }
+        if machine.used_nonces.contains(&presented.claims.eat_nonce) {
+            return Judgement::Refuse("a nonce serves a machine once");
+        }
+        if self.contradicts(presented) {
+            return Judgement::Quarantine("evidence that contradicts the record is refused");
+        }
+        let is_software = key.store.unwrap_or(presented.claims.key.store) == KeyStoreKind::Software;
+        let carried = &presented.claims.continuity;
+        if is_software && !machine.continuity.may_carry(carried) {
+            return Judgement::Quarantine("a software key must go on from its last answer");
+        }
+        if self.is_past_grace(presented) {
+            return match presented.claims.purpose {
+                Purpose::Enroll => Judgement::Either,
+                _ => Judgement::Refuse("a certificate past its grace admits no evidence"),
+            };
+        }
+        match is_software && !machine.continuity.surely_may_carry(carried) {
+            true => Judgement::Either,
+            false => Judgement::Accept,
+        }
+    }
+
+    /// Checks an answer to evidence of a key on record against the judgement, and learns what both have in common.
+    pub(in crate::simulation) fn learn(&mut self, presented: &Presented, answer: &Answer) -> Checked {
+        let judgement = self.judge(presented);
+        self.require_secrecy(presented, answer)?;
+        match (judgement, answer.is_success()) {
+            (Judgement::Accept | Judgement::Either, true) => self.accepted(presented, answer),
+            (Judgement::Refuse(_) | Judgement::Either, false) => Ok(()),
+            (Judgement::Quarantine(rule), false) => {
+                let answered = answer.problem();
+                require(answered == "identity-mismatch", rule, answer.short())?;
+                self.mismatched(presented);
+                Ok(())
+            }
+            (Judgement::Accept, false) => violation("honest evidence is accepted", answer.short()),
+            (Judgement::Refuse(rule) | Judgement::Quarantine(rule), true) => violation(rule, answer.short()),
+        }
+    }
+
+    /// Learns from evidence whose answer is unknown, and that may not have arrived.
+    pub(in crate::simulation) fn learn_of_unknown(&mut self, presented: &Presented) {
+        let Some(machine) = self.key(presented.key).map(|key| key.machine) else {
+            return;
+        };
+        if matches!(self.judge(presented), Judgement::Accept | Judgement::Either) {
+            let carried = &presented.claims.continuity;
+            self.machine_mut(machine).continuity.after_unknown(carried);
+        }
+    }
+
+    /// Whether this evidence was accepted before.
+    pub(in crate::simulation) fn has_used(&self, presented: &Presented) -> bool {
+        let machine = self.key(presented.key).map(|key| self.machine(key.machine));
+        machine.is_some_and(|machine| machine.used_nonces.contains(&presented.claims.eat_nonce))
+    }
+
+    /// The machine was quarantined because of this evidence.
+    pub(in crate::simulation) fn mismatched(&mut self, presented: &Presented) {
+        let id = self.keys[&presented.key].machine;
+        self.machine_mut(id).status = Status::Quarantined;
+        self.audited(id, "machine.quarantine");
+        self.announced(id, "machine.quarantined");
+        self.announced(id, "machine.identity-mismatch");
+    }
+
+    pub(super) fn accepted(&mut self, presented: &Presented, answer: &Answer) -> Checked {
+        let id = self.keys[&presented.key].machine;
+        let issued = answer.text("continuity").map(str::to_owned);
+        require(issued.is_some(), "an answer carries a continuity value", answer.short())?;
+        let store = presented.claims.key.store;
+        self.keys.get_mut(&presented.key).unwrap().store.get_or_insert(store);
+        let machine = self.machine_mut(id);
+        machine.used_nonces.insert(presented.claims.eat_nonce.clone());
+        machine.continuity = Continuity::after(presented.claims.continuity.clone(), issued);
+        Ok(())
+    }
+
+    fn contradicts(&self, presented: &Presented) -> bool {
+        let key = &self.keys[&presented.key];
+        let machine = self.machine(key.machine);
+        let claimed = &presented.claims.machine;
+        differs(&machine.serial_number, &claimed.serial_number, |recorded, claimed| recorded == claimed)
+            || differs(&machine.hardware_uuid, &claimed.hardware_uuid, str::eq_ignore_ascii_case)
+            || key.store.is_some_and(|store| store != presented.claims.key.store)
+    }
+
+    pub(super) fn is_past_grace(&self, presented: &Presented) -> bool {
+        let certificate = self.keys[&presented.key].certificate.as_ref();
+        certificate.is_some_and(|certificate| presented.at >= certificate.not_after + RENEWAL_GRACE)
+    }
+
+    /// A refusal tells a caller nothing of the record that the caller did not send.
+    fn require_secrecy(&self, presented: &Presented, answer: &Answer) -> Checked {
+        let Some(key) = self.key(presented.key) else {
+            return Ok(());
+        };
+        let machine = self.machine(key.machine);
+        let detail = answer.text("detail").unwrap_or_default();
+        let claimed = &presented.claims.machine;
+        for (recorded, claimed) in [
+            (&machine.serial_number, &claimed.serial_number),
+            (&machine.hardware_uuid, &claimed.hardware_uuid),
+        ] {
+            let is_told = recorded.as_ref().is_some_and(|recorded| detail.contains(recorded));
+            require(!is_told || recorded == claimed, "a refusal tells no recorded value", detail)?;
+        }
+        Ok(())
+    }
+}
+
+/// A value that was not read contradicts nothing.
+fn differs(recorded: &Option<String>, claimed: &Option<String>, is_same: fn(&str, &str) -> bool) -> bool {
+    match (recorded, claimed) {
+        (Some(recorded), Some(claimed)) => !is_same(recorded, claimed),
+        _ => false,
+    }
+}

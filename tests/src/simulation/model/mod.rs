@@ -1,0 +1,188 @@
+//! What must hold, written from the contract alone and apart from the server's code.
+//!
+//! The model sees every call and every answer. It says before each answer what it may be, and learns from it afterwards.
+
+mod continuity;
+mod enrollment;
+mod evidence;
+mod grants;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use assay_protocol::machine::{Assurance, KeyStoreKind, Posture};
+use assay_protocol::{EvidenceClaims, KeyThumbprint};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+pub(super) use self::continuity::Continuity;
+pub(super) use self::enrollment::{Request, TokenModel};
+pub(super) use self::evidence::Judgement;
+pub(super) use self::grants::{GrantModel, Permission};
+pub(super) use self::status::Decision;
+
+/// `certificates.renewal_grace` by default.
+const RENEWAL_GRACE: Duration = Duration::days(90);
+
+/// A rule that was broken, with what broke it.
+#[derive(Clone, Debug)]
+pub(super) struct Violation {
+    pub(super) rule: &'static str,
+    pub(super) detail: String,
+}
+
+pub(super) type Checked<T = ()> = Result<T, Violation>;
+
+/// The status of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    Pending,
+    Active,
+    Quarantined,
+    Revoked,
+    Deleted,
+}
+
+/// The status of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyStatus {
+    Pending,
+    Current,
+    Next,
+    Superseded,
+    Revoked,
+    Denied,
+}
+
+/// Why the serial number of a key is believed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Grounds {
+    pub(super) token: bool,
+    pub(super) inventory: bool,
+    pub(super) approval: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Certificate {
+    pub(super) serial_number: String,
+    pub(super) sha256: String,
+    pub(super) not_after: OffsetDateTime,
+    pub(super) is_revoked: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct KeyModel {
+    pub(super) machine: Uuid,
+    pub(super) status: KeyStatus,
+    /// What its first evidence said.
+    pub(super) store: Option<KeyStoreKind>,
+    pub(super) grounds: Grounds,
+    /// The last one that was issued for it.
+    pub(super) certificate: Option<Certificate>,
+    /// When its request expires, if it waits.
+    pub(super) waits_until: Option<OffsetDateTime>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct MachineModel {
+    pub(super) status: Status,
+    pub(super) serial_number: Option<String>,
+    pub(super) hardware_uuid: Option<String>,
+    pub(super) current: KeyThumbprint,
+    pub(super) continuity: Continuity,
+    /// What its last evidence left out.
+    pub(super) withheld: BTreeSet<&'static str>,
+    pub(super) used_nonces: BTreeSet<String>,
+}
+
+/// What a caller presents.
+#[derive(Clone, Debug)]
+pub(super) struct Presented {
+    pub(super) key: KeyThumbprint,
+    pub(super) claims: EvidenceClaims,
+    /// By the clock of the replica.
+    pub(super) at: OffsetDateTime,
+}
+
+/// How often an audit entry or an event must be there, by the resource's id and the name.
+pub(super) type Books = BTreeMap<(String, &'static str), i64>;
+
+#[derive(Default)]
+pub(super) struct Model {
+    pub(super) machines: BTreeMap<Uuid, MachineModel>,
+    pub(super) keys: BTreeMap<KeyThumbprint, KeyModel>,
+    pub(super) tokens: Vec<TokenModel>,
+    pub(super) permissions: Vec<Permission>,
+    pub(super) inventory: BTreeSet<String>,
+    pub(super) audit: Books,
+    pub(super) events: Books,
+}
+
+impl Model {
+    /// The machine with this serial number, if a key of it was ever admitted.
+    pub(super) fn holder_of(&self, serial_number: &str) -> Option<Uuid> {
+        let mut machines = self.machines.iter();
+        let found = machines.find(|(_, machine)| {
+            machine.serial_number.as_deref() == Some(serial_number)
+                && !matches!(machine.status, Status::Pending | Status::Deleted)
+        });
+        found.map(|(id, _)| *id)
+    }
+
+    pub(super) fn machine(&self, id: Uuid) -> &MachineModel {
+        &self.machines[&id]
+    }
+
+    pub(super) fn machine_mut(&mut self, id: Uuid) -> &mut MachineModel {
+        self.machines.get_mut(&id).unwrap()
+    }
+
+    pub(super) fn key(&self, key: KeyThumbprint) -> Option<&KeyModel> {
+        self.keys.get(&key)
+    }
+
+    pub(super) fn current_key(&self, machine: Uuid) -> &KeyModel {
+        &self.keys[&self.machine(machine).current]
+    }
+
+    /// The highest assurance that a machine's current key may have.
+    pub(super) fn assurance(&self, machine: Uuid) -> Assurance {
+        self.current_key(machine).grounds.assurance()
+    }
+
+    fn audited(&mut self, machine: Uuid, action: &'static str) {
+        *self.audit.entry((machine.to_string(), action)).or_default() += 1;
+    }
+
+    fn announced(&mut self, machine: Uuid, kind: &'static str) {
+        *self.events.entry((machine.to_string(), kind)).or_default() += 1;
+    }
+}
+
+impl Grounds {
+    pub(super) fn assurance(self) -> Assurance {
+        match self.token || self.inventory || self.approval {
+            true => Assurance::Verified,
+            false => Assurance::Asserted,
+        }
+    }
+}
+
+impl Presented {
+    pub(super) fn posture(&self) -> &Posture {
+        &self.claims.posture
+    }
+}
+
+pub(super) fn violation<T>(rule: &'static str, detail: impl fmt::Display) -> Checked<T> {
+    Err(Violation {
+        rule,
+        detail: detail.to_string(),
+    })
+}
+
+/// Fails with this rule unless the condition holds.
+pub(super) fn require(holds: bool, rule: &'static str, detail: impl fmt::Display) -> Checked {
+    if holds { Ok(()) } else { violation(rule, detail) }
+}

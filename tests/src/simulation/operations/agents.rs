@@ -1,0 +1,140 @@
+//! What machines do: enroll, check in, renew.
+
+use crate::simulation::dice::Dice;
+use crate::simulation::holder::{Call, Holder};
+use crate::simulation::model::{Checked, KeyStatus, Model, Presented, require};
+use crate::simulation::replica::Answer;
+use crate::simulation::run::{Fate, Run};
+
+impl Run<'_> {
+    /// A new Mac, or one that was erased, enrolls with any token or none.
+    pub(in crate::simulation) async fn enroll_new(&mut self, dice: &mut Dice) -> Checked {
+        let token = self.any_token(dice);
+        let serial_number = self.serial_number_to_enroll(token, dice);
+        let holder = self.holders.len();
+        let name = format!("holder {holder} of {}", &serial_number[serial_number.len() - 2..]);
+        let store = Self::store(dice);
+        self.holders.push(Holder::new(name, &serial_number, store, token));
+        self.enroll(holder, dice).await
+    }
+
+    pub(in crate::simulation) async fn repeat_enrollment(&mut self, dice: &mut Dice) -> Checked {
+        match self.known_holder(dice) {
+            Some(holder) => self.enroll(holder, dice).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(in crate::simulation) async fn check_in(&mut self, dice: &mut Dice) -> Checked {
+        let Some(holder) = self.known_holder(dice) else {
+            return Ok(());
+        };
+        if dice.one_in(4) {
+            self.change_posture(holder, dice);
+        }
+        let (presented, answer) = self.call(holder, &Call::CheckIn, dice).await?;
+        self.learn_of_check_in(&presented, &answer)
+    }
+
+    pub(in crate::simulation) async fn renew(&mut self, dice: &mut Dice) -> Checked {
+        let Some(holder) = self.known_holder(dice) else {
+            return Ok(());
+        };
+        let csr = self.holders[holder].machine.csr();
+        let (presented, answer) = self.call(holder, &Call::Renew { csr }, dice).await?;
+        self.model.learn(&presented, &answer)?;
+        if answer.is_success() {
+            self.model.issued(presented.key, &answer);
+        }
+        Ok(())
+    }
+
+    /// Evidence that was accepted is sent again, by a party that has nothing else.
+    pub(in crate::simulation) async fn replay(&mut self, dice: &mut Dice) -> Checked {
+        let used: Vec<usize> = (0..self.sent.len())
+            .filter(|sent| self.model.has_used(&self.sent[*sent].presented))
+            .collect();
+        let Some(sent) = dice.pick_any(&used) else {
+            return Ok(());
+        };
+        let sent = self.sent[sent].clone();
+        let replica = self.replica(dice);
+        let answer = self.send(replica, &sent).await;
+        let name = &self.holders[sent.holder].name;
+        self.note(format!("{} of {name} again: {}", sent.call.path(), answer.short()));
+        require(!answer.is_success(), "a nonce serves a machine once", answer.short())
+    }
+
+    /// A call with any fate. What is dropped is repeated until it is answered, as an agent does.
+    pub(in crate::simulation) async fn call(
+        &mut self,
+        holder: usize,
+        call: &Call,
+        dice: &mut Dice,
+    ) -> Checked<(Presented, Answer)> {
+        let (replica, fate) = (self.replica(dice), self.fate(dice));
+        if let Some(answered) = self.exchange(holder, replica, call, fate).await? {
+            return Ok(answered);
+        }
+        let replica = self.replica(dice);
+        let answered = self.exchange(holder, replica, call, Fate::Answered).await?;
+        Ok(answered.unwrap())
+    }
+
+    /// Checks the answer to a check-in, and learns from it.
+    pub(in crate::simulation) fn learn_of_check_in(&mut self, presented: &Presented, answer: &Answer) -> Checked {
+        self.model.learn(presented, answer)?;
+        match answer.is_success() {
+            true => self.model.require_grants(presented, answer),
+            false => Model::require_no_grants(answer, "a refusal grants nothing"),
+        }
+    }
+
+    async fn enroll(&mut self, holder: usize, dice: &mut Dice) -> Checked {
+        let token = self.holders[holder].token;
+        let secret = token.map(|token| self.model.tokens[token].secret.clone());
+        let (presented, answer) = self.call(holder, &Call::Enroll { secret }, dice).await?;
+        self.model.forget_if_expired(&presented);
+        match self.model.key(presented.key).map(|key| key.status) {
+            None => {
+                let request = self.model.learn_of_new_key(&presented, token, &answer)?;
+                self.requests.extend(request);
+                Ok(())
+            }
+            Some(KeyStatus::Pending) => {
+                let rule = "a key that waits goes on to wait";
+                require(answer.status == 202, rule, answer.short())
+            }
+            Some(_) => self.model.learn_of_repeated_enrollment(&presented, token, &answer),
+        }
+    }
+
+    fn any_token(&self, dice: &mut Dice) -> Option<usize> {
+        let tokens: Vec<usize> = (0..self.model.tokens.len()).collect();
+        // Without a token, every machine waits.
+        if dice.one_in(8) { None } else { dice.pick_any(&tokens) }
+    }
+
+    /// A token that is bound to a serial number comes mostly with that one.
+    fn serial_number_to_enroll(&self, token: Option<usize>, dice: &mut Dice) -> String {
+        let bound_to = token.and_then(|token| self.model.tokens[token].bound_to.clone());
+        match bound_to {
+            Some(serial_number) if !dice.one_in(5) => serial_number,
+            _ => self.serial_number(dice),
+        }
+    }
+
+    /// One of a few, so that machines meet each other.
+    pub(in crate::simulation) fn serial_number(&self, dice: &mut Dice) -> String {
+        format!("SIM{}N{}", self.name, dice.below(4))
+    }
+
+    fn change_posture(&mut self, holder: usize, dice: &mut Dice) {
+        let posture = &mut self.holders[holder].machine.posture;
+        match dice.below(3) {
+            0 => posture.sip_enabled = dice.pick(&[Some(true), Some(false), None]),
+            1 => posture.filevault_enabled = dice.pick(&[Some(true), Some(false)]),
+            _ => posture.os_build = Some(format!("25B{}", dice.below(100))),
+        }
+    }
+}

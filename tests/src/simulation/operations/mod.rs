@@ -1,0 +1,5 @@
+//! What can happen, each as one method of a run.
+
+mod administrators;
+mod agents;
+mod races;

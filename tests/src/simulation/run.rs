@@ -1,0 +1,291 @@
+//! One run: a plan carried out on a ground, and checked against the model after each step.
+
+use assay_protocol::machine::KeyStoreKind;
+use http::Method;
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::books;
+use super::dice::Dice;
+use super::ground::{BEGINNING, Ground};
+use super::holder::{Call, Holder};
+use super::interruption::cut_off;
+use super::model::{Checked, Judgement, Model, Presented, Request, violation};
+use super::plan::{Operation, Step};
+use super::replica::Answer;
+
+/// How many fresh nonces an agent takes in a row before it gives up: one for a replica with another clock, and one for a
+/// nonce that is used.
+const NONCES: usize = 4;
+/// The most polls after which a call is stopped: an enrollment takes about this many.
+pub(super) const MOST_POLLS: usize = 24;
+
+/// What becomes of a call's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Answered,
+    /// The call is answered, and the answer does not arrive.
+    AnswerLost,
+    /// The call is dropped after so many polls.
+    Dropped(usize),
+}
+
+/// Evidence that was sent, for a thief to send again.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    pub(super) holder: usize,
+    pub(super) call: Call,
+    pub(super) presented: Presented,
+    pub(super) body: Value,
+}
+
+pub(super) struct Run<'a> {
+    pub(super) ground: &'a mut Ground,
+    pub(super) model: Model,
+    pub(super) holders: Vec<Holder>,
+    pub(super) requests: Vec<Request>,
+    pub(super) sent: Vec<Sent>,
+    pub(super) trace: Vec<String>,
+    now: OffsetDateTime,
+    /// Makes the names of this run's machines unlike those of any other run.
+    pub(super) name: String,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(ground: &'a mut Ground, seed: u64) -> Self {
+        let mut dice = Dice::new(!seed);
+        for replica in &mut ground.replicas {
+            replica.skew = dice.pick(&[
+                Duration::ZERO,
+                Duration::ZERO,
+                Duration::seconds(20),
+                Duration::seconds(-20),
+                Duration::hours(2),
+                Duration::hours(-2),
+            ]);
+        }
+        let trace = vec![format!(
+            "clocks are off by {:?}",
+            ground
+                .replicas
+                .iter()
+                .map(|replica| replica.skew.whole_seconds())
+                .collect::<Vec<_>>()
+        )];
+        Self {
+            ground,
+            model: Model::default(),
+            holders: Vec::new(),
+            requests: Vec::new(),
+            sent: Vec::new(),
+            trace,
+            now: BEGINNING,
+            name: Uuid::new_v4().simple().to_string(),
+        }
+    }
+
+    /// Carries out the steps, and checks the books at the end.
+    pub(super) async fn all(&mut self, steps: &[Step]) -> Checked {
+        for step in steps {
+            // Nonces of one moment are of one order.
+            self.pass(Duration::milliseconds(10));
+            self.trace.push(format!("{} {:?}", step.number, step.operation));
+            self.step(step.operation, Dice::new(step.seed)).await?;
+        }
+        books::check(&self.ground.pool, &self.model).await
+    }
+
+    /// Removes what would reach into the next run.
+    pub(super) async fn clean_up(&mut self) {
+        for permission in std::mem::take(&mut self.model.permissions) {
+            let path = format!("/v1/admin/permissions/{}?cascade=true", permission.id);
+            let admin = Some(self.ground.admin.as_str());
+            let call = self.ground.replicas[0].call(Method::DELETE, &path, admin, None);
+            let answer = call.await;
+            assert_eq!(answer.status, 204, "{answer:?}");
+        }
+    }
+
+    async fn step(&mut self, operation: Operation, mut dice: Dice) -> Checked {
+        let dice = &mut dice;
+        match operation {
+            Operation::CreateToken => self.create_token(dice).await,
+            Operation::Enroll => self.enroll_new(dice).await,
+            Operation::RepeatEnrollment => self.repeat_enrollment(dice).await,
+            Operation::CheckIn => self.check_in(dice).await,
+            Operation::Renew => self.renew(dice).await,
+            Operation::Replay => self.replay(dice).await,
+            Operation::ChangeGrants => self.change_grants(dice).await,
+            Operation::Quarantine | Operation::Release | Operation::Revoke => self.decide(operation, dice).await,
+            Operation::PassTime => {
+                self.pass_time(dice);
+                Ok(())
+            }
+            Operation::RestartReplica => {
+                let replica = self.replica(dice);
+                self.ground.replicas[replica].restart().await;
+                Ok(())
+            }
+            Operation::RaceRevocation => self.race_revocation(dice).await,
+            Operation::RaceReplay => self.race_replay(dice).await,
+        }
+    }
+
+    pub(super) fn note(&mut self, line: String) {
+        self.trace.push(format!("    {line}"));
+    }
+
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now += time;
+        for replica in &self.ground.replicas {
+            replica.set(self.now);
+        }
+    }
+
+    fn pass_time(&mut self, dice: &mut Dice) {
+        let time = dice.pick(&[
+            Duration::seconds(30),
+            Duration::minutes(6),
+            Duration::hours(3),
+            Duration::days(2),
+            Duration::days(8),
+            Duration::days(40),
+            Duration::days(100),
+        ]);
+        // The issuing CA's certificate outlives every run.
+        if self.now + time < BEGINNING + Duration::days(300) {
+            self.pass(time);
+            self.note(format!("{} minutes pass", time.whole_minutes()));
+        }
+    }
+
+    pub(super) fn replica(&self, dice: &mut Dice) -> usize {
+        dice.below(self.ground.replicas.len())
+    }
+
+    /// Mostly answered: else nothing would go on.
+    pub(super) fn fate(&self, dice: &mut Dice) -> Fate {
+        match dice.below(10) {
+            0 => Fate::AnswerLost,
+            1 | 2 => Fate::Dropped(dice.below(MOST_POLLS)),
+            _ => Fate::Answered,
+        }
+    }
+
+    /// Any holder whose key the model knows.
+    pub(super) fn known_holder(&self, dice: &mut Dice) -> Option<usize> {
+        let known: Vec<usize> = (0..self.holders.len())
+            .filter(|holder| self.model.key(self.holders[*holder].key()).is_some())
+            .collect();
+        dice.pick_any(&known)
+    }
+
+    pub(super) fn any_machine(&self, dice: &mut Dice) -> Option<Uuid> {
+        let machines: Vec<Uuid> = self.model.machines.keys().copied().collect();
+        dice.pick_any(&machines)
+    }
+
+    pub(super) async fn admin(&self, replica: usize, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        let admin = Some(self.ground.admin.as_str());
+        self.ground.replicas[replica].call(method, path, admin, body).await
+    }
+
+    /// Calls for a holder until a nonce is accepted. `None` if the call was dropped.
+    ///
+    /// The model does not know the answer yet.
+    pub(super) async fn exchange(
+        &mut self,
+        holder: usize,
+        replica: usize,
+        call: &Call,
+        fate: Fate,
+    ) -> Checked<Option<(Presented, Answer)>> {
+        for _ in 0..NONCES {
+            let (presented, body) = self.prepare(holder, replica, call).await;
+            let sending = self.ground.replicas[replica].call(Method::POST, call.path(), None, Some(&body));
+            let polls = match fate {
+                Fate::Dropped(polls) => polls,
+                Fate::Answered | Fate::AnswerLost => usize::MAX,
+            };
+            let answer = cut_off(sending, polls).await;
+            self.sent.push(Sent {
+                holder,
+                call: call.clone(),
+                presented: presented.clone(),
+                body,
+            });
+            let Some(answer) = answer else {
+                self.learn_of_dropped(&presented).await;
+                self.note(format!("{} by {} is dropped", call.path(), self.holders[holder].name));
+                return Ok(None);
+            };
+            let name = &self.holders[holder].name;
+            self.note(format!("{} by {name} at replica {replica}: {}", call.path(), answer.short()));
+            if answer.problem() == "bad-nonce" {
+                self.holders[holder].nonce = answer.nonce;
+                continue;
+            }
+            if fate == Fate::Answered {
+                self.holders[holder].keep(&answer);
+            }
+            return Ok(Some((presented, answer)));
+        }
+        violation("a fresh nonce is accepted", format!("{} nonces were refused", NONCES))
+    }
+
+    /// Evidence with the nonce at hand, or with one of this replica.
+    pub(super) async fn prepare(&mut self, holder: usize, replica: usize, call: &Call) -> (Presented, Value) {
+        let nonce = match self.holders[holder].nonce.take() {
+            Some(nonce) => nonce,
+            None => {
+                let asked = self.ground.replicas[replica].call(Method::GET, "/v1/nonce", None, None);
+                asked.await.nonce.unwrap()
+            }
+        };
+        let claims = self.holders[holder].claims(call, &nonce);
+        let body = self.holders[holder].body(call, &claims);
+        let presented = Presented {
+            key: self.holders[holder].key(),
+            claims,
+            at: self.ground.replicas[replica].now(),
+        };
+        (presented, body)
+    }
+
+    /// A call whose answer nobody knows. If it must be refused with a quarantine, the record tells whether it arrived.
+    async fn learn_of_dropped(&mut self, presented: &Presented) {
+        self.settle().await;
+        if matches!(self.model.judge(presented), Judgement::Quarantine(_)) {
+            let machine = self.model.key(presented.key).unwrap().machine;
+            let path = format!("/v1/admin/machines/{machine}");
+            let record = self.admin(0, Method::GET, &path, None).await;
+            if record.text("status") == Some("quarantined") {
+                self.model.mismatched(presented);
+            }
+        } else {
+            self.model.learn_of_unknown(presented);
+        }
+    }
+
+    /// Waits until nothing of a dropped call is under way in the database.
+    pub(super) async fn settle(&self) {
+        let busy = "SELECT count(*) FROM pg_stat_activity
+                    WHERE datname = current_database() AND state <> 'idle' AND pid <> pg_backend_pid()";
+        loop {
+            tokio::task::yield_now().await;
+            let busy: i64 = sqlx::query_scalar(busy).fetch_one(&self.ground.pool).await.unwrap();
+            if busy == 0 {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn store(dice: &mut Dice) -> KeyStoreKind {
+        dice.pick(&[KeyStoreKind::Software, KeyStoreKind::SecureEnclave])
+    }
+
+    pub(super) fn reason(dice: &mut Dice) -> Value {
+        json!({"reason": format!("reason {}", dice.roll())})
+    }
+}
