@@ -38,7 +38,10 @@ fn main() -> ExitCode {
     let seconds = started.elapsed().as_secs_f64();
     match failure {
         None => {
-            println!("{} runs from seed {} broke no rule ({seconds:.1} s)", arguments.runs, arguments.seed);
+            println!(
+                "{} runs from seed {} broke no rule ({seconds:.1} s)",
+                arguments.runs, arguments.seed
+            );
             ExitCode::SUCCESS
         }
         Some(failure) => {

@@ -38,7 +38,11 @@ const KINDS: &[&str] = &[
 /// How many verdicts of a machine were written.
 pub(super) async fn verdicts(pool: &PgPool, machine: Uuid) -> i64 {
     let statement = "SELECT count(*) FROM events WHERE machine_id = $1 AND kind = 'verdict.changed'";
-    sqlx::query_scalar(statement).bind(machine).fetch_one(pool).await.unwrap()
+    sqlx::query_scalar(statement)
+        .bind(machine)
+        .fetch_one(pool)
+        .await
+        .unwrap()
 }
 
 /// Compares the database with the model.
@@ -75,7 +79,11 @@ async fn check_machines(pool: &PgPool, model: &Model, ids: &[Uuid]) -> Checked {
         };
         let found = found.get(id).map(String::as_str);
         let rule = "an acknowledged status is on record";
-        require(found == expected, rule, format!("{id}: {expected:?}, on record {found:?}"))?;
+        require(
+            found == expected,
+            rule,
+            format!("{id}: {expected:?}, on record {found:?}"),
+        )?;
     }
     Ok(())
 }
@@ -101,7 +109,11 @@ async fn check_keys(pool: &PgPool, model: &Model) -> Checked {
         };
         let found = found.get(bytes(thumbprint)).map(String::as_str);
         let rule = "an acknowledged key is on record";
-        require(found == Some(expected), rule, format!("{thumbprint}: {expected}, on record {found:?}"))?;
+        require(
+            found == Some(expected),
+            rule,
+            format!("{thumbprint}: {expected}, on record {found:?}"),
+        )?;
     }
     Ok(())
 }
@@ -125,7 +137,11 @@ async fn compare(
         .filter_map(|(id, name, count)| Some(((id, counted(&name)?), count)))
         .collect();
     let of_run = |id: &String| ids.contains(id);
-    let keys: BTreeSet<_> = found.keys().chain(expected.keys()).filter(|(id, _)| of_run(id)).collect();
+    let keys: BTreeSet<_> = found
+        .keys()
+        .chain(expected.keys())
+        .filter(|(id, _)| of_run(id))
+        .collect();
     for key in keys {
         let (found, expected) = (found.get(key).copied(), expected.get(key).copied());
         let detail = format!("{key:?}: {expected:?} expected, {found:?} found");

@@ -90,7 +90,10 @@ impl Replica {
         async move {
             let (head, body) = router.oneshot(request).await.unwrap().into_parts();
             let body = body.collect().await.unwrap().to_bytes();
-            let nonce = head.headers.get(REPLAY_NONCE).map(|nonce| nonce.to_str().unwrap().to_owned());
+            let nonce = head
+                .headers
+                .get(REPLAY_NONCE)
+                .map(|nonce| nonce.to_str().unwrap().to_owned());
             Answer {
                 status: head.status.as_u16(),
                 body: serde_json::from_slice(&body).unwrap_or(Value::Null),

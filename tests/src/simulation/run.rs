@@ -221,7 +221,11 @@ impl<'a> Run<'a> {
                 return Ok(None);
             };
             let name = &self.holders[holder].name;
-            self.note(format!("{} by {name} at replica {replica}: {}", call.path(), answer.short()));
+            self.note(format!(
+                "{} by {name} at replica {replica}: {}",
+                call.path(),
+                answer.short()
+            ));
             if answer.problem() == "bad-nonce" {
                 self.holders[holder].nonce = answer.nonce;
                 continue;

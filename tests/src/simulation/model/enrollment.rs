@@ -10,8 +10,8 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{
-    Certificate, Checked, Continuity, Grounds, Judgement, KeyModel, KeyStatus, MachineModel, Model, Presented, Status, require,
-    violation,
+    Certificate, Checked, Continuity, Grounds, Judgement, KeyModel, KeyStatus, MachineModel, Model, Presented, Status,
+    require, violation,
 };
 use crate::simulation::replica::Answer;
 
@@ -92,7 +92,9 @@ impl Model {
         match due {
             Due::NewMachine => self.new_machine(presented, token, answer, Status::Active)?,
             Due::Takeover(id) => self.takeover(id, presented, token, answer)?,
-            Due::Wait(Some(known)) | Due::WaitOrNothing(known) => return self.wait_for(known, presented, token, answer).map(Some),
+            Due::Wait(Some(known)) | Due::WaitOrNothing(known) => {
+                return self.wait_for(known, presented, token, answer).map(Some);
+            }
             Due::Wait(None) => {
                 self.new_machine(presented, token, answer, Status::Pending)?;
                 let machine = self.keys[&presented.key].machine;
@@ -192,23 +194,23 @@ impl Model {
         let serial_number = &presented.claims.machine.serial_number;
         Grounds {
             token: token.is_some_and(|token| self.tokens[token].speaks_for(presented)),
-            inventory: serial_number.as_ref().is_some_and(|number| self.inventory.contains(number)),
+            inventory: serial_number
+                .as_ref()
+                .is_some_and(|number| self.inventory.contains(number)),
             approval: false,
         }
     }
 
-    fn new_machine(
-        &mut self,
-        presented: &Presented,
-        token: Option<usize>,
-        answer: &Answer,
-        status: Status,
-    ) -> Checked {
+    fn new_machine(&mut self, presented: &Presented, token: Option<usize>, answer: &Answer, status: Status) -> Checked {
         let id = machine_id(answer)?;
         let is_new = !self.machines.contains_key(&id);
         require(is_new, "a new machine has a new id", id)?;
         let is_active = status == Status::Active;
-        let key_status = if is_active { KeyStatus::Current } else { KeyStatus::Pending };
+        let key_status = if is_active {
+            KeyStatus::Current
+        } else {
+            KeyStatus::Pending
+        };
         self.insert_key(presented, id, key_status, self.grounds(presented, token));
         let claimed = &presented.claims.machine;
         let machine = MachineModel {

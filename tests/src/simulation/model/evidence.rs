@@ -122,9 +122,13 @@ impl Model {
         let key = &self.keys[&presented.key];
         let machine = self.machine(key.machine);
         let claimed = &presented.claims.machine;
-        differs(&machine.serial_number, &claimed.serial_number, |recorded, claimed| recorded == claimed)
-            || differs(&machine.hardware_uuid, &claimed.hardware_uuid, str::eq_ignore_ascii_case)
-            || key.store.is_some_and(|store| store != presented.claims.key.store)
+        differs(&machine.serial_number, &claimed.serial_number, |recorded, claimed| {
+            recorded == claimed
+        }) || differs(
+            &machine.hardware_uuid,
+            &claimed.hardware_uuid,
+            str::eq_ignore_ascii_case,
+        ) || key.store.is_some_and(|store| store != presented.claims.key.store)
     }
 
     pub(super) fn is_past_grace(&self, presented: &Presented) -> bool {
@@ -145,7 +149,11 @@ impl Model {
             (&machine.hardware_uuid, &claimed.hardware_uuid),
         ] {
             let is_told = recorded.as_ref().is_some_and(|recorded| detail.contains(recorded));
-            require(!is_told || recorded == claimed, "a refusal tells no recorded value", detail)?;
+            require(
+                !is_told || recorded == claimed,
+                "a refusal tells no recorded value",
+                detail,
+            )?;
         }
         Ok(())
     }

@@ -108,4 +108,3 @@ pub(in crate::simulation) fn claims_of(token: &str) -> Checked<Value> {
         Err(error) => violation("a grant is a JWT", error),
     }
 }
-

@@ -39,7 +39,9 @@ impl Run<'_> {
             "approval": if token.is_manual { "manual" } else { "automatic" },
             "allow_reenrollment": token.allows_reenrollment,
         });
-        let answer = self.admin(replica, Method::POST, "/v1/admin/enrollment-tokens", Some(&body)).await;
+        let answer = self
+            .admin(replica, Method::POST, "/v1/admin/enrollment-tokens", Some(&body))
+            .await;
         require(answer.status == 201, "a token can be made", answer.short())?;
         token.id = answer.text("id").unwrap().to_owned();
         token.secret = answer.text("token").unwrap().to_owned();
@@ -77,17 +79,16 @@ impl Run<'_> {
         let fate = self.fate(dice);
         let mut was_dropped = false;
         if let Fate::Dropped(polls) = fate {
-            let call = self.ground.replicas[replica].call(
-                method.clone(),
-                &path,
-                Some(self.ground.admin.as_str()),
-                body,
-            );
+            let call =
+                self.ground.replicas[replica].call(method.clone(), &path, Some(self.ground.admin.as_str()), body);
             was_dropped = cut_off(call, polls).await.is_none();
             self.settle().await;
         }
         let answer = self.admin(replica, method, &path, body).await;
-        self.note(format!("{decision:?} {machine}, dropped {was_dropped}: {}", answer.short()));
+        self.note(format!(
+            "{decision:?} {machine}, dropped {was_dropped}: {}",
+            answer.short()
+        ));
         self.learn_of_decision(machine, decision, fate, &answer)
     }
 
@@ -102,7 +103,11 @@ impl Run<'_> {
         let due = self.model.status_code_of(machine, decision);
         let is_repeated = matches!(fate, Fate::Dropped(_)) && decision == Decision::Delete && due == 204;
         let is_due = answer.status == due || (is_repeated && answer.status == 404);
-        require(is_due, "a decision is carried out where the status allows it", format!("{due}: {}", answer.short()))?;
+        require(
+            is_due,
+            "a decision is carried out where the status allows it",
+            format!("{due}: {}", answer.short()),
+        )?;
         if due < 300 {
             self.model.decided(machine, decision);
         }
@@ -113,7 +118,9 @@ impl Run<'_> {
         let audience = format!("https://{}-{}.example.com", self.name, self.model.permissions.len());
         let body = json!({"audience": audience, "name": "use"});
         let replica = self.replica(dice);
-        let answer = self.admin(replica, Method::POST, "/v1/admin/permissions", Some(&body)).await;
+        let answer = self
+            .admin(replica, Method::POST, "/v1/admin/permissions", Some(&body))
+            .await;
         require(answer.status == 201, "a permission can be made", answer.short())?;
         self.model.permissions.push(Permission {
             id: answer.text("id").unwrap().to_owned(),

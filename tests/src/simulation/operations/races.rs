@@ -44,7 +44,11 @@ impl Run<'_> {
         self.holders[holder].keep(&answer);
         if decided.is_success() {
             let rule = "after a decision that ends grants, no verdict is written and no grant follows from one";
-            require(books::verdicts(&self.ground.pool, machine).await == verdicts, rule, machine)?;
+            require(
+                books::verdicts(&self.ground.pool, machine).await == verdicts,
+                rule,
+                machine,
+            )?;
         }
         self.learn_of_overtaken_check_in(&presented, &answer, &decided)?;
         self.learn_of_decision(machine, decision, Fate::Answered, &decided)
