@@ -14,4 +14,3 @@ mod flows;
 mod ground;
 mod independent_client;
 mod instruction_count;
-mod simulation;
