@@ -1,4 +1,4 @@
-//! Paths and queries that are not what they should be, and the headers and versions of HTTP that go around a call.
+//! Malformed paths and queries, and headers and versions of HTTP.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -60,7 +60,7 @@ async fn an_unknown_path_is_not_found() {
     server.stop().await;
 }
 
-/// Asks with a query; of what is endless, for the head alone.
+/// Sends a request with a query. For an endless stream it requests only the head.
 async fn look(server: &InProcess, operation: &Operation, query: &str) -> Answer {
     let method = if operation.is_endless() {
         Method::HEAD
@@ -139,7 +139,7 @@ async fn an_unreadable_query_is_malformed() {
 async fn head_is_get_without_a_body() {
     let server = InProcess::start().await;
     for operation in operations(&server).await {
-        // Of an endless one, the stream's own tests ask for the head.
+        // The tests of streams request the head of endless ones.
         if operation.method != Method::GET || operation.is_endless() {
             continue;
         }
@@ -186,7 +186,7 @@ async fn http_1_and_http_2_are_supported() {
     server.stop().await;
 }
 
-/// The body is shorter than announced. The caller gets a problem, if it still listens.
+/// The body is shorter than announced. A caller that still reads gets a problem.
 #[tokio::test]
 async fn a_body_that_ends_too_early_is_malformed() {
     let server = InProcess::start().await;
@@ -213,7 +213,7 @@ async fn a_body_that_ends_too_early_is_malformed() {
     server.stop().await;
 }
 
-/// A refusal that left a body unread does not spoil the next request on the same connection of HTTP/1.1.
+/// After a refusal that left a body unread, the next request on the same HTTP/1.1 connection must succeed.
 #[tokio::test]
 async fn a_connection_stays_usable_after_a_refusal() {
     let server = InProcess::start().await;
@@ -230,7 +230,7 @@ async fn a_connection_stays_usable_after_a_refusal() {
     server.stop().await;
 }
 
-/// In HTTP/2, curl would see the reset of an unread body before the answer, more often than not.
+/// With HTTP/2, curl would often see the reset of an unread body before the response.
 #[tokio::test]
 async fn over_http_2_a_refusal_arrives_although_the_body_was_not_read() {
     let server = InProcess::start().await;

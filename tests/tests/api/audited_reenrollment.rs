@@ -1,9 +1,9 @@
-//! What the audit tells of a key that took a record over.
+//! The audit entry of a re-enrollment.
 
 use assay_tests::in_process::InProcess;
 use serde_json::{Value, json};
 
-/// The labels of the token are for new machines: the record keeps its own, and the audit says nothing else.
+/// The token's labels are for new machines. A re-enrolled machine keeps its own, and the audit entry shows them.
 #[tokio::test]
 async fn the_audit_of_a_reenrollment_records_the_old_state_and_only_what_was_done() {
     let server = InProcess::start().await;

@@ -10,7 +10,7 @@ async fn background_work(server: &InProcess) -> Vec<Value> {
     list["items"].as_array().unwrap().clone()
 }
 
-/// Asks until an item with this name is as it is expected.
+/// Repeats the request until the item with this name is as expected.
 async fn until(server: &InProcess, name: &str, is_right: impl Fn(&Value) -> bool) -> Value {
     loop {
         let items = background_work(server).await;
@@ -50,7 +50,7 @@ async fn each_kind_of_periodic_work_is_listed_with_its_last_run() {
     server.stop().await;
 }
 
-/// The error's own text names the relation and the statement's fault.
+/// The error's text would name the table and the fault of the statement.
 #[tokio::test]
 async fn work_that_fails_says_so_without_the_database_s_words_until_it_succeeds_again() {
     let server = InProcess::start().await;

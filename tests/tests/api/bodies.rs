@@ -1,5 +1,5 @@
-//! Bodies that are not what they should be, to every operation that takes one: malformed, truncated, oversized and
-//! wrong-typed. Each gets a problem with a 4xx, no connection is dropped, and the server keeps running.
+//! Wrong bodies for every operation with a body: malformed, truncated, oversized and wrong-typed. Each gets a problem
+//! with a 4xx, no connection is dropped, and the server keeps running.
 
 use assay_protocol::admin_api::api_keys::Role;
 use assay_protocol::{ProblemKind, Purpose};
@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 
 use crate::api::document::{Operation, allows, operations};
 
-/// Without limits, as all of this comes from one address.
+/// Settings without rate limits, because all calls come from one address.
 const UNLIMITED: [(&str, &str); 3] = [
     ("rate_limit.machine_per_minute", "0"),
     ("rate_limit.address_per_minute", "0"),
     ("rate_limit.api_key_per_minute", "0"),
 ];
 
-/// A server and what its operations are called with.
+/// A server, and what is needed to call its operations.
 struct Ground {
     server: InProcess,
     token: String,
@@ -51,7 +51,7 @@ impl Ground {
         operations
     }
 
-    /// What Apple says of a machine in good order.
+    /// Apple's attestation of a healthy machine.
     fn attested(&self, machine: &Machine) -> Attested {
         Attested::of(
             machine.serial_number(),
@@ -60,14 +60,14 @@ impl Ground {
         )
     }
 
-    /// What an MDM tells of a machine in good order.
+    /// An MDM's event about a healthy machine.
     fn mdm_event(&self, machine: &Machine) -> Value {
         let chain = self.apple.attest(&self.attested(machine));
         let payload = STANDARD.encode(device_information("UDID", Some(&chain)));
         json!({"topic": "mdm.Connect", "acknowledge_event": {"udid": "UDID", "raw_payload": payload}})
     }
 
-    /// A machine that stands where the operation is about it.
+    /// A machine with the status that the operation needs.
     async fn enrolled_for(&self, operation: &Operation, serial_number: &str) -> Machine {
         let machine = match operation.path.contains("apple-attestation") || operation.path.contains("mdm") {
             true => self.server.attestable(serial_number).await,
@@ -80,7 +80,7 @@ impl Ground {
         machine
     }
 
-    /// An operation's path, valid body, and what they are about: a machine, or one that waits, of their own.
+    /// An operation's path and a valid body, both for a new machine or a new enrollment.
     async fn valid(&self, operation: &Operation) -> (String, Value, Machine) {
         let serial_number = format!("BODIES-{}", rand::random::<u64>());
         if operation.path.contains("/approve") || operation.path.contains("/deny") {
@@ -156,7 +156,7 @@ impl Ground {
         self.server.send(request).await
     }
 
-    /// The server is as well as before.
+    /// Checks that the server still works.
     async fn end(self) {
         let ready = self.server.send(self.server.request(Method::GET, "/readyz")).await;
         assert_eq!(ready.status, 200, "{ready}");
@@ -234,7 +234,7 @@ async fn a_body_of_the_wrong_size_or_media_type_is_refused() {
     ground.end().await;
 }
 
-/// A newer agent may say more than the server knows; a misspelt condition must not grant more than was meant.
+/// Unknown members of a newer agent are ignored. A misspelt condition is refused, because it would grant too much.
 #[tokio::test]
 async fn an_unknown_field_is_named_to_administrators_and_ignored_from_agents_and_mdms() {
     let ground = Ground::prepare().await;
@@ -309,7 +309,7 @@ async fn a_field_of_the_wrong_type_is_named_with_its_path_and_without_a_column()
     ground.end().await;
 }
 
-/// If silently ignored, either would make a grant with fewer conditions than intended.
+/// If one of these were ignored, the grant would have fewer conditions than intended.
 #[tokio::test]
 async fn a_null_or_duplicate_condition_or_selector_is_refused_by_name() {
     let ground = Ground::prepare().await;
@@ -338,7 +338,7 @@ async fn a_null_or_duplicate_condition_or_selector_is_refused_by_name() {
     ground.end().await;
 }
 
-/// Every field, at every depth, of every body, with every JSON type and the extremes of each.
+/// Replaces every field at every depth of every body by each JSON type and its extreme values.
 #[tokio::test]
 async fn a_field_with_a_wrong_type_or_extreme_value_never_causes_a_server_error() {
     let ground = Ground::prepare().await;
@@ -405,7 +405,7 @@ async fn claims_with_a_wrong_type_or_extreme_value_never_cause_a_server_error() 
     ground.end().await;
 }
 
-/// What is no JSON object: other JSON, no JSON, a valid body cut off, what is no text, and what is nested too deep.
+/// Bodies that are no JSON object: other JSON, no JSON, a truncated body, bytes that are no text, and deep nesting.
 fn what_is_no_object(valid: &str) -> Vec<Vec<u8>> {
     let texts = [
         " ",
@@ -441,7 +441,7 @@ fn what_is_no_object(valid: &str) -> Vec<Vec<u8>> {
     short.map(<[u8]>::to_vec).chain(deep).collect()
 }
 
-/// Pointers to every value in it, but for itself.
+/// Pointers to every value inside it.
 fn pointers(value: &Value) -> Vec<String> {
     let mut pointers = Vec::new();
     let members: Vec<(String, &Value)> = match value {
@@ -464,7 +464,7 @@ fn pointers(value: &Value) -> Vec<String> {
     pointers
 }
 
-/// The schema of what the pointer leads to; null where the document does not say.
+/// The schema at a pointer. Null if the document has none.
 fn schema_at(schema: &Value, pointer: &str) -> Value {
     let mut schema = schema.clone();
     for name in pointer.split('/').skip(1) {

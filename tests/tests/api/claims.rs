@@ -1,4 +1,4 @@
-//! What a machine may say of itself, and what an administrator may write: taken as it is, or refused.
+//! Texts from machines and administrators are stored as they are, or refused.
 
 use assay_protocol::{ProblemKind, Purpose};
 use assay_server::clock::Clock;
@@ -16,7 +16,7 @@ async fn enroll(machine: &Machine) -> Answer {
     answer
 }
 
-/// Two machines that look alike on a screen would be taken for one.
+/// An administrator would take two machines that look alike for one.
 #[rstest]
 #[case::zero_width_space("C02\u{200b}XYZ")]
 #[case::zero_width_joiner_at_the_end("C02XYZ\u{200d}")]
@@ -50,7 +50,7 @@ async fn a_host_name_that_turns_text_around_is_left_out_and_any_language_is_fine
     let _enrolled = enroll(&machine).await.expect(201);
 }
 
-/// RFC 7519 allows a NumericDate a fraction, and a machine's clock may be anywhere: recorded, never trusted.
+/// RFC 7519 allows fractions in a NumericDate, and a machine's clock may be wrong. The time is recorded, but not trusted.
 #[rstest]
 #[case::with_a_fraction("1795335945.5", 1_795_335_945)]
 #[case::before_1970("-0.5", -1)]
@@ -75,7 +75,7 @@ async fn any_clock_skew_is_recorded(#[case] iat: &str, #[case] seconds: i64) {
     server.stop().await;
 }
 
-/// In JSON the backslash is escaped: what follows it is no escape, and no NUL.
+/// JSON escapes the backslash, so the text after it is neither an escape nor a NUL.
 #[tokio::test]
 async fn an_escaped_backslash_before_u0000_is_stored_and_returned_unchanged() {
     let server = InProcess::start().await;

@@ -1,4 +1,4 @@
-//! Machines' certificates in TLS: what is presented must be in force, and the caller's own.
+//! Machines' certificates in TLS: a presented certificate must be valid, and must belong to the caller.
 
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::text;
@@ -32,7 +32,7 @@ fn refuses(answer: Answer, why: &str) {
     assert!(detail.contains(why), "{why:?} is not why: {detail}");
 }
 
-/// That the handshake fails; a kept connection that was made before does not hide it.
+/// Checks that the handshake fails. Opens a new connection for that.
 async fn expect_no_handshake(server: &InProcess, machine: &Machine, chain: &str) {
     let stranger = server.presenting(chain, machine, Connections::Resumed);
     let refused = Answer::or_error(stranger.api().request(Method::GET, "/v1/nonce")).await;
@@ -48,11 +48,11 @@ async fn a_client_certificate_is_accepted_and_not_required() {
     let _with = machine.check_in(&own).await.expect(200);
     let _without = machine.check_in(&server).await.expect(200);
     let renewed = machine.renew(&own).await.expect(200).json();
-    // Until it expires, the older one is as good as the new one.
+    // Until it expires, the older certificate is valid beside the new one.
     let _older = machine.check_in(&own).await.expect(200);
     let new = server.presenting(&text(&renewed["certificate"], "chain"), &machine, Connections::Kept);
     let _newer = machine.check_in(&new).await.expect(200);
-    // Its issuer is ours to know.
+    // The server knows the issuer, so the chain may be left out.
     let leaf = chain.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap();
     let _leaf_alone = machine
         .check_in(&server.presenting(leaf, &machine, Connections::Kept))
@@ -69,7 +69,7 @@ async fn where_a_client_certificate_is_required_check_in_and_renew_are_refused_w
     let own = server.presenting(&chain, &machine, Connections::Kept);
     let _checked_in = machine.check_in(&own).await.expect(200);
     let _renewed = machine.renew(&own).await.expect(200);
-    // Neither administrators nor an enrollment need one.
+    // Administrators and enrollments need no certificate.
     let _enrolled_again = machine.enroll(&server, None).await.expect(200);
     let _read = server.get("/v1/admin/machines").await.expect(200);
 }
@@ -86,7 +86,7 @@ async fn a_client_certificate_for_another_key_than_the_evidences_is_refused() {
     let token = server.enrollment_token(json!({})).await;
     refuses(new.enroll(&as_one, Some(&token)).await, "another key");
     let _checked_in = one.check_in(&as_one).await.expect(200);
-    // The private key does not match: a copied certificate alone is worthless.
+    // The private key does not match. A copied certificate alone is useless.
     expect_no_handshake(&server, &two, &chain_of_one).await;
 }
 
@@ -119,7 +119,7 @@ async fn an_expired_client_certificate_is_refused_on_open_resumed_and_new_connec
         refuses(machine.renew(connection).await, "valid from");
     }
     expect_no_handshake(&server, &machine, &chain).await;
-    // The key is good for a while yet, and proves itself without.
+    // The key can still renew within its grace, without a certificate in TLS.
     let _renewed = machine.renew(&server).await.expect(200);
 }
 
@@ -139,7 +139,7 @@ async fn a_revoked_client_certificate_is_refused_at_once_on_every_connection() {
     }
     let again = server.presenting(&chain, &machine, Connections::Kept);
     refuses(machine.check_in(&again).await, "revoked");
-    // The machine is not: its key gets it another one.
+    // The machine is not revoked, so its key gets a new certificate.
     let renewed = machine.renew(&server).await.expect(200).json();
     let new = server.presenting(&text(&renewed["certificate"], "chain"), &machine, Connections::Kept);
     let _checked_in = machine.check_in(&new).await.expect(200);

@@ -1,4 +1,4 @@
-//! The operations of `/openapi.json`, so that what is tested of each covers the next one by itself.
+//! The operations of `/openapi.json`. Tests of all operations thus cover new ones automatically.
 
 use assay_tests::in_process::InProcess;
 use reqwest::Method;
@@ -8,15 +8,15 @@ use serde_json::Value;
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
     pub(crate) method: Method,
-    /// With `{id}` in it.
+    /// The path, with `{id}` in it.
     pub(crate) path: String,
-    /// Whether the document demands an API key.
+    /// Whether the document requires an API key.
     pub(crate) needs_key: bool,
-    /// Who may call it: `x-assay-role`; empty where the document does not say.
+    /// Its callers: `x-assay-role`. Empty if the document has none.
     pub(crate) role: String,
-    /// The names in its path.
+    /// The names of the parameters in its path.
     pub(crate) path_parameters: Vec<String>,
-    /// The names in its query.
+    /// The names of the parameters in its query.
     pub(crate) query_parameters: Vec<String>,
     /// The schema of its body, references resolved.
     pub(crate) body: Option<Value>,
@@ -31,20 +31,20 @@ impl Operation {
         self.successes.iter().any(|(_, media_type)| is_stream(media_type))
     }
 
-    /// Its path, with this in place of every parameter.
+    /// Its path, with every parameter replaced.
     pub(crate) fn path_with(&self, value: &str) -> String {
         self.path_parameters.iter().fold(self.path.clone(), |path, name| {
             path.replace(&format!("{{{name}}}"), value)
         })
     }
 
-    /// Method and path, as a table has them.
+    /// Method and path, in the form of the table of callers.
     pub(crate) fn name(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
 }
 
-/// Every operation that the server says it has.
+/// All operations in the server's document.
 pub(crate) async fn operations(server: &InProcess) -> Vec<Operation> {
     let answer = server.send(server.request(Method::GET, "/openapi.json")).await;
     assert_eq!(answer.status, 200, "{answer}");
@@ -90,7 +90,7 @@ fn read(document: &Value, path: &str, method: Method, operation: &Value) -> Oper
     }
 }
 
-/// The schema with what it refers to in place of the reference.
+/// The schema with its references resolved.
 fn resolve(document: &Value, schema: &Value) -> Value {
     match schema {
         Value::Object(members) => {
@@ -108,7 +108,7 @@ fn resolve(document: &Value, schema: &Value) -> Value {
     }
 }
 
-/// Whether a schema lets a value of this JSON type be at all: `"string"`, `"null"`, …
+/// Whether a schema allows values of this JSON type, such as `"string"` or `"null"`.
 pub(crate) fn allows(schema: &Value, json_type: &str) -> bool {
     if let Some(alternatives) = schema["oneOf"].as_array() {
         return alternatives.iter().any(|alternative| allows(alternative, json_type));

@@ -1,4 +1,4 @@
-//! The stream of events of one server: what it tells, from where on, to whom, and until when.
+//! The stream of events of one server: its content, its start, its callers and its end.
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
@@ -20,12 +20,12 @@ async fn open(server: &InProcess, query: &str) -> EventStream {
     EventStream::open(server.admin(Method::GET, &format!("{STREAM}{query}"))).await
 }
 
-/// The sequences of what was told.
+/// The sequences of these events.
 fn sequences(told: &[Told]) -> Vec<i64> {
     told.iter().map(|told| told.id).collect()
 }
 
-/// Later than what was before: in one moment there is no order.
+/// Sets the clock forward, because events of one moment have no order.
 async fn quarantine(server: &InProcess, path: &str) {
     server.clock().advance(Duration::milliseconds(1));
     let answer = server
@@ -120,7 +120,7 @@ async fn a_bad_start_position_is_refused() {
     server.stop().await;
 }
 
-/// What a viewer's key that was made for this test opens.
+/// A stream with a new API key for the role `viewer`.
 async fn key(server: &InProcess, name: &str, life: Option<u64>) -> (String, String) {
     let request = json!({"name": name, "role": "viewer", "expires_in_seconds": life});
     let created = server.post("/v1/admin/api-keys", &request).await.expect(201).json();
@@ -161,7 +161,7 @@ async fn an_api_key_may_have_twenty_streams_at_once() {
     }
     let refused = server.send(request()).await.expect_problem(ProblemKind::RateLimited);
     assert!(refused.detail().contains("20 streams"), "{refused}");
-    // Others have their own.
+    // Other API keys have limits of their own.
     let _other = EventStream::open(server.admin(Method::GET, STREAM)).await;
     server.stop().await;
     for mut stream in streams {
@@ -226,7 +226,7 @@ async fn a_stream_sends_no_rolled_back_event_and_misses_none_that_commits_late()
     let before = stream.take(ENROLLMENT).await.last().unwrap().id;
     let pool = server.database().pool().await;
 
-    // The audit's entry comes after the event in the transaction of the change.
+    // The change's transaction writes the audit entry after the event.
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$;
                   CREATE TRIGGER refuse BEFORE INSERT ON audit_entries EXECUTE FUNCTION refuse()";
     sqlx::raw_sql(refuse).execute(&pool).await.unwrap();
@@ -239,7 +239,7 @@ async fn a_stream_sends_no_rolled_back_event_and_misses_none_that_commits_late()
         .await
         .unwrap();
 
-    // This one's id is older than that of what commits, and is announced, before it.
+    // This event's id is older than that of the event that commits first and is announced first.
     let mut late = pool.begin().await.unwrap();
     let id = Uuid::from_u128(0x0001_0000_0000_7000_8000_0000_0000_0001);
     sqlx::query("INSERT INTO events (id, at, machine_id, kind, detail) VALUES ($1, now(), $2, 'late', '{}')")

@@ -1,5 +1,5 @@
-//! The lists of a fleet that is large enough for Postgres to need its indexes, by how many pages each has it read: time
-//! would tell what else the computer does.
+//! The lists of a fleet that is large enough for Postgres to need its indexes. The tests limit the pages that each list
+//! reads, because times would depend on the computer's other work.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use assay_tests::fleet::{self, List};
 use assay_tests::in_process::InProcess;
 use assay_tests::plans::{Plan, log_plans, plans};
 
-/// Beyond the longest walk along an index.
+/// A fleet that is larger than the longest walk along an index.
 const MACHINES: u64 = 12_000;
-/// What the server does by itself in the background.
+/// Statements of the server's periodic work.
 const BACKGROUND: [&str; 2] = ["audit_waiting", "looked_at"];
-/// What is asked for to see that everything before it is logged.
+/// A request whose plan shows that all earlier plans are in the log.
 const MARK: &str = "FROM permissions";
 
-/// The plans of a list's statements: all of them are logged when it has been answered.
+/// The plans of a list's statements. All of them are in the log when the response arrives.
 async fn plans_of(server: &InProcess, list: &List) -> Vec<Plan> {
     let output = Cluster::shared().await.output();
     let from = output.lines().len();

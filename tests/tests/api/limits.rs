@@ -12,8 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Duration, timeout};
 
-/// Calls until the first refusal for the rate, holds the number of calls before it against the limit, and returns the
-/// refusal.
+/// Calls until the rate limit refuses, compares the number of earlier calls with the limit, and returns the refusal.
 pub(super) async fn call_until_refused(per_minute: u32, mut call: impl AsyncFnMut() -> Answer) -> Answer {
     let begun = Instant::now();
     for before in 0..1000 {
@@ -52,7 +51,7 @@ async fn the_sixty_first_call_of_a_machine_in_a_minute_is_refused() {
     server.stop().await;
 }
 
-/// The nonce of the refused call was not used up: the machine repeats the call, and it is counted once.
+/// The refused call does not use its nonce. The machine repeats the call, which counts once.
 #[tokio::test]
 async fn a_rate_limited_call_changes_nothing() {
     let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "2")]).await;
@@ -69,7 +68,7 @@ async fn a_rate_limited_call_changes_nothing() {
     server.stop().await;
 }
 
-/// New keys for one serial number do not get around the limit of one machine.
+/// New keys for one serial number do not evade the limit of one machine.
 #[tokio::test]
 async fn a_serial_number_is_limited_across_its_keys() {
     let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "5")]).await;
@@ -83,7 +82,7 @@ async fn a_serial_number_is_limited_across_its_keys() {
     server.stop().await;
 }
 
-/// Who proves nothing is known by the address alone: guessing tokens, keys and nonces is what it limits.
+/// Calls without a valid credential are limited by address. This limits guessing of tokens, keys and nonces.
 #[tokio::test]
 async fn calls_without_a_known_credential_are_limited_by_address() {
     let setting = [("rate_limit.address_per_minute", "20")];
@@ -106,7 +105,7 @@ async fn calls_without_a_known_credential_are_limited_by_address() {
     server.stop().await;
 }
 
-/// An office is one address: its machines are not in each other's way.
+/// All machines of an office have one address. They must not limit each other.
 #[tokio::test]
 async fn an_authenticated_machine_is_not_limited_by_address() {
     let server = InProcess::start_with(&[("rate_limit.address_per_minute", "5")]).await;

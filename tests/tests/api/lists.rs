@@ -11,7 +11,7 @@ use time::Duration;
 
 use crate::api::document::operations;
 
-/// What the items of the list behind a path are named by.
+/// The member that identifies the items of the list at a path.
 fn ids(page: &Value) -> Vec<String> {
     let items = page["items"].as_array().unwrap();
     let id = |item: &Value| {
@@ -45,7 +45,7 @@ async fn all(server: &InProcess, path: &str, limit: usize) -> Vec<String> {
     found
 }
 
-/// Adds one of everything that a list shows.
+/// Adds an item to every list.
 async fn add(server: &InProcess, which: usize) -> Machine {
     server.clock().advance(Duration::milliseconds(1));
     let permission = json!({"audience": "a", "name": format!("permission-{which}")});
@@ -71,7 +71,7 @@ async fn test(server: &InProcess, webhook: &str) {
     assert_eq!(server.send(request).await.status, 202);
 }
 
-/// Whatever is added between two pages, each of those that were there comes once.
+/// Items that are added between two pages do not repeat or hide earlier ones.
 #[tokio::test]
 async fn every_list_is_stable_while_rows_are_added() {
     let server = InProcess::start_with(&[("rate_limit.renewals_per_day", "0")]).await;
@@ -79,7 +79,7 @@ async fn every_list_is_stable_while_rows_are_added() {
     for which in 1..7 {
         machine = add(&server, which).await;
     }
-    // For the lists of one machine.
+    // The lists of one machine need it.
     for _ in 0..6 {
         assert_eq!(machine.renew(&server).await.status, 200);
     }
@@ -137,7 +137,7 @@ async fn a_page_has_fifty_items_by_default_and_at_most_five_hundred() {
     server.stop().await;
 }
 
-/// It would begin somewhere in the other list, and leave out what is before without a word.
+/// A cursor of another list would skip items without an error.
 #[tokio::test]
 async fn a_cursor_is_valid_only_for_its_own_list_and_filters() {
     let server = InProcess::start().await;
@@ -214,7 +214,7 @@ async fn a_limit_or_sequence_that_is_not_a_number_is_explained() {
     server.stop().await;
 }
 
-/// A receiver that waits for `machine.enroled` waits for ever.
+/// A receiver that waits for `machine.enroled` would wait forever.
 #[tokio::test]
 async fn an_unknown_kind_is_refused_with_a_list_of_the_known_ones() {
     let server = InProcess::start().await;

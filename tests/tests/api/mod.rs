@@ -1,4 +1,4 @@
-//! The API of one server: every operation, every problem, every body that is not what it should be.
+//! The API of one server: every operation, every problem, and wrong bodies for each.
 
 mod addresses;
 mod api_keys;

@@ -1,4 +1,4 @@
-//! Who may call what: each operation of the document without credentials, with a bad key, and with a key of each role.
+//! The callers of each operation in the document: without credentials, with a wrong key, and with a key of each role.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,9 +14,9 @@ use uuid::Uuid;
 use crate::api::document::{Operation, operations};
 use crate::flows::revocation::path_of_list;
 
-/// Without credentials.
+/// Needs no credentials.
 const ANYBODY: &str = "anybody";
-/// With evidence signed by the machine's key; an API key is not accepted.
+/// Needs evidence that the machine's key signed. An API key is not accepted.
 const MACHINE: &str = "machine";
 /// With an API key of any role.
 const ANY: &str = "any";
@@ -24,11 +24,11 @@ const ANY: &str = "any";
 const VIEWER: &str = "viewer";
 const OPERATOR: &str = "operator";
 const ADMIN: &str = "admin";
-/// With an API key of this role, and of no other.
+/// Needs an API key with exactly this role.
 const RELYING_PARTY: &str = "relying-party";
 const MDM: &str = "mdm";
 
-/// Who may call each operation: the roles in a table. A new operation needs a line.
+/// The callers of each operation. A new operation needs a line.
 const CALLERS: &[(&str, &str)] = &[
     ("GET /.well-known/jwks.json", ANYBODY),
     ("GET /.well-known/openid-configuration", ANYBODY),
@@ -173,7 +173,7 @@ async fn each_role_may_call_exactly_the_operations_in_the_table() {
     for operation in operations(&server).await.iter().filter(|operation| operation.needs_key) {
         for role in ROLES {
             let path = operation.path_with(&Uuid::nil().to_string());
-            // The body is invalid: a caller who is refused for that was authorized.
+            // The body is invalid. A caller that is refused for the body was authorized.
             let request = server.request(operation.method.clone(), &format!("{path}?unknown=1"));
             let request = request
                 .header("content-type", "application/json")
@@ -231,7 +231,7 @@ async fn public_operations_answer_as_documented_without_a_key() {
         .filter(|path| !path.starts_with("/v1/ca/"))
         .collect();
     assert_eq!(agents, BTreeSet::from(AGENT_PATHS));
-    // Enrollment comes first, as the others need a machine.
+    // The enrollment is first, because the others need a machine.
     let public = operations.iter().filter(|operation| !operation.needs_key);
     let (enroll, others): (Vec<_>, Vec<_>) = public.partition(|operation| operation.path == "/v1/enroll");
     for operation in enroll.into_iter().chain(others) {
@@ -263,7 +263,7 @@ async fn public_operations_answer_as_documented_without_a_key() {
 
 const ROLES: [Role; 5] = [Role::Viewer, Role::Operator, Role::Admin, Role::RelyingParty, Role::Mdm];
 
-/// Who may call an operation, by the table.
+/// The callers of an operation, from the table.
 fn caller(operation: &Operation) -> &'static str {
     let line = CALLERS.iter().find(|(name, _)| *name == operation.name());
     line.unwrap_or_else(|| panic!("{} has no line in the table", operation.name()))

@@ -1,5 +1,5 @@
-//! Every problem of the registry, reached through a running server. What all of them have in common, from the media
-//! type to the words that a `detail` must not hold, is checked with every answer: see `assay_tests::answer`.
+//! Every problem of the registry, reached through a running server. `assay_tests::answer` checks what all problems have in
+//! common, from the media type to the texts that a `detail` must not contain.
 
 mod machines;
 mod proofs;
@@ -26,8 +26,8 @@ async fn every_problem_kind_can_be_reached() {
     server.stop().await;
 }
 
-/// A database that neither works nor refuses: the caller is told so in time to go to another replica, and what waited
-/// takes nothing from those that come after.
+/// A database that does not respond at all. The caller gets a response in time to call another replica, and waiting calls
+/// take nothing from later ones.
 #[tokio::test]
 async fn a_database_that_hangs_is_unavailable_within_five_seconds() {
     let server = InProcess::start().await;
@@ -52,7 +52,7 @@ async fn a_database_that_hangs_is_unavailable_within_five_seconds() {
     server.stop().await;
 }
 
-/// Ways to each problem. A new kind does not compile before it has one.
+/// How to reach each problem. A new kind does not compile without it.
 async fn reach(kind: ProblemKind, server: &InProcess) -> Vec<Answer> {
     match kind {
         ProblemKind::Malformed => requests::malformed(server).await,

@@ -1,4 +1,4 @@
-//! What is past its retention goes, to the moment, and nothing else does.
+//! Deleting what is past its retention, at exactly that time, and nothing else.
 
 use assay_protocol::ProblemKind;
 use assay_server::clock::{Clock, SystemClock};
@@ -13,10 +13,10 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::{Builder, Uuid};
 
-/// The maximum number of looks at the audit, far more than removing some rows needs.
+/// How often the audit is read before the test fails: far more often than removing some rows needs.
 const LOOKS: u32 = 20_000;
 
-/// In the order in which they are gone through.
+/// The nouns, in the order in which the server processes them.
 const NOUNS: [(&str, &str); 6] = [
     ("events", "event"),
     ("certificates", "certificate"),
@@ -26,7 +26,7 @@ const NOUNS: [(&str, &str); 6] = [
     ("webhook_deliveries", "webhook-delivery"),
 ];
 
-/// An id of this time, to the microsecond, as the server makes them.
+/// An id for this time, with microseconds, as the server generates it.
 fn id_at(time: OffsetDateTime) -> Uuid {
     let microseconds = u64::try_from(time.unix_timestamp_nanos() / 1000).unwrap();
     let [.., high, low] = ((microseconds % 1000) * 4096 / 1000).to_be_bytes();
@@ -35,7 +35,7 @@ fn id_at(time: OffsetDateTime) -> Uuid {
     Builder::from_unix_timestamp_millis(microseconds / 1000, &tail).into_uuid()
 }
 
-/// A row of each noun that ended at a time, all under this id.
+/// Inserts a row of each noun that ended at a time, all with this id.
 async fn insert(pool: &PgPool, ended: OffsetDateTime) -> Uuid {
     let id = id_at(ended);
     let (time, hash) = (ended.format(&Rfc3339).unwrap(), hex::encode(rand::random::<[u8; 32]>()));
@@ -63,7 +63,7 @@ async fn insert(pool: &PgPool, ended: OffsetDateTime) -> Uuid {
     id
 }
 
-/// The nouns that have a row of this id.
+/// The nouns that have a row with this id.
 async fn kept(pool: &PgPool, id: Uuid) -> Vec<&'static str> {
     let mut kept = Vec::new();
     for (table, noun) in NOUNS {
@@ -90,13 +90,13 @@ async fn count(pool: &PgPool, table: &str) -> i64 {
     sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
 }
 
-/// The entries on what was removed of a noun.
+/// The audit entries about removed rows of a noun.
 async fn removals(server: &InProcess, noun: &str) -> Vec<Value> {
     let audit = server.get(&format!("/v1/admin/audit?resource={noun}:*")).await.json();
     audit["items"].as_array().unwrap().clone()
 }
 
-/// Comes back when no event waits for its place: until then it stays.
+/// Waits until all events have a sequence, because the server does not delete others.
 async fn all_announced(pool: &PgPool) {
     for _ in 0..LOOKS {
         let waiting = sqlx::query_scalar("SELECT count(*) FROM events WHERE sequence IS NULL");
@@ -107,7 +107,7 @@ async fn all_announced(pool: &PgPool) {
     panic!("an event waits for ever");
 }
 
-/// Comes back when the last noun had its turn so many times.
+/// Waits until the server has processed the last noun this many times.
 async fn gone_through(server: &InProcess, times: usize) {
     for _ in 0..LOOKS {
         if removals(server, "webhook-delivery").await.len() == times {
@@ -125,7 +125,7 @@ const SETTINGS: [(&str, &str); 8] = [
     ("retention.api_keys", "10d"),
     ("retention.webhook_deliveries", "10d"),
     ("rate_limit.api_key_per_minute", "0"),
-    // What waits has not ended.
+    // A pending row has not ended.
     ("enrollment.pending_ttl", "100d"),
 ];
 
@@ -179,7 +179,7 @@ async fn machines_their_keys_and_what_they_need_are_never_deleted_by_age() {
     all_announced(&pool).await;
     before.stop().await;
 
-    // A delivery, to see when all nouns had their turns.
+    // This delivery shows when the server has processed all nouns.
     let _seen = insert(&pool, now - Duration::days(39)).await;
     let server = InProcess::start_at(now, &database.url(), &SETTINGS).await;
     gone_through(&server, 1).await;

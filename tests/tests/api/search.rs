@@ -17,7 +17,7 @@ fn query_of(filters: &[(&str, &str)]) -> String {
     query.finish()
 }
 
-/// What a list has, page by page, in its order.
+/// The ids in a list, page by page, in its order.
 async fn found(server: &InProcess, filters: &[(&str, &str)], limit: usize) -> Vec<String> {
     let (mut ids, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -69,7 +69,7 @@ async fn enroll(server: &InProcess, serial_number: &str, hostname: &str, token: 
     machine
 }
 
-/// Machines of every status, every liveness and two assurances, with labels in common and apart.
+/// Machines of every status, every liveness and two assurances, with shared and different labels.
 async fn make_fleet(server: &InProcess) -> Vec<Machine> {
     let fleet = vec![
         enroll(
@@ -168,7 +168,7 @@ async fn every_filter_and_pair_of_filters_finds_exactly_the_matching_machines() 
             }
         }
     }
-    // Each value of a vocabulary is there, but for what no machine can be yet.
+    // The fleet has every value of each vocabulary, except the one that no machine can have yet.
     let statuses: BTreeSet<&str> = records
         .iter()
         .map(|machine| machine["status"].as_str().unwrap())
@@ -201,7 +201,7 @@ async fn a_part_never_matches_across_two_values() {
             "{across}"
         );
     }
-    // What separates the values cannot be asked for.
+    // The character that separates the values cannot be searched for.
     for separator in ["SERIAL\nhost", "\n", "a\tb"] {
         let path = format!("{LIST}?{}", query_of(&[("q", separator)]));
         let _refused = server.get(&path).await.expect_problem(ProblemKind::Malformed);
@@ -239,7 +239,7 @@ async fn the_search_follows_changes_of_a_machine() {
     for gone in [("label", "site:Rome"), ("q", "rome"), ("q", "old-name")] {
         assert!(!is_found(gone).await, "{gone:?}");
     }
-    // A new key under the same record.
+    // The record has a new key.
     let token = json!({"serial_numbers": ["CHANGING"], "allow_reenrollment": true});
     let token = server.enrollment_token(token).await;
     let (old, erased) = (machine.thumbprint().to_string(), machine.erased());

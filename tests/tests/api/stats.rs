@@ -1,4 +1,4 @@
-//! The fleet in figures.
+//! Statistics of the fleet.
 
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;

@@ -1,4 +1,4 @@
-//! Who proves nothing is limited by address, and uses up nothing that others are allowed.
+//! Calls without a valid credential are limited by address, and do not count towards the limits of others.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;
@@ -36,7 +36,7 @@ async fn public_endpoints_except_health_are_limited_by_address() {
     }
     server.stop().await;
 
-    // Nor does asking for the health count towards anything else.
+    // Requests for the health do not count towards other limits.
     let server = InProcess::start_with(&SETTINGS).await;
     for _ in 0..30 {
         let _alive = server.send(server.request(Method::GET, "/healthz")).await.expect(200);
@@ -51,7 +51,7 @@ async fn unreadable_calls_are_limited_by_address_and_honest_machines_are_not() {
     let server = InProcess::start_with(&SETTINGS).await;
     let machine = server.enrolled("HONEST").await;
     let nonce = server.nonce().await;
-    // The nonces for the enrollment and for the check-in were the first two.
+    // The nonces for the enrollment and for the check-in were the first two calls.
     let unreadable = json!({"evidence": 7});
     let refused = call_until_refused(8, async || server.call("/v1/check-in", &unreadable).await).await;
     assert_eq!(refused.kind(), ProblemKind::RateLimited);

@@ -25,10 +25,10 @@ use time::{Duration, OffsetDateTime};
 use super::commands::run;
 
 const SERIAL: &str = "C02ACMEMAC01";
-/// The maximum number of looks at the audit, far more than removing some rows needs.
+/// How often the audit is read before the test fails: far more often than removing some rows needs.
 const LOOKS: u32 = 20_000;
 
-/// A server with ACME that trusts an Apple of its own.
+/// A server with ACME that trusts the test's stand-in for Apple.
 struct Fleet {
     server: InProcess,
     apple: Apple,
@@ -58,7 +58,7 @@ impl Fleet {
         self.server.clock().now()
     }
 
-    /// Puts serial numbers into the inventory.
+    /// Adds serial numbers to the inventory.
     async fn list(&self, serial_numbers: &[&str]) {
         let items: Vec<_> = serial_numbers
             .iter()
@@ -71,7 +71,7 @@ impl Fleet {
         let _ = self.server.send(request.json(&body)).await.expect(200);
     }
 
-    /// Refusals in the audit, of this serial number.
+    /// The audited refusals of this serial number.
     async fn noted(&self, serial_number: &str) -> Vec<String> {
         let path = format!("/v1/admin/audit?resource=device:{serial_number}");
         let entries = self.server.get(&path).await.expect(200).json();
@@ -100,7 +100,7 @@ impl Fleet {
         self.server.get(&path).await.expect(200).json()
     }
 
-    /// Demands that this has happened to a machine.
+    /// Checks that a machine has an event of this kind.
     async fn expect_event(&self, machine: &Machine, kind: &str) {
         let path = format!("/v1/admin/machines/{}/events", machine.id());
         let events = self.server.get(&path).await.expect(200).json();
@@ -108,7 +108,8 @@ impl Fleet {
         assert!(items.any(|event| event["kind"] == kind), "no {kind} in {events}");
     }
 
-    /// Demands that OpenSSL takes a chain for a client's, with this device in it and nothing of the CSR's wishes.
+    /// Checks that OpenSSL verifies a chain for client authentication. It must name the device, and nothing else from
+    /// the CSR.
     async fn expect_openssl_to_verify(&self, chain: &str) {
         let files = Files::new();
         let roots = self
@@ -143,13 +144,13 @@ impl Fleet {
         ] {
             assert!(shown.replace(" = ", "=").contains(part), "{part:?} is not in {shown}");
         }
-        // What the CSR wished for.
+        // The names from the CSR.
         for wish in ["administrator", "of-another", "DNS:"] {
             assert!(!shown.contains(wish), "{shown}");
         }
     }
 
-    /// An enrollment token's id, and the MAC key that goes with it.
+    /// A new enrollment token's id, and its MAC key.
     async fn binding_key(&self, fields: Value) -> (String, Vec<u8>) {
         let token = self.server.create_enrollment_token(fields).await;
         let mac_key = token["external_account"]["mac_key"].as_str().unwrap();
@@ -157,7 +158,7 @@ impl Fleet {
         (id, URL_SAFE_NO_PAD.decode(mac_key).unwrap())
     }
 
-    /// Asks for an account that is bound by a key.
+    /// Requests an account that is bound with this key.
     async fn bind(&self, key_id: &str, mac_key: &[u8]) -> (RawClient, AcmeAnswer) {
         let mut client = RawClient::stranger(&self.server);
         let binding = external_account_binding(&client.key, key_id, mac_key);
@@ -193,7 +194,7 @@ async fn instant_account(fleet: &Fleet, external_account: Option<&ExternalAccoun
     account
 }
 
-/// A client that others wrote goes through all of it, and what it gets is a certificate for OpenSSL.
+/// `instant-acme` performs all steps, and OpenSSL verifies the certificate.
 #[tokio::test]
 async fn a_foreign_client_gets_a_certificate_that_openssl_verifies() {
     let fleet = Fleet::new().await;
@@ -222,7 +223,7 @@ async fn a_foreign_client_gets_a_certificate_that_openssl_verifies() {
         (&"device".into(), &Value::Null)
     );
 
-    // The account that it was issued to revokes it, once.
+    // The account that it was issued to can revoke it once.
     let leaf = leaf_of(&chain).into();
     let request = RevocationRequest {
         certificate: &leaf,
@@ -252,7 +253,7 @@ async fn a_foreign_client_binds_its_account_changes_its_key_and_deactivates_it()
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await.unwrap();
     let url = order.url().to_owned();
     assert_eq!(order.state().status, OrderStatus::Pending);
-    // What is not in the token is nobody's.
+    // A binding with an unknown key identifier is refused.
     let other = [Identifier::PermanentIdentifier("C02OTHER".to_owned())];
     let refused = account
         .new_order(&NewOrder::new(&other))
@@ -294,7 +295,7 @@ async fn a_foreign_client_binds_its_account_changes_its_key_and_deactivates_it()
     assert!(url.starts_with(PUBLIC_URL));
 }
 
-/// The two keys of one Mac: what Apple attests of one says nothing of the other.
+/// A Mac has two keys. An attestation of one confirms nothing about the other.
 #[rstest]
 #[case(Mac::new(SERIAL))]
 #[case(Mac::on_p256(SERIAL))]
@@ -312,7 +313,7 @@ async fn a_device_certificate_does_not_change_the_machine_with_that_serial_numbe
     assert_eq!(checked_in["assurance"], "asserted");
     fleet.expect_event(&machine, "device-certificate.issued").await;
 
-    // Both are the machine's, and told apart.
+    // The list of the machine's certificates has both, with their purposes.
     let path = format!("/v1/admin/machines/{}/certificates", machine.id());
     let listed = fleet.server.get(&path).await.json();
     let seen: Vec<_> = listed["items"]
@@ -333,13 +334,13 @@ async fn a_device_certificate_does_not_change_the_machine_with_that_serial_numbe
         "{seen:?}"
     );
 
-    // In TLS the device's key speaks for no agent, not even beside evidence that the agent's key signed.
+    // A TLS connection with the device's certificate is refused, even with evidence that the agent's key signed.
     let presenting = fleet
         .server
         .presenting_key(&chain, &mac.key.serialize_pem(), Connections::Kept);
     let before = fleet.machine(&machine).await;
     let nonce = fleet.server.nonce().await;
-    // A key on P-384 is no agent's, and its connection is closed at once.
+    // No agent has a key on P-384, so the handshake fails.
     if let Ok(refused) = Answer::or_error(machine.check_in_with(&presenting, &nonce)).await {
         assert_eq!(refused.kind().slug(), "bad-evidence", "{refused}");
     }
@@ -350,7 +351,7 @@ async fn a_device_certificate_does_not_change_the_machine_with_that_serial_numbe
 async fn evidence_signed_with_a_device_key_is_refused() {
     let fleet = Fleet::new().await;
     let machine = fleet.server.enrolled(SERIAL).await;
-    // The very same key in both: then only what the certificate is for tells them apart.
+    // Both certificates have the same key. Only their purposes differ.
     let mac = Mac {
         serial_number: SERIAL.to_owned(),
         key: rcgen::KeyPair::from_pem(&machine.private_key_pem()).unwrap(),
@@ -363,7 +364,7 @@ async fn evidence_signed_with_a_device_key_is_refused() {
     assert_eq!(refused.kind().slug(), "bad-evidence", "{refused}");
 }
 
-/// What a challenge is answered with, and why that is refused.
+/// The response to a challenge, and why it is refused.
 #[rstest]
 #[case::another_token("freshness code", |mac: &Mac, fleet: &Fleet, token: &str| {
     mac.attestation_object(&fleet.apple, &mac.attested(&format!("{token}x"), fleet.now()))
@@ -407,10 +408,10 @@ async fn a_bad_attestation_invalidates_the_challenge_and_is_audited(
         .await;
     let detail = refused.expect_challenge_error("badAttestationStatement");
     assert!(detail.contains(says), "{detail}");
-    // The administrator reads the same sentence, with the machine and in the audit.
+    // The machine's event and the audit contain the same sentence.
     assert_eq!(fleet.noted(SERIAL).await, [detail]);
     fleet.expect_event(&machine, "device-certificate.refused").await;
-    // It stays refused, also for a good attestation that comes later.
+    // The order stays invalid, even if a valid attestation follows.
     let good = mac.attestation_object(&fleet.apple, &mac.attested(token_of(&challenge), fleet.now()));
     let _ = client
         .attest(&challenge, &good)
@@ -427,7 +428,7 @@ async fn a_bad_attestation_invalidates_the_challenge_and_is_audited(
     let authorization = client.read(order.body["authorizations"][0].as_str().unwrap()).await;
     assert_eq!(authorization.body["status"], "invalid");
     assert!(fleet.certificates(SERIAL).await.is_empty());
-    // A new order has another token and works.
+    // A new order, with another token, succeeds.
     let next = client.order(SERIAL).await.expect(201);
     assert_ne!(next.location(), order.location());
     let _chain = client.obtain(&mac, &fleet.apple, fleet.now()).await;
@@ -461,7 +462,7 @@ async fn a_csr_for_another_key_than_the_attested_one_is_refused() {
     assert!(detail.contains("not the key that Apple attested"), "{detail}");
     assert_eq!(fleet.noted(SERIAL).await, [detail]);
     fleet.expect_event(&machine, "device-certificate.refused").await;
-    // A signature that is not the key's proves nothing.
+    // A CSR with a signature of another key is refused.
     let mut forged = mac.csr();
     *forged.last_mut().unwrap() ^= 1;
     let _ = client.finalize(&order, &forged).await.expect_error(400, "badCSR");
@@ -492,12 +493,12 @@ async fn an_unknown_serial_number_is_refused_and_audited() {
         .expect_error(403, "rejectedIdentifier");
     assert!(detail.contains("$SERIALNUMBER"), "{detail}");
     let _ = client.order("C02\0").await.expect_error(403, "rejectedIdentifier");
-    // A pending machine that only claims the serial number confirms nothing.
+    // A pending machine only claims its serial number, which confirms nothing.
     let token = fleet.server.enrollment_token(json!({"approval": "manual"})).await;
     let waiting = Machine::with_serial_number("C02WAITS");
     let _ = waiting.enroll(&fleet.server, Some(&token)).await.expect(202);
     let _ = client.order("C02WAITS").await.expect_error(403, "rejectedIdentifier");
-    // Strangers fill no audit: of 40 more, some are written down.
+    // Strangers cannot fill the audit: it has only some of 40 more refusals.
     for number in 0..40 {
         let _ = client
             .order(&format!("C02STRANGER{number}"))
@@ -527,7 +528,7 @@ async fn quarantine_and_revocation_revoke_the_device_certificate_and_block_a_new
     let mac = Mac::new(SERIAL);
     let _chain = client.obtain(&mac, &fleet.apple, fleet.now()).await;
     let _chain = client.obtain(&Mac::new("C02OTHER"), &fleet.apple, fleet.now()).await;
-    // One order that is ready, and one that waits.
+    // One order is ready, and one is pending.
     let ready = client.order(SERIAL).await.expect(201);
     let challenge = client.challenge(&ready).await;
     let object = mac.attestation_object(&fleet.apple, &mac.attested(token_of(&challenge), fleet.now()));
@@ -611,7 +612,7 @@ async fn a_released_machine_gets_a_new_device_certificate_and_a_deleted_one_lose
     assert_eq!(valid.count(), 1);
 }
 
-/// Denying a stranger who said that it was this Mac takes nothing from this Mac.
+/// Denying a stranger that claims this Mac's serial number does not affect the Mac.
 #[tokio::test]
 async fn denying_a_machine_with_the_same_serial_number_revokes_no_device_certificate() {
     let fleet = Fleet::new().await;
@@ -715,7 +716,7 @@ async fn the_key_of_a_certificate_revokes_it_and_no_other_key_does() {
     let own = JwsKey::of(&mac.key);
     let held = json!({"certificate": payload["certificate"], "reason": 6});
     let _ = signed_by(&own, &held).await.expect_error(400, "badRevocationReason");
-    // ACME cannot revoke an agent's certificate, not even with its key.
+    // ACME does not revoke an agent's certificate, even for the holder of its key.
     let machine = fleet.server.enrolled("C02AGENT").await;
     let issued = machine.enroll(&fleet.server, None).await.expect(200).json();
     let agents = leaf_of(issued["certificate"]["chain"].as_str().unwrap());
@@ -740,7 +741,7 @@ async fn requests_that_are_not_signed_for_this_url_and_once_are_refused() {
     let sent = client.signed(&url, &payload).await;
     let _ = client.send(&url, &sent).await.expect(201);
     let _ = client.send(&url, &sent).await.expect_error(400, "badNonce");
-    // For another URL.
+    // Signed for another URL.
     let elsewhere = client.signed(&account, "").await;
     let _ = client.send(&url, &elsewhere).await.expect_error(401, "unauthorized");
     let http = client.signed(&url.replace("https", "http"), &payload).await;
@@ -773,13 +774,13 @@ async fn requests_that_are_not_signed_for_this_url_and_once_are_refused() {
             assert_eq!(answer.body["algorithms"], json!(["ES256", "ES384"]));
         }
     }
-    // An agent's nonce is none of ACME's.
+    // A nonce for agents is not valid for ACME.
     let jws = client.key.sign(
         header(json!({"nonce": fleet.server.nonce().await}), String::new()),
         &payload,
     );
     let _ = client.send(&url, &jws).await.expect_error(400, "badNonce");
-    // A nonce lives as long as an agent's.
+    // A nonce is valid as long as one for agents.
     let late = client.signed(&url, &payload).await;
     fleet.server.clock().advance(Duration::seconds(301));
     let _ = client.send(&url, &late).await.expect_error(400, "badNonce");
@@ -834,7 +835,7 @@ async fn orders_are_for_one_device_and_of_one_account() {
     let _ = client.post(&url, &json!([one])).await.expect_error(400, "malformed");
     let order = client.order(SERIAL).await.expect(201);
     let challenge = client.challenge(&order).await;
-    // Nobody else sees or touches it.
+    // Another account can neither read nor change it.
     let other = RawClient::with_account(&fleet.server).await;
     let mac = Mac::new(SERIAL);
     let (order_url, authorization) = (
@@ -862,11 +863,11 @@ async fn orders_are_for_one_device_and_of_one_account() {
         .read(&format!("{}/orders", client.account))
         .await
         .expect_error(403, "unauthorized");
-    // Read with POST-as-GET alone, and listed by its account.
+    // Its account can read it with POST-as-GET, and lists it.
     let _ = client.post(&order_url, &json!({})).await.expect_error(400, "malformed");
     let listed = client.read(&format!("{}/orders", client.account)).await.expect(200);
     assert_eq!(listed.body, json!({"orders": [order_url]}));
-    // Given up, it is invalid for good.
+    // Deactivating the authorization makes the order invalid.
     let given_up = client
         .post(&authorization, &json!({"status": "deactivated"}))
         .await
@@ -927,7 +928,7 @@ async fn an_expired_order_is_invalid() {
     assert_eq!(client.read(&order.location()).await.body["status"], "invalid");
     let authorization = client.read(order.body["authorizations"][0].as_str().unwrap()).await;
     assert_eq!(authorization.body["status"], "expired");
-    // One that became ready in time and was left alone.
+    // One that became ready in time, but was not finalized.
     let order = client.order(SERIAL).await.expect(201);
     let challenge = client.challenge(&order).await;
     let object = mac.attestation_object(&fleet.apple, &mac.attested(token_of(&challenge), fleet.now()));
@@ -961,7 +962,7 @@ async fn accounts_can_be_found_changed_and_deactivated() {
         opened.body
     );
 
-    // The new key replaces the old one, which is unknown from then on.
+    // The new key replaces the old one, which no longer belongs to an account.
     let url = url_of("/acme/key-change");
     let taken = RawClient::with_account(&fleet.server).await;
     let new_key = JwsKey::new();
@@ -1015,10 +1016,10 @@ async fn a_token_binds_an_account_once_and_vouches_for_one_device() {
     let (once, once_key) = fleet.binding_key(json!({"max_uses": 1})).await;
     let (client, opened) = fleet.bind(&once, &once_key).await;
     let _ = opened.expect(201);
-    // Nobody else knows these serial numbers: the token lets one device in, the first.
+    // Neither inventory nor machines have these serial numbers. The token admits one device, which is the first.
     let _ = client.order(SERIAL).await.expect(201);
     let _ = client.order("C02SECOND").await.expect_error(403, "rejectedIdentifier");
-    // The same account again uses nothing up; another one finds the token used up.
+    // Binding the same account again uses nothing. For another account, the token is used up.
     let binding = external_account_binding(&client.key, &once, &once_key);
     let _ = client
         .open(&json!({"externalAccountBinding": binding}))
@@ -1031,7 +1032,7 @@ async fn a_token_binds_an_account_once_and_vouches_for_one_device() {
     let _ = client.order(SERIAL).await.expect_error(403, "rejectedIdentifier");
     let _ = client.order("C02BOUND").await.expect(201);
 
-    // What was revoked or has expired vouches no more, also for accounts that were bound before.
+    // A revoked or expired token admits no device, not even for accounts that were bound before.
     let _ = fleet
         .server
         .delete(&format!("/v1/admin/enrollment-tokens/{bound}"))
@@ -1067,7 +1068,7 @@ async fn a_binding_that_was_not_made_for_this_account_with_a_tokens_key_is_refus
     unauthorized(&fleet.bind(&manual, &manual_key).await.1, "approval");
 }
 
-/// Each answer may be lost, and each call then comes again, at another replica.
+/// Each response may be lost. The client then repeats the call at another replica.
 #[tokio::test]
 async fn a_lost_answer_at_any_step_is_repaired_by_repeating_the_call_at_another_replica() {
     let database = Database::create().await;
@@ -1076,7 +1077,7 @@ async fn a_lost_answer_at_any_step_is_repaired_by_repeating_the_call_at_another_
     let second = InProcess::start_on(&database.url(), &settings).await;
     first.list(&[SERIAL]).await;
     let mac = Mac::new(SERIAL);
-    // A nonce of one replica is valid once, on the other.
+    // A nonce from one replica is valid once on the other.
     let mut client = RawClient::stranger(&first.server);
     let opened = client.open(&json!({})).await.expect(201);
     client = client.at(&second);
@@ -1119,7 +1120,7 @@ async fn a_lost_answer_at_any_step_is_repaired_by_repeating_the_call_at_another_
     first.server.stop().await;
 }
 
-/// Both of a pair of calls arrive at once.
+/// Both calls of each pair run at the same time.
 #[tokio::test]
 async fn concurrent_repetitions_of_a_call_create_one_resource() {
     let fleet = Fleet::new().await;
@@ -1188,7 +1189,7 @@ async fn acme_is_off_by_default() {
     assert_eq!(token["external_account"], Value::Null);
 }
 
-/// What strangers leave behind goes, and what Apple attested stays as long as its certificate.
+/// The server deletes what strangers leave behind. It keeps an attestation as long as its certificate.
 #[tokio::test]
 async fn the_attestation_of_a_device_certificate_is_stored_and_can_be_verified_again() {
     let fleet = Fleet::new().await;
@@ -1232,7 +1233,7 @@ async fn unfinished_orders_are_deleted_with_their_accounts() {
     };
     assert_eq!((count("acme_orders").await, count("acme_accounts").await), (2, 2));
     fleet.server.clock().advance(Duration::days(8));
-    // The server's own upkeep does it; the next start begins with that.
+    // The server's periodic work does it, first right after a start.
     let settings = [("acme.enabled", "true")];
     let restarted = InProcess::start_at(fleet.now(), &fleet.server.database().url(), &settings).await;
     for _ in 0..LOOKS {
@@ -1245,7 +1246,7 @@ async fn unfinished_orders_are_deleted_with_their_accounts() {
     restarted.stop().await;
 }
 
-/// Anybody can have an account, so that nothing of it lasts that came to nothing.
+/// Anyone can open an account, so unused ones leave no trace.
 #[tokio::test]
 async fn unused_accounts_are_deleted_without_a_trace() {
     let fleet = Fleet::new().await;
@@ -1266,7 +1267,7 @@ async fn unused_accounts_are_deleted_without_a_trace() {
     assert_eq!(audit["items"], json!([]));
 }
 
-/// In either order: a certificate issued while its machine is being quarantined is revoked.
+/// The two race, and either may be first.
 #[tokio::test]
 async fn a_certificate_that_is_issued_while_its_machine_is_quarantined_is_revoked() {
     let fleet = Fleet::new().await;

@@ -1,4 +1,4 @@
-//! The agent replaces its key. Agent or server may be killed at any step: the machine keeps a valid key.
+//! The agent replaces its key. If agent or server is killed at any step, the machine still has a valid key.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 const RUN_ONCE: &[&str] = &["run", "--once"];
 const ROTATE: &[&str] = &["rotate-key"];
-/// The maximum number of looks at waiting queries, far more than reaching a row needs.
+/// How often the test looks for waiting queries before it fails: far more often than reaching a row needs.
 const LOOKS: u32 = 100_000;
 
 /// A machine that has checked in.
@@ -70,12 +70,12 @@ fn has_keys(pool: &PgPool, id: Uuid, status: &'static str, count: i64) -> Condit
     })
 }
 
-/// Makes the machine's key two hours older than it is.
+/// Makes the machine's key two hours older.
 async fn age_key(server: &ProxiedServer, id: Uuid) {
     let aged = "UPDATE machines SET key_created_at = key_created_at - interval '2 hours' WHERE id = $1";
     let aged = sqlx::query(aged).bind(id).execute(&server.pool).await.unwrap();
     assert_eq!(aged.rows_affected(), 1);
-    // The server reads its record again once that has changed.
+    // With a new record version, the server reads the record again.
     let relabelled = json!({"labels": {"key": "old"}});
     let path = format!("machines/{id}");
     let administrator = server.administrator();
@@ -83,12 +83,12 @@ async fn age_key(server: &ProxiedServer, id: Uuid) {
     let _relabelled = relabelled.expect(200);
 }
 
-/// The key that the server has on record as current.
+/// The machine's current key on the server's record.
 async fn current_key(server: &ProxiedServer, id: Uuid) -> Value {
     server.administrator().machine(id).await["key"]["thumbprint"].clone()
 }
 
-/// Checks that machine and server agree on a new key, and that nothing is left of the old one.
+/// Checks that machine and server have the same new key, and that the agent has no old key left.
 async fn check_at_rest(server: &ProxiedServer, mac: &Mac, old: &Value) {
     let status = mac.status().await;
     assert_ne!(&status["key_thumbprint"], old);
@@ -105,7 +105,7 @@ fn id(status: &Value) -> Uuid {
     text(status, "machine_id").parse().unwrap()
 }
 
-/// The files with keys.
+/// The agent's key files.
 fn keys(mac: &Mac) -> BTreeSet<PathBuf> {
     let entries = fs::read_dir(mac.state()).unwrap().map(|entry| entry.unwrap().path());
     entries
@@ -113,13 +113,13 @@ fn keys(mac: &Mac) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// What the agent remembers of a rotation.
+/// The rotation in the agent's record.
 fn on_record(state: &std::path::Path) -> Value {
     let record: Value = serde_json::from_slice(&fs::read(state.join("state.json")).unwrap()).unwrap();
     record["rotation"].clone()
 }
 
-/// Where the agent is killed: after the step that the name tells, before the next.
+/// Where the agent is killed: between the named step and the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     KeyMade,
@@ -140,7 +140,7 @@ impl Step {
         Self::NewKeyRecorded,
     ];
 
-    /// What is true from the moment of this step on, up to which every answer arrives.
+    /// The condition that is true after this step. Earlier responses still arrive.
     fn condition(self, server: &ProxiedServer, mac: &Mac, id: Uuid) -> Condition {
         let state = mac.state().to_owned();
         match self {
@@ -170,7 +170,7 @@ impl Step {
         assert_eq!(rotating.ended().await.code(), None, "{}", rotating.output());
         server.proxy.forward_to(server.installation.servers[0].address());
         match self {
-            // These moments are too short to hit, so restore the files of that moment.
+            // These steps are too close to the next ones, so the files of that moment are restored instead.
             Self::KeyMade => fs::write(mac.state().join("state.json"), before).unwrap(),
             Self::NewKeyRecorded => {
                 let _checked_in = mac.run(RUN_ONCE, DONE).await;
@@ -258,7 +258,7 @@ async fn a_server_killed_before_or_after_a_commit_of_a_rotation_recovers() {
             let mut looks = 0;
             while !is_awaited(&server.pool).await {
                 looks += 1;
-                assert!(looks < LOOKS, "nobody came to the row:\n{}", rotating.output());
+                assert!(looks < LOOKS, "no query reached the row:\n{}", rotating.output());
             }
             server.installation.servers[0].kill().await;
             server.proxy.cut();
@@ -298,14 +298,14 @@ async fn a_daemon_rotates_a_key_that_is_older_than_the_policy_allows() {
     let read = daemon.writes(0, "checked in").await;
     let before = mac.status().await;
     let id = id(&before);
-    // A service that accepts only machines, reached through a proxy that keeps running.
+    // A service that accepts only machines, behind a proxy of the machine that keeps running.
     let nginx = Nginx::start(&files, "TLSv1.3", &server.installation.roots).await;
     let proxy = super::proxy::proxy(&mac, &nginx.url(), &files, &[]).await;
     let (status, seen_before) = super::proxy::get(&proxy, "/").await;
     assert_eq!(status, 200, "{seen_before}");
     age_key(&server, id).await;
     let read = daemon.writes(read, "key rotation complete").await;
-    // It checks in with the new key in TLS and evidence, which the server compares.
+    // The check-in uses the new key in TLS and in the evidence. The server compares the two.
     daemon.writes(read, "checked in").await;
     let after = mac.status().await;
     assert_ne!(after["key_thumbprint"], before["key_thumbprint"]);
@@ -515,7 +515,7 @@ async fn an_unfit_token_does_not_begin_a_rotation() {
     );
 }
 
-/// The agent waits for a locked key also during a rotation. It creates no further key.
+/// The agent waits for a locked key even during a rotation, and creates no further key.
 #[tokio::test]
 async fn a_rotation_waits_for_locked_keys() {
     let server = ProxiedServer::start(&[]).await;

@@ -1,4 +1,4 @@
-//! What Apple attests, verified by the program as an auditor runs it: without a server, a configuration or a network.
+//! `assay-server apple-attestation verify`, which needs neither a server nor a configuration nor a network.
 
 use std::fs;
 use std::process::Command;
@@ -49,7 +49,7 @@ impl Auditor {
         FreshnessCode::of(&key).to_string()
     }
 
-    /// Verifies the chain of a vector at the vector's time, with these arguments too.
+    /// Verifies the chain of a vector at the vector's time, with further arguments.
     async fn verify(&self, name: &str, arguments: &[&str]) -> Outcome {
         let cases = self.corpus["cases"].as_array().unwrap();
         let case = cases.iter().find(|case| case["name"] == name).unwrap();
@@ -172,7 +172,7 @@ async fn a_server_does_not_start_with_unusable_attestation_roots(#[case] roots: 
     assert!(refused.stderr.contains("apple.attestation_roots"), "{}", refused.stderr);
 }
 
-/// Beyond the vectors: leaves that need the intermediate's key.
+/// Leaves that the vectors cannot contain, because they need the intermediate's private key.
 #[test]
 fn an_ambiguous_leaf_is_refused() {
     let at = datetime!(2026-11-22 10:00 UTC);

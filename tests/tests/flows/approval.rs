@@ -1,4 +1,4 @@
-//! Requests that wait for an administrator: without a token, past their time, and decided by two at once.
+//! Enrollments that wait for an administrator: without a token, overdue, and decided by two administrators at once.
 
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
@@ -16,10 +16,10 @@ use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 const WITHOUT_TOKEN: (&str, &str) = ("enrollment.without_token", "pending");
 const UNLIMITED: (&str, &str) = ("rate_limit.address_per_minute", "0");
 
-/// Looks at what the background work changes, at most: far more than it needs.
+/// How often the test looks for the effect of periodic work before it fails: far more often than the work needs.
 const LOOKS: u32 = 100_000;
 
-/// Two administrators, each at a replica of their own.
+/// Two administrators at two replicas.
 fn two(installation: &Installation) -> ([Api; 2], [Administrator; 2]) {
     let apis = [installation.api(0), installation.api(1)];
     let administrators = [0, 1].map(|at| Administrator::new(apis[at].clone(), &installation.api_key));
@@ -81,7 +81,7 @@ async fn where_allowed_a_machine_without_a_token_waits_and_the_api_shows_its_cla
 
 #[tokio::test]
 async fn strangers_without_a_token_neither_block_a_machine_nor_get_approved_with_it() {
-    // Two calls a minute for each serial number: what strangers do must not count.
+    // Each serial number has two calls a minute. Calls of strangers must not count.
     let server = InProcess::start_with(&[WITHOUT_TOKEN, ("rate_limit.machine_per_minute", "2")]).await;
     for _ in 0..5 {
         let stranger = Machine::with_serial_number("WANTED");
@@ -129,7 +129,7 @@ async fn the_limit_of_pending_enrollments_without_a_token_holds_under_concurrenc
             "{answer}"
         );
     }
-    // A token is admitted separately, and each decision makes room.
+    // A machine with a token needs no room, and each decision makes room.
     let _enrolled = server.enrolled("WITH-TOKEN").await;
     let denied = enrollment(&server, waiting[0]).await;
     let _denied = decide(&server, &denied, "deny").await.expect(200);
@@ -157,7 +157,7 @@ async fn calls_without_a_token_are_limited_by_address() {
     server.stop().await;
 }
 
-/// Ends the time of everything that waits, and lets the background work of another replica come by, or not.
+/// Ends the time of all pending enrollments. With `swept`, the periodic work of another replica then expires this one.
 async fn expire(server: &InProcess, id: &str, swept: bool) {
     let pool = server.database().pool().await;
     let end = sqlx::query("UPDATE enrollments SET expires_at = requested_at WHERE status = 'pending'");
@@ -184,7 +184,7 @@ async fn an_expired_enrollment_is_over_and_its_key_may_enroll_again(#[values(tru
     let machine = Machine::with_serial_number("LATE");
     let pending = machine.enroll(&server, Some(&spent)).await.expect(202);
     let (id, first) = (text(&pending.json(), "enrollment_id"), machine.id());
-    // So that the server has seen the key, and could remember whose it is.
+    // The server now has the key in its cache, with the machine that it belonged to.
     let _waits = machine
         .check_in(&server)
         .await
@@ -268,7 +268,7 @@ async fn an_expired_reenrollment_leaves_the_machine_unchanged() {
     server.stop().await;
 }
 
-/// One administrator approves and another denies a machine at once: one of them learns what the other did.
+/// One administrator approves a machine while another denies it. One of them is told the other's decision.
 async fn decide_by_two(apis: &[Api; 2], administrators: &[Administrator; 2], token: &str, machine: &Machine) {
     let pending = machine.enroll(&apis[0], Some(token)).await.expect(202).json();
     let id = text(&pending, "enrollment_id");
@@ -346,7 +346,7 @@ async fn of_two_concurrent_approvals_for_one_serial_number_one_wins() {
     }
 }
 
-/// The answer may have been lost; another reason would be lost without a word.
+/// A response may be lost, so the decision can be repeated. A different reason is refused, because it would not be kept.
 #[tokio::test]
 async fn a_repeated_decision_on_an_enrollment_needs_the_same_reason() {
     let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
@@ -366,7 +366,7 @@ async fn a_repeated_decision_on_an_enrollment_needs_the_same_reason() {
     server.stop().await;
 }
 
-/// Strangers can ask as often as they like: what was denied is no machine, in no list and in no figure.
+/// Strangers can enroll as often as they like. A denied one is no machine, so lists and statistics leave it out.
 #[tokio::test]
 async fn a_denied_machine_is_not_counted_or_listed_and_stays_denied() {
     let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;
@@ -396,7 +396,7 @@ async fn a_denied_machine_is_not_counted_or_listed_and_stays_denied() {
         (&json!("denied"), &json!("STRANGER"))
     );
 
-    // By the machine's id: the response is the final record, and a second decision learns the first one.
+    // A denial by the machine's id returns the final record. A second decision is told the first one.
     let other = Machine::new();
     let _pending = other.enroll(&server, None).await.expect(202);
     let path = format!("{}/deny", other.path());
@@ -416,7 +416,7 @@ async fn a_denied_machine_is_not_counted_or_listed_and_stays_denied() {
     server.stop().await;
 }
 
-/// Whoever approves the second has seen the first key, and not the one that has taken its place.
+/// An administrator who approves the second key has seen the first key on record, and not its replacement.
 #[tokio::test]
 async fn of_two_pending_keys_for_one_record_only_one_can_be_approved() {
     let server = InProcess::start().await;
@@ -438,7 +438,7 @@ async fn of_two_pending_keys_for_one_record_only_one_can_be_approved() {
     let record = server.get(&machine.path()).await.json();
     assert_eq!(record["key"]["thumbprint"], keys[0].thumbprint().to_string());
 
-    // One that asks afterwards knows what it replaces.
+    // A request that is made afterwards is for the present record.
     let third = machine.erased();
     let pending = third.enroll(&server, Some(&token)).await.expect(202);
     let _approved = decide(&server, &enrollment(&server, &pending).await, "approve")

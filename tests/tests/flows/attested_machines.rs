@@ -1,4 +1,4 @@
-//! Machines that Apple attests: how that begins, what prevents it, and when it ends.
+//! Machines that Apple attests: how an attestation is bound, why it is refused, and when it ends.
 
 use std::collections::BTreeMap;
 
@@ -20,10 +20,10 @@ use sqlx::AssertSqlSafe;
 use time::macros::format_description;
 use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 
-/// How often is looked for what a server does at its start, each time with a call to it.
+/// How often the test asks for the effect of a server's first periodic work.
 const LOOKS: u32 = 10_000;
 
-/// A server that trusts an Apple of the test's own.
+/// A server that trusts the test's stand-in for Apple.
 struct Ground {
     server: InProcess,
     apple: Apple,
@@ -48,7 +48,7 @@ impl Ground {
         self.server.clock().now()
     }
 
-    /// What Apple says of a machine in good order, an hour ago.
+    /// Apple's attestation of a healthy machine, from an hour ago.
     fn attested(&self, machine: &Machine) -> Attested {
         Attested::an_hour_ago(machine, self.now())
     }
@@ -61,7 +61,7 @@ impl Ground {
         self.post(machine, &self.apple.body(attested)).await.expect(200).json()
     }
 
-    /// A machine that is attested.
+    /// A new attested machine.
     async fn attested_machine(&self, serial_number: &str) -> Machine {
         let machine = self.server.attestable(serial_number).await;
         let bound = self.bind(&machine, &self.attested(&machine)).await;
@@ -69,7 +69,7 @@ impl Ground {
         machine
     }
 
-    /// The entries of the audit by their actions, without what sealing adds later; those of one moment are in no order.
+    /// The audit entries by action, because entries of one moment have no order. Leaves out what sealing adds later.
     async fn audit(&self, machine: &Machine) -> BTreeMap<String, Vec<Value>> {
         let path = format!("/v1/admin/audit?resource=machine:{}", machine.id());
         let mut entries: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -94,7 +94,7 @@ impl Ground {
         let _granted = self.server.post("/v1/admin/grants", &grant).await.expect(201);
     }
 
-    /// What a check-in gives: the permissions, and the reasons for each that is denied.
+    /// The result of a check-in: the assurance, the permissions, and the reasons for the denied ones.
     async fn check_in(&self, machine: &Machine) -> (Value, Vec<String>, Vec<String>) {
         let answer = machine.check_in(&self.server).await.expect(200).json();
         let strings = |value: &Value| -> Vec<String> {
@@ -113,7 +113,7 @@ fn attestation_path(machine: &Machine) -> String {
     format!("{}/apple-attestation", machine.path())
 }
 
-/// Without what is another one at each call.
+/// Removes the command, which has a new id in each response.
 fn without_command(mut state: Value) -> Value {
     state["device_information"].take();
     state
@@ -195,7 +195,7 @@ async fn an_attestation_for_the_nonce_binds_the_key_to_the_serial_number() {
     ground.server.stop().await;
 }
 
-/// The reply may have been lost, and MDMs repeat their webhooks.
+/// A response may be lost, and MDMs repeat their webhooks.
 #[tokio::test]
 async fn posting_the_same_chain_again_returns_the_same_and_changes_nothing() {
     let ground = Ground::new().await;
@@ -207,7 +207,7 @@ async fn posting_the_same_chain_again_returns_the_same_and_changes_nothing() {
         ground.audit(&machine).await,
         ground.server.events(&machine).await,
     );
-    // As a property list breaks it, and as JWS would not pad it.
+    // With line breaks as in a property list, and without padding as in JWS.
     let wrapped = STANDARD
         .encode(&chain[0])
         .as_bytes()
@@ -232,10 +232,10 @@ async fn posting_the_same_chain_again_returns_the_same_and_changes_nothing() {
     ground.server.stop().await;
 }
 
-/// Makes a chain that lacks something, of what would be good.
+/// Builds a faulty chain from valid parts.
 type Lacking = fn(&Ground, Attested) -> Vec<Vec<u8>>;
 
-/// What lacks something, with the reason that is told to programs, and a part of what is told to people.
+/// A faulty chain, with the problem's `reason`, and a part of its `detail`.
 const LACKING: [(&str, &str, Lacking); 16] = [
     ("path", "trusted attestation root", |_, good| Apple::new().attest(&good)),
     ("path", "trusted attestation root", |ground, good| {
@@ -282,8 +282,8 @@ const LACKING: [(&str, &str, Lacking); 16] = [
     }),
 ];
 
-/// All of path, time, this key and this serial number have to be there: each that is missing is named, leaves a machine
-/// without an attestation as it was, and one that has an attestation too.
+/// Path, time, key and serial number must all match. A refusal names the one that does not, and changes neither a
+/// machine without an attestation nor an attested one.
 #[tokio::test]
 async fn a_refused_attestation_names_the_fault_and_keeps_the_record() {
     let ground = Ground::with(&[("apple.attestation_max_age", "60d")]).await;
@@ -408,7 +408,7 @@ async fn an_auditor_verifies_a_stored_attestation_offline() {
     ground.server.stop().await;
 }
 
-/// Exactly at its end, with nothing in between: the evaluation of the check-in before is still in memory.
+/// The next check-in is exactly at the attestation's end, with the evaluation of the previous one still in the cache.
 #[tokio::test]
 async fn an_attestation_that_is_too_old_ends_its_grants_at_the_next_check_in() {
     let ground = Ground::with(&[("apple.attestation_max_age", "30d")]).await;
@@ -418,7 +418,7 @@ async fn an_attestation_that_is_too_old_ends_its_grants_at_the_next_check_in() {
     let lapses_at = ground.server.get(&attestation_path(&machine)).await.json()["attestation"]["lapses_at"].clone();
     let lapses_at = time_of(&lapses_at);
 
-    // The nonce's call moves the clock by a millisecond.
+    // Fetching the nonce sets the clock forward by a millisecond.
     ground.server.clock().set(lapses_at - Duration::seconds(5));
     let _renewed = machine.renew(&ground.server).await.expect(200);
     let (answer, granted, _) = ground.check_in(&machine).await;
@@ -481,7 +481,7 @@ async fn a_lapsed_attestation_is_recorded_and_does_not_return_by_itself() {
     let attested = ground.attested(&machine).at(ground.now() - Duration::days(5));
     let chain = body_of(&ground.apple.attest(&attested));
     let _bound = ground.post(&machine, &chain).await.expect(200);
-    // A server with another policy looks at once, and while it is there again and again.
+    // A server with another policy looks for old attestations at its start, and then periodically.
     let strict = ground.replica(&[("apple.attestation_max_age", "4d")]).await;
     let is_lowered = |event: &Value| event["kind"] == "machine.assurance-lowered";
     let mut looks = 0;
@@ -510,7 +510,7 @@ async fn a_lapsed_attestation_is_recorded_and_does_not_return_by_itself() {
     assert_eq!(ground.check_in(&machine).await.0["assurance"], "verified");
     let found = ground.server.items("/v1/admin/machines?assurance=attested").await;
     assert_eq!(found, Vec::<Value>::new());
-    // Somebody who posts it again says that it counts.
+    // Posting the chain again binds it again.
     let _bound = ground.post(&machine, &chain).await.expect(200);
     assert_eq!(ground.server.record(&machine).await["assurance"], "attested");
     ground.server.stop().await;
@@ -575,7 +575,7 @@ async fn a_fresh_attestation_overrides_the_agents_claims() {
     ground.server.stop().await;
 }
 
-/// As if it had never been bound, so that one of the same time can be.
+/// Removes the attestation from the record, so that another one of the same time can be bound.
 async fn take_off_the_record(ground: &Ground, machine: &Machine) {
     sqlx::query(
         "UPDATE machines SET apple_attestation_id = NULL, attested_at = NULL, ground_attestation = NULL, assurance = 'verified'
@@ -821,7 +821,7 @@ async fn a_certificate_renewed_while_attested_carries_the_serial_number() {
     ground.server.stop().await;
 }
 
-/// The database checks what a later version or a manual statement may forget.
+/// The database checks this itself, in case a later version or a manual statement does not.
 #[tokio::test]
 async fn the_database_rejects_an_attestation_of_another_machine() {
     let ground = Ground::new().await;

@@ -1,4 +1,4 @@
-//! The audit's hash chain: tampering is detected, and replicas seal it together without waiting for each other.
+//! The audit's hash chain: tampering is detected, and several replicas seal it without waiting for each other.
 
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,15 @@ use sqlx::{AssertSqlSafe, Connection, PgPool};
 use uuid::Uuid;
 
 use super::commands::run;
-use super::contended_records::until_somebody_waits_for;
+use super::contended_records::until_a_query_waits_for;
 
-/// Far more than the half second that sealing takes at most while nothing is the matter.
+/// Far longer than the half second after which an entry is normally sealed.
 const SEALED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Parallel changes on two replicas.
 const CHANGES: usize = 200;
 
-/// What the owner does to get at the audit, and undoes.
+/// How the owner disables the audit's triggers, and enables them again.
 const LET_IN: &str =
     "ALTER TABLE audit_entries DISABLE TRIGGER only_added_to; ALTER TABLE audit_seals DISABLE TRIGGER only_added_to;";
 const SHUT: &str = "ALTER TABLE audit_entries ENABLE ALWAYS TRIGGER only_added_to; ALTER TABLE audit_seals ENABLE ALWAYS TRIGGER only_added_to;";
@@ -33,7 +33,7 @@ async fn execute(pool: &PgPool, statements: &str) {
         .unwrap();
 }
 
-/// Makes a change that is audited, and that shares no row with another.
+/// Makes an audited change that shares no row with other changes.
 async fn change(administrator: &Administrator) {
     let _token = administrator.token(json!({})).await;
 }
@@ -72,7 +72,7 @@ async fn verify(server: &Server, administrator: &Administrator, last_hash: Optio
     answered
 }
 
-/// A tampering at the place 7, and the place of the first entry that is not as it was, none where that is a new entry.
+/// A change at position 7, and the position of the first broken entry. `None` if that entry is a new one.
 const TAMPERINGS: [(&str, &str, Option<i64>); 6] = [
     (
         "changed",
@@ -152,7 +152,7 @@ async fn tampering_with_the_middle_of_the_audit_chain_is_detected() {
         };
         assert_eq!(text(&broken, "first_broken_id"), expected.to_string(), "{tampering}");
         assert!(text(&broken, "reason").contains(reason), "{broken}");
-        // How far it is to be trusted.
+        // The part of the log that is intact.
         let good = place.map_or(entries, |_| 6);
         assert_eq!(broken["last_sequence"], json!(good), "{tampering}");
         let restore =
@@ -215,7 +215,7 @@ async fn changes_do_not_wait_for_sealing_and_another_replica_takes_over_sealing(
     let installation = Installation::unlimited(&database).await;
     let pool = database.pool().await;
     all_sealed(&pool).await;
-    // Whoever seals has the duty, and now waits in the middle of its transaction.
+    // The sealing replica has the duty, and now waits within its transaction.
     let mut holder = sqlx::PgConnection::connect_with(&database.connect_options())
         .await
         .unwrap();
@@ -225,7 +225,7 @@ async fn changes_do_not_wait_for_sealing_and_another_replica_takes_over_sealing(
         .await
         .unwrap();
     change(&installation.administrator()).await;
-    until_somebody_waits_for(&pool, "audit_seals").await;
+    until_a_query_waits_for(&pool, "audit_seals").await;
 
     let installation = installation.with_a_replica().await;
     let survivor = Administrator::new(installation.api(1), &installation.api_key);

@@ -1,4 +1,4 @@
-//! The roles in the database: the server's role cannot alter the audit, and the owner can only with effort.
+//! The roles in the database: the server's role cannot alter the audit, and the owner must drop triggers to do so.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use super::audit::all_sealed;
 const WARNING: &str = "this server's database role could alter the audit: let the owner of the schema be another \
                        (database.migration_url)";
 
-/// Ways to alter the audit, or to get the right to.
+/// Statements that alter the audit, or that gain the privilege to alter it.
 const ATTEMPTS: [&str; 24] = [
     "UPDATE audit_entries SET reason = 'another'",
     "DELETE FROM audit_entries",
@@ -46,7 +46,7 @@ const ATTEMPTS: [&str; 24] = [
     "GRANT \"{owner}\" TO CURRENT_USER",
 ];
 
-/// What the triggers keep even the owner from.
+/// Statements that the triggers refuse, even for the owner.
 const CHANGES: [&str; 6] = [
     ATTEMPTS[0],
     ATTEMPTS[1],
@@ -60,7 +60,7 @@ async fn connect(options: PgConnectOptions) -> PgConnection {
     options.connect().await.unwrap()
 }
 
-/// Tries it in a transaction of its own, and returns how Postgres refuses it.
+/// Tries a statement in a transaction of its own, and returns the error of Postgres.
 async fn refusal(connection: &mut PgConnection, statement: &str) -> Option<String> {
     let mut transaction = connection.begin().await.unwrap();
     let tried = sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
@@ -72,7 +72,7 @@ async fn refusal(connection: &mut PgConnection, statement: &str) -> Option<Strin
 }
 
 async fn check_that_all_are_refused(connection: &mut PgConnection, owner: &str) {
-    // Postgres takes this with a warning that nothing was granted.
+    // Postgres accepts this statement, with a warning that nothing was granted.
     let _warned = sqlx::raw_sql("GRANT UPDATE, DELETE ON audit_entries TO CURRENT_USER")
         .execute(&mut *connection)
         .await;
@@ -90,7 +90,7 @@ async fn check_that_all_are_refused(connection: &mut PgConnection, owner: &str) 
     .await
     .unwrap();
     assert_eq!(privileged, Vec::<String>::new());
-    // And the audit can be read, so that the attempts were at what is there.
+    // The role can read the audit, so the statements named existing tables.
     let entries: i64 = sqlx::query_scalar("SELECT count(*) FROM audit_entries")
         .fetch_one(connection)
         .await
@@ -98,7 +98,7 @@ async fn check_that_all_are_refused(connection: &mut PgConnection, owner: &str) 
     assert!(entries > 0);
 }
 
-/// Makes a cluster like versions before the server's role: the superuser owns everything and is the only role.
+/// Creates a cluster as versions without the server's role did: the superuser owns everything, and is the only role.
 async fn make_cluster_of_an_older_version(data_dir: &Path) {
     let options = Options {
         data_dir: data_dir.to_owned(),
@@ -138,7 +138,11 @@ async fn a_server_on_a_private_postgres_of_an_older_version_works_as_a_role_that
         .await
         .unwrap()
     };
-    assert_eq!(roles, ["assay_server"], "whoever serves is the role without power");
+    assert_eq!(
+        roles,
+        ["assay_server"],
+        "the server connects as the role that owns nothing"
+    );
     let mut connection = connect(private(&configuration, "assay_server")).await;
     check_that_all_are_refused(&mut connection, "assay").await;
     connection.close().await.unwrap();
@@ -219,7 +223,7 @@ async fn database_of(owner: &str, server: &str) -> Database<'static> {
 
 #[tokio::test]
 async fn a_server_on_an_external_postgres_with_two_roles_cannot_alter_the_audit() {
-    // Names that SQL must quote.
+    // These names need quoting in SQL.
     let (owner, server_role) = ("Owner-of-assay", "Server-of-assay");
     let database = database_of(owner, server_role).await;
     let configuration = ServerConfiguration::new(&database)
@@ -227,7 +231,7 @@ async fn a_server_on_an_external_postgres_with_two_roles_cannot_alter_the_audit(
         .set("database.migration_url", &database.url_of(owner));
     let server = configuration.start().await;
     assert_eq!(server.terminate().await.code(), Some(0));
-    // A table that nobody gave privileges on, and privileges that go too far: the next start puts both right.
+    // A table has no privileges, and another one has too many. The next start corrects both.
     let meddling = format!(
         "CREATE TABLE of_a_later_version (id bigserial, name text);
          GRANT ALL ON audit_entries TO \"{server_role}\"; GRANT CREATE ON SCHEMA public TO \"{server_role}\""
@@ -308,7 +312,7 @@ async fn a_server_warns_once_if_its_role_could_alter_the_audit(#[case] role: &st
     let warned = server.output().lines();
     let warned = warned.iter().filter(|line| line.contains(WARNING)).count();
     assert_eq!(warned, 1, "{}", server.output());
-    // It is kept from it all the same, for as long as it does not drop the triggers.
+    // The triggers refuse it nevertheless, until the owner drops them.
     let _key = server.configuration().create_api_key("somebody", "viewer").await;
     let mut connection = connect(database.url_of(role).parse().unwrap()).await;
     for change in CHANGES {
@@ -320,7 +324,7 @@ async fn a_server_warns_once_if_its_role_could_alter_the_audit(#[case] role: &st
     }
 }
 
-/// The number of the newest migration alone says nothing of those before it.
+/// A schema whose newest migration is applied may still lack an earlier one.
 #[tokio::test]
 async fn a_schema_that_lacks_one_migration_or_has_another_is_refused_with_its_number() {
     for (change, words) in [

@@ -1,4 +1,4 @@
-//! The server's own keys are replaced while machines come and go: issuing CAs, roots and grant keys.
+//! Rotating the server's own keys while machines call: issuing CAs, roots and grant keys.
 
 use std::process::Command;
 use std::time::Instant;
@@ -25,14 +25,14 @@ use time::{Duration, OffsetDateTime};
 
 use super::commands::run;
 
-/// What a replica takes at most to notice a change.
+/// The longest time until a replica notices a change.
 const NOTICED_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
 const UNLIMITED: [(&str, &str); 2] = [
     ("rate_limit.machine_per_minute", "0"),
     ("rate_limit.address_per_minute", "0"),
 ];
 
-/// Two replicas in one time, on one database.
+/// Two replicas with one clock, on one database.
 struct Replicas {
     servers: [InProcess; 2],
     clock: MockClock,
@@ -71,7 +71,7 @@ impl Replicas {
         }
     }
 
-    /// What a command of the first replica prints.
+    /// The output of a command with the configuration of the first replica.
     async fn command(&self, arguments: &[&str]) -> String {
         succeeds(self.servers[0].command(arguments)).await
     }
@@ -80,8 +80,8 @@ impl Replicas {
         serde_json::from_str(&self.command(&["ca", "status", "--json"]).await).unwrap()
     }
 
-    /// Each replica serves a machine of its own: it renews here, checks in there, and with its certificate in TLS; and a new one
-    /// enrolls.
+    /// Each replica renews the certificate of one machine. The machine checks in at the other replica, and with its
+    /// certificate in TLS. A new machine enrolls.
     async fn serve(&self, members: &mut [Member; 2]) {
         let [one, two] = members;
         tokio::join!(self.serve_one(one, 0, 1), self.serve_one(two, 1, 0));
@@ -95,7 +95,7 @@ impl Replicas {
         let _enrolled = self.enroll(here).await;
     }
 
-    /// A machine checks in over a new connection with its certificate, alone and with its chain.
+    /// A machine checks in over new connections that present its certificate, alone and with its chain.
     async fn present(&self, member: &Member, at: usize) {
         for chain in [member.chain.as_str(), leaf(&member.chain)] {
             let connection = self.servers[at].presenting(chain, &member.machine, Connections::Kept);
@@ -103,7 +103,7 @@ impl Replicas {
         }
     }
 
-    /// Keeps both replicas busy until both are as they should be.
+    /// Performs calls at both replicas until both are as expected.
     async fn serve_until(&self, members: &mut [Member; 2], is_right: impl AsyncFn(&Api) -> bool) {
         let begun = Instant::now();
         loop {
@@ -116,19 +116,19 @@ impl Replicas {
         }
     }
 
-    /// Lets so much time pass that the servers' own certificates are over; they issue themselves others.
+    /// Sets the clock forward, and waits until the servers' own TLS certificates are valid again.
     async fn let_pass(&self, time: Duration) {
         self.clock.advance(time);
         let begun = Instant::now();
         for server in &self.servers {
             let health = || server.http1_client().get(server.api().url("/healthz"));
             while Answer::or_error(health()).await.is_err() {
-                assert!(begun.elapsed() < NOTICED_WITHIN, "the server's certificate is over");
+                assert!(begun.elapsed() < NOTICED_WITHIN, "the server's certificate has expired");
             }
         }
     }
 
-    /// Waits until both replicas are as they should be.
+    /// Waits until both replicas are as expected.
     async fn until(&self, is_right: impl AsyncFn(&Api) -> bool) {
         for server in &self.servers {
             until(server.api(), &is_right).await;
@@ -143,7 +143,7 @@ async fn until(api: &Api, is_right: impl AsyncFn(&Api) -> bool) {
     }
 }
 
-/// What a command prints that succeeds.
+/// The output of a command, which must succeed.
 async fn succeeds(command: Command) -> String {
     let outcome = run(command).await;
     assert_eq!(outcome.code, Some(0), "{}{}", outcome.stdout, outcome.stderr);
@@ -160,7 +160,7 @@ fn certificates(pem: &str) -> usize {
     pem.matches("BEGIN CERTIFICATE").count()
 }
 
-/// The key identifier of the one key of a kind that is in this state.
+/// The key identifier of the only key with this purpose and this state.
 fn identifier(status: &Value, kind: &str, state: &str) -> String {
     let found: Vec<&Value> = status[kind]
         .as_array()
@@ -176,7 +176,7 @@ async fn read(api: &Api, path: &str) -> String {
     api.get(path).await.expect(200).text()
 }
 
-/// What OpenSSL says of a path at a time, with all lists that are published.
+/// OpenSSL's report on a path at a time, with all published revocation lists.
 async fn verify(api: &Api, chain: &str, at: OffsetDateTime) -> (bool, String) {
     let files = Files::new();
     let roots = files.write("roots.pem", read(api, "/v1/ca/bundle.pem").await);
@@ -200,7 +200,7 @@ async fn verify(api: &Api, chain: &str, at: OffsetDateTime) -> (bool, String) {
     .await
 }
 
-/// What OCSP says of a certificate of a CA, after OpenSSL has verified the answer at a time.
+/// The OCSP status of a CA's certificate, after OpenSSL has verified the response at a time.
 async fn ocsp(api: &Api, issuer: &str, chain: &str, at: OffsetDateTime) -> String {
     let files = Files::new();
     let der = api.get(&format!("/v1/ca/issuer/{issuer}")).await.expect(200).body;
@@ -233,26 +233,26 @@ async fn ocsp(api: &Api, issuer: &str, chain: &str, at: OffsetDateTime) -> Strin
         "-attime",
         &at,
     ];
-    // To that command, answers are of now.
+    // This command of OpenSSL compares the response's time with the present time.
     let any_time = ["-validity_period", "1000000"];
     let (_, said) = openssl(&[&which[..], &verify, &any_time].concat()).await;
     assert!(said.contains("Response verify OK"), "{said}");
     said
 }
 
-/// How often each action on a key is in the audit.
+/// The number of audit entries for each action on a key.
 async fn actions(server: &InProcess, action: &str) -> usize {
     let audit = server.get("/v1/admin/audit?resource=sealed-key&limit=500").await.json();
     let entries = audit["items"].as_array().unwrap();
     entries.iter().filter(|entry| entry["action"] == action).count()
 }
 
-/// Where the list of a CA is.
+/// The path of a CA's revocation list.
 fn list_of(ca: &str) -> String {
     format!("/v1/ca/crl/{ca}")
 }
 
-/// One CA that issues, its root, and as many others.
+/// Whether the chain has an issuing CA, its root, and this many other certificates.
 async fn has_others(api: &Api, others: usize) -> bool {
     certificates(&read(api, "/v1/ca/chain.pem").await) == 2 + others
 }
@@ -273,7 +273,7 @@ async fn replacing_the_issuing_ca_under_load_refuses_no_call() {
     let old = identifier(&replicas.status().await, "issuing_cas", "current");
     let of_old = replicas.enroll(0).await;
 
-    // Published on both replicas, with its list, and not signing yet.
+    // Both replicas publish it with its list. It does not sign yet.
     let said = replicas.command(&["ca", "rotate"]).await;
     replicas
         .serve_until(&mut members, async |api| has_others(api, 1).await)
@@ -286,7 +286,7 @@ async fn replacing_the_issuing_ca_under_load_refuses_no_call() {
         .until(async |api| api.get(&list_of(&next)).await.status == 200)
         .await;
 
-    // It signs, and what the old one has issued is good all the same.
+    // It signs now. Certificates of the old CA are still valid.
     replicas.clock.advance(Duration::days(1) + Duration::minutes(1));
     replicas
         .serve_until(&mut members, async |api| issues(api, &next).await)
@@ -299,7 +299,7 @@ async fn replacing_the_issuing_ca_under_load_refuses_no_call() {
     status_shows_both(&replicas, &old, &next).await;
     revocation_is_on_the_old_list(&replicas, &of_old, &old).await;
 
-    // Nothing that it signed is valid any more.
+    // All that the old CA has signed has expired.
     replicas.clock.advance(Duration::days(6));
     replicas.serve(&mut members).await;
     let there = &replicas.servers[1];
@@ -316,7 +316,7 @@ async fn replacing_the_issuing_ca_under_load_refuses_no_call() {
     }
 }
 
-/// Relying parties accept machines of both CAs, each with the lists and the responder of its own.
+/// Relying parties accept machines of both CAs. Each CA has its own list and OCSP responder.
 async fn both_are_good(replicas: &Replicas, at: usize, old: (&Member, &str), next: (&Member, &str)) {
     let (api, now) = (replicas.servers[at].api(), replicas.clock.now());
     for (member, ca) in [old, next] {
@@ -380,7 +380,7 @@ async fn of_two_concurrent_rotations_one_wins_and_both_use_its_result() {
         assert!(keys.iter().all(|key| *key == keys[0]), "{said:?}");
     }
     assert_eq!(actions(&server, "key.prepare").await, 2);
-    // Another root cannot be had at the same time.
+    // A second root cannot be prepared at the same time.
     let refused = run(server.command(&["ca", "rotate", "--root"])).await;
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
     assert!(refused.stderr.contains("is already prepared"), "{}", refused.stderr);
@@ -414,7 +414,7 @@ async fn kids(api: &Api) -> Vec<String> {
     keys.iter().map(|key| text(key, "kid")).collect()
 }
 
-/// By an administrator, and by age.
+/// A grant key is rotated by an administrator, or by its age.
 #[rstest]
 #[case::by_an_administrator(true)]
 #[case::by_age(false)]
@@ -441,7 +441,7 @@ async fn a_grant_key_is_published_before_it_signs_and_until_its_tokens_have_expi
     let (kid, token) = kid_of_a_grant(there, &member.machine).await;
     assert_eq!(kid, old);
 
-    // An hour later it signs, and what the old one has signed is good all the same.
+    // An hour later it signs. Tokens of the old key are still valid.
     replicas.clock.advance(Duration::hours(1) + Duration::minutes(1));
     replicas.until(async |api| kids(api).await[0] == next).await;
     let (kid, fresh) = kid_of_a_grant(there, &member.machine).await;
@@ -459,7 +459,7 @@ async fn a_grant_key_is_published_before_it_signs_and_until_its_tokens_have_expi
         answer.expect(200).json()["active"].clone()
     };
     assert_eq!(is_active(here, &fresh).await, true);
-    assert_eq!(is_active(here, &token).await, false, "its ten minutes are over");
+    assert_eq!(is_active(here, &token).await, false, "it has expired after ten minutes");
 
     replicas.clock.advance(Duration::minutes(14));
     replicas.until(async |api| kids(api).await.len() == 2).await;
@@ -475,7 +475,7 @@ async fn the_issuing_ca_is_replaced_automatically_long_before_it_expires() {
     let first = identifier(&replicas.status().await, "issuing_cas", "current");
     let is_published = async |api: &Api| has_others(api, 1).await;
     let [here, there] = &replicas.servers;
-    // A machine that was away for longer than its renewal grace would have to enroll again.
+    // A machine that was away for longer than its renewal grace must enroll again.
     for _ in 0..6 {
         replicas.let_pass(Duration::days(80)).await;
         replicas.serve(&mut members).await;
@@ -512,7 +512,7 @@ async fn a_rotation_continues_after_a_restart() {
     server.stop().await;
 }
 
-/// A server that was off so long that all of its certificates have expired.
+/// A server that was stopped for so long that all of its certificates have expired.
 #[tokio::test]
 async fn a_server_with_an_expired_issuing_ca_creates_another_at_start() {
     let database = Database::create().await;
@@ -533,7 +533,7 @@ async fn a_server_with_an_expired_issuing_ca_creates_another_at_start() {
     server.stop().await;
 }
 
-/// Two machines that were set up by the fingerprint of the root.
+/// Two machines that trust the server by its root's fingerprint.
 async fn set_up_by_fingerprint(installation: &Installation, fingerprint: &str) -> [Mac; 2] {
     let macs = [Mac::new(installation), Mac::new(installation)];
     for mac in &macs {
@@ -544,12 +544,12 @@ async fn set_up_by_fingerprint(installation: &Installation, fingerprint: &str) -
     macs
 }
 
-/// What an agent remembers.
+/// The agent's record.
 fn state(mac: &Mac) -> Value {
     serde_json::from_slice(&std::fs::read(mac.state().join("state.json")).unwrap()).unwrap()
 }
 
-/// What was prepared signs now: these servers have the system's clock, which nobody sets.
+/// Makes the prepared key sign now, in the database. These servers use the system's clock, which a test cannot set.
 async fn overlap_is_over(database: &Database<'_>) {
     let mut transaction = database.pool().await.begin().await.unwrap();
     for statement in [
@@ -561,7 +561,7 @@ async fn overlap_is_over(database: &Database<'_>) {
     transaction.commit().await.unwrap();
 }
 
-/// Waits until the server's own certificate is under another root than the one that it began with.
+/// Waits until the server's own certificate is under another root than at its start.
 async fn root_is_replaced(installation: &Installation) {
     let origin = format!("https://{}", installation.servers[0].address());
     let begun = Instant::now();
@@ -609,13 +609,13 @@ async fn machines_learn_a_new_root_by_check_in_before_it_issues_anything() {
         "the root of the CA that issues now comes first"
     );
 
-    // Who has it goes on, and who was away cannot tell the server from an impostor.
+    // The machine with the new root continues. The machine that was away cannot recognize the server.
     overlap_is_over(&database).await;
     root_is_replaced(&installation).await;
     let _checked_in = follows.run(&["run", "--once"], DONE).await;
     let _renewed = follows.run(&["renew"], DONE).await;
     let _lost = sleeps.run(&["run", "--once"], SERVER_UNREACHABLE).await;
-    // The one is set up as before by the old fingerprint; the other needs to be told the new one.
+    // The first machine accepts the old fingerprint. The other one needs the new fingerprint.
     let status = succeeds(
         installation.servers[0]
             .configuration()

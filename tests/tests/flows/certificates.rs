@@ -1,4 +1,4 @@
-//! Certificates as administrators see them: listed by state and by expiry, read, and revoked one at a time.
+//! Certificates in the admin API: listing by state and by expiry, reading, and revoking one at a time.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;
@@ -21,7 +21,7 @@ async fn current(server: &InProcess, machine: &Machine) -> String {
 }
 
 async fn revoke(server: &InProcess, serial_number: &str, reason: &str) -> Answer {
-    // Later than everything before, also in the audit.
+    // A time later than that of all earlier audit entries.
     server.clock().advance(Duration::milliseconds(1));
     let body = json!({"reason": reason, "note": "seen on a train"});
     server
@@ -29,7 +29,7 @@ async fn revoke(server: &InProcess, serial_number: &str, reason: &str) -> Answer
         .await
 }
 
-/// The serial numbers that a list has.
+/// The serial numbers in a list.
 async fn listed(server: &InProcess, query: &str) -> Vec<String> {
     let page = server.get(&format!("{CERTIFICATES}?{query}")).await.expect(200).json();
     let serial_number = |item: &Value| item["serial_number"].as_str().unwrap().to_owned();
@@ -57,7 +57,7 @@ async fn certificates_can_be_listed_by_status_expiry_and_machine() {
     server.clock().advance(Duration::hours(1));
     let _renewed = valid.renew(&server).await.expect(200);
     let third = current(&server, &valid).await;
-    // Six more days: what was issued at the beginning has expired, and only that.
+    // After six more days, only the certificates from the beginning have expired.
     server.clock().advance(Duration::hours(6 * 24 - 1));
 
     assert_eq!(listed(&server, "status=valid").await, [third.as_str()]);
@@ -201,7 +201,7 @@ async fn a_machine_whose_certificate_is_revoked_is_asked_to_renew_and_recovers(#
         (1, &json!([]))
     );
 
-    // Repeated, it changes nothing; another reason is refused.
+    // Repeating the revocation changes nothing. A different reason is refused.
     let again = revoke(&server, &serial_number.to_uppercase(), reason)
         .await
         .expect(200)
@@ -244,7 +244,7 @@ async fn a_compromised_key_loses_all_certificates_and_gets_no_new_one() {
     let _renewed = machine.renew(&server).await.expect(200);
     let new = current(&server, &machine).await;
 
-    // An older certificate tells on the key as well as the newest.
+    // An older certificate reports the key's compromise as the newest one does.
     let _revoked = revoke(&server, &old, "key_compromise").await.expect(200);
     for serial_number in [&old, &new] {
         let read = server.get(&format!("{CERTIFICATES}/{serial_number}")).await.json();
@@ -280,7 +280,7 @@ async fn a_compromised_key_loses_all_certificates_and_gets_no_new_one() {
         "machine.quarantine"
     );
 
-    // The report was wrong: an administrator withdraws it, and the key is valid again.
+    // The report was wrong. An administrator withdraws it, and the key is valid again.
     let _released = server
         .post(&format!("{}/release", machine.path()), &json!({"reason": "a mistake"}))
         .await
@@ -362,7 +362,7 @@ async fn certificates_of_a_revoked_or_deleted_machine_are_already_revoked() {
     server.stop().await;
 }
 
-/// Whichever comes first, the machine ends with a certificate that is not revoked.
+/// In either order, the machine has a valid certificate at the end.
 #[rstest]
 #[case::the_revocation_first(true)]
 #[case::the_renewal_first(false)]

@@ -18,7 +18,7 @@ use assay_tests::processes::{ServerConfiguration, program};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-/// What a command wrote and how it ended. Its standard output and error are apart.
+/// A command's standard output, standard error and exit status.
 pub(super) struct Outcome {
     pub(super) code: Option<i32>,
     pub(super) stdout: String,
@@ -37,7 +37,7 @@ pub(super) async fn run(mut command: Command) -> Outcome {
     }
 }
 
-/// The command lines of all processes that mention something.
+/// The command lines of all processes that contain a text.
 fn processes_that_mention(what: &str) -> Vec<String> {
     let output = Command::new("ps").args(["-eo", "args="]).output().unwrap();
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -196,7 +196,7 @@ async fn a_bad_configuration_is_reported_in_one_line_with_the_key(#[case] key: &
 }
 
 /// Copies the server to where every account can run it.
-fn server_for_everybody(folder: &Path) -> std::path::PathBuf {
+fn world_executable_server(folder: &Path) -> std::path::PathBuf {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let copy = folder.join("assay-server");
     fs::copy(program("assay-server"), &copy).unwrap();
@@ -209,7 +209,7 @@ fn server_for_everybody(folder: &Path) -> std::path::PathBuf {
 #[tokio::test]
 async fn the_demo_shows_a_grant_and_a_refusal_and_leaves_nothing(#[case] unprivileged: bool) {
     let folder = tempfile::tempdir().unwrap();
-    let server = server_for_everybody(folder.path());
+    let server = world_executable_server(folder.path());
     let temporary = folder.path().join("temporary");
     fs::create_dir(&temporary).unwrap();
     // As /tmp is.
@@ -254,7 +254,7 @@ async fn a_stopping_server_finishes_the_requests_it_began() {
         .unwrap();
     let nonce = api.nonce().await;
     let call = tokio::spawn(Answer::to(machine.check_in_with(&api, &nonce)));
-    until_somebody_waits_for_a_lock(&database).await;
+    until_a_query_waits_for_a_lock(&database).await;
     let server = &installation.servers[0];
     let (status, ()) = tokio::join!(server.terminate(), async {
         lock.rollback().await.unwrap();
@@ -263,8 +263,8 @@ async fn a_stopping_server_finishes_the_requests_it_began() {
     let _checked_in = call.await.unwrap().expect(200);
 }
 
-/// Asks Postgres itself, which knows when.
-pub(super) async fn until_somebody_waits_for_a_lock(database: &Database<'_>) {
+/// Waits until Postgres reports a waiting lock.
+pub(super) async fn until_a_query_waits_for_a_lock(database: &Database<'_>) {
     let waiting = "DO $$ BEGIN WHILE NOT EXISTS (
                        SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
                    ) LOOP PERFORM pg_sleep(0.001); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$";

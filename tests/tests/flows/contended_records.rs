@@ -1,4 +1,4 @@
-//! One record that many claim at once: in parallel on two replicas, and with a server that dies in the middle.
+//! Many keys claim one record: in parallel on two replicas, and with a server that is killed meanwhile.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 const CLAIMANTS: usize = 20;
 
-/// A token for a serial number that lets it come back with other keys.
+/// A token that is bound to a serial number and allows re-enrollment.
 async fn reenrollment_token(administrator: &Administrator, machine: &Machine, uses: usize) -> Token {
     let body = json!({
         "serial_numbers": [machine.serial_number()], "allow_reenrollment": true, "max_uses": uses,
@@ -47,7 +47,7 @@ async fn of_many_machines_that_claim_one_new_serial_number_at_once_one_becomes_a
         if answer.status == 201 {
             continue;
         }
-        // Told to wait for an administrator, and by which enrollment it is known to them.
+        // The key must wait for an administrator. The response names the enrollment.
         let pending = answer.clone().expect(202).json();
         assert_eq!(pending["status"], "pending");
         assert!(answer.retry_after().is_some());
@@ -84,7 +84,7 @@ async fn of_many_concurrent_reenrollments_of_a_machine_one_key_is_current() {
     let calls = keys.iter().enumerate();
     let calls = calls.map(|(call, key)| key.enroll(&apis[call % 2], Some(&token.secret)));
     let answers = join_all(calls).await;
-    // A nonce that is older than the last one which this machine used is used up; nothing has happened then.
+    // A nonce that is older than the machine's last one is refused, and changes nothing.
     let enrolled: Vec<&Machine> = keys
         .iter()
         .zip(&answers)
@@ -94,7 +94,7 @@ async fn of_many_concurrent_reenrollments_of_a_machine_one_key_is_current() {
             key
         })
         .collect();
-    assert!(enrolled.len() > 1, "nobody was in another's way");
+    assert!(enrolled.len() > 1, "no two keys collided");
     assert_eq!(administrator.uses(&token).await, u64::try_from(enrolled.len()).unwrap());
 
     let record = administrator.machine(machine.id()).await;
@@ -119,8 +119,8 @@ async fn of_many_concurrent_reenrollments_of_a_machine_one_key_is_current() {
     }
 }
 
-/// One key is current in every table, every other is superseded, and the current key has the one certificate that is
-/// not revoked. Every key that was superseded has its entry in the audit.
+/// Checks that all tables have the same current key, that all other keys are superseded, and that only the current key has
+/// a valid certificate. Each superseded key must have an audit entry.
 async fn check_consistency(pool: &PgPool, machine: &Machine) {
     let keys: Vec<(Vec<u8>, String)> =
         sqlx::query_as("SELECT thumbprint, status FROM machine_keys WHERE machine_id = $1")
@@ -169,8 +169,8 @@ async fn check_consistency(pool: &PgPool, machine: &Machine) {
     assert_eq!(usize::try_from(audited).unwrap(), keys.len() - 1);
 }
 
-/// Either the old key is valid and the new one can enroll with the same token, or the new key is valid and the old one
-/// barred.
+/// Afterwards, either the old key is valid and the new one can enroll with the same token, or the new key is valid and
+/// the old one is refused.
 async fn check_old_or_new(
     pool: &PgPool,
     api: &Api,
@@ -198,7 +198,7 @@ async fn a_server_killed_during_a_reenrollment_leaves_the_old_state() {
     let database = Database::create().await;
     let mut installation = Installation::unlimited(&database).await;
     let pool = database.pool().await;
-    // Where the old key is superseded and its certificate not revoked yet, and where all is done but the trace of it.
+    // Stops before the old key's certificate is revoked, and before the event is written.
     for table in ["certificates", "audit_entries"] {
         let administrator = installation.administrator();
         let machine = administrator.enrolled(&installation.api(0)).await;
@@ -212,7 +212,7 @@ async fn a_server_killed_during_a_reenrollment_leaves_the_old_state() {
         let api = installation.api(0);
         let nonce = api.nonce().await;
         let call = tokio::spawn(Answer::or_error(erased.enrollment(&api, Some(&token.secret), &nonce)));
-        until_somebody_waits_for(&pool, table).await;
+        until_a_query_waits_for(&pool, table).await;
         installation.servers[0].kill().await;
         let _lost = call.await.unwrap().unwrap_err();
         held.rollback().await.unwrap();
@@ -225,8 +225,8 @@ async fn a_server_killed_during_a_reenrollment_leaves_the_old_state() {
     }
 }
 
-/// Returns when a query waits for the locked table, as Postgres reports.
-pub(super) async fn until_somebody_waits_for(pool: &PgPool, table: &str) {
+/// Waits until Postgres reports a query that waits for the locked table.
+pub(super) async fn until_a_query_waits_for(pool: &PgPool, table: &str) {
     let waiting = format!(
         "DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass)
          LOOP PERFORM pg_sleep(0.001); END LOOP; END $$"
@@ -260,7 +260,7 @@ async fn a_server_killed_during_many_reenrollments_leaves_no_mixed_state() {
             }
         })
         .collect();
-    // With the first answer the others are under way.
+    // When the first response arrives, the other calls have started.
     let (number, answer) = calls.next().await.unwrap();
     let _enrolled = answer.unwrap().expect(201);
     answered.insert(number);

@@ -1,4 +1,4 @@
-//! Continuity: two holders of one key cannot both go on unseen, and a machine alone is never disturbed.
+//! Continuity: two holders of one key cannot both continue unnoticed, and a single machine is never refused for it.
 
 use assay_protocol::machine::{KeyClaim, KeyStoreKind};
 use assay_protocol::{ProblemKind, Purpose};
@@ -68,7 +68,7 @@ async fn two_holders_of_a_software_key_are_caught_at_the_second_check_in(#[case]
         (&machine, &copy)
     };
     let _checked_in = first.check_in(&server).await.expect(200);
-    // This may still be an answer that got lost.
+    // A lost response would look the same.
     let _checked_in = second.check_in(&server).await.expect(200);
     expect_broken(first.check_in(&server).await);
 
@@ -125,13 +125,13 @@ async fn a_copy_that_sends_no_value_or_a_foreign_one_is_caught_at_once() {
 }
 
 #[tokio::test]
-async fn lost_answers_disturb_nobody_whatever_the_call_and_the_replica() {
+async fn lost_responses_of_any_call_at_any_replica_do_not_break_continuity() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let token = administrator.token(json!({})).await;
     let mut machine = Machine::new();
     machine.sends_continuity = true;
-    // The answer to the enrollment is lost, too: the repeated call gets the machine.
+    // The response to the enrollment is lost too. The repeated call returns the machine.
     let nonce = apis[0].next_nonce(None).await;
     let _lost = Answer::to(machine.enrollment(&apis[0], Some(&token.secret), &nonce))
         .await
@@ -164,7 +164,7 @@ async fn an_agent_that_never_sent_a_value_is_left_alone() {
         let _checked_in = copy.check_in(&server).await.expect(200);
         let _renewed = machine.renew(&server).await.expect(200);
     }
-    // It is updated, and sends the value of the last answer.
+    // After an update, the agent sends the value of the last response.
     let mut updated = machine;
     updated.sends_continuity = true;
     let _checked_in = updated.check_in(&server).await.expect(200);
@@ -182,7 +182,7 @@ async fn a_restored_state_is_caught_and_goes_on_after_a_release() {
     }
     expect_broken(backup.check_in(&server).await);
     decide(&server, &machine, "release").await;
-    // After a release the next evidence is accepted whatever it carries, and continuity goes on from there.
+    // After a release, the next evidence is accepted with any value. Continuity starts again from there.
     let _checked_in = backup.check_in(&server).await.expect(200);
     let _checked_in = backup.check_in(&server).await.expect(200);
     expect_broken(machine.check_in(&server).await);
@@ -329,7 +329,7 @@ async fn a_break_is_a_quarantine_or_an_event_by_the_setting_and_the_store(
         let _checked_in = third.expect(200);
         assert_eq!(count(&server, &machine, "machine.continuity-broken").await, 1);
         assert_eq!(status(&server, &machine).await, "active");
-        // Either party goes on, and each further break is an event of its own.
+        // Both parties can continue, and each further break has an event of its own.
         let _checked_in = copy.check_in(&server).await.expect(200);
         let _checked_in = machine.check_in(&server).await.expect(200);
         assert_eq!(count(&server, &machine, "machine.continuity-broken").await, 2);
@@ -356,7 +356,7 @@ async fn switched_off_nothing_is_judged() {
 async fn a_replaced_key_starts_anew_at_the_call_that_admits_it() {
     let server = InProcess::start_with(&[("enrollment.without_token", "pending")]).await;
     let machine = bound(&server, "REPLACED", Machine::KEY_CLAIM).await;
-    // A bound token takes the record over at once.
+    // With a bound token, the key replaces the old one immediately.
     let token = json!({"serial_numbers": ["REPLACED"], "allow_reenrollment": true, "max_uses": 1});
     let token = server.enrollment_token(token).await;
     let erased = machine.erased();

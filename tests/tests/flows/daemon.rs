@@ -1,4 +1,4 @@
-//! The daemon: it runs unattended, stops on a signal, and loses nothing wherever it is stopped.
+//! The daemon: it runs unattended, stops on a signal, and loses nothing if it is killed at any step.
 
 use std::fs;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use rstest::rstest;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// A server that wants to hear from its machines every second.
+/// A server with a check-in interval of a second.
 async fn attentive() -> (Installation, Proxy, Database<'static>) {
     let (database, proxy) = (Database::create().await, Proxy::start().await);
     let configuration = unlimited(ServerConfiguration::new(&database))
@@ -34,7 +34,7 @@ async fn a_daemon_enrolls_and_keeps_checking_in_with_current_facts() {
     let read = daemon.writes(0, "enrolled").await;
     let read = daemon.writes(read, "checked in").await;
     mac.says(&json!({"filevault_enabled": false, "os_version": "26.2"}));
-    // The first of these may have begun before.
+    // The first of these may have started before.
     let read = daemon.writes(read, "checked in").await;
     daemon.writes(read, "checked in").await;
     let id = text(&mac.status().await, "machine_id").parse().unwrap();
@@ -53,7 +53,7 @@ async fn a_daemon_enrolls_and_keeps_checking_in_with_current_facts() {
     assert_eq!(administrator.uses(&token).await, 1);
 }
 
-/// The second machine's check-ins are what time passes by.
+/// Measures time by the check-ins of a second machine.
 #[tokio::test]
 async fn a_waiting_daemon_does_not_wake_up() {
     let (attentive, _proxy, _database) = attentive().await;
@@ -66,7 +66,7 @@ async fn a_waiting_daemon_does_not_wake_up() {
     };
     let (_waiting_mac, waiting, _) = start(patient).await;
     let (_busy_mac, busy, read) = start(&attentive).await;
-    // Whatever follows a check-in has followed by then.
+    // By then, the daemon has finished all that follows a check-in.
     let mut read = busy.writes(read, "checked in").await;
     let before = waiting.wakes();
     for _ in 0..3 {
@@ -77,7 +77,7 @@ async fn a_waiting_daemon_does_not_wake_up() {
     for (thread, wakes) in &after {
         assert_eq!(before.get(thread), Some(wakes), "{before:?} {after:?}");
     }
-    // Nor will it, until the next check-in is due.
+    // It will not call either until the next check-in is due.
     let timers = waiting.timers();
     assert!(timers.len() == 1 && timers[0] > 200, "{timers:?}");
 }
@@ -99,9 +99,9 @@ async fn a_daemon_uses_little_memory() {
 
 #[derive(Clone, Copy)]
 enum Moment {
-    /// While it talks to the server for the first time.
+    /// During its first exchange with the server.
     BeforeItIsKnown,
-    /// When the server has recorded the machine, and the answer is under way.
+    /// When the server has recorded the machine, but before the response arrives.
     BeforeTheAnswer,
 }
 
@@ -154,7 +154,7 @@ async fn a_daemon_stopped_while_enrolling_stays_the_same_machine(
     );
 
     proxy.forward_to(installation.servers[0].address());
-    // It needs nothing but what it remembers: not the token's file either.
+    // It needs only its record, and no longer the token's file.
     fs::remove_file(mac.token_file()).unwrap();
     let daemon = mac.start(&["run"]);
     let read = daemon.writes(0, "enrolled").await;
@@ -221,7 +221,7 @@ async fn a_daemon_that_waits_for_approval_continues_after_the_decision() {
         text(&status["last_failure"], "message").contains("nobody's machine"),
         "{status}"
     );
-    // Nobody but an administrator can change that, and then it is there.
+    // Only an administrator can change that. The daemon continues after the change.
     daemons[1].signal(Signal::TERM);
     assert_eq!(daemons[1].ended().await.code(), Some(DONE), "{}", daemons[1].output());
 }

@@ -14,10 +14,10 @@ use tokio::sync::{Notify, watch};
 
 const CALLERS: usize = 20;
 const TRIES: usize = 1_000;
-/// Enough that check-ins of every caller race with the decision.
+/// Enough callers that check-ins race with the decision.
 const TRIES_BEFORE: usize = 100;
 
-/// What came of the check-ins of one race.
+/// The results of the check-ins of one race.
 #[derive(Default)]
 struct Tally {
     begun: AtomicUsize,
@@ -26,7 +26,7 @@ struct Tally {
     refused_after: AtomicUsize,
 }
 
-/// Checks in again and again. A check-in that begins after `decided` must be refused.
+/// Checks in repeatedly. A check-in that starts after `decided` must be refused.
 async fn race(machine: &Machine, api: &Api, tally: &Tally, decided: &watch::Receiver<bool>, refusal: ProblemKind) {
     let mut nonce = api.nonce().await;
     while tally.refused_after.load(Ordering::Relaxed) < TRIES {
@@ -44,7 +44,7 @@ async fn race(machine: &Machine, api: &Api, tally: &Tally, decided: &watch::Rece
             assert_eq!(answer.json()["grants"].as_array().unwrap().len(), 1);
             tally.granted_before.fetch_add(1, Ordering::Relaxed);
         } else {
-            // Another caller has used a later nonce, or the decision came first.
+            // Another caller has used a later nonce, or the decision was first.
             let kind = answer.problem_kind();
             assert!(
                 kind == Some(ProblemKind::BadNonce) || kind == Some(refusal),
@@ -178,7 +178,7 @@ async fn a_copied_identity_is_refused_and_quarantined_until_it_is_released() {
         .iter()
         .find(|entry| entry["action"] == "machine.quarantine")
         .unwrap();
-    assert_eq!(entry["actor"]["kind"], "machine", "nobody else did it");
+    assert_eq!(entry["actor"]["kind"], "machine", "the actor is the machine");
 
     let _released = administrator
         .decide(machine.id(), "release", "the copy is wiped")
@@ -340,7 +340,7 @@ async fn a_deleted_machine_is_unknown_and_its_key_barred() {
             .await
             .expect_problem(ProblemKind::MachineRevoked);
     }
-    // What was deleted is gone for good; the hardware can come back with another key, as another machine.
+    // A deleted record does not return. The hardware can enroll with another key, as a new machine.
     let erased = machine.erased();
     let _enrolled = erased.enroll(&apis[1], Some(&token.secret)).await.expect(201);
     assert_ne!(erased.id(), machine.id());
@@ -386,7 +386,7 @@ async fn approving_a_quarantined_machine_is_refused_and_releases_nothing() {
     }
 }
 
-/// The answer may have been lost; another reason would be lost without a word.
+/// A response may be lost, so the decision can be repeated. A different reason is refused, because it would not be kept.
 #[tokio::test]
 async fn a_repeated_decision_returns_the_same_and_another_reason_is_a_conflict() {
     let installation = Installation::shared().await;

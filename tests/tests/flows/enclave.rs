@@ -1,5 +1,5 @@
-//! The key in the Secure Enclave of a daemon, through a stand-in with the same C functions: what the agent does for each
-//! of the enclave's errors, and what it never does.
+//! A daemon with a key in the Secure Enclave, through a stand-in with the same C functions. The tests cover what the agent
+//! does after each error of the enclave, and what it must never do.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ async fn token(body: Value) -> String {
     Installation::shared().await.administrator().token(body).await.secret
 }
 
-/// A machine that is enrolled, with its key in the enclave.
+/// An enrolled machine with its key in the enclave.
 async fn enrolled() -> Mac {
     let mac = Mac::new(Installation::shared().await);
     let _enrolled = mac.enroll(&token(json!({})).await, DONE).await;
@@ -32,7 +32,7 @@ fn key_file(mac: &Mac) -> PathBuf {
     mac.state().join("secure-enclave.key")
 }
 
-/// The files in the state directory, without its folders.
+/// The files in the state directory, without folders.
 fn files(mac: &Mac) -> BTreeSet<String> {
     let entries = fs::read_dir(mac.state()).unwrap().map(Result::unwrap);
     entries
@@ -46,7 +46,7 @@ async fn ends_when_it_is_told_to(daemon: &Process) {
     assert_eq!(daemon.ended().await.code(), Some(DONE), "{}", daemon.output());
 }
 
-/// What `doctor --json` says of the key.
+/// The result of `doctor --json` for the key.
 async fn diagnosis(mac: &Mac, exit_code: i32) -> Value {
     let said = mac.run(&["doctor", "--json"], exit_code).await;
     let said: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error} in {said}"));
@@ -194,10 +194,10 @@ async fn a_key_refused_by_the_enclave_is_replaced_and_the_machine_keeps_its_reco
         administrator.machine(id).await["key"]["thumbprint"],
         after["key_thumbprint"]
     );
-    // The next time there is nothing to replace.
+    // The next time, no key needs to be replaced.
     let _checked_in = mac.run(RUN_ONCE, DONE).await;
     assert_eq!(mac.enclave_calls("create"), 2);
-    // A reset leaves nothing of either.
+    // A reset deletes the files of both.
     let _reset = mac.run(&["reset", "--yes"], DONE).await;
     assert_eq!(files(&mac), BTreeSet::from(["lock".to_owned()]));
 }
@@ -222,7 +222,7 @@ async fn a_daemon_replaces_a_refused_key_and_waits_for_approval_without_a_token(
     let (mac, administrator) = (enrolled().await, installation.administrator());
     let before = mac.status().await;
     let configuration = mac.configure(&token(json!({})).await, "");
-    // Said once, it may be of the moment: it is asked again before a key is given up, by each of two looks.
+    // The error may be temporary. The agent repeats the call, in two attempts, before it abandons a key.
     mac.enclave_fails("fail CryptoTokenKit -3 6");
     let _waits = mac
         .run(&["run", "--once", "--config", &configuration], WAITING_FOR_APPROVAL)
@@ -277,7 +277,7 @@ async fn state_copied_by_migration_assistant_enrolls_as_a_machine_of_its_own() {
     );
     let machine = async |status: &Value| administrator.machine(text(status, "machine_id").parse().unwrap()).await;
     assert_eq!(machine(&after).await["serial_number"], mac.serial_number());
-    // The one that it came from has not changed.
+    // The original machine is unchanged.
     assert_eq!(machine(&before).await["key"]["thumbprint"], before["key_thumbprint"]);
     assert_eq!(machine(&before).await["status"], "active");
 }
@@ -367,7 +367,7 @@ async fn a_daemon_logs_to_the_systems_log() {
     tokio::time::timeout(LOGGED_WITHIN, logged).await.unwrap();
     ends_when_it_is_told_to(&daemon).await;
     let log = fs::read_to_string(log).unwrap();
-    // Time and level are the system's own: 1 is its default, which is kept on the disk.
+    // The system's log has time and level itself. Level 1 is its default, which is stored on disk.
     assert!(
         log.lines()
             .any(|line| line.starts_with("1 ") && line.ends_with("stopping")),

@@ -59,7 +59,7 @@ async fn concurrent_enrollments_of_one_key_create_one_machine() {
                 assert_eq!(answer.json()["machine_id"], issued["machine_id"]);
                 assert_eq!(answer.json()["certificate"], issued["certificate"]);
             }
-            // Its nonce is older than the one that came before it.
+            // Its nonce is older than that of an earlier call.
             _ => assert_eq!(answer.problem_kind(), Some(ProblemKind::BadNonce), "{}", answer.text()),
         }
     }

@@ -1,4 +1,4 @@
-//! Enrollments in one transaction: each has the same result as if it were alone.
+//! Enrollments in one transaction: each has the same result as in a transaction of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -21,12 +21,12 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
-use super::commands::until_somebody_waits_for_a_lock;
+use super::commands::until_a_query_waits_for_a_lock;
 
 const MACHINES: usize = 60;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Everything that is on record of a machine, a table each; what is another for each machine has a name instead.
+/// All rows of a machine, by table. Values that differ between machines are replaced by names.
 async fn on_record(pool: &PgPool, machine: &Machine) -> BTreeMap<&'static str, Value> {
     let of_machine = |table: &str, column: &str| {
         format!("SELECT jsonb_agg(to_jsonb(t) ORDER BY to_jsonb(t) - 'id') FROM {table} AS t WHERE {column} = $1")
@@ -70,10 +70,10 @@ async fn on_record(pool: &PgPool, machine: &Machine) -> BTreeMap<&'static str, V
         for row in rows.as_array_mut().unwrap() {
             for (column, value) in row.as_object_mut().unwrap() {
                 let is_its_own = match column.as_str() {
-                    // Of the machine it is the only one that is not random.
+                    // The only member of the identity that is the same for all machines.
                     "id" => *value != "THE MACHINE",
                     "spki" | "der" | "sha256" | "claims_digest" | "request_id" => true,
-                    // Given once it is announced, by the background.
+                    // Assigned later, when the event is announced.
                     "sequence" => true,
                     _ => false,
                 };
@@ -86,7 +86,7 @@ async fn on_record(pool: &PgPool, machine: &Machine) -> BTreeMap<&'static str, V
     found
 }
 
-/// Whether one statement wrote a machine's audit entries. A transaction of its own writes each of them with a statement.
+/// Whether one statement wrote all audit entries of a machine. A transaction of its own writes each with a statement.
 async fn came_in_a_group(pool: &PgPool, machine: &Machine) -> bool {
     sqlx::query_scalar("SELECT count(DISTINCT cmin::text) = 1 FROM audit_entries WHERE actor_id = $1::text")
         .bind(machine.id())
@@ -191,19 +191,18 @@ async fn an_unusual_enrollment_in_a_group_is_handled_alone() {
         let _pending = waits.expect(202);
     }
     let _repeated = first.expect(200);
-    // Of two that say the same serial number one is the machine, and the other waits to take it over.
+    // Of two keys with the same serial number, one becomes the machine, and the other one is pending.
     let mut twins = [ordinary[0].status, twin.status];
     twins.sort_unstable();
     assert_eq!(twins, [201, 202]);
     for answer in ordinary.into_iter().skip(1) {
         let _enrolled = answer.expect(201);
     }
-    // The pair and the key that waits for a record took one each; the repeated call took none.
+    // Both keys of the pair and the pending key used the token once each. The repeated call did not use it.
     assert_eq!(administrator.uses(&token).await, 22);
 }
 
-/// What keeps a batch from being written: a token that is held, and a serial number that another transaction is about to
-/// take.
+/// What can prevent a batch: a locked token, and a serial number that another transaction is inserting.
 #[rstest]
 #[case::token("SELECT FROM enrollment_tokens WHERE description = 'held' FOR UPDATE")]
 #[case::serial_number(
@@ -224,7 +223,7 @@ async fn an_enrollment_that_waits_for_a_lock_delays_no_other(#[case] held: &'sta
     hold(&mut holder, held).await;
 
     let others = async {
-        until_somebody_waits_for_a_lock(server.database()).await;
+        until_a_query_waits_for_a_lock(server.database()).await;
         for _ in 0..3 {
             let _enrolled = Machine::new().enroll(&server, Some(&other)).await.expect(201);
         }

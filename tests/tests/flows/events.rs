@@ -1,4 +1,4 @@
-//! Events out of real replicas: cut connections, restarts, outages.
+//! Events of real replicas: cut connections, restarts, outages.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use serde_json::json;
 /// The events of an enrollment: the machine and its certificate.
 const ENROLLMENT: usize = 2;
 
-/// What a stop takes at most, with streams open: far less than the 20 s after which connections are cut off.
+/// How long a stop may take with open streams: far less than the 20 s after which connections are cut.
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 
 async fn open(api: &Api, installation: &Installation, after: Option<i64>) -> EventStream {
@@ -37,7 +37,7 @@ async fn a_stream_continues_on_the_other_replica_and_after_a_restart() {
     proxy.cut();
     assert!(stream.read().await.is_err(), "it was cut");
 
-    // Nobody listens meanwhile.
+    // No stream is open meanwhile.
     let machine = installation.administrator().enrolled(&first).await;
     let mut stream = open(&second, &installation, last(&told)).await;
     told.extend(stream.take(ENROLLMENT).await);
@@ -84,7 +84,7 @@ async fn a_stream_continues_without_a_gap_after_a_postgres_outage() {
     let mut told = stream.take(ENROLLMENT).await;
 
     cluster.stop().await;
-    // The reader has noticed: it fails from now on, until the database is back.
+    // The reader fails from now on, until the database is back.
     let noticed = installation.servers[0].wait_for_message("periodic work failed").await;
     assert!(noticed.is_some());
     cluster.restart().await;

@@ -1,4 +1,4 @@
-//! What a machine gets once its certificate has expired or was revoked.
+//! What a machine may do after its certificate has expired or was revoked.
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
@@ -91,7 +91,7 @@ async fn a_token_whose_certificate_is_revoked_stays_inactive_after_the_machine_h
     let machine = server.enrolled("REVOKED-CERTIFICATE").await;
     let token = text(&check_in(&server, &machine).await["grants"][0], "token");
     let serial_number = text(&server.record(&machine).await["certificate"], "serial_number");
-    // Renewal alone leaves the first certificate valid, and the token that is bound to it.
+    // A renewal does not end the first certificate, nor the token that is bound to it.
     let _renewed = machine.renew(&server).await.expect(200);
     assert_eq!(introspect(&server, &token).await["active"], true);
 

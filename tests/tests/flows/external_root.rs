@@ -1,4 +1,4 @@
-//! The issuing CA under an external root, which OpenSSL plays.
+//! An issuing CA under an external root, which is made with OpenSSL.
 
 use assay_protocol::ProblemKind;
 use assay_server::clock::Clock;
@@ -18,7 +18,7 @@ const CA: &str =
 const ISSUING: &str = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n\
                        subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
 
-/// Somebody else's PKI.
+/// An external PKI.
 struct Pki(Files);
 
 impl Pki {
@@ -39,14 +39,14 @@ impl Pki {
         assert!(done, "{arguments:?}: {said}");
     }
 
-    /// A self-signed root `NAME.pem`.
+    /// Creates a self-signed root `NAME.pem`.
     async fn root(&self, name: &str, curve: &str, extensions: &str) {
         self.request(name, curve).await;
         let key = self.path(&format!("{name}.key"));
         self.sign(name, &["-signkey", &key], extensions, "3650").await;
     }
 
-    /// A key `NAME.key` and a CSR `NAME.csr`.
+    /// Creates a key `NAME.key` and a CSR `NAME.csr`.
     async fn request(&self, name: &str, curve: &str) {
         let [key, csr] = ["key", "csr"].map(|kind| self.path(&format!("{name}.{kind}")));
         let (curve, subject) = (
@@ -60,7 +60,7 @@ impl Pki {
             .await;
     }
 
-    /// `NAME.pem` for `NAME.csr`, by a CA.
+    /// Issues `NAME.pem` for `NAME.csr`, signed by a CA.
     async fn issue(&self, name: &str, by: &str, extensions: &str, days: &str) {
         let [ca, key] = ["pem", "key"].map(|kind| self.path(&format!("{by}.{kind}")));
         self.sign(name, &["-CA", &ca, "-CAkey", &key, "-CAcreateserial"], extensions, days)
@@ -77,13 +77,13 @@ impl Pki {
         self.openssl(&[&sign[..], signer].concat()).await;
     }
 
-    /// Certificates one after the other in `chain.pem`.
+    /// Writes certificates into `chain.pem`.
     fn chain(&self, names: &[&str]) -> String {
         let chain: String = names.iter().map(|name| self.read(&format!("{name}.pem"))).collect();
         self.0.write("chain.pem", chain).to_str().unwrap().to_owned()
     }
 
-    /// Puts a server's CSR where `issuing.csr` is looked for.
+    /// Writes a server's CSR to `issuing.csr`.
     async fn take_csr(&self, server: &InProcess) -> String {
         let printed = run(server.command(&["ca", "csr"])).await;
         assert_eq!(printed.code, Some(0), "{}", printed.stderr);
@@ -125,7 +125,7 @@ async fn issuing_cas(server: &InProcess) -> Vec<Value> {
     status["issuing_cas"].as_array().unwrap().clone()
 }
 
-/// Under the root itself on either curve, and under a policy CA.
+/// The issuing CA is under the root, on either curve, or under a policy CA.
 #[rstest]
 #[case::under_the_root("P-256", false)]
 #[case::under_a_policy_ca("P-384", true)]
@@ -159,7 +159,7 @@ async fn machines_are_issued_certificates_under_an_external_root(#[case] curve: 
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(again.stdout.contains("was already prepared"), "{}", again.stdout);
 
-    // In the bundle at once, and above nothing before machines had their time to take it.
+    // The bundle has the root immediately. It is used only after the machines had time to fetch the bundle.
     let external = pki.read("root.pem");
     until(&server, async || {
         text_of(&server, "/v1/ca/bundle.pem").await.contains(&external)
@@ -210,7 +210,7 @@ async fn machines_are_issued_certificates_under_an_external_root(#[case] curve: 
     ];
     let (valid, said) = openssl(&verify).await;
     assert!(valid, "{said}");
-    // The list of the CA is ours, and that of the root is not.
+    // The server publishes the CA's list. The root's owner publishes the root's list.
     let lists = text_of(&server, "/v1/ca/crls.pem").await;
     assert_eq!(
         lists.matches("BEGIN X509 CRL").count(),
@@ -230,13 +230,13 @@ async fn machines_are_issued_certificates_under_an_external_root(#[case] curve: 
     }
     let _renewed = before.renew(&server).await.expect(200);
 
-    // The next one is not ours to make.
+    // The server cannot create the next issuing CA itself.
     let refused = run(server.command(&["ca", "rotate"])).await;
     assert!(refused.stderr.contains("under an external root"), "{}", refused.stderr);
     server.stop().await;
 }
 
-/// What an issuing CA can be, and what is said of it.
+/// An issuing CA's certificate with a fault, and the message about it.
 fn wrong_issuing_cas() -> Vec<(String, &'static str)> {
     let changed = |from: &str, to: &str| ISSUING.replace(from, to);
     let none = "subjectKeyIdentifier=none";
@@ -255,7 +255,7 @@ fn wrong_issuing_cas() -> Vec<(String, &'static str)> {
     ]
 }
 
-/// What a good issuing CA can be shown with, by whom it was issued, and what is said of it.
+/// A wrong chain above a valid issuing CA, the issuer, and the message about it.
 const WRONG_CHAINS: [(&str, &[&str], &str); 9] = [
     ("root", &["foreign", "root"], "is not for the key of the pending CSR"),
     ("root", &["root", "issuing"], "is not for the key of the pending CSR"),
@@ -279,7 +279,7 @@ async fn refused(server: &InProcess, chain: &str, said: &str) {
     assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
 }
 
-/// What is wrong with a chain is said in a sentence, and nothing has changed.
+/// The command prints what is wrong with a chain, and changes nothing.
 #[tokio::test]
 async fn an_invalid_external_chain_is_refused_and_changes_nothing() {
     let server = InProcess::start().await;
@@ -323,7 +323,7 @@ async fn an_invalid_external_chain_is_refused_and_changes_nothing() {
     assert_eq!((issuing_cas(&server).await, actions(&server).await), before);
     assert_eq!(text_of(&server, "/v1/ca/bundle.pem").await.matches("BEGIN").count(), 1);
 
-    // A rotation that is under way goes first.
+    // A rotation in progress must be finished first.
     let _rotated = run(server.command(&["ca", "rotate"])).await;
     pki.issue("issuing", "root", ISSUING, "365").await;
     refused(&server, &pki.chain(&["issuing", "root"]), "is already prepared").await;

@@ -71,7 +71,7 @@ fn grant_of(audience: &str) -> String {
     format!("/grant?{query}")
 }
 
-/// The same as another user of this machine.
+/// Sends the request as another user of this machine.
 async fn ask_as(user: u32, mac: &Mac, target: &str) -> (u16, Value) {
     const ASK: &str = "import socket, sys
 s = socket.socket(socket.AF_UNIX)
@@ -144,7 +144,7 @@ async fn only_configured_users_get_grants_and_none_gets_the_key() {
     let (status, problem) = ask_as(DAEMON, &mac, &grant_of(&granted)).await;
     assert_eq!(status, 403, "{problem}");
     assert!(text(&problem, "detail").contains("grant_socket.users"), "{problem}");
-    // The way to the socket leads to nothing else.
+    // The user can reach the socket, but no other file of the agent.
     for command in [
         "ls \"$1\"",
         "cat \"$1/state.json\"",
@@ -183,7 +183,7 @@ async fn a_stale_socket_is_replaced_and_a_daemon_waits_for_one_in_use() {
 
     let third = mac.start(&["run"]);
     third.writes(0, "waiting for it to stop").await;
-    // It is still the second's: that one ends, and only then the third takes over.
+    // The socket belongs to the second daemon. The third one can use it only after that has ended.
     assert!(
         !third.output().to_string().contains("serving grants"),
         "{}",

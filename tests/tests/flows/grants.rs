@@ -1,4 +1,4 @@
-//! Grants: what a machine has at its next check-in, after everything that can change it.
+//! Grants: a machine's next check-in after each change that affects them.
 
 use assay_protocol::machine::SecureBoot;
 use assay_server::clock::{Clock, SystemClock};
@@ -100,7 +100,7 @@ async fn a_grant_lasts_until_it_expires() {
 
     let mut seen = granted.permissions().await;
     assert_eq!(seen, ["read", "write"]);
-    // Check-ins go on until the time has come; the last of them began after it.
+    // Check-ins continue until the time has passed. The last one starts after it.
     while SystemClock.now() <= expires_at || seen.len() > 1 {
         let begun = SystemClock.now();
         seen = permissions(&granted.machine.check_in(&granted.apis[0]).await.expect(200).json());
@@ -206,7 +206,7 @@ async fn a_posture_change_takes_effect_at_the_same_check_in() {
     assert_eq!(count("posture.changed"), 2, "{events:?}");
     assert!(count("verdict.changed") >= 2, "{events:?}");
     let before = events.len();
-    // Nothing has changed: nothing is written but the time.
+    // Nothing has changed, so only the time is written.
     assert_eq!(granted.permissions().await, ["release"]);
     assert_eq!(granted.administrator.events(granted.machine.id()).await.len(), before);
 }

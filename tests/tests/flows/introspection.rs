@@ -1,4 +1,4 @@
-//! Introspection: a grant token is worth what a check-in would give now, on every replica.
+//! Introspection: a grant token is worth what a check-in would grant now, on every replica.
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
@@ -56,7 +56,7 @@ impl Setting {
         text(&checked_in["grants"][0], "token")
     }
 
-    /// What both replicas say, which is the same.
+    /// The response of both replicas, which must be the same.
     async fn introspect(&self, token: &str) -> Value {
         let mut found = Vec::new();
         for api in &self.apis {
@@ -104,7 +104,7 @@ async fn an_active_token_says_what_is_still_granted() {
         assert!(!active[member].is_null(), "{member}: {active}");
     }
 
-    // Less is granted, by an administrator and by the machine's own posture; the token does not grow either.
+    // An administrator and the machine's posture reduce the grants. Later grants do not extend the token.
     let permission = json!({"audience": setting.audience, "name": "later", "description": ""});
     let permission = text(&setting.administrator.create("permissions", &permission).await, "id");
     setting

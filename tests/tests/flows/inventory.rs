@@ -1,4 +1,4 @@
-//! The inventory: imported as a whole or not at all, what it gives to machines, and what goes with it.
+//! The inventory: an import succeeds as a whole or not at all, and rows give machines labels and assurance.
 
 use std::fmt::Write;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 /// The lock of an import.
 const IMPORT_LOCK: i64 = 0x0061_7373_6179_0503;
-/// The most that 100,000 rows may take, on a machine that has other things to do.
+/// The longest that an import of 100,000 rows may take, on a busy machine.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 async fn put(server: &InProcess, mode: &str, media_type: &str, body: String) -> Answer {
@@ -36,7 +36,7 @@ async fn import_these(server: &InProcess, serial_numbers: &[String]) -> Value {
     put(server, "", "application/json", body).await.expect(200).json()
 }
 
-/// added, changed, removed, unchanged, lowered
+/// The counts `added`, `changed`, `removed`, `unchanged` and `lowered`.
 fn counts(imported: &Value) -> [u64; 5] {
     ["added", "changed", "removed", "unchanged", "lowered"].map(|name| imported[name].as_u64().unwrap())
 }
@@ -52,7 +52,7 @@ async fn audit(server: &InProcess, resource: &str) -> Vec<Value> {
     page["items"].as_array().unwrap().clone()
 }
 
-/// The one item like this: those of one moment of a clock that stands still have no order.
+/// The only item with these members. Items have no order, because the clock stands still.
 fn only(items: &[Value], is_meant: impl Fn(&Value) -> bool) -> &Value {
     let mut found = items.iter().filter(|item| is_meant(item));
     match (found.next(), found.next()) {
@@ -81,7 +81,7 @@ async fn an_import_replaces_or_merges_and_repeating_it_changes_nothing() {
         (&json!({"team": "ios"}), &json!("Ada"))
     );
     assert_eq!(item["machine"], Value::Null);
-    // What changed nothing has no entry.
+    // An import that changed nothing has no audit entry.
     let entries = audit(&server, "inventory:all").await;
     assert_eq!(entries.len(), 3, "{entries:?}");
     let last = only(&entries, |entry| entry["after"]["removed"] == 2);
@@ -127,7 +127,7 @@ async fn a_file_with_wrong_rows_names_their_lines_and_changes_nothing() {
         refused.detail().contains("item 2: ") && refused.detail().contains("lables"),
         "{refused}"
     );
-    // On one line, the number alone tells them apart.
+    // On one line, only their numbers distinguish them.
     let json = r#"{"items": [{"serial_number": "A"}, {"serial_number": ""}]}"#;
     let refused = put(&server, "?mode=merge", "application/json", json.to_owned()).await;
     assert!(refused.detail().contains("item 2: serial_number is empty"), "{refused}");
@@ -238,7 +238,7 @@ async fn a_row_added_later_raises_assurance_only_on_approval() {
     let reason = text(&record, "assurance_reason");
     assert!(reason.contains("inventory") && reason.contains("approved"), "{reason}");
 
-    // The approval still stands when the row goes.
+    // The approval remains when the row is removed.
     assert_eq!(counts(&import(&server, "?allow_empty=true", "").await), [0, 0, 2, 0, 0]);
     let record = server.get(&waits.path()).await.json();
     assert_eq!(record["assurance"], "verified");
@@ -321,7 +321,7 @@ async fn a_row_that_returns_raises_no_assurance_until_the_machine_reenrolls() {
     server.stop().await;
 }
 
-/// Machines that rest on a row that is not there.
+/// The number of machines with the ground `inventory` whose row does not exist.
 async fn groundless(server: &InProcess) -> i64 {
     sqlx::query_scalar(
         "SELECT count(*) FROM machines
@@ -333,7 +333,7 @@ async fn groundless(server: &InProcess) -> i64 {
     .unwrap()
 }
 
-/// Whichever comes first, the outcome is that of one after the other.
+/// The result must be that of one order or the other.
 #[tokio::test]
 async fn an_enrollment_during_an_import_never_rests_on_a_removed_row() {
     let unlimited = [
@@ -355,7 +355,7 @@ async fn an_enrollment_during_an_import_never_rests_on_a_removed_row() {
         import_these(&server, &all).await;
         let enrollments = join_all(machines.iter().map(|machine| machine.enroll(&server, Some(&token))));
         let imports = async {
-            // The first half stays, the second goes and one of it comes back.
+            // The first half stays. The second half is removed, and one of it is added again.
             import_these(&replica, &all[..3]).await;
             import_these(&replica, &all[..4]).await;
             let path = format!("/v1/admin/inventory/{}", all[0]);
@@ -374,7 +374,7 @@ async fn an_enrollment_during_an_import_never_rests_on_a_removed_row() {
             }
         }
     }
-    // Both orders were seen, or nothing was raced.
+    // Both orders must occur, otherwise nothing has raced.
     assert!(kept > 0 && fell > 0, "{kept} kept, {fell} fell");
     replica.stop().await;
     server.stop().await;
@@ -412,7 +412,7 @@ async fn a_hundred_thousand_rows_are_imported_and_removed_in_seconds() {
     .await;
     assert_eq!(counts(&imported), [0, 100_000, 0, 0, 0]);
 
-    // A machine for every tenth, as enrollment would have made it.
+    // A machine for every tenth row, as an enrollment would create it.
     let pool = server.database().pool().await;
     let machines =
         "INSERT INTO machines (id, status, assurance, serial_number, claimed_posture, current_key, key_store,
@@ -437,7 +437,7 @@ async fn a_hundred_thousand_rows_are_imported_and_removed_in_seconds() {
     server.stop().await;
 }
 
-/// As Excel saves it, in the one or the other country.
+/// CSV as Excel saves it in different countries.
 #[tokio::test]
 async fn a_spreadsheet_file_is_read_or_refused_with_the_reason() {
     let server = InProcess::start().await;
@@ -497,7 +497,7 @@ async fn a_spreadsheet_file_is_read_or_refused_with_the_reason() {
     server.stop().await;
 }
 
-/// A script whose query found nothing would else take the ground from under the whole fleet.
+/// Without this check, a script whose query found nothing would lower the assurance of the whole fleet.
 #[tokio::test]
 async fn an_empty_import_needs_confirmation() {
     let server = InProcess::start().await;

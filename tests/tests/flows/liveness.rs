@@ -1,4 +1,4 @@
-//! A machine that falls silent, and comes back: what is announced of it, and what lists say meanwhile.
+//! Liveness of a machine that stops checking in and returns: its events, and lists meanwhile.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use time::Duration;
 
 const INTERVAL: Duration = Duration::minutes(5);
 
-/// Brings what is noted up to date: a list of a small fleet does. Returns the ids that the list has.
+/// Lists machines by liveness, and returns their ids. In a small fleet, the list updates the noted liveness first.
 async fn list(server: &InProcess, liveness: &str) -> BTreeSet<String> {
     let path = format!("/v1/admin/machines?liveness={liveness}");
     let page = server.get(&path).await.expect(200).json();
@@ -23,7 +23,7 @@ async fn list(server: &InProcess, liveness: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Which changes of liveness were announced, the oldest first.
+/// The announced changes of liveness, oldest first.
 async fn announced(server: &InProcess, machine: &Machine) -> Vec<(String, String)> {
     let page = server
         .get(&format!("{}/events", machine.path()))
@@ -60,7 +60,7 @@ async fn each_change_of_liveness_is_announced() {
     assert!(list(&server, "live").await.is_empty());
     server.clock().advance(Duration::hours(24));
     assert_eq!(list(&server, "unreachable").await, id);
-    // Looking again announces nothing again.
+    // A second sweep announces nothing.
     assert!(list(&server, "late").await.is_empty());
     let _checked_in = machine.check_in(&server).await.expect(200);
     let _checked_in = machine.check_in(&server).await.expect(200);
@@ -76,7 +76,7 @@ async fn each_change_of_liveness_is_announced() {
     server.stop().await;
 }
 
-/// No server ran while the machine fell silent: the next one finds it in what is stored.
+/// No server ran when the machine's liveness changed. The next server finds the change in the stored times.
 #[tokio::test]
 async fn a_restarted_server_announces_machines_that_became_silent_meanwhile() {
     let database = Database::create().await;
@@ -100,7 +100,7 @@ async fn a_restarted_server_announces_machines_that_became_silent_meanwhile() {
     server.stop().await;
 }
 
-/// Two replicas look at the same time, one with a clock that is ahead: each turn is announced once.
+/// Two replicas sweep at the same time, one with a clock that is ahead. Each change is announced once.
 #[tokio::test]
 async fn two_replicas_announce_a_liveness_change_once() {
     let database = Database::create().await;
@@ -122,7 +122,8 @@ async fn two_replicas_announce_a_liveness_change_once() {
     two.stop().await;
 }
 
-/// A clock a day ahead has announced all machines as unreachable. Once corrected, the server takes that back.
+/// A server whose clock was a day ahead has announced all machines as unreachable. After a correction it announces them
+/// as live.
 #[tokio::test]
 async fn liveness_recovers_after_the_servers_clock_was_ahead() {
     let server = InProcess::start().await;
@@ -134,7 +135,7 @@ async fn liveness_recovers_after_the_servers_clock_was_ahead() {
     server.clock().advance(-Duration::days(2) - Duration::MINUTE);
     assert_eq!(list(&server, "live").await, id);
     assert!(list(&server, "unreachable").await.is_empty());
-    // By the clock that was set back, the last of the turns was the first.
+    // By the corrected clock, the last change is the earliest.
     let turns = [("unreachable", "live"), ("never", "live"), ("live", "unreachable")];
     assert_eq!(announced(&server, &machine).await, changes(&turns));
     server.stop().await;

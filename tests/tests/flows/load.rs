@@ -1,4 +1,4 @@
-//! The load generator, against a real server: what it reports is what has happened.
+//! The load generator against a real server: its report matches the server's records.
 
 use std::path::Path;
 use std::process::Command;
@@ -78,7 +78,7 @@ async fn a_fleet_checks_in_at_a_rate_and_every_call_counts() {
             &text(&svg),
         ])
         .await;
-    // Those that are answered after the end are not among the completed, and still among the latencies.
+    // Calls that are answered after the end are not counted as completed, but their latencies are.
     assert!((1..=40).contains(&report.completed), "{report:?}");
     assert_eq!((report.failed(), report.unsent), (0, 0), "{report:?}");
     assert!(
@@ -119,7 +119,7 @@ async fn each_machine_resumes_its_own_session_with_its_certificate() {
         report.handshakes.resumed > 0 && report.handshakes.full <= 4,
         "{report:?}"
     );
-    // Connections are made anew for each call.
+    // Each call has a new connection.
     assert!(
         report.handshakes.resumed + report.handshakes.full >= report.completed,
         "{report:?}"
@@ -153,8 +153,8 @@ async fn a_run_in_which_nothing_succeeds_fails_and_says_by_what() {
 }
 
 #[rstest]
-#[case::more_than_anybody_sends(&["check-in", "--rate", "4000000000"], "1 to 1000000")]
-#[case::a_certificate_that_nobody_has(&["check-in", "--seed", "x", "--on-record", "--client-certificates"], "--client-certificates")]
+#[case::an_excessive_rate(&["check-in", "--rate", "4000000000"], "1 to 1000000")]
+#[case::certificates_of_machines_on_record(&["check-in", "--seed", "x", "--on-record", "--client-certificates"], "--client-certificates")]
 fn an_option_that_cannot_be_measured_is_refused_by_name(#[case] arguments: &[&str], #[case] named: &str) {
     let mut load = Command::new(program("assay-load"));
     load.args(arguments).args(["--server", "https://127.0.0.1:1"]);
@@ -167,20 +167,20 @@ fn an_option_that_cannot_be_measured_is_refused_by_name(#[case] arguments: &[&st
 #[tokio::test]
 async fn an_address_that_is_not_a_server_is_named() {
     let mut load = Load::new("check-in", "nobody").await;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
     let mut alone = Command::new(load.command.get_program());
     alone.args(["check-in", "--ca-file"]).arg(load.path("roots.pem"));
-    alone.args(["--server", &format!("https://{nobody}")]);
+    alone.args(["--server", &format!("https://{unused}")]);
     load.command = alone;
     let output = tokio::task::spawn_blocking(move || load.command.output().unwrap())
         .await
         .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(error.contains(&nobody.to_string()), "{error}");
+    assert!(error.contains(&unused.to_string()), "{error}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A locked machine row: a call that waits for it sees its new contents, and other calls do not wait.
+//! A locked row of a machine: a call that waits for the lock sees the row's new values, and other calls do not wait.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;
@@ -9,10 +9,10 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Postgres, Transaction};
 
-/// The maximum number of looks at waiting queries, far more than reaching the row needs.
+/// How often the test looks for waiting queries before it fails: far more often than reaching the row needs.
 const LOOKS: u32 = 100_000;
 
-/// The row that a machine's check-in writes, locked by the test.
+/// A machine's presence row, locked by the test.
 pub(crate) struct LockedRow {
     pool: PgPool,
     holder: Transaction<'static, Postgres>,
@@ -27,7 +27,7 @@ impl LockedRow {
         Self { pool, holder }
     }
 
-    /// How many queries wait for it. Postgres grants the lock in order of arrival.
+    /// How many queries wait for the lock. Postgres grants it in order of arrival.
     async fn waiting(&self) -> i64 {
         sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity
@@ -38,7 +38,7 @@ impl LockedRow {
         .unwrap()
     }
 
-    /// Comes back when that many wait for it.
+    /// Waits until this many queries wait for the lock.
     pub(crate) async fn awaited_by(&self, number: i64) {
         for _ in 0..LOOKS {
             if self.waiting().await == number {
@@ -53,7 +53,8 @@ impl LockedRow {
     }
 }
 
-/// Lets the erased machine ask with a token that gives it the record, while `decision` on its old self waits already.
+/// The erased machine enrolls with a token that allows re-enrollment, while `decision` on its record already waits for
+/// the lock.
 async fn reenroll_behind(server: &InProcess, machine: &Machine, decision: RequestBuilder) -> (Answer, Answer, Machine) {
     let token = json!({"serial_numbers": [machine.serial_number()], "allow_reenrollment": true});
     let token = server.enrollment_token(token).await;
@@ -70,7 +71,7 @@ async fn reenroll_behind(server: &InProcess, machine: &Machine, decision: Reques
     (decided, enrolled, erased)
 }
 
-/// Decides to hold the machine back while its erased self re-enrolls: that waits, and takes nothing over.
+/// An administrator suspends the machine while it re-enrolls after being erased. The re-enrollment must wait for approval.
 async fn check_that_the_decision_stands(decision: &str, status: &str, problem: ProblemKind) {
     let server = InProcess::start().await;
     let machine = server.enrolled("HELD-BACK").await;

@@ -1,5 +1,5 @@
-//! The server is killed after it did its work and before the response arrives. The machine repeats the call, with the
-//! same result.
+//! The server is killed after its commit and before the response arrives. The machine repeats the call, and gets the same
+//! result.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const MACHINES: &str = "SELECT count(*) FROM machines";
 const CERTIFICATES: &str = "SELECT count(*) FROM certificates";
-/// Rises with every nonce that is used.
+/// A value that rises with every used nonce.
 const NONCES_USED: &str = "SELECT (extract(epoch FROM max(last_nonce_at)) * 1000000)::bigint FROM machine_presence";
 
 #[tokio::test]

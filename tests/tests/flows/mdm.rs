@@ -1,4 +1,4 @@
-//! Attestations by way of an MDM, without a person: its webhook, the list of who is due, and the server that asks.
+//! Attestations through an MDM without an administrator: its webhook, the list of due machines, and the server's requests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ const WEBHOOK: &str = "/v1/mdm/nanomdm";
 const DUE: &str = "/v1/admin/apple-attestations/due";
 const NANOMDM_KEY: &str = "a key of NanoMDM";
 
-/// A server that trusts an Apple of the test's own.
+/// A server that trusts the test's stand-in for Apple.
 struct Ground {
     server: InProcess,
     apple: Apple,
@@ -35,7 +35,7 @@ impl Ground {
         Self::with(&[]).await
     }
 
-    /// One that asks through this MDM.
+    /// A server that requests attestations through this MDM.
     async fn asking(mdm: &Receiver) -> Self {
         Self::with(&[("mdm.nanomdm.url", &mdm.origin()), ("mdm.nanomdm.api_key", NANOMDM_KEY)]).await
     }
@@ -45,12 +45,12 @@ impl Ground {
         Self { server, apple }
     }
 
-    /// A machine with a verified serial number, for which the server may send a command.
+    /// A new machine with a verified serial number. The server may send a command for it.
     async fn verified(&self, serial_number: &str) -> Machine {
         self.server.attestable(serial_number).await
     }
 
-    /// As NanoMDM tells of a device that enrolls.
+    /// Delivers the event that NanoMDM sends when a device enrolls.
     async fn tell_of_device(&self, serial_number: &str) {
         let plist = format!(
             "<plist><dict><key>MessageType</key><string>Authenticate</string><key>SerialNumber</key>\
@@ -69,7 +69,7 @@ impl Ground {
         Attested::an_hour_ago(machine, self.server.clock().now())
     }
 
-    /// Delivers a device's answer with this chain, as the MDM does.
+    /// Delivers a device's response with this chain, as the MDM does.
     async fn answer(&self, udid: &str, chain: &[Vec<u8>]) -> Value {
         let receipt = self.send(&report(udid, &device_information(udid, Some(chain)))).await;
         receipt.expect(200).json()
@@ -88,7 +88,7 @@ impl Ground {
         events
     }
 
-    /// Everything in the audit, without what sealing adds later.
+    /// All audit entries, without what sealing adds later.
     async fn audit(&self) -> Vec<Value> {
         let mut entries = self.server.items("/v1/admin/audit?limit=500").await;
         for entry in &mut entries {
@@ -112,7 +112,7 @@ fn report(udid: &str, plist: &str) -> Value {
     })
 }
 
-/// Which device a command is for; the command is the one for this machine.
+/// The device that a command is for. Checks that the command has the nonce for this machine.
 #[track_caller]
 fn assert_asks(request: &Received, machine: &Machine) {
     let target = format!("PUT /v1/enqueue/{}", udid(machine.serial_number()));
@@ -133,7 +133,7 @@ fn assert_asks(request: &Received, machine: &Machine) {
     );
 }
 
-/// As NanoMDM answers when it took a command.
+/// NanoMDM's response to an accepted command.
 fn take(request: Received) {
     request.answer_json(
         200,
@@ -164,7 +164,7 @@ async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
     ground.server.stop().await;
 }
 
-/// An MDM's envelope can claim anything, so it alone binds nothing.
+/// The envelope of an MDM's event can claim anything, so it binds nothing by itself.
 #[tokio::test]
 async fn the_attestation_and_not_the_envelope_identifies_the_machine() {
     let ground = Ground::new().await;
@@ -179,7 +179,7 @@ async fn the_attestation_and_not_the_envelope_identifies_the_machine() {
     ground.server.stop().await;
 }
 
-/// The MDM gets its 200, as sending again would not help; administrators get the reason, once.
+/// The MDM gets a 200, because sending the event again would not help. One event tells administrators the reason.
 #[tokio::test]
 async fn a_refused_attestation_is_reported_once_and_leaves_the_record() {
     let ground = Ground::new().await;
@@ -225,7 +225,7 @@ async fn a_refused_attestation_is_reported_once_and_leaves_the_record() {
             .filter(|entry| entry["action"] == "mdm-device.refuse-attestation");
         let entry = refusals.next().unwrap();
         assert!(entry["reason"].as_str().unwrap().contains(words), "{entry}");
-        // A device that sends another one's attestation is not this machine's any more.
+        // A device that sends another device's attestation no longer belongs to this machine.
         let events = ground.events(&machine, "machine.attestation-refused").await;
         if reason != "serial-number-mismatch" {
             assert!(
@@ -404,7 +404,7 @@ async fn a_due_machine_gets_one_command_in_7_days() {
     assert_asks(&request, &machine);
     take(request);
 
-    // Whoever comes later is asked, and would be asked after a device that is asked again too soon.
+    // The server asks a new device, which would come after a device that it asked again too soon.
     ground.server.clock().advance(Duration::days(7) - Duration::minutes(1));
     for serial_number in ["C02LATER1", "C02LATER2"] {
         ground.tell_of_device(serial_number).await;
@@ -424,7 +424,7 @@ async fn a_due_machine_gets_one_command_in_7_days() {
         .filter(|entry| entry["action"] == "machine.ask-for-attestation");
     assert_eq!(asked.count(), 4);
 
-    // Attested, it is left alone until its attestation is due for renewal.
+    // The server asks an attested machine only when its attestation is due for renewal.
     let chain = ground.apple.attest(&ground.attested(&machine));
     assert_eq!(ground.answer(&udid("C02ASKED"), &chain).await["outcome"], "bound");
     ground.server.clock().advance(Duration::days(8));
@@ -447,7 +447,7 @@ async fn a_due_machine_gets_one_command_in_7_days() {
     ground.server.stop().await;
 }
 
-/// With a shared token, any machine can claim another one's serial number. No Mac gets a command because of that.
+/// With a shared token, any machine can claim another one's serial number. The server sends no command for such a claim.
 #[tokio::test]
 async fn a_machine_with_asserted_assurance_gets_no_command() {
     let mut mdm = Receiver::start().await;
@@ -490,7 +490,7 @@ async fn a_machine_with_asserted_assurance_gets_no_command() {
     ground.server.stop().await;
 }
 
-/// Fleets that were enrolled in their MDM before: a device says its UDID each time, and its serial number never again.
+/// In a fleet that was enrolled in its MDM before, each event has the device's UDID, but none has the serial number.
 #[tokio::test]
 async fn a_device_is_also_matched_by_its_hardware_uuid() {
     let mut mdm = Receiver::start().await;
@@ -522,7 +522,7 @@ async fn a_command_is_sent_again_only_if_the_mdm_rejected_it() {
         ground.server.clock().advance(pause);
         pause *= 2;
     }
-    // The MDM's own word for one device.
+    // The MDM's result for one device.
     let request = mdm.next_request().await;
     request.answer_json(
         500,
@@ -549,7 +549,7 @@ async fn a_command_is_sent_again_only_if_the_mdm_rejected_it() {
     ground.server.stop().await;
 }
 
-/// Waits until the list of who is due says this of a machine.
+/// Waits until the list of due machines has this entry for a machine.
 async fn due_until(ground: &Ground, machine: &Machine, holds: impl Fn(&Value) -> bool) {
     for _ in 0..10_000 {
         let due = ground.server.items(DUE).await;
@@ -609,7 +609,8 @@ async fn two_replicas_send_each_machine_one_command() {
     assert!(!mdm.has_more());
 }
 
-/// An old Mac or macOS. Without a report, the server would ask for ever and the administrator would not know why.
+/// An old Mac or macOS cannot attest. Without a report, the server would ask forever, and the administrator would not know
+/// why.
 #[tokio::test]
 async fn an_answer_without_the_requested_attestation_is_reported() {
     let mut mdm = Receiver::start().await;

@@ -48,7 +48,7 @@ async fn an_agent_works_with_a_server_that_requires_client_certificates() {
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
 }
 
-/// Neither an administrator who revokes a certificate alone nor a lost renewal locks a machine out whose key is good.
+/// A machine whose certificate was revoked, or whose renewal was lost, gets a new certificate with its valid key.
 #[rstest]
 #[case::optional("optional")]
 #[case::required("required")]

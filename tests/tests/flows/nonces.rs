@@ -44,7 +44,7 @@ async fn machines_that_check_in_on_both_replicas_never_delay_each_other() {
     let installation = Installation::shared().await;
     let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
     let machines = join_all((0..3).map(|_| administrator.enrolled(&apis[0]))).await;
-    // Each replica's batches hold the same machines, and each record moves with every check-in.
+    // The batches of both replicas contain the same machines, and each check-in changes its row.
     let callers = (0..30).map(async |caller| {
         let (machine, api) = (&machines[caller % 3], &apis[caller % 2]);
         let mut nonce = api.nonce().await;
@@ -111,7 +111,7 @@ async fn a_nonce_is_valid_on_every_replica_and_after_a_restart() {
         server.kill().await;
         *server = server.configuration().start().await;
     }
-    // Used before the restart, it stays used.
+    // A nonce that was used before the restart is still used.
     let _used = Answer::to(machine.check_in_with(&installation.api(0), &of_one))
         .await
         .expect_problem(ProblemKind::BadNonce);
@@ -122,7 +122,7 @@ async fn a_nonce_is_valid_on_every_replica_and_after_a_restart() {
     let _used = used.expect_problem(ProblemKind::BadNonce);
 }
 
-/// A replica in this process, with a clock of its own.
+/// A replica in the test process, with a clock of its own.
 async fn replica(configuration: &ServerConfiguration, clock: &MockClock) -> (RunningServer, Api) {
     let environment = configuration.environment().into_iter();
     let config = Config::load(None, environment).unwrap();
@@ -136,10 +136,10 @@ async fn replica(configuration: &ServerConfiguration, clock: &MockClock) -> (Run
 async fn replicas_whose_clocks_are_hours_apart_never_lock_a_machine_out() {
     let database = Database::create().await;
     let configuration = unlimited(ServerConfiguration::new(&database)).set("public_url", "https://127.0.0.1:8443");
-    // TLS uses the callers' clock: certificates of both replicas must be valid by it.
+    // TLS uses the callers' clock, by which the certificates of both replicas must be valid.
     let now = SystemClock.now();
     let clocks = [MockClock::new(now + Duration::hours(5)), MockClock::new(now)];
-    // The one whose clock is behind makes the keys and the first certificates.
+    // The replica whose clock is behind creates the keys and the first certificates.
     let (behind, api_behind) = replica(&configuration, &clocks[1]).await;
     let (ahead, api_ahead) = replica(&configuration, &clocks[0]).await;
     let key = configuration.create_api_key("the tests", "admin").await;

@@ -1,4 +1,4 @@
-//! Postgres fails and returns: callers learn when to retry, and nothing needs a restart.
+//! Postgres fails and returns: responses say when to retry, and no server needs a restart.
 
 use std::fs;
 use std::path::Path;
@@ -44,7 +44,7 @@ impl Outage {
     }
 }
 
-/// Every call that needs the database, at once, as in a fleet.
+/// All kinds of calls that need the database, at the same time, as in a fleet.
 async fn call_everything(installation: &Installation, machine: &Machine) -> Vec<Answer> {
     let api = installation.api(0);
     let administer = |method, path: &str| {
@@ -93,7 +93,7 @@ async fn without_postgres_calls_fail_within_5_s_and_succeed_afterwards(#[case] o
     let _checked_in = machine.check_in(&api).await.expect(200);
 
     outage.begin(&mut cluster).await;
-    // The second round comes when the server knows already.
+    // In the second round, the server already knows of the outage.
     for round in 0..2 {
         let begun = Instant::now();
         let answers = call_everything(&installation, &machine).await;
@@ -125,7 +125,7 @@ async fn a_database_connection_that_breaks_between_check_ins_fails_no_call() {
     let machine = installation.administrator().enrolled(&api).await;
     let pool = database.pool().await;
     let mut ended = 0;
-    // The committer keeps its connection for a second, and what is ended here is mostly that.
+    // The committer keeps its connection for a second, so mostly that connection is ended here.
     for _ in 0..5 {
         let _checked_in = machine.check_in(&api).await.expect(200);
         let number: i64 = sqlx::query_scalar(
@@ -153,7 +153,8 @@ async fn two_database_connections_are_enough() {
     for _ in 0..20 {
         machines.push(administrator.enrolled(&api).await);
     }
-    // Each first check-in reads a key, is recorded, and reads a record: three that would keep a connection for a second.
+    // Each first check-in reads a key, is recorded, and reads a record. Each of the three would keep a connection for a
+    // second.
     let begun = Instant::now();
     for machine in &machines {
         let _checked_in = machine.check_in(&api).await.expect(200);

@@ -1,4 +1,4 @@
-//! The agent's proxy: a service that takes machines alone, reached by any program.
+//! The agent's proxy: any program reaches a service that accepts only machines.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use uuid::Uuid;
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// A proxy that runs, and where it listens.
+/// A running proxy, and its address.
 pub(super) struct Proxy {
     process: Process,
     pub(super) url: String,
 }
 
-/// Starts a proxy of this machine to a service whose certificate is `service` among the files.
+/// Starts a proxy of this machine for a service with the certificate `service`.
 pub(super) async fn proxy(mac: &Mac, upstream: &str, files: &Files, more: &[&str]) -> Proxy {
     let roots = files.folder().join("service.pem");
     let mut arguments = vec!["proxy", "--upstream", upstream];
@@ -44,13 +44,13 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
-/// A page, by way of the proxy.
+/// A response through the proxy.
 pub(super) async fn get(proxy: &Proxy, path: &str) -> (u16, String) {
     let answer = client().get(format!("{}{path}", proxy.url)).send().await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
-/// A machine that checked in, with a grant for the audience.
+/// A machine that has checked in, with a grant for the audience.
 async fn granted(conditions: Value) -> (Mac, String) {
     let installation = Installation::shared().await;
     let (mac, administrator) = (Mac::new(installation), installation.administrator());
@@ -87,7 +87,7 @@ async fn a_program_reaches_a_service_as_the_machine_with_its_current_grant_and_c
     ] {
         assert!(said.contains(&expected), "no {expected} in {said}");
     }
-    // What the daemon writes meanwhile counts at the next request.
+    // The next request uses what the daemon has written meanwhile.
     let _renewed = mac.run(&["renew"], DONE).await;
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
     let new_token = mac.run(&["grant", "--audience", &audience], DONE).await;
@@ -104,7 +104,7 @@ async fn a_program_reaches_a_service_as_the_machine_with_its_current_grant_and_c
 #[tokio::test]
 async fn without_a_grant_or_service_the_proxy_explains_why() {
     let ((mac, audience), files) = (granted(json!({"sip_enabled": true})).await, Files::new());
-    // Nobody listens there.
+    // No service listens on this port.
     let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = nowhere.local_addr().unwrap();
     drop(nowhere);
@@ -154,7 +154,7 @@ async fn bodies_are_streamed_in_both_directions() {
     let ((mac, _), files) = (granted(json!({})).await, Files::new());
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = upstream.local_addr().unwrap();
-    // Gives back what it gets while it gets it.
+    // A service that returns each part of a body as it arrives.
     let echo = tokio::spawn(async move {
         let (mut stream, _) = upstream.accept().await.unwrap();
         let mut head = Vec::new();
@@ -183,7 +183,7 @@ async fn bodies_are_streamed_in_both_directions() {
     let (mut reader, mut writer) = stream.split();
     let mut answer_head = Vec::new();
     for half in [b'a', b'b'] {
-        // The second half is sent when the first has come back.
+        // The second half is sent after the first has been returned.
         let sent = vec![half; HALF];
         let mut received = vec![0; HALF];
         let receive = async {

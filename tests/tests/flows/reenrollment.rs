@@ -1,4 +1,4 @@
-//! Hardware that comes back with another key: who lets it take its record over, and what becomes of the old key.
+//! Hardware that enrolls with another key: what allows it to take over its record, and what happens to the old key.
 
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
@@ -9,7 +9,7 @@ use assay_tests::machine::Machine;
 use assay_tests::processes::ServerConfiguration;
 use serde_json::{Value, json};
 
-/// The certificates of a machine that are revoked, with the reason.
+/// A machine's revoked certificates, with the reasons.
 async fn revoked_certificates(database: &Database<'_>, machine: &Machine) -> Vec<(String, Option<String>)> {
     sqlx::query_as(
         "SELECT serial_number, revocation_reason FROM certificates WHERE machine_id = $1 AND revoked_at IS NOT NULL",
@@ -20,7 +20,7 @@ async fn revoked_certificates(database: &Database<'_>, machine: &Machine) -> Vec
     .unwrap()
 }
 
-/// An enrolled machine, and the same hardware erased, which waits after enrolling with a token for any machine.
+/// An enrolled machine, and the same hardware after it was erased. With a token for any machine, its new key is pending.
 async fn waiting(api: &Api, administrator: &Administrator) -> (Machine, Machine, String) {
     let machine = administrator.enrolled(api).await;
     let erased = machine.erased();

@@ -1,4 +1,4 @@
-//! The services of `docs/relying-parties.md`, run as they are written there.
+//! The services in `docs/relying-parties.md`, run as they are written there.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
@@ -17,7 +17,7 @@ use super::proxy::{get, proxy};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// The one block of this language in the document, with these texts in place of those, each of which is in it.
+/// The document's only code block in this language, after these replacements. Each text to replace must be in it.
 fn documented(language: &str, replacements: &[(&str, &str)]) -> String {
     let document = include_str!("../../../docs/relying-parties.md");
     let (_, after) = document.split_once(&format!("```{language}\n")).unwrap();
@@ -28,12 +28,12 @@ fn documented(language: &str, replacements: &[(&str, &str)]) -> String {
     })
 }
 
-/// An audience of the test's own.
+/// A new audience.
 fn audience() -> String {
     format!("https://wiki-{}.example.com", Uuid::new_v4().simple())
 }
 
-/// A machine that may do this there.
+/// A new machine with this permission at this audience.
 async fn granted(audience: &str, permission: &str) -> Mac {
     let installation = Installation::shared().await;
     let (mac, administrator) = (
@@ -118,7 +118,7 @@ async fn envoy_accepts_machines_with_a_grant() {
     let python = python_with("relying_parties").await;
     let (audience, files) = (audience(), Files::new());
     let (reader, writer) = (granted(&audience, "read").await, granted(&audience, "write").await);
-    // Taken for a moment only, as nginx' are.
+    // The port is free again when the service binds it.
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .unwrap()
         .local_addr()

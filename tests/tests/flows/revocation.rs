@@ -1,4 +1,4 @@
-//! What relying parties learn of a revocation: lists and answers, as OpenSSL and nginx see them.
+//! How relying parties learn of a revocation: revocation lists and OCSP, read by OpenSSL and nginx.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,13 +22,13 @@ use time::Duration;
 
 use assay_tests::openssl::{Files, openssl};
 
-/// The maximum number of looks before the expected state must be there.
+/// How often the test looks before it fails.
 const LOOKS: u32 = 20_000;
-/// What nginx takes at most to start, or to read its files again.
+/// The longest time that nginx needs to start or to reload.
 const SAID_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
 const OCSP_REQUEST: &str = "application/ocsp-request";
 
-/// The files that a relying party has of a server, and of machines.
+/// A relying party's files with certificates and keys.
 struct RelyingParty {
     files: Files,
     api: Api,
@@ -70,13 +70,13 @@ impl RelyingParty {
         }
     }
 
-    /// Fetches the lists, and checks a machine's path against them, each certificate of it or the first alone.
+    /// Fetches the lists, and checks the certificates of a machine's path against them: all, or only the first.
     async fn verify(&self, api: &Api, enrolled: &Enrolled, check: &str) -> (bool, String) {
         let lists = api.get("/v1/ca/crls.pem").await.expect(200);
         self.verify_by(&lists, enrolled, check).await
     }
 
-    /// Checks a machine's path against these lists, each certificate of it or the first alone.
+    /// Checks the certificates of a machine's path against these lists: all, or only the first.
     async fn verify_by(&self, lists: &Answer, enrolled: &Enrolled, check: &str) -> (bool, String) {
         let lists = self.files.write("crls.pem", lists.text());
         let chain = enrolled.chain.to_str().unwrap();
@@ -96,7 +96,7 @@ impl RelyingParty {
         .await
     }
 
-    /// The request that OpenSSL makes, in DER.
+    /// A request from OpenSSL, in DER.
     async fn ocsp_request(&self, which: &[&str], nonce: &str) -> Vec<u8> {
         let (chain, out) = (self.path("chain.pem"), self.path("request.der"));
         let (made, said) = openssl(&[&["ocsp", "-issuer", &chain], which, &[nonce, "-reqout", &out]].concat()).await;
@@ -104,7 +104,7 @@ impl RelyingParty {
         fs::read(out).unwrap()
     }
 
-    /// What OpenSSL makes of a response.
+    /// OpenSSL's report on a response.
     async fn read_response(&self, response: &Answer, which: &[&str]) -> String {
         let (roots, chain) = (self.path("roots.pem"), self.path("chain.pem"));
         let name = self.files.write("response.der", &response.body);
@@ -120,7 +120,7 @@ impl RelyingParty {
         said
     }
 
-    /// Asks, has OpenSSL verify the answer, and tells what it says.
+    /// Sends a request, and returns OpenSSL's report on the response.
     async fn ask(&self, api: &Api, which: &[&str], nonce: &str) -> String {
         let request = self.ocsp_request(which, nonce).await;
         let response = post(api, &request).await;
@@ -131,7 +131,7 @@ impl RelyingParty {
         self.read_response(&response, &[which, &["-no_nonce"]].concat()).await
     }
 
-    /// Lets OpenSSL ask by itself.
+    /// Lets OpenSSL send the request itself.
     async fn ask_by_openssl(&self, api: &Api, which: &[&str], nonce: &str) -> String {
         let (roots, chain) = (self.path("roots.pem"), self.path("chain.pem"));
         let url = api.url("/v1/ca/ocsp");
@@ -154,7 +154,7 @@ async fn post(api: &Api, request: &[u8]) -> Answer {
     answer
 }
 
-/// Looks at an answer until it is as it should be.
+/// Repeats a request until the response is as expected.
 async fn await_answer(api: &Api, path: &str, is_right: impl AsyncFn(&Answer) -> bool) -> Answer {
     let begun = Instant::now();
     for _ in 0..LOOKS {
@@ -170,14 +170,14 @@ async fn await_answer(api: &Api, path: &str, is_right: impl AsyncFn(&Answer) -> 
     panic!("{path} was never right");
 }
 
-/// The list behind a path, once it is another than this one.
+/// The list at a path, as soon as it differs from this one.
 async fn next_list(api: &Api, path: &str, than: &Answer) -> Answer {
     let tag = than.header("etag").unwrap().to_owned();
     let is_another = async |answer: &Answer| answer.status == 200 && answer.header("etag") != Some(&tag);
     await_answer(api, path, is_another).await
 }
 
-/// What OpenSSL reads in a list, after verifying it.
+/// OpenSSL's report on a list, after it has verified it.
 async fn read_list(files: &Files, list: &Answer, ca: &str) -> String {
     let name = files.write("list.der", &list.body);
     let (read, said) = openssl(&[
@@ -231,8 +231,8 @@ async fn every_replica_publishes_a_revocation_by_crl_and_ocsp() {
 
     for api in &apis {
         for (enrolled, expected) in [(&revoked, "affiliationChanged"), (&out, "(UNKNOWN)")] {
-            // At once, with and without a nonce: answers come from the database. This command of OpenSSL's has no word for
-            // a privilege that was withdrawn.
+            // Immediately, with and without a nonce, because responses come from the database. This command of OpenSSL
+            // has no name for the reason `privilegeWithdrawn`.
             let serial_number = format!("0x{}", enrolled.serial_number);
             for nonce in ["-nonce", "-no_nonce"] {
                 let said = party.ask_by_openssl(api, &["-serial", &serial_number], nonce).await;
@@ -284,7 +284,7 @@ async fn ocsp_distinguishes_good_revoked_and_unknown() {
         for digest in ["-sha1", "-sha256"] {
             let said = party.ask(&api, &[digest, "-serial", &known], nonce).await;
             assert!(said.contains(": good"), "{said}");
-            // Unknown is what was never issued; and what another CA issued, as here the root.
+            // A certificate is unknown if it was never issued, or if another CA issued it, such as the root here.
             let said = party.ask(&api, &[digest, "-serial", "0x4242"], nonce).await;
             assert!(said.contains(": unknown"), "{said}");
         }
@@ -308,7 +308,7 @@ async fn ocsp_distinguishes_good_revoked_and_unknown() {
     let (_, said) = openssl(&["ocsp", "-respin", file.to_str().unwrap(), "-noverify", "-resp_text"]).await;
     assert!(said.contains("Cert Status: unknown"), "{said}");
 
-    // Several at once.
+    // Several certificates in one request.
     let said = party
         .ask(&api, &["-serial", &known, "-serial", "0x4242"], "-nonce")
         .await;
@@ -417,7 +417,7 @@ async fn an_unchanged_crl_is_not_sent_again() {
     server.stop().await;
 }
 
-/// The list that a machine's newest certificate leads to.
+/// The path of the list that a machine's newest certificate names.
 pub(crate) async fn path_of_list(server: &InProcess, machine: &Machine) -> String {
     let certificates = server.get(&format!("{}/certificates", machine.path())).await.json();
     let serial_number = text(&certificates["items"][0], "serial_number");
@@ -463,11 +463,11 @@ async fn a_crl_is_renewed_before_it_expires_and_never_published_expired() {
     };
     assert!(has(&listed).await);
 
-    // Half a day: nothing was revoked, and the list is another.
+    // After half a day there is a new list, although nothing was revoked.
     server.clock().advance(Duration::hours(12));
     let again = next_list(&api, "/v1/ca/crl", &listed).await;
     assert!(has(&again).await);
-    // The certificate has ended, and is on one more list.
+    // The certificate has expired, and is on one more list (RFC 5280, section 3.3).
     server.clock().advance(Duration::days(7));
     let after_end = next_list(&api, "/v1/ca/crl", &again).await;
     assert!(has(&after_end).await);
@@ -475,7 +475,7 @@ async fn a_crl_is_renewed_before_it_expires_and_never_published_expired() {
     let without = next_list(&api, "/v1/ca/crl", &after_end).await;
     assert!(!has(&without).await);
 
-    // No server signs: the list in memory is used until it expires.
+    // While no server can sign, the list in memory is used until it expires.
     let pool = server.database().pool().await;
     let mut transaction = pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE revocation_lists IN ACCESS EXCLUSIVE MODE")
@@ -496,7 +496,7 @@ async fn a_crl_is_renewed_before_it_expires_and_never_published_expired() {
     server.stop().await;
 }
 
-/// The figures of a list that is as long as it should ever get.
+/// The time and size for the longest list that a server should have.
 #[tokio::test]
 async fn a_crl_of_a_hundred_thousand_certificates_is_signed_in_seconds() {
     let server = InProcess::start().await;
@@ -526,7 +526,7 @@ async fn a_crl_of_a_hundred_thousand_certificates_is_signed_in_seconds() {
     server.stop().await;
 }
 
-/// A running nginx with a configuration of its own, by itself in a folder.
+/// A running nginx, with a configuration and a folder of its own.
 struct Nginx {
     files: Files,
     port: u16,
@@ -534,7 +534,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// Demands a certificate of a machine: as the operating manual says.
+    /// Starts nginx with a configuration that requires a machine's certificate, as in the operating manual.
     async fn start(party: &RelyingParty) -> Self {
         let files = Files::new();
         let (_certificate, _key) = files.certificate("nginx").await;
@@ -578,7 +578,7 @@ impl Nginx {
         nginx
     }
 
-    /// Waits until it says something, after so many lines.
+    /// Waits until its log contains `what`, after this many lines.
     async fn says(&self, what: &str, after: usize) {
         let said = |line: &str| line.contains(what).then_some(());
         let output = self.process.output();
@@ -603,7 +603,7 @@ impl Nginx {
         self.says("exited with code 0", lines).await;
     }
 
-    /// Calls it as a machine.
+    /// Sends a request as a machine.
     async fn answer_to(&self, enrolled: &Enrolled) -> reqwest::Result<reqwest::Response> {
         let identity = [
             enrolled.machine.private_key_pem(),
@@ -624,7 +624,7 @@ impl Nginx {
     }
 }
 
-/// Debian has it where only root looks.
+/// Debian installs it in `/usr/sbin`, which only root has in its path.
 fn program() -> &'static str {
     ["/usr/sbin/nginx", "/opt/homebrew/bin/nginx", "/usr/local/bin/nginx"]
         .into_iter()

@@ -1,4 +1,4 @@
-//! A machine replaces its key: both keys are valid until the new one checks in, and a lost response costs nothing.
+//! A machine replaces its key: both keys are valid until the new one checks in, and each call can be repeated.
 
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
@@ -9,7 +9,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use time::Duration;
 
-/// A machine whose next key has its certificate and has not checked in.
+/// A machine whose next key has a certificate, but has not checked in.
 async fn between_two_keys(server: &InProcess, serial_number: &str) -> (Machine, Machine) {
     let machine = server.enrolled(serial_number).await;
     let next = machine.with_next_key();
@@ -17,12 +17,12 @@ async fn between_two_keys(server: &InProcess, serial_number: &str) -> (Machine, 
     (machine, next)
 }
 
-/// The serial number of the certificate in an answer.
+/// The serial number of the certificate in a response.
 fn certificate(answer: &Value) -> String {
     text(&answer["certificate"], "serial_number")
 }
 
-/// The reasons for which a machine's certificates are revoked, by serial number.
+/// The revocation reasons of a machine's certificates, by serial number.
 async fn revocation_reason(administrator: &Administrator, machine: &Machine, serial_number: &str) -> Value {
     let certificates = administrator
         .get(&format!("machines/{}/certificates", machine.id()))

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::commands::run;
 
-/// What the library counts: roots, grant keys, and the sequence.
+/// The library's view of the bundle: the numbers of roots and grant keys, and the sequence.
 async fn read(python: &Path, given: &Value) -> [u64; 3] {
     let (python, given) = (python.to_owned(), given.to_string());
     let output = tokio::task::spawn_blocking(move || {
@@ -60,7 +60,7 @@ async fn a_spiffe_library_reads_the_bundle_and_accepts_a_machine_and_its_grant()
     let [roots, grant_keys, first] = read(&python, &given).await;
     assert_eq!([roots, grant_keys], [1, 1]);
 
-    // The next keys are in it before they sign, and the sequence has risen.
+    // The bundle has the next keys before they sign, and its sequence has risen.
     for what in ["--root", "--grant-key"] {
         let rotated = run(server.command(&["ca", "rotate", what])).await;
         assert_eq!(rotated.code, Some(0), "{}", rotated.stderr);

@@ -1,4 +1,4 @@
-//! What a server tells of itself: figures and log lines, and no secret in either.
+//! A server's metrics and log, neither of which contains a secret.
 
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
@@ -76,7 +76,7 @@ async fn metrics_cover_endpoints_committer_and_pool_and_reveal_no_secret() {
     );
 }
 
-/// The answer of `/metrics`, head and all.
+/// The response of `/metrics`, with its head.
 async fn metrics(server: &Server) -> String {
     let mut connection = TcpStream::connect(server.telemetry_address()).await.unwrap();
     let request = b"GET /metrics HTTP/1.1\r\nHost: telemetry\r\nConnection: close\r\n\r\n";

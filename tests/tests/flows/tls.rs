@@ -81,7 +81,7 @@ async fn openssl_accepts_a_machines_chain_and_its_contents() {
     );
 }
 
-/// What the contract says of a machine's certificate, in OpenSSL's words.
+/// The fields of a machine's certificate, as OpenSSL prints them.
 fn contracted(url: &str, machine: Uuid, spiffe_id: &str) -> [String; 12] {
     [
         format!("Subject: CN={machine}"),
@@ -135,7 +135,7 @@ async fn a_certificate_from_files_is_used_and_reloaded() {
     let machine = Administrator::new(api.clone(), &api_key).enrolled(&api).await;
 
     let (new_certificate, new_key) = files.certificate("second").await;
-    // Whoever renews certificates replaces the two one after the other: what does not fit is not taken.
+    // Renewing replaces two files one after the other. The server ignores a certificate that does not match the key.
     fs::rename(&new_key, &key).unwrap();
     fs::rename(&new_certificate, &certificate).unwrap();
     let second = fs::read_to_string(&certificate).unwrap();
@@ -170,12 +170,12 @@ async fn behind_a_proxy_the_callers_address_comes_from_the_proxy() {
     };
     let mut limited = None;
     for _ in 0..10 {
-        // What the caller itself writes in front counts for nothing.
+        // Addresses that the caller itself adds in front are ignored.
         let answer = from("203.0.113.1, 198.51.100.7").await;
         limited = (answer.status != 204).then_some(answer).or(limited);
     }
     let _limited = limited
-        .expect("nobody is limited")
+        .expect("no caller is limited")
         .expect_problem(ProblemKind::RateLimited);
     let _another = from("198.51.100.7, 203.0.113.1").await.expect(204);
 }

@@ -1,4 +1,4 @@
-//! What an older version wrote, after the schema has been brought up to date.
+//! Rows of an older version, after the schema was migrated.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -8,10 +8,10 @@ use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 use uuid::Uuid;
 
-/// The last migration of the schema that knew no grounds.
+/// The last migration before grounds were stored.
 const BEFORE_GROUNDS: i64 = 4;
 
-/// A database as that version made it.
+/// A database with the schema of that version.
 async fn before_grounds(pool: &PgPool) {
     for statement in ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"] {
         sqlx::query(statement).execute(pool).await.unwrap();
@@ -27,7 +27,7 @@ async fn all() -> Migrator {
     Migrator::new(migrations).await.unwrap()
 }
 
-/// A machine with a key that was let in by this token, and perhaps by an administrator.
+/// A machine with a key that this token admitted, and in some cases an administrator approved.
 async fn machine(pool: &PgPool, number: u8, assurance: &str, token: Uuid, decided_by: Option<&str>) -> (Uuid, Uuid) {
     let (id, enrollment, key) = (Uuid::new_v4(), Uuid::new_v4(), vec![number; 32]);
     let machine = "INSERT INTO machines (id, status, assurance, serial_number, claimed_posture, current_key, key_store,

@@ -1,4 +1,4 @@
-//! Webhooks: signed, told of what they want, told again until they take it, by whichever replica is there.
+//! Webhooks: deliveries are signed, filtered, and repeated by any replica until the receiver accepts them.
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-/// The maximum number of looks at a delivery, far more than recording its result needs.
+/// How often the test reads a delivery before it fails: far more often than recording its result needs.
 const LOOKS: u32 = 10_000;
 
-/// A webhook that was made, with its secret.
+/// A created webhook, with its secret.
 struct Webhook {
     id: String,
     secret: String,
@@ -68,7 +68,7 @@ fn time(value: &Value) -> OffsetDateTime {
     OffsetDateTime::parse(value.as_str().unwrap(), &Rfc3339).unwrap()
 }
 
-/// Starts a server without rate limits, as the tests look often.
+/// Starts a server without rate limits, because the tests call it often.
 async fn start() -> InProcess {
     InProcess::start_with(&[("rate_limit.api_key_per_minute", "0")]).await
 }
@@ -120,7 +120,7 @@ async fn two_replicas_deliver_each_wanted_event_once_and_signed() {
     assert!(!all.has_more() && !some.has_more());
 }
 
-/// Waits until all is recorded: before that, a replica could still send one again.
+/// Waits until all results are recorded. Until then, a replica may repeat a delivery.
 async fn expect_all_taken_at_once(administrator: &Administrator, webhook: &Webhook) {
     let path = format!("webhooks/{}", webhook.id);
     let mut record = administrator.get(&path).await;
@@ -177,7 +177,7 @@ async fn a_delivery_is_retried_with_back_off_under_one_id() {
         "{record}"
     );
 
-    // A moment before it is due, another one is made and delivered: time has passed for both, and this one stayed.
+    // Shortly before the delivery is due, another one is created and delivered. The first one must still wait.
     server.clock().advance(wait - Duration::microseconds(1));
     let test = server
         .send(server.admin(Method::POST, &format!("{}/test", webhook.path())))
@@ -275,7 +275,7 @@ async fn status_gone_disables_the_webhook_and_abandons_pending_deliveries() {
         .send(server.admin(Method::POST, &format!("{}/test", webhook.path())))
         .await;
     let _conflict = test.expect_problem(ProblemKind::Conflict);
-    // Another one is told of what comes now: by then this one would have a delivery, too.
+    // Another webhook gets the next event. By then, this one would also have a delivery.
     let mut other = Receiver::start().await;
     let _other = Webhook::of(&server, &other, json!(["machine.enrolled"])).await;
     server.enrolled("GONE-3").await;
@@ -319,7 +319,7 @@ async fn a_hanging_receiver_delays_no_other() {
     for _ in 0..8 {
         held.push(silent.next().await);
     }
-    // As many attempts are under way as one receiver gets, and more wait.
+    // The attempts for one receiver are at their limit, and further deliveries wait.
     let _other = Webhook::of(&server, &other, json!(["machine.quarantined"])).await;
     let machine = server.enrolled("HELD-UP").await;
     let quarantined = server
@@ -347,7 +347,7 @@ async fn after_a_kill_another_replica_repeats_the_delivery_under_the_same_id() {
     first.answer(200, None);
 
     let other = InProcess::start_on(&database.url(), &[("rate_limit.api_key_per_minute", "0")]).await;
-    // It has looked at what is due when it has delivered this, and the other one's claim still holds.
+    // The replica has looked for due deliveries before it delivered this one. The other replica's claim is still valid.
     let test = other
         .send(other.admin(Method::POST, &format!("{}/test", webhook.path())))
         .await;
@@ -373,7 +373,7 @@ async fn after_a_kill_another_replica_repeats_the_delivery_under_the_same_id() {
     other.stop().await;
 }
 
-/// The receiver is the server itself: it has a certificate, and refuses what is sent to it.
+/// The receiver is the server itself, which has a certificate and refuses deliveries.
 #[tokio::test]
 async fn https_receivers_are_verified_with_the_systems_roots() {
     let database = Database::create().await;

@@ -1,4 +1,4 @@
-//! Machines that are kept out, each for a reason of its own.
+//! Problems of machines that are refused.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;
@@ -48,7 +48,7 @@ pub(super) async fn machine_revoked(server: &InProcess) -> Vec<Answer> {
         machine.renew(server).await,
         machine.enroll(server, None).await,
     ];
-    // The key stays out when the record is gone.
+    // The key is still refused after the record is deleted.
     assert_eq!(server.delete(&machine.path()).await.status, 204);
     let token = server.enrollment_token(json!({})).await;
     refused.push(machine.enroll(server, Some(&token)).await);
@@ -109,7 +109,7 @@ pub(super) async fn enrollment_denied(server: &InProcess) -> Vec<Answer> {
 pub(super) async fn machine_unknown(server: &InProcess) -> Vec<Answer> {
     let stranger = Machine::with_serial_number("STRANGER");
     stranger.set_id(Uuid::nil());
-    // The database was restored, or the key never enrolled: the machine is known, and this key is not.
+    // The machine is known, but its key is not: the database was restored, or the key was never enrolled.
     let unknown_key = server.enrolled("UNKNOWN-KEY").await.with_next_key();
     vec![
         stranger.check_in(server).await,
@@ -119,7 +119,7 @@ pub(super) async fn machine_unknown(server: &InProcess) -> Vec<Answer> {
     ]
 }
 
-/// A machine that waits for approval, and the id of its enrollment.
+/// A pending machine, and the id of its enrollment.
 async fn pending(server: &InProcess, serial_number: &str) -> (Machine, String, String) {
     let token = server.enrollment_token(json!({"approval": "manual"})).await;
     let machine = Machine::with_serial_number(serial_number);

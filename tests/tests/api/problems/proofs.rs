@@ -1,4 +1,4 @@
-//! Proofs that prove nothing: CSRs, nonces, evidence and enrollment tokens.
+//! Problems of invalid proofs: CSRs, nonces, evidence and enrollment tokens.
 
 use assay_protocol::Purpose;
 use assay_tests::answer::Answer;
@@ -34,7 +34,7 @@ pub(super) async fn bad_nonce(server: &InProcess) -> Vec<Answer> {
     let body = machine.check_in_body(server.audience(), &used);
     assert_eq!(server.call("/v1/check-in", &body).await.status, 200);
     let repeated = server.call("/v1/check-in", &body).await;
-    // Also where no time has passed since the one that was used.
+    // Even if no time has passed since the used nonce was issued.
     let used = repeated.nonce();
     let _through = Answer::to(machine.check_in_with(server, used)).await.expect(200);
     let mut answers = vec![
@@ -63,10 +63,10 @@ pub(super) async fn bad_evidence(server: &InProcess) -> Vec<Answer> {
     relayed.aud = format!("{PUBLIC_URL}/");
     let mut others = machine.claims(server.audience(), Purpose::CheckIn, &server.nonce().await);
     others.sub = Some(other.id());
-    let mut nobodys = machine.claims(server.audience(), Purpose::CheckIn, &server.nonce().await);
-    nobodys.sub = None;
+    let mut without_machine = machine.claims(server.audience(), Purpose::CheckIn, &server.nonce().await);
+    without_machine.sub = None;
     let of_another_purpose = machine.claims(server.audience(), Purpose::Renew, &server.nonce().await);
-    for claims in [relayed, others, nobodys, of_another_purpose] {
+    for claims in [relayed, others, without_machine, of_another_purpose] {
         let body = json!({"evidence": machine.sign(&claims)});
         answers.push(server.call("/v1/check-in", &body).await);
     }
@@ -75,7 +75,7 @@ pub(super) async fn bad_evidence(server: &InProcess) -> Vec<Answer> {
     for garbage in ["", "a.b.c", &"A.".repeat(20_000)] {
         answers.push(server.call("/v1/check-in", &json!({"evidence": garbage})).await);
     }
-    // Another request than the one that the evidence vouches for.
+    // Another CSR than the one that the evidence names.
     let mut swapped = machine.renew_body(server.audience(), &machine.csr(), &server.nonce().await);
     swapped["csr"] = json!(other.csr());
     answers.push(server.call("/v1/renew", &swapped).await);

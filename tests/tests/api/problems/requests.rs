@@ -1,4 +1,4 @@
-//! Requests that are refused from any caller, and callers without the right.
+//! Problems of requests that are refused for any caller, and of callers without the right.
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
@@ -112,7 +112,7 @@ pub(super) async fn payload_too_large(server: &InProcess) -> Vec<Answer> {
     };
     let check_in = || server.request(Method::POST, "/v1/check-in");
     let permissions = || server.admin(Method::POST, "/v1/admin/permissions");
-    // The largest that is read is refused for what it says.
+    // The largest body that is read is refused for its content.
     assert_eq!(send(check_in(), 64 * 1024).await.kind(), ProblemKind::BadEvidence);
     assert_eq!(send(permissions(), 1024 * 1024).await.kind(), ProblemKind::Malformed);
     vec![
@@ -125,7 +125,7 @@ pub(super) async fn payload_too_large(server: &InProcess) -> Vec<Answer> {
 
 pub(super) async fn attestation_refused(server: &InProcess) -> Vec<Answer> {
     let machine = server.enrolled("ATTESTED").await;
-    // Of an Apple that this server has never heard of.
+    // An attestation by an authority that this server does not trust.
     let attested = Attested::of("ATTESTED", &machine.public_key(), server.clock().now());
     let path = format!("{}/apple-attestation", machine.path());
     let refused = server.post(&path, &Apple::new().body(&attested)).await;

@@ -1,4 +1,4 @@
-//! What takes a server of its own: other settings, another time, or a database that fails.
+//! Problems that need a server of their own: other settings, another time, or a database that fails.
 
 use assay_tests::answer::Answer;
 use assay_tests::cluster::Cluster;
@@ -10,7 +10,7 @@ use time::Duration;
 pub(super) async fn renewal_expired() -> Vec<Answer> {
     let server = InProcess::start().await;
     let machine = server.enrolled("EXPIRED").await;
-    // The certificate's 7 days, less the minute that it begins in the past, and 90 days of grace.
+    // The certificate's 7 days, minus the minute by which it is backdated, and 90 days of grace.
     server.clock().advance(Duration::days(97) - Duration::hours(1));
     assert_eq!(machine.renew(&server).await.status, 200);
     server.clock().advance(Duration::days(97));
@@ -24,7 +24,7 @@ pub(super) async fn machine_exists() -> Vec<Answer> {
     let machine = server.enrolled("EXISTS").await;
     let token = server.enrollment_token(json!({})).await;
     let refused = machine.erased().enroll(&server, Some(&token)).await;
-    // The refusal left everything as it was.
+    // The refusal has changed nothing.
     assert_eq!(machine.check_in(&server).await.status, 200);
     server.stop().await;
     vec![refused]
@@ -65,7 +65,7 @@ pub(super) async fn unavailable() -> Vec<Answer> {
         server.get("/v1/admin/permissions"),
         server.send(server.request(Method::GET, "/readyz")),
     );
-    // Restarting the server would not mend the database.
+    // Restarting the server would not repair the database.
     assert_eq!(server.send(server.request(Method::GET, "/healthz")).await.status, 200);
     cluster.restart().await;
     // The result of a second ago may still count.
@@ -75,7 +75,7 @@ pub(super) async fn unavailable() -> Vec<Answer> {
     vec![check_in, renewal, list, ready]
 }
 
-/// A table is missing: the server's own failure, of which the caller learns nothing but the request's id.
+/// A table is missing. The server fails, and the caller learns only the request's id.
 pub(super) async fn internal() -> Vec<Answer> {
     let server = InProcess::start().await;
     let machine = server.enrolled("INTERNAL").await;
