@@ -50,7 +50,8 @@ async fn a_host_name_that_turns_text_around_is_left_out_and_any_language_is_fine
     let _enrolled = enroll(&machine).await.expect(201);
 }
 
-/// RFC 7519 allows fractions in a NumericDate, and a machine's clock may be wrong. The time is recorded, but not trusted.
+/// RFC 7519 allows fractions in a NumericDate, and a machine's clock may be wrong. The time is recorded, but not
+/// trusted.
 #[rstest]
 #[case::with_a_fraction("1795335945.5", 1_795_335_945)]
 #[case::before_1970("-0.5", -1)]

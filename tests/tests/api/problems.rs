@@ -1,5 +1,5 @@
-//! Every problem of the registry, reached through a running server. `assay_tests::answer` checks what all problems have in
-//! common, from the media type to the texts that a `detail` must not contain.
+//! Every problem of the registry, reached through a running server. `assay_tests::answer` checks what all problems have
+//! in common, from the media type to the texts that a `detail` must not contain.
 
 mod machines;
 mod proofs;
@@ -26,8 +26,8 @@ async fn every_problem_kind_can_be_reached() {
     server.stop().await;
 }
 
-/// A database that does not respond at all. The caller gets a response in time to call another replica, and waiting calls
-/// take nothing from later ones.
+/// A database that does not respond at all. The caller gets a response in time to call another replica, and waiting
+/// calls take nothing from later ones.
 #[tokio::test]
 async fn a_database_that_hangs_is_unavailable_within_five_seconds() {
     let server = InProcess::start().await;

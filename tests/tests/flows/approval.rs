@@ -346,7 +346,8 @@ async fn of_two_concurrent_approvals_for_one_serial_number_one_wins() {
     }
 }
 
-/// A response may be lost, so the decision can be repeated. A different reason is refused, because it would not be kept.
+/// A response may be lost, so the decision can be repeated. A different reason is refused, because it would not be
+/// kept.
 #[tokio::test]
 async fn a_repeated_decision_on_an_enrollment_needs_the_same_reason() {
     let server = InProcess::start_with(&[WITHOUT_TOKEN]).await;

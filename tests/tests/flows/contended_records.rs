@@ -119,8 +119,8 @@ async fn of_many_concurrent_reenrollments_of_a_machine_one_key_is_current() {
     }
 }
 
-/// Checks that all tables have the same current key, that all other keys are superseded, and that only the current key has
-/// a valid certificate. Each superseded key must have an audit entry.
+/// Checks that all tables have the same current key, that all other keys are superseded, and that only the current key
+/// has a valid certificate. Each superseded key must have an audit entry.
 async fn check_consistency(pool: &PgPool, machine: &Machine) {
     let keys: Vec<(Vec<u8>, String)> =
         sqlx::query_as("SELECT thumbprint, status FROM machine_keys WHERE machine_id = $1")

@@ -386,7 +386,8 @@ async fn approving_a_quarantined_machine_is_refused_and_releases_nothing() {
     }
 }
 
-/// A response may be lost, so the decision can be repeated. A different reason is refused, because it would not be kept.
+/// A response may be lost, so the decision can be repeated. A different reason is refused, because it would not be
+/// kept.
 #[tokio::test]
 async fn a_repeated_decision_returns_the_same_and_another_reason_is_a_conflict() {
     let installation = Installation::shared().await;

@@ -1,5 +1,5 @@
-//! A daemon with a key in the Secure Enclave, through a stand-in with the same C functions. The tests cover what the agent
-//! does after each error of the enclave, and what it must never do.
+//! A daemon with a key in the Secure Enclave, through a stand-in with the same C functions. The tests cover what the
+//! agent does after each error of the enclave, and what it must never do.
 
 use std::collections::BTreeSet;
 use std::fs;

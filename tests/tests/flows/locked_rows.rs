@@ -71,7 +71,8 @@ async fn reenroll_behind(server: &InProcess, machine: &Machine, decision: Reques
     (decided, enrolled, erased)
 }
 
-/// An administrator suspends the machine while it re-enrolls after being erased. The re-enrollment must wait for approval.
+/// An administrator suspends the machine while it re-enrolls after being erased. The re-enrollment must wait for
+/// approval.
 async fn check_that_the_decision_stands(decision: &str, status: &str, problem: ProblemKind) {
     let server = InProcess::start().await;
     let machine = server.enrolled("HELD-BACK").await;

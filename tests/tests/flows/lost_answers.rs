@@ -1,5 +1,5 @@
-//! The server is killed after its commit and before the response arrives. The machine repeats the call, and gets the same
-//! result.
+//! The server is killed after its commit and before the response arrives. The machine repeats the call, and gets the
+//! same result.
 
 use assay_protocol::ProblemKind;
 use assay_tests::answer::Answer;

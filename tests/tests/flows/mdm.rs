@@ -1,4 +1,5 @@
-//! Attestations through an MDM without an administrator: its webhook, the list of due machines, and the server's requests.
+//! Attestations through an MDM without an administrator: its webhook, the list of due machines, and the server's
+//! requests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -447,7 +448,8 @@ async fn a_due_machine_gets_one_command_in_7_days() {
     ground.server.stop().await;
 }
 
-/// With a shared token, any machine can claim another one's serial number. The server sends no command for such a claim.
+/// With a shared token, any machine can claim another one's serial number. The server sends no command for such a
+/// claim.
 #[tokio::test]
 async fn a_machine_with_asserted_assurance_gets_no_command() {
     let mut mdm = Receiver::start().await;
@@ -609,8 +611,8 @@ async fn two_replicas_send_each_machine_one_command() {
     assert!(!mdm.has_more());
 }
 
-/// An old Mac or macOS cannot attest. Without a report, the server would ask forever, and the administrator would not know
-/// why.
+/// An old Mac or macOS cannot attest. Without a report, the server would ask forever, and the administrator would not
+/// know why.
 #[tokio::test]
 async fn an_answer_without_the_requested_attestation_is_reported() {
     let mut mdm = Receiver::start().await;

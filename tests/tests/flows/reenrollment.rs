@@ -20,7 +20,8 @@ async fn revoked_certificates(database: &Database<'_>, machine: &Machine) -> Vec
     .unwrap()
 }
 
-/// An enrolled machine, and the same hardware after it was erased. With a token for any machine, its new key is pending.
+/// An enrolled machine, and the same hardware after it was erased. With a token for any machine, its new key is
+/// pending.
 async fn waiting(api: &Api, administrator: &Administrator) -> (Machine, Machine, String) {
     let machine = administrator.enrolled(api).await;
     let erased = machine.erased();

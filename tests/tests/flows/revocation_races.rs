@@ -45,8 +45,8 @@ async fn after_a_revocation_has_answered_no_check_in_is_granted_anything() {
             };
             let callers = join_all(apis.iter().map(|api| check_in_until_refused(api, &machine)));
             let ((), _) = tokio::join!(revoke, callers);
-            // A verdict is written before the response with its grants. A verdict after the revocation would mean a grant
-            // after it.
+            // A verdict is written before the response with its grants. A verdict after the revocation would mean a
+            // grant after it.
             let kinds = administrator.event_kinds(machine.id()).await;
             let after: Vec<&Value> = kinds.iter().take_while(|kind| **kind != "machine.revoked").collect();
             assert!(after.iter().all(|kind| **kind != "verdict.changed"), "{kinds:?}");

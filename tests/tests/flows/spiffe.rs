@@ -1,4 +1,5 @@
-//! Relying parties that speak SPIFFE: the bundle, X.509-SVIDs and JWT-SVIDs, as the Python library of SPIFFE reads them.
+//! Relying parties that speak SPIFFE: the bundle, X.509-SVIDs and JWT-SVIDs, as the Python library of SPIFFE reads
+//! them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
