@@ -10,7 +10,6 @@ use crate::{
     store::{
         StoreError,
         sealed_keys::{KeyPurpose, KeyState, SealedKey},
-        text,
     },
 };
 
@@ -31,7 +30,7 @@ pub enum KeyringError {
     )]
     Sealed {
         /// The purpose of the key.
-        purpose: String,
+        purpose: &'static str,
         /// Why it cannot be opened.
         #[source]
         source: SealingError,
@@ -41,7 +40,7 @@ pub enum KeyringError {
     Key(#[from] KeyError),
     /// One of the keys that belong together is missing.
     #[error("the database has only some of the server's keys: the key {0} is missing")]
-    Missing(String),
+    Missing(&'static str),
     /// The keys and certificates do not match.
     #[error("the certificate authority cannot be built")]
     Authority(#[from] AuthorityError),
@@ -63,10 +62,10 @@ impl Keyring {
         secret: &[u8],
         certificate: Option<&[u8]>,
     ) -> Result<SealedKey, KeyringError> {
-        let (id, name) = (clock::new_id(clock), text(&purpose)?);
+        let (id, name) = (clock::new_id(clock), purpose.as_str());
         let sealed = self
             .master_key
-            .seal(&context(&id.to_string(), &name), secret)
+            .seal(&context(&id.to_string(), name), secret)
             .map_err(|source| KeyringError::Sealed { purpose: name, source })?;
         Ok(SealedKey {
             id,
@@ -84,12 +83,12 @@ impl Keyring {
 
     /// Decrypts a sealed secret.
     pub(crate) fn open(&self, key: &SealedKey) -> Result<Zeroizing<Vec<u8>>, KeyringError> {
-        let purpose = text(&key.purpose)?;
+        let purpose = key.purpose.as_str();
         let Some(sealed) = &key.sealed else {
             return Err(KeyringError::Missing(purpose));
         };
         self.master_key
-            .open(&context(&key.id.to_string(), &purpose), sealed)
+            .open(&context(&key.id.to_string(), purpose), sealed)
             .map_err(|source| KeyringError::Sealed { purpose, source })
     }
 
@@ -115,7 +114,7 @@ impl Keyring {
 pub(crate) fn certificate(key: &SealedKey) -> Result<&[u8], KeyringError> {
     match &key.certificate {
         Some(certificate) => Ok(certificate),
-        None => Err(KeyringError::Missing(text(&key.purpose)?)),
+        None => Err(KeyringError::Missing(key.purpose.as_str())),
     }
 }
 

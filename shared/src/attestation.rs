@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use crate::{digest::sha256, key::PublicKey, machine::SecureBoot, word::words};
+use crate::{digest::sha256, key::PublicKey, machine::SecureBoot, words};
 
 /// Ties an attestation to one key: SHA-256 of the key's `SubjectPublicKeyInfo`, in hex. The MDM sends it to the Mac as
 /// `DeviceAttestationNonce`.

@@ -11,7 +11,7 @@ use crate::{
     key::{BadSignature, KeyThumbprint, PublicKey},
     machine::{KeyClaim, MachineIdentity, Posture},
     object::object,
-    word::words,
+    words,
 };
 
 /// The only profile of this version.

@@ -13,7 +13,6 @@ pub mod evidence;
 pub mod key;
 pub mod machine;
 pub mod mdm_api;
-mod names;
 mod object;
 pub mod problem;
 pub mod text;

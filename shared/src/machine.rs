@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::text::{optional_claim, optional_display_text, optional_hardware_id};
-use crate::word::words;
+use crate::words;
 
 words! {
     /// The status of a machine at its server.
@@ -21,7 +21,6 @@ words! {
 
 words! {
     /// How well a machine's serial number is confirmed, weakest first: conditions compare with `<`.
-    #[derive(PartialOrd, Ord)]
     pub enum Assurance {
         /// Only the machine claims the serial number.
         Asserted = "asserted",
@@ -79,7 +78,6 @@ pub struct KeyClaim {
 
 words! {
     /// How strictly a Mac checks the system that it boots, weakest first.
-    #[derive(PartialOrd, Ord)]
     pub enum SecureBoot {
         /// Anything boots.
         Permissive = "permissive",

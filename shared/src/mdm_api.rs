@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::attestation::AttestationRefusal;
-use crate::word::words;
+use crate::words;
 
 /// `POST /v1/mdm/nanomdm`: one event of an MDM's webhook.
 #[derive(Debug, Clone, Deserialize)]

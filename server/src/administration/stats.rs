@@ -1,7 +1,7 @@
 //! Statistics of the fleet. A count reads every machine. The count of a large fleet is therefore cached for a while; a
 //! small fleet is counted for each caller.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
 use assay_protocol::{
     admin_api::stats::{
@@ -9,7 +9,6 @@ use assay_protocol::{
     },
     machine::{Assurance, MachineStatus},
 };
-use serde::de::DeserializeOwned;
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
@@ -136,7 +135,7 @@ fn by_assurance(counts: &[Count]) -> Result<MachinesByAssurance, StoreError> {
     Ok(by_assurance)
 }
 
-fn parse<T: DeserializeOwned>(count: &Count) -> Result<(T, u64), StoreError> {
+fn parse<T: FromStr>(count: &Count) -> Result<(T, u64), StoreError> {
     Ok((store::parse_text(&count.value)?, natural(count.machines)))
 }
 

@@ -1,7 +1,10 @@
 //! Creating, listing, testing and deleting webhooks.
 
 use assay_authority::{SealingError, WebhookSecret, WebhookSecrets};
-use assay_protocol::admin_api::webhooks::{CreateWebhook, DeliveryStatus, Webhook, WebhookDelivery, WebhookTest};
+use assay_protocol::{
+    admin_api::webhooks::{CreateWebhook, DeliveryStatus, Webhook, WebhookDelivery, WebhookTest},
+    word,
+};
 use secrecy::SecretString;
 use uuid::Uuid;
 
@@ -30,7 +33,7 @@ pub(crate) enum WebhookError {
     Description,
     #[error("kinds must name at least one kind of event; leave it out for all kinds")]
     NoKinds,
-    #[error("kinds: {unknown:?} is no kind of event; the kinds are {}", EventKind::list())]
+    #[error("kinds: {unknown:?} is no kind of event; the kinds are {}", word::list(&EventKind::ALL))]
     Kind { unknown: String },
     #[error("there are {MOST_WEBHOOKS} webhooks already")]
     TooMany,
@@ -159,7 +162,7 @@ fn checked_kinds(mut kinds: Vec<String>) -> Result<Vec<String>, WebhookError> {
     if kinds.is_empty() {
         return Err(WebhookError::NoKinds);
     }
-    match kinds.iter().find(|kind| EventKind::find(kind).is_none()) {
+    match kinds.iter().find(|kind| kind.parse::<EventKind>().is_err()) {
         Some(kind) => Err(WebhookError::Kind {
             unknown: kind.chars().take(LONGEST_QUOTED).collect(),
         }),

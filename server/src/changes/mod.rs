@@ -2,7 +2,7 @@
 
 pub(crate) mod chain;
 
-pub(crate) use assay_protocol::admin_api::changes::{Action, EventKind, ResourceKind};
+pub(crate) use assay_protocol::admin_api::changes::{AuditAction as Action, EventKind, ResourceKind};
 use assay_protocol::{
     KeyThumbprint,
     admin_api::audit::{Actor, ActorKind},

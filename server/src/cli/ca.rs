@@ -13,7 +13,7 @@ use crate::{
     database::Database,
     keyring::Keyring,
     rotation::{self, AuthorityStatus, KeyStatus, Prepared, RotationError, RotationPolicy, Rotator, Wanted, bootstrap},
-    store::{Store, text},
+    store::Store,
     telemetry::Metrics,
 };
 
@@ -101,7 +101,7 @@ async fn show(store: &Store, keyring: &Keyring, as_json: bool) -> Result<String,
     let status = rotation::status(store, keyring, store.now()).await?;
     Ok(match as_json {
         true => serde_json::to_string_pretty(&status)?,
-        false => as_text(&status)?,
+        false => as_text(&status),
     })
 }
 
@@ -115,7 +115,7 @@ fn describe(prepared: &Prepared, keyring: &Keyring) -> Result<String, RotationEr
     Ok(format!("{identifier} {state}; it signs from {signs_from}"))
 }
 
-fn as_text(status: &AuthorityStatus) -> Result<String, CommandError> {
+fn as_text(status: &AuthorityStatus) -> String {
     let mut words = String::new();
     for (heading, keys) in [
         ("Roots", &status.roots),
@@ -125,14 +125,14 @@ fn as_text(status: &AuthorityStatus) -> Result<String, CommandError> {
         // Writing to memory does not fail.
         let _ = writeln!(words, "{heading}");
         for key in keys {
-            let _ = writeln!(words, "  {}", line(key)?);
+            let _ = writeln!(words, "  {}", line(key));
         }
     }
-    Ok(words)
+    words
 }
 
-fn line(key: &KeyStatus) -> Result<String, CommandError> {
-    let mut parts = vec![text(&key.state)?];
+fn line(key: &KeyStatus) -> String {
+    let mut parts = vec![key.state.to_string()];
     if key.is_external {
         parts.push("external".to_owned());
     }
@@ -154,5 +154,5 @@ fn line(key: &KeyStatus) -> Result<String, CommandError> {
         parts.push(format!("retires at {}", rfc3339(at)));
     }
     let identifier = key.key_identifier.as_deref().unwrap_or("-");
-    Ok(format!("{identifier}  {}", parts.join(", ")))
+    format!("{identifier}  {}", parts.join(", "))
 }

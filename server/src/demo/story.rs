@@ -49,7 +49,7 @@ impl Story {
             EnrollOutcome::Enrolled { enrolled, .. } => self.say(&format!(
                 "   {serial_number} is {} ({}), certificate {} until {}",
                 enrolled.spiffe_id,
-                crate::store::text(&enrolled.assurance).unwrap_or_default(),
+                enrolled.assurance,
                 enrolled.certificate.serial_number,
                 enrolled.certificate.not_after.format(&Rfc3339).unwrap_or_default(),
             )),

@@ -2,8 +2,7 @@
 //! still count. The level is computed and explained only here.
 
 use assay_authority::attestation::apple::BoundAttestation;
-use assay_protocol::{admin_api::enrollment_tokens::EnrollmentToken, machine::Assurance, text::rfc3339};
-use serde::{Deserialize, Serialize};
+use assay_protocol::{admin_api::enrollment_tokens::EnrollmentToken, machine::Assurance, text::rfc3339, words};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -34,25 +33,25 @@ pub(crate) struct AttestationGround {
     state: AttestationState,
 }
 
-/// Whether an attestation still counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum AttestationState {
-    /// It counts until it is too old.
-    Bound,
-    /// It was too old once. Raising `apple.attestation_max_age` does not restore it, because assurance never rises by
-    /// itself.
-    Lapsed,
+words! {
+    /// Whether an attestation still counts.
+    pub(crate) enum AttestationState {
+        /// It counts until it is too old.
+        Bound = "bound",
+        /// It was too old once. Raising `apple.attestation_max_age` does not restore it, because assurance never rises
+        /// by itself.
+        Lapsed = "lapsed",
+    }
 }
 
-/// Whether an inventory match still counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum InventoryGround {
-    /// The serial number is in the inventory, and has been since the key was admitted.
-    Matched,
-    /// It was removed from the inventory. Adding it again does not count, because assurance never rises by itself.
-    Removed,
+words! {
+    /// Whether an inventory match still counts.
+    pub(crate) enum InventoryGround {
+        /// The serial number is in the inventory, and has been since the key was admitted.
+        Matched = "matched",
+        /// It was removed from the inventory. Adding it again does not count, because assurance never rises by itself.
+        Removed = "removed",
+    }
 }
 
 /// What an explanation needs besides the grounds.

@@ -1,12 +1,12 @@
-//! Continuity: each answer to a machine carries a value that its next evidence must carry. Two holders of one key cannot
-//! both do that, so a copied key or a restored state shows at the second call of either.
+//! Continuity: each answer to a machine carries a value that its next evidence must carry. Two holders of one key
+//! cannot both do that, so a copied key or a restored state shows at the second call of either.
 //!
-//! A value is bound to the machine, and ordered by the nonce of the call that it answers. The last nonce is on record in
-//! any case, so the record knows the value that was issued last.
+//! A value is bound to the machine, and ordered by the nonce of the call that it answers. The last nonce is on record
+//! in any case, so the record knows the value that was issued last.
 
+use assay_protocol::words;
 use aws_lc_rs::{constant_time, hmac};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -32,16 +32,16 @@ pub(crate) enum Carried {
     Foreign,
 }
 
-/// Whether a machine's evidence must carry a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum ContinuityState {
-    /// The machine has not sent one: its agent may be an older one.
-    Unsent,
-    /// It has sent one, and must send one from now on.
-    Bound,
-    /// The next evidence is accepted with any value, or without one.
-    Open,
+words! {
+    /// Whether a machine's evidence must carry a value.
+    pub(crate) enum ContinuityState {
+        /// The machine has not sent one: its agent may be an older one.
+        Unsent = "unsent",
+        /// It has sent one, and must send one from now on.
+        Bound = "bound",
+        /// The next evidence is accepted with any value, or without one.
+        Open = "open",
+    }
 }
 
 /// What is on record of a machine's continuity.
@@ -146,7 +146,8 @@ impl Continuity {
         }
     }
 
-    /// Judges evidence of a machine whose last nonce was of this order, and returns what is on record after it is accepted.
+    /// Judges evidence of a machine whose last nonce was of this order, and returns what is on record after it is
+    /// accepted.
     pub(crate) fn judge(self, last_nonce: OffsetDateTime, carried: Carried) -> (Judgement, Self) {
         let after = Self::starting_with(carried);
         let judgement = match (self.state, carried) {

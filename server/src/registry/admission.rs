@@ -1,5 +1,5 @@
-//! Whether a key that has signed evidence may act for its machine now. Check-in, renewal and repeated enrollment share this
-//! decision. It locks the rows that it reads.
+//! Whether a key that has signed evidence may act for its machine now. Check-in, renewal and repeated enrollment share
+//! this decision. It locks the rows that it reads.
 
 use assay_protocol::{
     KeyThumbprint,
@@ -18,7 +18,7 @@ use crate::{
         continuity::{Carried, Judgement},
     },
     store::{
-        self, StoreError, Transaction,
+        StoreError, Transaction,
         machines::{
             self,
             keys::{KeyRecord, KeyStatus},
@@ -52,8 +52,8 @@ pub(crate) enum Refusal {
     IdentityMismatch(Mismatch),
 }
 
-/// A claim that contradicts the record, with the claimed value. The recorded value is for administrators: it would tell a
-/// thief what to claim next time.
+/// A claim that contradicts the record, with the claimed value. The recorded value is for administrators: it would tell
+/// a thief what to claim next time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Mismatch {
     #[error("the serial number {0:?} is not the one on record")]
@@ -102,8 +102,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) continuity: ContinuityPolicy,
 }
 
-/// Locks the machine and decides. An identity mismatch quarantines the machine in this transaction, which must be committed
-/// although the answer is a refusal.
+/// Locks the machine and decides. An identity mismatch quarantines the machine in this transaction, which must be
+/// committed although the answer is a refusal.
 pub(crate) async fn admit(
     tx: &mut Transaction,
     record: &KeyRecord,
@@ -249,7 +249,7 @@ pub(super) async fn suspend(
     let quarantined = json!({ "reason": reason });
     let change = Change::new(Action::MachineQuarantine, identity.id)
         .reason(Some(reason))
-        .before(json!({"status": store::text(&identity.status)?}))
+        .before(json!({"status": identity.status.as_str()}))
         .after(json!({"status": "quarantined", "identity": detail}))
         .event(identity.id, EventKind::MachineQuarantined, quarantined);
     tx.record(change).await

@@ -155,7 +155,7 @@ fn seal_all(keyring: &Keyring, secrets: &InitialSecrets, clock: &dyn Clock) -> R
 }
 
 fn nonce_key(keyring: &Keyring, keys: &[SealedKey]) -> Result<Zeroizing<[u8; 32]>, KeyringError> {
-    let missing = || KeyringError::Missing("nonce".to_owned());
+    let missing = || KeyringError::Missing(KeyPurpose::Nonce.as_str());
     let key = keys.iter().find(|key| key.purpose == KeyPurpose::Nonce);
     let opened = keyring.open(key.ok_or_else(missing)?)?;
     let bytes = opened.as_slice().try_into().map_err(|_| missing())?;

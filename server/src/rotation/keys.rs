@@ -33,7 +33,7 @@ impl Keyring {
             states.flat_map(move |state| of(purpose, state))
         };
         let grant_key = of(KeyPurpose::GrantSigning, KeyState::Current).next();
-        let grant_key = grant_key.ok_or_else(|| KeyringError::Missing("grant-signing".to_owned()))?;
+        let grant_key = grant_key.ok_or_else(|| KeyringError::Missing(KeyPurpose::GrantSigning.as_str()))?;
         let parts = AuthorityParts {
             version,
             issuing: published(KeyPurpose::IssuingCa)
@@ -47,7 +47,7 @@ impl Keyring {
         };
         // `published` starts with the current key, so a missing current key would let another take its place.
         if of(KeyPurpose::IssuingCa, KeyState::Current).next().is_none() {
-            return Err(KeyringError::Missing("issuing-ca".to_owned()));
+            return Err(KeyringError::Missing(KeyPurpose::IssuingCa.as_str()));
         }
         Ok(Authority::from_parts(&parts, trust_domain, public_url.url())?)
     }

@@ -1,12 +1,11 @@
 //! `acme_accounts`
 
 use assay_authority::EcKey;
-use assay_protocol::KeyThumbprint;
-use serde::{Deserialize, Serialize};
+use assay_protocol::{KeyThumbprint, words};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text, text};
+use super::{Connection, StoreError, parse_text};
 
 /// The constraint that a second account with the same key violates.
 pub(crate) const ONE_PER_KEY: &str = "acme_accounts_key_thumbprint_key";
@@ -25,12 +24,12 @@ pub(crate) struct Account {
     pub(crate) has_ordered: bool,
 }
 
-/// Whether an account may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum AccountStatus {
-    Valid,
-    Deactivated,
+words! {
+    /// Whether an account may be used.
+    pub(crate) enum AccountStatus {
+        Valid = "valid",
+        Deactivated = "deactivated",
+    }
 }
 
 struct Row {
@@ -105,7 +104,7 @@ pub(crate) async fn insert(
         account.id,
         thumbprint.as_bytes(),
         account.key.spki_der(),
-        text(&account.status)?,
+        account.status.as_str(),
         account.token_id,
         now,
     )

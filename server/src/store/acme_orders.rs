@@ -1,6 +1,7 @@
 //! `acme_orders`: orders, each with its authorization and its challenge.
 
 use assay_authority::EcKey;
+use assay_protocol::words;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -27,14 +28,15 @@ pub(crate) struct Order {
     pub(crate) certificate_serial_number: Option<String>,
 }
 
-/// The status of an order (RFC 8555, section 7.1.6). There is no `processing`, because a certificate is issued at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum OrderStatus {
-    Pending,
-    Ready,
-    Valid,
-    Invalid,
+words! {
+    /// The status of an order (RFC 8555, section 7.1.6). There is no `processing`, because a certificate is issued at
+    /// once.
+    pub(crate) enum OrderStatus {
+        Pending = "pending",
+        Ready = "ready",
+        Valid = "valid",
+        Invalid = "invalid",
+    }
 }
 
 /// Why an attestation was refused.

@@ -6,7 +6,7 @@ use assay_protocol::admin_api::api_keys::ApiKey;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text, text};
+use super::{Connection, StoreError, parse_text};
 use crate::{
     clock,
     secrets::{self, SecretHash},
@@ -119,7 +119,7 @@ pub(crate) async fn insert(connection: &mut Connection, key: &ApiKey, secret: Se
         secret.as_bytes(),
         key.prefix,
         key.name,
-        text(&key.role)?,
+        key.role.as_str(),
         key.networks.as_deref(),
         key.created_at,
         key.expires_at,

@@ -5,7 +5,7 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text, text};
+use super::{Connection, StoreError, parse_text};
 use crate::{
     changes::{Change, Origin},
     clock,
@@ -113,7 +113,7 @@ pub(super) async fn insert(connection: &mut Connection, entries: &[StampedEntry<
          INSERT INTO audit_waiting (entry_id) SELECT id FROM entry",
         &columns.ids,
         &columns.times,
-        &columns.actor_kinds,
+        &columns.actor_kinds as &[&str],
         &columns.actor_ids as &[Option<&str>],
         &columns.actor_names as &[Option<&str>],
         &columns.request_ids as &[Option<&str>],
@@ -255,7 +255,7 @@ pub(crate) async fn first_left_out(connection: &mut Connection) -> Result<Option
 struct Columns<'a> {
     ids: Vec<Uuid>,
     times: Vec<OffsetDateTime>,
-    actor_kinds: Vec<String>,
+    actor_kinds: Vec<&'static str>,
     actor_ids: Vec<Option<&'a str>>,
     actor_names: Vec<Option<&'a str>>,
     request_ids: Vec<Option<&'a str>>,
@@ -273,7 +273,7 @@ impl<'a> Columns<'a> {
         for StampedEntry { id, at, origin, change } in entries {
             columns.ids.push(*id);
             columns.times.push(*at);
-            columns.actor_kinds.push(text(&origin.actor.kind)?);
+            columns.actor_kinds.push(origin.actor.kind.as_str());
             columns.actor_ids.push(origin.actor.id.as_deref());
             columns.actor_names.push(origin.actor.name.as_deref());
             columns.request_ids.push(origin.request_id.as_deref());

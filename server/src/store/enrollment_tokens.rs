@@ -5,7 +5,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, json, parse_json, parse_text, text};
+use super::{Connection, StoreError, json, parse_json, parse_text};
 use crate::{clock, secrets::SecretHash};
 
 struct Row {
@@ -64,7 +64,7 @@ pub(crate) async fn insert(
         i64::from(token.max_uses),
         token.serial_numbers.as_deref(),
         json(&token.labels)?,
-        text(&token.approval)?,
+        token.approval.as_str(),
         token.allow_reenrollment,
     )
     .execute(connection)

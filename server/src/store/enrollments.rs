@@ -9,8 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Connection, StoreError, Transaction, json, machines::presence::LockedMachine, parse_json, parse_text, text,
-    thumbprint,
+    Connection, StoreError, Transaction, json, machines::presence::LockedMachine, parse_json, parse_text, thumbprint,
 };
 use crate::{clock, machines::claims::Claims};
 
@@ -124,7 +123,7 @@ pub(crate) async fn list(
 ) -> Result<Vec<Enrollment>, StoreError> {
     select!(
         "WHERE ($1::text IS NULL OR status = $1) AND id > $2 ORDER BY id LIMIT $3",
-        status.as_ref().map(text).transpose()?,
+        status.map(EnrollmentStatus::as_str),
         after.unwrap_or(Uuid::nil()),
         limit,
     )
@@ -277,7 +276,7 @@ pub(crate) async fn decide(
         "UPDATE enrollments SET status = $2, decided_by = $3, reason = $4, decided_at = $5
          WHERE id = $1 AND status = 'pending'",
         id,
-        text(&status)?,
+        status.as_str(),
         decided_by,
         reason,
         at
@@ -326,8 +325,8 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewKeyRequest<'_>)
             (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         new.id,
-        text(&new.kind)?,
-        text(&new.status)?,
+        new.kind.as_str(),
+        new.status.as_str(),
         new.machine_id,
         new.key.as_bytes(),
         new.previous_key.as_ref().map(|key| key.as_bytes().as_slice()),

@@ -28,7 +28,7 @@ pub(crate) mod transaction;
 pub(crate) mod webhook_deliveries;
 pub(crate) mod webhooks;
 
-use std::{sync::Arc, time::Instant};
+use std::{str::FromStr, sync::Arc, time::Instant};
 
 use assay_protocol::KeyThumbprint;
 use serde::{Serialize, de::DeserializeOwned};
@@ -211,17 +211,10 @@ pub(crate) async fn commit_group(group: Group<'_>) -> Result<(), StoreError> {
     Ok(group.commit().await?)
 }
 
-/// The text of an enum value (`quarantined`, `api-key`). The database and the wire format use the same texts.
-pub(crate) fn text<T: Serialize>(value: &T) -> Result<String, StoreError> {
-    match serde_json::to_value(value) {
-        Ok(Value::String(text)) => Ok(text),
-        other => Err(StoreError::Corrupt(format!("{other:?} is not text"))),
-    }
-}
-
-/// Parses the text that [`text`] returned.
-pub(crate) fn parse_text<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
-    parse_json(Value::String(text.to_owned()))
+/// Parses the text of an enum value.
+pub(crate) fn parse_text<T: FromStr>(text: &str) -> Result<T, StoreError> {
+    text.parse()
+        .map_err(|_| StoreError::Corrupt(format!("{text:?} is no value of the column")))
 }
 
 /// A value as `jsonb`.

@@ -1,35 +1,35 @@
 //! `sealed_keys`: the server's own keys, sealed.
 
-use serde::{Deserialize, Serialize};
+use assay_protocol::words;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text, text};
+use super::{Connection, StoreError, parse_text};
 
-/// The purpose of a key. Sealing binds the key to its text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum KeyPurpose {
-    RootCa,
-    IssuingCa,
-    GrantSigning,
-    Nonce,
+words! {
+    /// The purpose of a key. Sealing binds the key to its text.
+    pub(crate) enum KeyPurpose {
+        RootCa = "root-ca",
+        IssuingCa = "issuing-ca",
+        GrantSigning = "grant-signing",
+        Nonce = "nonce",
+    }
 }
 
-/// The state of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum KeyState {
-    /// A CSR for it is pending.
-    Requested,
-    /// Published, but does not sign yet.
-    Next,
-    /// Signs.
-    Current,
-    /// No longer signs, but what it signed may still be valid.
-    Previous,
-    /// Nothing that it signed is relied on.
-    Retired,
+words! {
+    /// The state of a key.
+    pub(crate) enum KeyState {
+        /// A CSR for it is pending.
+        Requested = "requested",
+        /// Published, but does not sign yet.
+        Next = "next",
+        /// Signs.
+        Current = "current",
+        /// No longer signs, but what it signed may still be valid.
+        Previous = "previous",
+        /// Nothing that it signed is relied on.
+        Retired = "retired",
+    }
 }
 
 /// A sealed key.
@@ -106,8 +106,8 @@ pub(crate) async fn insert(
         "INSERT INTO sealed_keys (id, purpose, state, sealed, certificate, root_id, intermediates, signs_from, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         key.id,
-        text(&key.purpose)?,
-        text(&key.state)?,
+        key.purpose.as_str(),
+        key.state.as_str(),
         key.sealed,
         key.certificate,
         key.root_id,
@@ -129,7 +129,7 @@ pub(crate) async fn update(connection: &mut Connection, key: &SealedKey) -> Resu
              retired_at = $9
          WHERE id = $1",
         key.id,
-        text(&key.state)?,
+        key.state.as_str(),
         key.sealed,
         key.certificate,
         key.root_id,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, parse_text, text};
+use super::{Connection, StoreError, parse_text};
 use crate::clock;
 
 /// A new delivery. It is due at once.
@@ -173,7 +173,7 @@ pub(crate) async fn list(
          WHERE webhook_id = $1 AND ($2::text IS NULL OR status = $2) AND ($3::uuid IS NULL OR id < $3)
          ORDER BY id DESC LIMIT $4",
         webhook_id,
-        status.as_ref().map(text).transpose()?,
+        status.map(DeliveryStatus::as_str),
         after,
         limit
     )

@@ -14,7 +14,7 @@ use prometheus_client::{
 
 use super::metrics::{counted, timed};
 
-assay_protocol::names! {
+assay_protocol::words! {
     /// The transactions that the server runs, as metrics and logs name them.
     pub(crate) enum Name {
         AnnounceEndOfApiKeys = "announce_end_of_api_keys",
@@ -119,7 +119,7 @@ impl TransactionMetrics {
     pub(super) fn register(to: &mut Registry) -> Self {
         let ended: Family<EndLabels, Counter> = counted(to, "transactions", "Transactions, by how they ended");
         // An alert on a rate needs the series to be there before the first failure.
-        for &name in Name::ALL {
+        for name in Name::ALL {
             drop(ended.get_or_create(&EndLabels::of(name, TransactionEnd::Failed)));
         }
         Self {

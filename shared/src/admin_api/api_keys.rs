@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::word::words;
+use crate::words;
 
 words! {
     /// What an API key may do. `operator` includes `viewer`, and `admin` includes both.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::word::words;
+use crate::words;
 
 words! {
     /// What kind of actor made a change.
@@ -56,7 +56,7 @@ pub struct AuditEntry {
     /// Who did it.
     pub actor: Actor,
     /// What was done, such as `machine.revoke`.
-    #[cfg_attr(feature = "openapi", schema(value_type = super::changes::Action))]
+    #[cfg_attr(feature = "openapi", schema(value_type = super::changes::AuditAction))]
     pub action: String,
     /// What it was done to.
     pub resource: Resource,

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::key::KeyThumbprint;
-use crate::word::words;
+use crate::words;
 
 words! {
     /// Whether a certificate is valid.

@@ -1,56 +1,19 @@
 //! What can happen: the kinds of events, the actions that the audit knows, and the kinds of resources that they change.
 //!
-//! The API documents and the servers' messages take their lists from here. A newer server may have further names, so that
+//! The API documents and the servers' messages take their lists from here. A newer server may have further names, so
 //! callers read them as texts.
 
-use crate::names;
-
-/// What callers see of a set of names: each is found by its text, and the API document lists them.
-macro_rules! on_the_wire {
-    ($($set:ident as $schema:literal),+) => {$(
-        impl $set {
-            /// Finds a name by its text; `None` for one that this build does not know.
-            #[must_use]
-            pub fn find(text: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|name| name.as_str() == text)
-            }
-
-            /// All of them, separated by commas, for a message.
-            #[must_use]
-            pub fn list() -> String {
-                Self::ALL.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ")
-            }
-        }
-
-        #[cfg(feature = "openapi")]
-        impl utoipa::ToSchema for $set {
-            fn name() -> std::borrow::Cow<'static, str> {
-                $schema.into()
-            }
-        }
-
-        #[cfg(feature = "openapi")]
-        impl utoipa::PartialSchema for $set {
-            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-                let names = Self::ALL.iter().map(|name| name.as_str());
-                utoipa::openapi::ObjectBuilder::new()
-                    .schema_type(utoipa::openapi::schema::Type::String)
-                    .enum_values(Some(names))
-                    .into()
-            }
-        }
-    )+};
-}
+use crate::words;
 
 /// An action with the kind of resource that it changes.
 macro_rules! actions {
     ($($name:ident = $text:literal on $resource:ident,)+) => {
-        names! {
+        words! {
             /// What the audit says was done.
-            pub enum Action { $($name = $text,)+ }
+            pub enum AuditAction { $($name = $text,)+ }
         }
 
-        impl Action {
+        impl AuditAction {
             /// What it was done to.
             #[must_use]
             pub const fn resource(self) -> ResourceKind {
@@ -60,7 +23,7 @@ macro_rules! actions {
     };
 }
 
-names! {
+words! {
     /// What an event says has happened.
     pub enum EventKind {
         ApiKeyExpiring = "api-key.expiring",
@@ -97,7 +60,7 @@ names! {
     }
 }
 
-names! {
+words! {
     /// What a change can be made to.
     pub enum ResourceKind {
         AcmeAccount = "acme-account",
@@ -178,25 +141,9 @@ actions! {
     WebhookTest = "webhook.test" on Webhook,
 }
 
-on_the_wire!(Action as "AuditAction", EventKind as "EventKind", ResourceKind as "ResourceKind");
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_is_found_by_its_text_which_no_other_has() {
-        for &kind in EventKind::ALL {
-            assert_eq!(EventKind::find(kind.as_str()), Some(kind));
-        }
-        for &action in Action::ALL {
-            assert_eq!(Action::find(action.as_str()), Some(action));
-        }
-        for &kind in ResourceKind::ALL {
-            assert_eq!(ResourceKind::find(kind.as_str()), Some(kind));
-        }
-        assert_eq!(EventKind::find("machine.enroled"), None);
-    }
 
     #[test]
     fn the_manual_names_every_kind_of_event() {

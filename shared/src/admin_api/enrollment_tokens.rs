@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::word::words;
+use crate::words;
 
 words! {
     /// Whether an administrator must approve enrollments with a token.

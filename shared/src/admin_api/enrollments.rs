@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::audit::Actor;
-use crate::{key::KeyThumbprint, machine::KeyStoreKind, word::words};
+use crate::{key::KeyThumbprint, machine::KeyStoreKind, words};
 
 words! {
     /// What a key asks for.

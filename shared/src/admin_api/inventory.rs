@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::machine::{Assurance, MachineStatus};
-use crate::word::words;
+use crate::words;
 
 /// `PUT /v1/admin/inventory`
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use crate::{
     attestation::AttestedClaims,
     key::KeyThumbprint,
     machine::{Assurance, KeyAccessibility, KeyStoreKind, Liveness, MachineStatus, Posture},
-    word::words,
+    words,
 };
 
 /// A machine's record.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::word::words;
+use crate::words;
 
 /// `POST /v1/admin/webhooks`
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use assay_protocol::{
         audit::{AuditEntry, AuditVerification},
         page::Page,
     },
+    word,
 };
 use axum::{Json, extract::State};
 use serde::Deserialize;
@@ -76,12 +77,12 @@ impl AuditParameters {
         };
         if let Some(unknown) = resource_kind
             .as_deref()
-            .filter(|kind| ResourceKind::find(kind).is_none())
+            .filter(|kind| kind.parse::<ResourceKind>().is_err())
         {
             let unknown: String = unknown.chars().take(MAX_QUOTED).collect();
             return Err(ApiProblem::malformed(format!(
                 "resource: the kind {unknown:?} is unknown; known kinds are {}",
-                ResourceKind::list()
+                word::list(&ResourceKind::ALL)
             )));
         }
         Ok(AuditFilter {

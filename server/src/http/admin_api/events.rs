@@ -6,6 +6,7 @@ use std::{convert::Infallible, sync::Arc};
 use assay_protocol::{
     Problem, ProblemKind,
     admin_api::{changes::EventKind, events::Event, page::Page},
+    word,
 };
 use axum::{
     Json,
@@ -153,10 +154,10 @@ async fn stream_events(
 
 fn checked_kind(kind: Option<String>) -> ApiResult<Option<EventKind>> {
     let refusal = || {
-        let kinds = EventKind::list();
+        let kinds = word::list(&EventKind::ALL);
         ApiProblem::malformed(format!("kind: this kind is unknown; known kinds are {kinds}"))
     };
-    let find = |kind: String| EventKind::find(&kind).ok_or_else(refusal);
+    let find = |kind: String| kind.parse().map_err(|_| refusal());
     kind.map(find).transpose()
 }
 

@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::presence::LockedMachine;
-use crate::machines::assurance::{AttestationGround, Grounds};
-use crate::store::{Connection, StoreError, Transaction, parse_text, text};
+use crate::machines::assurance::{AttestationGround, Grounds, InventoryGround};
+use crate::store::{Connection, StoreError, Transaction, parse_text};
 
 /// The grounds of a machine whose record is also locked.
 #[derive(Debug, Clone)]
@@ -114,16 +114,13 @@ pub(crate) async fn set(
              apple_attestation_id = $6, attested_at = $7, ground_attestation = $8, ground_of_key = $9
          WHERE id = $1",
         machine.id(),
-        text(&grounds.assurance())?,
+        grounds.assurance().as_str(),
         grounds.token,
-        grounds.inventory.as_ref().map(text).transpose()?,
+        grounds.inventory.map(InventoryGround::as_str),
         grounds.approval,
         grounds.attestation.map(AttestationGround::id),
         grounds.attestation.map(AttestationGround::attested_at),
-        grounds
-            .attestation
-            .map(|attestation| text(&attestation.state()))
-            .transpose()?,
+        grounds.attestation.map(|attestation| attestation.state().as_str()),
         grounds.of_key,
     )
     .execute(connection)
@@ -164,16 +161,16 @@ pub(crate) async fn set_all(connection: &mut Connection, all: &[LockedGrounds<'_
     let (mut ids, mut levels, mut inventory) = (Vec::new(), Vec::new(), Vec::new());
     for of_machine in all {
         ids.push(of_machine.machine.id());
-        levels.push(text(&of_machine.grounds.assurance())?);
-        inventory.push(of_machine.grounds.inventory.as_ref().map(text).transpose()?);
+        levels.push(of_machine.grounds.assurance().as_str());
+        inventory.push(of_machine.grounds.inventory.map(InventoryGround::as_str));
     }
     sqlx::query!(
         "UPDATE machines SET assurance = given.assurance, ground_inventory = given.inventory
          FROM unnest($1::uuid[], $2::text[], $3::text[]) AS given (id, assurance, inventory)
          WHERE machines.id = given.id",
         &ids,
-        &levels,
-        &inventory as &[Option<String>],
+        &levels as &[&str],
+        &inventory as &[Option<&str>],
     )
     .execute(connection)
     .await?;

@@ -2,33 +2,32 @@
 
 use std::collections::HashMap;
 
-use assay_protocol::{KeyThumbprint, PublicKey, machine::KeyStoreKind};
-use serde::{Deserialize, Serialize};
+use assay_protocol::{KeyThumbprint, PublicKey, machine::KeyStoreKind, words};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::presence::LockedMachine;
-use crate::store::{Connection, StoreError, certificates::Recent, parse_text, text, thumbprint};
+use crate::store::{Connection, StoreError, certificates::Recent, parse_text, thumbprint};
 
 /// The constraint that a second row of one key violates.
 pub(crate) const PRIMARY_KEY: &str = "machine_keys_pkey";
 
-/// The status of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum KeyStatus {
-    /// Waits for an administrator's decision.
-    Pending,
-    /// The machine's key.
-    Current,
-    /// Accepted beside the current key. Its first check-in supersedes the current key.
-    Next,
-    /// Replaced by a newer one.
-    Superseded,
-    /// Permanently rejected.
-    Revoked,
-    /// An administrator denied it.
-    Denied,
+words! {
+    /// The status of a key.
+    pub(crate) enum KeyStatus {
+        /// Waits for an administrator's decision.
+        Pending = "pending",
+        /// The machine's key.
+        Current = "current",
+        /// Accepted beside the current key. Its first check-in supersedes the current key.
+        Next = "next",
+        /// Replaced by a newer one.
+        Superseded = "superseded",
+        /// Permanently rejected.
+        Revoked = "revoked",
+        /// An administrator denied it.
+        Denied = "denied",
+    }
 }
 
 /// A recorded key.
@@ -132,9 +131,9 @@ pub(crate) async fn insert(
         thumbprint.as_bytes(),
         machine_id,
         key.spki_der(),
-        text(&status)?,
+        status.as_str(),
         now,
-        store.as_ref().map(text).transpose()?,
+        store.map(KeyStoreKind::as_str),
     )
     .execute(connection)
     .await?;
@@ -196,7 +195,7 @@ pub(crate) async fn note_store(
     sqlx::query!(
         "UPDATE machine_keys SET store = $2 WHERE thumbprint = $1 AND store IS NULL",
         key.as_bytes(),
-        text(&store)?
+        store.as_str()
     )
     .execute(connection)
     .await?;

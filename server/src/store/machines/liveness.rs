@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::presence::Presence;
-use crate::store::{Connection, StoreError, text};
+use crate::store::{Connection, StoreError};
 
 /// Bounds of last check-ins that contradict the recorded liveness.
 #[derive(Debug, Clone, Copy)]
@@ -62,16 +62,13 @@ pub(crate) async fn look(
 /// Records the liveness of machines.
 pub(crate) async fn note(connection: &mut Connection, turned: &[(Presence, Liveness)]) -> Result<(), StoreError> {
     let machine_ids: Vec<Uuid> = turned.iter().map(|(presence, _)| presence.machine.id()).collect();
-    let livenesses: Vec<String> = turned
-        .iter()
-        .map(|(_, liveness)| text(liveness))
-        .collect::<Result<_, _>>()?;
+    let livenesses: Vec<&str> = turned.iter().map(|(_, liveness)| liveness.as_str()).collect();
     sqlx::query!(
         "UPDATE machine_presence AS presence SET noted_liveness = turned.liveness
          FROM unnest($1::uuid[], $2::text[]) AS turned (machine_id, liveness)
          WHERE presence.machine_id = turned.machine_id",
         &machine_ids,
-        &livenesses
+        &livenesses as &[&str]
     )
     .execute(connection)
     .await?;

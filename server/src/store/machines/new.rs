@@ -1,20 +1,20 @@
-//! New machines: their rows of `machines`, `machine_presence`, `machine_keys`, `enrollments` and `certificates`, for many
-//! machines in two statements.
+//! New machines: their rows of `machines`, `machine_presence`, `machine_keys`, `enrollments` and `certificates`, for
+//! many machines in two statements.
 
 use assay_authority::IssuedClientCertificate;
-use assay_protocol::{KeyThumbprint, PublicKey};
+use assay_protocol::{KeyThumbprint, PublicKey, machine::KeyAccessibility};
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
     machines::{
-        assurance::Grounds,
+        assurance::{Grounds, InventoryGround},
         claims::{Claims, ClaimsDigest},
         continuity::Continuity,
         labels::Labels,
     },
-    store::{Connection, StoreError, json, parse_json, text},
+    store::{Connection, StoreError, json, parse_json},
 };
 
 /// The properties by which an enrolling key is looked up.
@@ -149,7 +149,7 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
          SELECT key, machine_id, spki, CASE WHEN certificate IS NULL THEN 'pending' ELSE 'current' END, asked_at, key_store
          FROM new",
         &columns.ids,
-        &columns.assurances,
+        &columns.assurances as &[&str],
         &columns.serial_numbers as &[Option<&str>],
         &columns.hardware_uuids as &[Option<&str>],
         &columns.model_identifiers as &[Option<&str>],
@@ -157,16 +157,16 @@ async fn insert_machines(connection: &mut Connection, rows: &[NewRows<'_>]) -> R
         &columns.labels,
         &columns.postures,
         &columns.ground_tokens as &[Option<Uuid>],
-        &columns.ground_inventories as &[Option<String>],
+        &columns.ground_inventories as &[Option<&str>],
         &columns.certificates as &[Option<&str>],
         &columns.keys,
         &columns.spkis as &[&[u8]],
-        &columns.key_stores,
-        &columns.key_accessibilities as &[Option<String>],
+        &columns.key_stores as &[&str],
+        &columns.key_accessibilities as &[Option<&str>],
         &columns.claims_digests as &[&[u8]],
         &columns.nonces,
         &columns.asked_at,
-        &columns.continuity_states,
+        &columns.continuity_states as &[&str],
         &columns.continuities_carried as &[Option<OffsetDateTime>],
         &columns.grounds_of_keys,
     )
@@ -222,7 +222,7 @@ async fn insert_enrollments(connection: &mut Connection, rows: &[NewRows<'_>]) -
 #[derive(Default)]
 struct Machines<'a> {
     ids: Vec<Uuid>,
-    assurances: Vec<String>,
+    assurances: Vec<&'static str>,
     serial_numbers: Vec<Option<&'a str>>,
     hardware_uuids: Vec<Option<&'a str>>,
     model_identifiers: Vec<Option<&'a str>>,
@@ -230,17 +230,17 @@ struct Machines<'a> {
     labels: Vec<Value>,
     postures: Vec<Value>,
     ground_tokens: Vec<Option<Uuid>>,
-    ground_inventories: Vec<Option<String>>,
+    ground_inventories: Vec<Option<&'static str>>,
     grounds_of_keys: Vec<bool>,
     certificates: Vec<Option<&'a str>>,
     keys: Vec<Vec<u8>>,
     spkis: Vec<&'a [u8]>,
-    key_stores: Vec<String>,
-    key_accessibilities: Vec<Option<String>>,
+    key_stores: Vec<&'static str>,
+    key_accessibilities: Vec<Option<&'static str>>,
     claims_digests: Vec<&'a [u8]>,
     nonces: Vec<OffsetDateTime>,
     asked_at: Vec<OffsetDateTime>,
-    continuity_states: Vec<String>,
+    continuity_states: Vec<&'static str>,
     continuities_carried: Vec<Option<OffsetDateTime>>,
 }
 
@@ -250,7 +250,7 @@ impl<'a> Machines<'a> {
         for new in rows {
             let (machine, key) = (&new.claims.machine, &new.claims.key);
             columns.ids.push(new.machine_id);
-            columns.assurances.push(text(&new.grounds.assurance())?);
+            columns.assurances.push(new.grounds.assurance().as_str());
             columns.serial_numbers.push(machine.serial_number.as_deref());
             columns.hardware_uuids.push(machine.hardware_uuid.as_deref());
             columns.model_identifiers.push(machine.model_identifier.as_deref());
@@ -258,21 +258,23 @@ impl<'a> Machines<'a> {
             columns.labels.push(json(new.labels)?);
             columns.postures.push(json(&new.claims.posture)?);
             columns.ground_tokens.push(new.grounds.token);
-            let inventory = new.grounds.inventory.as_ref().map(text).transpose()?;
-            columns.ground_inventories.push(inventory);
+            columns
+                .ground_inventories
+                .push(new.grounds.inventory.map(InventoryGround::as_str));
             columns.grounds_of_keys.push(new.grounds.of_key);
             columns
                 .certificates
                 .push(new.certificate().map(|certificate| certificate.serial_number.as_str()));
             columns.keys.push(new.key.thumbprint().as_bytes().to_vec());
             columns.spkis.push(new.key.spki_der());
-            columns.key_stores.push(text(&key.store)?);
-            let accessibility = key.accessibility.as_ref().map(text).transpose()?;
-            columns.key_accessibilities.push(accessibility);
+            columns.key_stores.push(key.store.as_str());
+            columns
+                .key_accessibilities
+                .push(key.accessibility.map(KeyAccessibility::as_str));
             columns.claims_digests.push(new.claims_digest.as_bytes());
             columns.nonces.push(new.nonce);
             columns.asked_at.push(new.asked_at);
-            columns.continuity_states.push(text(&new.continuity.state)?);
+            columns.continuity_states.push(new.continuity.state.as_str());
             columns.continuities_carried.push(new.continuity.carried);
         }
         Ok(columns)

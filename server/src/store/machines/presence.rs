@@ -8,7 +8,7 @@ use crate::machines::{
     claims::ClaimsDigest,
     continuity::{Continuity, ContinuityState},
 };
-use crate::store::{Connection, StoreError, Transaction, parse_text, text, thumbprint};
+use crate::store::{Connection, StoreError, Transaction, parse_text, thumbprint};
 
 /// A check-in whose evidence is verified, on its way into its machine's row.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +39,8 @@ pub(crate) struct Recorded {
 /// A machine whose row is locked until the end of the transaction: no check-in and no other change of the machine comes
 /// between. Only the statements of this module that lock the row make one.
 ///
-/// The row is the first of a machine's that any transaction locks, after the serial number's row in the inventory; several
-/// machines are locked in the order of their ids. Otherwise two transactions could deadlock.
+/// The row is the first of a machine's that any transaction locks, after the serial number's row in the inventory;
+/// several machines are locked in the order of their ids. Otherwise two transactions could deadlock.
 #[derive(Debug)]
 pub(crate) struct LockedMachine(Uuid);
 
@@ -70,13 +70,13 @@ pub(crate) struct Presence {
 /// means that something has changed or is wrong, and the check-in needs a transaction of its own.
 ///
 /// There is at most one check-in per machine: of several, Postgres would record an arbitrary one. Rows that another
-/// transaction has locked are skipped. If this statement waited for them, two replicas whose batches share machines could
-/// deadlock, and one row that is locked for long would delay all other machines.
+/// transaction has locked are skipped. If this statement waited for them, two replicas whose batches share machines
+/// could deadlock, and one row that is locked for long would delay all other machines.
 ///
 /// `judges_continuity` is false where continuity is switched off.
 ///
-/// `IS TRUE` makes Postgres look the locked rows up in a hash table. Otherwise it plans a join, which compares each row of
-/// a batch with every other.
+/// `IS TRUE` makes Postgres look the locked rows up in a hash table. Otherwise it plans a join, which compares each row
+/// of a batch with every other.
 pub(crate) async fn record_unchanged(
     connection: &mut Connection,
     judges_continuity: bool,
@@ -164,8 +164,8 @@ pub(crate) async fn lock_free(tx: &mut Transaction, machine_ids: &[Uuid]) -> Res
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Locks the row of every machine that rests on one of these serial numbers being in the inventory; in the order of their
-/// ids.
+/// Locks the row of every machine that rests on one of these serial numbers being in the inventory; in the order of
+/// their ids.
 pub(crate) async fn lock_on_inventory(
     tx: &mut Transaction,
     serial_numbers: &[String],
@@ -249,7 +249,7 @@ pub(crate) async fn set_continuity(
     sqlx::query!(
         "UPDATE machine_presence SET continuity_state = $2, continuity_carried = $3 WHERE machine_id = $1",
         machine.id(),
-        text(&continuity.state)?,
+        continuity.state.as_str(),
         continuity.carried,
     )
     .execute(connection)
@@ -334,7 +334,7 @@ pub(crate) async fn replace_key(
         machine.id(),
         key.as_bytes(),
         claims.as_bytes(),
-        text(&continuity.state)?,
+        continuity.state.as_str(),
         continuity.carried,
     )
     .execute(connection)

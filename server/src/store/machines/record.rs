@@ -2,14 +2,17 @@
 
 use assay_protocol::{
     KeyThumbprint,
-    machine::{Assurance, MachineStatus},
+    machine::{Assurance, KeyAccessibility, MachineStatus},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{grounds::grounds_of, presence::LockedMachine};
-use crate::machines::{assurance::Grounds, claims::Claims};
-use crate::store::{Connection, StoreError, json, parse_json, parse_text, text, thumbprint};
+use crate::machines::{
+    assurance::{Grounds, InventoryGround},
+    claims::Claims,
+};
+use crate::store::{Connection, StoreError, json, parse_json, parse_text, thumbprint};
 
 /// The columns that name the hardware, as `withheld` has them.
 pub(crate) const SERIAL_NUMBER: &str = "serial_number";
@@ -135,7 +138,7 @@ pub(crate) async fn set_status(
     sqlx::query!(
         "UPDATE machines SET status = $2, status_reason = $3 WHERE id = $1",
         machine.id(),
-        text(&status)?,
+        status.as_str(),
         reason
     )
     .execute(connection)
@@ -153,7 +156,7 @@ pub(crate) async fn admit(
     sqlx::query!(
         "UPDATE machines SET status = $2, status_reason = $3, enrolled_at = $4 WHERE id = $1",
         machine.id(),
-        text(&MachineStatus::Active)?,
+        MachineStatus::Active.as_str(),
         reason,
         now
     )
@@ -178,8 +181,8 @@ pub(crate) async fn find_claims(connection: &mut Connection, id: Uuid) -> Result
     row.map(|row| parse_json(row.claims)).transpose()
 }
 
-/// Records what the machine claims now, and which values on record it leaves out. A serial number and a hardware UUID that
-/// are on record stay. Returns which values the evidence before left out.
+/// Records what the machine claims now, and which values on record it leaves out. A serial number and a hardware UUID
+/// that are on record stay. Returns which values the evidence before left out.
 pub(crate) async fn set_claims(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -199,8 +202,8 @@ pub(crate) async fn set_claims(
         claims.machine.model_identifier,
         claims.machine.hostname,
         json(&claims.posture)?,
-        text(&claims.key.store)?,
-        claims.key.accessibility.as_ref().map(text).transpose()?,
+        claims.key.store.as_str(),
+        claims.key.accessibility.map(KeyAccessibility::as_str),
         late_serial_number,
         withheld,
     )
@@ -230,8 +233,8 @@ pub(crate) async fn replace_key(
         claims.machine.hostname,
         json(&claims.posture)?,
         key.as_bytes(),
-        text(&claims.key.store)?,
-        claims.key.accessibility.as_ref().map(text).transpose()?,
+        claims.key.store.as_str(),
+        claims.key.accessibility.map(KeyAccessibility::as_str),
         now,
     )
     .execute(&mut *connection)

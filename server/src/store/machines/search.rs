@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     machines::liveness::{LastCheckIns, LivenessBoundaries},
-    store::{Connection, StoreError, text},
+    store::{Connection, StoreError},
 };
 
 /// How many machines a walk checks before other indexes are used. This takes some milliseconds.
@@ -50,18 +50,18 @@ pub(crate) struct FoundIds {
 enum Along {
     Everything,
     Label(String),
-    Liveness(String),
-    Status(String),
-    Assurance(String),
+    Liveness(&'static str),
+    Status(&'static str),
+    Assurance(&'static str),
 }
 
 /// The remaining conditions, as parameters of the statements.
 #[derive(Debug, Default)]
 struct Conditions {
-    status: Option<String>,
-    assurance: Option<String>,
+    status: Option<&'static str>,
+    assurance: Option<&'static str>,
     label: Option<String>,
-    noted_liveness: Option<String>,
+    noted_liveness: Option<&'static str>,
     last_check_ins: Option<LastCheckIns>,
     /// For `LIKE`.
     pattern: Option<String>,
@@ -85,8 +85,8 @@ pub(crate) async fn find_ids(
     limit: i64,
 ) -> Result<FoundIds, StoreError> {
     let indexed = filter.part.as_deref().is_none_or(has_trigram);
-    let all = Conditions::of(filter, boundaries)?;
-    let (along, others) = Conditions::of(filter, boundaries)?.split();
+    let all = Conditions::of(filter, boundaries);
+    let (along, others) = Conditions::of(filter, boundaries).split();
     let extent = Extent {
         after: after.unwrap_or(Uuid::nil()),
         walk: match along {
@@ -111,16 +111,16 @@ pub(crate) async fn find_ids(
 }
 
 impl Conditions {
-    fn of(filter: &MachineFilter, boundaries: &LivenessBoundaries) -> Result<Self, StoreError> {
-        Ok(Self {
-            status: filter.status.as_ref().map(text).transpose()?,
-            assurance: filter.assurance.as_ref().map(text).transpose()?,
+    fn of(filter: &MachineFilter, boundaries: &LivenessBoundaries) -> Self {
+        Self {
+            status: filter.status.map(MachineStatus::as_str),
+            assurance: filter.assurance.map(Assurance::as_str),
             label: filter.label.clone(),
-            noted_liveness: filter.liveness.as_ref().map(text).transpose()?,
+            noted_liveness: filter.liveness.map(Liveness::as_str),
             last_check_ins: filter.liveness.map(|liveness| boundaries.last_check_ins(liveness)),
             pattern: filter.part.as_deref().map(pattern),
             in_inventory: filter.in_inventory,
-        })
+        }
     }
 
     /// Splits off the condition whose index to walk: the one that is probably the rarest.
