@@ -5,10 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use assay_tests::administrator::{Administrator, text};
+use assay_tests::administrator::text;
 use assay_tests::mac::{DONE, Mac, REFUSED, SERVER_UNREACHABLE, WAITING_FOR_APPROVAL};
 use assay_tests::nginx::Nginx;
-use assay_tests::openssl::{Files, openssl};
+use assay_tests::openssl::Files;
 use assay_tests::proxied::ProxiedServer;
 use assay_tests::proxy::Condition;
 use futures_util::FutureExt;

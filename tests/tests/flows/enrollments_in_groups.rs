@@ -130,7 +130,7 @@ async fn a_group_and_a_single_enrollment_write_the_same_rows() {
     .await;
     server.clock().set(moment);
     let (enrolled, ()) = tokio::join!(alone.enroll(&server, Some(other_token)), async {
-        until_somebody_waits_for_a_lock(server.database()).await;
+        until_a_query_waits_for_a_lock(server.database()).await;
         holder.rollback().await.unwrap();
     });
     let _enrolled = enrolled.expect(201);

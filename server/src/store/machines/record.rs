@@ -8,10 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{grounds::grounds_of, presence::LockedMachine};
-use crate::machines::{
-    assurance::{Grounds, InventoryGround},
-    claims::Claims,
-};
+use crate::machines::{assurance::Grounds, claims::Claims};
 use crate::store::{Connection, StoreError, json, parse_json, parse_text, thumbprint};
 
 /// The columns that name the hardware, as `withheld` has them.
