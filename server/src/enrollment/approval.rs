@@ -1,4 +1,4 @@
-//! What an administrator decides on a key that waits: it becomes a machine's key, or it never does.
+//! An administrator's decision on a pending key: it becomes a machine's key, or is denied permanently.
 
 use assay_protocol::{
     KeyThumbprint,
@@ -24,7 +24,7 @@ use crate::{
     store::{self, Store, StoreError, Transaction, tx},
 };
 
-/// Why nothing was decided.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApprovalError {
     #[error(transparent)]
@@ -33,41 +33,41 @@ pub(crate) enum ApprovalError {
     Unknown,
     #[error("there is no such machine")]
     UnknownMachine,
-    #[error("nothing of this machine waits for a decision")]
+    #[error("this machine has no pending enrollment")]
     NothingPending,
-    #[error("nothing of this machine waits for a decision; it is quarantined, which a release ends")]
+    #[error("this machine has no pending enrollment; it is quarantined: release it instead")]
     Quarantined,
-    #[error("nothing of this machine waits for a decision; it is revoked, and comes back with a new key that asks")]
+    #[error("this machine has no pending enrollment; it is revoked, and must enroll with a new key")]
     Revoked,
-    #[error("several keys wait for this machine: name one by key_thumbprint, or decide on its enrollment")]
+    #[error("several keys of this machine are pending: name one by key_thumbprint, or decide on its enrollment")]
     SeveralPending,
-    #[error("no key with this thumbprint waits for this machine, and it is not the current key of an active one")]
+    #[error("the key with this thumbprint is neither pending for this machine nor the current key of an active one")]
     NoSuchKey,
     #[error("the machine is not active: release it first, or deny this request")]
     NotActive,
-    #[error("the key that asked for this rotation was replaced since: deny the request")]
+    #[error("the key that requested this rotation was replaced since then: deny the request")]
     KeyReplaced,
     #[error("{0}")]
     DecidedBefore(String),
-    #[error("the enrollment expired at {0}: the machine has to ask anew")]
+    #[error("the enrollment expired at {0}: the machine must enroll again")]
     Expired(OffsetDateTime),
     #[error("the machine's record was deleted")]
     MachineDeleted,
-    #[error("the machine is pending no more")]
+    #[error("the machine is no longer pending")]
     NotPending,
     #[error(
         "the machine {0} has this serial number: if this is the same hardware, deny this request and have the machine ask \
          with a new key, which waits to take that record over; if that record is wrong, revoke or delete it first"
     )]
     SerialNumberTaken(Uuid),
-    #[error("another machine was let in with this serial number at this moment: read who has it, and decide again")]
+    #[error("another machine with this serial number was admitted at the same time: look it up, and decide again")]
     SerialNumberJustTaken,
     #[error(
         "another key took the machine's record over since this one asked (enrollment {0}): deny this one, and have the \
          machine ask with a new key if that was a mistake"
     )]
     TakenOver(Uuid),
-    #[error("the claims cannot be written down")]
+    #[error("cannot serialize the claims")]
     Claims(#[source] serde_json::Error),
     #[error(transparent)]
     Store(StoreError),
@@ -75,7 +75,7 @@ pub(crate) enum ApprovalError {
 
 crate::store::has_store_error!(ApprovalError);
 
-/// The index decides when two records race for one serial number.
+/// A unique index decides when two records race for one serial number.
 impl From<StoreError> for ApprovalError {
     fn from(error: StoreError) -> Self {
         if error.violates(store::machines::ONE_PER_SERIAL_NUMBER) {
@@ -85,22 +85,22 @@ impl From<StoreError> for ApprovalError {
     }
 }
 
-/// What an administrator decides.
+/// An administrator's decision.
 #[derive(Debug, Clone)]
 pub(crate) enum Decision {
-    /// Lets the key in.
+    /// Admits the key.
     Approve(Option<Reason>),
-    /// Keeps the key out for good.
+    /// Refuses the key permanently.
     Deny(Reason),
 }
 
 impl Decision {
-    /// An approval, for which a reason may be given.
+    /// An approval. The reason is optional.
     pub(crate) fn approve(reason: Option<&str>) -> Result<Self, NoReason> {
         reason.map(Reason::parse).transpose().map(Self::Approve)
     }
 
-    /// A denial; the machine's administrator reads the reason.
+    /// A denial. The agent shows the reason on the machine.
     pub(crate) fn deny(reason: &str) -> Result<Self, NoReason> {
         Reason::parse(reason).map(Self::Deny)
     }
@@ -112,7 +112,7 @@ impl Decision {
         }
     }
 
-    /// Whether this is what was decided, for the same reason: its answer may have been lost.
+    /// Whether the enrollment was decided in the same way, for the same reason. Then the response may have been lost.
     fn is_that_of(&self, enrollment: &Enrollment) -> bool {
         enrollment.status == self.status() && enrollment.reason.as_deref() == self.reason()
     }
@@ -125,7 +125,7 @@ impl Decision {
     }
 }
 
-/// A page of enrollments, in the order in which they were asked for.
+/// A page of enrollments, in the order in which they were requested.
 pub(crate) async fn list(
     store: &Store,
     status: Option<EnrollmentStatus>,
@@ -144,7 +144,7 @@ pub(crate) async fn find(store: &Store, id: Uuid) -> Result<Enrollment, Approval
     Ok(found.ok_or(ApprovalError::Unknown)?.enrollment)
 }
 
-/// Decides an enrollment. The same decision for the same reason changes nothing; any other one is refused.
+/// Decides an enrollment. Repeating a decision with the same reason changes nothing. Any other decision is refused.
 pub(crate) async fn decide(
     services: &Services,
     origin: &Origin,
@@ -154,8 +154,8 @@ pub(crate) async fn decide(
     tx!(services.store, DecideEnrollment, origin => decide_once(&services.policy, id, decision)).await
 }
 
-/// Decides on a key of a machine: on the one that waits, or on the one with this thumbprint. An approval of the current key
-/// of an active machine becomes a ground of that key.
+/// Decides on a key of a machine: on the pending one, or on the one with this thumbprint. Approving the current key of
+/// an active machine adds a ground to that key.
 pub(crate) async fn decide_of_machine(
     services: &Services,
     origin: &Origin,
@@ -206,7 +206,7 @@ async fn decide_of_machine_once(
     decision: &Decision,
 ) -> Result<Machine, ApprovalError> {
     let Some(subject) = lock(tx, policy, machine_id).await? else {
-        // A denial has removed the record: a second decision is told of it.
+        // A denial has deleted the record. A second decision is told the first one.
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
         let denied = last.filter(|last| last.status == EnrollmentStatus::Denied);
         return Err(denied.as_ref().map_or(ApprovalError::UnknownMachine, decided_before));
@@ -278,8 +278,8 @@ async fn decide_waiting(
     Ok(after)
 }
 
-/// A machine that was never let in and is denied leaves no record: strangers could otherwise make as many machines as they
-/// like. Its key stays denied, and the enrollment says what it claimed and why it was denied.
+/// Deletes the record of a denied first enrollment. Strangers could otherwise create any number of records. The key
+/// stays denied, and the enrollment keeps the claims and the reason.
 async fn remove_if_denied(
     tx: &mut Transaction,
     subject: &Subject,
@@ -292,8 +292,8 @@ async fn remove_if_denied(
     }
 }
 
-/// The enrollment that a decision on a machine is meant for. Where several keys ask for one record, no decision that
-/// names only the machine is meant for one of them: the newest may be a stranger's, made to slip in.
+/// The enrollment that a decision on a machine is for. If several keys request one record, the decision must name a
+/// key. Otherwise a stranger's request could be approved by mistake.
 async fn only_pending(tx: &mut Transaction, machine_id: Uuid) -> Result<Option<Uuid>, ApprovalError> {
     let now = tx.now();
     let waiting = store::enrollments::pending_of_machine(tx, machine_id, now, 2).await?;
@@ -315,7 +315,7 @@ fn demand_in_time(enrollment: &Enrollment, now: OffsetDateTime) -> Result<(), Ap
     }
 }
 
-/// Says what was decided, when, by whom and why, to whoever came to decide otherwise.
+/// The error for a second decision. It tells the first decision, with its time, actor and reason.
 fn decided_before(enrollment: &Enrollment) -> ApprovalError {
     let at = enrollment.decided_at.and_then(|at| at.format(&Rfc3339).ok());
     let what = match enrollment.status {

@@ -1,4 +1,4 @@
-//! Issuing to a machine: the certificate is a row before it leaves the server.
+//! Issuing a certificate to a machine. It is stored before it leaves the server.
 
 use assay_authority::{Authority, AuthorityError, IssuedClientCertificate, MachineCertificateRequest};
 use assay_protocol::{KeyThumbprint, PublicKey, agent_api::IssuedCertificate, machine::Assurance};
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// A certificate that is signed and not on record yet: it may not leave the server.
+/// A signed certificate that is not stored yet, so it must not leave the server.
 pub(super) struct Signed {
     pub(super) certificate: IssuedClientCertificate,
     pub(super) issuer_id: Uuid,
@@ -26,7 +26,7 @@ pub(super) struct Signed {
 }
 
 impl Signed {
-    /// As it is recorded with a new machine.
+    /// The certificate as a row of a new machine.
     pub(super) fn first_of_machine(&self) -> FirstCertificate<'_> {
         FirstCertificate {
             certificate: &self.certificate,
@@ -35,7 +35,7 @@ impl Signed {
         }
     }
 
-    /// As it is shown to its machine, once it is on record.
+    /// The certificate for the response, after it was stored.
     pub(super) fn issued(&self) -> IssuedCertificate {
         IssuedCertificate {
             serial_number: self.certificate.serial_number.clone(),
@@ -45,7 +45,7 @@ impl Signed {
         }
     }
 
-    /// What the audit and an event say of it.
+    /// Its audit entry and event.
     pub(super) fn change(&self, machine_id: Uuid, key: KeyThumbprint) -> Change {
         let serial_number = &self.certificate.serial_number;
         Change::new(Action::CertificateIssue, serial_number)
@@ -75,7 +75,7 @@ pub(super) fn sign(
     sign_by(&services.authority.load(), &request)
 }
 
-/// Signs a certificate with the authority that is at hand.
+/// Signs a certificate with this authority.
 pub(super) fn sign_by(
     authority: &Authority,
     request: &MachineCertificateRequest<'_>,
@@ -87,7 +87,7 @@ pub(super) fn sign_by(
     })
 }
 
-/// Issues a certificate for a key of the machine, records it and says so in the audit.
+/// Issues a certificate for a key of the machine, stores it, and writes the audit entry.
 pub(super) async fn issue(
     tx: &mut Transaction,
     services: &Services,
@@ -102,7 +102,7 @@ pub(super) async fn issue(
     Ok(signed.issued())
 }
 
-/// The serial number on record, if the machine is attested now and this is the key that the attestation is of.
+/// The serial number on record, if the machine is attested now, and this is the attested key.
 async fn attested_serial_number(
     tx: &mut Transaction,
     policy: &Policy,
@@ -117,7 +117,7 @@ async fn attested_serial_number(
     Ok(attested.and_then(|identity| identity.serial_number))
 }
 
-/// A certificate that was issued before, as it is shown to its machine.
+/// An earlier certificate for the response.
 pub(super) fn on_record(
     authority: &Authority,
     record: &CertificateRecord,

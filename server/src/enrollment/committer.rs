@@ -1,4 +1,4 @@
-//! The group committer of enrollments: admits the simple ones that wait in one transaction.
+//! The group committer of enrollments: admits many simple ones in one transaction.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ const LIMITS: Limits = Limits {
     queue: 4096,
 };
 
-/// Admits keys that ask, and answers each when the decision is durable.
+/// Admits keys, and responds to each when its admission is durable.
 pub(crate) struct Committer {
     batcher: Batcher<NewMachine, Decided>,
 }
 
 impl Committer {
-    /// Starts the task that writes.
+    /// Starts the task that writes the batches.
     pub(crate) fn start(store: Store, rate_limits: Arc<RateLimits>, metrics: &Arc<Metrics>) -> Self {
         let metrics = metrics.enrollment_committer.clone();
         let batcher = Batcher::start(store, metrics, LIMITS, move |connection, asking| {
@@ -37,11 +37,12 @@ impl Committer {
         Self { batcher }
     }
 
-    /// Admits a simple enrollment. `None` when its own transaction must decide. After an error it is unknown whether it was
-    /// admitted: a repeated call tells.
+    /// Admits a simple enrollment. `None` if a transaction of its own must decide. After an error it is unknown whether
+    /// the key was admitted, and a repeated call finds out.
     pub(super) async fn admit(&self, new_machine: NewMachine) -> BatchResult<Decided> {
         match self.batcher.call(new_machine).await {
-            // One of the batch is at fault, or another transaction was in the way: each alone finds out.
+            // An enrollment of the batch is at fault, or it collided with another transaction. Each one is retried
+            // alone.
             Err(BatchError::Store(error)) if !error.is_outage() => Ok(None),
             result => result,
         }

@@ -1,4 +1,4 @@
-//! What a decision on a key that waits does: to the key, to its machine, and to the key that it replaces.
+//! The effects of a decision on a pending key: on the key, on its machine, and on the key that it replaces.
 
 use assay_protocol::{
     admin_api::{
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// A locked machine with its record, and the inventory's labels for its serial number if that is there.
+/// A locked machine with its record, and the labels of its serial number if the inventory has that.
 pub(super) struct Subject {
     pub(super) locked: LockedMachine,
     pub(super) machine: Machine,
@@ -55,7 +55,7 @@ pub(super) async fn lock(
     }))
 }
 
-/// Does what was decided on an enrollment that waits for a machine.
+/// Carries out a decision on a pending enrollment.
 pub(super) async fn carry_out(
     tx: &mut Transaction,
     subject: &Subject,
@@ -96,7 +96,7 @@ async fn admit(
         .unwrap_or_default();
     let grounds = before.approved(waiting.enrollment.id, listed.is_some());
     store::machines::grounds::set(tx, locked, grounds).await?;
-    // The labels come with the match, and the match may have come while the machine waited.
+    // The inventory's row gives labels too, and may have been imported while the machine was pending.
     if let (None, Some(listed)) = (before.inventory, listed) {
         let mut labels = listed.clone();
         labels.extend(machine.labels.clone());
@@ -108,7 +108,8 @@ async fn admit(
     Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)
 }
 
-/// The record stays, with its labels and history; the old key and its certificates serve no more.
+/// Replaces the machine's key. The record keeps its labels and its history. The old key and its certificates become
+/// invalid.
 async fn replace_key(
     tx: &mut Transaction,
     Subject {
@@ -122,7 +123,7 @@ async fn replace_key(
     let (id, key, claims, now) = (machine.id, waiting.enrollment.key.thumbprint, &waiting.claims, tx.now());
     let serial_number = machine.serial_number.as_deref();
     demand_free_serial_number(tx, id, serial_number).await?;
-    // What is on record now is not what this one asked to replace, nor what the administrator who approves it has looked at.
+    // The key on record is another one than this request was to replace, and than the administrator has seen.
     if let Some(other) = store::enrollments::taken_over_since(tx, &waiting.enrollment).await? {
         return Err(ApprovalError::TakenOver(other));
     }
@@ -149,7 +150,7 @@ async fn replace_key(
     Ok(tx.announce(id, EventKind::MachineReEnrolled, detail).await?)
 }
 
-/// The key becomes the next one, with the approval as its own ground.
+/// Makes the key the next one, with the approval as its own ground.
 async fn begin_rotation(
     tx: &mut Transaction,
     Subject { locked, machine, .. }: &Subject,
@@ -174,7 +175,7 @@ async fn begin_rotation(
     Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)
 }
 
-/// Gives an administrator's approval to the current key of an active machine.
+/// Adds an administrator's approval to the grounds of the current key of an active machine.
 pub(super) async fn approve_current_key(
     tx: &mut Transaction,
     subject: &Subject,

@@ -1,8 +1,8 @@
-//! Requests that nobody decided in time: the key is forgotten, with the record of a machine that was never let in, and
-//! may ask anew as if it were new.
+//! Expiry of enrollments that were not decided in time. The server forgets the key, and deletes the record of a machine
+//! that was never admitted. The key may enroll again as a new one.
 //!
-//! That a request is over is a matter of time alone. The background work only tidies up after it: a decision that comes
-//! too late is refused, and a key that asks again is answered the same, whether the work has come by or not.
+//! An enrollment expires by the clock alone, and this periodic work only cleans up. A late decision is refused, and a
+//! repeated enrollment gets the same response, whether or not the work has run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,21 +30,21 @@ use crate::{
 const NAME: &str = "expire enrollments";
 const INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
-/// How many requests one transaction ends: their machines are locked until it commits.
+/// How many enrollments one transaction expires. Their machines are locked until it commits.
 const BATCH: i64 = 50;
-const REASON: &str = "nobody decided in time";
+const REASON: &str = "no administrator decided in time";
 
-/// Ends what is over, again and again, until the server stops.
+/// Expires overdue enrollments periodically, until the server stops.
 pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
     turns.repeat(|| expire_overdue(&services)).await;
 }
 
-/// Whether a request that waits can be decided no more.
+/// Whether a pending enrollment can no longer be decided.
 pub(super) fn is_overdue(enrollment: &Enrollment, now: OffsetDateTime) -> bool {
     enrollment.expires_at.is_some_and(|end| now >= end)
 }
 
-/// Forgets a key whose request is over, as the background work would have; otherwise changes nothing.
+/// Forgets a key whose enrollment is overdue, as the periodic work would.
 pub(super) async fn forget_if_overdue(
     tx: &mut Transaction,
     policy: &Policy,
@@ -57,7 +57,7 @@ pub(super) async fn forget_if_overdue(
     if asked.status != EnrollmentStatus::Pending || tx.now() < asked.expires_at {
         return Ok(());
     }
-    // Before the machine: what follows locks it.
+    // Before the machine, which is locked next.
     if let Some(serial_number) = serial_number {
         store::inventory::lock(tx, serial_number).await?;
     }
@@ -67,7 +67,7 @@ pub(super) async fn forget_if_overdue(
     Ok(())
 }
 
-/// Ends whatever is over; nothing when another replica does.
+/// Expires all overdue enrollments. Does nothing if another replica is doing it.
 async fn expire_overdue(services: &Services) -> Result<(), StoreError> {
     loop {
         let ended = tx!(services.store, ExpireEnrollments, &Origin::system() => expire_batch(&services.policy)).await?;
@@ -92,7 +92,7 @@ async fn expire_batch(tx: &mut Transaction, policy: &Policy) -> Result<usize, St
 async fn expire(tx: &mut Transaction, policy: &Policy, id: Uuid, machine_id: Uuid) -> Result<(), StoreError> {
     let now = tx.now();
     let machine = record::lock(tx, policy, machine_id).await?;
-    // Read now that the machine is locked: a decision may have come first.
+    // Read with the lock, because it may have been decided since.
     let Some(before) = store::enrollments::lock(tx, id)
         .await?
         .map(|waiting| waiting.enrollment)

@@ -1,4 +1,4 @@
-//! A key that is on record asks again: its reply was lost, it waited for approval, or its certificate ran out.
+//! Enrollment of a key on record: its response was lost, it waits for approval, or its certificate has expired.
 
 use assay_protocol::{
     admin_api::enrollments::{EnrollmentKind, EnrollmentStatus},
@@ -21,14 +21,14 @@ use crate::{
     },
 };
 
-/// Answers as before where nothing has changed, and issues where a certificate is due.
+/// Returns the earlier result if nothing has changed, and issues a certificate if one is due.
 pub(super) async fn decide(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
-    // What was decided on a key holds also when the record is gone.
+    // A decision on a key remains valid after the record is deleted.
     if matches!(record.status, KeyStatus::Revoked | KeyStatus::Denied)
         && let Some(refusal) = admission::key_refusal(record)
     {
@@ -62,10 +62,10 @@ pub(super) async fn decide(
     }
 }
 
-/// The certificate that was issued before; a new one where there is none, as after an approval, or
-/// where it expired or was revoked.
+/// Returns the earlier certificate. Issues a new one if there is none, as after an approval, or if the earlier one has
+/// expired or was revoked.
 ///
-/// Past the renewal grace the key alone proves too little, so a token has to let the machine in again.
+/// Past the renewal grace the key alone is not sufficient, and the machine needs a token.
 async fn current_certificate(
     tx: &mut Transaction,
     services: &Services,
@@ -106,7 +106,7 @@ async fn still_pending(
             }
             Some(record.machine_id)
         }
-        // The old key keeps working meanwhile; its nonces are not this key's to use up.
+        // The old key is still valid, so this key must not use up the machine's nonces.
         EnrollmentKind::ReEnrollment | EnrollmentKind::Rotation => None,
     };
     Ok(Ok(Decided::Pending {

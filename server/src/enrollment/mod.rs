@@ -1,4 +1,4 @@
-//! Who becomes a machine: a key that proves itself, a token that lets it in, and a record that it gets or takes over.
+//! Enrollment: a verified key and a token become a machine, or replace the key of a machine on record.
 
 pub(crate) mod approval;
 mod certificate;
@@ -39,13 +39,13 @@ use crate::{
     store::{StoreError, Transaction, batcher::BatchError, certificates, enrollments, machines, tx},
 };
 
-/// A machine that was just enrolled has no grants yet, and so no reason to wait for the first.
+/// A new machine has no grants yet, so it checks in immediately.
 const FIRST_CHECK_IN_SECONDS: u64 = 1;
-/// How often an agent that waits for an administrator asks again: at first often, as somebody may stand beside the machine
-/// and approve it, then ever less.
+/// How often an agent repeats a pending enrollment. It starts often, because an administrator may be at the machine,
+/// and becomes slower.
 const SHORTEST_PENDING_RETRY_SECONDS: u64 = 2;
 const LONGEST_PENDING_RETRY_SECONDS: u64 = 60;
-/// When a machine that found no room to wait without a token asks again: administrators decide in hours, not in seconds.
+/// When a machine repeats an enrollment after too many others were pending. Administrators decide within hours.
 pub(crate) const NO_ROOM_RETRY_SECONDS: u64 = 600;
 
 /// Why an enrollment is refused.
@@ -69,7 +69,8 @@ pub(crate) enum EnrollError {
         refusal: TokenRefusal,
     },
     #[error(
-        "{limit} machines without an enrollment token wait for an administrator already, and no more may; one with a token need not wait for that"
+        "{limit} machines without an enrollment token already wait for an administrator, which is the limit; it does not \
+         apply to a machine with a token"
     )]
     NoRoom { limit: u32 },
     #[error(transparent)]
@@ -81,7 +82,7 @@ pub(crate) enum EnrollError {
     Exists { serial_number: String },
     #[error(transparent)]
     RateLimited(#[from] Exceeded),
-    #[error("the machine's claims cannot be kept")]
+    #[error("cannot serialize the machine's claims")]
     Claims(#[from] serde_json::Error),
     #[error("the certificate cannot be issued")]
     Issue(#[from] AuthorityError),
@@ -93,34 +94,34 @@ pub(crate) enum EnrollError {
 
 crate::store::has_store_error!(EnrollError);
 
-/// What came of an enrollment.
+/// The result of an enrollment.
 pub(crate) enum Outcome {
     /// This call issued the certificate.
     Issued(Enrolled),
-    /// An earlier call did.
+    /// An earlier call issued the certificate.
     IssuedBefore(Enrolled),
-    /// An administrator has to approve.
+    /// An administrator must approve.
     Pending(EnrollmentPending),
 }
 
-/// The answer, and the nonce that was used up with it.
+/// The result, and the nonce that was used.
 pub(crate) struct Answer {
     pub(crate) outcome: Outcome,
     pub(crate) nonce_used: OffsetDateTime,
 }
 
-/// Where a call comes from.
+/// The origin of a call.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) request_id: String,
-    /// Unknown behind a proxy that does not tell.
+    /// Unknown behind a proxy that does not report it.
     pub(crate) address: Option<IpAddr>,
     pub(crate) address_charge: AddressCharge,
-    /// What was presented in TLS, if anything was.
+    /// The client certificate of the TLS connection.
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
-/// A key that asks, with everything about it that is verified, and what it claims.
+/// A key that requests enrollment, with its verified proofs and its claims.
 struct Applicant {
     csr: Csr,
     nonce: OffsetDateTime,
@@ -132,7 +133,7 @@ struct Applicant {
     now: OffsetDateTime,
 }
 
-/// What a transaction decided; the answer is made of it after the commit.
+/// The decision of a transaction, from which the response is built after the commit.
 enum Decided {
     Active {
         machine_id: Uuid,
@@ -152,7 +153,7 @@ impl Applicant {
         self.csr.public_key().thumbprint()
     }
 
-    /// What its evidence carries for this machine.
+    /// The continuity of its evidence with this machine.
     fn carried(&self, services: &Services, machine_id: Uuid) -> Carried {
         check_in::carried(services, machine_id, self.continuity.as_deref())
     }
@@ -166,13 +167,14 @@ impl Applicant {
         self.caller.address.map(Network::of)
     }
 
-    /// An applicant without a token has proved only a key that it made itself, so the call stays charged to its address.
+    /// An applicant without a token has proved only a key that it made itself, so the call stays charged to its
+    /// address.
     fn keep_address_charge(&self) {
         self.caller.address_charge.keep();
     }
 }
 
-/// Enrolls a key, or answers again for one that is enrolled.
+/// Enrolls a key, or repeats the response for an enrolled one.
 pub(crate) async fn enroll(
     services: &Services,
     caller: Caller,
@@ -193,11 +195,11 @@ pub(crate) async fn enroll(
     })
 }
 
-/// Decides in a transaction of its own, which knows every special case.
+/// Decides in a transaction of its own, which handles all cases.
 async fn decide_alone(services: &Services, applicant: &Applicant) -> Result<Decided, EnrollError> {
     let origin = Origin::applicant(applicant.caller.request_id.clone());
     let decided = tx!(services.store, Enroll, &origin => decide(services, applicant)).await;
-    // A machine that took the serial number in the same moment is found by the next try.
+    // The second attempt finds the machine that took the serial number at the same time.
     match decided {
         Err(EnrollError::Store(error)) if lost_a_race(&error) => {
             Ok(tx!(services.store, Enroll, &origin => decide(services, applicant)).await??)
@@ -233,14 +235,14 @@ fn verify(services: &Services, caller: Caller, request: &EnrollRequest) -> Resul
     })
 }
 
-/// Two transactions that make the same key or the same serial number's machine: one wins, the other looks again.
+/// Whether a concurrent transaction has inserted the same key or serial number. The loser then tries again.
 fn lost_a_race(error: &StoreError) -> bool {
     [machines::keys::PRIMARY_KEY, machines::ONE_PER_SERIAL_NUMBER]
         .iter()
         .any(|index| error.violates(index))
 }
 
-/// The inner result is a refusal that is committed: a mismatch of identity has quarantined a machine.
+/// The inner result is a refusal to commit, because an identity mismatch has quarantined a machine.
 async fn decide(
     tx: &mut Transaction,
     services: &Services,
@@ -257,7 +259,7 @@ async fn decide(
         return known_key::decide(tx, services, applicant, &record).await;
     }
     match new_key::decide(tx, services, applicant).await {
-        // Another call of this very key may have used the token up while this one waited for it.
+        // Another call with this key may have used up the token while this one waited for its lock.
         Err(EnrollError::Token(refusal)) => match machines::keys::find(tx, applicant.key()).await? {
             Some(record) => known_key::decide(tx, services, applicant, &record).await,
             None => Err(refused(tx, applicant, refusal).await?),
@@ -266,7 +268,7 @@ async fn decide(
     }
 }
 
-/// Tells a key that waited in vain what became of it, beside why it cannot ask anew.
+/// The error for a refused token. For a key whose enrollment has expired, it tells that too.
 async fn refused(
     tx: &mut Transaction,
     applicant: &Applicant,
@@ -279,7 +281,7 @@ async fn refused(
     })
 }
 
-/// A sixth of the time that it has waited.
+/// A sixth of the time since the request, within limits.
 fn pending_retry_seconds(waiting_since: OffsetDateTime, now: OffsetDateTime) -> u64 {
     let waited = u64::try_from((now - waiting_since).whole_seconds()).unwrap_or(0);
     (waited / 6).clamp(SHORTEST_PENDING_RETRY_SECONDS, LONGEST_PENDING_RETRY_SECONDS)

@@ -1,4 +1,4 @@
-//! Revoking one certificate. Those of a machine that is revoked are revoked with it, in [`super::status_change`].
+//! Revoking one certificate. [`super::status_change`] revokes a machine with all of its certificates.
 
 use assay_authority::issuing::certificate_pem;
 use assay_protocol::{
@@ -26,16 +26,16 @@ use crate::{
     },
 };
 
-/// Why nothing was done.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificateError {
     #[error("there is no such certificate")]
     Unknown,
-    #[error("note must have 1 to {} characters, and no control character", reason::LONGEST)]
+    #[error("note must have 1 to {} characters, without control characters", reason::LONGEST)]
     Note,
-    #[error("the certificate was revoked before, with the reason {}", .0.as_str())]
+    #[error("the certificate is already revoked, with the reason {}", .0.as_str())]
     Revoked(RevocationReason),
-    #[error("the certificate expired at {0}: nobody relies on it any more")]
+    #[error("the certificate expired at {0}, so it needs no revocation")]
     Expired(OffsetDateTime),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -43,11 +43,11 @@ pub(crate) enum CertificateError {
 
 crate::store::has_store_error!(CertificateError);
 
-/// Revokes a certificate for good. With the same reason again nothing changes.
+/// Revokes a certificate permanently. Repeating the call with the same reason changes nothing.
 ///
-/// The machine keeps its key: where this was its current certificate, its next check-in asks it to renew. A key that is
-/// compromised is another matter: every certificate of it is revoked, and a machine whose key it still is is quarantined,
-/// since whoever has the key could otherwise ask for the next certificate.
+/// The machine keeps its key. If this was its current certificate, the response to its next check-in tells it to renew.
+/// With the reason `keyCompromise`, all certificates of the key are revoked, and a machine with this key is
+/// quarantined. The holder of the copied key could otherwise renew.
 pub(crate) async fn revoke(
     services: &Services,
     origin: &Origin,
@@ -64,7 +64,7 @@ pub(crate) async fn revoke(
     tx!(services.store, RevokeCertificate, origin => revoke_once(policy, serial_number, why)).await
 }
 
-/// Revokes a device's certificate at its holder's word; false where it is revoked already, for whichever reason.
+/// Revokes a device's certificate on its holder's request. Returns false if it is already revoked, for any reason.
 pub(crate) async fn revoke_device_certificate(
     services: &Services,
     origin: &Origin,
@@ -76,7 +76,7 @@ pub(crate) async fn revoke_device_certificate(
     tx!(services.store, RevokeDeviceCertificate, origin => revoke_unless_revoked(policy, serial_number, why)).await
 }
 
-/// Why a certificate is revoked: for relying parties, and in the administrator's words.
+/// Why a certificate is revoked: the reason for relying parties, and the administrator's note.
 #[derive(Debug, Clone, Copy)]
 struct Why<'a> {
     reason: RevocationReason,
@@ -84,7 +84,7 @@ struct Why<'a> {
 }
 
 impl Why<'_> {
-    /// For those who read the audit.
+    /// The reason in the audit entry.
     fn text(&self) -> &str {
         self.note.unwrap_or(self.reason.as_str())
     }
@@ -115,7 +115,7 @@ async fn revoke_once(
     let found = store::certificates::find(tx, serial_number, now)
         .await?
         .ok_or(CertificateError::Unknown)?;
-    // A renewal locks the same row: it is finished before, or sees that the certificate is revoked.
+    // A renewal locks the same row. It ends before this, or sees the revoked certificate.
     let machine = match (found.purpose, found.machine_id) {
         (CertificatePurpose::Machine, Some(machine_id)) => record::lock(tx, policy, machine_id).await?,
         _ => None,
@@ -161,7 +161,7 @@ async fn revoke_once(
     find_with_pem(tx, serial_number, now).await
 }
 
-/// A compromised key takes all its certificates with it.
+/// Revokes all certificates of a compromised key.
 async fn revoke_rows(
     tx: &mut Transaction,
     machine: Option<&LockedMachine>,
@@ -194,13 +194,13 @@ async fn revoke_rows(
     Ok(revoked)
 }
 
-/// Whether a key acts for its machine, or would with its next check-in.
+/// Whether a key is a machine's current or next key.
 async fn serves(tx: &mut Transaction, key: KeyThumbprint) -> Result<bool, StoreError> {
     let record = store::machines::keys::find(tx, key).await?;
     Ok(record.is_some_and(|record| matches!(record.status, KeyStatus::Current | KeyStatus::Next)))
 }
 
-/// Writes the event and the audit entry of a certificate that is revoked now.
+/// Writes the event and the audit entry of a revocation.
 async fn record_revocation(tx: &mut Transaction, serial_number: &str, why: Why<'_>) -> Result<(), CertificateError> {
     let now = tx.now();
     let after = store::certificates::find(tx, serial_number, now)
@@ -224,7 +224,7 @@ async fn record_revocation(tx: &mut Transaction, serial_number: &str, why: Why<'
     Ok(tx.record(change).await?)
 }
 
-/// One certificate, with itself in PEM.
+/// One certificate, with its PEM.
 pub(crate) async fn find_with_pem(
     connection: &mut Connection,
     serial_number: &str,

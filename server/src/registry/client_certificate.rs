@@ -1,15 +1,15 @@
-//! What a call demands of the certificate that a machine presents in TLS.
+//! The checks of a machine's client certificate at each call.
 //!
-//! The handshake has validated its path. That is not enough: a connection outlives an expiry and a revocation, a resumed
-//! session repeats what an earlier handshake saw, and a certificate of one machine says nothing for another. So every
-//! call looks again.
+//! The handshake validates only its path. A connection may outlive the certificate's expiry or revocation, a resumed
+//! session reuses the result of an earlier handshake, and the certificate may belong to another machine. Each call
+//! therefore checks the certificate again.
 
 use assay_protocol::KeyThumbprint;
 use time::OffsetDateTime;
 
 use crate::{config::ClientCertificates, machines::client_certificate::ClientCertificate, services::Policy};
 
-/// Why a call does not count, by the certificate of its connection.
+/// Why a call is refused for the certificate of its connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CertificateRefusal {
     #[error(
@@ -21,14 +21,14 @@ pub(crate) enum CertificateRefusal {
         not_before: OffsetDateTime,
         not_after: OffsetDateTime,
     },
-    #[error("the TLS client certificate holds another key than the one that signed the evidence")]
+    #[error("the TLS client certificate is for another key than the one that signed the evidence")]
     OtherKey,
     #[error("the TLS client certificate {serial_number} is revoked, or not on record")]
     NotInForce { serial_number: String },
 }
 
-/// Holds what was presented, if anything, against the call: its time, and the key that signed the evidence. Whether it is
-/// revoked is for whoever reads the record.
+/// Compares a presented certificate with the time and with the key that signed the evidence. The caller checks for
+/// revocation when it reads the record.
 pub(crate) fn appraise(
     presented: Option<&ClientCertificate>,
     policy: &Policy,
@@ -45,7 +45,7 @@ pub(crate) fn appraise(
 }
 
 impl ClientCertificate {
-    /// Whether it is for this time and this key.
+    /// Checks that it is valid at this time and is for this key.
     pub(crate) fn appraise(&self, key: KeyThumbprint, now: OffsetDateTime) -> Result<(), CertificateRefusal> {
         if now < self.not_before || now >= self.not_after {
             return Err(CertificateRefusal::NotValidNow {
@@ -59,7 +59,7 @@ impl ClientCertificate {
         Ok(())
     }
 
-    /// That it is revoked, or was never issued here.
+    /// The error for a certificate that is revoked or was never issued by this server.
     pub(crate) fn not_in_force(&self) -> CertificateRefusal {
         CertificateRefusal::NotInForce {
             serial_number: self.serial_number.clone(),

@@ -1,4 +1,4 @@
-//! Whether evidence continues from the last answer to its machine, and what follows if it does not.
+//! Whether evidence continues from the last response to its machine, and what follows if it does not.
 
 use assay_protocol::text::rfc3339;
 use serde_json::json;
@@ -14,10 +14,11 @@ use crate::{
     },
 };
 
-/// Judges the evidence, records its value, and writes an event if it does not continue. The error is that the machine is to
-/// be quarantined.
+/// Judges the evidence, records its value, and writes an event if it does not continue. An error means that the caller
+/// must quarantine the machine.
 ///
-/// For a key in the Secure Enclave, a break is an event alone: such a key has no copy, so its state was restored.
+/// For a key in the Secure Enclave, a break is only an event. Such a key cannot be copied, so the agent's state was
+/// restored.
 pub(super) async fn judge(
     tx: &mut Transaction,
     presence: &Presence,

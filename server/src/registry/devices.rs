@@ -1,4 +1,5 @@
-//! The device that a machine is: the certificates of the Mac's own system, which end when the machine is suspended.
+//! Certificates for the device behind a machine, which macOS itself holds. They are revoked when the machine is
+//! suspended.
 
 use assay_protocol::admin_api::certificates::RevocationReason;
 use serde_json::json;
@@ -12,9 +13,8 @@ use crate::{
     },
 };
 
-/// Revokes the certificates of the device with a machine's serial number, if the machine is active or quarantined until now
-/// and speaks for the device. The serial number of any other machine is its own claim, so it must not end another's
-/// certificates.
+/// Revokes the certificates of the device with a machine's serial number. Does nothing if the machine only claims that
+/// number: it could otherwise revoke the certificates of another device.
 pub(crate) async fn revoke_certificates(
     tx: &mut Transaction,
     machine: &LockedMachine,
@@ -23,7 +23,7 @@ pub(crate) async fn revoke_certificates(
     let Some(serial_number) = device_certificates::device_of_machine(tx, machine).await? else {
         return Ok(());
     };
-    // One that is being issued is on record first.
+    // A certificate that is being issued is stored before this continues.
     device_certificates::lock_device(tx, &serial_number).await?;
     let (published, now) = (RevocationReason::PrivilegeWithdrawn, tx.now());
     let which = Revoked::OfDevice(&serial_number);

@@ -1,5 +1,5 @@
-//! A machine replaces its key. The next key is valid beside the current one, and its first check-in supersedes the current
-//! one. A crash of either side, at any step, leaves the machine with a valid key.
+//! A machine replaces its key. The next key is valid beside the current one, and its first check-in supersedes the
+//! current one. A crash of either side, at any step, leaves the machine with a valid key.
 
 use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason};
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ pub(crate) enum RotationRefusal {
     UsedBefore,
     #[error("the CSR's key already waits for this machine's record as a re-enrollment")]
     Reenrolls,
-    #[error("the evidence is signed by a next key, which has to check in before another one can follow it")]
+    #[error("the evidence is signed by a next key, which must check in before another key can follow it")]
     Unfinished,
 }
 
@@ -40,7 +40,7 @@ pub(crate) enum RotationRefusal {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum NextKey<'a> {
     New(&'a PublicKey),
-    /// It is on record and waited until now.
+    /// It is on record, and was pending until now.
     Waited(KeyThumbprint),
 }
 
@@ -83,12 +83,12 @@ pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: Ke
     machines::keys::rotate(tx, locked, next, now).await?;
     certificates::revoke(tx, locked, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
     if machine.grounds.attestation.is_some() {
-        // Before the key: a record whose key is not attested may not say `attested`.
+        // Before the key: the database rejects `attested` for a key without an attestation.
         machines::grounds::set(tx, locked, machine.grounds.inherited()).await?;
     }
     machines::record::rotate_key(tx, locked, next).await?;
     machines::presence::rotate_key(tx, locked, next).await?;
-    // After the key: a trigger takes from the record what belonged to the old key alone.
+    // After the key: a trigger removes from the record what belonged only to the old key.
     let grounds = grounds_of(machine.grounds, own);
     machines::grounds::set(tx, locked, grounds).await?;
     let before = json!({"key": machine.current_key, "assurance": machine.assurance});
@@ -97,7 +97,7 @@ pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: Ke
     tx.record(change(machine.id, what, before, after)).await
 }
 
-/// The grounds of the next key when it becomes the current one. Apple attested the old key alone.
+/// The grounds of the next key when it becomes the current one. Apple attested only the old key.
 fn grounds_of(current: Grounds, own: Option<GroundOfNext>) -> Grounds {
     let inherited = current.inherited();
     match own {

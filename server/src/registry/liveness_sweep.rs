@@ -1,8 +1,9 @@
-//! A change of liveness is an event. Nothing happens when a machine falls silent, so somebody has to look: a sweep over
-//! what is stored notes every machine whose times have come to say something else than was announced last.
+//! The sweep over stored machines that announces changes of liveness. When a machine stops checking in, no call reports
+//! that. The sweep therefore compares each machine's last check-in with its noted liveness, and writes an event for
+//! each difference.
 //!
-//! What is noted has an index, which the times of a check-in cannot have; lists find machines by it. The record itself
-//! is computed from the times, so a sweep that is late delays an event and an entry of a list, and makes nothing untrue.
+//! Lists find machines by the noted liveness, because an index must not contain the time of the last check-in. A
+//! machine's record shows the liveness that is computed from the times. A late sweep thus delays only events and lists.
 
 use std::sync::{
     Arc,
@@ -30,32 +31,32 @@ use crate::{
 
 const NAME: &str = "sweep liveness";
 pub(crate) const WORK: Work = Work::sparing(NAME);
-/// How many machines one statement looks at: quick even where they come from the disk. Lists wait for one such look.
+/// How many machines one statement reads. This is fast even from the disk, because lists wait for one such statement.
 const LOOKED_AT: i64 = 20_000;
-/// How many one transaction notes: check-ins of these wait for it.
+/// How many machines one transaction changes. Their check-ins wait for it.
 const BATCH: usize = 500;
-/// How far the clocks of replicas may differ before one of them takes back what another has noted. Otherwise a machine
-/// would be announced back and forth by two replicas while it is late by the one's clock alone.
+/// How far the clocks of replicas may differ before one of them reverts what another has noted. Otherwise two replicas
+/// would announce a machine alternately while it is late only by one clock.
 const REPLICA_SKEW: time::Duration = time::Duration::MINUTE;
 
-/// Whether one statement cannot look at all machines.
+/// Whether the fleet is too large for one statement.
 #[derive(Debug, Default)]
 pub(crate) struct LargeFleet(AtomicBool);
 
-/// Whether another replica that is at it is waited for.
+/// Whether to wait for another replica that is sweeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IfTaken {
     Wait,
     Leave,
 }
 
-/// Sweeps again and again, until the server stops.
+/// Sweeps periodically until the server stops.
 pub(crate) async fn run_sweeper(services: Arc<Services>, turns: Turns) {
     turns.repeat(|| sweep(&services, IfTaken::Leave)).await;
 }
 
-/// Sweeps now where one statement does it, so that a list of a small fleet is exact. A large one is swept
-/// in the background, and its lists may miss who has turned since.
+/// Sweeps a small fleet now, so its lists are exact. A large fleet is swept in the background, and its lists may miss
+/// recent changes.
 pub(crate) async fn bring_up_to_date(services: &Services) -> Result<(), StoreError> {
     if services.large_fleet.0.load(Ordering::Relaxed) {
         return Ok(());
@@ -63,7 +64,7 @@ pub(crate) async fn bring_up_to_date(services: &Services) -> Result<(), StoreErr
     sweep(services, IfTaken::Wait).await
 }
 
-/// What is announced of a machine that checks in after this was on record.
+/// The event for a machine that has checked in, given its noted liveness.
 pub(crate) fn before_check_in(
     boundaries: &LivenessBoundaries,
     noted: Liveness,
@@ -75,7 +76,7 @@ pub(crate) fn before_check_in(
     }
 }
 
-/// The event of a machine that has turned.
+/// The event for a change of liveness.
 pub(crate) fn event(
     machine_id: Uuid,
     before: Liveness,
@@ -127,7 +128,7 @@ async fn note(
             }
         }
     }
-    // A machine whose row another transaction has locked is about to get a newer note, or is found at the next sweep.
+    // Skips locked machines. Either the other transaction notes their liveness, or the next sweep does.
     let turned: Vec<(Presence, Liveness)> = machines::presence::lock_free(tx, machine_ids)
         .await?
         .into_iter()

@@ -1,7 +1,6 @@
-//! Changes of a machine's status: quarantined, released, revoked.
+//! Quarantining, releasing and revoking machines.
 //!
-//! Each decision locks the machine first: a check-in that is under way is finished before, and every later one sees the
-//! decision.
+//! Each decision locks the machine first. A concurrent check-in ends before the decision, and every later one sees it.
 
 use assay_protocol::{
     admin_api::{certificates::RevocationReason, enrollments::EnrollmentStatus, machines::Machine},
@@ -25,15 +24,15 @@ use crate::{
 /// What an administrator decides on a machine's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StatusChange {
-    /// Suspended: from now on no check-in yields a grant.
+    /// Suspends the machine: no later check-in grants anything.
     Quarantine,
-    /// Quarantined no more: it may check in again.
+    /// Ends a quarantine: the machine may check in again.
     Release,
-    /// Out for good: its keys never serve again, and its certificates are revoked.
+    /// Revokes the machine permanently, with its keys and certificates.
     Revoke,
 }
 
-/// Why nothing was changed.
+/// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StatusChangeError {
     #[error(transparent)]
@@ -42,7 +41,7 @@ pub(crate) enum StatusChangeError {
     Unknown,
     #[error("the machine is {0}")]
     Status(&'static str),
-    #[error("the machine is {state} already{}, and another reason does not replace that", because(.reason.as_deref()))]
+    #[error("the machine is already {state}{}; a different reason does not replace this one", because(.reason.as_deref()))]
     DecidedBefore {
         state: &'static str,
         reason: Option<String>,
@@ -57,7 +56,7 @@ fn because(reason: Option<&str>) -> String {
 
 crate::store::has_store_error!(StatusChangeError);
 
-/// Carries a decision out. Where it stands so already for this reason, nothing changes; for another one it is refused.
+/// Carries out a decision. Repeating it with the same reason changes nothing. A different reason is refused.
 pub(crate) async fn decide(
     services: &Services,
     origin: &Origin,
@@ -88,7 +87,7 @@ pub(crate) async fn revoke_everything(
     tx.announce(machine.id(), EventKind::MachineRevoked, detail).await
 }
 
-/// Denies every enrollment that waits for a machine, and its key.
+/// Denies all pending enrollments of a machine, with their keys.
 pub(crate) async fn deny_what_waits(
     tx: &mut Transaction,
     machine: &LockedMachine,
@@ -143,7 +142,7 @@ async fn decide_once(
         }
         (StatusChange::Release, MachineStatus::Quarantined) => {
             set_status(tx, &locked, MachineStatus::Active, reason).await?;
-            // Whichever party goes on, its next evidence is accepted.
+            // If two parties have the key, the next evidence of either is accepted.
             store::machines::presence::set_continuity(tx, &locked, Continuity::OPEN).await?;
             let detail = json!({ "reason": reason });
             Change::new(Action::MachineRelease, id).event(id, EventKind::MachineReleased, detail)
@@ -156,8 +155,8 @@ async fn decide_once(
     Ok(record::write(tx, policy, change.reason(Some(reason)), &before).await?)
 }
 
-/// The answer may have been lost, and the same decision gets it again. One with another reason is another decision, which
-/// would be dropped without a word.
+/// The response may have been lost, so repeating a decision returns the record. A different reason is an error, because
+/// it would not be stored.
 fn repeated(machine: Machine, state: &'static str, reason: &str) -> Result<Machine, StatusChangeError> {
     if machine.status_reason.as_deref() == Some(reason) {
         return Ok(machine);

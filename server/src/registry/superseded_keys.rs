@@ -1,4 +1,4 @@
-//! Evidence of a key that a newer one has replaced. The machine has its new key, so another party may have the old one.
+//! Evidence of a superseded key. The machine has a new key, so another party may have the old one.
 
 use assay_protocol::machine::{KeyStoreKind, MachineStatus};
 use serde_json::json;
@@ -15,8 +15,8 @@ use crate::{
 
 const REASON: &str = "a software key of this machine signed evidence after the next key had replaced it";
 
-/// Writes an event, once a key, if the key's successor has checked in. Quarantines the machine if the key is in software and
-/// the machine sends continuity values: its agent would have used the new key.
+/// Writes an event, once for each key, if the key's successor has checked in. Quarantines the machine if the key is in
+/// software and the machine sends continuity values. Its agent would have used the new key.
 pub(super) async fn note_use(
     tx: &mut Transaction,
     presence: &Presence,

@@ -13,7 +13,6 @@ use std::{convert::Infallible, future::ready, net::SocketAddr, path::PathBuf, sy
 
 use assay_authority::attestation::apple::RootsError;
 use assay_protocol::admin_api::api_keys::Role;
-use futures_util::{FutureExt, future::BoxFuture};
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
@@ -237,61 +236,54 @@ impl Started {
     }
 }
 
-/// Starts the background work of a running server. Register new kinds of work here.
+/// Starts the periodic work of a running server. Register new kinds of work here.
 fn spawn_periodic(
     background: &TaskTracker,
     services: &Arc<Services>,
     certificate: Option<Arc<ServerCertificate>>,
     shutdown: &CancellationToken,
 ) {
-    let register = |work| services.background_work.register(work, shutdown.clone());
-    let run = |work, run: fn(Arc<Services>, Turns) -> BoxFuture<'static, ()>| {
-        background.spawn(run(Arc::clone(services), register(work)));
+    let periodic = Periodic {
+        background,
+        services,
+        shutdown,
     };
     if let Some(certificate) = certificate {
-        background.spawn(certificate.keep_fresh(Arc::clone(&services.clock), register(tls::REFRESH)));
+        periodic.spawn(tls::REFRESH, |services, turns| {
+            certificate.keep_fresh(Arc::clone(&services.clock), turns)
+        });
     }
-    run(FORGETTING, |services, turns| {
-        forget_idle_callers(services, turns).boxed()
-    });
-    run(sealing::WORK, |services, turns| {
-        sealing::run_sealer(services, turns).boxed()
-    });
-    run(liveness_sweep::WORK, |services, turns| {
-        liveness_sweep::run_sweeper(services, turns).boxed()
-    });
-    run(lapsing::WORK, |services, turns| lapsing::run(services, turns).boxed());
+    periodic.spawn(FORGETTING, forget_idle_callers);
+    periodic.spawn(sealing::WORK, sealing::run_sealer);
+    periodic.spawn(liveness_sweep::WORK, liveness_sweep::run_sweeper);
+    periodic.spawn(lapsing::WORK, lapsing::run);
     if services.nano_mdm.is_some() {
-        run(asking::WORK, |services, turns| asking::run(services, turns).boxed());
+        periodic.spawn(asking::WORK, asking::run);
     }
-    run(expiry::WORK, |services, turns| expiry::run(services, turns).boxed());
-    run(api_key_expiry::WORK, |services, turns| {
-        api_key_expiry::run(services, turns).boxed()
-    });
-    run(announcing::WORK, |services, turns| {
-        announcing::run_announcer(services, turns).boxed()
-    });
-    run(feed::READING, |services, turns| {
-        feed::run_reader(services, turns).boxed()
-    });
-    run(feed::CHECKING_KEYS, |services, turns| {
-        feed::run_key_check(services, turns).boxed()
-    });
-    run(feed::MEASURING, |services, turns| {
-        feed::run_depth_gauge(services, turns).boxed()
-    });
-    run(delivering::WORK, |services, turns| {
-        delivering::run_deliverer(services, turns).boxed()
-    });
-    run(rotation::WORK, |services, turns| {
-        rotation::run_follower(services, turns).boxed()
-    });
-    run(lists::WORK, |services, turns| {
-        lists::keep_published(services, turns).boxed()
-    });
-    run(retention::WORK, |services, turns| {
-        retention::run_retention(services, turns).boxed()
-    });
+    periodic.spawn(expiry::WORK, expiry::run);
+    periodic.spawn(api_key_expiry::WORK, api_key_expiry::run);
+    periodic.spawn(announcing::WORK, announcing::run_announcer);
+    periodic.spawn(feed::READING, feed::run_reader);
+    periodic.spawn(feed::CHECKING_KEYS, feed::run_key_check);
+    periodic.spawn(feed::MEASURING, feed::run_depth_gauge);
+    periodic.spawn(delivering::WORK, delivering::run_deliverer);
+    periodic.spawn(rotation::WORK, rotation::run_follower);
+    periodic.spawn(lists::WORK, lists::keep_published);
+    periodic.spawn(retention::WORK, retention::run_retention);
+}
+
+/// Spawns periodic work, each kind as a task.
+struct Periodic<'a> {
+    background: &'a TaskTracker,
+    services: &'a Arc<Services>,
+    shutdown: &'a CancellationToken,
+}
+
+impl Periodic<'_> {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, work: Work, run: impl FnOnce(Arc<Services>, Turns) -> F) {
+        let turns = self.services.background_work.register(work, self.shutdown.clone());
+        self.background.spawn(run(Arc::clone(self.services), turns));
+    }
 }
 
 fn connection_limits(config: &Config) -> ConnectionLimits {

@@ -128,7 +128,7 @@ async fn rotating_to_a_known_key_is_refused_and_the_old_one_stays_valid() {
         refused
             .expect_problem(ProblemKind::Conflict)
             .detail()
-            .contains("has to check in")
+            .contains("must check in")
     );
     let _still_current = machine.check_in(&server).await.expect(200);
     let _rotated = next.check_in(&server).await.expect(200);

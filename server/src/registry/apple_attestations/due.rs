@@ -1,4 +1,4 @@
-//! The machines that have to be attested, with the command to send to each.
+//! The machines that are due for an attestation, with the command to send to each.
 
 use assay_protocol::{admin_api::apple_attestations::DueAppleAttestation, attestation::FreshnessCode};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -13,14 +13,14 @@ use crate::{
     },
 };
 
-/// How long after Apple signed it an attestation is due for renewal: two thirds of the time that it stands, as with
-/// certificates. The rest is for Macs that are asleep, and for the 7 days before which a Mac makes no new one.
+/// When an attestation is due for renewal, after Apple signed it: at two thirds of its lifetime, as with certificates.
+/// The rest is a reserve for Macs that are asleep, and for the 7 days during which a Mac creates no new attestation.
 pub(crate) fn due_after(policy: &Policy) -> Duration {
     policy.attestation_max_age * 2 / 3
 }
 
-/// A page of the active machines whose current key is not attested or due for renewal: those that are not first, then the
-/// longest attested.
+/// A page of the active machines whose current key needs an attestation: first those without one, then those with the
+/// oldest one.
 pub(crate) async fn list(
     services: &Services,
     after: Option<DuePlace>,

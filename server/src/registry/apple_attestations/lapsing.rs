@@ -1,7 +1,7 @@
-//! Attestations that have become too old: the machines fall back to what else stands behind their serial numbers.
+//! Recording that attestations are too old. Their machines keep the assurance of their other grounds.
 //!
-//! That an attestation is too old is a matter of time alone: whoever reads a record, and whoever evaluates grants, looks at
-//! the time. The background work writes it down, for searches, with an event, and for good.
+//! Reading a record and evaluating grants compare the attestation's age with the clock, so neither depends on this
+//! work. It updates the record for searches, writes an event, and makes the loss permanent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,16 +25,16 @@ use crate::{
 const NAME: &str = "expire attestations";
 const INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
-/// How many machines one transaction lowers: they are locked until it commits.
+/// How many machines one transaction changes. They are locked until it commits.
 const BATCH: i64 = 50;
 const REASON: &str = "the Apple attestation is older than apple.attestation_max_age";
 
-/// Lowers whatever rests on an attestation that is too old, again and again, until the server stops.
+/// Periodically lowers the assurance of machines whose attestation is too old, until the server stops.
 pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
     turns.repeat(|| lapse_overdue(&services)).await;
 }
 
-/// Lowers all of them; nothing when another replica does.
+/// Lowers the assurance of all such machines. Does nothing if another replica is doing it.
 async fn lapse_overdue(services: &Services) -> Result<(), StoreError> {
     loop {
         let lowered =
@@ -51,7 +51,7 @@ async fn lapse_batch(tx: &mut Transaction, policy: &Policy) -> Result<usize, Sto
     }
     let attested_since = record::boundaries(policy, tx.now()).attested_since;
     let mut overdue = machines::grounds::resting_on_attestations_until(tx, attested_since, BATCH).await?;
-    // The order in which machines are locked.
+    // Machines are always locked in this order.
     overdue.sort_unstable();
     for id in &overdue {
         lapse(tx, policy, *id).await?;
@@ -63,7 +63,7 @@ async fn lapse(tx: &mut Transaction, policy: &Policy, id: Uuid) -> Result<(), St
     let Some(Presence { machine, .. }) = machines::presence::lock(tx, id).await? else {
         return Ok(());
     };
-    // Read now that the machine is locked: a newer attestation may have come first.
+    // Read with the lock, because a newer attestation may have been bound since.
     let attested_since = record::boundaries(policy, tx.now()).attested_since;
     let Some(before) = machines::grounds::find(tx, id).await? else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Apple attestations: what to ask an MDM for, and binding what it answers to a machine.
+//! Apple attestations: what to request from an MDM, and binding the result to a machine.
 
 pub(crate) mod due;
 pub(crate) mod lapsing;
@@ -34,12 +34,12 @@ use crate::{
     },
 };
 
-/// Why nothing was bound.
+/// Why no attestation was bound.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppleAttestationError {
     #[error("there is no such machine")]
     Unknown,
-    #[error("the machine is {0}, and an attestation is bound to one that is enrolled")]
+    #[error("the machine is {0}; an attestation needs an enrolled machine")]
     Standing(&'static str),
     #[error(
         "the current key is not one that an attestation counts for: it must be on record as in the Secure Enclave, and an \
@@ -55,7 +55,7 @@ pub(crate) enum AppleAttestationError {
 
 crate::store::has_store_error!(AppleAttestationError);
 
-/// What to ask a machine's MDM for, and what is on record.
+/// What to request from a machine's MDM, and the attestation on record.
 pub(crate) async fn find(services: &Services, id: Uuid) -> Result<AppleAttestationState, AppleAttestationError> {
     let mut connection = services.store.connection().await?;
     let machine = machines::find(
@@ -71,15 +71,15 @@ pub(crate) async fn find(services: &Services, id: Uuid) -> Result<AppleAttestati
     Ok(state(&services.policy, command_id, &machine, &key, on_record))
 }
 
-/// Verifies a chain in DER, leaf first, and binds it to the machine whose key and serial number it is of. The one that is
-/// bound already changes nothing, and what is refused leaves what is on record.
+/// Verifies a chain in DER, leaf first, and binds it to the machine with its key and serial number. Binding the same
+/// chain again changes nothing. A refusal keeps the attestation on record.
 pub(crate) async fn bind(
     services: &Services,
     origin: &Origin,
     id: Uuid,
     chain: Vec<Vec<u8>>,
 ) -> Result<AppleAttestationState, AppleAttestationError> {
-    // Before what is wrong with the chain: whoever mistyped the id would look for a mistake there.
+    // Checked before the chain, so that a wrong id is not reported as a fault of the chain.
     if !machines::presence::exists(&mut *services.store.connection().await?, id).await? {
         return Err(AppleAttestationError::Unknown);
     }
@@ -88,7 +88,7 @@ pub(crate) async fn bind(
     bind_verified(services, origin, id, &attestation).await
 }
 
-/// The same with an attestation that was verified.
+/// Binds an attestation that was already verified.
 pub(crate) async fn bind_verified(
     services: &Services,
     origin: &Origin,

@@ -1,10 +1,10 @@
-//! What an MDM sends to a Mac to get an attestation, in the form that MDMs take raw commands in.
+//! The MDM command that requests an attestation from a Mac, in the format for raw commands.
 
 use assay_protocol::attestation::FreshnessCode;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use uuid::Uuid;
 
-/// The command as a property list in XML. Nothing in it needs to be escaped.
+/// The command as a property list in XML. No value in it needs escaping.
 pub(crate) fn device_information(nonce: FreshnessCode, command_id: Uuid) -> String {
     let nonce = STANDARD.encode(nonce.as_bytes());
     format!(
