@@ -6,7 +6,7 @@ use assay_protocol::machine::MachineStatus;
 use uuid::Uuid;
 
 use crate::{
-    enrollment::demand_service,
+    enrollment::require_valid,
     machines::assurance::names,
     registry::admission::reason_text,
     store::{
@@ -154,7 +154,7 @@ async fn token_confirms(tx: &mut Transaction, account: &Account, serial_number: 
         .device_serial_number
         .as_deref()
         .is_none_or(|first| first == serial_number);
-    Ok(of_token && of_account && demand_service(&token, tx.now()).is_ok())
+    Ok(of_token && of_account && require_valid(&token, tx.now()).is_ok())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{AcmeError, jws::UnverifiedJws, requests};
 use crate::{
-    enrollment::{TokenRefusal, demand_service},
+    enrollment::{TokenRefusal, require_valid},
     store::{Transaction, enrollment_tokens},
 };
 
@@ -51,7 +51,7 @@ pub(super) async fn spend(tx: &mut Transaction, token_id: Uuid) -> Result<(), Ac
     let token = enrollment_tokens::lock(tx, token_id)
         .await?
         .ok_or(ExternalAccountError::Token(TokenRefusal::Unknown))?;
-    demand_service(&token, tx.now()).map_err(ExternalAccountError::Token)?;
+    require_valid(&token, tx.now()).map_err(ExternalAccountError::Token)?;
     if token.uses >= token.max_uses {
         return Err(ExternalAccountError::Token(TokenRefusal::UsedUp).into());
     }

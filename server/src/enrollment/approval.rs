@@ -178,7 +178,7 @@ async fn decide_once(
     let subject = lock(tx, policy, found.enrollment.machine_id).await?;
     let before = store::enrollments::lock(tx, id).await?.ok_or(ApprovalError::Unknown)?;
     match before.enrollment.status {
-        EnrollmentStatus::Pending => demand_in_time(&before.enrollment, tx.now())?,
+        EnrollmentStatus::Pending => require_in_time(&before.enrollment, tx.now())?,
         _ if decision.is_that_of(&before.enrollment) => return Ok(before.enrollment),
         _ => return Err(decided_before(&before.enrollment)),
     }
@@ -243,7 +243,7 @@ async fn decide_of_key(
     };
     match &own {
         Some(own) if own.status == EnrollmentStatus::Pending => {
-            demand_in_time(own, tx.now())?;
+            require_in_time(own, tx.now())?;
             return decide_waiting(tx, policy, subject, own.id, decision).await;
         }
         Some(own) if own.decided_by.is_some() && decision.is_that_of(own) => return Ok(machine.clone()),
@@ -300,7 +300,7 @@ async fn only_pending(tx: &mut Transaction, machine_id: Uuid) -> Result<Option<U
     let Some(first) = waiting.first() else {
         return Ok(None);
     };
-    demand_in_time(first, now)?;
+    require_in_time(first, now)?;
     let others = waiting.iter().skip(1).any(|other| !expiry::is_overdue(other, now));
     if others {
         return Err(ApprovalError::SeveralPending);
@@ -308,7 +308,7 @@ async fn only_pending(tx: &mut Transaction, machine_id: Uuid) -> Result<Option<U
     Ok(Some(first.id))
 }
 
-fn demand_in_time(enrollment: &Enrollment, now: OffsetDateTime) -> Result<(), ApprovalError> {
+fn require_in_time(enrollment: &Enrollment, now: OffsetDateTime) -> Result<(), ApprovalError> {
     match enrollment.expires_at {
         Some(end) if expiry::is_overdue(enrollment, now) => Err(ApprovalError::Expired(end)),
         _ => Ok(()),
@@ -335,7 +335,7 @@ fn decided_before(enrollment: &Enrollment) -> ApprovalError {
         .collect::<String>();
     let rest = match enrollment.status {
         EnrollmentStatus::Denied => "; a denied key stays denied",
-        EnrollmentStatus::Expired => "; the machine has to ask anew",
+        EnrollmentStatus::Expired => "; the machine must enroll again",
         EnrollmentStatus::Approved | EnrollmentStatus::Pending => "",
     };
     ApprovalError::DecidedBefore(format!(

@@ -88,7 +88,7 @@ async fn admit(
     if machine.status != MachineStatus::Pending {
         return Err(ApprovalError::NotPending);
     }
-    demand_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
+    require_free_serial_number(tx, machine.id, machine.serial_number.as_deref()).await?;
     let now = tx.now();
     store::machines::record::admit(tx, locked, reason, now).await?;
     let before = store::machines::grounds::find(tx, machine.id)
@@ -122,7 +122,7 @@ async fn replace_key(
 ) -> Result<(), ApprovalError> {
     let (id, key, claims, now) = (machine.id, waiting.enrollment.key.thumbprint, &waiting.claims, tx.now());
     let serial_number = machine.serial_number.as_deref();
-    demand_free_serial_number(tx, id, serial_number).await?;
+    require_free_serial_number(tx, id, serial_number).await?;
     // The key on record is another one than this request was to replace, and than the administrator has seen.
     if let Some(other) = store::enrollments::taken_over_since(tx, &waiting.enrollment).await? {
         return Err(ApprovalError::TakenOver(other));
@@ -235,7 +235,7 @@ async fn deny(
     Ok(())
 }
 
-async fn demand_free_serial_number(
+async fn require_free_serial_number(
     tx: &mut Transaction,
     machine_id: Uuid,
     serial_number: Option<&str>,

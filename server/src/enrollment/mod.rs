@@ -27,7 +27,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use self::new_machines::NewMachine;
-pub(crate) use self::token::{TokenRefusal, demand_service};
+pub(crate) use self::token::{TokenRefusal, require_valid};
 use crate::{
     changes::Origin,
     check_in::{self, nonce::NonceError},

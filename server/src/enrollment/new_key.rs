@@ -1,4 +1,4 @@
-//! A key that nobody has seen asks: it becomes a new machine, takes over the record of its serial number, or waits.
+//! Enrollment of an unknown key: it becomes a new machine, replaces the key of its serial number's record, or waits.
 
 use assay_protocol::{
     admin_api::{
@@ -31,21 +31,21 @@ use crate::{
     },
 };
 
-/// What the audit and the event call a new machine.
+/// The audit action and the event kind for a new machine.
 pub(super) const ENROLLED: (Action, EventKind) = (Action::MachineEnroll, EventKind::MachineEnrolled);
 
-/// What speaks for a key that asks.
-struct Backing {
-    /// None where none was brought, and none is demanded.
+/// What supports an enrollment.
+struct EnrollmentBasis {
+    /// `None` if the request has no token, and none is required.
     token: Option<EnrollmentToken>,
     grounds: Grounds,
-    /// What a new machine gets: the token's labels, and of the inventory's those that the token does not set. The token
-    /// was handed out; that this is the machine of the inventory is its own word.
+    /// The labels for a new machine: the token's, and those of the inventory that the token does not set. The token
+    /// takes precedence, because the machine only claims to be the one in the inventory.
     labels: Labels,
 }
 
-impl Backing {
-    /// Whether an administrator has to look at it.
+impl EnrollmentBasis {
+    /// Whether an administrator must decide.
     fn waits(&self) -> bool {
         self.token
             .as_ref()
@@ -56,55 +56,58 @@ impl Backing {
         self.token.as_ref().map(|token| token.id)
     }
 
-    /// Whether the token speaks for the owner of this serial number, and gives its record to a new key.
+    /// Whether the token is bound to this serial number, and allows a new key to take over its record.
     fn allows_to_replace(&self) -> bool {
         self.grounds.token.is_some() && self.token.as_ref().is_some_and(|token| token.allow_reenrollment)
     }
 }
 
-/// Decides by the token, by the inventory, and by what is on record under the claimed serial number.
+/// Decides by the token, by the inventory, and by the record with the claimed serial number.
 pub(super) async fn decide(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
 ) -> Result<Decided, EnrollError> {
-    let backing = backing(tx, services, applicant).await?;
+    let basis = basis(tx, services, applicant).await?;
     let known = match &applicant.claims.machine.serial_number {
         Some(serial_number) => machines::record::find_by_serial_number(tx, serial_number).await?,
         None => None,
     };
-    // From here on the machine does not change until the commit: a revocation, a quarantine or a deletion that came first is
-    // seen, and one that comes now waits.
+    // With the lock, the machine does not change until the commit. An earlier revocation, quarantine or deletion is
+    // visible, and a later one waits.
     let Some((locked, known)) = lock(tx, known).await? else {
-        return new_machine(tx, services, applicant, &backing).await;
+        return new_machine(tx, services, applicant, &basis).await;
     };
-    // A token that names this serial number speaks for its owner, but not against an administrator who has suspended the
-    // machine.
-    let allowed = backing.allows_to_replace();
-    if allowed && known.status == MachineStatus::Active && !backing.waits() {
-        return take_over(tx, services, applicant, &backing, &locked, &known).await;
+    // A token for this serial number does not override an administrator who has suspended the machine.
+    let allowed = basis.allows_to_replace();
+    if allowed && known.status == MachineStatus::Active && !basis.waits() {
+        return take_over(tx, services, applicant, &basis, &locked, &known).await;
     }
     if !allowed && services.policy.reenrollment == Reenrollment::Refuse {
         return Err(EnrollError::Exists {
             serial_number: known.serial_number.unwrap_or_default(),
         });
     }
-    wait_to_take_over(tx, &services.policy, applicant, &backing, &known).await
+    wait_to_take_over(tx, &services.policy, applicant, &basis, &known).await
 }
 
-/// Locks the token first, then the serial number's row in the inventory: a row that is removed in this moment either has
-/// gone already, or goes after this enrollment and takes its ground away.
-async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<Backing, EnrollError> {
+/// Locks the token first, then the serial number's row in the inventory. A concurrent removal of that row either came
+/// first, or waits and then removes the ground of this enrollment.
+async fn basis(
+    tx: &mut Transaction,
+    services: &Services,
+    applicant: &Applicant,
+) -> Result<EnrollmentBasis, EnrollError> {
     let serial_number = applicant.claims.machine.serial_number.as_deref();
     let token = match (applicant.token, services.policy.without_token) {
         (Some(secret), _) => Some(token::spend(tx, secret, serial_number, applicant.now).await?),
         (None, WithoutToken::Refuse) => return Err(TokenRefusal::Missing.into()),
         (None, WithoutToken::Pending) => {
-            demand_room(tx, services, applicant).await?;
+            require_room(tx, services, applicant).await?;
             None
         }
     };
-    // Only what a token let in: otherwise anybody could use up what this serial number is allowed.
+    // Charged only with a valid token. Otherwise a stranger could use up the limit of this serial number.
     if let (Some(_), Some(serial_number)) = (&token, serial_number) {
         services
             .rate_limits
@@ -115,11 +118,11 @@ async fn backing(tx: &mut Transaction, services: &Services, applicant: &Applican
         None => None,
     };
     let (grounds, labels) = grounds_and_labels(token.as_ref(), serial_number, listed);
-    Ok(Backing { token, grounds, labels })
+    Ok(EnrollmentBasis { token, grounds, labels })
 }
 
-/// What stands behind a key, and the labels that its machine gets if it is new: those of its row in the inventory, if that is
-/// there, but where the token has others.
+/// The grounds of a key, and the labels of its machine if that is new. The token's labels take precedence over those of
+/// the inventory.
 pub(super) fn grounds_and_labels(
     token: Option<&EnrollmentToken>,
     serial_number: Option<&str>,
@@ -131,15 +134,15 @@ pub(super) fn grounds_and_labels(
     (grounds, labels)
 }
 
-/// Strangers can make rows that somebody has to look at: so many at once, and no more.
-async fn demand_room(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<(), EnrollError> {
+/// Limits how many machines without a token wait at the same time. Administrators could otherwise not keep up.
+async fn require_room(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<(), EnrollError> {
     applicant.keep_address_charge();
     let limit = services.policy.without_token_limit;
     let is_full = async |tx: &mut Transaction| {
         let waiting = enrollments::count_waiting_without_token(tx, applicant.now).await?;
         Ok::<_, EnrollError>(waiting >= i64::from(limit))
     };
-    // Looked at without waiting first, so that a flood does not queue up for the refusal.
+    // Checked without the lock first, so a flood of calls does not queue for it.
     if is_full(tx).await? {
         return Err(EnrollError::NoRoom { limit });
     }
@@ -150,7 +153,7 @@ async fn demand_room(tx: &mut Transaction, services: &Services, applicant: &Appl
     Ok(())
 }
 
-/// Locks the machine that a serial number was found to belong to, and reads it again.
+/// Locks the machine with this serial number, and reads it again.
 async fn lock(tx: &mut Transaction, found: Option<Identity>) -> Result<Option<(LockedMachine, Identity)>, EnrollError> {
     let Some(found) = found else { return Ok(None) };
     let Some(presence) = machines::presence::lock(tx, found.id).await? else {
@@ -164,26 +167,26 @@ async fn new_machine(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
-    backing: &Backing,
+    basis: &EnrollmentBasis,
 ) -> Result<Decided, EnrollError> {
     let (machine_id, enrollment_id) = (tx.new_id(), tx.new_id());
     let key = applicant.csr.public_key();
-    // A new machine is not attested, so its certificate has no serial number of a device.
-    let signed = match backing.waits() {
+    // A new machine is not attested, so its certificate does not contain its serial number.
+    let signed = match basis.waits() {
         true => None,
         false => Some(certificate::sign(services, machine_id, key, None)?),
     };
-    // A key that waits is admitted by a later call.
-    let continuity = match backing.waits() {
+    // A later call admits a pending key.
+    let continuity = match basis.waits() {
         true => Continuity::OPEN,
         false => Continuity::starting_with(applicant.carried(services, machine_id)),
     };
     let rows = NewRows {
         machine_id,
         enrollment_id,
-        token_id: backing.token_id(),
-        grounds: backing.grounds,
-        labels: &backing.labels,
+        token_id: basis.token_id(),
+        grounds: basis.grounds,
+        labels: &basis.labels,
         key,
         claims: &applicant.claims,
         claims_digest: applicant.claims.digest()?,
@@ -194,7 +197,7 @@ async fn new_machine(
         first_certificate: signed.as_ref().map(Signed::first_of_machine),
     };
     machines::new::insert(tx, &[rows]).await?;
-    let labels = ("labels", json!(backing.labels));
+    let labels = ("labels", json!(basis.labels));
     tx.act_as(applicant.origin(machine_id));
     tx.record(change(applicant, machine_id, ENROLLED, Value::Null, labels)?)
         .await?;
@@ -208,31 +211,31 @@ async fn new_machine(
     tx.record(signed.change(machine_id, applicant.key())).await?;
     Ok(Decided::Active {
         machine_id,
-        assurance: backing.grounds.assurance(),
+        assurance: basis.grounds.assurance(),
         certificate: signed.issued(),
         issued_now: true,
     })
 }
 
-/// The new key replaces the old one under the same record, in one transaction.
+/// Replaces the key of a record.
 async fn take_over(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
-    backing: &Backing,
+    basis: &EnrollmentBasis,
     locked: &LockedMachine,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
     let digest = applicant.claims.digest()?;
     machines::keys::supersede_all(tx, locked, applicant.now).await?;
     certificates::revoke(tx, locked, Revoked::All, RevocationReason::Superseded, applicant.now).await?;
-    let (grounds, assurance) = (backing.grounds, backing.grounds.assurance());
+    let (grounds, assurance) = (basis.grounds, basis.grounds.assurance());
     let (key, claims, now) = (applicant.key(), &applicant.claims, applicant.now);
     machines::record::replace_key(tx, locked, key, claims, grounds, now).await?;
     let continuity = Continuity::starting_with(applicant.carried(services, known.id));
     machines::presence::replace_key(tx, locked, applicant.key(), digest, continuity).await?;
     machines::presence::use_nonce(tx, locked, applicant.nonce).await?;
-    record(tx, &services.policy, applicant, backing, known, false).await?;
+    record(tx, &services.policy, applicant, basis, known, false).await?;
     let what = (Action::MachineReEnroll, EventKind::MachineReEnrolled);
     let before = json!({"key": known.current_key, "assurance": known.assurance});
     let after = ("assurance", json!(assurance));
@@ -245,10 +248,10 @@ async fn wait_to_take_over(
     tx: &mut Transaction,
     policy: &Policy,
     applicant: &Applicant,
-    backing: &Backing,
+    basis: &EnrollmentBasis,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
-    let enrollment_id = record(tx, policy, applicant, backing, known, true).await?;
+    let enrollment_id = record(tx, policy, applicant, basis, known, true).await?;
     let detail = json!({"enrollment_id": enrollment_id, "key": applicant.key(), "previous_key": known.current_key});
     let change = Change::new(Action::EnrollmentRequest, enrollment_id)
         .after(detail.clone())
@@ -262,12 +265,12 @@ async fn wait_to_take_over(
     })
 }
 
-/// Records a key that asks for a machine's record, and whether it waits.
+/// Records a key for a machine on record, and whether it waits.
 async fn record(
     tx: &mut Transaction,
     policy: &Policy,
     applicant: &Applicant,
-    backing: &Backing,
+    basis: &EnrollmentBasis,
     known: &Identity,
     waits: bool,
 ) -> Result<Uuid, EnrollError> {
@@ -285,7 +288,7 @@ async fn record(
         machine_id: known.id,
         key: applicant.key(),
         previous_key: Some(known.current_key),
-        token_id: backing.token_id(),
+        token_id: basis.token_id(),
         claims: &applicant.claims,
         now: applicant.now,
         expires_at: applicant.now.saturating_add(policy.pending_ttl),
@@ -294,7 +297,7 @@ async fn record(
     Ok(id)
 }
 
-/// What the audit and an event say of a key that got in.
+/// The audit entry and the event of an admitted key.
 pub(super) fn change(
     applicant: &Applicant,
     machine_id: Uuid,

@@ -1,5 +1,5 @@
-//! New machines that a token lets in, many in one transaction. What is not ordinary about a key that asks is left to a
-//! transaction of its own ([`super::decide`]), which alone knows what to do then; this one only has to recognize it.
+//! New machines with a token, many in one transaction. This admits only simple enrollments. All others are left to
+//! [`super::decide`], in transactions of their own.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -59,7 +59,7 @@ pub(super) struct NewMachine {
     issued: Stamp,
 }
 
-/// A new machine that is let in, with what its token and the inventory add.
+/// An admitted machine, with what its token and the inventory add.
 struct Admitted<'a> {
     new_machine: &'a NewMachine,
     token_id: Uuid,
@@ -69,8 +69,8 @@ struct Admitted<'a> {
 }
 
 impl NewMachine {
-    /// Prepares a key that brings a token, and neither a certificate nor a continuity value: one that does may be known. `None`
-    /// for any other.
+    /// Prepares a request with a token, but without a client certificate and a continuity value. `None` for any other
+    /// request, because its key may be on record.
     pub(super) fn prepare(services: &Services, applicant: &Arc<Applicant>) -> Option<Self> {
         let secret = applicant
             .token
@@ -114,12 +114,11 @@ impl NewMachine {
     }
 }
 
-/// Lets in who is ordinary, and answers by the place in the slice with what was decided; `None` for the others,
-/// of whom nothing is written.
+/// Admits the simple requests, and returns the decisions in the order of the requests. `None` for the others, of which
+/// nothing is written.
 ///
-/// Locks tokens first, then the serial numbers' rows in the inventory. What is found on record is not locked: another
-/// transaction that makes the same key or serial number a machine's in this moment violates an index, or this one does and is
-/// undone.
+/// Locks the tokens first, then the serial numbers' rows in the inventory. Rows of machines are not locked. If a
+/// concurrent transaction inserts the same key or serial number, one of the two violates an index and is rolled back.
 pub(super) async fn admit(
     connection: &mut Connection,
     rate_limits: &RateLimits,
@@ -153,8 +152,8 @@ pub(super) async fn admit(
         .collect())
 }
 
-/// Chooses those of whom nothing special has to be known, in the order in which they came, and counts the uses of their
-/// tokens. Of two with one key or one serial number the second is not ordinary.
+/// Chooses the simple requests in the order of their arrival, and counts the uses of their tokens. Of two with the same
+/// key or serial number, only the first is simple.
 fn choose<'a>(
     rate_limits: &RateLimits,
     asking: &'a [NewMachine],
@@ -178,8 +177,8 @@ fn choose<'a>(
             rate_limits.charge_serial_number(network, serial_number).ok()?;
             serial_numbers.insert(serial_number);
         }
-        // After the token, so that a stranger with a made-up one does not have the CA sign. If signing fails, a transaction
-        // of its own tells whether the key needs a certificate.
+        // Signed only after the token was found valid, so a stranger cannot make the CA sign. If signing fails, a
+        // transaction of its own decides whether the key needs a certificate.
         let signed = new_machine.sign().ok()?;
         keys.insert(new_machine.key());
         let (grounds, labels) = new_key::grounds_and_labels(Some(token), serial_number, found.listed);

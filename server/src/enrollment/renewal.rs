@@ -1,5 +1,5 @@
-//! Renewal: the machine's key authenticates itself and gets a new certificate, for itself or for the next key. The proof is
-//! the key and not the old certificate, so an expired certificate can be renewed for a while.
+//! Renewal: the machine's key authenticates itself and gets a new certificate, for itself or for the next key. The
+//! proof is the key and not the old certificate, so an expired certificate can be renewed for a while.
 
 use assay_protocol::{
     KeyThumbprint, PublicKey, UnverifiedCsr,
@@ -47,7 +47,7 @@ pub(crate) enum RenewError {
     #[error(transparent)]
     Rotation(#[from] RotationRefusal),
     #[error(
-        "the certificate expired at {expired_at}, longer ago than the renewal grace; the machine has to enroll again"
+        "the certificate expired at {expired_at}, longer ago than the renewal grace; the machine must enroll again"
     )]
     Expired { expired_at: OffsetDateTime },
     #[error(transparent)]
@@ -56,7 +56,7 @@ pub(crate) enum RenewError {
     Store(StoreError),
 }
 
-/// Of two machines that ask for one key in the same moment, the index lets one have it.
+/// If two machines request the same key at the same time, a unique index rejects one of them.
 impl From<StoreError> for RenewError {
     fn from(error: StoreError) -> Self {
         if error.violates(machines::keys::PRIMARY_KEY) {
@@ -75,20 +75,20 @@ impl AsStoreError for RenewError {
     }
 }
 
-/// What came of a renewal.
+/// The result of a renewal.
 pub(crate) enum Outcome {
     Issued(Renewed),
     /// The next key waits for an administrator.
     Pending(RotationPending),
 }
 
-/// The answer, and the nonce that was used up with it.
+/// The result, and the nonce that was used.
 pub(crate) struct Answer {
     pub(crate) outcome: Outcome,
     pub(crate) nonce_used: OffsetDateTime,
 }
 
-/// What the machine asks for.
+/// The parts of a renewal's request.
 struct Requested<'a> {
     public_key: &'a PublicKey,
     token: Option<SecretHash>,
@@ -131,7 +131,7 @@ pub(crate) async fn renew(
     })
 }
 
-/// Locks the token first, then the machine, as enrollment does.
+/// Locks the token first, then the machine, in the same order as an enrollment.
 async fn decide(
     tx: &mut Transaction,
     services: &Services,
@@ -164,7 +164,7 @@ async fn decide(
     {
         return Err(CheckInError::from(presented.not_in_force()).into());
     }
-    demand_within_grace(tx, &services.policy, verified.machine_id, attempt.key).await?;
+    require_within_grace(tx, &services.policy, verified.machine_id, attempt.key).await?;
     machines::presence::use_nonce(tx, &admitted.presence.machine, verified.nonce).await?;
     let asking = Asking {
         admitted: &admitted,
@@ -222,7 +222,7 @@ async fn certify(
     }
 }
 
-async fn demand_within_grace(
+async fn require_within_grace(
     tx: &mut Transaction,
     policy: &Policy,
     machine_id: Uuid,

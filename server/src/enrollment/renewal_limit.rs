@@ -1,5 +1,5 @@
-//! How often one machine may renew. Each renewal leaves a certificate and audit entries, which are never deleted, and each
-//! rotation puts a certificate on the revocation list. Without a limit, one machine could fill both.
+//! How often one machine may renew. Each renewal leaves a certificate and audit entries, which are never deleted, and
+//! each rotation puts a certificate on the revocation list. Without a limit, one machine could fill both.
 //!
 //! The rows are counted and not the calls, so the limit holds on all replicas, and a repeated call costs nothing.
 
@@ -21,7 +21,7 @@ const WINDOW: Duration = Duration::DAY;
 /// One renewal in so many may be a rotation.
 const RENEWALS_PER_ROTATION: u32 = 6;
 
-/// Requires that a machine may get another certificate today.
+/// Checks that a machine may get another certificate today.
 pub(super) async fn require_renewal(
     tx: &mut Transaction,
     limit: Option<NonZeroU32>,
@@ -33,7 +33,7 @@ pub(super) async fn require_renewal(
     require(recent, limit.get(), now)
 }
 
-/// Requires that a machine may ask for another next key today.
+/// Checks that a machine may request another next key today.
 pub(super) async fn require_rotation(
     tx: &mut Transaction,
     limit: Option<NonZeroU32>,

@@ -1,5 +1,5 @@
-//! Which next key a machine's current key may admit. A key in software admits it alone. A key in the Secure Enclave does not:
-//! one signature, made by root in a moment, would otherwise move the identity to another computer for good.
+//! Which next key a machine's current key may admit. A key in software admits it alone. A key in the Secure Enclave
+//! does not: one signature, made by root in a moment, would otherwise move the identity to another computer for good.
 
 use assay_protocol::{
     PublicKey,
@@ -32,12 +32,12 @@ use crate::{
     },
 };
 
-/// A machine's key that asks for a next one, or for a ground of its own.
+/// A machine's key that requests a next key, or a ground of its own.
 pub(super) struct Asking<'a> {
     pub(super) admitted: &'a Admitted,
-    /// What the machine claims now.
+    /// The machine's present claims.
     pub(super) claims: &'a Claims,
-    /// The token that came along, locked.
+    /// The token of the request, locked.
     pub(super) token: Presented,
 }
 
@@ -55,7 +55,7 @@ pub(super) enum Begun {
 }
 
 impl Asking<'_> {
-    /// The token, if it speaks for a key of this machine.
+    /// The token, if it is bound to this machine's serial number.
     fn bound_token(&self, now: OffsetDateTime) -> Result<Option<&EnrollmentToken>, TokenRefusal> {
         match &self.token {
             Presented::None => Ok(None),
@@ -67,7 +67,7 @@ impl Asking<'_> {
         }
     }
 
-    /// The token, if it may also replace a key of this machine.
+    /// The token, if it also allows a new key for this machine.
     fn replacing_token(&self, now: OffsetDateTime) -> Result<Option<&EnrollmentToken>, TokenRefusal> {
         let token = self.bound_token(now)?;
         match token {
@@ -81,7 +81,7 @@ impl Asking<'_> {
     }
 }
 
-/// Admits the next key, or has it wait. A repeated call changes nothing and gets what was decided.
+/// Admits the next key, or makes it wait. A repeated call changes nothing, and returns the earlier decision.
 pub(super) async fn begin(
     tx: &mut Transaction,
     policy: &Policy,
@@ -102,7 +102,7 @@ pub(super) async fn begin(
     }
 }
 
-/// Gives the ground of a bound token to the key that signed. A token that this key was given before is not used again.
+/// Adds a bound token to the grounds of the signing key. A token that the key already has is not used again.
 pub(super) async fn give_token_to_signer(tx: &mut Transaction, asking: &Asking<'_>) -> Result<(), RenewError> {
     let Admitted {
         presence,
@@ -194,7 +194,7 @@ async fn wait(
     Ok(Begun::Waits { enrollment_id, since })
 }
 
-/// A key that waits may be given a token later.
+/// Admits a pending key whose machine sends a token later.
 async fn still_waiting(tx: &mut Transaction, asking: &Asking<'_>, next: &PublicKey) -> Result<Begun, RenewError> {
     let key = next.thumbprint();
     let decision = enrollments::find_decision(tx, key).await?;

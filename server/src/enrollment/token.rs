@@ -1,4 +1,4 @@
-//! Whether an enrollment token lets a machine in.
+//! Whether an enrollment token admits a machine.
 
 use assay_protocol::admin_api::enrollment_tokens::EnrollmentToken;
 use time::OffsetDateTime;
@@ -10,13 +10,13 @@ use crate::{
     store::{Transaction, enrollment_tokens},
 };
 
-/// Why a token does not serve.
+/// Why a token is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenRefusal {
-    #[error("this server enrolls nobody without an enrollment token")]
+    #[error("this server requires an enrollment token")]
     Missing,
     #[error(
-        "the certificate expired longer ago than the renewal grace, so that it takes an enrollment token to come back"
+        "the certificate expired longer ago than the renewal grace, so the machine needs an enrollment token to return"
     )]
     MissingForReturn,
     #[error("the enrollment token is unknown")]
@@ -29,15 +29,15 @@ pub(crate) enum TokenRefusal {
     UsedUp,
     #[error("the enrollment token is for another serial number")]
     OtherSerialNumber,
-    #[error("the enrollment token is not bound to this machine's serial number, and so does not speak for a key of it")]
+    #[error("the enrollment token is not bound to this machine's serial number, so it cannot confirm a key of it")]
     NotBound,
-    #[error("the enrollment token does not allow re-enrollment, which replacing a key takes")]
+    #[error("the enrollment token does not allow re-enrollment, which replacing a key requires")]
     NoReenrollment,
-    #[error("the enrollment token demands an administrator's approval, which the current key gets by its thumbprint")]
+    #[error("the enrollment token requires an administrator's approval, which the current key gets by its thumbprint")]
     Manual,
 }
 
-/// Locks a token and uses it once. Returns it as it was before this use.
+/// Locks a token and uses it once. Returns the token before this use.
 pub(super) async fn spend(
     tx: &mut Transaction,
     secret: SecretHash,
@@ -52,8 +52,8 @@ pub(super) async fn spend(
     Ok(token)
 }
 
-/// Demands that a token has not ended.
-pub(crate) fn demand_service(token: &EnrollmentToken, now: OffsetDateTime) -> Result<(), TokenRefusal> {
+/// Checks that a token is neither revoked nor expired.
+pub(crate) fn require_valid(token: &EnrollmentToken, now: OffsetDateTime) -> Result<(), TokenRefusal> {
     if token.revoked_at.is_some() {
         return Err(TokenRefusal::Revoked);
     }
@@ -63,13 +63,13 @@ pub(crate) fn demand_service(token: &EnrollmentToken, now: OffsetDateTime) -> Re
     Ok(())
 }
 
-/// Demands that a token lets this serial number in now.
+/// Checks that a token admits this serial number now.
 pub(super) fn check(
     token: &EnrollmentToken,
     serial_number: Option<&str>,
     now: OffsetDateTime,
 ) -> Result<(), TokenRefusal> {
-    demand_service(token, now)?;
+    require_valid(token, now)?;
     if token.serial_numbers.is_some() && !names(token, serial_number) {
         return Err(TokenRefusal::OtherSerialNumber);
     }
@@ -79,7 +79,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Demands that a token speaks for a key of the machine with this serial number.
+/// Checks that a token confirms a key of the machine with this serial number.
 pub(super) fn check_bound(
     token: &EnrollmentToken,
     serial_number: Option<&str>,
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_serves_until_its_last_use_and_its_last_second() {
+    fn a_token_is_valid_until_its_last_use_and_its_last_second() {
         assert_eq!(check(&token(), None, NOW), Ok(()));
         assert_eq!(
             check(&EnrollmentToken { uses: 2, ..token() }, None, NOW),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_token_serves_its_serial_numbers_alone() {
+    fn a_bound_token_admits_only_its_serial_numbers() {
         let bound = EnrollmentToken {
             serial_numbers: Some(vec!["C02ONE".into(), "C02TWO".into()]),
             ..token()

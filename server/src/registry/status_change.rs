@@ -69,7 +69,7 @@ pub(crate) async fn decide(
     tx!(services.store, ChangeMachineStatus, origin => decide_once(policy, id, change, reason.as_str())).await
 }
 
-/// Revokes a machine, its keys and its certificates. Denies its first enrollment and its rotations, if they wait.
+/// Revokes a machine, its keys and its certificates. Denies its first enrollment and its rotations, if they are pending.
 pub(crate) async fn revoke_everything(
     tx: &mut Transaction,
     machine: &LockedMachine,

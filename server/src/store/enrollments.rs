@@ -341,7 +341,7 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewKeyRequest<'_>)
     Ok(())
 }
 
-/// Denies what a machine's own keys wait for: its first enrollment, and rotations.
+/// Denies the pending requests of a machine's own keys: its first enrollment, and its rotations.
 pub(crate) async fn deny_of_own_keys(
     tx: &mut Transaction,
     machine: &LockedMachine,
