@@ -17,7 +17,10 @@ use prometheus_client::{
 };
 use tracing::warn;
 
-use super::transactions::TransactionMetrics;
+use super::{
+    batchers::{self, BatcherMetrics},
+    transactions::TransactionMetrics,
+};
 
 /// The value of the `endpoint` label when no route matched.
 pub const UNMATCHED: &str = "unmatched";
@@ -27,20 +30,20 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     request_seconds: Family<EndpointLabels, Histogram, fn() -> Histogram>,
-    problems: Family<ProblemLabels, Counter>,
-    continuity: Family<ResultLabels, Counter>,
-    enrollments: Family<ResultLabels, Counter>,
-    certificates: Family<PurposeLabels, Counter>,
-    handshakes: Family<ResultLabels, Counter>,
+    problems: Family<Labels<1>, Counter>,
+    continuity: Family<Labels<1>, Counter>,
+    enrollments: Family<Labels<1>, Counter>,
+    certificates: Family<Labels<1>, Counter>,
+    handshakes: Family<Labels<1>, Counter>,
     /// Open connections.
     pub connections: Gauge,
     /// The group committer of check-ins.
     pub committer: BatcherMetrics,
     /// The group committer of enrollments.
     pub enrollment_committer: BatcherMetrics,
-    /// What reads keys that are not in memory.
+    /// The reader of keys that are not in memory.
     pub key_reader: BatcherMetrics,
-    /// What reads machines whose evaluation is not in memory.
+    /// The reader of machines whose evaluation is not in memory.
     pub machine_reader: BatcherMetrics,
     /// The database pool.
     pub pool: PoolMetrics,
@@ -56,9 +59,9 @@ pub struct Metrics {
 
 /// Metrics of periodic work, by its name.
 pub struct BackgroundMetrics {
-    runs: Family<WorkResultLabels, Counter>,
-    seconds: Family<WorkLabels, Histogram, fn() -> Histogram>,
-    succeeded: Family<WorkLabels, Gauge>,
+    runs: Family<Labels<2>, Counter>,
+    seconds: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    succeeded: Family<Labels<1>, Gauge>,
 }
 
 /// Metrics of revocation lists and OCSP, and the end of the issuing CA.
@@ -66,55 +69,8 @@ pub struct RevocationMetrics {
     lists_signed: Counter,
     lists_end: Gauge,
     issuing_ca_end: Gauge,
-    ocsp: Family<StatusLabels, Counter>,
+    ocsp: Family<Labels<1>, Counter>,
 }
-
-/// Metrics of what does the calls of many in one batch.
-#[derive(Debug, Clone)]
-pub struct BatcherMetrics {
-    batch_size: Histogram,
-    batch_seconds: Histogram,
-    batches: Family<ResultLabels, Counter>,
-    calls: Family<ResultLabels, Counter>,
-    queue_depth: Gauge,
-    words: &'static BatcherWords,
-}
-
-/// What a batcher's metrics call things.
-#[derive(Debug)]
-struct BatcherWords {
-    name: &'static str,
-    /// A batch, and one that succeeded.
-    batch: [&'static str; 2],
-    calls: &'static str,
-    /// A call that the batch answered, and one that it refused.
-    results: [&'static str; 2],
-}
-
-const COMMITTER: BatcherWords = BatcherWords {
-    name: "committer",
-    batch: ["commit", "committed"],
-    calls: "check_ins",
-    results: ["recorded", "news"],
-};
-const ENROLLMENT_COMMITTER: BatcherWords = BatcherWords {
-    name: "enrollment_committer",
-    batch: ["commit", "committed"],
-    calls: "enrollments",
-    results: ["recorded", "special"],
-};
-const KEY_READER: BatcherWords = BatcherWords {
-    name: "key_reader",
-    batch: ["read", "read"],
-    calls: "keys",
-    results: ["found", "missing"],
-};
-const MACHINE_READER: BatcherWords = BatcherWords {
-    name: "machine_reader",
-    batch: ["read", "read"],
-    calls: "machines",
-    results: ["found", "missing"],
-};
 
 /// Metrics of the database pool.
 pub struct PoolMetrics {
@@ -132,7 +88,7 @@ pub struct EventMetrics {
     pub streams: Gauge,
     waiting: Gauge,
     pending: Gauge,
-    deliveries: Family<ResultLabels, Counter>,
+    deliveries: Family<Labels<1>, Counter>,
 }
 
 const BROKEN: &str = "broken";
@@ -149,6 +105,9 @@ pub enum Handshake {
     TimedOut,
 }
 
+/// Names and values of labels.
+pub(super) type Labels<const N: usize> = [(&'static str, &'static str); N];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     endpoint: String,
@@ -162,55 +121,24 @@ struct EndpointLabels {
     method: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProblemLabels {
-    slug: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabels {
-    result: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StatusLabels {
-    status: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WorkLabels {
-    work: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WorkResultLabels {
-    work: &'static str,
-    result: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PurposeLabels {
-    purpose: &'static str,
-}
-
 impl Metrics {
     /// Registers all metrics, with the value zero.
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("assay");
         let to = &mut registry;
-        let problems: Family<ProblemLabels, Counter> = counted(to, "problems", "Error responses, by problem");
+        let problems: Family<Labels<1>, Counter> = counted(to, "problems", "Error responses, by problem");
         // An alert on a rate needs the series before the first problem.
         for kind in ProblemKind::ALL {
-            drop(problems.get_or_create(&ProblemLabels { slug: kind.slug() }));
+            drop(problems.get_or_create(&[("slug", kind.slug())]));
         }
-        let continuity: Family<ResultLabels, Counter> = counted(
+        let continuity: Family<Labels<1>, Counter> = counted(
             to,
             "continuity_breaks",
             "Check-ins that do not continue from the last answer, by result",
         );
         for result in [BROKEN, DATABASE_BEHIND] {
-            drop(continuity.get_or_create(&ResultLabels { result }));
+            drop(continuity.get_or_create(&[("result", result)]));
         }
         Self {
             requests: counted(to, "http_requests", "Requests"),
@@ -226,10 +154,10 @@ impl Metrics {
             certificates: counted(to, "certificates_issued", "Certificates issued"),
             handshakes: counted(to, "tls_handshakes", "TLS handshakes, by result"),
             connections: counted(to, "connections", "Open connections"),
-            committer: BatcherMetrics::register(to, &COMMITTER),
-            enrollment_committer: BatcherMetrics::register(to, &ENROLLMENT_COMMITTER),
-            key_reader: BatcherMetrics::register(to, &KEY_READER),
-            machine_reader: BatcherMetrics::register(to, &MACHINE_READER),
+            committer: BatcherMetrics::register(to, &batchers::COMMITTER),
+            enrollment_committer: BatcherMetrics::register(to, &batchers::ENROLLMENT_COMMITTER),
+            key_reader: BatcherMetrics::register(to, &batchers::KEY_READER),
+            machine_reader: BatcherMetrics::register(to, &batchers::MACHINE_READER),
             pool: PoolMetrics::register(to),
             transactions: TransactionMetrics::register(to),
             events: EventMetrics::register(to),
@@ -259,28 +187,27 @@ impl Metrics {
 
     /// Counts an error response.
     pub fn problem_answered(&self, kind: ProblemKind) {
-        self.problems.get_or_create(&ProblemLabels { slug: kind.slug() }).inc();
+        self.problems.get_or_create(&[("slug", kind.slug())]).inc();
     }
 
     /// Counts a check-in whose key has two holders, or whose state was restored.
     pub fn continuity_broken(&self) {
-        self.continuity.get_or_create(&ResultLabels { result: BROKEN }).inc();
+        self.continuity.get_or_create(&[("result", BROKEN)]).inc();
     }
 
     /// Counts a check-in with a later answer than the database has: the database was restored.
     pub fn database_behind(&self) {
-        let result = DATABASE_BEHIND;
-        self.continuity.get_or_create(&ResultLabels { result }).inc();
+        self.continuity.get_or_create(&[("result", DATABASE_BEHIND)]).inc();
     }
 
     /// Counts an enrollment call by `result`, such as `issued`, `repeated` or `pending`.
     pub fn enrollment_ended(&self, result: &'static str) {
-        self.enrollments.get_or_create(&ResultLabels { result }).inc();
+        self.enrollments.get_or_create(&[("result", result)]).inc();
     }
 
     /// Counts a certificate issued for `purpose`, such as `enroll` or `renew`.
     pub fn certificate_issued(&self, purpose: &'static str) {
-        self.certificates.get_or_create(&PurposeLabels { purpose }).inc();
+        self.certificates.get_or_create(&[("purpose", purpose)]).inc();
     }
 
     /// Counts a TLS handshake.
@@ -290,7 +217,7 @@ impl Metrics {
             Handshake::Failed => "failed",
             Handshake::TimedOut => "timed_out",
         };
-        self.handshakes.get_or_create(&ResultLabels { result }).inc();
+        self.handshakes.get_or_create(&[("result", result)]).inc();
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -330,7 +257,7 @@ impl RevocationMetrics {
     /// Counts the status of a certificate (`good`, `revoked` or `unknown`), or a refused request (`malformed` or
     /// `try_later`).
     pub fn ocsp_answered(&self, status: &'static str) {
-        self.ocsp.get_or_create(&StatusLabels { status }).inc();
+        self.ocsp.get_or_create(&[("status", status)]).inc();
     }
 
     fn register(registry: &mut Registry) -> Self {
@@ -355,64 +282,16 @@ impl RevocationMetrics {
     }
 }
 
-impl BatcherMetrics {
-    /// Sets how many calls wait for the next batch.
-    pub fn queued(&self, waiting: usize) {
-        self.queue_depth.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-    }
-
-    /// Records a batch of `size` calls, the time `elapsed`, and whether it succeeded.
-    pub fn done(&self, size: usize, elapsed: Duration, succeeded: bool) {
-        self.batch_size
-            .observe(f64::from(u32::try_from(size).unwrap_or(u32::MAX)));
-        self.batch_seconds.observe(elapsed.as_secs_f64());
-        let result = if succeeded { self.words.batch[1] } else { "failed" };
-        self.batches.get_or_create(&ResultLabels { result }).inc();
-    }
-
-    /// Counts a call that the batch answered or refused.
-    pub fn answered(&self, accepted: bool) {
-        let [yes, no] = self.words.results;
-        let result = if accepted { yes } else { no };
-        self.calls.get_or_create(&ResultLabels { result }).inc();
-    }
-
-    /// Counts a call that failed with its batch.
-    pub fn failed(&self) {
-        self.calls.get_or_create(&ResultLabels { result: "failed" }).inc();
-    }
-
-    fn register(to: &mut Registry, words: &'static BatcherWords) -> Self {
-        let [batch, _] = words.batch;
-        let named = |metric: &str| format!("{}_{metric}", words.name);
-        let batch_size = Histogram::new(exponential_buckets(1.0, 2.0, 10));
-        to.register(named("batch_size"), format!("Calls in one {batch}"), batch_size.clone());
-        Self {
-            batch_size,
-            batch_seconds: timed(
-                to,
-                &named(&format!("{batch}_duration")),
-                "Duration of a batch, including its commit",
-                seconds(),
-            ),
-            batches: counted(to, &named(&format!("{batch}s")), "Batches, by result"),
-            calls: counted(to, &named(words.calls), "Calls, by result"),
-            queue_depth: counted(to, &named("queue_depth"), "Calls that wait for the next batch"),
-            words,
-        }
-    }
-}
-
 impl BackgroundMetrics {
     /// Records a run of `work`, the time `elapsed`, and when it succeeded, in seconds since 1970. `None` if it failed.
     pub fn finished(&self, work: &'static str, elapsed: Duration, succeeded_at: Option<i64>) {
         let result = if succeeded_at.is_some() { "succeeded" } else { "failed" };
-        self.runs.get_or_create(&WorkResultLabels { work, result }).inc();
+        self.runs.get_or_create(&[("work", work), ("result", result)]).inc();
         self.seconds
-            .get_or_create(&WorkLabels { work })
+            .get_or_create(&[("work", work)])
             .observe(elapsed.as_secs_f64());
         if let Some(at) = succeeded_at {
-            self.succeeded.get_or_create(&WorkLabels { work }).set(at);
+            self.succeeded.get_or_create(&[("work", work)]).set(at);
         }
     }
 
@@ -479,7 +358,7 @@ impl EventMetrics {
 
     /// Counts an attempt to deliver by `result`: `delivered`, `retried` or `failed`.
     pub fn delivery_attempted(&self, result: &'static str) {
-        self.deliveries.get_or_create(&ResultLabels { result }).inc();
+        self.deliveries.get_or_create(&[("result", result)]).inc();
     }
 
     fn register(to: &mut Registry) -> Self {
@@ -504,12 +383,12 @@ pub(super) fn timed<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str
 }
 
 /// Buckets from 100 µs, which is less than any statement takes, to 13 s, which is more than any timeout.
-fn seconds() -> Histogram {
+pub(super) fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.0001, 2.0, 18))
 }
 
-/// From 1 ms to 16 s, in few series: each kind of work has its own.
-fn few_seconds() -> Histogram {
+/// From 1 ms to 16 s. Coarse, because each name has a histogram of its own.
+pub(super) fn few_seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 4.0, 8))
 }
 

@@ -1,7 +1,9 @@
 //! Telemetry: metrics for Prometheus, and structured logs on standard output. Neither contains a secret.
 
+mod batchers;
 pub mod logging;
 pub mod metrics;
 pub mod transactions;
 
-pub use metrics::{BatcherMetrics, Metrics};
+pub use batchers::BatcherMetrics;
+pub use metrics::Metrics;

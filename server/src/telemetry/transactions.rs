@@ -3,16 +3,11 @@
 use std::time::Duration;
 
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{
-        counter::Counter,
-        family::Family,
-        histogram::{Histogram, exponential_buckets},
-    },
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
 };
 
-use super::metrics::{counted, timed};
+use super::metrics::{Labels, counted, few_seconds, timed};
 
 assay_protocol::words! {
     /// The transactions that the server runs, as metrics and logs name them.
@@ -75,9 +70,9 @@ assay_protocol::words! {
 
 /// Metrics of transactions.
 pub struct TransactionMetrics {
-    ended: Family<EndLabels, Counter>,
-    seconds: Family<NameLabels, Histogram, fn() -> Histogram>,
-    retries: Family<NameLabels, Counter>,
+    ended: Family<Labels<2>, Counter>,
+    seconds: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    retries: Family<Labels<1>, Counter>,
 }
 
 /// How a transaction ended.
@@ -91,36 +86,23 @@ pub(crate) enum TransactionEnd {
     Failed,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EndLabels {
-    transaction: &'static str,
-    result: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NameLabels {
-    transaction: &'static str,
-}
-
 impl TransactionMetrics {
     /// A transaction collided with another one and is tried again.
     pub(crate) fn collided(&self, name: Name) {
-        self.retries.get_or_create(&NameLabels::of(name)).inc();
+        self.retries.get_or_create(&named(name)).inc();
     }
 
     /// A transaction ended, `elapsed` after its first try began.
     pub(crate) fn ended(&self, name: Name, end: TransactionEnd, elapsed: Duration) {
-        self.ended.get_or_create(&EndLabels::of(name, end)).inc();
-        self.seconds
-            .get_or_create(&NameLabels::of(name))
-            .observe(elapsed.as_secs_f64());
+        self.ended.get_or_create(&ended(name, end)).inc();
+        self.seconds.get_or_create(&named(name)).observe(elapsed.as_secs_f64());
     }
 
     pub(super) fn register(to: &mut Registry) -> Self {
-        let ended: Family<EndLabels, Counter> = counted(to, "transactions", "Transactions, by how they ended");
+        let ended: Family<Labels<2>, Counter> = counted(to, "transactions", "Transactions, by how they ended");
         // An alert on a rate needs the series to be there before the first failure.
         for name in Name::ALL {
-            drop(ended.get_or_create(&EndLabels::of(name, TransactionEnd::Failed)));
+            drop(ended.get_or_create(&self::ended(name, TransactionEnd::Failed)));
         }
         Self {
             ended,
@@ -128,37 +110,31 @@ impl TransactionMetrics {
                 to,
                 "transaction_duration",
                 "From the first try to the last commit or rollback",
-                Family::new_with_constructor(seconds),
+                Family::new_with_constructor(few_seconds),
             ),
             retries: counted(to, "transaction_retries", "Tries that collided and were repeated"),
         }
     }
 }
 
-impl EndLabels {
-    fn of(name: Name, end: TransactionEnd) -> Self {
-        Self {
-            transaction: name.as_str(),
-            result: match end {
-                TransactionEnd::Committed => "committed",
-                TransactionEnd::Refused => "refused",
-                TransactionEnd::Failed => "failed",
-            },
+impl TransactionEnd {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
         }
     }
 }
 
-impl NameLabels {
-    fn of(name: Name) -> Self {
-        Self {
-            transaction: name.as_str(),
-        }
-    }
+/// The label with the name.
+fn named(name: Name) -> Labels<1> {
+    [("transaction", name.as_str())]
 }
 
-/// From 1 ms to 16 s. Coarse, because each name has a histogram of its own.
-fn seconds() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 4.0, 8))
+/// The labels with the name and the end.
+fn ended(name: Name, end: TransactionEnd) -> Labels<2> {
+    [("transaction", name.as_str()), ("result", end.as_str())]
 }
 
 #[cfg(test)]
