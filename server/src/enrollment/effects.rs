@@ -2,7 +2,6 @@
 
 use assay_protocol::{
     admin_api::{
-        certificates::RevocationReason,
         enrollments::{EnrollmentKind, EnrollmentStatus},
         machines::Machine,
     },
@@ -16,13 +15,13 @@ use crate::{
     changes::EventKind,
     machines::{assurance::Grounds, continuity::Continuity, labels::Labels},
     registry::{
+        key_replacement::{self, Replacement},
         key_rotation::{self, NextKey},
         record, status_change,
     },
     services::Policy,
     store::{
         self, StoreError, Transaction,
-        certificates::Revoked,
         enrollments::{ClaimedEnrollment, NewKeyRequest},
         machines::{keys::GroundOfNext, presence::LockedMachine},
     },
@@ -133,13 +132,16 @@ async fn replace_key(
     };
     let listed = listed.is_some();
     let grounds = Grounds::of(token.as_ref(), serial_number, listed).approved(waiting.enrollment.id, listed);
-    let created_at = store::machines::keys::created_at(tx, key).await?.unwrap_or(now);
-    let digest = claims.digest().map_err(ApprovalError::Claims)?;
-    store::machines::presence::replace_key(tx, locked, key, digest, Continuity::OPEN).await?;
-    store::machines::keys::supersede_all(tx, locked, now).await?;
+    let replacement = Replacement {
+        key,
+        created_at: store::machines::keys::created_at(tx, key).await?.unwrap_or(now),
+        claims,
+        claims_digest: claims.digest().map_err(ApprovalError::Claims)?,
+        grounds,
+        continuity: Continuity::OPEN,
+    };
+    key_replacement::replace(tx, locked, &replacement).await?;
     store::machines::keys::make_current(tx, key).await?;
-    store::certificates::revoke(tx, locked, Revoked::All, RevocationReason::Superseded, now).await?;
-    store::machines::record::replace_key(tx, locked, key, claims, grounds, created_at).await?;
     store::machines::record::set_status(tx, locked, MachineStatus::Active, reason).await?;
     let detail = json!({
         "enrollment_id": waiting.enrollment.id,

@@ -2,7 +2,6 @@
 
 use assay_protocol::{
     admin_api::{
-        certificates::RevocationReason,
         enrollment_tokens::{Approval, EnrollmentToken},
         enrollments::{EnrollmentKind, EnrollmentStatus},
     },
@@ -20,10 +19,10 @@ use crate::{
     changes::{Action, Change, EventKind},
     config::{Reenrollment, WithoutToken},
     machines::{assurance::Grounds, continuity::Continuity, labels::Labels},
+    registry::key_replacement::{self, Replacement},
     services::{Policy, Services},
     store::{
         self, StoreError, Transaction,
-        certificates::{self, Revoked},
         duties::{self, Duty},
         enrollments::{self, NewKeyRequest},
         inventory,
@@ -226,14 +225,16 @@ async fn take_over(
     locked: &LockedMachine,
     known: &Identity,
 ) -> Result<Decided, EnrollError> {
-    let digest = applicant.claims.digest()?;
-    machines::keys::supersede_all(tx, locked, applicant.now).await?;
-    certificates::revoke(tx, locked, Revoked::All, RevocationReason::Superseded, applicant.now).await?;
-    let (grounds, assurance) = (basis.grounds, basis.grounds.assurance());
-    let (key, claims, now) = (applicant.key(), &applicant.claims, applicant.now);
-    machines::record::replace_key(tx, locked, key, claims, grounds, now).await?;
-    let continuity = Continuity::starting_with(applicant.carried(services, known.id));
-    machines::presence::replace_key(tx, locked, applicant.key(), digest, continuity).await?;
+    let replacement = Replacement {
+        key: applicant.key(),
+        created_at: applicant.now,
+        claims: &applicant.claims,
+        claims_digest: applicant.claims.digest()?,
+        grounds: basis.grounds,
+        continuity: Continuity::starting_with(applicant.carried(services, known.id)),
+    };
+    key_replacement::replace(tx, locked, &replacement).await?;
+    let assurance = basis.grounds.assurance();
     machines::presence::use_nonce(tx, locked, applicant.nonce).await?;
     record(tx, &services.policy, applicant, basis, known, false).await?;
     let what = (Action::MachineReEnroll, EventKind::MachineReEnrolled);

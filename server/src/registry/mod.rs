@@ -6,6 +6,7 @@ pub(crate) mod certificate_revocation;
 pub(crate) mod client_certificate;
 mod continuity;
 pub(crate) mod devices;
+pub(crate) mod key_replacement;
 pub(crate) mod key_rotation;
 pub(crate) mod liveness_sweep;
 pub(crate) mod reason;
