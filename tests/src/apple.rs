@@ -21,6 +21,8 @@ const APPLE: [u64; 6] = [1, 2, 840, 113_635, 100, 8];
 /// Of an extension, behind 1.2.840.113635.100.8.
 pub const SERIAL_NUMBER: [u64; 2] = [9, 1];
 /// Of an extension, behind 1.2.840.113635.100.8.
+pub const UDID: [u64; 2] = [9, 2];
+/// The attribute of this name.
 pub const OS_VERSION: [u64; 2] = [10, 1];
 /// Of an extension, behind 1.2.840.113635.100.8.
 pub const FRESHNESS_CODE: [u64; 2] = [11, 1];

@@ -39,6 +39,7 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
     let claimed = |condition, required, claimed| exactly(condition, required, Actual::claimed(claimed));
     [
         active(subject.status),
+        uncontested(subject.is_contested),
         unexpired(subject.certificate_expires_at, now),
         min_assurance(conditions, subject, now),
         max_attestation_age_days(conditions, subject, now),
@@ -129,6 +130,11 @@ fn active(status: MachineStatus) -> Option<String> {
 
 /// A machine whose certificate has expired must renew it before it is granted anything: otherwise a key from an old backup
 /// would be granted permissions for ever.
+fn uncontested(is_contested: bool) -> Option<String> {
+    let reason = "two keys claim the machine's record since it was opened; an administrator must approve one of them";
+    is_contested.then(|| reason.to_owned())
+}
+
 fn unexpired(expires_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Option<String> {
     let expired_at = expires_at.filter(|end| now >= *end)?;
     let expired_at = rfc3339(expired_at);
@@ -259,6 +265,7 @@ mod tests {
             claimed_key_store: store,
             claimed_posture: posture,
             attestation: None,
+            is_contested: false,
             certificate_expires_at: None,
             earlier_attestation: None,
         };
@@ -356,6 +363,7 @@ mod tests {
                 claimed_key_store: KeyStoreKind::SecureEnclave,
                 claimed_posture: &posture,
                 attestation: None,
+                is_contested: false,
                 certificate_expires_at: Some(NOW),
                 earlier_attestation: None,
             };
@@ -382,6 +390,7 @@ mod tests {
             claimed_key_store: KeyStoreKind::SecureEnclave,
             claimed_posture: &Posture::healthy(),
             attestation: None,
+            is_contested: false,
             certificate_expires_at: None,
             earlier_attestation: None,
         };
@@ -423,6 +432,7 @@ mod tests {
                 lapses_at: LAPSES_AT,
                 claims: attested,
             }),
+            is_contested: false,
             certificate_expires_at: None,
         };
         let conditions = from_value(conditions).unwrap();

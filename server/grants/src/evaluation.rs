@@ -33,6 +33,8 @@ pub struct Subject<'a> {
     pub claimed_posture: &'a Posture,
     /// The Apple attestation of the current key.
     pub attestation: Option<Attestation<'a>>,
+    /// Whether two keys claim its record since that was opened. Nothing is granted until an administrator approves one.
+    pub is_contested: bool,
     /// When its certificate expires; `None` if it has none.
     pub certificate_expires_at: Option<OffsetDateTime>,
     /// The newest attestation of the machine, if it was for an earlier key. Only what it says against the machine counts:
@@ -215,6 +217,7 @@ mod tests {
             claimed_key_store: KeyStoreKind::SecureEnclave,
             claimed_posture: &posture,
             attestation: None,
+            is_contested: false,
             certificate_expires_at: None,
             earlier_attestation: None,
         };
@@ -375,7 +378,8 @@ mod tests {
                 claimed_key_store: KeyStoreKind::Software,
                 claimed_posture: &Posture::default(),
                 attestation: None,
-                certificate_expires_at: None,
+                is_contested: false,
+            certificate_expires_at: None,
                 earlier_attestation: None,
             };
             let walked: BTreeSet<Uuid> = grants

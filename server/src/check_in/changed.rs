@@ -10,7 +10,7 @@ use crate::{
     machines::{claims::Claims, continuity::Judgement, liveness::LivenessBoundaries},
     registry::{
         admission::{self, Admitted, Attempt, Refusal},
-        key_rotation, liveness_sweep,
+        key_rotation, liveness_sweep, opening,
     },
     store::{
         self, StoreError, Transaction,
@@ -22,6 +22,9 @@ use crate::{
         },
     },
 };
+
+/// Why an opening of the record ends.
+const CHECKED_IN: &str = "the machine's own key checked in";
 
 /// Records the check-in with what has changed, or says why it is refused.
 pub(crate) async fn record(
@@ -44,6 +47,7 @@ pub(crate) async fn record(
     let changed = presence.claims_digest != check_in.claims_digest.as_bytes();
     if changed {
         keep_claims(tx, &admitted, attempt.claims).await?;
+        opening::end_unused(tx, &presence.machine, CHECKED_IN).await?;
     }
     announce_return(tx, check_in_interval, check_in, presence).await?;
     let recorded = machines::presence::record(tx, &presence.machine, check_in, changed).await?;

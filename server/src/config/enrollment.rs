@@ -15,6 +15,8 @@ pub struct Enrollment {
     pub pending_ttl: Duration,
     /// What happens to a new key for a known serial number, if no token allows it.
     pub reenrollment: Reenrollment,
+    /// Who may open a machine's record for a new key, besides administrators.
+    pub opening: OpeningPolicy,
 }
 
 /// The response to an enrollment without a token.
@@ -35,6 +37,15 @@ pub enum Reenrollment {
     Refuse,
 }
 
+/// Who may open a machine's record for a new key, besides administrators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpeningPolicy {
+    /// Nothing else.
+    Off,
+    /// The MDM, for devices whose serial number Apple attested.
+    Mdm,
+}
+
 impl Enrollment {
     pub(super) fn read(settings: &mut Settings) -> Self {
         let without_token = [("refuse", WithoutToken::Refuse), ("pending", WithoutToken::Pending)];
@@ -52,6 +63,12 @@ impl Enrollment {
             reenrollment: settings
                 .word("enrollment.reenrollment", &words)
                 .unwrap_or(Reenrollment::Pending),
+            opening: settings
+                .word(
+                    "enrollment.opening",
+                    &[("off", OpeningPolicy::Off), ("mdm", OpeningPolicy::Mdm)],
+                )
+                .unwrap_or(OpeningPolicy::Off),
         }
     }
 }

@@ -30,7 +30,7 @@ use settings::Settings;
 
 pub use check_in::{CheckIn, Continuity};
 pub use database::{Database, MasterKey};
-pub use enrollment::{Enrollment, Reenrollment, WithoutToken};
+pub use enrollment::{Enrollment, OpeningPolicy, Reenrollment, WithoutToken};
 pub use environment::{process_environment, search_path};
 pub use error::{ConfigError, KeyError};
 pub use lifetimes::{Certificates, Grants};

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     changes::{Action, Change, Origin},
+    machines::opening::OpeningState,
     registry::reason::{NoReason, Reason},
     registry::record,
     services::{Policy, Services},
@@ -39,7 +40,7 @@ pub(crate) enum ApprovalError {
     Quarantined,
     #[error("this machine has no pending enrollment; it is revoked, and must enroll with a new key")]
     Revoked,
-    #[error("several keys of this machine are pending: name one by key_thumbprint, or decide on its enrollment")]
+    #[error("several keys claim this machine's record: name one by key_thumbprint, or decide on its enrollment")]
     SeveralPending,
     #[error("the key with this thumbprint is neither pending for this machine nor the current key of an active one")]
     NoSuchKey,
@@ -215,6 +216,11 @@ async fn decide_of_machine_once(
     if let Some(key) = key {
         return decide_of_key(tx, policy, &subject, key, decision).await;
     }
+    // The key that took an open record over is current, and the other one is the only one that waits.
+    let opening = store::machines::openings::find(tx, machine_id).await?;
+    if opening.is_some_and(|opening| opening.state(tx.now()) == OpeningState::Contested) {
+        return Err(ApprovalError::SeveralPending);
+    }
     let Some(id) = only_pending(tx, machine_id).await? else {
         let last = store::enrollments::last_decision_on_machine(tx, machine_id).await?;
         return match (decision, before.status, last) {
@@ -326,7 +332,7 @@ fn decided_before(enrollment: &Enrollment) -> ApprovalError {
     let by = match &enrollment.decided_by {
         Some(Actor { name: Some(name), .. }) => format!(" by {name}"),
         Some(_) => String::new(),
-        None => " by its token".to_owned(),
+        None => " without an administrator".to_owned(),
     };
     let reason = enrollment
         .reason

@@ -143,6 +143,7 @@ async fn replace_key(
     key_replacement::replace(tx, locked, &replacement).await?;
     store::machines::keys::make_current(tx, key).await?;
     store::machines::record::set_status(tx, locked, MachineStatus::Active, reason).await?;
+    store::machines::openings::end(tx, locked).await?;
     let detail = json!({
         "enrollment_id": waiting.enrollment.id,
         "before": { "key": machine.key.thumbprint, "status": machine.status, "assurance": machine.assurance },
@@ -195,6 +196,7 @@ pub(super) async fn approve_current_key(
         .unwrap_or_default();
     let grounds = before.approved(id, subject.listed.is_some());
     store::machines::grounds::set(tx, &subject.locked, grounds).await?;
+    store::machines::openings::end(tx, &subject.locked).await?;
     store::machines::presence::bump_record_version(tx, &subject.locked).await?;
     let detail = json!({ "enrollment_id": id, "key": key, "reason": reason });
     Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)

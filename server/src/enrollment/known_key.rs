@@ -5,7 +5,7 @@ use assay_protocol::{
     agent_api::IssuedCertificate,
 };
 
-use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, token};
+use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, opening, token};
 use crate::{
     registry::{
         admission::{self, Attempt, Refusal},
@@ -34,7 +34,10 @@ pub(super) async fn decide(
     {
         return Ok(Err(refusal));
     }
-    services.rate_limits.charge_machine(record.machine_id)?;
+    // A key that waits for the machine's record, or was replaced, must not use up the machine's limit.
+    if matches!(record.status, KeyStatus::Current | KeyStatus::Next) {
+        services.rate_limits.charge_machine(record.machine_id)?;
+    }
     tx.act_as(applicant.origin(record.machine_id));
     let attempt = Attempt {
         key: applicant.key(),
@@ -57,7 +60,7 @@ pub(super) async fn decide(
                 issued_now,
             }))
         }
-        Err(Refusal::Pending) => still_pending(tx, applicant, record).await,
+        Err(Refusal::Pending) => still_pending(tx, services, applicant, record).await,
         Err(refusal) => Ok(Err(refusal)),
     }
 }
@@ -89,6 +92,7 @@ async fn current_certificate(
 
 async fn still_pending(
     tx: &mut Transaction,
+    services: &Services,
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
@@ -96,6 +100,12 @@ async fn still_pending(
     let Some(decision) = decision.filter(|decision| decision.status == EnrollmentStatus::Pending) else {
         return Ok(Err(Refusal::Pending));
     };
+    if decision.kind == EnrollmentKind::ReEnrollment {
+        let waiting = (record.machine_id, decision.id);
+        if let Some(decided) = opening::decide_waiting(tx, services, applicant, waiting).await? {
+            return Ok(Ok(decided));
+        }
+    }
     if applicant.token.is_none() {
         applicant.keep_address_charge();
     }

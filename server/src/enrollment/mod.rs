@@ -8,6 +8,7 @@ pub(crate) mod expiry;
 mod known_key;
 mod new_key;
 mod new_machines;
+mod opening;
 pub(crate) mod renewal;
 mod renewal_limit;
 mod rotation;

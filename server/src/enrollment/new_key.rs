@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Applicant, Decided, EnrollError, TokenRefusal,
     certificate::{self, Signed},
-    token,
+    opening, token,
 };
 use crate::{
     changes::{Action, Change, EventKind},
@@ -34,7 +34,7 @@ use crate::{
 pub(super) const ENROLLED: (Action, EventKind) = (Action::MachineEnroll, EventKind::MachineEnrolled);
 
 /// What supports an enrollment.
-struct EnrollmentBasis {
+pub(super) struct EnrollmentBasis {
     /// `None` if the request has no token, and none is required.
     token: Option<EnrollmentToken>,
     grounds: Grounds,
@@ -43,7 +43,25 @@ struct EnrollmentBasis {
     labels: Labels,
 }
 
+/// How a key takes a record over.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Entry {
+    /// At its first call.
+    New,
+    /// After it waited, as this enrollment.
+    Waited(Uuid),
+}
+
 impl EnrollmentBasis {
+    /// Only the key's own claims.
+    pub(super) fn none() -> Self {
+        Self {
+            token: None,
+            grounds: Grounds::default(),
+            labels: Labels::new(),
+        }
+    }
+
     /// Whether an administrator must decide.
     fn waits(&self) -> bool {
         self.token
@@ -67,6 +85,9 @@ pub(super) async fn decide(
     services: &Services,
     applicant: &Applicant,
 ) -> Result<Decided, EnrollError> {
+    if let Some(decided) = opening::decide(tx, services, applicant).await? {
+        return Ok(decided);
+    }
     let basis = basis(tx, services, applicant).await?;
     let known = match &applicant.claims.machine.serial_number {
         Some(serial_number) => machines::record::find_by_serial_number(tx, serial_number).await?,
@@ -80,7 +101,9 @@ pub(super) async fn decide(
     // A token for this serial number does not override an administrator who has suspended the machine.
     let allowed = basis.allows_to_replace();
     if allowed && known.status == MachineStatus::Active && !basis.waits() {
-        return take_over(tx, services, applicant, &basis, &locked, &known).await;
+        // The token decides which key is the machine's.
+        machines::openings::end(tx, &locked).await?;
+        return take_over(tx, services, applicant, &basis, (&locked, &known), Entry::New).await;
     }
     if !allowed && services.policy.reenrollment == Reenrollment::Refuse {
         return Err(EnrollError::Exists {
@@ -153,7 +176,10 @@ async fn require_room(tx: &mut Transaction, services: &Services, applicant: &App
 }
 
 /// Locks the machine with this serial number, and reads it again.
-async fn lock(tx: &mut Transaction, found: Option<Identity>) -> Result<Option<(LockedMachine, Identity)>, EnrollError> {
+pub(super) async fn lock(
+    tx: &mut Transaction,
+    found: Option<Identity>,
+) -> Result<Option<(LockedMachine, Identity)>, EnrollError> {
     let Some(found) = found else { return Ok(None) };
     let Some(presence) = machines::presence::lock(tx, found.id).await? else {
         return Ok(None);
@@ -217,13 +243,13 @@ async fn new_machine(
 }
 
 /// Replaces the key of a record.
-async fn take_over(
+pub(super) async fn take_over(
     tx: &mut Transaction,
     services: &Services,
     applicant: &Applicant,
     basis: &EnrollmentBasis,
-    locked: &LockedMachine,
-    known: &Identity,
+    (locked, known): (&LockedMachine, &Identity),
+    entry: Entry,
 ) -> Result<Decided, EnrollError> {
     let replacement = Replacement {
         key: applicant.key(),
@@ -236,7 +262,15 @@ async fn take_over(
     key_replacement::replace(tx, locked, &replacement).await?;
     let assurance = basis.grounds.assurance();
     machines::presence::use_nonce(tx, locked, applicant.nonce).await?;
-    record(tx, &services.policy, applicant, basis, known, false).await?;
+    match entry {
+        Entry::New => {
+            record(tx, &services.policy, applicant, basis, known, false).await?;
+        }
+        Entry::Waited(enrollment_id) => {
+            machines::keys::make_current(tx, applicant.key()).await?;
+            enrollments::admit(tx, enrollment_id, None).await?;
+        }
+    }
     let what = (Action::MachineReEnroll, EventKind::MachineReEnrolled);
     let before = json!({"key": known.current_key, "assurance": known.assurance});
     let after = ("assurance", json!(assurance));
@@ -245,7 +279,7 @@ async fn take_over(
     issue(tx, services, applicant, known.id, assurance).await
 }
 
-async fn wait_to_take_over(
+pub(super) async fn wait_to_take_over(
     tx: &mut Transaction,
     policy: &Policy,
     applicant: &Applicant,

@@ -214,7 +214,7 @@ async fn still_waiting(tx: &mut Transaction, asking: &Asking<'_>, next: &PublicK
     };
     let Admitted { presence, identity, .. } = asking.admitted;
     enrollment_tokens::count_use(tx, token.id).await?;
-    enrollments::admit_by_token(tx, decision.id, token.id).await?;
+    enrollments::admit(tx, decision.id, Some(token.id)).await?;
     let machine = (&presence.machine, identity.current_key);
     key_rotation::begin(tx, machine, NextKey::Waited(key), Some(ground_of(token))).await?;
     Ok(Begun::Admitted)

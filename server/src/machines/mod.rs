@@ -7,3 +7,4 @@ pub(crate) mod client_certificate;
 pub(crate) mod continuity;
 pub(crate) mod labels;
 pub(crate) mod liveness;
+pub(crate) mod opening;

@@ -25,7 +25,11 @@ use self::{
 };
 use crate::{
     changes::Origin,
-    registry::apple_attestations::{self, AppleAttestationError},
+    config::OpeningPolicy,
+    registry::{
+        apple_attestations::{self, AppleAttestationError},
+        opening,
+    },
     services::Services,
     store::{Store, StoreError, machines, mdm_devices::Device},
 };
@@ -105,15 +109,31 @@ pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEve
         _ => Report::default(),
     };
     if let Some(enrollment_id) = name(message, &report)? {
-        devices::learn(
-            &services.store,
-            origin,
-            enrollment_id,
-            Learned::Claimed(report.serial_number.as_deref()),
-        )
-        .await?;
+        let learned = Learned::Claimed(report.serial_number.as_deref());
+        let device = devices::learn(&services.store, origin, enrollment_id, learned).await?;
+        if event.topic == AUTHENTICATE {
+            open(services, origin, &device).await?;
+        }
     }
     Ok(ignored(NO_REPORT))
+}
+
+/// A Mac that enrolls anew with its MDM was wiped. The MDM's word opens its record only where Apple attested which device
+/// has the serial number: otherwise a managed device could open the record of another one.
+async fn open(services: &Services, origin: &Origin, device: &Device) -> Result<(), StoreError> {
+    let Some(serial_number) = device.serial_number.as_deref().filter(|_| device.is_attested) else {
+        return Ok(());
+    };
+    if services.policy.opening == OpeningPolicy::Off {
+        return Ok(());
+    }
+    let mut connection = services.store.connection().await?;
+    let machine = machines::record::find_by_serial_number(&mut connection, serial_number).await?;
+    drop(connection);
+    match machine {
+        Some(machine) => opening::open_by_mdm(services, origin, machine.id).await,
+        None => Ok(()),
+    }
 }
 
 async fn connect(services: &Services, origin: &Origin, message: &MdmMessage) -> Result<MdmReceipt, MdmError> {

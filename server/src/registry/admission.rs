@@ -8,7 +8,7 @@ use assay_protocol::{
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{continuity, superseded_keys};
+use super::{continuity, opening, superseded_keys};
 
 use crate::{
     changes::{Action, Change, EventKind},
@@ -245,6 +245,7 @@ pub(super) async fn suspend(
 ) -> Result<(), StoreError> {
     machines::presence::set_admitted(tx, machine, false).await?;
     machines::record::set_status(tx, machine, MachineStatus::Quarantined, Some(reason)).await?;
+    opening::end_unused(tx, machine, reason).await?;
     // Receivers of `machine.quarantined` learn of automatic quarantines, too.
     let quarantined = json!({ "reason": reason });
     let change = Change::new(Action::MachineQuarantine, identity.id)

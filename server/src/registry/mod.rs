@@ -9,6 +9,7 @@ pub(crate) mod devices;
 pub(crate) mod key_replacement;
 pub(crate) mod key_rotation;
 pub(crate) mod liveness_sweep;
+pub(crate) mod opening;
 pub(crate) mod reason;
 pub(crate) mod record;
 pub(crate) mod status_change;

@@ -10,7 +10,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    devices,
+    devices, opening,
     reason::{NoReason, Reason},
     record,
 };
@@ -78,6 +78,7 @@ pub(crate) async fn revoke_everything(
     let now = tx.now();
     store::machines::presence::set_admitted(tx, machine, false).await?;
     devices::revoke_certificates(tx, machine, reason).await?;
+    opening::end_unused(tx, machine, reason).await?;
     store::machines::record::set_status(tx, machine, MachineStatus::Revoked, Some(reason)).await?;
     let reason_to_publish = RevocationReason::PrivilegeWithdrawn;
     store::certificates::revoke(tx, machine, Revoked::All, reason_to_publish, now).await?;
@@ -169,6 +170,7 @@ fn repeated(machine: Machine, state: &'static str, reason: &str) -> Result<Machi
 
 async fn suspend(tx: &mut Transaction, machine: &LockedMachine, reason: &str) -> Result<(), StoreError> {
     devices::revoke_certificates(tx, machine, reason).await?;
+    opening::end_unused(tx, machine, reason).await?;
     set_status(tx, machine, MachineStatus::Quarantined, reason).await
 }
 

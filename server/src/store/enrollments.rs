@@ -286,11 +286,12 @@ pub(crate) async fn decide(
     Ok(())
 }
 
-/// Approves an enrollment that waits, because a token was given to its key.
-pub(crate) async fn admit_by_token(tx: &mut Transaction, id: Uuid, token_id: Uuid) -> Result<(), StoreError> {
+/// Approves an enrollment that waits without an administrator, because of a token that was given to its key, or of an
+/// opening.
+pub(crate) async fn admit(tx: &mut Transaction, id: Uuid, token_id: Option<Uuid>) -> Result<(), StoreError> {
     let now = tx.now();
     sqlx::query!(
-        "UPDATE enrollments SET status = 'approved', token_id = $2, decided_at = $3 WHERE id = $1 AND status = 'pending'",
+        "UPDATE enrollments SET status = 'approved', token_id = coalesce($2, token_id), decided_at = $3 WHERE id = $1 AND status = 'pending'",
         id,
         token_id,
         now

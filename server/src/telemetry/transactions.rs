@@ -45,6 +45,7 @@ assay_protocol::words! {
         LearnMdmDevice = "learn_mdm_device",
         NoteLiveness = "note_liveness",
         OpenAcmeAccount = "open_acme_account",
+        OpenMachine = "open_machine",
         PatchMachine = "patch_machine",
         PrepareKey = "prepare_key",
         RecordAttestationCommand = "record_attestation_command",

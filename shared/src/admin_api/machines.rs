@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::audit::Actor;
 use crate::{
     attestation::AttestedClaims,
     key::KeyThumbprint,
@@ -141,6 +142,39 @@ pub struct PatchMachine {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub note: Option<Option<String>>,
+}
+
+/// `POST /machines/{id}/open`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct OpenMachine {
+    /// How many hours the record stays open, from 1 to 168. The default is 24.
+    #[serde(default)]
+    pub hours: Option<u32>,
+    /// The reason, for the audit.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Permission for a new key of the same hardware to take a machine's record over without a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Opening {
+    /// Its id.
+    pub id: Uuid,
+    /// The machine whose record is open.
+    pub machine_id: Uuid,
+    /// When it was opened.
+    #[serde(with = "time::serde::rfc3339")]
+    pub opened_at: OffsetDateTime,
+    /// Who opened it.
+    pub opened_by: Actor,
+    /// The reason.
+    pub reason: Option<String>,
+    /// When it ends. It ends before if a key takes the record over, or if the recorded key checks in.
+    #[serde(with = "time::serde::rfc3339")]
+    pub ends_at: OffsetDateTime,
 }
 
 /// A merge patch distinguishes a null from an absent member.

@@ -292,3 +292,22 @@ async fn a_machine_does_not_call_more_often_by_replacing_its_key() {
     assert_eq!(refused.kind(), ProblemKind::RateLimited);
     server.stop().await;
 }
+
+/// A stranger's key that waits for a record is not its machine's key.
+#[tokio::test]
+async fn a_key_that_waits_for_a_record_does_not_use_up_its_machines_limit() {
+    let settings = [
+        ("rate_limit.machine_per_minute", "5"),
+        ("enrollment.without_token", "pending"),
+    ];
+    let server = InProcess::start_with(&settings).await;
+    let machine = server.enrolled("WAITED-FOR").await;
+    for _ in 0..3 {
+        let stranger = machine.erased();
+        for _ in 0..4 {
+            let _waits = stranger.enroll(&server, None).await.expect(202);
+        }
+    }
+    let _checked_in = machine.check_in(&server).await.expect(200);
+    server.stop().await;
+}

@@ -184,8 +184,8 @@ async fn a_cursor_is_valid_only_for_its_own_list_and_filters() {
         );
     }
     // The order of the filters does not matter.
-    let cursor = next("/v1/admin/machines?status=active&assurance=asserted".to_owned()).await;
-    let path = format!("/v1/admin/machines?assurance=asserted&cursor={cursor}&status=active");
+    let cursor = next("/v1/admin/machines?status=active&assurance=verified".to_owned()).await;
+    let path = format!("/v1/admin/machines?assurance=verified&cursor={cursor}&status=active");
     let _page = server.get(&path).await.expect(200);
     server.stop().await;
 }

@@ -78,6 +78,7 @@ const CALLERS: &[(&str, &str)] = &[
     ("POST /v1/admin/machines/{id}/deny", OPERATOR),
     ("GET /v1/admin/machines/{id}/events", VIEWER),
     ("GET /v1/admin/machines/{id}/grants", VIEWER),
+    ("POST /v1/admin/machines/{id}/open", OPERATOR),
     ("POST /v1/admin/machines/{id}/quarantine", OPERATOR),
     ("POST /v1/admin/machines/{id}/release", OPERATOR),
     ("POST /v1/admin/machines/{id}/revoke", OPERATOR),

@@ -10,7 +10,7 @@ use assay_protocol::admin_api::api_keys::Role;
 use assay_protocol::attestation::FreshnessCode;
 use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
-use assay_tests::apple::{Apple, Attested, SERIAL_NUMBER, device_information};
+use assay_tests::apple::{Apple, Attested, SERIAL_NUMBER, UDID, device_information};
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
 use assay_tests::receiver::{Received, Receiver};
@@ -53,14 +53,18 @@ impl Ground {
 
     /// Delivers the event that NanoMDM sends when a device enrolls.
     async fn tell_of_device(&self, serial_number: &str) {
+        self.tell_of_claim(&udid(serial_number), serial_number).await;
+    }
+
+    /// A device enrolls, and says that it has this serial number.
+    async fn tell_of_claim(&self, udid: &str, serial_number: &str) {
         let plist = format!(
             "<plist><dict><key>MessageType</key><string>Authenticate</string><key>SerialNumber</key>\
-             <string>{serial_number}</string><key>UDID</key><string>{}</string></dict></plist>",
-            udid(serial_number)
+             <string>{serial_number}</string><key>UDID</key><string>{udid}</string></dict></plist>"
         );
         let event = json!({
             "topic": "mdm.Authenticate", "created_at": "2026-11-24T10:00:00Z",
-            "checkin_event": {"udid": udid(serial_number), "url_params": null, "raw_payload": STANDARD.encode(plist)},
+            "checkin_event": {"udid": udid, "url_params": null, "raw_payload": STANDARD.encode(plist)},
         });
         let receipt = self.send(&event).await.expect(200).json();
         assert_eq!(receipt["outcome"], "ignored");
@@ -177,6 +181,54 @@ async fn the_attestation_and_not_the_envelope_identifies_the_machine() {
     assert_eq!(receipt["machine_id"], json!(one.id()));
     assert_eq!(ground.server.record(&one).await["assurance"], "attested");
     assert_eq!(ground.server.record(&other).await["assurance"], "verified");
+    ground.server.stop().await;
+}
+
+/// Root on a managed Mac has it answer with the serial number of another one.
+#[tokio::test]
+async fn a_claimed_serial_number_never_replaces_an_attested_one() {
+    let mut mdm = Receiver::start().await;
+    let ground = Ground::asking(&mdm).await;
+    let victim = ground.verified("C02VICTIM").await;
+    let attested = ground.attested(&victim).and(UDID, udid("C02VICTIM").as_bytes());
+    let chain = ground.apple.attest(&attested);
+    assert_eq!(ground.answer(&udid("C02VICTIM"), &chain).await["outcome"], "bound");
+    ground.tell_of_claim("UDID-MALLORY", "C02VICTIM").await;
+    ground.tell_of_claim(&udid("C02VICTIM"), "C02OTHER").await;
+    // Once another attestation is due, the Mac itself is asked.
+    ground.server.clock().advance(Duration::days(61));
+    let request = mdm.next_request().await;
+    assert_asks(&request, &victim);
+    take(request);
+    ground.server.stop().await;
+}
+
+#[rstest]
+#[case::attested("mdm", true)]
+#[case::claimed("mdm", false)]
+#[case::switched_off("off", true)]
+#[tokio::test]
+async fn an_mdm_opens_a_record_only_where_apple_attested_the_device(#[case] opening: &str, #[case] is_attested: bool) {
+    let ground = Ground::with(&[("enrollment.opening", opening)]).await;
+    let machine = ground.verified("C02WIPED").await;
+    ground.tell_of_device("C02WIPED").await;
+    if is_attested {
+        let attested = ground.attested(&machine).and(UDID, udid("C02WIPED").as_bytes());
+        let chain = ground.apple.attest(&attested);
+        assert_eq!(ground.answer(&udid("C02WIPED"), &chain).await["outcome"], "bound");
+    }
+    // The Mac is wiped, and enrolls with its MDM again.
+    ground.tell_of_device("C02WIPED").await;
+    let erased = machine.erased();
+    let answer = erased.enroll(&ground.server, None).await;
+    if is_attested && opening == "mdm" {
+        assert_eq!(answer.expect(201).json()["assurance"], "asserted");
+        // Repeating the message does not open it again.
+        ground.tell_of_device("C02WIPED").await;
+        let _waits = machine.erased().enroll(&ground.server, None).await.expect(202);
+    } else {
+        let _refused = answer.expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    }
     ground.server.stop().await;
 }
 

@@ -34,6 +34,7 @@ mod lost_answers;
 mod mdm;
 mod mutual_tls;
 mod nonces;
+mod openings;
 mod outages;
 mod proxy;
 mod reenrollment;

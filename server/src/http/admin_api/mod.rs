@@ -11,6 +11,7 @@ mod events;
 mod grants;
 mod inventory;
 mod machines;
+mod openings;
 mod permissions;
 mod stats;
 mod status_changes;
@@ -36,6 +37,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(inventory::router())
         .merge(machines::router())
         .merge(permissions::router())
+        .merge(openings::router())
         .merge(status_changes::router())
         .merge(webhooks::router())
         .merge(stats::router())

@@ -32,6 +32,7 @@ pub(crate) struct Evaluable {
     attested_claims: Option<AttestedClaims>,
     /// The newest attestation, if it was for an earlier key.
     earlier_attestation: Option<(OffsetDateTime, AttestedClaims)>,
+    is_contested: bool,
     labels: BTreeMap<String, String>,
     pub(crate) key_store: KeyStoreKind,
     claimed_posture: Posture,
@@ -49,6 +50,7 @@ impl Evaluable {
             claimed_key_store: self.key_store,
             claimed_posture: &self.claimed_posture,
             attestation: self.attestation(attestation_max_age),
+            is_contested: self.is_contested,
             certificate_expires_at: self.certificate.as_ref().map(|certificate| certificate.not_after),
             earlier_attestation: self
                 .earlier_attestation
@@ -94,7 +96,9 @@ pub(crate) async fn find_all(
                   ground_token_id, ground_inventory, ground_enrollment_id, ground_of_key, apple_attestation_id, machines.attested_at, ground_attestation,
                   apple_attestations.claims AS "attested_claims?",
                   earlier.attested_at AS "earlier_attested_at?", earlier.claims AS "earlier_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
-                  not_before AS "not_before?", certificates.not_after AS "not_after?"
+                  not_before AS "not_before?", certificates.not_after AS "not_after?",
+                  EXISTS (SELECT FROM machine_openings AS opening
+                          WHERE opening.machine_id = machines.id AND ended_at IS NULL AND contested_at IS NOT NULL) AS "is_contested!"
            FROM machines
            JOIN machine_presence ON machine_presence.machine_id = machines.id
            LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number AND revoked_at IS NULL
@@ -133,6 +137,7 @@ pub(crate) async fn find_all(
                     (Some(attested_at), Some(claims)) => Some((attested_at, parse_json(claims)?)),
                     _ => None,
                 },
+                is_contested: row.is_contested,
                 labels: parse_json(row.labels)?,
                 key_store: parse_text(&row.key_store)?,
                 claimed_posture: parse_json(row.claimed_posture)?,

@@ -5,6 +5,7 @@ pub(crate) mod grounds;
 pub(crate) mod keys;
 pub(crate) mod liveness;
 pub(crate) mod new;
+pub(crate) mod openings;
 pub(crate) mod presence;
 pub(crate) mod record;
 pub(crate) mod search;

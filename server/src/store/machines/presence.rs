@@ -289,6 +289,18 @@ pub(crate) async fn set_admitted(
     Ok(())
 }
 
+/// Forgets the digest of the claims, so that the next check-in gets a transaction of its own.
+pub(crate) async fn forget_claims(connection: &mut Connection, machine: &LockedMachine) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE machine_presence SET claims_digest = $2 WHERE machine_id = $1",
+        machine.id(),
+        &[0; 32]
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Makes earlier evaluations of a machine stale.
 pub(crate) async fn bump_record_version(
     connection: &mut Connection,
