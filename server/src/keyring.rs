@@ -78,6 +78,7 @@ impl Keyring {
             signs_from: Some(clock.now()),
             retires_at: None,
             retired_at: None,
+            withdrawn_at: None,
         })
     }
 

@@ -52,8 +52,12 @@ pub struct Enrolled {
     pub spiffe_id: String,
     /// Its current certificate.
     pub certificate: IssuedCertificate,
-    /// The roots, PEM.
+    /// The roots, PEM, followed by certificates that show which root follows which.
     pub trust_bundle: String,
+    /// The subject key identifiers, in hex, of issuing CAs that an administrator has withdrawn. The agent accepts no
+    /// certificate of theirs from then on. Left out if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withdrawn_issuers: Vec<String>,
     /// When to check in for the first time.
     pub next_check_in_seconds: u64,
     /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.
@@ -104,9 +108,14 @@ pub struct CheckedIn {
     pub next_check_in_seconds: u64,
     /// What else the agent should do. Agents ignore unknown actions.
     pub actions: Vec<Action>,
-    /// The roots, PEM; absent if the machine already has them.
+    /// The roots, PEM, followed by certificates that show which root follows which; absent if the machine already has
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_bundle: Option<String>,
+    /// The subject key identifiers, in hex, of issuing CAs that an administrator has withdrawn. The agent accepts no
+    /// certificate of theirs from then on. Left out if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withdrawn_issuers: Vec<String>,
     /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuity: Option<String>,
@@ -184,8 +193,12 @@ pub struct RotationPending {
 pub struct Renewed {
     /// The new certificate.
     pub certificate: IssuedCertificate,
-    /// The roots, PEM.
+    /// The roots, PEM, followed by certificates that show which root follows which.
     pub trust_bundle: String,
+    /// The subject key identifiers, in hex, of issuing CAs that an administrator has withdrawn. The agent accepts no
+    /// certificate of theirs from then on. Left out if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withdrawn_issuers: Vec<String>,
     /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuity: Option<String>,

@@ -46,6 +46,17 @@ pub fn key_identifier(certificate: &[u8]) -> Result<Vec<u8>, AuthorityError> {
     subject_key_identifier(&read(certificate)?).ok_or(AuthorityError::Certificate)
 }
 
+/// The serial number of a certificate in DER, big endian.
+pub fn serial_number(certificate: &[u8]) -> Result<Vec<u8>, AuthorityError> {
+    Ok(read(certificate)?.raw_serial().to_vec())
+}
+
+/// Whether two certificates in DER have the same subject and key. In a path, one can stand for the other.
+pub fn is_same_authority(one: &[u8], other: &[u8]) -> Result<bool, AuthorityError> {
+    let (one, other) = (read(one)?, read(other)?);
+    Ok(one.subject().as_raw() == other.subject().as_raw() && one.public_key().raw == other.public_key().raw)
+}
+
 /// The validity of a certificate in DER: `notBefore` and `notAfter`.
 pub fn validity(certificate: &[u8]) -> Result<(OffsetDateTime, OffsetDateTime), AuthorityError> {
     let parsed = read(certificate)?;

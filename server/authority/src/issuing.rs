@@ -103,7 +103,7 @@ pub struct IssuedClientCertificate {
 pub struct IssuedTlsCertificate {
     /// The private key, generated for this certificate alone.
     pub key: PrivateKey,
-    /// The certificate followed by the CAs' certificates, without the root.
+    /// The certificate followed by the CAs' certificates, without the root, and by cross-certificates.
     pub chain: Vec<CertificateDer<'static>>,
     /// The end of its validity.
     pub not_after: OffsetDateTime,
@@ -129,6 +129,15 @@ pub fn issuing_request(key: &PrivateKey, trust_domain: &str) -> Result<String, A
     let request = profile::issuing_request(trust_domain, key.public_key());
     request
         .serialize_request(&CertificateSigner::new(key)?)
+        .and_then(|request| request.pem())
+        .map_err(AuthorityError::Sign)
+}
+
+/// A PKCS#10 request in PEM for a certificate of this root's subject and key, for an external root to sign.
+pub fn root_request(root: &CertifiedKey, trust_domain: &str) -> Result<String, AuthorityError> {
+    let serial = certificate_path::serial_number(&root.certificate)?;
+    profile::root_request(trust_domain, &serial)
+        .serialize_request(&CertificateSigner::new(&root.key)?)
         .and_then(|request| request.pem())
         .map_err(AuthorityError::Sign)
 }
@@ -287,7 +296,7 @@ impl IssuingAuthority {
     }
 
     /// Issues a TLS certificate for the host of the server's public URL, with a new key.
-    pub fn issue_tls_certificate(&self, now: OffsetDateTime) -> Result<IssuedTlsCertificate, AuthorityError> {
+    pub(crate) fn issue_tls_certificate(&self, now: OffsetDateTime) -> Result<IssuedTlsCertificate, AuthorityError> {
         let key = PrivateKey::generate()?;
         let mut params = profile::tls_server(&self.public_url, whole_seconds(now))?;
         params.not_after = params.not_after.min(self.not_after);
@@ -486,10 +495,13 @@ mod tests {
         let made = hierarchy();
         let root = read_certificate(&made.root.certificate).unwrap();
         let issuing = read_certificate(&made.issuing.certificate).unwrap();
-        for (certificate, path_length, name) in [(&root, 1, "Assay Root CA "), (&issuing, 0, "Assay Issuing CA ")] {
+        for (certificate, path_length, name) in [
+            (&root, None, "Assay Root CA "),
+            (&issuing, Some(0), "Assay Issuing CA "),
+        ] {
             let constraints = certificate.basic_constraints().unwrap().unwrap();
             assert!(constraints.critical && constraints.value.ca);
-            assert_eq!(constraints.value.path_len_constraint, Some(path_length));
+            assert_eq!(constraints.value.path_len_constraint, path_length);
             let usage = certificate.key_usage().unwrap().unwrap();
             assert!(usage.critical);
             assert_eq!(usage.value.flags, 0b110_0000, "keyCertSign and cRLSign alone");

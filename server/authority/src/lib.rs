@@ -8,6 +8,7 @@ mod acme_secrets;
 pub mod attestation;
 mod certificate_path;
 mod certificate_signer;
+pub mod cross_certificate;
 pub mod ec_key;
 pub mod external_chain;
 mod grant_tokens;
@@ -24,13 +25,15 @@ mod webhook_secrets;
 
 use assay_protocol::{PublicKey, sha256};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use url::Url;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 pub use acme_secrets::AcmeSecrets;
-pub use certificate_path::{key_identifier, validity};
+pub use certificate_path::{is_same_authority, key_identifier, serial_number, validity};
+pub use cross_certificate::CrossCertificateRefusal;
 pub use ec_key::EcKey;
 pub use external_chain::{ChainRefusal, ExternalChain};
 pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token};
@@ -56,8 +59,11 @@ pub struct Authority {
     other_issuing: Vec<IssuingAuthority>,
     roots: Vec<Root>,
     roots_pem: String,
-    roots_digest: String,
+    cross_certificates: Vec<CertificateDer<'static>>,
+    trust_bundle: String,
+    trust_bundle_digest: String,
     chain_pem: String,
+    withdrawn_issuers: Vec<String>,
     current_root_fingerprint: String,
     grant_signer: GrantSigner,
     grant_keys: Vec<PublicKey>,
@@ -75,6 +81,10 @@ pub struct AuthorityParts {
     /// Every root that machines should trust, at least one for each issuing CA. The root of the current issuing CA is
     /// first.
     pub roots: Vec<Root>,
+    /// The certificates in DER by which one root vouches for the next.
+    pub cross_certificates: Vec<Vec<u8>>,
+    /// The issuing CAs that were withdrawn, retired ones included: their subject key identifiers.
+    pub withdrawn: Vec<Vec<u8>>,
     /// The key that signs grant tokens now.
     pub grant_key: PrivateKey,
     /// The other keys to publish: the next one, and old ones whose tokens have not expired.
@@ -136,7 +146,7 @@ pub enum AuthorityError {
     #[error("the public URL cannot be written into a certificate")]
     Url(#[source] der::Error),
     /// A message could not be encoded.
-    #[error("an OCSP response cannot be encoded")]
+    #[error("an OCSP response or a cross-certificate cannot be encoded")]
     Encode(#[source] der::Error),
     /// The names of a machine do not fit into a certificate.
     #[error("the names of a machine cannot be written into a certificate")]
@@ -167,10 +177,12 @@ impl Authority {
         let issuing: Vec<(IssuingAuthority, &Root)> = issuing
             .map(|ca| under_a_root(ca, &parts.roots, trust_domain, public_url))
             .collect::<Result<_, _>>()?;
-        let chain_pem = chain_pem(&issuing);
+        let withdrawn_issuers: Vec<String> = parts.withdrawn.iter().map(hex::encode).collect();
+        let chain_pem = chain_pem(&issuing, &parts.withdrawn, &parts.cross_certificates);
         let mut issuing = issuing.into_iter();
         let (current, current_root) = issuing.next().ok_or(AuthorityError::NoIssuing)?;
         let current_root_fingerprint = fingerprint(&current_root.certificate);
+        let cross_certificates = cross_certificate::leading_to(&current_root.certificate, &parts.cross_certificates)?;
         let grant_signer = GrantSigner::new(&parts.grant_key)?;
         let mut grant_keys = vec![grant_signer.public_key().clone()];
         for key in &parts.other_grant_keys {
@@ -184,13 +196,18 @@ impl Authority {
             .collect::<Result<_, _>>()?;
         spiffe_keys.extend(grant_keys.iter().map(SpiffeKey::grant_key));
         let roots_pem: String = parts.roots.iter().map(Root::pem).collect();
+        let cross_pem = parts.cross_certificates.iter().map(|der| issuing::certificate_pem(der));
+        let trust_bundle: String = std::iter::once(roots_pem.clone()).chain(cross_pem).collect();
         Ok(Self {
             version: parts.version,
             chain_pem,
             issuing: current,
             other_issuing: issuing.map(|(ca, _)| ca).collect(),
-            roots_digest: URL_SAFE_NO_PAD.encode(sha256(roots_pem.as_bytes())),
+            trust_bundle_digest: URL_SAFE_NO_PAD.encode(sha256(trust_bundle.as_bytes())),
+            trust_bundle,
             roots_pem,
+            cross_certificates: cross_certificates.into_iter().map(CertificateDer::from).collect(),
+            withdrawn_issuers,
             roots: parts.roots.clone(),
             current_root_fingerprint,
             grant_signer,
@@ -237,20 +254,41 @@ impl Authority {
         &self.roots
     }
 
-    /// The roots in PEM: the trust bundle.
+    /// The roots in PEM.
     #[must_use]
     pub fn roots_pem(&self) -> &str {
         &self.roots_pem
     }
 
+    /// The trust bundle of machines in PEM: the roots, followed by the cross-certificates. A machine trusts a root only
+    /// if a cross-certificate leads to it from one that the machine trusts.
+    #[must_use]
+    pub fn trust_bundle(&self) -> &str {
+        &self.trust_bundle
+    }
+
     /// SHA-256 of the trust bundle in PEM, in base64url. A machine compares it with that of the bundle it has.
     #[must_use]
-    pub fn roots_digest(&self) -> &str {
-        &self.roots_digest
+    pub fn trust_bundle_digest(&self) -> &str {
+        &self.trust_bundle_digest
+    }
+
+    /// The subject key identifiers, in hex, of the issuing CAs that were withdrawn.
+    #[must_use]
+    pub fn withdrawn_issuers(&self) -> &[String] {
+        &self.withdrawn_issuers
+    }
+
+    /// Issues a TLS certificate for the host of the server's public URL. Its chain ends with the cross-certificates that
+    /// lead to earlier roots, for a machine that was away while the root was replaced.
+    pub fn issue_tls_certificate(&self, now: OffsetDateTime) -> Result<IssuedTlsCertificate, AuthorityError> {
+        let mut issued = self.issuing.issue_tls_certificate(now)?;
+        issued.chain.extend(self.cross_certificates.iter().cloned());
+        Ok(issued)
     }
 
     /// The current issuing CA with its intermediates and its root, in PEM, followed by the other issuing CAs with
-    /// theirs.
+    /// theirs, and by the cross-certificates. Withdrawn issuing CAs are left out.
     #[must_use]
     pub fn chain_pem(&self) -> &str {
         &self.chain_pem
@@ -294,13 +332,16 @@ pub fn fingerprint(certificate: &[u8]) -> String {
 }
 
 /// Includes each certificate once, because several issuing CAs may have the same root.
-fn chain_pem(issuing: &[(IssuingAuthority, &Root)]) -> String {
+fn chain_pem(issuing: &[(IssuingAuthority, &Root)], withdrawn: &[Vec<u8>], cross_certificates: &[Vec<u8>]) -> String {
+    let accepted = issuing
+        .iter()
+        .filter(|(ca, _)| !withdrawn.iter().any(|identifier| identifier == ca.key_identifier()));
+    let paths = accepted.flat_map(|(ca, root)| ca.path().map(AsRef::as_ref).chain([root.certificate.as_slice()]));
     let mut chain = String::new();
-    for (ca, root) in issuing {
-        for certificate in ca.path().map(|der| issuing::certificate_pem(der)).chain([root.pem()]) {
-            if !chain.contains(&certificate) {
-                chain.push_str(&certificate);
-            }
+    for certificate in paths.chain(cross_certificates.iter().map(Vec::as_slice)) {
+        let pem = issuing::certificate_pem(certificate);
+        if !chain.contains(&pem) {
+            chain.push_str(&pem);
         }
     }
     chain
@@ -337,6 +378,8 @@ impl InitialSecrets {
                 certificate: self.root.certificate.clone(),
                 is_ours: true,
             }],
+            cross_certificates: Vec::new(),
+            withdrawn: Vec::new(),
             grant_key: self.grant_key.clone(),
             other_grant_keys: Vec::new(),
         }

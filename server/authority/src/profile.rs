@@ -83,17 +83,24 @@ pub(super) fn random_serial() -> [u8; 16] {
 /// The self-signed root.
 pub(super) fn root(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
     let serial = random_serial();
-    let mut params = authority(1);
+    let mut params = root_request(trust_domain, &serial);
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.distinguished_name = authority_name("Assay Root CA", trust_domain, &serial);
     (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + ROOT_LIFE);
+    params
+}
+
+/// The request to an external root for a certificate of the root with this serial number. A root has no path length: it
+/// certifies the next root, which has issuing CAs below it.
+pub(super) fn root_request(trust_domain: &str, serial: &[u8]) -> CertificateParams {
+    let mut params = authority(BasicConstraints::Unconstrained);
+    params.distinguished_name = authority_name("Assay Root CA", trust_domain, serial);
     params
 }
 
 /// The CA under the root that signs machines' certificates.
 pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
     let serial = random_serial();
-    let mut params = authority(0);
+    let mut params = authority(BasicConstraints::Constrained(0));
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = authority_name("Assay Issuing CA", trust_domain, &serial);
     params.use_authority_key_identifier_extension = true;
@@ -105,7 +112,7 @@ pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificatePar
 /// request for the same key has the same name.
 pub(super) fn issuing_request(trust_domain: &str, key: &PublicKey) -> CertificateParams {
     let thumbprint = key.thumbprint();
-    let mut params = authority(0);
+    let mut params = authority(BasicConstraints::Constrained(0));
     params.distinguished_name = authority_name("Assay Issuing CA", trust_domain, thumbprint.as_bytes());
     params
 }
@@ -168,9 +175,9 @@ pub(super) fn ocsp_responder(now: OffsetDateTime) -> CertificateParams {
     params
 }
 
-fn authority(path_length: u8) -> CertificateParams {
+fn authority(path_length: BasicConstraints) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+    params.is_ca = IsCa::Ca(path_length);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }

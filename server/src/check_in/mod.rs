@@ -158,6 +158,7 @@ pub(crate) async fn check_in(
         next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),
         actions: actions(services, &evaluated, now),
         trust_bundle: changed_trust_bundle(services, request.trust_bundle_sha256.as_deref()),
+        withdrawn_issuers: services.authority.load().withdrawn_issuers().to_vec(),
         continuity: Some(services.continuity.issue(verified.machine_id, verified.nonce)),
     };
     Ok(Answer {
@@ -351,8 +352,8 @@ async fn record_changed(
 /// The trust bundle, if the machine says that it has another one.
 fn changed_trust_bundle(services: &Services, present: Option<&str>) -> Option<String> {
     let authority = services.authority.load();
-    let is_another = present.is_some_and(|present| present != authority.roots_digest());
-    is_another.then(|| authority.roots_pem().to_owned())
+    let is_another = present.is_some_and(|present| present != authority.trust_bundle_digest());
+    is_another.then(|| authority.trust_bundle().to_owned())
 }
 
 /// The agent renews by itself at two thirds of the certificate's life. This action reminds an agent that has not. The

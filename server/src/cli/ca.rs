@@ -1,6 +1,10 @@
 //! `ca`: the server's keys and their rotation.
 
-use std::{fmt::Write, path::PathBuf, sync::Arc};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use assay_protocol::text::rfc3339;
 use clap::Subcommand;
@@ -12,7 +16,10 @@ use crate::{
     config::Config,
     database::Database,
     keyring::Keyring,
-    rotation::{self, AuthorityStatus, KeyStatus, Prepared, RotationError, RotationPolicy, Rotator, Wanted, bootstrap},
+    rotation::{
+        self, AuthorityStatus, KeyStatus, Prepared, RotationError, RotationPolicy, Rotator, Wanted, Withdrawn,
+        bootstrap,
+    },
     store::Store,
     telemetry::Metrics,
 };
@@ -31,31 +38,75 @@ pub(super) enum CaCommand {
         /// Also create a new root. Nothing is issued under it before certificates.root_overlap has passed.
         #[arg(long, conflicts_with = "grant_key")]
         root: bool,
+        /// A PEM file with a certificate of the new root's subject and key, signed by the present root. Needed if the
+        /// present root is external.
+        #[arg(long, value_name = "FILE", requires = "root")]
+        cross_certificate: Option<PathBuf>,
         /// Prepare the next grant key instead. It signs after grants.key_overlap.
         #[arg(long)]
         grant_key: bool,
     },
     /// Print a CSR for an issuing CA that your own root will sign. Repeating it prints a CSR for the same key.
-    Csr,
+    Csr {
+        /// Print a CSR for the next root of the server, which your own present root must certify before `ca rotate
+        /// --root`.
+        #[arg(long)]
+        root: bool,
+    },
     /// Install the certificate that was issued for the CSR. It is used after the overlap, like any other.
     Install {
         /// A PEM file with the issuing CA's certificate, the intermediates, and the root, in this order.
         #[arg(long, value_name = "FILE")]
         chain: PathBuf,
+        /// A PEM file with a certificate of the new root's subject and key, signed by the present root. Needed if the
+        /// present root is external and another one than in the chain.
+        #[arg(long, value_name = "FILE")]
+        cross_certificate: Option<PathBuf>,
     },
+    /// Withdraw an issuing CA that was replaced and whose key may be stolen. Agents refuse it from then on, and the
+    /// root's revocation list names it.
+    Withdraw {
+        /// Its key identifier, as `ca status` shows it.
+        key: String,
+    },
+}
+
+/// The files that a command names.
+#[derive(Default)]
+struct Read {
+    chain: Vec<u8>,
+    cross_certificate: Option<Vec<u8>>,
+}
+
+impl Read {
+    fn of(command: &CaCommand) -> Result<Self, CommandError> {
+        let (chain, cross_certificate) = match command {
+            CaCommand::Install {
+                chain,
+                cross_certificate,
+            } => (Some(chain), cross_certificate.as_ref()),
+            CaCommand::Rotate { cross_certificate, .. } => (None, cross_certificate.as_ref()),
+            _ => (None, None),
+        };
+        Ok(Self {
+            chain: chain.map(|path| read(path)).transpose()?.unwrap_or_default(),
+            cross_certificate: cross_certificate.map(|path| read(path)).transpose()?,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
+    std::fs::read(path).map_err(|source| CommandError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Runs a `ca` command.
 pub(super) async fn run(config: &Config, clock: Arc<dyn Clock>, command: &CaCommand) -> Result<(), CommandError> {
-    let chain = match command {
-        CaCommand::Install { chain } => std::fs::read(chain).map_err(|source| CommandError::File {
-            path: chain.clone(),
-            source,
-        })?,
-        _ => Vec::new(),
-    };
+    let files = Read::of(command)?;
     let database = Database::open(config).await?;
-    let done = run_in(&database, config, clock, command, &chain).await;
+    let done = run_in(&database, config, clock, command, &files).await;
     database.close().await?;
     print::text(&done?)
 }
@@ -65,7 +116,7 @@ async fn run_in(
     config: &Config,
     clock: Arc<dyn Clock>,
     command: &CaCommand,
-    chain: &[u8],
+    files: &Read,
 ) -> Result<String, CommandError> {
     database.check_schema().await?;
     let store = Store::new(database.pool().clone(), clock, Arc::new(Metrics::new()));
@@ -80,20 +131,28 @@ async fn run_in(
     let origin = Origin::command_line();
     match command {
         CaCommand::Status { json } => show(&store, &keyring, *json).await,
-        CaCommand::Rotate { root, grant_key } => {
+        CaCommand::Rotate { root, grant_key, .. } => {
             let wanted = match (root, grant_key) {
                 (_, true) => Wanted::GrantKey,
-                (true, false) => Wanted::RootCa,
+                (true, false) => Wanted::RootCa(files.cross_certificate.as_deref()),
                 (false, false) => Wanted::IssuingCa,
             };
             let prepared = rotation::rotate(&store, &rotator, &origin, wanted).await?;
             Ok(describe(&prepared, &keyring)?)
         }
-        CaCommand::Csr => Ok(rotation::request(&store, &rotator, &origin).await?),
-        CaCommand::Install { .. } => Ok(describe(
-            &rotation::install(&store, &rotator, &origin, chain).await?,
-            &keyring,
-        )?),
+        CaCommand::Csr { root: false } => Ok(rotation::request(&store, &rotator, &origin).await?),
+        CaCommand::Csr { root: true } => Ok(rotation::request_root(&store, &rotator, &origin).await?),
+        CaCommand::Install { .. } => {
+            let given = (files.chain.as_slice(), files.cross_certificate.as_deref());
+            Ok(describe(
+                &rotation::install(&store, &rotator, &origin, given).await?,
+                &keyring,
+            )?)
+        }
+        CaCommand::Withdraw { key } => {
+            let withdrawn = rotation::withdraw(&store, &origin, key).await?;
+            Ok(describe_withdrawn(&withdrawn, &keyring)?)
+        }
     }
 }
 
@@ -113,6 +172,15 @@ fn describe(prepared: &Prepared, keyring: &Keyring) -> Result<String, RotationEr
     };
     let signs_from = prepared.key.signs_from.map(rfc3339).unwrap_or_default();
     Ok(format!("{identifier} {state}; it signs from {signs_from}"))
+}
+
+fn describe_withdrawn(withdrawn: &Withdrawn, keyring: &Keyring) -> Result<String, RotationError> {
+    let identifier = rotation::identifier(&withdrawn.key, keyring)?.unwrap_or_default();
+    let at = withdrawn.key.withdrawn_at.map(rfc3339).unwrap_or_default();
+    Ok(match withdrawn.is_new {
+        true => format!("{identifier} is withdrawn"),
+        false => format!("{identifier} was already withdrawn, at {at}"),
+    })
 }
 
 fn as_text(status: &AuthorityStatus) -> String {
@@ -149,6 +217,9 @@ fn line(key: &KeyStatus) -> String {
     }
     if let Some(valid) = key.valid_certificates {
         parts.push(format!("{valid} valid certificates"));
+    }
+    if let Some(at) = key.withdrawn_at {
+        parts.push(format!("withdrawn at {}", rfc3339(at)));
     }
     if let Some(at) = key.retires_at {
         parts.push(format!("retires at {}", rfc3339(at)));

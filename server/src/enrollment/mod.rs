@@ -312,7 +312,8 @@ fn answer(services: &Services, decided: Decided, nonce: OffsetDateTime) -> Outco
                 assurance,
                 spiffe_id: spiffe_id(&services.policy.trust_domain, machine_id),
                 certificate,
-                trust_bundle: services.authority.load().roots_pem().to_owned(),
+                trust_bundle: services.authority.load().trust_bundle().to_owned(),
+                withdrawn_issuers: services.authority.load().withdrawn_issuers().to_vec(),
                 next_check_in_seconds: FIRST_CHECK_IN_SECONDS,
                 continuity: Some(services.continuity.issue(machine_id, nonce)),
             };

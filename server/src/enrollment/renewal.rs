@@ -188,7 +188,8 @@ async fn decide(
     let certificate = certify(tx, services, &admitted.presence.machine, next, requested.public_key).await?;
     Ok(Ok(Outcome::Issued(Renewed {
         certificate,
-        trust_bundle: services.authority.load().roots_pem().to_owned(),
+        trust_bundle: services.authority.load().trust_bundle().to_owned(),
+        withdrawn_issuers: services.authority.load().withdrawn_issuers().to_vec(),
         continuity: Some(services.continuity.issue(verified.machine_id, verified.nonce)),
     })))
 }

@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use assay_authority::{Authority, AuthorityError, RevocationList, key_identifier};
+use assay_authority::{
+    Authority, AuthorityError, RevocationList, RevokedCertificate, key_identifier, serial_number, validity,
+};
+use assay_protocol::admin_api::certificates::RevocationReason;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -18,6 +21,7 @@ use crate::{
         self, StoreError, Transaction,
         duties::{self, Duty},
         revocation_lists::{ListState, StoredList},
+        sealed_keys::SealedKey,
         tx,
     },
 };
@@ -234,7 +238,8 @@ async fn sign(
     // Certificates that expired during an outage are not yet on a list signed after their expiry.
     let listed_after = now - LISTED_AFTER_EXPIRY;
     let listed_after = last.map_or(listed_after, |last| last.this_update.min(listed_after));
-    let revoked = store::revocations::list(tx, issuer.id, listed_after).await?;
+    let mut revoked = store::revocations::list(tx, issuer.id, listed_after).await?;
+    revoked.extend(withdrawn_under(&keys, issuer.id, listed_after)?);
     let number = last
         .map_or(0, |last| last.number)
         .checked_add(1)
@@ -260,6 +265,28 @@ async fn sign(
     services.metrics.revocation.list_signed();
     tracing::debug!(?issuer, number, entries, "signed a revocation list");
     Ok(())
+}
+
+/// The withdrawn issuing CAs under a root, for its list.
+fn withdrawn_under(
+    keys: &[SealedKey],
+    root_id: Uuid,
+    expire_after: OffsetDateTime,
+) -> Result<Vec<RevokedCertificate>, PublishingError> {
+    let mut withdrawn = Vec::new();
+    for key in keys.iter().filter(|key| key.root_id == Some(root_id)) {
+        let (Some(revoked_at), Some(certificate)) = (key.withdrawn_at, &key.certificate) else {
+            continue;
+        };
+        if validity(certificate)?.1 > expire_after {
+            withdrawn.push(RevokedCertificate {
+                serial_number: serial_number(certificate)?,
+                revoked_at,
+                reason: RevocationReason::CaCompromise,
+            });
+        }
+    }
+    Ok(withdrawn)
 }
 
 /// Runs on a blocking thread: signing hundreds of thousands of entries would delay other tasks.

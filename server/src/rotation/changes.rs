@@ -1,13 +1,15 @@
 //! The steps of rotation. Each runs in a transaction that has the duty.
 
-use assay_authority::{CertifiedKey, PrivateKey, issuing, key_identifier, validity};
+use assay_authority::{PrivateKey, issuing, key_identifier, validity};
 use assay_protocol::text::rfc3339;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    RotationError, Rotator, keys,
+    RotationError, Rotator,
+    cross_certificates::{self, Given},
+    keys,
     steps::{GRANT_KEY_RETENTION, Keys, RETENTION, Step},
 };
 use crate::{
@@ -22,6 +24,15 @@ use crate::{
     },
 };
 
+/// The root of the next issuing CA.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum NextRoot<'a> {
+    /// The present one, unless it would shorten the CA's validity.
+    Present,
+    /// A new one. If the present one is external, its owner has issued this cross-certificate.
+    New(Option<&'a [u8]>),
+}
+
 /// Takes the first due step; `false` if no step is due.
 pub(super) async fn take_step(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<bool, RotationError> {
     let keys = lock(tx).await?;
@@ -30,9 +41,10 @@ pub(super) async fn take_step(tx: &mut Transaction, rotator: &Rotator<'_>) -> Re
     };
     match step {
         Step::Prepare(KeyPurpose::GrantSigning) => prepare_grant_key(tx, rotator).await.map(drop)?,
-        Step::Prepare(_) => prepare_issuing(tx, rotator, &keys, false).await.map(drop)?,
+        Step::Prepare(_) => prepare_issuing(tx, rotator, &keys, NextRoot::Present).await.map(drop)?,
         Step::Activate(id) => activate(tx, rotator, &keys, id).await?,
         Step::Retire(id) => retire(tx, &keys, id).await?,
+        Step::RemoveCrossCertificate(id) => cross_certificates::remove(tx, &keys, id).await?,
     }
     tracing::info!(?step, "changed a key of the authority");
     Ok(true)
@@ -54,18 +66,26 @@ pub(super) async fn prepare_issuing(
     tx: &mut Transaction,
     rotator: &Rotator<'_>,
     keys: &Keys,
-    with_root: bool,
+    next_root: NextRoot<'_>,
 ) -> Result<SealedKey, RotationError> {
     let (now, policy) = (tx.now(), rotator.policy);
     let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
     let current = current.ok_or(RotationError::NotBootstrapped)?;
     let current_root = keys.root_of(current).ok_or(RotationError::NotBootstrapped)?;
     let is_cut_short = validity(certificate(current_root)?)?.1 < issuing::full_life_end(now + policy.overlap(true));
-    let with_root = with_root || is_cut_short;
-    let signs_from = signs_from(current, now, policy.overlap(with_root))?;
-    let (root_id, root) = match with_root {
-        true => new_root(tx, rotator, signs_from).await?,
-        false => (current_root.id, rotator.keyring.certified_key(current_root)?),
+    let next_root = match next_root {
+        NextRoot::Present if is_cut_short => NextRoot::New(None),
+        chosen => chosen,
+    };
+    let signs_from = signs_from(current, now, policy.overlap(matches!(next_root, NextRoot::New(_))))?;
+    let (root_id, root) = match next_root {
+        NextRoot::Present => (current_root.id, rotator.keyring.certified_key(current_root)?),
+        NextRoot::New(pem) => {
+            let root = new_root(tx, rotator, keys, signs_from).await?;
+            let given = Given { pem, cas_below: 1 };
+            cross_certificates::certify(tx, rotator, keys, (current_root, &root), given).await?;
+            (root.id, rotator.keyring.certified_key(&root)?)
+        }
     };
     let made = issuing::generate_issuing(&root, &policy.trust_domain, now)?;
     let secret = made.key.pkcs8_der();
@@ -121,23 +141,38 @@ fn shown(key: &SealedKey) -> Value {
         .as_deref()
         .and_then(|certificate| key_identifier(certificate).ok());
     let identifier = identifier.map(hex::encode);
-    let signs_from = key.signs_from.map(rfc3339);
+    let [signs_from, withdrawn_at] = [key.signs_from, key.withdrawn_at].map(|time| time.map(rfc3339));
     json!({
         "purpose": key.purpose, "state": key.state, "key_identifier": identifier, "root_id": key.root_id,
-        "signs_from": signs_from,
+        "signs_from": signs_from, "withdrawn_at": withdrawn_at,
     })
 }
 
+/// The root whose CSR was printed, if there is one: the owner of the present root has certified it.
 async fn new_root(
     tx: &mut Transaction,
     rotator: &Rotator<'_>,
+    keys: &Keys,
     signs_from: OffsetDateTime,
-) -> Result<(Uuid, CertifiedKey), RotationError> {
+) -> Result<SealedKey, RotationError> {
+    if let Some(requested) = keys.find(KeyPurpose::RootCa, KeyState::Requested) {
+        let next = SealedKey {
+            state: KeyState::Next,
+            signs_from: Some(signs_from),
+            ..requested.clone()
+        };
+        update(tx, Action::KeyPrepare, requested, &next).await?;
+        return Ok(next);
+    }
+    let key = generated_root(tx, rotator)?;
+    insert_next(tx, key, signs_from).await
+}
+
+/// A new root of this server's own.
+pub(super) fn generated_root(tx: &Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
     let root = issuing::generate_root(&rotator.policy.trust_domain, tx.now())?;
     let (keyring, secret) = (rotator.keyring, root.key.pkcs8_der());
-    let key = keyring.seal(tx.clock(), KeyPurpose::RootCa, secret, Some(&root.certificate))?;
-    let key = insert_next(tx, key, signs_from).await?;
-    Ok((key.id, root))
+    Ok(keyring.seal(tx.clock(), KeyPurpose::RootCa, secret, Some(&root.certificate))?)
 }
 
 async fn insert_next(
@@ -205,7 +240,8 @@ async fn retire(tx: &mut Transaction, keys: &Keys, id: Uuid) -> Result<(), Rotat
     update(tx, Action::KeyRetire, previous, &retired).await
 }
 
-async fn written(tx: &mut Transaction, change: Change) -> Result<(), StoreError> {
+/// Records a change of the authority, which every replica then reads.
+pub(super) async fn written(tx: &mut Transaction, change: Change) -> Result<(), StoreError> {
     settings::bump_authority_version(tx).await?;
     tx.record(change).await
 }

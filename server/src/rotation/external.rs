@@ -1,4 +1,5 @@
-//! An issuing CA under an external root: its CSR, and the chain that the root's owner returns.
+//! An issuing CA under an external root: its CSR, and the chain that the root's owner returns. Also the CSR of this
+//! server's next root, for the owner of an external present one.
 
 use assay_authority::{
     ExternalChain, PrivateKey,
@@ -10,6 +11,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use super::{
     RotationError, Rotator,
     changes::{self, lock},
+    cross_certificates::{Given, certify},
     rotate::{Prepared, already_prepared},
     steps::Keys,
 };
@@ -31,15 +33,30 @@ pub(crate) async fn request(store: &Store, rotator: &Rotator<'_>, origin: &Origi
     Ok(issuing::issuing_request(&private_key, &rotator.policy.trust_domain)?)
 }
 
+/// Returns the CSR of this server's next root, and creates the root if none is pending. `ca rotate --root` then takes
+/// this root. Repeating the call returns a CSR for the same key.
+pub(crate) async fn request_root(
+    store: &Store,
+    rotator: &Rotator<'_>,
+    origin: &Origin,
+) -> Result<String, RotationError> {
+    let key = tx!(store, RequestCa, origin => requested_root(rotator)).await?;
+    let root = rotator.keyring.certified_key(&key)?;
+    Ok(issuing::root_request(&root, &rotator.policy.trust_domain)?)
+}
+
 /// Installs the chain that an external root issued for the CSR. The CA issues after the overlap. Repeating the call
 /// changes nothing.
+///
+/// If the chain ends at another root than the present one, and the present one is external too, its owner must have
+/// issued the cross-certificate.
 pub(crate) async fn install(
     store: &Store,
     rotator: &Rotator<'_>,
     origin: &Origin,
-    chain: &[u8],
+    (chain, cross_certificate): (&[u8], Option<&[u8]>),
 ) -> Result<Prepared, RotationError> {
-    tx!(store, InstallCa, origin => install_in(rotator, chain)).await
+    tx!(store, InstallCa, origin => install_in(rotator, chain, cross_certificate)).await
 }
 
 async fn requested(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
@@ -58,7 +75,26 @@ async fn requested(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<Sealed
     Ok(key)
 }
 
-async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -> Result<Prepared, RotationError> {
+async fn requested_root(tx: &mut Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
+    let keys = lock(tx).await?;
+    if let Some(key) = keys.find(KeyPurpose::RootCa, KeyState::Requested) {
+        return Ok(key.clone());
+    }
+    let key = SealedKey {
+        state: KeyState::Requested,
+        signs_from: None,
+        ..changes::generated_root(tx, rotator)?
+    };
+    changes::insert(tx, Action::KeyRequest, &key).await?;
+    Ok(key)
+}
+
+async fn install_in(
+    tx: &mut Transaction,
+    rotator: &Rotator<'_>,
+    chain: &[u8],
+    cross_certificate: Option<&[u8]>,
+) -> Result<Prepared, RotationError> {
     let keys = lock(tx).await?;
     let Some(requested) = keys.find(KeyPurpose::IssuingCa, KeyState::Requested) else {
         let installed = installed_before(&keys, chain).ok_or(RotationError::NothingRequested)?;
@@ -83,9 +119,10 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
     let known_root = known_root(&keys, &chain.root);
     let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
     let current = current.ok_or(RotationError::NotBootstrapped)?;
+    let present_root = keys.root_of(current).ok_or(RotationError::NotBootstrapped)?;
     let signs_from = changes::signs_from(current, now, rotator.policy.overlap(known_root.is_none()))?;
-    let root_id = match known_root {
-        Some(root) => root.id,
+    let root = match known_root {
+        Some(root) => root.clone(),
         None => {
             let root = SealedKey {
                 id: tx.new_id(),
@@ -97,14 +134,19 @@ async fn install_in(tx: &mut Transaction, rotator: &Rotator<'_>, chain: &[u8]) -
                 ..requested.clone()
             };
             changes::insert(tx, Action::KeyInstall, &root).await?;
-            root.id
+            root
         }
     };
+    let given = Given {
+        pem: cross_certificate,
+        cas_below: 1 + chain.intermediates.len(),
+    };
+    certify(tx, rotator, &keys, (present_root, &root), given).await?;
     let next = SealedKey {
         state: KeyState::Next,
         certificate: Some(chain.certificate),
         intermediates: chain.intermediates,
-        root_id: Some(root_id),
+        root_id: Some(root.id),
         signs_from: Some(signs_from),
         ..requested.clone()
     };

@@ -1,6 +1,6 @@
 //! Reads the keys that are not retired, and builds the authority from them.
 
-use assay_authority::{Authority, AuthorityParts, IssuingParts, Root};
+use assay_authority::{Authority, AuthorityParts, IssuingParts, Root, key_identifier};
 use uuid::Uuid;
 
 use super::steps::Keys;
@@ -8,7 +8,7 @@ use crate::{
     config::PublicUrl,
     keyring::{Keyring, KeyringError, certificate},
     store::{
-        Connection, StoreError,
+        Connection, StoreError, cross_certificates,
         sealed_keys::{self, KeyPurpose, KeyState, SealedKey},
         settings,
     },
@@ -40,6 +40,10 @@ impl Keyring {
                 .map(|ca| self.issuing_parts(ca))
                 .collect::<Result<_, _>>()?,
             roots: published(KeyPurpose::RootCa).map(root).collect::<Result<_, _>>()?,
+            cross_certificates: (keys.cross_certificates.iter())
+                .map(|cross| cross.certificate.clone())
+                .collect(),
+            withdrawn: keys.withdrawn.clone(),
             grant_key: self.private_key(grant_key)?,
             other_grant_keys: published(KeyPurpose::GrantSigning)
                 .map(|key| Ok(self.private_key(key)?.public_key().clone()))
@@ -64,6 +68,10 @@ impl Keyring {
 /// Reads the keys that are not retired.
 pub(super) async fn read(connection: &mut Connection) -> Result<Keys, StoreError> {
     let mut keys = sealed_keys::list(connection).await?;
+    // A retired one can still be abused: its certificate may be valid for a year.
+    let withdrawn = keys.iter().filter(|key| key.withdrawn_at.is_some());
+    let withdrawn = withdrawn.filter_map(|key| key_identifier(key.certificate.as_deref()?).ok());
+    let withdrawn = withdrawn.collect();
     keys.retain(|key| key.state != KeyState::Retired);
     let mut last_expiries = std::collections::BTreeMap::<Uuid, _>::new();
     for key in &keys {
@@ -74,7 +82,12 @@ pub(super) async fn read(connection: &mut Connection) -> Result<Keys, StoreError
             last_expiries.insert(key.id, end);
         }
     }
-    Ok(Keys { keys, last_expiries })
+    Ok(Keys {
+        keys,
+        last_expiries,
+        cross_certificates: cross_certificates::list(connection).await?,
+        withdrawn,
+    })
 }
 
 /// Also reads their version, in the same snapshot.

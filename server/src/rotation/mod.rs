@@ -6,23 +6,26 @@
 
 pub(crate) mod bootstrap;
 mod changes;
+mod cross_certificates;
 mod external;
 mod following;
 mod keys;
 mod rotate;
 mod status;
 mod steps;
+mod withdraw;
 
 use assay_protocol::text::rfc3339;
 use time::{Duration, OffsetDateTime};
 
 pub(crate) use self::{
-    external::{install, request},
+    external::{install, request, request_root},
     following::{Rotation, WORK, run_follower},
     rotate::{Prepared, Wanted, rotate},
     status::{AuthorityStatus, KeyStatus, identifier, status},
+    withdraw::{Withdrawn, withdraw},
 };
-use assay_authority::{AuthorityError, ChainRefusal, KeyError};
+use assay_authority::{AuthorityError, ChainRefusal, CrossCertificateRefusal, KeyError};
 
 use crate::{
     changes::Origin,
@@ -86,6 +89,24 @@ pub enum RotationError {
     /// Relying parties could mistake one CA for the other.
     #[error("another CA of this server has the key identifier {0}")]
     KeyIdentifierTaken(String),
+    /// Only the owner of the present root can certify the next one.
+    #[error(
+        "the present root is external, and its owner must sign a certificate of the next root's subject and key: give it \
+         with --cross-certificate (for a root of this server's own, `assay-server ca csr --root` prints the CSR)"
+    )]
+    CrossCertificateNeeded,
+    /// The given cross-certificate is invalid.
+    #[error(transparent)]
+    CrossCertificate(#[from] CrossCertificateRefusal),
+    /// No issuing CA of this server has this key identifier.
+    #[error("no issuing CA of this server has the key identifier {0:?}")]
+    UnknownIssuer(String),
+    /// The CA signs, or will.
+    #[error(
+        "the issuing CA {0} has not been replaced yet: `assay-server ca rotate`, with a short certificates.ca_overlap, \
+         replaces it, and then it can be withdrawn"
+    )]
+    NotReplaced(String),
     /// The keys cannot be opened, or do not match.
     #[error(transparent)]
     Keyring(#[from] KeyringError),

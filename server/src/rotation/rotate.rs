@@ -2,7 +2,10 @@
 
 use assay_authority::key_identifier;
 
-use super::{RotationError, Rotator, changes};
+use super::{
+    RotationError, Rotator,
+    changes::{self, NextRoot},
+};
 use crate::{
     changes::Origin,
     keyring::certificate,
@@ -15,10 +18,11 @@ use crate::{
 
 /// The key to replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum Wanted<'a> {
     IssuingCa,
-    /// This server's own root, with an issuing CA under it.
-    RootCa,
+    /// This server's own root, with an issuing CA under it. The owner of an external present root issues its
+    /// cross-certificate.
+    RootCa(Option<&'a [u8]>),
     GrantKey,
 }
 
@@ -36,22 +40,22 @@ pub(crate) async fn rotate(
     store: &Store,
     rotator: &Rotator<'_>,
     origin: &Origin,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
 ) -> Result<Prepared, RotationError> {
     tx!(store, PrepareKey, origin => prepare(rotator, wanted)).await
 }
 
-async fn prepare(tx: &mut Transaction, rotator: &Rotator<'_>, wanted: Wanted) -> Result<Prepared, RotationError> {
+async fn prepare(tx: &mut Transaction, rotator: &Rotator<'_>, wanted: Wanted<'_>) -> Result<Prepared, RotationError> {
     let keys = changes::lock(tx).await?;
     let purpose = match wanted {
         Wanted::GrantKey => KeyPurpose::GrantSigning,
-        Wanted::IssuingCa | Wanted::RootCa => KeyPurpose::IssuingCa,
+        Wanted::IssuingCa | Wanted::RootCa(_) => KeyPurpose::IssuingCa,
     };
     if let Some(next) = keys.find(purpose, KeyState::Next) {
         let has_new_root = keys
             .root_of(next)
             .is_some_and(|root| root.state == KeyState::Next && root.sealed.is_some());
-        if wanted == Wanted::RootCa && !has_new_root {
+        if matches!(wanted, Wanted::RootCa(_)) && !has_new_root {
             return Err(already_prepared(next)?);
         }
         return Ok(Prepared {
@@ -61,14 +65,14 @@ async fn prepare(tx: &mut Transaction, rotator: &Rotator<'_>, wanted: Wanted) ->
     }
     let key = match wanted {
         Wanted::GrantKey => changes::prepare_grant_key(tx, rotator).await?,
-        Wanted::RootCa => changes::prepare_issuing(tx, rotator, &keys, true).await?,
+        Wanted::RootCa(pem) => changes::prepare_issuing(tx, rotator, &keys, NextRoot::New(pem)).await?,
         Wanted::IssuingCa => {
             let current = keys.find(KeyPurpose::IssuingCa, KeyState::Current);
             let root = current.and_then(|current| keys.root_of(current));
             if root.is_some_and(|root| root.sealed.is_none()) {
                 return Err(RotationError::ExternalRoot);
             }
-            changes::prepare_issuing(tx, rotator, &keys, false).await?
+            changes::prepare_issuing(tx, rotator, &keys, NextRoot::Present).await?
         }
     };
     Ok(Prepared { key, is_new: true })

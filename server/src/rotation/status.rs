@@ -43,6 +43,9 @@ pub(crate) struct KeyStatus {
     /// When it retires, if known.
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) retires_at: Option<OffsetDateTime>,
+    /// Only for an issuing CA: when an administrator withdrew it.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) withdrawn_at: Option<OffsetDateTime>,
     /// Only for an issuing CA: the number of valid certificates of machines.
     pub(crate) valid_certificates: Option<i64>,
 }
@@ -106,6 +109,7 @@ fn of_key(keyring: &Keyring, keys: &Keys, key: &SealedKey) -> Result<KeyStatus, 
         not_after: validity.map(|(_, end)| end),
         signs_from: key.signs_from,
         retires_at: keys.retires_at(key),
+        withdrawn_at: key.withdrawn_at,
         valid_certificates: None,
     })
 }

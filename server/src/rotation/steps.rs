@@ -7,7 +7,10 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::RotationPolicy;
-use crate::store::sealed_keys::{KeyPurpose, KeyState, SealedKey};
+use crate::store::{
+    cross_certificates::CrossCertificate,
+    sealed_keys::{KeyPurpose, KeyState, SealedKey},
+};
 
 /// The shortest time that a superseded issuing CA is kept, because a replica that has not noticed may still issue with
 /// it. Also how long a CA's list contains an expired certificate (RFC 5280, section 3.3).
@@ -22,6 +25,9 @@ pub(super) struct Keys {
     pub(super) keys: Vec<SealedKey>,
     /// By issuing CA: the last expiry of the certificates that it issued.
     pub(super) last_expiries: BTreeMap<Uuid, OffsetDateTime>,
+    pub(super) cross_certificates: Vec<CrossCertificate>,
+    /// The subject key identifiers of all withdrawn issuing CAs, retired ones included.
+    pub(super) withdrawn: Vec<Vec<u8>>,
 }
 
 /// A due change.
@@ -33,6 +39,8 @@ pub(super) enum Step {
     Activate(Uuid),
     /// Retire this previous key.
     Retire(Uuid),
+    /// Remove this expired cross-certificate.
+    RemoveCrossCertificate(Uuid),
 }
 
 impl Keys {
@@ -63,7 +71,11 @@ impl Keys {
         });
         let previous = self.keys.iter().filter(|key| key.state == KeyState::Previous);
         let retired = previous.filter(|key| is_over(self.retires_at(key), now));
-        forward.chain(retired.map(|key| Step::Retire(key.id))).next()
+        let expired = self.cross_certificates.iter().filter(|cross| cross.not_after <= now);
+        forward
+            .chain(retired.map(|key| Step::Retire(key.id)))
+            .chain(expired.map(|cross| Step::RemoveCrossCertificate(cross.id)))
+            .next()
     }
 
     /// When a previous key can be retired. `None` for a root that a CA needs, and for a key that is not previous.
@@ -151,6 +163,7 @@ mod tests {
             signs_from: Some(NOW),
             retires_at: None,
             retired_at: None,
+            withdrawn_at: None,
         }
     }
 
@@ -164,7 +177,7 @@ mod tests {
                 key(ISSUING, KeyPurpose::IssuingCa, Some(issuing.certificate)),
                 key(GRANTS, KeyPurpose::GrantSigning, None),
             ],
-            last_expiries: BTreeMap::new(),
+            ..Keys::default()
         }
     }
 
@@ -270,6 +283,21 @@ mod tests {
         assert_eq!(keys.after(Duration::DAY), None, "the previous CA is under it");
         keys.keys.retain(|key| key.id != ISSUING);
         assert_eq!(keys.after(Duration::DAY), Some(Step::Retire(ROOT)));
+    }
+
+    #[test]
+    fn a_cross_certificate_is_removed_when_it_has_expired() {
+        let mut keys = bootstrapped();
+        let end = NOW + Duration::days(30);
+        keys.cross_certificates.push(CrossCertificate {
+            id: NEXT,
+            issuer_id: Uuid::from_u128(9),
+            root_id: ROOT,
+            certificate: Vec::new(),
+            not_after: end,
+        });
+        assert_eq!(keys.after(Duration::days(30) - Duration::SECOND), None);
+        assert_eq!(keys.after(Duration::days(30)), Some(Step::RemoveCrossCertificate(NEXT)));
     }
 
     #[test]

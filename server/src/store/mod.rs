@@ -10,6 +10,7 @@ pub(crate) mod audit_seals;
 pub(crate) mod batcher;
 pub(crate) mod certificates;
 pub(crate) mod changes;
+pub(crate) mod cross_certificates;
 pub(crate) mod device_certificates;
 pub(crate) mod duties;
 pub(crate) mod enrollment_tokens;

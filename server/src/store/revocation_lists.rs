@@ -48,6 +48,22 @@ pub(crate) async fn find(connection: &mut Connection, issuer_id: Uuid) -> Result
     .await?)
 }
 
+/// Marks the list of a CA as stale: this certificate must be on the next one.
+pub(crate) async fn wait_for(
+    connection: &mut Connection,
+    issuer_id: Uuid,
+    serial_number: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO revocations_waiting (serial_number, issuer_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        serial_number,
+        issuer_id
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Removes the waiting revocations of a CA. The caller reads the revoked certificates afterwards, so its list contains
 /// at least these. Later revocations wait for the next list.
 pub(crate) async fn take_waiting(connection: &mut Connection, issuer_id: Uuid) -> Result<(), StoreError> {

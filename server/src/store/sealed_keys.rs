@@ -50,6 +50,8 @@ pub(crate) struct SealedKey {
     /// Only for a previous key: when it can be retired at the earliest.
     pub(crate) retires_at: Option<OffsetDateTime>,
     pub(crate) retired_at: Option<OffsetDateTime>,
+    /// Only for an issuing CA that no longer signs: when an administrator withdrew it.
+    pub(crate) withdrawn_at: Option<OffsetDateTime>,
 }
 
 struct Row {
@@ -63,6 +65,7 @@ struct Row {
     signs_from: Option<OffsetDateTime>,
     retires_at: Option<OffsetDateTime>,
     retired_at: Option<OffsetDateTime>,
+    withdrawn_at: Option<OffsetDateTime>,
 }
 
 impl TryFrom<Row> for SealedKey {
@@ -80,6 +83,7 @@ impl TryFrom<Row> for SealedKey {
             signs_from: row.signs_from,
             retires_at: row.retires_at,
             retired_at: row.retired_at,
+            withdrawn_at: row.withdrawn_at,
         })
     }
 }
@@ -88,7 +92,8 @@ impl TryFrom<Row> for SealedKey {
 pub(crate) async fn list(connection: &mut Connection) -> Result<Vec<SealedKey>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
-        "SELECT id, purpose, state, sealed, certificate, root_id, intermediates, signs_from, retires_at, retired_at
+        "SELECT id, purpose, state, sealed, certificate, root_id, intermediates, signs_from, retires_at, retired_at,
+                withdrawn_at
          FROM sealed_keys ORDER BY id"
     )
     .fetch_all(connection)
@@ -126,7 +131,7 @@ pub(crate) async fn update(connection: &mut Connection, key: &SealedKey) -> Resu
     sqlx::query!(
         "UPDATE sealed_keys
          SET state = $2, sealed = $3, certificate = $4, root_id = $5, intermediates = $6, signs_from = $7, retires_at = $8,
-             retired_at = $9
+             retired_at = $9, withdrawn_at = $10
          WHERE id = $1",
         key.id,
         key.state.as_str(),
@@ -137,6 +142,7 @@ pub(crate) async fn update(connection: &mut Connection, key: &SealedKey) -> Resu
         key.signs_from,
         key.retires_at,
         key.retired_at,
+        key.withdrawn_at,
     )
     .execute(connection)
     .await?;

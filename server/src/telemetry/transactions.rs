@@ -66,6 +66,7 @@ assay_protocol::words! {
         SealAudit = "seal_audit",
         SignRevocationList = "sign_revocation_list",
         TestWebhook = "test_webhook",
+        WithdrawCa = "withdraw_ca",
     }
 }
 

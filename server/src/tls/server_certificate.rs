@@ -169,7 +169,7 @@ fn issue(
     now: OffsetDateTime,
 ) -> Result<(CertifiedKey, Issued), TlsError> {
     let issuing = authority.issuing();
-    let issued = issuing.issue_tls_certificate(now).map_err(TlsError::Issue)?;
+    let issued = authority.issue_tls_certificate(now).map_err(TlsError::Issue)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.key.pkcs8_der().to_vec()));
     let certified = CertifiedKey::from_der(issued.chain, key, provider).map_err(TlsError::Setup)?;
     let issued = Issued {
@@ -271,6 +271,8 @@ mod tests {
                 certificate: secrets.root.certificate.clone(),
                 is_ours: true,
             }],
+            cross_certificates: Vec::new(),
+            withdrawn: Vec::new(),
             grant_key: secrets.grant_key.clone(),
             other_grant_keys: Vec::new(),
         };
@@ -482,7 +484,7 @@ mod tests {
     }
 
     fn pair(authority: &Arc<ArcSwap<Authority>>) -> (String, String) {
-        let issued = authority.load().issuing().issue_tls_certificate(NOW).unwrap();
+        let issued = authority.load().issue_tls_certificate(NOW).unwrap();
         let chain = issued.chain.iter().map(|der| issuing::certificate_pem(der)).collect();
         let key = pem::encode(&pem::Pem::new("PRIVATE KEY", issued.key.pkcs8_der()));
         (chain, key)

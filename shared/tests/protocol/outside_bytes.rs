@@ -180,7 +180,7 @@ fn wire_examples() -> impl Strategy<Value = Vec<u8>> {
             "grants": [{"audience": "a", "permissions": ["p"], "token": "j.w.t", "expires_at": "2026-11-22T10:10:00Z"}],
             "denied": [{"audience": "a", "permission": "q", "reasons": ["sip_enabled is unknown"]}],
             "actions": [{"type": "renew_certificate"}, {"type": "of_a_newer_server", "with": 1}]}),
-        json!({"certificate": certificate(), "trust_bundle": "PEM"}),
+        json!({"certificate": certificate(), "trust_bundle": "PEM", "withdrawn_issuers": ["00ff"]}),
         json!({"name": "n", "role": "operator", "expires_in_seconds": 60}),
         json!({"description": "d", "expires_in_seconds": 60, "max_uses": 2, "serial_numbers": ["C02XYZ"],
             "labels": {"k": "v"}, "approval": "manual", "allow_reenrollment": true}),

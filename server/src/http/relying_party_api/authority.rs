@@ -44,7 +44,8 @@ async fn bundle(State(services): State<Arc<Services>>) -> impl IntoResponse {
 
 /// Read the CA that issues now and its root.
 ///
-/// The other issuing CAs that may be in use now or soon follow.
+/// The other issuing CAs that may be in use now or soon follow, and then the certificates by which earlier roots vouch
+/// for later ones.
 #[utoipa::path(
     get, path = "/v1/ca/chain.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String)),
