@@ -31,4 +31,6 @@ pub use connection::{ClientError, Refusal};
 pub use exchanges::{
     Agent, AgentError, AgentOptions, EnrollOptions, EnrollOutcome, Failure, ProofError, RotationOutcome, reset,
 };
-pub use trust::{Fingerprint, NotAFingerprint, ServerUrl, ServerUrlError, Trust, TrustAnchor, TrustError};
+pub use trust::{
+    Fingerprint, NotAFingerprint, ServerUrl, ServerUrlError, Trust, TrustAnchor, TrustError, WithdrawnIssuers,
+};

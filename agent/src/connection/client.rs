@@ -309,7 +309,7 @@ fn http_client(
 
 fn tls(server: &KnownServer, certificate: Option<&Arc<ClientCertificate>>) -> Result<ClientConfig, TrustError> {
     match server.url.is_https() {
-        true => server.trust.tls(
+        true => server.tls(
             certificate
                 .cloned()
                 .map(|certificate| certificate as Arc<dyn ResolvesClientCert>),

@@ -199,7 +199,7 @@ mod tests {
         clock::{Clock, SystemClock},
         key_store::{KeyFault, KeyStore, KeyStoreError, MachineKey, SealedKey, SoftwareKeyStore},
         state::StateDirectory,
-        trust::{KnownServer, Trust},
+        trust::{KnownServer, Trust, WithdrawnIssuers},
     };
 
     /// One handshake, as the server saw it.
@@ -313,6 +313,7 @@ mod tests {
             let server = KnownServer {
                 url: self.url.parse().unwrap(),
                 trust: Trust::from_certificates(&self.root_pem).unwrap(),
+                withdrawn: WithdrawnIssuers::default(),
             };
             Client::new(server, Identity::Certificate(certificate), Arc::new(SystemClock)).unwrap()
         }

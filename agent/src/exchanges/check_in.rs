@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use assay_protocol::{
     Purpose,
-    agent_api::{CheckInRequest, CheckedIn},
+    agent_api::{Action, CheckInRequest, CheckedIn},
 };
 use time::OffsetDateTime;
 
@@ -49,11 +49,15 @@ pub(super) async fn call(machine: &Machine, record: &Record, credential: &Creden
         (Purpose::CheckIn, Some(enrolled.machine_id)),
     );
     let response = machine.exchange(&client, &keys, what, request).await?;
-    let checked_in: CheckedIn = client.read(&response)?;
+    let mut checked_in: CheckedIn = client.read(&response)?;
     if checked_in.machine_id != enrolled.machine_id {
         return Err(client
             .invalid_response(response.status, "it names another machine".to_owned())
             .into());
+    }
+    // Relying parties reject this certificate from now on.
+    if trust_bundle::is_from_withdrawn_issuer(&credential.certificate, server, &checked_in.withdrawn_issuers) {
+        checked_in.actions.push(Action::RenewCertificate);
     }
     Ok(checked_in)
 }
@@ -67,7 +71,8 @@ pub(super) async fn record_result(
 ) -> Result<(), AgentError> {
     let now = machine.clock.now();
     let next = next_check_in(now, checked_in.next_check_in_seconds);
-    let (assurance, roots) = (checked_in.assurance, checked_in.trust_bundle.clone());
+    let assurance = checked_in.assurance;
+    let (roots, withdrawn) = (checked_in.trust_bundle.clone(), checked_in.withdrawn_issuers.clone());
     let on_record = RecordedCheckIn {
         at: now,
         status: checked_in.status,
@@ -79,9 +84,7 @@ pub(super) async fn record_result(
         if let Some(machine) = record.machine.as_mut() {
             machine.assurance = assurance;
         }
-        if let Some(roots) = roots {
-            trust_bundle::adopt(record, roots);
-        }
+        trust_bundle::adopt(record, roots, &withdrawn, now);
         record.last_check_in = Some(on_record);
         record.next_check_in_at = Some(next);
         record.last_failure = None;

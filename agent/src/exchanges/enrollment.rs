@@ -109,10 +109,12 @@ async fn server(record: &Record, options: &EnrollOptions) -> Result<KnownServer,
     }
     let known = known.filter(|known| known.url == options.server);
     let trust = match (&options.trust, known) {
-        (Some(TrustAnchor::Fingerprint(fingerprint)), Some(known)) if known.trust.is_pinned_to(*fingerprint) => {
-            known.trust.clone()
+        (Some(TrustAnchor::Fingerprint(fingerprint)), known) => {
+            match known.and_then(|known| known.trust.pinned_again(*fingerprint)) {
+                Some(trust) => trust,
+                None => fetch_root(&options.server, *fingerprint).await?,
+            }
         }
-        (Some(TrustAnchor::Fingerprint(fingerprint)), _) => fetch_root(&options.server, *fingerprint).await?,
         (Some(TrustAnchor::Certificates(pem)), _) => Trust::from_certificates(pem).map_err(ClientError::Trust)?,
         (Some(TrustAnchor::System), _) | (None, None) => Trust::System,
         (None, Some(known)) => known.trust.clone(),
@@ -120,6 +122,7 @@ async fn server(record: &Record, options: &EnrollOptions) -> Result<KnownServer,
     Ok(KnownServer {
         url: options.server.clone(),
         trust,
+        withdrawn: known.map(|known| known.withdrawn.clone()).unwrap_or_default(),
     })
 }
 
@@ -202,7 +205,7 @@ fn record_enrollment(record: &mut Record, enrolled: Enrolled, now: OffsetDateTim
         certificate: enrolled.certificate,
         trust_bundle: same.map(|machine| machine.trust_bundle).unwrap_or_default(),
     });
-    trust_bundle::adopt(record, enrolled.trust_bundle);
+    trust_bundle::adopt(record, Some(enrolled.trust_bundle), &enrolled.withdrawn_issuers, now);
     record.next_check_in_at = Some(next_check_in(now, enrolled.next_check_in_seconds));
     record.pending = None;
     record.key_is_unknown = false;

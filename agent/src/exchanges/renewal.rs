@@ -27,12 +27,12 @@ pub(super) async fn renew(machine: &Machine, lock: &Arc<StateLock>) -> Result<Re
     let public_key = machine.key_on_record(&record).await?;
     let (client, response) = send(machine, &record, &current, &current.key, None).await?;
     let renewed = read(&client, &response, &public_key)?;
-    let (certificate, roots) = (renewed.certificate.clone(), renewed.trust_bundle.clone());
+    let (answer, now) = (renewed.clone(), machine.clock.now());
     update_record(lock, move |record| {
         if let Some(machine) = record.machine.as_mut() {
-            machine.certificate = certificate;
+            machine.certificate = answer.certificate;
         }
-        trust_bundle::adopt(record, roots);
+        trust_bundle::adopt(record, Some(answer.trust_bundle), &answer.withdrawn_issuers, now);
         record.last_failure = None;
     })
     .await?;

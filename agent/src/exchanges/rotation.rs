@@ -18,6 +18,7 @@ use assay_protocol::{
 };
 use reqwest::StatusCode;
 use secrecy::SecretString;
+use time::OffsetDateTime;
 
 use super::{
     check_in,
@@ -67,7 +68,7 @@ pub(super) async fn begin(
             return Err(error);
         }
     };
-    record_answer(lock, public_key.thumbprint(), answer).await
+    record_answer(lock, public_key.thumbprint(), answer, machine.clock.now()).await
 }
 
 /// Checks in with the next key, which then becomes the current one. Where [`Fallback`] allows it, the current key checks
@@ -254,6 +255,7 @@ async fn record_answer(
     lock: &Arc<StateLock>,
     key: KeyThumbprint,
     answer: RequestAnswer,
+    now: OffsetDateTime,
 ) -> Result<RotationOutcome, AgentError> {
     let outcome = match &answer {
         RequestAnswer::Renewed(renewed) => RotationOutcome::Certified(renewed.certificate.clone()),
@@ -269,7 +271,7 @@ async fn record_answer(
             }
         }
         if let RequestAnswer::Renewed(renewed) = answer {
-            trust_bundle::adopt(record, renewed.trust_bundle);
+            trust_bundle::adopt(record, Some(renewed.trust_bundle), &renewed.withdrawn_issuers, now);
         }
         record.last_failure = None;
     })

@@ -1,6 +1,8 @@
 //! How the agent authenticates its server: the URL, and the roots of the server's certificate.
 
+mod following;
 mod server_url;
+mod withdrawn;
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -15,8 +17,13 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
-pub use self::server_url::{ServerUrl, ServerUrlError};
+use self::withdrawn::ServerVerifier;
+pub use self::{
+    server_url::{ServerUrl, ServerUrlError},
+    withdrawn::WithdrawnIssuers,
+};
 
 /// How an administrator configures the authentication of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +45,10 @@ pub enum Trust {
     Roots {
         /// The roots, in PEM.
         certificates: String,
-        /// The fingerprint that an administrator gave. The roots may have been replaced since by later ones of the
-        /// server.
+        /// The root whose fingerprint an administrator gave, in PEM. Later roots of the server may have replaced it
+        /// since. It is kept because the server no longer sends a root that has retired.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        pinned: Option<Fingerprint>,
+        pinned_root: Option<String>,
     },
     /// The system's roots.
     System,
@@ -54,6 +61,9 @@ pub struct KnownServer {
     pub url: ServerUrl,
     /// The roots of the server's certificate.
     pub trust: Trust,
+    /// The issuing CAs of this server that are never accepted again.
+    #[serde(default, skip_serializing_if = "WithdrawnIssuers::is_empty")]
+    pub withdrawn: WithdrawnIssuers,
 }
 
 /// SHA-256 of a certificate in DER.
@@ -95,70 +105,100 @@ impl Trust {
         let root = roots
             .find(|root| Fingerprint::of(root) == fingerprint)
             .ok_or(TrustError::OtherRoot(fingerprint))?;
-        Self::of(encode(&root), Some(fingerprint))
+        Self::pinned(encode(&root))
     }
 
-    /// The trust after the server's bundle has changed from `before` to `bundle`. If it contains a root of the new
-    /// bundle, the new bundle replaces the old one. Roots that were in neither bundle are kept, because another CA may
-    /// have issued the server's certificate.
-    pub(crate) fn updated(&self, before: &str, bundle: &str) -> Self {
-        let Self::Roots { certificates, pinned } = self else {
+    /// Trusts only the root with this fingerprint, if the record has it: the root that was pinned, or one that is
+    /// trusted now. Whatever else the record trusts is dropped, because it may have come from an impostor.
+    pub(crate) fn pinned_again(&self, fingerprint: Fingerprint) -> Option<Self> {
+        let Self::Roots {
+            certificates,
+            pinned_root,
+        } = self
+        else {
+            return None;
+        };
+        let on_record = [pinned_root.as_deref().unwrap_or_default(), certificates];
+        let root = on_record
+            .into_iter()
+            .flat_map(certificates_of)
+            .find(|root| Fingerprint::of(root) == fingerprint)?;
+        Self::pinned(encode(&root)).ok()
+    }
+
+    /// The trust after the server has sent this bundle. Roots are added only if they are shown to follow a trusted one.
+    pub(crate) fn followed(&self, bundle: &str, now: OffsetDateTime) -> Self {
+        let Self::Roots {
+            certificates,
+            pinned_root,
+        } = self
+        else {
             return self.clone();
         };
-        let [trusted, before, bundle] = [certificates.as_str(), before, bundle].map(certificates_of);
-        if !trusted.iter().any(|root| bundle.contains(root)) {
+        let bundle = certificates_of(bundle);
+        if bundle.len() > following::MAX_CERTIFICATES {
+            tracing::warn!("the server's trust bundle has too many certificates: keeping the roots");
             return self.clone();
         }
-        let own = trusted
-            .iter()
-            .filter(|root| !before.contains(root) && !bundle.contains(root));
-        let roots: Vec<_> = bundle.iter().chain(own).collect();
-        if roots.len() == trusted.len() && roots.iter().all(|root| trusted.contains(root)) {
+        let trusted = certificates_of(certificates);
+        let roots = following::followed(&trusted, &bundle, now);
+        if roots == trusted {
             return self.clone();
         }
         Self::Roots {
-            certificates: roots.into_iter().map(encode).collect(),
-            pinned: *pinned,
+            certificates: roots.iter().map(encode).collect(),
+            pinned_root: pinned_root.clone(),
         }
-    }
-
-    /// Whether this trust was pinned to the root with this fingerprint.
-    pub(crate) fn is_pinned_to(&self, fingerprint: Fingerprint) -> bool {
-        let Self::Roots { certificates, pinned } = self else {
-            return false;
-        };
-        if pinned.is_some() {
-            return *pinned == Some(fingerprint);
-        }
-        // Records of earlier agents have no `pinned`.
-        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates.as_bytes()).collect();
-        roots.is_ok_and(|roots| matches!(roots.as_slice(), [root] if Fingerprint::of(root) == fingerprint))
     }
 
     /// A TLS configuration that accepts only these roots, and presents the client certificate if there is one.
     pub(crate) fn tls(&self, certificate: Option<Arc<dyn ResolvesClientCert>>) -> Result<ClientConfig, TrustError> {
-        let configuration = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        self.tls_without(&WithdrawnIssuers::default(), certificate)
+    }
+
+    /// The same, and refuses certificates of withdrawn CAs.
+    fn tls_without(
+        &self,
+        withdrawn: &WithdrawnIssuers,
+        certificate: Option<Arc<dyn ResolvesClientCert>>,
+    ) -> Result<ClientConfig, TrustError> {
+        let provider = Arc::new(provider::default_provider());
+        let roots = self.roots(withdrawn)?;
+        let verifier = ServerVerifier::new(roots, withdrawn.clone(), Arc::clone(&provider))?;
+        let configuration = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(TrustError::Tls)?
-            .with_root_certificates(self.roots()?);
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
         Ok(match certificate {
             Some(certificate) => configuration.with_client_cert_resolver(certificate),
             None => configuration.with_no_client_auth(),
         })
     }
 
-    fn of(certificates: String, pinned: Option<Fingerprint>) -> Result<Self, TrustError> {
-        let trust = Self::Roots { certificates, pinned };
-        trust.roots()?;
+    fn pinned(root: String) -> Result<Self, TrustError> {
+        Self::of(root.clone(), Some(root))
+    }
+
+    fn of(certificates: String, pinned_root: Option<String>) -> Result<Self, TrustError> {
+        let trust = Self::Roots {
+            certificates,
+            pinned_root,
+        };
+        trust.roots(&WithdrawnIssuers::default())?;
         Ok(trust)
     }
 
-    fn roots(&self) -> Result<RootCertStore, TrustError> {
+    fn roots(&self, withdrawn: &WithdrawnIssuers) -> Result<RootCertStore, TrustError> {
         let mut roots = RootCertStore::empty();
         match self {
             Self::Roots { certificates, .. } => {
                 for certificate in CertificateDer::pem_slice_iter(certificates.as_bytes()) {
                     let certificate = certificate.map_err(|_| TrustError::NoCertificates)?;
+                    // A CA file may have named the issuing CA.
+                    if withdrawn.contains(&certificate) {
+                        continue;
+                    }
                     roots.add(certificate).map_err(|_| TrustError::NoCertificates)?;
                 }
                 if roots.is_empty() {
@@ -174,6 +214,13 @@ impl Trust {
             }
         }
         Ok(roots)
+    }
+}
+
+impl KnownServer {
+    /// A TLS configuration that accepts this server alone, and presents the client certificate if there is one.
+    pub(crate) fn tls(&self, certificate: Option<Arc<dyn ResolvesClientCert>>) -> Result<ClientConfig, TrustError> {
+        self.trust.tls_without(&self.withdrawn, certificate)
     }
 }
 
@@ -289,6 +336,14 @@ mod tests {
 
     const ROOTS: &str = include_str!("../../testdata/roots.pem");
 
+    /// The fingerprints of the roots that are trusted.
+    fn roots(trust: &Trust) -> Vec<Fingerprint> {
+        let Trust::Roots { certificates, .. } = trust else {
+            return Vec::new();
+        };
+        certificates_of(certificates).iter().map(Fingerprint::of).collect()
+    }
+
     fn fingerprints() -> Vec<Fingerprint> {
         CertificateDer::pem_slice_iter(ROOTS.as_bytes())
             .map(|root| Fingerprint::of(&root.unwrap()))
@@ -306,10 +361,9 @@ mod tests {
         let fingerprints = fingerprints();
         assert_eq!(fingerprints.len(), 2);
         let trust = Trust::from_pinned_root(ROOTS.as_bytes(), fingerprints[1]).unwrap();
-        assert!(trust.is_pinned_to(fingerprints[1]));
-        assert!(!trust.is_pinned_to(fingerprints[0]));
-        assert_eq!(trust.roots().unwrap().len(), 1);
-        assert!(!Trust::from_certificates(ROOTS).unwrap().is_pinned_to(fingerprints[0]));
+        assert_eq!(trust.pinned_again(fingerprints[1]), Some(trust.clone()));
+        assert_eq!(trust.pinned_again(fingerprints[0]), None);
+        assert_eq!(roots(&trust), fingerprints[1..]);
     }
 
     #[test]
@@ -325,31 +379,42 @@ mod tests {
         ));
     }
 
+    /// A record in which a thief's root has replaced the pinned one, as earlier agents could write it.
     #[test]
-    fn trust_is_updated_by_a_bundle_that_shares_a_root_and_keeps_other_roots() {
-        let pems: Vec<String> = certificates_of(ROOTS).iter().map(encode).collect();
-        let (first, second) = (pems[0].as_str(), pems[1].as_str());
-        let fingerprint = fingerprints()[0];
-        let pinned = Trust::from_pinned_root(ROOTS.as_bytes(), fingerprint).unwrap();
-        assert_eq!(pinned.updated("", first), pinned, "nothing has changed");
-        assert_eq!(pinned.updated(first, second), pinned, "it has none of these roots");
-        let both = pinned.updated(first, ROOTS);
-        assert_eq!(both.roots().unwrap().len(), 2);
-        assert!(
-            both.is_pinned_to(fingerprint),
-            "an agent that is set up by this fingerprint knows it still"
-        );
-        let moved = both.updated(ROOTS, second);
-        assert_eq!(moved.roots().unwrap().len(), 1);
-        assert!(moved.is_pinned_to(fingerprint));
-        assert_eq!(moved.updated(second, first), moved);
-        // Another CA may have issued the server's certificate.
-        let file = Trust::from_certificates(ROOTS).unwrap();
-        assert_eq!(file.updated("", first), file);
-        assert_eq!(file.updated(first, second).roots().unwrap().len(), 1);
-        assert_eq!(Trust::System.updated(first, second), Trust::System);
-        let kept: Trust = serde_json::from_value(serde_json::to_value(&moved).unwrap()).unwrap();
-        assert_eq!(kept, moved);
+    fn a_fingerprint_does_not_keep_the_root_of_a_thief() {
+        let record = serde_json::json!({
+            "kind": "roots",
+            "certificates": certificates_of(ROOTS).get(1).map(encode),
+            "pinned": fingerprints()[0],
+        });
+        let taken: Trust = serde_json::from_value(record).unwrap();
+        assert_eq!(taken.pinned_again(fingerprints()[0]), None);
+    }
+
+    #[test]
+    fn a_fingerprint_drops_what_was_trusted_beside_its_root_and_the_pinned_root_is_remembered() {
+        let [first, second] = fingerprints()[..] else {
+            panic!("two roots")
+        };
+        let pem = |at: usize| encode(&certificates_of(ROOTS)[at]);
+        let both = Trust::of(ROOTS.to_owned(), Some(pem(0))).unwrap();
+        assert_eq!(roots(&both.pinned_again(first).unwrap()), [first]);
+        assert_eq!(roots(&both.pinned_again(second).unwrap()), [second]);
+        let followed = Trust::of(pem(1), Some(pem(0))).unwrap();
+        assert_eq!(roots(&followed.pinned_again(first).unwrap()), [first]);
+        let stored: Trust = serde_json::from_value(serde_json::to_value(&followed).unwrap()).unwrap();
+        assert_eq!(stored, followed);
+    }
+
+    #[test]
+    fn a_bundle_changes_nothing_without_proof_and_never_the_systems_roots() {
+        let now = time::macros::datetime!(2026-11-22 10:00 UTC);
+        let first = encode(&certificates_of(ROOTS)[0]);
+        let trust = Trust::from_pinned_root(ROOTS.as_bytes(), fingerprints()[0]).unwrap();
+        for bundle in [ROOTS, &first, "", "no certificate", &ROOTS.repeat(33)] {
+            assert_eq!(trust.followed(bundle, now), trust);
+        }
+        assert_eq!(Trust::System.followed(ROOTS, now), Trust::System);
     }
 
     #[rstest]
