@@ -12,7 +12,7 @@ use assay_tests::api::{Api, Called};
 use assay_tests::cluster::Database;
 use assay_tests::in_process::{Connections, InProcess};
 use assay_tests::installation::Installation;
-use assay_tests::mac::{DONE, Mac, SERVER_UNREACHABLE};
+use assay_tests::mac::{DONE, FAILED, Mac};
 use assay_tests::machine::Machine;
 use assay_tests::openssl::{Files, openssl};
 use assay_tests::processes::ServerConfiguration;
@@ -512,13 +512,16 @@ async fn a_rotation_continues_after_a_restart() {
     server.stop().await;
 }
 
-/// A server that was stopped for so long that all of its certificates have expired.
+/// A server that was off so long that its issuing CA has expired, and in the second case its root, too.
+#[rstest]
+#[case::the_issuing_ca(19 * 365, 1)]
+#[case::the_root_too(21 * 365, 0)]
 #[tokio::test]
-async fn a_server_with_an_expired_issuing_ca_creates_another_at_start() {
+async fn a_server_with_expired_cas_creates_others_at_start(#[case] days: i64, #[case] cross_certificates: usize) {
     let database = Database::create().await;
     let server = InProcess::start_on(&database.url(), &[]).await;
     let machine = server.enrolled("LONG-AGO").await;
-    let later = server.clock().now() + Duration::days(19 * 365);
+    let later = server.clock().now() + Duration::days(days);
     server.stop().await;
     let server = InProcess::start_at(later, &database.url(), &[]).await;
     let _enrolled = server.enrolled("NOW").await;
@@ -530,12 +533,30 @@ async fn a_server_with_an_expired_issuing_ca_creates_another_at_start() {
         2,
         "the old root would cut the new CA's life short"
     );
+    assert_eq!(certificates(&trust_bundle(&server).await), 2 + cross_certificates);
+    assert_eq!(actions(&server, "key.certify").await, cross_certificates);
+    server.stop().await;
+    // A cross-certificate ends with the root that signed it.
+    let server = InProcess::start_at(later + Duration::days(400), &database.url(), &[]).await;
+    let bundle = read(server.api(), "/v1/ca/bundle.pem").await;
+    assert_eq!(trust_bundle(&server).await, bundle);
+    assert_eq!(
+        actions(&server, "key.remove-cross-certificate").await,
+        cross_certificates
+    );
     server.stop().await;
 }
 
-/// Two machines that trust the server by its root's fingerprint.
-async fn set_up_by_fingerprint(installation: &Installation, fingerprint: &str) -> [Mac; 2] {
-    let macs = [Mac::new(installation), Mac::new(installation)];
+/// The trust bundle that a machine gets.
+async fn trust_bundle(server: &InProcess) -> String {
+    let token = server.enrollment_token(json!({})).await;
+    let enrolled = Machine::new().enroll(server, Some(&token)).await.expect(201).json();
+    text(&enrolled, "trust_bundle")
+}
+
+/// Three machines that were set up by the fingerprint of the root.
+async fn set_up_by_fingerprint(installation: &Installation, fingerprint: &str) -> [Mac; 3] {
+    let macs = [(); 3].map(|()| Mac::new(installation));
     for mac in &macs {
         let token = installation.administrator().token(json!({})).await.secret;
         let enroll = ["enroll", "--server", mac.url(), "--ca-fingerprint", fingerprint];
@@ -561,15 +582,15 @@ async fn overlap_is_over(database: &Database<'_>) {
     transaction.commit().await.unwrap();
 }
 
-/// Waits until the server's own certificate is under another root than at its start.
-async fn root_is_replaced(installation: &Installation) {
+/// Waits until the server's own certificate is under this root, of which nothing else leads to it.
+async fn root_is_replaced(installation: &Installation, root: &str) {
     let origin = format!("https://{}", installation.servers[0].address());
     let begun = Instant::now();
     loop {
-        let by_the_old_root = Api::new(&origin, &origin, &installation.roots);
-        if Answer::or_error(by_the_old_root.request(Method::GET, "/healthz"))
+        let by_the_new_root = Api::new(&origin, &origin, root);
+        if Answer::or_error(by_the_new_root.request(Method::GET, "/healthz"))
             .await
-            .is_err()
+            .is_ok()
         {
             return;
         }
@@ -580,60 +601,218 @@ async fn root_is_replaced(installation: &Installation) {
     }
 }
 
+/// Replaces the root, and returns the new one.
+async fn rotate_root(installation: &Installation, database: &Database<'_>) -> String {
+    let api = installation.api(0);
+    let before = certificates(&read(&api, "/v1/ca/bundle.pem").await);
+    let rotate = installation.servers[0].configuration();
+    let _rotated = succeeds(rotate.command(&["ca", "rotate", "--root"])).await;
+    let is_published = async |api: &Api| certificates(&read(api, "/v1/ca/bundle.pem").await) == before + 1;
+    until(&api, is_published).await;
+    let status = succeeds(rotate.command(&["ca", "status", "--json"])).await;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let roots = status["roots"].as_array().unwrap();
+    let next = text(
+        roots.iter().find(|root| root["state"] == "next").unwrap(),
+        "fingerprint",
+    );
+    let bundle = pem::parse_many(read(&api, "/v1/ca/bundle.pem").await).unwrap();
+    let root = bundle.iter().find(|root| fingerprint(root.contents()) == next);
+    let root = pem::encode(root.unwrap());
+    overlap_is_over(database).await;
+    root_is_replaced(installation, &root).await;
+    root
+}
+
+fn fingerprint(der: &[u8]) -> String {
+    hex::encode(digest(&SHA256, der))
+}
+
+/// The roots that an agent trusts.
+fn trusted(mac: &Mac) -> String {
+    text(&state(mac)["server"]["trust"], "certificates")
+}
+
 #[tokio::test]
 async fn machines_learn_a_new_root_by_check_in_before_it_issues_anything() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;
     let api = installation.api(0);
     let root = pem::parse(&installation.roots).unwrap();
-    let fingerprint = hex::encode(digest(&SHA256, root.contents()));
-    let [follows, sleeps] = set_up_by_fingerprint(&installation, &fingerprint).await;
+    let old = fingerprint(root.contents());
+    let [follows, sleeps, sleeps_longer] = set_up_by_fingerprint(&installation, &old).await;
 
-    let rotate = installation.servers[0]
-        .configuration()
-        .command(&["ca", "rotate", "--root"]);
-    let _rotated = succeeds(rotate).await;
+    let command = |arguments: &[&str]| installation.servers[0].configuration().command(arguments);
+    let _rotated = succeeds(command(&["ca", "rotate", "--root"])).await;
     until(&api, async |api| {
         certificates(&read(api, "/v1/ca/bundle.pem").await) == 2
     })
     .await;
     let _checked_in = follows.run(&["run", "--once"], DONE).await;
-    let remembered = state(&follows);
     let bundle = read(&api, "/v1/ca/bundle.pem").await;
-    assert_eq!(remembered["machine"]["trust_bundle"], json!(bundle));
-    assert_eq!(certificates(&text(&remembered["server"]["trust"], "certificates")), 2);
-    let first = pem::parse_many(&bundle).unwrap().remove(0);
+    let remembered = text(&state(&follows)["machine"], "trust_bundle");
+    assert!(remembered.starts_with(&bundle));
+    assert_eq!(certificates(&remembered), 3, "the roots and a cross-certificate");
+    assert!(
+        read(&api, "/v1/ca/chain.pem")
+            .await
+            .ends_with(&remembered[bundle.len()..])
+    );
+    assert_eq!(trusted(&follows), bundle);
+    let [first, second] = pem::parse_many(&bundle).unwrap().try_into().unwrap();
     assert_eq!(
         first.contents(),
         root.contents(),
         "the root of the CA that issues now comes first"
     );
 
-    // The machine with the new root continues. The machine that was away cannot recognize the server.
     overlap_is_over(&database).await;
-    root_is_replaced(&installation).await;
+    root_is_replaced(&installation, &pem::encode(&second)).await;
     let _checked_in = follows.run(&["run", "--once"], DONE).await;
     let _renewed = follows.run(&["renew"], DONE).await;
-    let _lost = sleeps.run(&["run", "--once"], SERVER_UNREACHABLE).await;
-    // The first machine accepts the old fingerprint. The other one needs the new fingerprint.
-    let status = succeeds(
-        installation.servers[0]
-            .configuration()
-            .command(&["ca", "status", "--json"]),
-    )
-    .await;
-    let status: Value = serde_json::from_str(&status).unwrap();
-    let roots = status["roots"].as_array().unwrap();
-    let current = text(
-        roots.iter().find(|root| root["state"] == "current").unwrap(),
-        "fingerprint",
-    );
-    assert_ne!(current, fingerprint);
-    for (mac, fingerprint) in [(&follows, fingerprint), (&sleeps, current)] {
-        let enroll = ["enroll", "--server", mac.url(), "--ca-fingerprint", &fingerprint];
+    let _woke = sleeps.run(&["run", "--once"], DONE).await;
+    assert_eq!(certificates(&trusted(&sleeps)), 2);
+    // Each fingerprint trusts the server, and a bundle drops no root that it still has.
+    let current = fingerprint(second.contents());
+    for (mac, fingerprint, roots) in [(&follows, &old, 2), (&sleeps, &current, 1)] {
+        let enroll = ["enroll", "--server", mac.url(), "--ca-fingerprint", fingerprint];
         let _again = mac.run(&enroll, DONE).await;
+        assert_eq!(certificates(&trusted(mac)), roots);
         let _checked_in = mac.run(&["run", "--once"], DONE).await;
     }
+
+    let third = rotate_root(&installation, &database).await;
+    retire_previous(&database).await;
+    until(&api, async |api| read(api, "/v1/ca/bundle.pem").await == third).await;
+    for mac in [&sleeps_longer, &sleeps, &follows] {
+        let _woke = mac.run(&["run", "--once"], DONE).await;
+        assert_eq!(trusted(mac), third);
+    }
+    // It was set up by the first root, and only certificates lead from there.
+    let enroll = ["enroll", "--server", follows.url(), "--ca-fingerprint", &old];
+    let _again = follows.run(&enroll, DONE).await;
+    assert_eq!(trusted(&follows), third);
+    let unknown = Mac::new(&installation);
+    let enroll = ["enroll", "--server", unknown.url(), "--ca-fingerprint", &old];
+    let said = unknown.run(&enroll, FAILED).await;
+    assert!(
+        said.contains("none of the server's roots has the fingerprint"),
+        "{said}"
+    );
+}
+
+/// Every previous key is retired, as it would be long after.
+async fn retire_previous(database: &Database<'_>) {
+    let mut transaction = database.pool().await.begin().await.unwrap();
+    for statement in [
+        "UPDATE sealed_keys SET state = 'retired', sealed = NULL, retired_at = now() WHERE state = 'previous'",
+        "UPDATE settings SET authority_version = authority_version + 1",
+    ] {
+        sqlx::query(statement).execute(&mut *transaction).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+}
+
+/// A command that fails, and what it says.
+async fn fails(command: Command) -> String {
+    let outcome = run(command).await;
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""));
+    assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+    outcome.stderr
+}
+
+#[tokio::test]
+async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
+    let replicas = Replicas::start(&[("certificates.ca_overlap", "1s")]).await;
+    let [here, there] = &replicas.servers;
+    let (of_old, old) = (
+        replicas.enroll(0).await,
+        identifier(&replicas.status().await, "issuing_cas", "current"),
+    );
+    let said = fails(here.command(&["ca", "withdraw", &old])).await;
+    assert!(said.contains("has not been replaced yet"), "{said}");
+    let _prepared = replicas.command(&["ca", "rotate"]).await;
+    let next = identifier(&replicas.status().await, "issuing_cas", "next");
+    let said = fails(here.command(&["ca", "withdraw", &next])).await;
+    assert!(said.contains("has not been replaced yet"), "{said}");
+    for unknown in ["00ff", "nonsense"] {
+        let said = fails(here.command(&["ca", "withdraw", unknown])).await;
+        assert!(
+            said.contains("no issuing CA of this server has the key identifier"),
+            "{said}"
+        );
+    }
+    replicas.clock.advance(Duration::seconds(2));
+    replicas.until(async |api| issues(api, &next).await).await;
+    let checked_in = of_old.machine.check_in(there).await.expect(200).json();
+    assert!(checked_in.get("withdrawn_issuers").is_none());
+    let (valid, said) = verify(there.api(), &of_old.chain, replicas.clock.now()).await;
+    assert!(valid, "{said}");
+
+    let said = replicas.command(&["ca", "withdraw", &old.to_uppercase()]).await;
+    assert_eq!(said.trim(), format!("{old} is withdrawn"));
+    let said = replicas.command(&["ca", "withdraw", &old]).await;
+    assert!(said.contains("was already withdrawn"), "{said}");
+    assert_eq!(actions(there, "key.withdraw").await, 1);
+    replicas.until(async |api| has_others(api, 0).await).await;
+    let named = json!([old]);
+    for server in [here, there] {
+        let checked_in = of_old.machine.check_in(server).await.expect(200).json();
+        assert_eq!(checked_in["withdrawn_issuers"], named);
+    }
+    let renewed = of_old.machine.renew(there).await.expect(200).json();
+    assert_eq!(renewed["withdrawn_issuers"], named);
+    let new = Machine::new();
+    let token = here.enrollment_token(json!({})).await;
+    let enrolled = new.enroll(here, Some(&token)).await.expect(201).json();
+    assert_eq!(enrolled["withdrawn_issuers"], named);
+
+    // Its machines can be told apart by the root's list, on each replica.
+    for server in [here, there] {
+        until(server.api(), async |api| {
+            let (valid, said) = verify(api, &of_old.chain, replicas.clock.now()).await;
+            !valid && said.contains("certificate revoked")
+        })
+        .await;
+        let chain = text(&renewed["certificate"], "chain");
+        let (valid, said) = verify(server.api(), &chain, replicas.clock.now()).await;
+        assert!(valid, "{said}");
+    }
+    let said = replicas.command(&["ca", "status"]).await;
+    assert!(said.contains("withdrawn at"), "{said}");
+    // It stays withdrawn after it is retired.
+    replicas.let_pass(Duration::days(10)).await;
+    replicas
+        .until(async |api| api.get(&list_of(&old)).await.status == 404)
+        .await;
+    let enrolled = replicas.enroll(1).await;
+    let checked_in = enrolled.machine.check_in(here).await.expect(200).json();
+    assert_eq!(checked_in["withdrawn_issuers"], named);
+}
+
+#[tokio::test]
+async fn an_agent_renews_a_certificate_of_a_withdrawn_ca_and_accepts_the_ca_no_more() {
+    let database = Database::create().await;
+    let configuration = ServerConfiguration::new(&database).set("certificates.ca_overlap", "1s");
+    let installation = Installation::start(&configuration).await;
+    let (mac, api) = (Mac::new(&installation), installation.api(0));
+    let token = installation.administrator().token(json!({})).await.secret;
+    let _enrolled = mac.enroll(&token, DONE).await;
+    let command = |arguments: &[&str]| installation.servers[0].configuration().command(arguments);
+    let status = succeeds(command(&["ca", "status", "--json"])).await;
+    let old = identifier(&serde_json::from_str(&status).unwrap(), "issuing_cas", "current");
+    let said = succeeds(command(&["ca", "rotate"])).await;
+    let next = said.split_once(' ').unwrap().0;
+    until(&api, async |api| issues(api, next).await).await;
+    let _checked_in = mac.run(&["run", "--once"], DONE).await;
+    let before = text(&state(&mac)["machine"]["certificate"], "chain");
+    let _withdrawn = succeeds(command(&["ca", "withdraw", &old])).await;
+    until(&api, async |api| has_others(api, 0).await).await;
+    let _told = mac.run(&["run", "--once"], DONE).await;
+    let state = state(&mac);
+    assert_eq!(state["server"]["withdrawn"], json!([old]));
+    assert_ne!(text(&state["machine"]["certificate"], "chain"), before);
+    let _checked_in = mac.run(&["run", "--once"], DONE).await;
 }
 
 #[tokio::test]

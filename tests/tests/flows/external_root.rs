@@ -67,6 +67,24 @@ impl Pki {
             .await;
     }
 
+    /// The cross-certificate `NAME.cross` for `NAME.csr`, by a root.
+    async fn certify(&self, name: &str, by: &str, extensions: &str) -> String {
+        let [ca, key] = ["pem", "key"].map(|kind| self.path(&format!("{by}.{kind}")));
+        let (csr, cross) = (self.path(&format!("{name}.csr")), self.path(&format!("{name}.cross")));
+        let extensions = self.0.write("extensions", extensions);
+        let sign = ["x509", "-req", "-in", &csr, "-out", &cross, "-days", "3650", "-extfile"];
+        let signer = [
+            extensions.to_str().unwrap(),
+            "-CA",
+            &ca,
+            "-CAkey",
+            &key,
+            "-CAcreateserial",
+        ];
+        self.openssl(&[&sign[..], &signer].concat()).await;
+        cross
+    }
+
     async fn sign(&self, name: &str, signer: &[&str], extensions: &str, days: &str) {
         let [csr, pem] = ["csr", "pem"].map(|kind| self.path(&format!("{name}.{kind}")));
         let extensions = self.0.write("extensions", extensions);
@@ -100,6 +118,79 @@ impl Pki {
 
 async fn install(server: &InProcess, chain: &str) -> Outcome {
     run(server.command(&["ca", "install", "--chain", chain])).await
+}
+
+async fn install_with(server: &InProcess, chain: &str, cross_certificate: &str) -> Outcome {
+    let install = [
+        "ca",
+        "install",
+        "--chain",
+        chain,
+        "--cross-certificate",
+        cross_certificate,
+    ];
+    run(server.command(&install)).await
+}
+
+/// A server under an external root, `first.pem`, that signs now.
+async fn under_an_external_root(pki: &Pki) -> InProcess {
+    let mut server =
+        InProcess::start_with(&[("certificates.root_overlap", "1s"), ("certificates.ca_overlap", "1s")]).await;
+    pki.root("first", "P-256", CA).await;
+    let _key = pki.take_csr(&server).await;
+    pki.issue("issuing", "first", ISSUING, "365").await;
+    let installed = install(&server, &pki.chain(&["issuing", "first"])).await;
+    assert_eq!(installed.code, Some(0), "{}", installed.stderr);
+    signs(&mut server, &pki.read("issuing.pem")).await;
+    server
+}
+
+/// The overlap is over, and this CA signs.
+async fn signs(server: &mut InProcess, issuing: &str) {
+    server.clock().advance(Duration::seconds(2));
+    until(server, async || {
+        text_of(server, "/v1/ca/chain.pem").await.starts_with(issuing)
+    })
+    .await;
+    server.trust_again();
+}
+
+/// The trust bundle without the roots.
+async fn cross_certificates(server: &InProcess) -> Vec<pem::Pem> {
+    let token = server.enrollment_token(json!({})).await;
+    let enrolled = Machine::new().enroll(server, Some(&token)).await.expect(201).json();
+    let roots = pem::parse_many(text_of(server, "/v1/ca/bundle.pem").await).unwrap();
+    let bundle = pem::parse_many(text(&enrolled, "trust_bundle")).unwrap();
+    bundle
+        .into_iter()
+        .filter(|certificate| !roots.contains(certificate))
+        .collect()
+}
+
+/// What OpenSSL says of the chain of a new machine, by this root and the cross-certificates alone.
+async fn verify_by(pki: &Pki, server: &InProcess, root: &str) -> (bool, String) {
+    let token = server.enrollment_token(json!({})).await;
+    let enrolled = Machine::new().enroll(server, Some(&token)).await.expect(201).json();
+    let chain = text(&enrolled["certificate"], "chain");
+    let leaf = pki.0.write("leaf.pem", &chain);
+    let others = pki.0.write(
+        "others.pem",
+        chain + &pem::encode_many(&cross_certificates(server).await),
+    );
+    let at = server.clock().now().unix_timestamp().to_string();
+    let (leaf, others, root) = (leaf.to_str().unwrap(), others.to_str().unwrap(), pki.path(root));
+    let verify = [
+        "verify",
+        "-x509_strict",
+        "-attime",
+        &at,
+        "-CAfile",
+        &root,
+        "-untrusted",
+        others,
+        leaf,
+    ];
+    openssl(&verify).await
 }
 
 async fn text_of(server: &InProcess, path: &str) -> String {
@@ -230,13 +321,140 @@ async fn machines_are_issued_certificates_under_an_external_root(#[case] curve: 
     }
     let _renewed = before.renew(&server).await.expect(200);
 
-    // The server cannot create the next issuing CA itself.
+    // The first root vouches for it, under the name that OpenSSL has written.
+    let enrolled = text(&enrolled, "trust_bundle");
+    let cross = enrolled.trim_start_matches(&text_of(&server, "/v1/ca/bundle.pem").await);
+    assert_eq!(cross.matches("BEGIN CERTIFICATE").count(), 1);
+
+    // The next one is not ours to make.
     let refused = run(server.command(&["ca", "rotate"])).await;
     assert!(refused.stderr.contains("under an external root"), "{}", refused.stderr);
     server.stop().await;
 }
 
-/// An issuing CA's certificate with a fault, and the message about it.
+#[tokio::test]
+async fn another_external_root_needs_a_certificate_of_the_present_one() {
+    let pki = Pki::new();
+    let mut server = under_an_external_root(&pki).await;
+    pki.root("second", "P-384", CA).await;
+    let _key = pki.take_csr(&server).await;
+    pki.issue("issuing", "second", ISSUING, "365").await;
+    let chain = pki.chain(&["issuing", "second"]);
+    refused(&server, &chain, "--cross-certificate").await;
+    // The owner of the first root certifies the second one, from its CSR.
+    for (extensions, said) in [
+        (
+            CA.replace("CA:TRUE", "CA:TRUE,pathlen:0"),
+            "path length of the cross-certificate",
+        ),
+        (CA.replace("keyCertSign,", ""), "keyCertSign"),
+        (format!("{CA}extendedKeyUsage=serverAuth\n"), "extended key usage"),
+    ] {
+        let cross = pki.certify("second", "first", &extensions).await;
+        let refused = install_with(&server, &chain, &cross).await;
+        assert_eq!(refused.code, Some(1), "{said}");
+        assert!(refused.stderr.contains(said), "{}", refused.stderr);
+    }
+    for (file, said) in [
+        (pki.path("first.pem"), "does not have the subject and key"),
+        (pki.path("second.pem"), "did not sign"),
+        (pki.path("second.csr"), "must be one certificate"),
+        (pki.path("missing"), "missing"),
+    ] {
+        let refused = install_with(&server, &chain, &file).await;
+        assert_eq!(refused.code, Some(1), "{said}");
+        assert!(refused.stderr.contains(said), "{}", refused.stderr);
+    }
+    assert_eq!(
+        cross_certificates(&server).await.len(),
+        1,
+        "of the server's own root, by which it was replaced"
+    );
+    let cross = pki.certify("second", "first", CA).await;
+    let installed = install_with(&server, &chain, &cross).await;
+    assert_eq!(installed.code, Some(0), "{}", installed.stderr);
+    let again = install_with(&server, &chain, &cross).await;
+    assert!(
+        again.stdout.contains("was already prepared"),
+        "{}{}",
+        again.stdout,
+        again.stderr
+    );
+    signs(&mut server, &pki.read("issuing.pem")).await;
+    let cross = pem::parse(std::fs::read(cross).unwrap()).unwrap();
+    assert!(cross_certificates(&server).await.contains(&cross));
+    let (valid, said) = verify_by(&pki, &server, "first.pem").await;
+    assert!(valid, "{said}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_next_issuing_ca_under_the_same_external_root_needs_no_such_certificate() {
+    let pki = Pki::new();
+    let mut server = under_an_external_root(&pki).await;
+    let _key = pki.take_csr(&server).await;
+    pki.issue("issuing", "first", ISSUING, "365").await;
+    let installed = install(&server, &pki.chain(&["issuing", "first"])).await;
+    assert_eq!(installed.code, Some(0), "{}", installed.stderr);
+    signs(&mut server, &pki.read("issuing.pem")).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_external_root_certifies_the_next_root_of_the_server() {
+    let pki = Pki::new();
+    let mut server = under_an_external_root(&pki).await;
+    let rotate = ["ca", "rotate", "--root"];
+    let refused = run(server.command(&rotate)).await;
+    assert_eq!((refused.code, refused.stderr.lines().count()), (Some(1), 1));
+    assert!(refused.stderr.contains("ca csr --root"), "{}", refused.stderr);
+    let before = actions(&server).await;
+    let print = async || run(server.command(&["ca", "csr", "--root"])).await;
+    let (csr, again) = (print().await, print().await);
+    assert_eq!(csr.code, Some(0), "{}", csr.stderr);
+    assert_eq!(
+        actions(&server).await,
+        before + 1,
+        "a repeated call is about the same key"
+    );
+    let [key, same] = [&csr, &again].map(|csr| pki.0.write("next.csr", &csr.stdout));
+    let (_, key) = openssl(&["req", "-in", key.to_str().unwrap(), "-noout", "-pubkey"]).await;
+    let (_, same) = openssl(&["req", "-in", same.to_str().unwrap(), "-noout", "-pubkey"]).await;
+    assert_eq!(key, same);
+    let with = async |file: &str| run(server.command(&[&rotate[..], &["--cross-certificate", file]].concat())).await;
+    let refused = with(&pki.path("first.pem")).await;
+    assert!(
+        refused.stderr.contains("does not have the subject and key"),
+        "{}",
+        refused.stderr
+    );
+    let cross = pki.certify("next", "first", CA).await;
+    let rotated = with(&cross).await;
+    assert_eq!(rotated.code, Some(0), "{}", rotated.stderr);
+    let again = with(&cross).await;
+    assert!(again.stdout.contains("was already prepared"), "{}", again.stdout);
+    let next = rotated.stdout.split_once(' ').unwrap().0.to_owned();
+    until(&server, async || {
+        server.reached().get(&format!("/v1/ca/issuer/{next}")).await.status == 200
+    })
+    .await;
+    let issuing = server.reached().get(&format!("/v1/ca/issuer/{next}")).await.body;
+    let issuing = pem::encode_config(
+        &pem::Pem::new("CERTIFICATE", issuing),
+        pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+    );
+    signs(&mut server, &issuing).await;
+    let cross = pem::parse(std::fs::read(cross).unwrap()).unwrap();
+    assert!(cross_certificates(&server).await.contains(&cross));
+    let (valid, said) = verify_by(&pki, &server, "first.pem").await;
+    assert!(valid, "{said}");
+    // From here on the server's own roots follow each other.
+    let rotated = run(server.command(&rotate)).await;
+    assert_eq!(rotated.code, Some(0), "{}", rotated.stderr);
+    server.stop().await;
+}
+
+/// What an issuing CA can be, and what is said of it.
 fn wrong_issuing_cas() -> Vec<(String, &'static str)> {
     let changed = |from: &str, to: &str| ISSUING.replace(from, to);
     let none = "subjectKeyIdentifier=none";

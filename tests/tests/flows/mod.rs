@@ -41,6 +41,7 @@ mod reenrollment;
 mod relying_parties;
 pub(crate) mod revocation;
 mod revocation_races;
+mod roots;
 mod rotation;
 mod spiffe;
 mod telemetry;
