@@ -1,8 +1,9 @@
 //! Issuing: the root, the issuing CA under it, and the certificates that the issuing CA signs.
 
 use assay_protocol::{PublicKey, sha256};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use pem::{EncodeConfig, LineEnding, Pem};
-use rcgen::{CertificateParams, DnType, Issuer, PublicKeyData, SerialNumber};
+use rcgen::{CertificateParams, DnType, Issuer, KeyIdMethod, PublicKeyData, SerialNumber};
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use url::Url;
@@ -115,9 +116,11 @@ pub struct IssuedTlsCertificate {
 pub fn generate_root(trust_domain: &str, now: OffsetDateTime) -> Result<CertifiedKey, AuthorityError> {
     let key = PrivateKey::generate()?;
     let signer = CertificateSigner::new(&key)?;
-    let certificate = profile::root(trust_domain, now)
-        .self_signed(&signer)
-        .map_err(AuthorityError::Sign)?;
+    let mut params = profile::root(trust_domain, now);
+    // The usual method (RFC 5280, section 4.2.1.2). Another CA that certifies this root then uses the same identifier.
+    let identifier = digest(&SHA1_FOR_LEGACY_USE_ONLY, key.public_key().sec1());
+    params.key_identifier_method = KeyIdMethod::PreSpecified(identifier.as_ref().to_vec());
+    let certificate = params.self_signed(&signer).map_err(AuthorityError::Sign)?;
     Ok(CertifiedKey {
         key,
         certificate: certificate.der().to_vec(),
