@@ -2,11 +2,12 @@
 //! root's revocation list names it.
 
 use assay_authority::{key_identifier, serial_number};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::{RotationError, changes};
 use crate::{
-    changes::{Action, Origin},
+    changes::{Action, EventKind, Origin},
     keyring::certificate,
     store::{
         Store, Transaction, revocation_lists,
@@ -47,6 +48,8 @@ async fn withdraw_in(tx: &mut Transaction, identifier: &str) -> Result<Withdrawn
         ..key.clone()
     };
     changes::update(tx, Action::KeyWithdraw, key, &withdrawn).await?;
+    let detail = json!({"key_identifier": hex::encode(key_identifier(certificate(key)?)?)});
+    tx.announce_apart(EventKind::IssuingCaWithdrawn, detail).await?;
     if let Some(root_id) = root_with_list(&keys, key) {
         let serial_number = hex::encode(serial_number(certificate(key)?)?);
         revocation_lists::wait_for(tx, root_id, &serial_number).await?;

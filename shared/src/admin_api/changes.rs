@@ -34,6 +34,7 @@ words! {
         DeviceCertificateRevoked = "device-certificate.revoked",
         EnrollmentDenied = "enrollment.denied",
         EnrollmentExpired = "enrollment.expired",
+        IssuingCaWithdrawn = "issuing-ca.withdrawn",
         LivenessChanged = "liveness.changed",
         MachineApproved = "machine.approved",
         MachineAssuranceLowered = "machine.assurance-lowered",

@@ -768,6 +768,11 @@ async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
     let said = replicas.command(&["ca", "withdraw", &old]).await;
     assert!(said.contains("was already withdrawn"), "{said}");
     assert_eq!(actions(there, "key.withdraw").await, 1);
+    let is_announced = async |_: &Api| {
+        let events = there.items("/v1/admin/events?kind=issuing-ca.withdrawn").await;
+        events.len() == 1 && events[0]["machine_id"].is_null() && events[0]["detail"]["key_identifier"] == old.as_str()
+    };
+    until(there.api(), is_announced).await;
     replicas.until(async |api| has_others(api, 0).await).await;
     let named = json!([old]);
     for server in [here, there] {
