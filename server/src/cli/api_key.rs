@@ -3,14 +3,17 @@
 use std::{fmt::Write, sync::Arc, time::Duration};
 
 use assay_protocol::{
-    admin_api::api_keys::{ApiKey, CreateApiKey},
+    admin_api::api_keys::{ApiKey, CreateApiKey, Role},
     text::rfc3339,
 };
-use clap::Subcommand;
+use clap::{
+    Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use super::{CommandError, RoleArgument, print};
+use super::{CommandError, print};
 use crate::{
     administration::api_keys, changes::Origin, clock::Clock, config::Config, database::Database, networks, secrets,
     store::Store, telemetry::Metrics,
@@ -27,8 +30,8 @@ pub(super) enum ApiKeyCommand {
         #[arg(long)]
         name: String,
         /// The role of the key.
-        #[arg(long)]
-        role: RoleArgument,
+        #[arg(long, value_parser = PossibleValuesParser::new(Role::ALL.map(Role::as_str)).try_map(|role| role.parse::<Role>()))]
+        role: Role,
         /// How long the key is valid, such as 90d. Default: 365d.
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         expires_in: Option<Duration>,
@@ -87,7 +90,7 @@ async fn run_in(
         } => {
             let request = CreateApiKey {
                 name: name.clone(),
-                role: (*role).into(),
+                role: *role,
                 expires_in_seconds: expires_in.map(|life| life.as_secs()),
                 networks: (!networks.is_empty()).then(|| networks.clone()),
             };

@@ -11,8 +11,8 @@ mod serve;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use assay_authority::attestation::apple::RootsError;
-use assay_protocol::{Chain, admin_api::api_keys::Role};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use assay_protocol::Chain;
+use clap::{Args, Parser, Subcommand};
 
 use crate::{
     changes::chain::EntryHash,
@@ -97,27 +97,6 @@ enum AuditCommand {
 enum ConfigCommand {
     /// Print a configuration with every key, its default and its meaning.
     Example,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum RoleArgument {
-    Viewer,
-    Operator,
-    Admin,
-    RelyingParty,
-    Mdm,
-}
-
-impl From<RoleArgument> for Role {
-    fn from(argument: RoleArgument) -> Self {
-        match argument {
-            RoleArgument::Viewer => Self::Viewer,
-            RoleArgument::Operator => Self::Operator,
-            RoleArgument::Admin => Self::Admin,
-            RoleArgument::RelyingParty => Self::RelyingParty,
-            RoleArgument::Mdm => Self::Mdm,
-        }
-    }
 }
 
 /// Why a command failed. It is printed on one line.
@@ -205,18 +184,4 @@ async fn migrate(config: &Config) -> Result<(), CommandError> {
     let migrated = database.migrate().await;
     database.close().await?;
     Ok(migrated?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_of_every_role_can_be_created_on_the_command_line() {
-        for role in Role::ALL {
-            let name = serde_json::to_value(role).unwrap();
-            let parsed = RoleArgument::from_str(name.as_str().unwrap(), false).map(Role::from);
-            assert_eq!(parsed, Ok(role));
-        }
-    }
 }

@@ -45,10 +45,10 @@ pub(crate) struct Authorized<R> {
 
 /// The role that an endpoint requires.
 pub(crate) trait RequiredRole {
-    /// Whether a key with this role may call the endpoint.
-    fn allows(role: Role) -> bool;
-    /// The lowest sufficient role, for error messages.
+    /// The lowest sufficient role, for error messages and for the API document.
     const NAME: &'static str;
+    /// The roles whose keys may call the endpoint.
+    const ROLES: &'static [Role];
     /// Whether HTTP Basic is accepted, with the key as the password. This is for callers that can be configured only
     /// with a URL.
     const ACCEPTS_BASIC: bool = false;
@@ -70,51 +70,33 @@ pub(crate) struct Mdm;
 
 impl RequiredRole for KeyHolder {
     const NAME: &'static str = "any";
-
-    fn allows(_role: Role) -> bool {
-        true
-    }
+    const ROLES: &'static [Role] = &Role::ALL;
 }
 
 impl RequiredRole for Viewer {
     const NAME: &'static str = "viewer";
-
-    fn allows(role: Role) -> bool {
-        matches!(role, Role::Viewer | Role::Operator | Role::Admin)
-    }
+    const ROLES: &'static [Role] = &[Role::Viewer, Role::Operator, Role::Admin];
 }
 
 impl RequiredRole for Operator {
     const NAME: &'static str = "operator";
-
-    fn allows(role: Role) -> bool {
-        matches!(role, Role::Operator | Role::Admin)
-    }
+    const ROLES: &'static [Role] = &[Role::Operator, Role::Admin];
 }
 
 impl RequiredRole for Admin {
     const NAME: &'static str = "admin";
-
-    fn allows(role: Role) -> bool {
-        matches!(role, Role::Admin)
-    }
+    const ROLES: &'static [Role] = &[Role::Admin];
 }
 
 impl RequiredRole for RelyingParty {
     const NAME: &'static str = "relying-party";
-
-    fn allows(role: Role) -> bool {
-        matches!(role, Role::RelyingParty)
-    }
+    const ROLES: &'static [Role] = &[Role::RelyingParty];
 }
 
 impl RequiredRole for Mdm {
     const NAME: &'static str = "mdm";
+    const ROLES: &'static [Role] = &[Role::Mdm];
     const ACCEPTS_BASIC: bool = true;
-
-    fn allows(role: Role) -> bool {
-        matches!(role, Role::Mdm)
-    }
 }
 
 impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
@@ -124,7 +106,7 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
         let secret = presented_key(&parts.headers, R::ACCEPTS_BASIC)?;
         let address = parts.extensions.get().map(|CallerAddress(address)| *address);
         let api_key = authenticate(services, &secret, address).await?;
-        if !R::allows(api_key.role) {
+        if !R::ROLES.contains(&api_key.role) {
             let detail = format!(
                 "this requires the role {}; the API key {:?} has another role",
                 R::NAME,
