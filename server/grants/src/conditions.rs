@@ -17,6 +17,19 @@ use assay_protocol::text::rfc3339;
 
 /// Every condition that fails, in words. An unknown value fails its condition. Empty if all conditions hold.
 pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: OffsetDateTime) -> Vec<String> {
+    // Names every member. A new condition that is not compared below does not compile, because it would grant too much.
+    let &Conditions {
+        min_assurance: _,
+        max_attestation_age_days: _,
+        min_os_version: _,
+        key_store,
+        sip_enabled: required_sip,
+        filevault_enabled,
+        firewall_enabled,
+        gatekeeper_enabled,
+        secure_boot: required_boot,
+        mdm_enrolled,
+    } = conditions;
     let posture = subject.claimed_posture;
     let attested = subject
         .attestation
@@ -43,30 +56,14 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
         unexpired(subject.certificate_expires_at, now),
         min_assurance(conditions, subject, now),
         max_attestation_age_days(conditions, subject, now),
-        exactly(
-            "key_store",
-            conditions.key_store,
-            Actual::claimed(Some(subject.claimed_key_store)),
-        ),
-        exactly("sip_enabled", conditions.sip_enabled, sip_enabled),
-        claimed(
-            "filevault_enabled",
-            conditions.filevault_enabled,
-            posture.filevault_enabled,
-        ),
-        claimed(
-            "firewall_enabled",
-            conditions.firewall_enabled,
-            posture.firewall_enabled,
-        ),
-        claimed(
-            "gatekeeper_enabled",
-            conditions.gatekeeper_enabled,
-            posture.gatekeeper_enabled,
-        ),
-        at_least("secure_boot", conditions.secure_boot, secure_boot),
+        exactly("key_store", key_store, Actual::claimed(Some(subject.claimed_key_store))),
+        exactly("sip_enabled", required_sip, sip_enabled),
+        claimed("filevault_enabled", filevault_enabled, posture.filevault_enabled),
+        claimed("firewall_enabled", firewall_enabled, posture.firewall_enabled),
+        claimed("gatekeeper_enabled", gatekeeper_enabled, posture.gatekeeper_enabled),
+        at_least("secure_boot", required_boot, secure_boot),
         min_os_version(conditions, subject),
-        claimed("mdm_enrolled", conditions.mdm_enrolled, posture.mdm_enrolled),
+        claimed("mdm_enrolled", mdm_enrolled, posture.mdm_enrolled),
     ]
     .into_iter()
     .flatten()
