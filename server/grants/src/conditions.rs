@@ -482,6 +482,101 @@ mod tests {
         assert_eq!((failures.is_empty(), until), (claimed, None), "{failures:?}");
     }
 
+    /// The failures of a machine that claims the best, whose attestation was for an earlier key.
+    fn failures_after_another_key(
+        conditions: &Value,
+        current: Option<&AttestedClaims>,
+        earlier: &AttestedClaims,
+        now: OffsetDateTime,
+    ) -> (Vec<String>, Option<OffsetDateTime>) {
+        let attestation = |claims, lapses_at| Attestation {
+            attested_at: ATTESTED_AT,
+            lapses_at,
+            claims,
+        };
+        let subject = Subject {
+            machine_id: Uuid::nil(),
+            status: MachineStatus::Active,
+            assurance: Assurance::Verified,
+            labels: &BTreeMap::new(),
+            claimed_key_store: KeyStoreKind::SecureEnclave,
+            claimed_posture: &Posture::healthy(),
+            attestation: current.map(|claims| attestation(claims, LAPSES_AT + Duration::DAY)),
+            certificate_expires_at: None,
+            earlier_attestation: Some(attestation(earlier, LAPSES_AT)),
+        };
+        let conditions = from_value(conditions.clone()).unwrap();
+        (
+            failures(&conditions, &subject, now),
+            unchanged_until(&conditions, &subject, now),
+        )
+    }
+
+    #[rstest]
+    #[case::sip_off(json!({"sip_enabled": true}), attested(Some(false), None), Some("sip_enabled: required true, attested false"))]
+    #[case::sip_on(json!({"sip_enabled": true}), attested(Some(true), None), None)]
+    #[case::sip_not_said(json!({"sip_enabled": true}), attested(None, None), None)]
+    #[case::other_is_off(json!({"sip_enabled": true}), attested(Some(true), Some(SecureBoot::Permissive)), None)]
+    #[case::permissive(json!({"secure_boot": "full"}), attested(None, Some(SecureBoot::Permissive)), Some("secure_boot: required full, attested permissive"))]
+    #[case::reduced(json!({"secure_boot": "full"}), attested(None, Some(SecureBoot::Reduced)), Some("secure_boot: required full, attested reduced"))]
+    #[case::full(json!({"secure_boot": "full"}), attested(None, Some(SecureBoot::Full)), None)]
+    #[case::boot_not_said(json!({"secure_boot": "full"}), attested(None, None), None)]
+    fn an_attestation_of_an_earlier_key_counts_against_the_machine_alone(
+        #[case] conditions: Value,
+        #[case] earlier: AttestedClaims,
+        #[case] reason: Option<&str>,
+        #[values(false, true)] with_current: bool,
+    ) {
+        let current = attested(Some(true), Some(SecureBoot::Full));
+        let current = with_current.then_some(&current);
+        let at = |now| failures_after_another_key(&conditions, current, &earlier, now);
+        for now in [NOW, LAPSES_AT - Duration::microseconds(1)] {
+            let (failures, until) = at(now);
+            assert_eq!(failures.len(), usize::from(reason.is_some()), "{failures:?}");
+            assert!(
+                failures.iter().all(|failure| failure.starts_with(reason.unwrap())),
+                "{failures:?}"
+            );
+            assert_eq!(until, Some(LAPSES_AT));
+        }
+        let then = current.map(|_| LAPSES_AT + Duration::DAY);
+        assert_eq!(at(LAPSES_AT), (vec![], then));
+    }
+
+    #[rstest]
+    #[case(
+        "attested",
+        LAPSES_AT,
+        ", as the Apple attestation of 2026-11-20T10:00:00Z is too old"
+    )]
+    #[case("attested", LAPSES_AT - Duration::microseconds(1), "")]
+    #[case("verified", LAPSES_AT, "")]
+    fn a_missing_assurance_names_an_attestation_that_is_too_old(
+        #[case] required: &str,
+        #[case] now: OffsetDateTime,
+        #[case] why: &str,
+    ) {
+        let claims = AttestedClaims::default();
+        let subject = Subject {
+            machine_id: Uuid::nil(),
+            status: MachineStatus::Active,
+            assurance: Assurance::Asserted,
+            labels: &BTreeMap::new(),
+            claimed_key_store: KeyStoreKind::SecureEnclave,
+            claimed_posture: &Posture::default(),
+            attestation: Some(Attestation {
+                attested_at: ATTESTED_AT,
+                lapses_at: LAPSES_AT,
+                claims: &claims,
+            }),
+            certificate_expires_at: None,
+            earlier_attestation: None,
+        };
+        let conditions = from_value(json!({ "min_assurance": required })).unwrap();
+        let reason = format!("min_assurance: required {required}, on record asserted{why}");
+        assert_eq!(failures(&conditions, &subject, now), [reason]);
+    }
+
     #[test]
     fn values_that_apple_never_attests_are_the_agents_claims() {
         let conditions = json!({"filevault_enabled": true, "key_store": "secure-enclave", "min_os_version": "26.1"});
