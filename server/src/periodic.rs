@@ -206,3 +206,8 @@ fn warn(name: &str, error: &(dyn Error + 'static)) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Whether a batch of this size was full, so that more may be left.
+pub(crate) fn is_full(size: usize, batch: i64) -> bool {
+    i64::try_from(size).is_ok_and(|size| size >= batch)
+}

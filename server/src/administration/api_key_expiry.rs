@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     changes::{EventKind, Origin},
-    periodic::{Turns, Work},
+    periodic::{Turns, Work, is_full},
     services::Services,
     store::{
         self, Store, StoreError, Transaction,
@@ -32,24 +32,20 @@ pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
 
 /// Does nothing while another replica does it.
 async fn announce_due(store: &Store) -> Result<(), StoreError> {
-    loop {
-        let announced = tx!(store, AnnounceEndOfApiKeys, &Origin::system() => announce_batch()).await?;
-        if i64::try_from(announced).unwrap_or(BATCH) < BATCH {
-            return Ok(());
-        }
-    }
+    while tx!(store, AnnounceEndOfApiKeys, &Origin::system() => announce_batch()).await? {}
+    Ok(())
 }
 
-async fn announce_batch(tx: &mut Transaction) -> Result<usize, StoreError> {
+async fn announce_batch(tx: &mut Transaction) -> Result<bool, StoreError> {
     if !duties::try_take(tx, Duty::AnnounceEndOfApiKeys).await? {
-        return Ok(0);
+        return Ok(false);
     }
     let now = tx.now();
     let keys = store::api_keys::take_ending(tx, now, NOTICE, BATCH).await?;
     for key in &keys {
         announce(tx, key).await?;
     }
-    Ok(keys.len())
+    Ok(is_full(keys.len(), BATCH))
 }
 
 async fn announce(tx: &mut Transaction, key: &ApiKey) -> Result<(), StoreError> {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use assay_protocol::admin_api::enrollment_tokens::{CreateEnrollmentToken, EnrollmentToken, ExternalAccountKey};
+use assay_protocol::{
+    admin_api::enrollment_tokens::{CreateEnrollmentToken, EnrollmentToken, ExternalAccountKey},
+    text::{ClaimError, hardware_id},
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretString};
 use time::Duration;
@@ -14,7 +17,7 @@ use crate::{
     secrets::{self, ENROLLMENT_TOKEN_PREFIX, SecretHash},
     services::Services,
     store::{self, Store, StoreError, Transaction, tx},
-    text::{is_line, is_prose},
+    text::is_prose,
 };
 
 const LONGEST_DESCRIPTION: usize = 2_000;
@@ -22,8 +25,6 @@ const SHORTEST_LIFE_SECONDS: u64 = 1;
 const LONGEST_LIFE_SECONDS: u64 = 366 * 24 * 60 * 60;
 const MOST_USES: u32 = 1_000_000;
 const MOST_SERIAL_NUMBERS: usize = 10_000;
-/// The same limit as for the serial number that a machine claims.
-const LONGEST_SERIAL_NUMBER: usize = 256;
 
 /// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +37,10 @@ pub(crate) enum EnrollmentTokenError {
     MaxUses,
     #[error("serial_numbers must have 1 to {MOST_SERIAL_NUMBERS} elements; leave it out to accept any serial number")]
     SerialNumberCount,
-    #[error("serial_numbers: each must have 1 to {LONGEST_SERIAL_NUMBER} bytes, without control characters")]
-    SerialNumber,
+    #[error("serial_numbers: one is empty")]
+    SerialNumberEmpty,
+    #[error("serial_numbers: {0}")]
+    SerialNumber(ClaimError),
     #[error("serial_numbers contains {0:?} more than once")]
     SerialNumberRepeated(String),
     #[error("{0}")]
@@ -162,10 +165,11 @@ fn checked_serial_numbers(serial_numbers: Vec<String>) -> Result<Vec<String>, En
     }
     let mut seen = BTreeSet::new();
     for serial_number in serial_numbers {
-        let serial_number = serial_number.trim().to_owned();
-        if serial_number.len() > LONGEST_SERIAL_NUMBER || !is_line(&serial_number, 1..=LONGEST_SERIAL_NUMBER) {
-            return Err(EnrollmentTokenError::SerialNumber);
-        }
+        let serial_number = match hardware_id(&serial_number) {
+            Ok(Some(serial_number)) => serial_number.to_owned(),
+            Ok(None) => return Err(EnrollmentTokenError::SerialNumberEmpty),
+            Err(error) => return Err(EnrollmentTokenError::SerialNumber(error)),
+        };
         if seen.contains(&serial_number) {
             return Err(EnrollmentTokenError::SerialNumberRepeated(serial_number));
         }
@@ -224,7 +228,8 @@ mod tests {
     #[case(json!({"serial_numbers": ["A", " "]}), "serial_numbers")]
     #[case(json!({"serial_numbers": ["A\u{1}"]}), "serial_numbers")]
     #[case(json!({"serial_numbers": ["A", " A"]}), "serial_numbers contains \"A\" more than once")]
-    #[case(json!({"serial_numbers": ["é".repeat(129)]}), "serial_numbers")]
+    #[case(json!({"serial_numbers": ["A".repeat(257)]}), "serial_numbers")]
+    #[case(json!({"serial_numbers": ["\u{0410}"]}), "serial_numbers: a serial number or hardware UUID is not printable ASCII")]
     #[case(json!({"labels": {"": ""}}), "labels")]
     #[case(json!({"description": "\u{1b}[2J"}), "description")]
     fn a_refusal_starts_with_the_name_of_the_wrong_member(#[case] request: Value, #[case] names: &str) {

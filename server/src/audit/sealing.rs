@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     changes::{Origin, chain::EntryHash},
-    periodic::{Turns, Work},
+    periodic::{Turns, Work, is_full},
     services::Services,
     store::{
         self, Store, StoreError, Transaction,
@@ -44,21 +44,17 @@ pub(crate) async fn run_sealer(services: Arc<Services>, turns: Turns) {
 
 /// Seals all entries that are not sealed yet. Does nothing if another replica is sealing.
 pub(crate) async fn seal_pending(store: &Store) -> Result<(), SealingError> {
-    loop {
-        let sealed = tx!(store, SealAudit, &Origin::system() => seal_batch()).await?;
-        if i64::try_from(sealed).unwrap_or(BATCH) < BATCH {
-            return Ok(());
-        }
-    }
+    while tx!(store, SealAudit, &Origin::system() => seal_batch()).await? {}
+    Ok(())
 }
 
-async fn seal_batch(tx: &mut Transaction) -> Result<usize, SealingError> {
+async fn seal_batch(tx: &mut Transaction) -> Result<bool, SealingError> {
     if !duties::try_take(tx, Duty::SealAudit).await? {
-        return Ok(0);
+        return Ok(false);
     }
     let entries = store::audit_entries::waiting(tx, BATCH).await?;
     if entries.is_empty() {
-        return Ok(0);
+        return Ok(false);
     }
     let last = store::audit_seals::last(tx).await?;
     let (mut sequence, mut hash) = last.map_or_else(|| (0, EntryHash::genesis()), |seal| (seal.sequence, seal.hash));
@@ -73,5 +69,5 @@ async fn seal_batch(tx: &mut Transaction) -> Result<usize, SealingError> {
         });
     }
     store::audit_seals::append(tx, &seals).await?;
-    Ok(seals.len())
+    Ok(is_full(seals.len(), BATCH))
 }

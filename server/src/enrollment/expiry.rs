@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     changes::{Action, Change, EventKind, Origin},
-    periodic::{Turns, Work},
+    periodic::{Turns, Work, is_full},
     registry::record,
     services::{Policy, Services},
     store::{
@@ -69,24 +69,20 @@ pub(super) async fn forget_if_overdue(
 
 /// Expires all overdue enrollments. Does nothing if another replica is doing it.
 async fn expire_overdue(services: &Services) -> Result<(), StoreError> {
-    loop {
-        let ended = tx!(services.store, ExpireEnrollments, &Origin::system() => expire_batch(&services.policy)).await?;
-        if i64::try_from(ended).unwrap_or(BATCH) < BATCH {
-            return Ok(());
-        }
-    }
+    while tx!(services.store, ExpireEnrollments, &Origin::system() => expire_batch(&services.policy)).await? {}
+    Ok(())
 }
 
-async fn expire_batch(tx: &mut Transaction, policy: &Policy) -> Result<usize, StoreError> {
+async fn expire_batch(tx: &mut Transaction, policy: &Policy) -> Result<bool, StoreError> {
     if !duties::try_take(tx, Duty::ExpireEnrollments).await? {
-        return Ok(0);
+        return Ok(false);
     }
     let now = tx.now();
     let overdue = store::enrollments::overdue(tx, now, BATCH).await?;
     for &(id, machine_id) in &overdue {
         expire(tx, policy, id, machine_id).await?;
     }
-    Ok(overdue.len())
+    Ok(is_full(overdue.len(), BATCH))
 }
 
 async fn expire(tx: &mut Transaction, policy: &Policy, id: Uuid, machine_id: Uuid) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     changes::Origin,
     clock::{self, Clock},
-    periodic::{Turns, Work},
+    periodic::{Turns, Work, is_full},
     services::Services,
     store::{
         self, Store, StoreError, Transaction,
@@ -35,27 +35,23 @@ pub(crate) async fn run_announcer(services: Arc<Services>, turns: Turns) {
 
 /// Announces all waiting events. Does nothing while another replica does.
 async fn announce_waiting(store: &Store) -> Result<(), StoreError> {
-    loop {
-        let announced = tx!(store, AnnounceEvents, &Origin::system() => announce_batch()).await?;
-        if i64::try_from(announced).unwrap_or(BATCH) < BATCH {
-            return Ok(());
-        }
-    }
+    while tx!(store, AnnounceEvents, &Origin::system() => announce_batch()).await? {}
+    Ok(())
 }
 
-async fn announce_batch(tx: &mut Transaction) -> Result<usize, StoreError> {
+async fn announce_batch(tx: &mut Transaction) -> Result<bool, StoreError> {
     if !duties::try_take(tx, Duty::AnnounceEvents).await? {
-        return Ok(0);
+        return Ok(false);
     }
     let announced = store::events::announce(tx, BATCH).await?;
     if announced.is_empty() {
-        return Ok(0);
+        return Ok(false);
     }
     let interests = store::webhooks::interests(tx).await?;
     let deliveries = deliveries(&announced, &interests, tx.clock());
     let now = tx.now();
     store::webhook_deliveries::insert(tx, &deliveries, now).await?;
-    Ok(announced.len())
+    Ok(is_full(announced.len(), BATCH))
 }
 
 fn deliveries(announced: &[Announcement], interests: &[Interest], clock: &dyn Clock) -> Vec<NewDelivery> {

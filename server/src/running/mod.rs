@@ -47,11 +47,8 @@ const FORGETTING: Work = Work::every(Duration::from_secs(60), "forget idle calle
 
 /// A server that accepts requests until it is stopped.
 pub struct RunningServer {
-    address: SocketAddr,
-    telemetry_address: SocketAddr,
     assembled: Assembled,
-    serving: JoinHandle<usize>,
-    background: TaskTracker,
+    parts: Started,
 }
 
 /// Why a server cannot start, or did not stop cleanly.
@@ -114,7 +111,7 @@ impl RunningServer {
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
         let assembled = Assembled::new(config, clock).await?;
         match Started::listen(config, &assembled).await {
-            Ok(parts) => Ok(parts.with(assembled)),
+            Ok(parts) => Ok(Self { assembled, parts }),
             Err(error) => {
                 // Report the first error. Closing matters anyway: the private Postgres must not outlive the server.
                 let _ = assembled.close().await;
@@ -126,13 +123,13 @@ impl RunningServer {
     /// The address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.parts.address
     }
 
     /// The address of `/metrics`.
     #[must_use]
     pub fn telemetry_address(&self) -> SocketAddr {
-        self.telemetry_address
+        self.parts.telemetry_address
     }
 
     /// The roots in PEM, for agents that do not trust this server yet.
@@ -149,15 +146,15 @@ impl RunningServer {
     /// Finishes the requests in flight, then stops.
     pub async fn stop(self) -> Result<(), RunError> {
         self.assembled.shutdown.cancel();
-        self.background.close();
-        let cut_off = self.serving.await?;
-        self.background.wait().await;
+        self.parts.background.close();
+        let cut_off = self.parts.serving.await?;
+        self.parts.background.wait().await;
         tracing::info!(cut_off, "stopped");
         self.assembled.close().await
     }
 }
 
-/// All parts of a running server except its database.
+/// The listeners and tasks of a running server.
 struct Started {
     address: SocketAddr,
     telemetry_address: SocketAddr,
@@ -223,16 +220,6 @@ impl Started {
             serving,
             background,
         })
-    }
-
-    fn with(self, assembled: Assembled) -> RunningServer {
-        RunningServer {
-            address: self.address,
-            telemetry_address: self.telemetry_address,
-            assembled,
-            serving: self.serving,
-            background: self.background,
-        }
     }
 }
 

@@ -38,7 +38,8 @@ impl From<EnrollmentTokenError> for ApiProblem {
             | EnrollmentTokenError::Life
             | EnrollmentTokenError::MaxUses
             | EnrollmentTokenError::SerialNumberCount
-            | EnrollmentTokenError::SerialNumber
+            | EnrollmentTokenError::SerialNumberEmpty
+            | EnrollmentTokenError::SerialNumber(_)
             | EnrollmentTokenError::SerialNumberRepeated(_)
             | EnrollmentTokenError::Labels(_) => Self::malformed(error.to_string()),
             EnrollmentTokenError::Unknown => Self::not_found("enrollment token"),

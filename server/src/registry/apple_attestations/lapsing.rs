@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     changes::{Action, Change, EventKind, Origin},
-    periodic::{Turns, Work},
+    periodic::{Turns, Work, is_full},
     registry::record,
     services::{Policy, Services},
     store::{
@@ -36,18 +36,13 @@ pub(crate) async fn run(services: Arc<Services>, turns: Turns) {
 
 /// Lowers the assurance of all such machines. Does nothing if another replica is doing it.
 async fn lapse_overdue(services: &Services) -> Result<(), StoreError> {
-    loop {
-        let lowered =
-            tx!(services.store, LapseAttestations, &Origin::system() => lapse_batch(&services.policy)).await?;
-        if i64::try_from(lowered).unwrap_or(BATCH) < BATCH {
-            return Ok(());
-        }
-    }
+    while tx!(services.store, LapseAttestations, &Origin::system() => lapse_batch(&services.policy)).await? {}
+    Ok(())
 }
 
-async fn lapse_batch(tx: &mut Transaction, policy: &Policy) -> Result<usize, StoreError> {
+async fn lapse_batch(tx: &mut Transaction, policy: &Policy) -> Result<bool, StoreError> {
     if !duties::try_take(tx, Duty::LapseAttestations).await? {
-        return Ok(0);
+        return Ok(false);
     }
     let attested_since = record::boundaries(policy, tx.now()).attested_since;
     let mut overdue = machines::grounds::resting_on_attestations_until(tx, attested_since, BATCH).await?;
@@ -56,7 +51,7 @@ async fn lapse_batch(tx: &mut Transaction, policy: &Policy) -> Result<usize, Sto
     for id in &overdue {
         lapse(tx, policy, *id).await?;
     }
-    Ok(overdue.len())
+    Ok(is_full(overdue.len(), BATCH))
 }
 
 async fn lapse(tx: &mut Transaction, policy: &Policy, id: Uuid) -> Result<(), StoreError> {
