@@ -504,6 +504,7 @@ mod tests {
             attestation: current.map(|claims| attestation(claims, LAPSES_AT + Duration::DAY)),
             certificate_expires_at: None,
             earlier_attestation: Some(attestation(earlier, LAPSES_AT)),
+            is_contested: false,
         };
         let conditions = from_value(conditions.clone()).unwrap();
         (
@@ -571,6 +572,7 @@ mod tests {
             }),
             certificate_expires_at: None,
             earlier_attestation: None,
+            is_contested: false,
         };
         let conditions = from_value(json!({ "min_assurance": required })).unwrap();
         let reason = format!("min_assurance: required {required}, on record asserted{why}");
