@@ -12,7 +12,7 @@ pub(crate) const API_KEY_PREFIX: &str = "assay_key_";
 /// The prefix of enrollment tokens.
 pub(crate) const ENROLLMENT_TOKEN_PREFIX: &str = "assay_enroll_";
 
-/// SHA-256 of a secret. A secret has 256 random bits, so nobody can find it from its digest. The duration of a look-up
+/// SHA-256 of a secret. A secret has 256 random bits, so it cannot be found from its digest. The duration of a look-up
 /// by digest says nothing about the secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SecretHash([u8; 32]);

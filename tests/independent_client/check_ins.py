@@ -101,7 +101,7 @@ def check_in_in_turn(task: Task, relying_party: RelyingParty, machines: list[Mac
         tally.denied += len(answer["denied"])
     for connection in connections:
         tally.round_trips += connection.round_trips
-        expect(connection.round_trips > 0 or count < 2 * len(connections), f"nobody has checked in at {connection.url}")
+        expect(connection.round_trips > 0 or count < 2 * len(connections), f"no machine has checked in at {connection.url}")
         connection.close()
     tally.nonces = {machine.id: machine.nonce for machine in machines}
     return tally

@@ -157,11 +157,11 @@ def trust_in(roots: str) -> ssl.SSLContext:
 
 
 def fetch_roots(url: str, fingerprint: str) -> str:
-    """The root of the server (PEM), taken from whoever answers there, and held against the fingerprint (in hex)."""
-    anybody = ssl.create_default_context()
-    anybody.check_hostname = False
-    anybody.verify_mode = ssl.CERT_NONE
-    connection = Connection(url, anybody)
+    """The root of the server (PEM), fetched without verification, and compared with the fingerprint (in hex)."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    connection = Connection(url, unverified)
     roots = connection.call("GET", "/v1/ca/bundle.pem").succeeded(200).body.decode()
     connection.close()
     found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(roots)).hexdigest()

@@ -52,7 +52,7 @@ class Policy:
         return granted & set(self.grants), {key: count for key, count in denied.items() if key in self.grants}
 
     def delete_grant(self, administration: Administration, audience: str, permission: str) -> None:
-        """Deletes a grant; from then on nobody has the permission."""
+        """Deletes a grant. After that, no machine has the permission."""
         grant_id = self.grants.pop((audience, permission))
         administration.delete(f"grants/{grant_id}")
 

@@ -88,9 +88,9 @@ def expect_labels(setting: Setting) -> None:
 
 def expect_roles(setting: Setting) -> None:
     """Who has no key, or one of another role, is told so."""
-    nobody = Administration(Connection(setting.servers[1], setting.trust))
+    unauthenticated = Administration(Connection(setting.servers[1], setting.trust))
     wrong = Administration(Connection(setting.servers[1], setting.trust, "not-a-key"))
-    for administration in (nobody, wrong):
+    for administration in (unauthenticated, wrong):
         for method, paths in EXAMPLES.items():
             for path in paths:
                 administration.call(method, path, {} if method == "POST" else None).problem("unauthenticated")

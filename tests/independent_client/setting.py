@@ -44,7 +44,7 @@ class Setting:
         return cls(servers, replicas, administration, relying_party, relying_party.issuer, roots, trust)
 
     def machine(self, serial_number: str, role: str = "desk") -> Machine:
-        """A machine that nobody knows yet."""
+        """A machine that is not on record yet."""
         return Machine(serial_number, self.public_url, role)
 
     def of_role(self, role: str) -> list[Machine]:

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_says_is_null() {
+    fn unreported_facts_are_null() {
         let nothing = MachineFacts {
             posture: Posture {
                 os_name: Some("macOS".into()),

@@ -61,7 +61,7 @@ pub enum ApiKeyError {
         /// The other key.
         id: Uuid,
     },
-    /// Nobody could administer the server afterwards.
+    /// No key could administer the server afterwards.
     #[error(
         "this is the last valid API key of the role admin: create another one first, or revoke this one on the server's \
          host with assay-server api-key revoke"

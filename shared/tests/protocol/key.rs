@@ -11,7 +11,7 @@ use uuid::Uuid;
 pub(crate) const AUDIENCE: &str = "https://assay.example.com";
 pub(crate) const SUBJECT: Uuid = Uuid::from_u128(0x0193_a5d0_7c1e_7b6a_9a43_2f6f_0c0f_1a01);
 
-/// The same each time: a failure has to be repeatable.
+/// The same key each time, so a failure is reproducible.
 pub(crate) fn signing_key(seed: u8) -> SigningKey {
     SigningKey::from_slice(&[seed; 32]).unwrap()
 }

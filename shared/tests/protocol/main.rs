@@ -1,4 +1,4 @@
-//! The protocol from outside: golden vectors, round trips, and bytes that nobody vouches for.
+//! The protocol from outside: golden vectors, round trips, and untrusted bytes.
 
 #![allow(
     clippy::unwrap_used,

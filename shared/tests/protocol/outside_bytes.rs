@@ -281,7 +281,7 @@ proptest! {
     }
 }
 
-/// serde would read a struct from an array, member by member: nobody means that.
+/// serde would read a struct from an array of its members' values, which is never intended.
 #[test]
 fn an_array_is_no_object() {
     let grant = |selector: Value, conditions: Value| {

@@ -69,7 +69,7 @@ fn a_csr_comes_back_with_its_key() {
     assert_eq!((label, der.as_slice()), ("CERTIFICATE REQUEST", verified.der()));
 }
 
-/// The servers of others have to be able to read what the agent makes.
+/// Independent servers must be able to read what the agent writes.
 #[test]
 fn openssl_verifies_a_csr() {
     let mut openssl = Command::new("openssl")

@@ -38,7 +38,7 @@ fn a_serial_number_is_printable_ascii_and_no_text_turns_what_stands_around_it() 
     }
 }
 
-/// A blank serial number identifies nobody: two machines that claim one are not the same machine.
+/// A blank serial number identifies nothing: two machines that claim it are not the same machine.
 #[test]
 fn blank_is_the_same_as_absent() {
     for blank in [json!(null), json!(""), json!(" "), json!("\u{2003}\u{a0} ")] {

@@ -15,8 +15,8 @@ use super::model::{Checked, Judgement, Model, Presented, Request, violation};
 use super::plan::{Operation, Step};
 use super::replica::Answer;
 
-/// How many fresh nonces an agent takes in a row before it gives up: one for a replica with another clock, and one for a
-/// nonce that is used.
+/// How many fresh nonces an agent takes in a row before it gives up: one for a replica with another clock, and one for
+/// a nonce that is used.
 const NONCES: usize = 4;
 /// The most polls after which a call is stopped: an enrollment takes about this many.
 pub(super) const MOST_POLLS: usize = 24;
@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
         (presented, body)
     }
 
-    /// A call whose answer nobody knows. If it must be refused with a quarantine, the record tells whether it arrived.
+    /// A call whose response was lost. If it must be refused with a quarantine, the record tells whether it arrived.
     async fn learn_of_dropped(&mut self, presented: &Presented) {
         self.settle().await;
         if matches!(self.model.judge(presented), Judgement::Quarantine(_)) {

@@ -131,7 +131,7 @@ async fn the_agent_trusts_only_the_root_with_the_given_fingerprint() {
     let other = "ab".repeat(32);
     let refused = enroll(&other, FAILED).await;
     assert!(refused.to_lowercase().contains("fingerprint"), "{refused}");
-    // Nobody vouches for it: not the system's roots either.
+    // No root vouches for it, not even one of the system.
     let untrusted = ["enroll", "--server", mac.url(), "--token", &token];
     let _untrusted = mac.run(&untrusted, SERVER_UNREACHABLE).await;
     assert_eq!(mac.status().await["machine_id"], Value::Null);

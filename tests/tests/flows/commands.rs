@@ -132,7 +132,7 @@ async fn api_keys_are_listed_ended_and_revoked_on_the_command_line() {
     let audit = installation.administrator().audit(&format!("api-key:{id}")).await;
     let actions: Vec<&str> = audit.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["api-key.revoke", "api-key.end", "api-key.create"]);
-    // Whoever has the host can end the last administrator too, and create another one.
+    // An operator on the host can also end the last administrator's key, and create another one.
     let own = text(&installation.administrator().get("self").await, "id");
     assert_eq!(api_key(&["revoke", &own]).await.code, Some(0));
 }

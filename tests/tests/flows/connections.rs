@@ -35,7 +35,7 @@ async fn open(address: SocketAddr, number: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test]
-async fn silent_connections_of_one_address_keep_nobody_out() {
+async fn silent_connections_of_one_address_do_not_block_others() {
     let (installation, _database, _folder) = start("ulimit -n 400").await;
     let _silent = open(installation.servers[0].address(), 600).await;
     for path in ["/healthz", "/readyz"] {

@@ -134,7 +134,7 @@ async fn a_denied_rotation_leaves_the_current_key() {
 }
 
 #[tokio::test]
-async fn a_rotation_that_nobody_decided_expires_and_can_be_asked_for_anew() {
+async fn an_undecided_rotation_expires_and_can_be_requested_again() {
     let server = InProcess::start_with(&[("enrollment.pending_ttl", "1h")]).await;
     let (machine, next, enrollment) = waiting(&server, "EXPIRED").await;
     server.clock().advance(Duration::hours(1));
