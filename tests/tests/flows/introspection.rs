@@ -28,12 +28,10 @@ impl Setting {
         let installation = Installation::shared().await;
         let (apis, administrator) = ([installation.api(0), installation.api(1)], installation.administrator());
         let machine = administrator.enrolled(&apis[0]).await;
-        let api_key = text(
-            &administrator
-                .create("api-keys", &json!({"name": "the repository", "role": "relying-party"}))
-                .await,
-            "key",
-        );
+        // Tests share the installation, and names of keys are unique.
+        let name = format!("the repository of {}", machine.serial_number());
+        let api_key = json!({"name": name, "role": "relying-party"});
+        let api_key = text(&administrator.create("api-keys", &api_key).await, "key");
         let audience = format!("https://{}.example.com", machine.serial_number().to_lowercase());
         let mut grants = Vec::new();
         for (name, conditions) in [("read", json!({})), ("write", json!({"secure_boot": "full"}))] {
