@@ -482,9 +482,10 @@ mod tests {
         assert_eq!((failures.is_empty(), until), (claimed, None), "{failures:?}");
     }
 
-    /// The failures of a machine that claims the best, whose attestation was for an earlier key.
+    /// The failures of a machine that was attested for an earlier key.
     fn failures_after_another_key(
         conditions: &Value,
+        claimed: &Posture,
         current: Option<&AttestedClaims>,
         earlier: &AttestedClaims,
         now: OffsetDateTime,
@@ -500,7 +501,7 @@ mod tests {
             assurance: Assurance::Verified,
             labels: &BTreeMap::new(),
             claimed_key_store: KeyStoreKind::SecureEnclave,
-            claimed_posture: &Posture::healthy(),
+            claimed_posture: claimed,
             attestation: current.map(|claims| attestation(claims, LAPSES_AT + Duration::DAY)),
             certificate_expires_at: None,
             earlier_attestation: Some(attestation(earlier, LAPSES_AT)),
@@ -530,7 +531,7 @@ mod tests {
     ) {
         let current = attested(Some(true), Some(SecureBoot::Full));
         let current = with_current.then_some(&current);
-        let at = |now| failures_after_another_key(&conditions, current, &earlier, now);
+        let at = |now| failures_after_another_key(&conditions, &Posture::healthy(), current, &earlier, now);
         for now in [NOW, LAPSES_AT - Duration::microseconds(1)] {
             let (failures, until) = at(now);
             assert_eq!(failures.len(), usize::from(reason.is_some()), "{failures:?}");
@@ -542,6 +543,25 @@ mod tests {
         }
         let then = current.map(|_| LAPSES_AT + Duration::DAY);
         assert_eq!(at(LAPSES_AT), (vec![], then));
+    }
+
+    #[test]
+    fn an_attestation_of_an_earlier_key_never_counts_for_the_machine() {
+        let claimed = Posture {
+            sip_enabled: Some(false),
+            secure_boot: Some(SecureBoot::Reduced),
+            ..Posture::default()
+        };
+        let conditions = json!({"sip_enabled": true, "secure_boot": "full"});
+        let earlier = attested(Some(true), Some(SecureBoot::Full));
+        let (failures, _) = failures_after_another_key(&conditions, &claimed, None, &earlier, NOW);
+        assert_eq!(
+            failures,
+            [
+                "sip_enabled: required true, claimed false",
+                "secure_boot: required full, claimed reduced",
+            ]
+        );
     }
 
     #[rstest]
