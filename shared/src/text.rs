@@ -70,19 +70,29 @@ fn claim(text: &str) -> Result<Option<&str>, ClaimError> {
     if text.len() > LONGEST_CLAIM {
         return Err(ClaimError::TooLong);
     }
-    if text
-        .chars()
-        .any(|character| character.is_control() || changes_direction(character))
-    {
+    if text.chars().any(|character| !is_displayable(character)) {
         return Err(ClaimError::ControlCharacter);
     }
     let trimmed = text.trim();
     Ok((!trimmed.is_empty()).then_some(trimmed))
 }
 
-/// Whether a character changes the direction of text, which can make one name look like another.
+/// Whether a character only shows itself: it neither controls a terminal nor changes the direction of the text around it,
+/// which can make one name look like another.
+#[must_use]
+pub fn is_displayable(character: char) -> bool {
+    !character.is_control() && !changes_direction(character)
+}
+
+/// Whether a character is one of the control characters that a text of several lines may have.
+#[must_use]
+pub fn is_line_break_or_tab(character: char) -> bool {
+    matches!(character, '\n' | '\r' | '\t')
+}
+
+/// The characters with the property `Bidi_Control` (UAX #9).
 fn changes_direction(character: char) -> bool {
-    matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Reads an optional time. The error message shows the expected format.

@@ -2,7 +2,7 @@
 //! active machine, be in the inventory, or be confirmed by an enrollment token.
 
 use assay_authority::device_spiffe_id;
-use assay_protocol::machine::MachineStatus;
+use assay_protocol::{machine::MachineStatus, text::is_displayable};
 use uuid::Uuid;
 
 use crate::{
@@ -48,7 +48,7 @@ pub(super) struct Admitted {
 }
 
 impl Inadmissible {
-    /// The requested serial number, shortened and without control characters.
+    /// The requested serial number, shortened and without characters that control the display.
     pub(super) fn serial_number(&self) -> &str {
         match self {
             Self::Unknown { serial_number }
@@ -90,7 +90,10 @@ pub(super) fn serial_number(identifier: &str) -> Result<String, Inadmissible> {
         return Ok(identifier.to_owned());
     }
     // The identifier is shown and stored, and Postgres cannot store a NUL.
-    let shown = identifier.chars().filter(|character| !character.is_control()).take(64);
+    let shown = identifier
+        .chars()
+        .filter(|character| is_displayable(*character))
+        .take(64);
     Err(Inadmissible::NotASerialNumber(shown.collect()))
 }
 

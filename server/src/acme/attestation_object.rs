@@ -1,6 +1,7 @@
 //! Parses the attestation object of `device-attest-01`: CBOR in WebAuthn's form. In Apple's format it contains a
 //! certificate chain.
 
+use assay_protocol::text::is_displayable;
 use minicbor::{Decoder, data::Type, decode};
 
 /// The format of Apple's Managed Device Attestation.
@@ -57,7 +58,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>, AttestationObjectError
         Some(APPLE) => {}
         // This text comes from the client, and is stored in an error message.
         Some(other) => {
-            let shown = other.chars().filter(|character| !character.is_control()).take(32);
+            let shown = other.chars().filter(|character| is_displayable(*character)).take(32);
             return Err(AttestationObjectError::Format(shown.collect()));
         }
         None => return Err(AttestationObjectError::Form("fmt is missing")),

@@ -15,27 +15,31 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{deadline::Deadline, problem::ApiProblem};
-use crate::services::Services;
+use crate::{services::Services, text::json};
 
 /// The largest body of an agent's request, in bytes.
 pub(crate) const AGENT_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 64 * 1024,
     time: BODY_TIME,
+    texts: Texts::Any,
 };
 /// The largest body of an administrator's request, in bytes.
 pub(crate) const ADMIN_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 1024 * 1024,
     time: BODY_TIME,
+    texts: Texts::Displayable,
 };
 /// The largest message of an MDM. It may list everything that is installed on a device.
 pub(crate) const MDM_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 4 * 1024 * 1024,
     time: BODY_TIME,
+    texts: Texts::Any,
 };
 /// The largest inventory. It may arrive at 110 kB/s.
 pub(crate) const INVENTORY_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 32 * 1024 * 1024,
     time: Duration::from_mins(5),
+    texts: Texts::Displayable,
 };
 
 /// How long a body may take to arrive: 1 MB at 35 kB/s.
@@ -46,6 +50,22 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 pub(crate) struct BodyLimit {
     bytes: usize,
     time: Duration,
+    texts: Texts,
+}
+
+/// Which texts a JSON body may contain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Texts {
+    /// Any. Texts of machines are checked one by one, because an unfit host name is no reason to refuse a machine.
+    Any,
+    /// Only what may be shown to administrators.
+    Displayable,
+}
+
+impl BodyLimit {
+    fn of(request: &Request) -> Self {
+        request.extensions().get().copied().unwrap_or(AGENT_BODY_LIMIT)
+    }
 }
 
 /// A JSON body.
@@ -68,8 +88,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<Services>> for Json<T> {
 
     async fn from_request(request: Request, _services: &Arc<Services>) -> Result<Self, ApiProblem> {
         require_json(request.headers())?;
+        let texts = BodyLimit::of(&request).texts;
         let body = read_body(request).await?;
-        parse(&body).map(Self)
+        parse(&body, texts).map(Self)
     }
 }
 
@@ -79,12 +100,13 @@ impl<T: DeserializeOwned> OptionalFromRequest<Arc<Services>> for Json<T> {
 
     async fn from_request(request: Request, _services: &Arc<Services>) -> Result<Option<Self>, ApiProblem> {
         let headers = request.headers().clone();
+        let texts = BodyLimit::of(&request).texts;
         let body = read_body(request).await?;
         if body.is_empty() || body.trim_ascii() == b"null" {
             return Ok(None);
         }
         require_json(&headers)?;
-        parse(&body).map(|value| Some(Self(value)))
+        parse(&body, texts).map(|value| Some(Self(value)))
     }
 }
 
@@ -204,7 +226,7 @@ pub(crate) fn media_type(headers: &HeaderMap) -> Option<String> {
 
 /// Reads the whole body, within the limits of its route.
 pub(crate) async fn read_body(request: Request) -> Result<Bytes, ApiProblem> {
-    let limit: BodyLimit = request.extensions().get().copied().unwrap_or(AGENT_BODY_LIMIT);
+    let limit = BodyLimit::of(&request);
     let deadline = request.extensions().get::<Deadline>().cloned();
     if let Some(deadline) = &deadline {
         deadline.allow(limit.time + BODY_TIME);
@@ -241,7 +263,7 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, Box<dyn std::error::
     Ok(bytes.into())
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiProblem> {
+fn parse<T: DeserializeOwned>(body: &[u8], texts: Texts) -> Result<T, ApiProblem> {
     // serde also reads an array as a struct, member by member. `[]` would be a request with all defaults.
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(ApiProblem::malformed("the body must be a JSON object"));
@@ -254,6 +276,9 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiProblem> {
     // Postgres cannot store a NUL in a text. In JSON, this escape is the only way to write one.
     if contains_nul(body) {
         return Err(ApiProblem::malformed("a string contains a NUL"));
+    }
+    if texts == Texts::Displayable {
+        json::check(body).map_err(ApiProblem::malformed)?;
     }
     Ok(value)
 }

@@ -17,7 +17,9 @@ pub(crate) enum LabelError {
     TooMany,
     #[error("labels: the key {0:?} must have 1 to {LONGEST_KEY} of the characters A-Z a-z 0-9 . _ / -")]
     Key(String),
-    #[error("labels: the value of {0:?} must have at most {LONGEST_VALUE} characters, and no control characters")]
+    #[error(
+        "labels: the value of {0:?} must have at most {LONGEST_VALUE} characters, and no control characters or direction marks"
+    )]
     Value(String),
 }
 

@@ -338,6 +338,59 @@ async fn a_null_or_duplicate_condition_or_selector_is_refused_by_name() {
     ground.end().await;
 }
 
+/// One administrator's text must not look like another one to the next administrator.
+#[tokio::test]
+async fn a_text_with_a_direction_mark_or_control_character_is_refused_by_its_name_in_every_body() {
+    let ground = Ground::prepare().await;
+    for operation in ground.operations().await {
+        if !operation.needs_key || operation.role == "mdm" {
+            continue;
+        }
+        let (path, valid, _) = ground.valid(&operation).await;
+        let texts = pointers(&valid)
+            .into_iter()
+            .filter(|pointer| valid.pointer(pointer).is_some_and(Value::is_string));
+        for pointer in texts {
+            for unfit in ["C02\u{202e}XYZ", "C02\u{2066}XYZ", "C02\u{61c}XYZ", "C02\u{1b}[2JXYZ"] {
+                let mut body = valid.clone();
+                *body.pointer_mut(&pointer).unwrap() = json!(unfit);
+                let answer = ground.send(&operation, &path, body.to_string()).await;
+                assert_eq!(answer.kind(), ProblemKind::Malformed, "{pointer} = {unfit:?}: {answer}");
+                let name = pointer.split('/').rfind(|name| name.parse::<usize>().is_err()).unwrap();
+                assert!(answer.text().contains(name), "{pointer} = {unfit:?}: {answer}");
+            }
+        }
+    }
+    ground.end().await;
+}
+
+/// Parsers disagree on which of two members counts.
+#[tokio::test]
+async fn a_label_given_twice_is_refused_by_its_name() {
+    let ground = Ground::prepare().await;
+    let operations = ground.operations().await;
+    let mut tried = 0;
+    for operation in operations
+        .iter()
+        .filter(|operation| operation.needs_key && operation.role != "mdm")
+    {
+        let (path, valid, _) = ground.valid(operation).await;
+        let valid = valid.to_string();
+        let twice = valid.replace(r#""team":"build""#, r#""team":"build","te\u0061m":"sales""#);
+        if twice == valid {
+            continue;
+        }
+        let refused = ground
+            .send(operation, &path, twice)
+            .await
+            .expect_problem(ProblemKind::Malformed);
+        assert!(refused.text().contains("labels.team is there twice"), "{refused}");
+        tried += 1;
+    }
+    assert_eq!(tried, 4, "tokens, grants, inventory and machines have labels");
+    ground.end().await;
+}
+
 /// Replaces every field at every depth of every body by each JSON type and its extreme values.
 #[tokio::test]
 async fn a_field_with_a_wrong_type_or_extreme_value_never_causes_a_server_error() {

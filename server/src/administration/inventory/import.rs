@@ -147,7 +147,7 @@ mod tests {
         "labels: the key"
     )]
     #[case("{\"items\":[{\"serial_number\":\"A\",\"owner\":\"\\u0000\"}]}", "owner")]
-    #[case("{\"items\":[{\"serial_number\":\"A\\u0000\"}]}", "control character")]
+    #[case("{\"items\":[{\"serial_number\":\"A\\u0000\"}]}", "contains U+0000")]
     #[case("{\"items\":[{\"serial_number\":\" \"}]}", "is empty")]
     #[case("{\"items\":[{\"serial_number\":\"\u{0410}\"}]}", "ASCII")]
     fn a_wrong_json_item_is_reported_with_its_fault(#[case] text: &str, #[case] names: &str) {

@@ -10,6 +10,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::rows::{Lines, Rows};
+use crate::text::json;
 
 /// Reads every item into `rows`. Fails if the body as a whole cannot be read.
 pub(super) fn read(body: &[u8], rows: &mut Rows) -> Result<(), String> {
@@ -104,7 +105,7 @@ fn item(text: &str) -> Result<ImportItem, String> {
     if !text.starts_with('{') {
         return Err("it must be an object".to_owned());
     }
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|error| {
+    let item = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|error| {
         let why = error.inner().to_string();
         // The position inside the item is left out, because the error names the item and the member.
         let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why);
@@ -112,5 +113,7 @@ fn item(text: &str) -> Result<ImportItem, String> {
             "." => why.to_owned(),
             path => format!("{path}: {why}"),
         }
-    })
+    })?;
+    json::check(text.as_bytes())?;
+    Ok(item)
 }

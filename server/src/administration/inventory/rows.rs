@@ -148,7 +148,7 @@ fn check(line: u64, item: ImportItem) -> Result<Row, String> {
     let owner = owner.filter(|owner| !owner.is_empty());
     if owner.as_ref().is_some_and(|owner| !is_line(owner, 1..=LONGEST_OWNER)) {
         return Err(format!(
-            "owner must have at most {LONGEST_OWNER} characters, without control characters"
+            "owner must have at most {LONGEST_OWNER} characters, without control characters or direction marks"
         ));
     }
     let labels = item.labels.into_iter().map(|(key, value)| (key, Value::String(value)));
