@@ -1,6 +1,6 @@
 //! Retention: deletes rows that are past their retention, in small batches. One replica at a time does it.
 //!
-//! The audit log, machines and refused keys are never deleted. A certificate stays while it can still be used, or while
+//! Audit entries, machines and refused keys are never deleted. The names and addresses beside audit entries are. A certificate stays while it can still be used, or while
 //! it is its machine's current one. A revoked certificate therefore stays until it has expired.
 
 use std::{sync::Arc, time::Duration};
@@ -36,7 +36,7 @@ const ACME_ORDERS: Duration = Duration::from_hours(7 * 24);
 /// How long rows are kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retention {
-    rules: [Rule; 7],
+    rules: [Rule; 9],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +54,8 @@ enum Noun {
     ApiKeys,
     WebhookDeliveries,
     AcmeOrders,
+    AuditPersonalData,
+    EnrollmentAddresses,
 }
 
 impl Retention {
@@ -72,6 +74,8 @@ impl Retention {
                 rule(Noun::ApiKeys, config.api_keys),
                 rule(Noun::WebhookDeliveries, config.webhook_deliveries),
                 rule(Noun::AcmeOrders, ACME_ORDERS),
+                rule(Noun::AuditPersonalData, config.personal_data),
+                rule(Noun::EnrollmentAddresses, config.personal_data),
             ],
         }
     }
@@ -87,6 +91,8 @@ impl Noun {
             Self::ApiKeys => Action::ApiKeyRemove,
             Self::WebhookDeliveries => Action::WebhookDeliveryRemove,
             Self::AcmeOrders => Action::AcmeOrderRemove,
+            Self::AuditPersonalData => Action::AuditRemovePersonalData,
+            Self::EnrollmentAddresses => Action::EnrollmentRemoveAddress,
         }
     }
 
@@ -99,6 +105,8 @@ impl Noun {
             Self::ApiKeys => store::api_keys::remove_ended_before(tx, before, BATCH).await,
             Self::WebhookDeliveries => store::webhook_deliveries::remove_finished_before(tx, before, BATCH).await,
             Self::AcmeOrders => store::acme_orders::remove_ended_before(tx, before, BATCH).await,
+            Self::AuditPersonalData => store::audit_entries::remove_personal_data_before(tx, before, BATCH).await,
+            Self::EnrollmentAddresses => store::enrollments::remove_addresses_before(tx, before, BATCH).await,
         }
     }
 }

@@ -51,6 +51,11 @@ pub(crate) fn generate(prefix: &str) -> SecretString {
     secret.into()
 }
 
+/// A new salt for a digest of something that can be guessed.
+pub(crate) fn salt() -> [u8; 32] {
+    random_bytes()
+}
+
 /// Whether a credential with this expiry and this revocation is valid at `now`.
 pub(crate) fn is_valid(
     expires_at: Option<OffsetDateTime>,

@@ -8,6 +8,7 @@ use time::Duration;
 
 use crate::{
     administration::stats::StatsCache,
+    audit::verification::Verifier,
     check_in::{Committer, EvaluationCache, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{ClientCertificates, Config, Continuity, OpeningPolicy, Reenrollment, WithoutToken},
@@ -43,6 +44,7 @@ pub(crate) struct Services {
     pub(crate) enrollments: enrollment::committer::Committer,
     pub(crate) large_fleet: LargeFleet,
     pub(crate) stats_cache: StatsCache,
+    pub(crate) audit_verifier: Verifier,
     pub(crate) rate_limits: Arc<RateLimits>,
     pub(crate) readiness: Readiness,
     pub(crate) feed: Arc<Feed>,

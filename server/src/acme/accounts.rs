@@ -60,7 +60,7 @@ struct KeyChange {
 pub(crate) async fn open(store: &Store, secrets: &AcmeSecrets, request: KeyRequest) -> Result<Opened, AcmeError> {
     let wanted: NewAccount = request.payload.read()?;
     let id = store.new_id();
-    let origin = Origin::acme_account(id, None, request.caller.request_id.clone());
+    let origin = Origin::acme_account(id, None, &request.source);
     match tx!(store, OpenAcmeAccount, &origin => open_once(secrets, id, &request, &wanted)).await {
         // The same request, sent twice, created the account in parallel.
         Err(AcmeError::Store(error)) if error.violates(acme_accounts::ONE_PER_KEY) => {
@@ -82,7 +82,7 @@ pub(crate) async fn update(store: &Store, id: Uuid, request: AccountRequest) -> 
     match update.status.as_deref() {
         None | Some("valid") => Ok(request.account),
         Some("deactivated") => {
-            let origin = request.caller.origin(&request.account, None);
+            let origin = requests::origin(&request.source, &request.account, None);
             tx!(store, DeactivateAcmeAccount, &origin => deactivate(&request.account)).await
         }
         Some(_) => Err(AcmeError::Malformed(
@@ -104,7 +104,7 @@ pub(crate) async fn change_key(store: &Store, public_url: &str, request: Account
             "account and oldKey in the inner JWS must be the account that signed the outer JWS, and its key",
         ));
     }
-    let origin = request.caller.origin(account, None);
+    let origin = requests::origin(&request.source, account, None);
     match tx!(store, ChangeAcmeAccountKey, &origin => replace_key(account, &new_key)).await {
         Err(AcmeError::Store(error)) if error.violates(acme_accounts::ONE_PER_KEY) => {
             match find(store, &new_key).await? {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     AcmeError, AttestationObjectError, accounts, admission, attestation_object, orders,
     refusals::{self, Refused},
-    requests::AccountRequest,
+    requests::{self, AccountRequest},
 };
 use crate::{
     rate_limits::RateLimits,
@@ -70,7 +70,7 @@ pub(crate) async fn respond(services: &Services, request: &AccountRequest, id: U
         return orders::find(&services.store, request, id).await;
     }
     let response: ChallengeResponse = request.payload.read()?;
-    let origin = request.caller.origin(&request.account, None);
+    let origin = requests::origin(&request.source, &request.account, None);
     let (roots, rate_limits) = (&services.attestation_roots, services.rate_limits.as_ref());
     tx!(services.store, AnswerAcmeChallenge, &origin => respond_once(roots, rate_limits, request, id, &response)).await
 }
@@ -112,7 +112,7 @@ async fn respond_once(
         };
         let refused = Refused {
             account: &account,
-            caller: &request.caller,
+            source: &request.source,
             serial_number: &order.serial_number,
             machine_id,
             order_id: Some(id),

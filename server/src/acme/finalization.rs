@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     AcmeError, CsrError, Inadmissible, accounts, admission, csr, orders,
     refusals::{self, Refused},
-    requests::AccountRequest,
+    requests::{self, AccountRequest},
 };
 use crate::{
     changes::{Action, Change, EventKind},
@@ -47,7 +47,7 @@ pub(crate) async fn finalize(
         .decode(&wanted.csr)
         .map_err(|_| AcmeError::Malformed("csr is not base64url without padding"))?;
     let key = csr::proven_key(&csr)?;
-    let origin = request.caller.origin(&request.account, None);
+    let origin = requests::origin(&request.source, &request.account, None);
     let decided = tx!(services.store, FinalizeAcmeOrder, &origin => finalize_once(services, request, id, &key)).await?;
     match decided {
         Decided::Issued(order, issued_now) => Ok((order, issued_now)),
@@ -150,7 +150,7 @@ async fn issue(
     if let Some(machine_id) = machine_id {
         change = change.event(machine_id, EventKind::DeviceCertificateIssued, detail);
     }
-    tx.act_as(request.caller.origin(account, machine_id));
+    tx.act_as(requests::origin(&request.source, account, machine_id));
     Ok(tx.record(change).await?)
 }
 
@@ -169,7 +169,7 @@ async fn refuse(
     };
     let refused = Refused {
         account,
-        caller: &request.caller,
+        source: &request.source,
         serial_number: &order.serial_number,
         machine_id,
         order_id: Some(order.id),

@@ -10,7 +10,7 @@ use super::{
     AcmeError, Inadmissible, accounts,
     admission::{self, Admitted},
     refusals::{self, Refused},
-    requests::AccountRequest,
+    requests::{self, AccountRequest},
 };
 use crate::{
     rate_limits::{Network, RateLimits},
@@ -69,9 +69,9 @@ pub(crate) async fn create(services: &Services, request: &AccountRequest) -> Res
         Ok(serial_number) => serial_number,
         Err(refusal) => return Err(refuse(services, request, refusal).await?),
     };
-    let origin = request.caller.origin(&request.account, None);
+    let origin = requests::origin(&request.source, &request.account, None);
     let (rate_limits, account) = (services.rate_limits.as_ref(), &request.account);
-    let network = request.caller.address.map(Network::of);
+    let network = request.source.address.map(Network::of);
     let made =
         tx!(services.store, CreateAcmeOrder, &origin => create_once(rate_limits, account, network, &serial_number))
             .await;
@@ -185,13 +185,13 @@ async fn refuse(services: &Services, request: &AccountRequest, refusal: Inadmiss
     let reason = refusal.reason();
     let refused = Refused {
         account: &request.account,
-        caller: &request.caller,
+        source: &request.source,
         serial_number: refusal.serial_number(),
         machine_id: refusal.machine_id(),
         order_id: None,
         reason: &reason,
     };
-    let origin = request.caller.origin(&request.account, None);
+    let origin = requests::origin(&request.source, &request.account, None);
     tx!(services.store, RefuseAcmeOrder, &origin => refusals::record(&services.rate_limits, &refused)).await?;
     Ok(refusal.into())
 }

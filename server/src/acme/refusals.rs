@@ -3,9 +3,9 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use super::requests::Caller;
+use super::requests;
 use crate::{
-    changes::{Action, Change, EventKind},
+    changes::{Action, Change, EventKind, RequestSource},
     rate_limits::RateLimits,
     store::{StoreError, Transaction, acme_accounts::Account},
 };
@@ -13,7 +13,7 @@ use crate::{
 /// The refusal to record.
 pub(super) struct Refused<'a> {
     pub(super) account: &'a Account,
-    pub(super) caller: &'a Caller,
+    pub(super) source: &'a RequestSource,
     pub(super) serial_number: &'a str,
     /// The machine with this serial number, if any.
     pub(super) machine_id: Option<Uuid>,
@@ -35,7 +35,7 @@ pub(super) async fn record(
 ) -> Result<(), StoreError> {
     let Refused {
         account,
-        caller,
+        source,
         serial_number,
         machine_id,
         order_id,
@@ -47,13 +47,14 @@ pub(super) async fn record(
         return Ok(());
     }
     let detail = json!({
-        "serial_number": serial_number, "account_id": account.id, "order_id": order_id, "address": caller.address,
-        "reason": reason,
+        "serial_number": serial_number, "account_id": account.id, "order_id": order_id, "reason": reason,
     });
     let mut change = Change::new(Action::DeviceCertificateRefuse, serial_number).reason(Some(reason));
     if let Some(machine_id) = *machine_id {
-        change = change.event(machine_id, EventKind::DeviceCertificateRefused, detail.clone());
+        let mut told = detail.clone();
+        told["address"] = json!(source.address);
+        change = change.event(machine_id, EventKind::DeviceCertificateRefused, told);
     }
-    tx.act_as(caller.origin(account, *machine_id));
+    tx.act_as(requests::origin(source, account, *machine_id));
     tx.record(change.after(detail)).await
 }

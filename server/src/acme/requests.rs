@@ -1,7 +1,5 @@
 //! Verifies that a request was signed for this URL, and that its nonce is used once (RFC 8555, sections 6.2 to 6.5).
 
-use std::net::IpAddr;
-
 use assay_authority::EcKey;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,7 +11,7 @@ use super::{
     urls::Urls,
 };
 use crate::{
-    changes::Origin,
+    changes::{Identity, Origin, RequestSource},
     check_in::nonce::{GREATEST_REPLICA_SKEW, LIFETIME},
     services::Services,
     store::{
@@ -28,14 +26,7 @@ pub(crate) struct Signed {
     /// The path and the query.
     pub(crate) path: String,
     pub(crate) body: Vec<u8>,
-    pub(crate) caller: Caller,
-}
-
-/// The caller of a request.
-#[derive(Debug, Clone)]
-pub(crate) struct Caller {
-    pub(crate) request_id: String,
-    pub(crate) address: Option<IpAddr>,
+    pub(crate) source: RequestSource,
 }
 
 /// A request signed by an account.
@@ -43,7 +34,7 @@ pub(crate) struct Caller {
 pub(crate) struct AccountRequest {
     pub(crate) account: Account,
     pub(crate) payload: Payload,
-    pub(crate) caller: Caller,
+    pub(crate) source: RequestSource,
     /// The URL of the request.
     pub(crate) url: String,
 }
@@ -53,7 +44,7 @@ pub(crate) struct AccountRequest {
 pub(crate) struct KeyRequest {
     pub(crate) key: EcKey,
     pub(crate) payload: Payload,
-    pub(crate) caller: Caller,
+    pub(crate) source: RequestSource,
     /// The URL of the request.
     pub(crate) url: String,
 }
@@ -101,11 +92,9 @@ impl Payload {
     }
 }
 
-impl Caller {
-    /// The origin of a change: a client, by its account. `machine_id` is the machine it acts for, if one is registered.
-    pub(super) fn origin(&self, account: &Account, machine_id: Option<uuid::Uuid>) -> Origin {
-        Origin::acme_account(account.id, machine_id, self.request_id.clone())
-    }
+/// The origin of a change: a client, by its account. `machine_id` is the machine it acts for, if one is registered.
+pub(super) fn origin(source: &RequestSource, account: &Account, machine_id: Option<uuid::Uuid>) -> Origin {
+    Origin::acme_account(account.id, machine_id, source)
 }
 
 /// Verifies a request that an account must sign.
@@ -138,20 +127,21 @@ pub(crate) async fn either(services: &Services, signed: Signed) -> Result<Either
     let now = services.clock.now();
     let nonce = jws.header.nonce.clone().ok_or(AcmeError::NoNonce)?;
     let made_at = services.acme.nonces.recognize(&nonce, now)?.order();
-    let caller = signed.caller;
+    let source = signed.source;
     match (&jws.header.kid, &jws.header.jwk) {
         (Some(kid), None) => {
             let id = urls.account_id(kid).ok_or(AcmeError::UnknownAccount)?;
             let found = acme_accounts::find(&mut *services.store.connection().await?, id).await?;
             let account = found.ok_or(AcmeError::UnknownAccount)?;
             let payload = Payload(jws.verify(&account.key)?);
+            source.identify(Identity::AcmeAccount(account.id));
             services.rate_limits.charge_acme_account(account.id)?;
             use_up(services, &nonce, made_at).await?;
             require_valid(&account)?;
             Ok(EitherRequest::Account(AccountRequest {
                 account,
                 payload,
-                caller,
+                source,
                 url,
             }))
         }
@@ -162,7 +152,7 @@ pub(crate) async fn either(services: &Services, signed: Signed) -> Result<Either
             Ok(EitherRequest::Key(KeyRequest {
                 key,
                 payload,
-                caller,
+                source,
                 url,
             }))
         }

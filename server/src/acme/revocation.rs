@@ -8,10 +8,10 @@ use x509_cert::{Certificate, der::Decode};
 
 use super::{
     AcmeError,
-    requests::{Caller, EitherRequest, Payload},
+    requests::{self, EitherRequest, Payload},
 };
 use crate::{
-    changes::Origin,
+    changes::{Origin, RequestSource},
     registry::certificate_revocation::{CertificateError, revoke_device_certificate},
     services::Services,
     store::{
@@ -33,9 +33,9 @@ struct Revoke {
 pub(crate) async fn revoke(services: &Services, request: EitherRequest) -> Result<(), AcmeError> {
     match request {
         EitherRequest::Account(request) => {
-            by_account(services, &request.account, &request.payload, &request.caller).await
+            by_account(services, &request.account, &request.payload, &request.source).await
         }
-        EitherRequest::Key(request) => by_key(services, &request.key, &request.payload, &request.caller).await,
+        EitherRequest::Key(request) => by_key(services, &request.key, &request.payload, &request.source).await,
     }
 }
 
@@ -43,7 +43,7 @@ async fn by_account(
     services: &Services,
     account: &Account,
     payload: &Payload,
-    caller: &Caller,
+    source: &RequestSource,
 ) -> Result<(), AcmeError> {
     let (der, reason) = read(payload)?;
     let mut connection = services.store.connection().await?;
@@ -53,16 +53,22 @@ async fn by_account(
     if issued_to != Some(account.id) {
         return Err(AcmeError::OtherAccount);
     }
-    carry_out(services, &caller.origin(account, None), &found.serial_number, reason).await
+    carry_out(
+        services,
+        &requests::origin(source, account, None),
+        &found.serial_number,
+        reason,
+    )
+    .await
 }
 
-async fn by_key(services: &Services, key: &EcKey, payload: &Payload, caller: &Caller) -> Result<(), AcmeError> {
+async fn by_key(services: &Services, key: &EcKey, payload: &Payload, source: &RequestSource) -> Result<(), AcmeError> {
     let (der, reason) = read(payload)?;
     let found = find(&mut *services.store.connection().await?, &der).await?;
     if found.key != key.thumbprint() {
         return Err(AcmeError::NotTheCertificatesKey);
     }
-    let origin = Origin::device_key(key.thumbprint(), caller.request_id.clone());
+    let origin = Origin::device_key(key.thumbprint(), source);
     carry_out(services, &origin, &found.serial_number, reason).await
 }
 

@@ -13,7 +13,7 @@ use crate::{
     store::{self, Store, StoreError, Transaction, tx, webhook_deliveries::NewDelivery},
     text::is_prose,
     webhooks::{
-        TEST_KIND,
+        TEST_KIND, audited,
         url::{self, WebhookUrlError},
     },
 };
@@ -117,7 +117,7 @@ async fn insert(tx: &mut Transaction, webhook: &Webhook, sealed_secret: &[u8]) -
         return Err(WebhookError::TooMany);
     }
     store::webhooks::insert(tx, webhook, sealed_secret).await?;
-    let change = Change::new(Action::WebhookCreate, webhook.id).after(store::json(webhook)?);
+    let change = Change::new(Action::WebhookCreate, webhook.id).after(audited(webhook)?);
     Ok(tx.record(change).await?)
 }
 
@@ -144,7 +144,7 @@ async fn insert_test(tx: &mut Transaction, webhook_id: Uuid) -> Result<WebhookTe
 async fn remove(tx: &mut Transaction, id: Uuid) -> Result<(), WebhookError> {
     let before = store::webhooks::lock(tx, id).await?.ok_or(WebhookError::Unknown)?;
     store::webhooks::delete(tx, id).await?;
-    let change = Change::new(Action::WebhookDelete, id).before(store::json(&before)?);
+    let change = Change::new(Action::WebhookDelete, id).before(audited(&before)?);
     Ok(tx.record(change).await?)
 }
 

@@ -1,11 +1,13 @@
 //! Verifying the audit log: is every sealed entry unchanged, in its place, and present? Is a hash that an auditor
 //! recorded still part of the chain?
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use assay_protocol::admin_api::audit::{AuditEntry, AuditVerification};
 use uuid::Uuid;
 
 use crate::{
-    changes::chain::EntryHash,
+    changes::{chain::EntryHash, personal_data::PersonalData},
     store::{self, Store, StoreError, audit_seals::Seal},
 };
 
@@ -17,6 +19,8 @@ const BATCH: i64 = 1_000;
 pub(crate) enum VerificationError {
     #[error("cannot serialize an entry")]
     Entry(#[source] serde_json::Error),
+    #[error("another verification of the audit log is running; try again when it has ended")]
+    Busy,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -36,6 +40,34 @@ struct Follower {
     hash: EntryHash,
     /// The recorded hash, until it is found.
     noted: Option<EntryHash>,
+}
+
+/// Verifies for callers of the API, one at a time: each verification reads the whole log.
+#[derive(Debug, Default)]
+pub(crate) struct Verifier(AtomicBool);
+
+impl Verifier {
+    /// Like [`verify`]. `Busy` while another caller's verification runs on this replica.
+    pub(crate) async fn verify(
+        &self,
+        store: &Store,
+        noted: Option<EntryHash>,
+    ) -> Result<AuditVerification, VerificationError> {
+        if self.0.swap(true, Ordering::AcqRel) {
+            return Err(VerificationError::Busy);
+        }
+        // Also when the caller goes away and this future is dropped.
+        let _running = Running(&self.0);
+        verify(store, noted).await
+    }
+}
+
+struct Running<'a>(&'a AtomicBool);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// Follows the chain to its end, or to the first entry that breaks it. `noted` is the hash of an entry that was once
@@ -98,6 +130,11 @@ impl Follower {
                 "the entry with the number {expected} was changed or moved after it was sealed"
             ));
         }
+        if !has_its_personal_data(entry) {
+            return broken(format!(
+                "the name or the address of the entry with the number {expected} was changed after it was sealed"
+            ));
+        }
         *self = Self {
             sequence: expected,
             hash,
@@ -129,6 +166,25 @@ impl Follower {
     }
 }
 
+/// Whether name and address are those that the sealed entry has the digest of, or were deleted.
+fn has_its_personal_data(entry: &AuditEntry) -> bool {
+    let salt = entry.personal_salt.as_deref().map(hex::decode);
+    match (&entry.personal_digest, salt) {
+        // The entry itself has the name, in earlier versions, and the chain covers it.
+        (None, None) => entry.address.is_none(),
+        (Some(_), None) => entry.actor.name.is_none() && entry.address.is_none(),
+        (Some(digest), Some(Ok(salt))) => salt.try_into().is_ok_and(|salt| {
+            let personal = PersonalData {
+                name: entry.actor.name.clone(),
+                address: entry.address.clone(),
+                salt,
+            };
+            personal.digest() == *digest
+        }),
+        (None, Some(_)) | (Some(_), Some(Err(_))) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -140,7 +196,11 @@ mod tests {
         let mut hash = EntryHash::genesis();
         (1..=length)
             .map(|number| {
-                let entry = entry(number);
+                let entry = AuditEntry {
+                    address: None,
+                    personal_salt: None,
+                    ..entry(number)
+                };
                 hash = hash.next(&entry).unwrap();
                 let seal = Seal {
                     sequence: number.into(),
@@ -157,6 +217,61 @@ mod tests {
         links
             .iter()
             .find_map(|(seal, entry)| follower.follow(seal, entry.as_ref()).unwrap())
+    }
+
+    /// A chain of one entry with this name and address beside it.
+    fn with_personal_data(personal: &PersonalData) -> (Seal, AuditEntry) {
+        let mut entry = entry(1);
+        entry.personal_digest = Some(personal.digest());
+        entry.personal_salt = Some(hex::encode(personal.salt));
+        entry.actor.name = personal.name.clone();
+        entry.address = personal.address.clone();
+        let seal = Seal {
+            sequence: 1,
+            entry_id: entry.id,
+            hash: EntryHash::genesis().next(&entry).unwrap(),
+        };
+        (seal, entry)
+    }
+
+    #[test]
+    fn names_and_addresses_may_be_deleted_but_not_altered() {
+        type Alter = fn(&mut AuditEntry);
+        let delete: Alter = |entry| {
+            (entry.personal_salt, entry.actor.name, entry.address) = (None, None, None);
+        };
+        let alters: [(Alter, bool); 8] = [
+            (|_entry| {}, true),
+            (delete, true),
+            (|entry| entry.actor.name = Some("eve".into()), false),
+            (|entry| entry.address = Some("192.0.2.9".into()), false),
+            (|entry| entry.address = None, false),
+            (|entry| entry.personal_salt = Some("00".repeat(32)), false),
+            (|entry| entry.personal_salt = None, false),
+            (
+                |entry| (entry.personal_digest, entry.personal_salt) = (None, None),
+                false,
+            ),
+        ];
+        let personal = PersonalData {
+            name: Some("ada".into()),
+            address: Some("192.0.2.7".into()),
+            salt: [7; 32],
+        };
+        for (place, (alter, is_whole)) in alters.into_iter().enumerate() {
+            let (seal, mut entry) = with_personal_data(&personal);
+            alter(&mut entry);
+            assert_eq!(follow(&[(seal, Some(entry))]).is_none(), is_whole, "alteration {place}");
+        }
+    }
+
+    #[test]
+    fn an_entry_without_a_digest_has_no_address_beside_it() {
+        let mut links = chain(1);
+        links[0].1.as_mut().unwrap().address = Some("192.0.2.9".into());
+        assert!(follow(&links).is_some());
+        links[0].1.as_mut().unwrap().personal_salt = Some("00".repeat(32));
+        assert!(follow(&links).is_some());
     }
 
     proptest! {

@@ -2,8 +2,9 @@
 //!
 //! The hash of an entry is SHA-256 over three parts: the previous hash, the length of the entry's canonical form, and
 //! that form. The length has 8 bytes, most significant first. The canonical form is the entry as the admin API shows
-//! it, without `hash`. It is JSON without white space, and the members of every object are sorted by name. An auditor
-//! can compute it from an export. The hash before the first entry is SHA-256 of `urn:assay:audit:1`.
+//! it, without `hash`, `address`, `personal_digest` and `personal_salt`. If there is a `personal_digest`, it takes the place
+//! of the actor's name, after `sha256:`. The form is JSON without white space, and the members of every object are sorted
+//! by name. An auditor can compute it from an export. The hash before the first entry is SHA-256 of `urn:assay:audit:1`.
 //!
 //! The owner of the database can still truncate the chain, or write a new one. To detect that, keep the last hash in
 //! another place, and pass it when you verify the chain.
@@ -11,6 +12,8 @@
 use assay_protocol::{admin_api::audit::AuditEntry, sha256};
 use aws_lc_rs::digest::{Context, SHA256};
 use serde_json::Value;
+
+use super::personal_data;
 
 /// The input of the hash before the first entry.
 const GENESIS: &[u8] = b"urn:assay:audit:1";
@@ -56,7 +59,13 @@ impl EntryHash {
 fn canonical(entry: &AuditEntry) -> Result<String, serde_json::Error> {
     let mut value = serde_json::to_value(entry)?;
     if let Some(members) = value.as_object_mut() {
-        members.remove("hash");
+        for outside in ["hash", "address", "personal_digest", "personal_salt"] {
+            members.remove(outside);
+        }
+        let name = members.get_mut("actor").and_then(|actor| actor.get_mut("name"));
+        if let (Some(digest), Some(name)) = (&entry.personal_digest, name) {
+            *name = Value::String(personal_data::in_place_of_name(digest));
+        }
     }
     let mut written = String::new();
     write_sorted(&value, &mut written)?;
@@ -124,7 +133,37 @@ pub(crate) mod tests {
             before: Some(json!({"b": [1, {"z": null, "a": true}], "a": "é"})),
             after: None,
             hash: Some("not part of it".into()),
+            address: Some("not part of it".into()),
+            personal_digest: None,
+            personal_salt: Some("not part of it".into()),
         }
+    }
+
+    /// Retention may delete the name and the address of such an entry.
+    #[test]
+    fn name_and_address_count_by_their_digest_alone_if_there_is_one() {
+        let digested = AuditEntry {
+            personal_digest: Some("d1".into()),
+            ..entry(1)
+        };
+        let deleted = AuditEntry {
+            actor: Actor {
+                name: None,
+                ..digested.actor.clone()
+            },
+            address: None,
+            personal_salt: None,
+            ..digested.clone()
+        };
+        let hash = |entry: &AuditEntry| EntryHash::genesis().next(entry).unwrap();
+        assert_eq!(hash(&deleted), hash(&digested));
+        assert!(canonical(&deleted).unwrap().contains(r#""name":"sha256:d1""#));
+        let other = AuditEntry {
+            personal_digest: Some("d2".into()),
+            ..digested.clone()
+        };
+        assert_ne!(hash(&other), hash(&digested));
+        assert_ne!(hash(&entry(1)), hash(&digested));
     }
 
     #[test]

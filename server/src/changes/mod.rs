@@ -1,6 +1,12 @@
 //! The record of a change: its origin, its audit entry, and the kinds of events. This module is pure.
 
 pub(crate) mod chain;
+pub(crate) mod personal_data;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 pub(crate) use assay_protocol::admin_api::changes::{AuditAction as Action, EventKind, ResourceKind};
 use assay_protocol::{
@@ -10,11 +16,49 @@ use assay_protocol::{
 use serde_json::Value;
 use uuid::Uuid;
 
-/// Who made a change, and in which request.
+/// Who made a change, in which request, and from which address.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
     pub(crate) actor: Actor,
     pub(crate) request_id: Option<String>,
+    pub(crate) address: Option<IpAddr>,
+}
+
+/// The request that a change comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestSource {
+    pub(crate) request_id: Arc<str>,
+    /// `None` if the peer has no address, as in a measurement.
+    pub(crate) address: Option<IpAddr>,
+    identity: Arc<OnceLock<Identity>>,
+}
+
+/// The identity that a request has proved. The log names it if the request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    ApiKey(Uuid),
+    Machine(Uuid),
+    AcmeAccount(Uuid),
+}
+
+impl RequestSource {
+    pub(crate) fn new(request_id: &str, address: Option<IpAddr>) -> Self {
+        Self {
+            request_id: request_id.into(),
+            address,
+            identity: Arc::default(),
+        }
+    }
+
+    /// Notes the identity that this request has proved. The first one counts.
+    pub(crate) fn identify(&self, identity: Identity) {
+        let _noted_before = self.identity.set(identity);
+    }
+
+    /// The identity that this request has proved.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity.get().copied()
+    }
 }
 
 /// A change to be recorded.
@@ -44,50 +88,54 @@ pub(crate) struct NewEvent {
 
 impl Origin {
     /// A machine, authenticated by its key.
-    pub(crate) fn machine(id: Uuid, request_id: String) -> Self {
+    pub(crate) fn machine(id: Uuid, source: &RequestSource) -> Self {
         Self {
             actor: Actor {
                 kind: ActorKind::Machine,
                 id: Some(id.to_string()),
                 name: None,
             },
-            request_id: Some(request_id),
+            request_id: Some(source.request_id.to_string()),
+            address: source.address,
         }
     }
 
     /// A key that asks to be let in, before it is known whether a machine has it.
-    pub(crate) fn applicant(request_id: String) -> Self {
+    pub(crate) fn applicant(source: &RequestSource) -> Self {
         Self {
             actor: Actor {
                 kind: ActorKind::Machine,
                 id: None,
                 name: None,
             },
-            request_id: Some(request_id),
+            request_id: Some(source.request_id.to_string()),
+            address: source.address,
         }
     }
 
     /// An ACME client, authenticated by its account. `machine_id` is the machine it acts for, if one is registered.
-    pub(crate) fn acme_account(account_id: Uuid, machine_id: Option<Uuid>, request_id: String) -> Self {
+    pub(crate) fn acme_account(account_id: Uuid, machine_id: Option<Uuid>, source: &RequestSource) -> Self {
         Self {
             actor: Actor {
                 kind: ActorKind::Machine,
                 id: machine_id.map(|id| id.to_string()),
                 name: Some(format!("ACME account {account_id}")),
             },
-            request_id: Some(request_id),
+            request_id: Some(source.request_id.to_string()),
+            address: source.address,
         }
     }
 
     /// The key of a device's certificate, if the request uses no account.
-    pub(crate) fn device_key(key: KeyThumbprint, request_id: String) -> Self {
+    pub(crate) fn device_key(key: KeyThumbprint, source: &RequestSource) -> Self {
         Self {
             actor: Actor {
                 kind: ActorKind::Machine,
                 id: None,
                 name: Some(format!("the key {key}")),
             },
-            request_id: Some(request_id),
+            request_id: Some(source.request_id.to_string()),
+            address: source.address,
         }
     }
 
@@ -100,6 +148,7 @@ impl Origin {
                 name: None,
             },
             request_id: None,
+            address: None,
         }
     }
 
@@ -112,6 +161,7 @@ impl Origin {
                 name: None,
             },
             request_id: None,
+            address: None,
         }
     }
 }

@@ -34,7 +34,7 @@ use self::{
     nonce::NonceError,
 };
 use crate::{
-    changes::Origin,
+    changes::{Identity, Origin, RequestSource},
     config::Continuity as ContinuityPolicy,
     machines::{
         claims::Claims,
@@ -115,7 +115,7 @@ pub(crate) struct Verified {
 /// Verifies, records, evaluates, grants.
 pub(crate) async fn check_in(
     services: &Services,
-    request_id: &str,
+    source: &RequestSource,
     over_limit: Option<&OverLimit>,
     certificate: Option<&ClientCertificate>,
     request: &CheckInRequest,
@@ -123,6 +123,7 @@ pub(crate) async fn check_in(
     let now = services.clock.now();
     let verified = verify(
         services,
+        source,
         over_limit,
         certificate,
         &request.evidence,
@@ -146,7 +147,7 @@ pub(crate) async fn check_in(
     };
     let recorded = match unchanged {
         Some(recorded) => recorded,
-        None => record_changed(services, request_id, &verified, &check_in).await?,
+        None => record_changed(services, source, &verified, &check_in).await?,
     };
     let (evaluated, grants) = grant(services, certificate, &verified, recorded, now).await?;
     let checked_in = CheckedIn {
@@ -209,6 +210,7 @@ fn require_within_grace(services: &Services, evaluated: &Evaluated, now: OffsetD
 /// Verifies a machine's evidence and the client certificate. What only the machine's row can tell comes later.
 pub(crate) async fn verify(
     services: &Services,
+    source: &RequestSource,
     over_limit: Option<&OverLimit>,
     certificate: Option<&ClientCertificate>,
     jws: &str,
@@ -237,6 +239,7 @@ pub(crate) async fn verify(
             services.rate_limits.charge_failure(over_limit, kid);
         }
     })?;
+    source.identify(Identity::Machine(machine_id));
     services.rate_limits.charge_machine(machine_id)?;
     if subject != Some(machine_id) {
         return Err(unknown_or_foreign(services, subject).await?);
@@ -317,11 +320,11 @@ async fn unknown_or_foreign(services: &Services, subject: Option<Uuid>) -> Resul
 
 async fn record_changed(
     services: &Services,
-    request_id: &str,
+    source: &RequestSource,
     verified: &Verified,
     check_in: &CheckIn,
 ) -> Result<Recorded, CheckInError> {
-    let origin = Origin::machine(verified.machine_id, request_id.to_owned());
+    let origin = Origin::machine(verified.machine_id, source);
     let attempt = Attempt {
         key: check_in.key,
         nonce: check_in.nonce,

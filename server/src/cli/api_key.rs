@@ -105,7 +105,8 @@ async fn run_in(
             })
         }
         ApiKeyCommand::End { id, after } => {
-            let end = store.now() + *after;
+            let after = time::Duration::try_from(*after).unwrap_or(time::Duration::MAX);
+            let end = store.now().saturating_add(after);
             let ended = api_keys::end(&store, &origin, *id, end).await?;
             let end = ended.expires_at.map(rfc3339).unwrap_or_default();
             Ok(format!("{id} ends at {end}"))

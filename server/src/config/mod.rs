@@ -17,6 +17,7 @@ mod retention;
 mod settings;
 mod tls;
 mod trust_domain;
+mod webhooks;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -41,6 +42,7 @@ pub use public_url::{PublicUrl, PublicUrlError};
 pub use retention::Retention;
 pub use tls::{ClientCertificates, Tls};
 pub use trust_domain::{TrustDomain, TrustDomainError};
+pub use webhooks::{PrivateAddresses, Webhooks};
 
 /// An example with every key, its default and its meaning. `config example` prints it.
 pub const EXAMPLE: &str = include_str!("../../../deploy/server/assay-server.example.toml");
@@ -81,6 +83,8 @@ pub struct Config {
     pub enrollment: Enrollment,
     /// How long rows are kept.
     pub retention: Retention,
+    /// Webhooks.
+    pub webhooks: Webhooks,
     /// Apple's attestations of machines.
     pub apple: Apple,
     /// The MDM through which attestations are requested. `None` if the server requests none.
@@ -200,6 +204,7 @@ impl Config {
         let grants = Grants::read(settings);
         let enrollment = Enrollment::read(settings);
         let retention = Retention::read(settings);
+        let webhooks = Webhooks::read(settings);
         let apple = Apple::read(settings);
         let nano_mdm = NanoMdm::read(settings);
         let acme = Acme::read(settings);
@@ -224,6 +229,7 @@ impl Config {
             grants,
             enrollment,
             retention,
+            webhooks,
             apple,
             nano_mdm,
             acme,
@@ -349,6 +355,7 @@ mod tests {
         assert_eq!(config.enrollment.reenrollment, Reenrollment::Pending);
         assert_eq!(config.enrollment.without_token, WithoutToken::Refuse);
         assert_eq!(config.enrollment.pending_ttl, 7 * DAY);
+        assert_eq!(config.webhooks.private_addresses, PrivateAddresses::Allow);
         assert_eq!(config.apple.attestation_roots, None);
         assert_eq!(config.apple.attestation_max_age, 90 * DAY);
         let limits = &config.rate_limit;

@@ -17,6 +17,8 @@ pub struct Retention {
     pub api_keys: Duration,
     /// Webhook deliveries, after they were delivered or abandoned.
     pub webhook_deliveries: Duration,
+    /// Names and addresses of actors in the audit log, and addresses of enrollments.
+    pub personal_data: Duration,
 }
 
 impl Retention {
@@ -31,6 +33,7 @@ impl Retention {
             enrollment_tokens: kept("retention.enrollment_tokens", DAY, 90 * DAY),
             api_keys: kept("retention.api_keys", DAY, 400 * DAY),
             webhook_deliveries: kept("retention.webhook_deliveries", DAY, 30 * DAY),
+            personal_data: kept("retention.personal_data", DAY, 400 * DAY),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! TLS: the server's certificate, and the certificates of machines.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     str::FromStr,
 };
@@ -9,6 +9,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::settings::Settings;
+use crate::networks::{self, NotANetwork};
 
 /// TLS of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +45,10 @@ pub enum ClientCertificates {
 struct AddressOrNetwork(IpNet);
 
 impl FromStr for AddressOrNetwork {
-    type Err = &'static str;
+    type Err = NotANetwork;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        let network = network.map_err(|_| "it must be an address or a network, such as 192.0.2.7 or 10.0.0.0/8")?;
-        Ok(Self(network))
+        networks::parse(text).map(Self)
     }
 }
 

@@ -15,9 +15,10 @@ const OF_SEQUENCES: [&str; 2] = ["SELECT", "USAGE"];
 
 /// Tables with fewer privileges for the server's role. All other tables have [`OF_TABLES`], even those of future
 /// migrations.
-const RESTRICTED: [(&str, &[&str]); 4] = [
+const RESTRICTED: [(&str, &[&str]); 5] = [
     ("_sqlx_migrations", &["SELECT"]),
     ("audit_entries", &["INSERT", "SELECT"]),
+    ("audit_personal_data", &["DELETE", "INSERT", "SELECT"]),
     ("audit_seals", &["INSERT", "SELECT"]),
     ("audit_waiting", &["DELETE", "INSERT", "SELECT"]),
 ];

@@ -13,7 +13,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use super::{
-    effects::{Subject, approve_current_key, carry_out, lock},
+    effects::{Subject, approve_current_key, audited, carry_out, lock},
     expiry,
 };
 use crate::{
@@ -192,8 +192,8 @@ async fn decide_once(
     };
     let change = Change::new(action, id)
         .reason(decision.reason())
-        .before(store::json(&before.enrollment)?)
-        .after(store::json(&after.enrollment)?);
+        .before(audited(&before.enrollment)?)
+        .after(audited(&after.enrollment)?);
     tx.record(change).await?;
     remove_if_denied(tx, &subject, &before.enrollment, decision).await?;
     Ok(after.enrollment)

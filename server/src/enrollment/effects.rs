@@ -2,12 +2,13 @@
 
 use assay_protocol::{
     admin_api::{
-        enrollments::{EnrollmentKind, EnrollmentStatus},
+        audit::Actor,
+        enrollments::{Enrollment, EnrollmentKind, EnrollmentStatus},
         machines::Machine,
     },
     machine::MachineStatus,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::approval::{ApprovalError, Decision};
@@ -52,6 +53,17 @@ pub(super) async fn lock(
         machine,
         listed,
     }))
+}
+
+/// An enrollment as the audit has it: without the address, and without the name of its decider, which stands beside the
+/// entry.
+pub(super) fn audited(enrollment: &Enrollment) -> Result<Value, StoreError> {
+    let decided_by = enrollment.decided_by.clone();
+    store::json(&Enrollment {
+        address: None,
+        decided_by: decided_by.map(|actor| Actor { name: None, ..actor }),
+        ..enrollment.clone()
+    })
 }
 
 /// Carries out a decision on a pending enrollment.
@@ -216,6 +228,8 @@ async fn record_rotated_key(tx: &mut Transaction, machine: &Machine) -> Result<U
         previous_key: None,
         token_id: None,
         claims: &claims,
+        // No machine asked for this.
+        address: None,
         now,
         expires_at: now,
     };

@@ -15,6 +15,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::effects::audited;
 use crate::{
     changes::{Action, Change, EventKind, Origin},
     periodic::{Turns, Work, is_full},
@@ -111,8 +112,8 @@ async fn expire(tx: &mut Transaction, policy: &Policy, id: Uuid, machine_id: Uui
         .map(|expired| expired.enrollment);
     let change = Change::new(Action::EnrollmentExpire, id)
         .reason(Some(REASON))
-        .before(store::json(&before)?)
-        .after(store::json(&after)?)
+        .before(audited(&before)?)
+        .after(after.as_ref().map(audited).transpose()?.unwrap_or_default())
         .event(machine_id, EventKind::EnrollmentExpired, detail);
     tx.record(change).await
 }

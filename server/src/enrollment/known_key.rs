@@ -7,6 +7,7 @@ use assay_protocol::{
 
 use super::{Applicant, Decided, EnrollError, TokenRefusal, certificate, opening, token};
 use crate::{
+    changes::Identity,
     registry::{
         admission::{self, Attempt, Refusal},
         record::boundaries,
@@ -28,6 +29,8 @@ pub(super) async fn decide(
     applicant: &Applicant,
     record: &KeyRecord,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
+    // The request is signed by this key.
+    applicant.caller.source.identify(Identity::Machine(record.machine_id));
     // A decision on a key remains valid after the record is deleted.
     if matches!(record.status, KeyStatus::Revoked | KeyStatus::Denied)
         && let Some(refusal) = admission::key_refusal(record)

@@ -14,7 +14,7 @@ mod renewal_limit;
 mod rotation;
 mod token;
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use assay_authority::{AuthorityError, spiffe_id};
 use assay_protocol::{
@@ -30,7 +30,7 @@ use uuid::Uuid;
 use self::new_machines::NewMachine;
 pub(crate) use self::token::{TokenRefusal, require_valid};
 use crate::{
-    changes::Origin,
+    changes::{Origin, RequestSource},
     check_in::{self, nonce::NonceError},
     machines::{claims::Claims, client_certificate::ClientCertificate, continuity::Carried},
     rate_limits::{AddressCharge, Exceeded, Network},
@@ -114,9 +114,7 @@ pub(crate) struct Answer {
 /// The origin of a call.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    pub(crate) request_id: String,
-    /// Unknown behind a proxy that does not report it.
-    pub(crate) address: Option<IpAddr>,
+    pub(crate) source: RequestSource,
     pub(crate) address_charge: AddressCharge,
     /// The client certificate of the TLS connection.
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
@@ -160,12 +158,12 @@ impl Applicant {
     }
 
     fn origin(&self, machine_id: Uuid) -> Origin {
-        Origin::machine(machine_id, self.caller.request_id.clone())
+        Origin::machine(machine_id, &self.caller.source)
     }
 
     /// The network that the call comes from.
     fn network(&self) -> Option<Network> {
-        self.caller.address.map(Network::of)
+        self.caller.source.address.map(Network::of)
     }
 
     /// An applicant without a token has proved only a key that it made itself, so the call stays charged to its
@@ -198,7 +196,7 @@ pub(crate) async fn enroll(
 
 /// Decides in a transaction of its own, which handles all cases.
 async fn decide_alone(services: &Services, applicant: &Applicant) -> Result<Decided, EnrollError> {
-    let origin = Origin::applicant(applicant.caller.request_id.clone());
+    let origin = Origin::applicant(&applicant.caller.source);
     let decided = tx!(services.store, Enroll, &origin => decide(services, applicant)).await;
     // The second attempt finds the machine that took the serial number at the same time.
     match decided {

@@ -217,6 +217,7 @@ async fn new_machine(
         claims_digest: applicant.claims.digest()?,
         nonce: applicant.nonce,
         continuity,
+        address: applicant.caller.source.address,
         asked_at: applicant.now,
         waits_until: applicant.now.saturating_add(services.policy.pending_ttl),
         first_certificate: signed.as_ref().map(Signed::first_of_machine),
@@ -325,6 +326,7 @@ async fn record(
         previous_key: Some(known.current_key),
         token_id: basis.token_id(),
         claims: &applicant.claims,
+        address: applicant.caller.source.address,
         now: applicant.now,
         expires_at: applicant.now.saturating_add(policy.pending_ttl),
     };

@@ -249,6 +249,7 @@ impl Admitted<'_> {
             claims_digest: self.new_machine.claims_digest,
             nonce: applicant.nonce,
             continuity: Continuity::starting_with(Carried::Nothing),
+            address: applicant.caller.source.address,
             asked_at: applicant.now,
             waits_until: self.new_machine.waits_until,
             first_certificate: Some(signed.first_of_machine()),

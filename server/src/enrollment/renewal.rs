@@ -18,7 +18,7 @@ use super::{
     rotation::{self, Asking, Begun, Presented},
 };
 use crate::{
-    changes::Origin,
+    changes::{Origin, RequestSource},
     check_in::{self, CheckInError, Verified},
     machines::client_certificate::ClientCertificate,
     rate_limits::OverLimit,
@@ -97,7 +97,7 @@ struct Requested<'a> {
 /// Renews. A CSR with another key starts a rotation; repeating that returns the certificate that was issued first.
 pub(crate) async fn renew(
     services: &Services,
-    request_id: &str,
+    source: &RequestSource,
     over_limit: Option<&OverLimit>,
     certificate: Option<&ClientCertificate>,
     request: &RenewRequest,
@@ -106,6 +106,7 @@ pub(crate) async fn renew(
     let now = services.clock.now();
     let verified = check_in::verify(
         services,
+        source,
         over_limit,
         certificate,
         &request.evidence,
@@ -117,7 +118,7 @@ pub(crate) async fn renew(
     if verified.evidence.claims().csr_sha256.as_deref() != Some(&digest) {
         return Err(RenewError::OtherCsr);
     }
-    let origin = Origin::machine(verified.machine_id, request_id.to_owned());
+    let origin = Origin::machine(verified.machine_id, source);
     let requested = Requested {
         public_key: csr.public_key(),
         token: request.token.as_deref().map(SecretHash::of),

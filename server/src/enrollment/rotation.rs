@@ -245,6 +245,7 @@ async fn record(
         previous_key: Some(machine.current_key),
         token_id,
         claims: asking.claims,
+        address: tx.origin().address,
         now,
         expires_at: now.saturating_add(policy.pending_ttl),
     };

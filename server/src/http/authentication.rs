@@ -18,13 +18,9 @@ use time::Duration;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{
-    problem::ApiProblem,
-    rate_limit::{self, CallerAddress},
-    request_id::RequestId,
-};
+use super::{problem::ApiProblem, rate_limit};
 use crate::{
-    changes::Origin,
+    changes::{Identity, Origin, RequestSource},
     networks,
     secrets::{self, SecretHash},
     services::Services,
@@ -40,7 +36,9 @@ pub(crate) struct Authorized<R> {
     pub(crate) origin: Origin,
     /// The API key of the request.
     pub(crate) api_key: Uuid,
-    role: PhantomData<R>,
+    /// The role of that key.
+    pub(crate) role: Role,
+    required: PhantomData<R>,
 }
 
 /// The role that an endpoint requires.
@@ -103,9 +101,9 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
     type Rejection = ApiProblem;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
+        let Ok(source) = RequestSource::from_request_parts(parts, services).await;
         let secret = presented_key(&parts.headers, R::ACCEPTS_BASIC)?;
-        let address = parts.extensions.get().map(|CallerAddress(address)| *address);
-        let api_key = authenticate(services, &secret, address).await?;
+        let api_key = authenticate(services, &secret, &source).await?;
         if !R::ROLES.contains(&api_key.role) {
             let detail = format!(
                 "this requires the role {}; the API key {:?} has another role",
@@ -114,7 +112,6 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
             );
             return Err(ApiProblem::new(ProblemKind::Forbidden, detail));
         }
-        let Ok(request_id) = RequestId::from_request_parts(parts, services).await;
         Ok(Self {
             origin: Origin {
                 actor: Actor {
@@ -122,24 +119,27 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
                     id: Some(api_key.id.to_string()),
                     name: Some(api_key.name),
                 },
-                request_id: Some(request_id.to_string()),
+                request_id: Some(source.request_id.to_string()),
+                address: source.address,
             },
             api_key: api_key.id,
-            role: PhantomData,
+            role: api_key.role,
+            required: PhantomData,
         })
     }
 }
 
 /// Finds the key of a secret, and records its use. A key that may not be used from this address is refused before it is
 /// charged: its thief cannot use up its limit.
-async fn authenticate(services: &Arc<Services>, secret: &str, address: Option<IpAddr>) -> Result<ApiKey, ApiProblem> {
+async fn authenticate(services: &Arc<Services>, secret: &str, source: &RequestSource) -> Result<ApiKey, ApiProblem> {
     let now = services.clock.now();
     let mut connection = services.store.connection().await?;
     let api_key = api_keys::find_by_secret(&mut connection, SecretHash::of(secret)).await?;
     let api_key = api_key
         .filter(|key| secrets::is_valid(key.expires_at, key.revoked_at, now))
         .ok_or_else(|| unauthenticated("the API key is unknown, expired or revoked"))?;
-    if !may_be_used_from(&api_key, address) {
+    source.identify(Identity::ApiKey(api_key.id));
+    if !may_be_used_from(&api_key, source.address) {
         return Err(unauthenticated("the API key may not be used from this address"));
     }
     rate_limit::charge_api_key(services, api_key.id)?;
@@ -147,7 +147,11 @@ async fn authenticate(services: &Arc<Services>, secret: &str, address: Option<Ip
         .last_used_at
         .is_none_or(|last| (now - last).abs() >= USE_PRECISION)
     {
-        api_keys::record_use(&mut connection, &api_key, secret, address, now).await?;
+        let recorded = api_keys::record_use(&mut connection, &api_key, secret, source.address, now).await;
+        // A database that accepts no writes, such as a full one, can still be read.
+        if let Err(error) = recorded {
+            tracing::warn!(error = &error as &dyn std::error::Error, api_key = %api_key.id, "cannot record the use of an API key");
+        }
     }
     Ok(api_key)
 }

@@ -14,7 +14,7 @@ use super::{
     caller_address::{self, TrustedProxies},
     guard, problem,
     rate_limit::{charge_every, charge_until_proven, charge_until_verified},
-    request_id, unread_body,
+    request_id, request_source, unread_body,
 };
 use crate::services::Services;
 
@@ -37,8 +37,12 @@ pub(super) async fn everything(
     caller_address::determine(&trusted_proxies, &mut request);
     request_id::assign(services.clock.as_ref(), request, async |request, request_id| {
         unread_body::drain(request, async |request| {
-            problem::write_bodies(request_id, request, async |request| {
-                guard::observe(&services.metrics, request, async |request| next.run(request).await).await
+            problem::write_bodies(request_id, request, async |mut request| {
+                let source = request_source::note(request_id, &mut request);
+                guard::observe(&services.metrics, &source, request, async |request| {
+                    next.run(request).await
+                })
+                .await
             })
             .await
         })

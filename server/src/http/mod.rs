@@ -16,6 +16,7 @@ mod problem;
 mod rate_limit;
 mod relying_party_api;
 mod request_id;
+mod request_source;
 mod unread_body;
 
 use std::sync::Arc;

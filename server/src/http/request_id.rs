@@ -1,11 +1,11 @@
 //! The id of a request. It is in the response, in every log line of the request, and in the audit entries that it
 //! causes.
 
-use std::{convert::Infallible, fmt};
+use std::fmt;
 
 use axum::{
-    extract::{FromRequestParts, MatchedPath, Request},
-    http::{HeaderValue, request::Parts},
+    extract::{MatchedPath, Request},
+    http::HeaderValue,
     response::Response,
 };
 use tracing::Instrument;
@@ -27,22 +27,13 @@ impl fmt::Display for RequestId {
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for RequestId {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get().copied().unwrap_or(Self(Uuid::nil())))
-    }
-}
-
 /// Gives each request an id, and a log span that contains it.
 pub(super) async fn assign(
     clock: &dyn Clock,
-    mut request: Request,
+    request: Request,
     next: impl AsyncFnOnce(Request, RequestId) -> Response,
 ) -> Response {
     let request_id = RequestId(clock::new_id(clock));
-    request.extensions_mut().insert(request_id);
     let endpoint = request
         .extensions()
         .get::<MatchedPath>()

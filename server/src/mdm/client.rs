@@ -8,7 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
-use crate::outgoing::{self, ClientError};
+use crate::{
+    config::PrivateAddresses,
+    outgoing::{self, ClientError},
+};
 
 /// The user of NanoMDM's API.
 const USER: &str = "nanomdm";
@@ -56,7 +59,7 @@ impl NanoMdm {
     /// A client for the NanoMDM at `url`.
     pub(crate) fn new(url: Url, api_key: SecretString) -> Result<Self, ClientError> {
         Ok(Self {
-            client: outgoing::client(TIMEOUT)?,
+            client: outgoing::client(TIMEOUT, PrivateAddresses::Allow)?,
             url,
             api_key,
         })

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::RunError;
 use crate::{
     administration::stats::StatsCache,
+    audit::verification::Verifier,
     check_in::{EvaluationCache, committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
     config::{self, Config, Continuity},
@@ -90,11 +91,12 @@ fn assemble(
         },
         large_fleet: LargeFleet::default(),
         stats_cache: StatsCache::default(),
+        audit_verifier: Verifier::default(),
         rate_limits,
         readiness: Readiness::default(),
         feed,
         webhook_secrets: bootstrapped.webhook_secrets,
-        webhook_client: webhooks::Client::new()?,
+        webhook_client: webhooks::Client::new(config.webhooks.private_addresses)?,
         revocation: Revocation::new(),
         attestation_roots,
         nano_mdm: config.nano_mdm.as_ref().map(nano_mdm).transpose()?,

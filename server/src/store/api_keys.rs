@@ -130,7 +130,7 @@ pub(crate) async fn insert(connection: &mut Connection, key: &ApiKey, secret: Se
 }
 
 /// Records a use of a key, whose `secret` it was used with. Of several concurrent calls only one writes: the others find
-/// that the last use is no longer the one that `seen` has.
+/// that the last use is no longer the one that `seen` has, or that the row is locked, and do not wait.
 pub(crate) async fn record_use(
     connection: &mut Connection,
     seen: &ApiKey,
@@ -140,7 +140,8 @@ pub(crate) async fn record_use(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE api_keys SET last_used_at = $2, last_used_address = $3, prefix = coalesce(prefix, $4)
-         WHERE id = $1 AND last_used_at IS NOT DISTINCT FROM $5",
+         WHERE id = (SELECT id FROM api_keys WHERE id = $1 AND last_used_at IS NOT DISTINCT FROM $5
+                     FOR NO KEY UPDATE SKIP LOCKED)",
         seen.id,
         now,
         address.map(|address| address.to_string()),

@@ -7,8 +7,11 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, parse_text};
 use crate::{
-    changes::{Change, Origin},
-    clock,
+    changes::{
+        Change, Origin,
+        personal_data::{self, PersonalData},
+    },
+    clock, secrets,
 };
 
 /// The longest time between generating an entry's id and reading its time, unless a clock is set.
@@ -59,19 +62,30 @@ pub(super) struct Row {
     pub(super) before: Option<Value>,
     pub(super) after: Option<Value>,
     pub(super) hash: Option<Vec<u8>>,
+    pub(super) personal_name: Option<String>,
+    pub(super) personal_salt: Option<Vec<u8>>,
+    pub(super) address: Option<String>,
 }
 
 impl TryFrom<Row> for AuditEntry {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
+        let digest = row.actor_name.as_deref().and_then(personal_data::find_digest);
+        let personal_digest = digest.map(str::to_owned);
+        // Nothing covers a name or an address beside an entry without a digest. The verification of the chain finds their
+        // salt.
+        let (name, address) = match personal_digest {
+            Some(_) => (row.personal_name, row.address),
+            None => (row.actor_name, None),
+        };
         Ok(Self {
             id: row.id,
             at: row.at,
             actor: Actor {
                 kind: parse_text(&row.actor_kind)?,
                 id: row.actor_id,
-                name: row.actor_name,
+                name,
             },
             action: row.action,
             resource: Resource {
@@ -82,6 +96,9 @@ impl TryFrom<Row> for AuditEntry {
             reason: row.reason,
             before: row.before,
             after: row.after,
+            address,
+            personal_digest,
+            personal_salt: row.personal_salt.map(hex::encode),
             hash: row.hash.map(hex::encode),
         })
     }
@@ -109,13 +126,18 @@ pub(super) async fn insert(connection: &mut Connection, entries: &[StampedEntry<
              SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[],
                                   $7::text[], $8::text[], $9::text[], $10::text[], $11::jsonb[], $12::jsonb[])
              RETURNING id
+         ), personal AS (
+             INSERT INTO audit_personal_data (entry_id, salt, actor_name, address)
+             SELECT id, salt, actor_name, address
+             FROM unnest($1::uuid[], $13::bytea[], $14::text[], $15::text[]) AS new (id, salt, actor_name, address)
+             WHERE salt IS NOT NULL
          )
          INSERT INTO audit_waiting (entry_id) SELECT id FROM entry",
         &columns.ids,
         &columns.times,
         &columns.actor_kinds as &[&str],
         &columns.actor_ids as &[Option<&str>],
-        &columns.actor_names as &[Option<&str>],
+        &columns.personal_digests as &[Option<String>],
         &columns.request_ids as &[Option<&str>],
         &columns.actions as &[&str],
         &columns.resource_kinds as &[&str],
@@ -123,6 +145,9 @@ pub(super) async fn insert(connection: &mut Connection, entries: &[StampedEntry<
         &columns.reasons as &[Option<&str>],
         &columns.before as &[Option<&Value>],
         &columns.after as &[Option<&Value>],
+        &columns.salts as &[Option<Vec<u8>>],
+        &columns.names as &[Option<String>],
+        &columns.addresses as &[Option<String>],
     )
     .execute(connection)
     .await?;
@@ -143,9 +168,12 @@ pub(crate) async fn list(
     };
     sqlx::query_as!(
         Row,
-        r#"SELECT id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id, request_id, reason, before,
-                  after, hash AS "hash?"
-           FROM audit_entries LEFT JOIN audit_seals ON entry_id = id
+        r#"SELECT id, at, actor_kind, actor_id, audit_entries.actor_name, action, resource_kind, resource_id, request_id,
+                  reason, before, after, hash AS "hash?", audit_personal_data.actor_name AS personal_name,
+                  salt AS "personal_salt?", address
+           FROM audit_entries
+                LEFT JOIN audit_seals ON audit_seals.entry_id = id
+                LEFT JOIN audit_personal_data ON audit_personal_data.entry_id = id
            WHERE id = ANY ($1) ORDER BY id DESC"#,
         &ids
     )
@@ -181,7 +209,7 @@ async fn find_ids(
     .await?)
 }
 
-/// The ids of a page for one actor. Uses two indexes, each of which returns its entries in order.
+/// The ids of a page for one actor. Uses three indexes, each of which returns its entries in order.
 async fn find_ids_of_actor(
     connection: &mut Connection,
     filter: &AuditFilter,
@@ -197,10 +225,16 @@ async fn find_ids_of_actor(
             ORDER BY id DESC LIMIT $7)
            UNION
            (SELECT id FROM audit_entries
-            WHERE id < $1 AND id >= $2 AND actor_name = $8
+            WHERE id < $1 AND id >= $2 AND audit_entries.actor_name = $8 AND audit_entries.actor_name NOT LIKE 'sha256:%'
               AND ($3::text IS NULL OR resource_kind = $3) AND ($4::text IS NULL OR resource_id = $4)
               AND ($5::timestamptz IS NULL OR at > $5) AND ($6::timestamptz IS NULL OR at < $6)
             ORDER BY id DESC LIMIT $7)
+           UNION
+           (SELECT id FROM audit_personal_data JOIN audit_entries ON id = entry_id
+            WHERE entry_id < $1 AND entry_id >= $2 AND audit_personal_data.actor_name = $8
+              AND ($3::text IS NULL OR resource_kind = $3) AND ($4::text IS NULL OR resource_id = $4)
+              AND ($5::timestamptz IS NULL OR at > $5) AND ($6::timestamptz IS NULL OR at < $6)
+            ORDER BY entry_id DESC LIMIT $7)
            ORDER BY 1 DESC LIMIT $7"#,
         filter.last_id(before),
         filter.first_id(),
@@ -221,7 +255,7 @@ pub(crate) async fn waiting(connection: &mut Connection, limit: i64) -> Result<V
     sqlx::query_as!(
         Row,
         r#"SELECT id, at, actor_kind, actor_id, actor_name, action, resource_kind, resource_id, request_id, reason, before,
-                  after, NULL::bytea AS hash
+                  after, NULL::bytea AS hash, NULL::text AS personal_name, NULL::bytea AS personal_salt, NULL::text AS address
            FROM audit_entries JOIN audit_waiting ON audit_waiting.entry_id = id
            WHERE NOT EXISTS (SELECT FROM audit_seals WHERE audit_seals.entry_id = id)
            ORDER BY at, id LIMIT $1"#,
@@ -250,6 +284,24 @@ pub(crate) async fn first_left_out(connection: &mut Connection) -> Result<Option
     .await?)
 }
 
+/// Removes the names and addresses of the oldest entries, from before a time. Returns the number of entries.
+pub(crate) async fn remove_personal_data_before(
+    connection: &mut Connection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        "DELETE FROM audit_personal_data
+         WHERE entry_id = ANY(ARRAY(SELECT entry_id FROM audit_personal_data WHERE entry_id < $1
+                                    ORDER BY entry_id LIMIT $2))",
+        clock::first_id_at(before),
+        limit
+    )
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
+}
+
 /// The columns of entries, as arguments of `unnest`.
 #[derive(Default)]
 struct Columns<'a> {
@@ -257,7 +309,6 @@ struct Columns<'a> {
     times: Vec<OffsetDateTime>,
     actor_kinds: Vec<&'static str>,
     actor_ids: Vec<Option<&'a str>>,
-    actor_names: Vec<Option<&'a str>>,
     request_ids: Vec<Option<&'a str>>,
     actions: Vec<&'a str>,
     resource_kinds: Vec<&'a str>,
@@ -265,6 +316,11 @@ struct Columns<'a> {
     reasons: Vec<Option<&'a str>>,
     before: Vec<Option<&'a Value>>,
     after: Vec<Option<&'a Value>>,
+    /// Each in place of the actor's name.
+    personal_digests: Vec<Option<String>>,
+    salts: Vec<Option<Vec<u8>>>,
+    names: Vec<Option<String>>,
+    addresses: Vec<Option<String>>,
 }
 
 impl<'a> Columns<'a> {
@@ -275,7 +331,6 @@ impl<'a> Columns<'a> {
             columns.times.push(*at);
             columns.actor_kinds.push(origin.actor.kind.as_str());
             columns.actor_ids.push(origin.actor.id.as_deref());
-            columns.actor_names.push(origin.actor.name.as_deref());
             columns.request_ids.push(origin.request_id.as_deref());
             columns.actions.push(change.action.as_str());
             columns.resource_kinds.push(change.action.resource().as_str());
@@ -283,7 +338,28 @@ impl<'a> Columns<'a> {
             columns.reasons.push(change.reason.as_deref());
             columns.before.push(change.before.as_ref());
             columns.after.push(change.after.as_ref());
+            let personal = personal_data_of(origin);
+            let digest = personal.as_ref().map(PersonalData::digest);
+            let digest = digest.as_deref().map(personal_data::in_place_of_name);
+            columns.personal_digests.push(digest);
+            columns
+                .salts
+                .push(personal.as_ref().map(|personal| personal.salt.to_vec()));
+            let (name, address) = personal.map_or((None, None), |personal| (personal.name, personal.address));
+            columns.names.push(name);
+            columns.addresses.push(address);
         }
         Ok(columns)
     }
+}
+
+/// The name and the address of an actor, if it has either, under a new salt.
+fn personal_data_of(origin: &Origin) -> Option<PersonalData> {
+    let address = origin.address.map(|address| address.to_string());
+    let name = origin.actor.name.clone();
+    (name.is_some() || address.is_some()).then(|| PersonalData {
+        name,
+        address,
+        salt: secrets::salt(),
+    })
 }

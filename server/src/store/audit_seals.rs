@@ -33,6 +33,9 @@ struct Row {
     reason: Option<String>,
     before: Option<Value>,
     after: Option<Value>,
+    personal_name: Option<String>,
+    personal_salt: Option<Vec<u8>>,
+    address: Option<String>,
 }
 
 /// The end of the chain.
@@ -78,10 +81,13 @@ pub(crate) async fn list_with_entries(
 ) -> Result<Vec<(Seal, Option<AuditEntry>)>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
-        r#"SELECT sequence, entry_id, hash, id AS "id?", at AS "at?", actor_kind AS "actor_kind?", actor_id, actor_name,
+        r#"SELECT sequence, audit_seals.entry_id, hash, id AS "id?", at AS "at?", actor_kind AS "actor_kind?", actor_id,
+                  audit_entries.actor_name, audit_personal_data.actor_name AS personal_name,
                   action AS "action?", resource_kind AS "resource_kind?", resource_id AS "resource_id?", request_id, reason,
-                  before, after
-           FROM audit_seals LEFT JOIN audit_entries ON id = entry_id
+                  before, after, salt AS "personal_salt?", address
+           FROM audit_seals
+                LEFT JOIN audit_entries ON id = audit_seals.entry_id
+                LEFT JOIN audit_personal_data ON audit_personal_data.entry_id = audit_seals.entry_id
            WHERE sequence > $1 ORDER BY sequence LIMIT $2"#,
         after,
         limit
@@ -127,6 +133,9 @@ fn entry(row: Row) -> Result<Option<AuditEntry>, StoreError> {
         before: row.before,
         after: row.after,
         hash: None,
+        personal_name: row.personal_name,
+        personal_salt: row.personal_salt,
+        address: row.address,
     };
     row.try_into().map(Some)
 }

@@ -1,5 +1,7 @@
 //! `enrollments`: requests to enroll a key, and their decisions.
 
+use std::net::IpAddr;
+
 use assay_protocol::{
     KeyThumbprint,
     admin_api::enrollments::{Enrollment, EnrollmentKey, EnrollmentKind, EnrollmentStatus, PreviousKey},
@@ -31,6 +33,7 @@ pub(crate) struct NewKeyRequest<'a> {
     pub(crate) previous_key: Option<KeyThumbprint>,
     pub(crate) token_id: Option<Uuid>,
     pub(crate) claims: &'a Claims,
+    pub(crate) address: Option<IpAddr>,
     pub(crate) now: OffsetDateTime,
     /// When it expires, if it is pending.
     pub(crate) expires_at: OffsetDateTime,
@@ -58,6 +61,7 @@ struct Row {
     token_id: Option<Uuid>,
     claims: Value,
     in_inventory: bool,
+    address: Option<String>,
     requested_at: OffsetDateTime,
     expires_at: OffsetDateTime,
     decided_at: Option<OffsetDateTime>,
@@ -90,6 +94,7 @@ impl TryFrom<Row> for ClaimedEnrollment {
             },
             previous_key: previous_key.map(|thumbprint| PreviousKey { thumbprint }),
             token_id: row.token_id,
+            address: row.address,
             requested_at: row.requested_at,
             expires_at: (status == EnrollmentStatus::Pending).then_some(row.expires_at),
             decided_at: row.decided_at,
@@ -107,7 +112,7 @@ macro_rules! select {
             Row,
             r#"SELECT id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims,
                       EXISTS (SELECT FROM inventory WHERE inventory.serial_number = claims #>> '{machine,serial_number}') AS "in_inventory!",
-                      requested_at, expires_at, decided_at, decided_by, reason
+                      address, requested_at, expires_at, decided_at, decided_by, reason
                FROM enrollments "# + $condition,
             $($argument),+
         )
@@ -323,8 +328,9 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewKeyRequest<'_>)
     let decided_at = (new.status != EnrollmentStatus::Pending).then_some(new.now);
     sqlx::query!(
         "INSERT INTO enrollments
-            (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            (id, kind, status, machine_id, key_thumbprint, previous_key, token_id, claims, requested_at, decided_at, expires_at,
+             address)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         new.id,
         new.kind.as_str(),
         new.status.as_str(),
@@ -336,6 +342,7 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewKeyRequest<'_>)
         new.now,
         decided_at,
         new.expires_at,
+        new.address.map(|address| address.to_string()),
     )
     .execute(connection)
     .await?;
@@ -399,6 +406,23 @@ pub(crate) async fn remove_decided_before(
          WHERE id = ANY(ARRAY(SELECT id FROM enrollments WHERE id < $1 AND decided_at < $2 ORDER BY id LIMIT $3))",
         clock::first_id_at(before),
         before,
+        limit
+    )
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
+}
+
+/// Removes the addresses of the oldest enrollments that were requested before a time. Returns their number.
+pub(crate) async fn remove_addresses_before(
+    connection: &mut Connection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query!(
+        "UPDATE enrollments SET address = NULL
+         WHERE id = ANY(ARRAY(SELECT id FROM enrollments WHERE id < $1 AND address IS NOT NULL ORDER BY id LIMIT $2))",
+        clock::first_id_at(before),
         limit
     )
     .execute(connection)

@@ -5,7 +5,10 @@ use std::time::Duration;
 use reqwest::{StatusCode, header::CONTENT_TYPE};
 
 use super::message::Message;
-use crate::outgoing::{self, ClientError};
+use crate::{
+    config::PrivateAddresses,
+    outgoing::{self, ClientError},
+};
 
 /// The limit for a whole call, up to the last byte read.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -13,7 +16,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_READ: usize = 16 * 1024;
 
 /// The HTTP client for all receivers.
-pub(crate) struct Client(reqwest::Client);
+pub(crate) struct Client {
+    http: reqwest::Client,
+    private_addresses: PrivateAddresses,
+}
 
 /// The result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,13 +33,19 @@ pub(super) enum AttemptResult {
 }
 
 impl Client {
-    pub(crate) fn new() -> Result<Self, ClientError> {
-        Ok(Self(outgoing::client(TIMEOUT)?))
+    pub(crate) fn new(private_addresses: PrivateAddresses) -> Result<Self, ClientError> {
+        Ok(Self {
+            http: outgoing::client(TIMEOUT, private_addresses)?,
+            private_addresses,
+        })
     }
 
     pub(super) async fn send(&self, url: &str, message: Message) -> AttemptResult {
+        if let Err(error) = outgoing::check_host(url, self.private_addresses) {
+            return AttemptResult::Failed { status: None, error };
+        }
         let request = self
-            .0
+            .http
             .post(url)
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", message.id)

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{
+    audited,
     client::AttemptResult,
     message::{Message, MessageError},
     schedule,
@@ -271,7 +272,7 @@ async fn gone(tx: &mut Transaction, ended: &Ended<'_>) -> Result<(), StoreError>
     let after = store::webhooks::find(tx, ended.webhook_id).await?;
     let change = Change::new(Action::WebhookDisable, ended.webhook_id)
         .reason(Some(GONE))
-        .before(store::json(&before)?)
-        .after(store::json(&after)?);
+        .before(audited(&before)?)
+        .after(after.as_ref().map(audited).transpose()?.unwrap_or_default());
     tx.record(change).await
 }

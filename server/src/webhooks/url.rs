@@ -15,7 +15,7 @@ pub(crate) enum WebhookUrlError {
         "url must be https, because events would otherwise be sent unencrypted; http is allowed only for loopback addresses"
     )]
     Scheme,
-    #[error("url must not contain credentials or a fragment, because every viewer would see the credentials")]
+    #[error("url must not contain credentials or a fragment: receivers verify the signature instead")]
     Parts,
 }
 
@@ -37,6 +37,13 @@ pub(crate) fn check(text: &str) -> Result<String, WebhookUrlError> {
         return Err(WebhookUrlError::Parts);
     }
     Ok(url.into())
+}
+
+/// What callers other than administrators see of a URL: its scheme, host and port. For some receivers, the rest of the
+/// URL is the secret that lets anyone post there.
+pub(crate) fn masked(url: &str) -> String {
+    let origin = Url::parse(url).map(|url| url.origin().ascii_serialization());
+    format!("{}/…", origin.as_deref().unwrap_or("…"))
 }
 
 /// No other name counts as loopback, even if it resolves to it now: its owner can change that.
@@ -83,6 +90,16 @@ mod tests {
     #[case("https://example.com/#part", WebhookUrlError::Parts)]
     fn is_refused(#[case] text: &str, #[case] error: WebhookUrlError) {
         assert_eq!(check(text), Err(error));
+    }
+
+    #[rstest]
+    #[case("https://hooks.example.com/services/T0/B0/secret?a=b", "https://hooks.example.com/…")]
+    #[case("https://hooks.example.com:8443/", "https://hooks.example.com:8443/…")]
+    #[case("http://[::1]:80/x", "http://[::1]/…")]
+    #[case("https://hooks.example.com/…", "https://hooks.example.com/…")]
+    #[case("unreadable", "…/…")]
+    fn a_mask_leaves_only_the_origin(#[case] url: &str, #[case] expected: &str) {
+        assert_eq!(masked(url), expected);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct Actor {
     pub kind: ActorKind,
     /// Its id, if it has one.
     pub id: Option<String>,
-    /// Its name at that time.
+    /// Its name at that time; null if it has none, or if it was deleted.
     pub name: Option<String>,
 }
 
@@ -68,6 +68,13 @@ pub struct AuditEntry {
     pub before: Option<Value>,
     /// The resource after; null if it no longer exists.
     pub after: Option<Value>,
+    /// The address that the actor called from; null if there is none, or if it was deleted.
+    pub address: Option<String>,
+    /// SHA-256 in hex over `personal_salt` and the actor's name and address. The hash of the entry covers this digest in
+    /// place of name and address. Null for entries without either, and of earlier versions.
+    pub personal_digest: Option<String>,
+    /// The salt of that digest in hex; null if name and address were deleted.
+    pub personal_salt: Option<String>,
     /// SHA-256 in hex over this entry and the previous hash; null until the entry is sealed, moments later.
     pub hash: Option<String>,
 }

@@ -81,6 +81,8 @@ pub struct Enrollment {
     pub previous_key: Option<PreviousKey>,
     /// The token that was used; null if none was.
     pub token_id: Option<Uuid>,
+    /// The address that it was requested from; null if it is unknown or was deleted.
+    pub address: Option<String>,
     /// When it was first requested.
     #[serde(with = "time::serde::rfc3339")]
     pub requested_at: OffsetDateTime,

@@ -28,7 +28,8 @@ pub struct CreateWebhook {
 pub struct Webhook {
     /// Its id.
     pub id: Uuid,
-    /// Where deliveries are sent.
+    /// Where deliveries are sent. Callers of other roles than `admin` see only scheme, host and port, because for some
+    /// receivers the rest is a secret.
     pub url: String,
     /// What it is for.
     pub description: String,

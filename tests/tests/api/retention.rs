@@ -165,6 +165,45 @@ async fn rows_past_their_retention_are_deleted_and_the_audit_has_the_count() {
 }
 
 #[tokio::test]
+async fn names_and_addresses_are_deleted_after_their_retention_and_the_audit_stays_valid() {
+    let database = Database::create().await;
+    let (pool, now) = (database.pool().await, SystemClock.now());
+    let settings = [
+        ("retention.personal_data", "10d"),
+        ("rate_limit.api_key_per_minute", "0"),
+    ];
+    let server = InProcess::start_at(now - Duration::days(11), &database.url(), &settings).await;
+    let waiting = Machine::with_serial_number("WAITING");
+    let token = server.enrollment_token(json!({"approval": "manual"})).await;
+    let pending = waiting.enroll(&server, Some(&token)).await.expect(202).json();
+    let path = format!("/v1/admin/enrollments/{}", pending["enrollment_id"].as_str().unwrap());
+    assert_eq!(server.get(&path).await.json()["address"], "127.0.0.1");
+    server.stop().await;
+
+    let server = InProcess::start_at(now, &database.url(), &settings).await;
+    let _recent = server.enrollment_token(json!({})).await;
+    for _ in 0..LOOKS {
+        if !removals(&server, "enrollment").await.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(server.get(&path).await.json()["address"], Value::Null);
+    let removed = removals(&server, "audit").await;
+    assert_eq!(removed.len(), 1, "{removed:?}");
+    assert_eq!(removed[0]["action"], "audit.remove-personal-data");
+    let entries = server.get("/v1/admin/audit?limit=500").await.json();
+    for entry in entries["items"].as_array().unwrap() {
+        let at = OffsetDateTime::parse(entry["at"].as_str().unwrap(), &Rfc3339).unwrap();
+        let has_called = entry["actor"]["kind"] == "api-key" || entry["actor"]["kind"] == "machine";
+        let expected = has_called && at > now - Duration::days(10);
+        assert_eq!(!entry["address"].is_null(), expected, "{entry}");
+    }
+    assert_eq!(server.get("/v1/admin/audit/verify").await.json()["valid"], true);
+    assert!(count(&pool, "audit_personal_data").await > 0);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn machines_their_keys_and_what_they_need_are_never_deleted_by_age() {
     let database = Database::create().await;
     let (pool, now) = (database.pool().await, SystemClock.now());

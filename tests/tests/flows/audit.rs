@@ -210,6 +210,107 @@ async fn a_noted_hash_proves_that_the_audit_chain_was_not_truncated() {
 }
 
 #[tokio::test]
+async fn names_and_addresses_in_the_audit_may_be_deleted_and_not_altered() {
+    let database = Database::create().await;
+    let installation = Installation::unlimited(&database).await;
+    let (server, administrator) = (&installation.servers[0], installation.administrator());
+    let own = administrator.get("self").await;
+    administrator.enrolled(&installation.api(0)).await;
+    change(&administrator).await;
+    let pool = database.pool().await;
+    let entries = all_sealed(&pool).await;
+    let whole = verify(server, &administrator, None).await;
+    assert_eq!(whole["valid"], json!(true), "{whole}");
+
+    let list = async |query: &str| administrator.get(&format!("audit?limit=500{query}")).await["items"].clone();
+    let of_administrator = list(&format!("&actor={}", text(&own, "name").replace(' ', "%20"))).await;
+    assert!(of_administrator.as_array().unwrap().len() >= 2, "{of_administrator}");
+    for entry in list("").await.as_array().unwrap() {
+        let (called, named) = match entry["actor"]["kind"].as_str().unwrap() {
+            "api-key" => (json!("127.0.0.1"), own["name"].clone()),
+            "machine" => (json!("127.0.0.1"), Value::Null),
+            _ => (Value::Null, Value::Null),
+        };
+        assert_eq!(
+            (&entry["address"], &entry["actor"]["name"]),
+            (&called, &named),
+            "{entry}"
+        );
+        assert_eq!(entry["personal_digest"].is_null(), called.is_null(), "{entry}");
+        assert_eq!(entry["personal_salt"].is_null(), called.is_null(), "{entry}");
+    }
+
+    execute(&pool, "CREATE TABLE kept AS TABLE audit_personal_data").await;
+    for alteration in [
+        "UPDATE audit_personal_data SET actor_name = 'eve' WHERE actor_name IS NOT NULL",
+        "UPDATE audit_personal_data SET address = '192.0.2.9'",
+        "UPDATE audit_personal_data SET address = NULL",
+        "UPDATE audit_personal_data SET salt = sha256('x')",
+        "INSERT INTO audit_personal_data SELECT id, sha256('x'), 'eve', NULL FROM audit_entries WHERE actor_kind IN ('system', 'command-line')",
+    ] {
+        execute(&pool, alteration).await;
+        let broken = verify(server, &administrator, None).await;
+        assert_eq!(broken["valid"], json!(false), "{alteration}");
+        assert!(text(&broken, "reason").contains("name or the address"), "{broken}");
+        execute(
+            &pool,
+            "DELETE FROM audit_personal_data; INSERT INTO audit_personal_data TABLE kept",
+        )
+        .await;
+    }
+    assert_eq!(verify(server, &administrator, None).await, whole);
+
+    execute(&pool, "DELETE FROM audit_personal_data").await;
+    assert_eq!(verify(server, &administrator, None).await, whole);
+    let after = list("").await;
+    for entry in after.as_array().unwrap() {
+        assert_eq!(
+            (&entry["address"], &entry["actor"]["name"]),
+            (&Value::Null, &Value::Null),
+            "{entry}"
+        );
+    }
+    assert_eq!(after.as_array().unwrap().len(), usize::try_from(entries).unwrap());
+    let left: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM audit_entries WHERE audit_entries::text ~ '127[.]0[.]0[.]1($|[^:0-9])'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(left, 0, "an address stands in a sealed entry");
+}
+
+/// Each verification reads the whole log.
+#[tokio::test]
+async fn one_verification_of_the_audit_runs_at_a_time() {
+    let database = Database::create().await;
+    let installation = Installation::unlimited(&database).await;
+    let pool = database.pool().await;
+    all_sealed(&pool).await;
+    let mut holder = sqlx::PgConnection::connect_with(&database.connect_options())
+        .await
+        .unwrap();
+    let mut held = holder.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE audit_personal_data IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    let first = installation.administrator();
+    let first = tokio::spawn(async move { first.get("audit/verify").await });
+    until_a_query_waits_for(&pool, "audit_personal_data").await;
+    let second = installation
+        .administrator()
+        .call(Method::GET, "audit/verify", None)
+        .await;
+    let told = second.expect_problem(assay_protocol::ProblemKind::RateLimited);
+    assert!(told.retry_after().is_some(), "{told}");
+    held.rollback().await.unwrap();
+    assert_eq!(first.await.unwrap()["valid"], json!(true));
+    let third = installation.administrator().get("audit/verify").await;
+    assert_eq!(third["valid"], json!(true));
+}
+
+#[tokio::test]
 async fn changes_do_not_wait_for_sealing_and_another_replica_takes_over_sealing() {
     let database = Database::create().await;
     let installation = Installation::unlimited(&database).await;

@@ -160,7 +160,8 @@ async fn an_attestation_that_an_mdm_delivers_binds_its_machine_once() {
     assert_eq!(record["assurance"], "attested");
     let (audit, events) = (ground.audit().await, ground.events(&machine, "machine.attested").await);
     let entry = audit.iter().find(|entry| entry["action"] == "machine.attest").unwrap();
-    assert_eq!((&entry["actor"]["name"], events.len()), (&json!("Mdm"), 1));
+    assert!(entry["actor"]["name"].as_str().unwrap().starts_with("Mdm"), "{entry}");
+    assert_eq!(events.len(), 1);
 
     ground.server.clock().advance(Duration::minutes(5));
     assert_eq!(ground.answer("A-UDID", &chain).await, receipt);

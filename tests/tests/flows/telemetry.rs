@@ -76,6 +76,59 @@ async fn metrics_cover_endpoints_committer_and_pool_and_reveal_no_secret() {
     );
 }
 
+/// Of 1,664 refusals in a log, no line said who was refused.
+#[tokio::test]
+async fn the_log_of_a_refusal_names_address_identity_problem_and_detail() {
+    let database = Database::create().await;
+    let installation = Installation::unlimited(&database).await;
+    let (server, api, administrator) = (
+        &installation.servers[0],
+        installation.api(0),
+        installation.administrator(),
+    );
+    let viewer = administrator
+        .create("api-keys", &json!({"name": "reader", "role": "viewer"}))
+        .await;
+    let reader = Administrator::new(installation.api(0), &text(&viewer, "key"));
+    let forbidden = reader
+        .call(
+            Method::POST,
+            "permissions",
+            Some(&json!({"audience": "a", "name": "n"})),
+        )
+        .await;
+    let machine = administrator.enrolled(&api).await;
+    let _quarantined = administrator
+        .decide(machine.id(), "quarantine", "odd")
+        .await
+        .expect(200);
+    let suspended = machine.check_in(&api).await;
+    let stranger = Administrator::new(installation.api(0), "assay_key_that_nobody_was_given");
+    let unknown = stranger.call(Method::GET, "machines", None).await;
+
+    let machine_id = json!(machine.id());
+    for (answer, problem, api_key, machine) in [
+        (&forbidden, ProblemKind::Forbidden, &viewer["id"], &Value::Null),
+        (&suspended, ProblemKind::MachineQuarantined, &Value::Null, &machine_id),
+        (&unknown, ProblemKind::Unauthenticated, &Value::Null, &Value::Null),
+    ] {
+        assert_eq!(answer.kind(), problem, "{answer}");
+        let request_id = answer.request_id().to_string();
+        let lines = server.output().lines();
+        let lines = lines
+            .iter()
+            .filter(|line| line.contains(&request_id) && line.contains("refused"));
+        let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [line] = lines.as_slice() else {
+            panic!("{problem:?}: {lines:?}")
+        };
+        assert_eq!(line["problem"], json!(problem.slug()), "{line}");
+        assert_eq!(line["detail"], json!(answer.detail()), "{line}");
+        assert_eq!(line["address"], json!("127.0.0.1"), "{line}");
+        assert_eq!((&line["api_key"], &line["machine"]), (api_key, machine), "{line}");
+    }
+}
+
 /// The response of `/metrics`, with its head.
 async fn metrics(server: &Server) -> String {
     let mut connection = TcpStream::connect(server.telemetry_address()).await.unwrap();

@@ -502,3 +502,78 @@ async fn a_secret_is_shown_once_and_stored_sealed_and_a_bad_webhook_is_refused()
     assert_eq!(server.send(viewer).await.status, 200);
     server.stop().await;
 }
+
+/// For Slack, Teams and others, the URL is the secret.
+#[tokio::test]
+async fn only_administrators_see_more_of_a_webhooks_url_than_its_host() {
+    let server = InProcess::start().await;
+    let request = json!({"url": "https://hooks.example.com/services/T0/SECRET?key=SECRET"});
+    let created = server.post("/v1/admin/webhooks", &request).await.expect(201).json();
+    let webhook = Webhook::read(&created);
+    assert_eq!(webhook.record(&server).await["url"], request["url"]);
+    let _sent = server
+        .post(&format!("{}/test", webhook.path()), &json!({}))
+        .await
+        .expect(202);
+    // An entry of an earlier version has the whole URL.
+    let pool = server.database().pool().await;
+    let earlier = "INSERT INTO audit_entries (id, at, actor_kind, action, resource_kind, resource_id, after)
+                   VALUES (gen_random_uuid(), now(), 'system', 'webhook.create', 'webhook', 'earlier', '{\"url\": \"https://hooks.example.com/SECRET\"}')";
+    sqlx::query(earlier).execute(&pool).await.unwrap();
+    let audit = "/v1/admin/audit?resource=webhook";
+    for (role, sees) in [(Role::Viewer, false), (Role::Operator, false), (Role::Admin, true)] {
+        let read = async |path: &str| {
+            let request = server.request(Method::GET, path).bearer_auth(server.api_key(role));
+            server.send(request).await.expect(200).text()
+        };
+        for path in ["/v1/admin/webhooks", &webhook.path()] {
+            let shown = read(path).await;
+            assert_eq!(shown.contains("SECRET"), sees, "{role} {path}: {shown}");
+            assert!(shown.contains("https://hooks.example.com/"), "{role} {path}: {shown}");
+        }
+        let deliveries = read(&format!("{}/deliveries", webhook.path())).await;
+        assert!(!deliveries.contains("SECRET"), "{deliveries}");
+        let entries = read(audit).await;
+        assert_eq!(
+            entries.matches("SECRET").count(),
+            usize::from(sees),
+            "only the earlier entry has it: {entries}"
+        );
+    }
+    let _deleted = server.delete(&webhook.path()).await.expect(204);
+    assert_eq!(server.get(audit).await.expect(200).text().matches("SECRET").count(), 1);
+    server.stop().await;
+}
+
+/// A name is resolved at each connection, and an address is written in many ways.
+#[rstest]
+#[case("http://127.0.0.1:PORT/")]
+#[case("http://localhost:PORT/")]
+#[case("http://[::ffff:127.0.0.1]:PORT/")]
+#[case("https://169.254.169.254/latest/meta-data")]
+#[case("https://10.0.0.1/")]
+#[tokio::test]
+async fn a_delivery_to_a_private_address_fails_if_the_configuration_denies_it(#[case] url: &str) {
+    let server = InProcess::start_with(&[
+        ("webhooks.private_addresses", "deny"),
+        ("rate_limit.api_key_per_minute", "0"),
+    ])
+    .await;
+    let mut receiver = Receiver::start().await;
+    let port = receiver.origin().rsplit_once(':').unwrap().1.to_owned();
+    let request = json!({"url": url.replace("PORT", &port)});
+    let webhook = Webhook::read(&server.post("/v1/admin/webhooks", &request).await.expect(201).json());
+    let _sent = server
+        .post(&format!("{}/test", webhook.path()), &json!({}))
+        .await
+        .expect(202);
+    let delivery = webhook
+        .delivery(&server, |delivery| !delivery["last_error"].is_null())
+        .await;
+    assert!(
+        delivery["last_error"].as_str().unwrap().contains("not public"),
+        "{delivery}"
+    );
+    assert!(!receiver.has_more());
+    server.stop().await;
+}

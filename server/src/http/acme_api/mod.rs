@@ -19,6 +19,7 @@ use axum::{
     routing::{get, post},
 };
 
+pub(super) use self::problem::RefusedByAcme;
 use super::extract;
 use crate::{acme::urls, services::Services};
 

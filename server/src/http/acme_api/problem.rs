@@ -132,6 +132,13 @@ impl From<StoreError> for AcmeProblem {
     }
 }
 
+/// The problem in a response, for the log.
+#[derive(Debug, Clone)]
+pub(in crate::http) struct RefusedByAcme {
+    pub(in crate::http) kind: &'static str,
+    pub(in crate::http) detail: String,
+}
+
 impl IntoResponse for AcmeProblem {
     fn into_response(self) -> Response {
         let body = ErrorDocument {
@@ -139,13 +146,16 @@ impl IntoResponse for AcmeProblem {
             algorithms: self.with_algorithms.then_some(&jws::ALGORITHMS),
             ..ErrorDocument::new(self.kind, &self.detail)
         };
-        tracing::info!(problem = self.kind, detail = self.detail, "refused an ACME request");
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (self.status, [(header::CONTENT_TYPE, MEDIA_TYPE)], body).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             let seconds = HeaderValue::from(seconds);
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
+        response.extensions_mut().insert(RefusedByAcme {
+            kind: self.kind,
+            detail: self.detail,
+        });
         response
     }
 }

@@ -6,12 +6,11 @@ use assay_protocol::ProblemKind;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 
 use crate::{
-    acme::{Signed, requests::Caller},
+    acme::Signed,
+    changes::RequestSource,
     http::{
         extract::{media_type, read_body},
         problem::ApiProblem,
-        rate_limit::CallerAddress,
-        request_id::RequestId,
     },
     services::Services,
 };
@@ -28,17 +27,13 @@ impl FromRequest<Arc<Services>> for Signed {
                 "the body must be application/jose+json",
             ));
         }
-        let request_id = match RequestId::from_request_parts(&mut parts, services).await {
-            Ok(request_id) => request_id.to_string(),
-            Err(never) => match never {},
-        };
-        let address = parts.extensions.get().map(|CallerAddress(address)| *address);
+        let Ok(source) = RequestSource::from_request_parts(&mut parts, services).await;
         let path = parts.uri.path_and_query().map_or("", |path| path.as_str()).to_owned();
         let body = read_body(Request::from_parts(parts, body)).await?;
         Ok(Self {
             path,
             body: body.to_vec(),
-            caller: Caller { request_id, address },
+            source,
         })
     }
 }

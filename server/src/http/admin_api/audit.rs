@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use assay_protocol::{
-    Problem,
+    Problem, ProblemKind,
     admin_api::{
+        api_keys::Role,
         audit::{AuditEntry, AuditVerification},
         page::Page,
     },
@@ -12,13 +13,11 @@ use assay_protocol::{
 };
 use axum::{Json, extract::State};
 use serde::Deserialize;
+use serde_json::Value;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
-    audit::{
-        entries,
-        verification::{self, VerificationError},
-    },
+    audit::{entries, verification::VerificationError},
     changes::{ResourceKind, chain::EntryHash},
     http::{
         authentication::{Authorized, Viewer},
@@ -30,10 +29,14 @@ use crate::{
     },
     services::Services,
     store::audit_entries::AuditFilter,
+    webhooks,
 };
 
 /// The log only grows. A server verifies tens of thousands of entries per second.
 const VERIFICATION_TIME: Duration = Duration::from_secs(600);
+
+/// When a caller should try again that found another verification running.
+const BUSY_RETRY_SECONDS: u64 = 10;
 
 /// How many characters of an unknown kind an error quotes.
 const MAX_QUOTED: usize = 100;
@@ -46,6 +49,9 @@ impl From<VerificationError> for ApiProblem {
     fn from(error: VerificationError) -> Self {
         match error {
             VerificationError::Entry(_) => Self::internal(&error),
+            VerificationError::Busy => {
+                Self::new(ProblemKind::RateLimited, error.to_string()).retry_after(BUSY_RETRY_SECONDS)
+            }
             VerificationError::Store(error) => error.into(),
         }
     }
@@ -101,15 +107,31 @@ impl AuditParameters {
     responses((status = 200, body = Page<AuditEntry>), (status = "4XX", body = Problem)),
 )]
 async fn list(
-    _caller: Authorized<Viewer>,
+    caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
     List {
         filter: parameters,
         page,
     }: List<AuditParameters>,
 ) -> ApiResult<Json<Page<AuditEntry>>> {
-    let found = entries::list(&services, &parameters.filter()?, page.after, page.rows()).await?;
+    let mut found = entries::list(&services, &parameters.filter()?, page.after, page.rows()).await?;
+    if caller.role != Role::Admin {
+        found.iter_mut().for_each(mask_webhook_url);
+    }
     Ok(Json(page.page(found, |entry| entry.id)))
+}
+
+/// Entries of earlier versions contain whole URLs of webhooks. They stay as they were sealed, but only administrators see
+/// them.
+fn mask_webhook_url(entry: &mut AuditEntry) {
+    if entry.resource.kind != ResourceKind::Webhook.as_str() {
+        return;
+    }
+    for state in [&mut entry.before, &mut entry.after].into_iter().flatten() {
+        if let Some(Value::String(url)) = state.get_mut("url") {
+            *url = webhooks::url::masked(url);
+        }
+    }
 }
 
 /// What to verify in addition to the chain.
@@ -133,6 +155,8 @@ impl VerificationParameters {
 }
 
 /// Verify the hash chain over all sealed entries.
+///
+/// One at a time on each replica.
 #[utoipa::path(
     get, path = "/v1/admin/audit/verify", tag = "Audit", security(("api_key" = [])), params(VerificationParameters),
     responses((status = 200, body = AuditVerification), (status = "4XX", body = Problem)),
@@ -147,5 +171,5 @@ async fn verify(
     if let Some(deadline) = deadline {
         deadline.allow(VERIFICATION_TIME);
     }
-    Ok(Json(verification::verify(&services.store, noted).await?))
+    Ok(Json(services.audit_verifier.verify(&services.store, noted).await?))
 }

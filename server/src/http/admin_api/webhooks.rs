@@ -5,6 +5,7 @@ use std::sync::Arc;
 use assay_protocol::{
     Problem, ProblemKind,
     admin_api::{
+        api_keys::Role,
         page::Page,
         webhooks::{CreateWebhook, CreatedWebhook, DeliveryStatus, Webhook, WebhookDelivery, WebhookTest},
     },
@@ -24,6 +25,7 @@ use crate::{
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
+    webhooks::masked,
 };
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
@@ -77,31 +79,37 @@ async fn create(
 }
 
 /// List webhooks, including disabled ones.
+///
+/// Only the role `admin` sees more than the host of a URL.
 #[utoipa::path(
     get, path = "/v1/admin/webhooks", tag = "Webhooks", security(("api_key" = [])), params(PageParameters),
     responses((status = 200, body = Page<Webhook>), (status = "4XX", body = Problem)),
 )]
 async fn list(
-    _caller: Authorized<Viewer>,
+    caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
     List { page, .. }: List<Unfiltered>,
 ) -> ApiResult<Json<Page<Webhook>>> {
     let found = webhooks::list(&services.store, page.after, page.rows()).await?;
-    Ok(Json(page.page(found, |webhook| webhook.id)))
+    let shown = found.into_iter().map(|webhook| shown_to(caller.role, webhook));
+    Ok(Json(page.page(shown.collect(), |webhook| webhook.id)))
 }
 
 /// Read a webhook.
+///
+/// Only the role `admin` sees more than the host of its URL.
 #[utoipa::path(
     get, path = "/v1/admin/webhooks/{id}", tag = "Webhooks", security(("api_key" = [])),
     params(("id" = Uuid, Path)),
     responses((status = 200, body = Webhook), (status = "4XX", body = Problem)),
 )]
 async fn find(
-    _caller: Authorized<Viewer>,
+    caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
     Id(id): Id,
 ) -> ApiResult<Json<Webhook>> {
-    Ok(Json(webhooks::find(&services.store, id).await?))
+    let webhook = webhooks::find(&services.store, id).await?;
+    Ok(Json(shown_to(caller.role, webhook)))
 }
 
 /// Delete a webhook and its deliveries.
@@ -149,4 +157,12 @@ async fn deliveries(
 ) -> ApiResult<Json<Page<WebhookDelivery>>> {
     let found = webhooks::deliveries(&services.store, id, parameters.status, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |delivery| delivery.id)))
+}
+
+/// For some receivers, the URL is the secret that lets anyone post there.
+fn shown_to(role: Role, webhook: Webhook) -> Webhook {
+    match role {
+        Role::Admin => webhook,
+        Role::Viewer | Role::Operator | Role::RelyingParty | Role::Mdm => masked(webhook),
+    }
 }

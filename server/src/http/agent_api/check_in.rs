@@ -11,11 +11,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::presented;
 use crate::{
+    changes::RequestSource,
     check_in,
     http::{
         extract,
         problem::{ApiResult, NonceAfter},
-        request_id::RequestId,
     },
     machines::client_certificate::ClientCertificate,
     rate_limits::OverLimit,
@@ -35,16 +35,15 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
 )]
 async fn check_in(
     State(services): State<Arc<Services>>,
-    request_id: RequestId,
+    source: RequestSource,
     over_limit: Option<Extension<OverLimit>>,
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<CheckInRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Json<CheckedIn>)> {
-    let request_id = request_id.to_string();
     // Boxed: otherwise each layer would copy several kilobytes instead of a pointer.
     let answer = Box::pin(check_in::check_in(
         &services,
-        &request_id,
+        &source,
         over_limit.as_deref(),
         presented(&certificate),
         &request,

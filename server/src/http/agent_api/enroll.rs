@@ -16,12 +16,11 @@ use axum::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
+    changes::RequestSource,
     enrollment::{self, Caller, EnrollError, NO_ROOM_RETRY_SECONDS, Outcome},
     http::{
         extract,
         problem::{ApiProblem, ApiResult, NonceAfter},
-        rate_limit::CallerAddress,
-        request_id::RequestId,
     },
     machines::client_certificate::ClientCertificate,
     rate_limits::AddressCharge,
@@ -75,15 +74,13 @@ impl From<EnrollError> for ApiProblem {
 )]
 async fn enroll(
     State(services): State<Arc<Services>>,
-    request_id: RequestId,
-    address: Option<Extension<CallerAddress>>,
+    source: RequestSource,
     Extension(address_charge): Extension<AddressCharge>,
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<EnrollRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Response)> {
     let caller = Caller {
-        request_id: request_id.to_string(),
-        address: address.map(|Extension(CallerAddress(address))| address),
+        source,
         address_charge,
         certificate: certificate.map(|Extension(certificate)| certificate),
     };

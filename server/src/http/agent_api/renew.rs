@@ -16,11 +16,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::presented;
 use crate::{
+    changes::RequestSource,
     enrollment::renewal::{self, Outcome, RenewError},
     http::{
         extract,
         problem::{ApiProblem, ApiResult, NonceAfter},
-        request_id::RequestId,
     },
     machines::client_certificate::ClientCertificate,
     rate_limits::OverLimit,
@@ -61,14 +61,14 @@ impl From<RenewError> for ApiProblem {
 )]
 async fn renew(
     State(services): State<Arc<Services>>,
-    request_id: RequestId,
+    source: RequestSource,
     over_limit: Option<Extension<OverLimit>>,
     certificate: Option<Extension<Arc<ClientCertificate>>>,
     extract::Json(request): extract::Json<RenewRequest>,
 ) -> ApiResult<(Extension<NonceAfter>, Response)> {
     let answer = renewal::renew(
         &services,
-        &request_id.to_string(),
+        &source,
         over_limit.as_deref(),
         presented(&certificate),
         &request,

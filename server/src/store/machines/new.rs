@@ -1,6 +1,8 @@
 //! New machines: their rows of `machines`, `machine_presence`, `machine_keys`, `enrollments` and `certificates`, for
 //! many machines in two statements.
 
+use std::net::IpAddr;
+
 use assay_authority::IssuedClientCertificate;
 use assay_protocol::{KeyThumbprint, PublicKey, machine::KeyAccessibility};
 use serde_json::Value;
@@ -48,6 +50,7 @@ pub(crate) struct NewRows<'a> {
     pub(crate) claims_digest: ClaimsDigest,
     pub(crate) nonce: OffsetDateTime,
     pub(crate) continuity: Continuity,
+    pub(crate) address: Option<IpAddr>,
     pub(crate) asked_at: OffsetDateTime,
     pub(crate) waits_until: OffsetDateTime,
     pub(crate) first_certificate: Option<FirstCertificate<'a>>,
@@ -182,16 +185,16 @@ async fn insert_enrollments(connection: &mut Connection, rows: &[NewRows<'_>]) -
         "WITH new AS MATERIALIZED (
              SELECT * FROM unnest(
                  $1::uuid[], $2::uuid[], $3::bytea[], $4::uuid[], $5::jsonb[], $6::timestamptz[], $7::timestamptz[],
-                 $8::text[], $9::uuid[], $10::bytea[], $11::bytea[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[]
+                 $8::text[], $9::uuid[], $10::bytea[], $11::bytea[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::text[]
              ) AS new (
                  enrollment_id, machine_id, key, token_id, claims, asked_at, waits_until, certificate, issuer_id,
-                 sha256, der, not_before, not_after, issued_at
+                 sha256, der, not_before, not_after, issued_at, address
              )
          ), enrollment AS (
              INSERT INTO enrollments
-                 (id, kind, status, machine_id, key_thumbprint, token_id, claims, requested_at, decided_at, expires_at)
+                 (id, kind, status, machine_id, key_thumbprint, token_id, claims, requested_at, decided_at, expires_at, address)
              SELECT enrollment_id, 'enrollment', CASE WHEN certificate IS NULL THEN 'pending' ELSE 'approved' END, machine_id, key,
-                    token_id, claims, asked_at, CASE WHEN certificate IS NOT NULL THEN asked_at END, waits_until
+                    token_id, claims, asked_at, CASE WHEN certificate IS NOT NULL THEN asked_at END, waits_until, address
              FROM new
          )
          INSERT INTO certificates
@@ -212,6 +215,7 @@ async fn insert_enrollments(connection: &mut Connection, rows: &[NewRows<'_>]) -
         &columns.not_before as &[Option<OffsetDateTime>],
         &columns.not_after as &[Option<OffsetDateTime>],
         &columns.issued_at as &[Option<OffsetDateTime>],
+        &columns.addresses as &[Option<String>],
     )
     .execute(connection)
     .await?;
@@ -298,6 +302,7 @@ struct Enrollments<'a> {
     not_before: Vec<Option<OffsetDateTime>>,
     not_after: Vec<Option<OffsetDateTime>>,
     issued_at: Vec<Option<OffsetDateTime>>,
+    addresses: Vec<Option<String>>,
 }
 
 impl<'a> Enrollments<'a> {
@@ -329,6 +334,7 @@ impl<'a> Enrollments<'a> {
                 .not_after
                 .push(certificate.map(|certificate| certificate.not_after));
             columns.issued_at.push(first.map(|first| first.issued_at));
+            columns.addresses.push(new.address.map(|address| address.to_string()));
         }
         Ok(columns)
     }

@@ -1,10 +1,15 @@
 //! HTTP calls that the server makes, to webhook receivers and to MDMs. They use the system's roots and no proxy, follow
 //! no redirect, and are limited in time and size.
 
+mod public_addresses;
+
 use std::{error::Error, sync::Arc, time::Duration};
 
 use reqwest::redirect::Policy;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+
+use self::public_addresses::PublicAddresses;
+use crate::config::PrivateAddresses;
 
 const IDLE_CONNECTIONS: usize = 4;
 
@@ -20,15 +25,19 @@ pub enum ClientError {
 }
 
 /// A client whose calls take at most `timeout`. On a system without roots, each https call fails with an error. That is
-/// no reason to refuse to start.
-pub(crate) fn client(timeout: Duration) -> Result<reqwest::Client, ClientError> {
+/// no reason to refuse to start. A URL whose host is an address needs [`check_host`] as well.
+pub(crate) fn client(timeout: Duration, private: PrivateAddresses) -> Result<reqwest::Client, ClientError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Ok(reqwest::Client::builder()
+    let builder = match private {
+        PrivateAddresses::Allow => reqwest::Client::builder(),
+        PrivateAddresses::Deny => reqwest::Client::builder().dns_resolver(Arc::new(PublicAddresses)),
+    };
+    Ok(builder
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .redirect(Policy::none())
@@ -36,6 +45,15 @@ pub(crate) fn client(timeout: Duration) -> Result<reqwest::Client, ClientError> 
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .user_agent(concat!("assay-server/", env!("CARGO_PKG_VERSION")))
         .build()?)
+}
+
+/// Refuses a URL whose host is an address that the client may not connect to. It resolves no names: the client does, at
+/// each connection.
+pub(crate) fn check_host(url: &str, private: PrivateAddresses) -> Result<(), String> {
+    match private {
+        PrivateAddresses::Allow => Ok(()),
+        PrivateAddresses::Deny => public_addresses::check_literal(url).map_err(|error| error.to_string()),
+    }
 }
 
 /// The first `most` bytes of a response body, or fewer if the connection fails. The connection can be reused if the
