@@ -8,7 +8,7 @@ use std::{
 use assay_protocol::machine::{MachineIdentity, Posture};
 use uuid::Uuid;
 
-use super::{Facts, FactsError, MachineFacts, claim};
+use super::{Facts, FactsError, MachineFacts, claim, hardware_id};
 
 /// Placeholders that vendors leave in place of a serial number. Taken as serial numbers, they would make many machines
 /// look like one.
@@ -46,13 +46,13 @@ impl Facts for LinuxFacts {
         let os_release = os_release.unwrap_or_default();
         Ok(MachineFacts {
             machine: MachineIdentity {
-                serial_number: self.firmware("product_serial"),
-                hardware_uuid: self.hardware_uuid(),
+                serial_number: self.firmware("product_serial").as_deref().and_then(hardware_id),
+                hardware_uuid: self.system_uuid(),
                 model_identifier: self.firmware("product_name"),
                 hostname: hostname::get()
                     .ok()
                     .and_then(|name| name.into_string().ok())
-                    .and_then(claim),
+                    .and_then(|name| claim(&name)),
             },
             posture: Posture {
                 os_name: os_release_value(&os_release, "NAME"),
@@ -62,6 +62,10 @@ impl Facts for LinuxFacts {
             },
         })
     }
+
+    fn hardware_uuid(&self) -> Result<Option<String>, FactsError> {
+        Ok(self.system_uuid())
+    }
 }
 
 impl LinuxFacts {
@@ -69,7 +73,7 @@ impl LinuxFacts {
     ///
     /// Null if the firmware exists but is not readable. If the UUID depended on the user who reads it, the machine
     /// would look like a copied identity and be quarantined.
-    fn hardware_uuid(&self) -> Option<String> {
+    fn system_uuid(&self) -> Option<String> {
         let text = match self.text("sys/class/dmi/id/product_uuid") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.text("etc/machine-id"),
             answer => answer,
@@ -82,7 +86,7 @@ impl LinuxFacts {
         let text = self
             .text(Path::new("sys/class/dmi/id").join(name))
             .ok()
-            .and_then(claim)?;
+            .and_then(|text| claim(&text))?;
         let is_placeholder = PLACEHOLDERS.contains(&text.to_lowercase().as_str());
         (!is_placeholder).then_some(text)
     }
@@ -103,7 +107,7 @@ fn os_release_value(os_release: &str, name: &str) -> Option<String> {
     let unquoted = ['"', '\'']
         .iter()
         .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
-    claim(unquoted.unwrap_or(value).to_owned())
+    claim(unquoted.unwrap_or(value))
 }
 
 #[cfg(test)]
@@ -169,6 +173,8 @@ mod tests {
     #[case("  \n")]
     #[case("0")]
     #[case("a\u{1b}[31m")]
+    #[case::not_ascii("PF2\u{e4}BCDE")]
+    #[case::changes_direction("PF2\u{202e}ABCDE")]
     fn a_placeholder_serial_number_is_null(#[case] serial_number: &str) {
         let (_root, facts) = system(&[("sys/class/dmi/id/product_serial", serial_number)]);
         assert_eq!(facts.read().unwrap().machine.serial_number, None);

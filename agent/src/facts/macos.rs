@@ -8,7 +8,7 @@ use std::{thread, time::Duration};
 
 use assay_protocol::machine::{MachineIdentity, Posture, SecureBoot};
 
-use super::{Facts, FactsError, MachineFacts, claim, command::output_of};
+use super::{Facts, FactsError, MachineFacts, claim, command::output_of, hardware_id};
 
 /// `profiles` queries a daemon and may take a second. The others take milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -16,6 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 type Invocation = (&'static str, &'static [&'static str]);
 
 const HARDWARE: Invocation = ("/usr/sbin/ioreg", &["-rd1", "-c", "IOPlatformExpertDevice"]);
+const HARDWARE_UUID: &str = "IOPlatformUUID";
 const SYSTEM: Invocation = (
     "/usr/sbin/sysctl",
     &["kern.osproductversion", "kern.osversion", "hw.model"],
@@ -53,8 +54,14 @@ impl Facts for MacFacts {
     fn read(&self) -> Result<MachineFacts, FactsError> {
         let mut facts = Outputs::collect().facts();
         let hostname = hostname::get().ok().and_then(|name| name.into_string().ok());
-        facts.machine.hostname = hostname.and_then(claim);
+        facts.machine.hostname = hostname.as_deref().and_then(claim);
         Ok(facts)
+    }
+
+    fn hardware_uuid(&self) -> Result<Option<String>, FactsError> {
+        let (program, arguments) = HARDWARE;
+        let hardware = output_of(program, arguments, TIMEOUT);
+        Ok(hardware.and_then(|text| registry_value(&text, HARDWARE_UUID)))
     }
 }
 
@@ -108,7 +115,7 @@ impl Outputs {
         MachineFacts {
             machine: MachineIdentity {
                 serial_number: hardware("IOPlatformSerialNumber"),
-                hardware_uuid: hardware("IOPlatformUUID"),
+                hardware_uuid: hardware(HARDWARE_UUID),
                 model_identifier: system("hw.model"),
                 hostname: None,
             },
@@ -135,7 +142,7 @@ fn registry_value(text: &str, name: &str) -> Option<String> {
         (key.trim().trim_matches('"') == name).then_some(value)
     });
     let quoted = named?.trim().strip_prefix('"')?.strip_suffix('"')?;
-    claim(quoted.to_owned())
+    hardware_id(quoted)
 }
 
 /// `kern.osproductversion: 26.1`
@@ -144,7 +151,7 @@ fn system_value(text: &str, name: &str) -> Option<String> {
         let (key, value) = line.split_once(':')?;
         (key == name).then_some(value)
     });
-    claim(named?.to_owned())
+    claim(named?)
 }
 
 /// A custom configuration disables parts of SIP: `csr_get_active_config` is not 0.
@@ -451,6 +458,14 @@ mod tests {
             registry_value("\"IOPlatformSerialNumber\" = <00>\n", "IOPlatformSerialNumber"),
             None
         );
+        assert_eq!(
+            registry_value(
+                "\"IOPlatformSerialNumber\" = \"C02\u{202e}A\"\n",
+                "IOPlatformSerialNumber"
+            ),
+            None
+        );
+        assert_eq!(system_value("hw.model: Mac\u{200f}\n", "hw.model"), None);
         let long = format!("\"IOPlatformSerialNumber\" = \"{}\"\n", "A".repeat(300));
         assert_eq!(registry_value(&long, "IOPlatformSerialNumber"), None);
     }

@@ -11,6 +11,8 @@ mod macos;
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use assay_protocol::machine::{MachineIdentity, Posture};
+#[cfg(any(target_os = "linux", target_os = "macos", test))]
+use assay_protocol::text;
 
 pub use file::FileFacts;
 #[cfg(target_os = "linux")]
@@ -31,6 +33,11 @@ pub struct MachineFacts {
 pub trait Facts: Send + Sync + fmt::Debug {
     /// Reads the facts.
     fn read(&self) -> Result<MachineFacts, FactsError>;
+
+    /// Reads the hardware UUID alone.
+    fn hardware_uuid(&self) -> Result<Option<String>, FactsError> {
+        Ok(self.read()?.machine.hardware_uuid)
+    }
 }
 
 /// Why the facts cannot be read.
@@ -103,10 +110,15 @@ pub fn system() -> Result<Arc<dyn Facts>, FactsError> {
     Err(FactsError::UnsupportedSystem)
 }
 
-#[cfg(any(target_os = "linux", target_os = "macos"))]
-/// Drops claims that the server would reject: blank, overlong, or with control characters.
-fn claim(text: String) -> Option<String> {
-    let text = text.trim();
-    let is_fit = !text.is_empty() && text.len() <= 256 && !text.chars().any(char::is_control);
-    is_fit.then(|| text.to_owned())
+/// A text of the system, by the server's own rule. One that is unfit to be shown is null.
+#[cfg(any(target_os = "linux", target_os = "macos", test))]
+fn claim(text: &str) -> Option<String> {
+    text::display_text(text.trim()).map(str::to_owned)
+}
+
+/// A serial number or hardware UUID of the system, by the server's own rule. The server refuses evidence with another one,
+/// so it is null.
+#[cfg(any(target_os = "linux", target_os = "macos", test))]
+fn hardware_id(text: &str) -> Option<String> {
+    text::hardware_id(text.trim()).ok().flatten().map(str::to_owned)
 }
