@@ -221,7 +221,7 @@ impl Evaluated {
 }
 
 fn refuse_unless_active(machine: &Evaluable, verified: &Verified) -> Result<(), Refusal> {
-    if let Some(refusal) = admission::status_refusal(machine.status, machine.status_reason.as_deref()) {
+    if let Some(refusal) = admission::status_refusal(machine.status) {
         return Err(refusal);
     }
     if machine.key != verified.evidence.key() {

@@ -29,6 +29,8 @@ use crate::{
 };
 
 /// Why a key may not act for a machine.
+///
+/// A refusal says that a machine is quarantined or revoked, and not why: a thief would read the administrator's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("no machine with this id or key is known; it must enroll again")]
@@ -40,10 +42,10 @@ pub(crate) enum Refusal {
     },
     #[error("an administrator has not approved this machine yet")]
     Pending,
-    #[error("the machine is quarantined: {reason}")]
-    Quarantined { reason: String },
-    #[error("the machine is revoked: {reason}")]
-    Revoked { reason: String },
+    #[error("the machine is quarantined until an administrator releases it")]
+    Quarantined,
+    #[error("the machine is revoked for good")]
+    Revoked,
     #[error("a newer key has replaced this one; the machine checks in with that")]
     KeySuperseded,
     #[error("an administrator denied this key: {reason}")]
@@ -67,8 +69,7 @@ pub(crate) enum Mismatch {
 }
 
 impl Mismatch {
-    /// The reason of the quarantine. Both holders of a copied key read it in later refusals, so it has no value of the
-    /// other one.
+    /// The reason of the quarantine. It has no recorded value: those are in the event and in the audit log.
     fn reason(&self) -> &'static str {
         match self {
             Self::SerialNumber(_) => "identity mismatch: another serial number than the one on record",
@@ -123,9 +124,7 @@ pub(crate) async fn admit(
     ) else {
         return Ok(Err(Refusal::Unknown));
     };
-    if let Some(refusal) =
-        key_refusal(&record).or_else(|| status_refusal(identity.status, identity.status_reason.as_deref()))
-    {
+    if let Some(refusal) = key_refusal(&record).or_else(|| status_refusal(identity.status)) {
         if record.status == KeyStatus::Superseded && attempt.nonce > presence.last_nonce_at {
             superseded_keys::note_use(tx, &presence, &identity, &record, attempt).await?;
         }
@@ -168,24 +167,24 @@ pub(crate) async fn admit(
 
 /// Why a key may not act, by its own status.
 pub(crate) fn key_refusal(record: &KeyRecord) -> Option<Refusal> {
-    let reason = || reason_text(record.status_reason.as_deref());
     match record.status {
         KeyStatus::Current | KeyStatus::Next => None,
         KeyStatus::Pending => Some(Refusal::Pending),
         KeyStatus::Superseded => Some(Refusal::KeySuperseded),
-        KeyStatus::Revoked => Some(Refusal::Revoked { reason: reason() }),
-        KeyStatus::Denied => Some(Refusal::Denied { reason: reason() }),
+        KeyStatus::Revoked => Some(Refusal::Revoked),
+        KeyStatus::Denied => Some(Refusal::Denied {
+            reason: reason_text(record.status_reason.as_deref()),
+        }),
     }
 }
 
 /// Why a machine of this status may not act.
-pub(crate) fn status_refusal(status: MachineStatus, reason: Option<&str>) -> Option<Refusal> {
-    let reason = || reason_text(reason);
+pub(crate) fn status_refusal(status: MachineStatus) -> Option<Refusal> {
     match status {
         MachineStatus::Active => None,
         MachineStatus::Pending => Some(Refusal::Pending),
-        MachineStatus::Quarantined => Some(Refusal::Quarantined { reason: reason() }),
-        MachineStatus::Revoked => Some(Refusal::Revoked { reason: reason() }),
+        MachineStatus::Quarantined => Some(Refusal::Quarantined),
+        MachineStatus::Revoked => Some(Refusal::Revoked),
     }
 }
 

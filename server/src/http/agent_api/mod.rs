@@ -76,8 +76,8 @@ impl From<Refusal> for ApiProblem {
                 return Self::new(ProblemKind::BadNonce, refusal.to_string()).nonce_after(last);
             }
             Refusal::Pending => ProblemKind::MachinePending,
-            Refusal::Quarantined { .. } => ProblemKind::MachineQuarantined,
-            Refusal::Revoked { .. } => ProblemKind::MachineRevoked,
+            Refusal::Quarantined => ProblemKind::MachineQuarantined,
+            Refusal::Revoked => ProblemKind::MachineRevoked,
             Refusal::KeySuperseded => ProblemKind::KeySuperseded,
             Refusal::Denied { .. } => ProblemKind::EnrollmentDenied,
             Refusal::IdentityMismatch(_) => ProblemKind::IdentityMismatch,

@@ -22,7 +22,6 @@ use crate::{
 pub(crate) struct Evaluable {
     pub(crate) record_version: i64,
     pub(crate) status: MachineStatus,
-    pub(crate) status_reason: Option<String>,
     pub(crate) key: KeyThumbprint,
     pub(crate) key_created_at: OffsetDateTime,
     pub(crate) certificate: Option<CurrentCertificate>,
@@ -92,7 +91,7 @@ pub(crate) async fn find_all(
     ids: &[Uuid],
 ) -> Result<HashMap<Uuid, Evaluable>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT machines.id, record_version, machines.status, status_reason, machines.current_key, key_created_at, assurance,
+        r#"SELECT machines.id, record_version, machines.status, machines.current_key, key_created_at, assurance,
                   ground_token_id, ground_inventory, ground_enrollment_id, ground_of_key, apple_attestation_id, machines.attested_at, ground_attestation,
                   apple_attestations.claims AS "attested_claims?",
                   earlier.attested_at AS "earlier_attested_at?", earlier.claims AS "earlier_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
@@ -125,7 +124,6 @@ pub(crate) async fn find_all(
             let evaluable = Evaluable {
                 record_version: row.record_version,
                 status: parse_text(&row.status)?,
-                status_reason: row.status_reason,
                 key: thumbprint(&row.current_key)?,
                 key_created_at: row.key_created_at,
                 certificate,
