@@ -256,21 +256,10 @@ impl Plan {
             (Self::Enrolled { check_in, rotation, .. }, Event::NextKeyCertified { validity }) => {
                 Self::with_new_certificate(check_in, rotation.attempted(), validity, now)
             }
-            (
-                Self::Enrolled {
-                    check_in,
-                    renewal,
-                    rotation,
-                },
-                Event::NextKeyPending { .. } | Event::NextKeyAbandoned,
-            ) => Self::Enrolled {
-                check_in,
-                renewal,
-                rotation: match event {
-                    Event::NextKeyPending { retry_after } => rotation.waits_until(now + after(retry_after, jitter)),
-                    _ => rotation.attempted(),
-                },
-            },
+            (plan, Event::NextKeyPending { retry_after }) => {
+                plan.with_rotation(|rotation| rotation.waits_until(now + after(retry_after, jitter)))
+            }
+            (plan, Event::NextKeyAbandoned) => plan.with_rotation(Rotation::attempted),
             (plan, Event::Failed(failure)) => {
                 let delay_until = failure
                     .retry_after()
@@ -279,6 +268,21 @@ impl Plan {
                     .delay_until(delay_until)
             }
             (plan, _) => plan,
+        }
+    }
+
+    fn with_rotation(self, change: impl FnOnce(Rotation) -> Rotation) -> Self {
+        match self {
+            Self::Enroll(_) => self,
+            Self::Enrolled {
+                check_in,
+                renewal,
+                rotation,
+            } => Self::Enrolled {
+                check_in,
+                renewal,
+                rotation: change(rotation),
+            },
         }
     }
 
