@@ -19,7 +19,7 @@ pub const PROFILE: &str = "urn:assay:evidence:1";
 /// The longest accepted evidence in bytes.
 const LONGEST: usize = 32 * 1024;
 /// The longest continuity value, in bytes.
-const LONGEST_CONTINUITY: usize = 64;
+pub const LONGEST_CONTINUITY: usize = 64;
 const ALGORITHM: &str = "ES256";
 const TYPE: &str = "eat+jwt";
 

@@ -275,6 +275,13 @@ pub struct Database<'a> {
 }
 
 impl Database<'static> {
+    /// A database with the same content. No server may use this one meanwhile.
+    pub async fn copy(&self) -> Self {
+        let copy = self.cluster.create_empty_database().await;
+        copy.replace_with(self).await;
+        copy
+    }
+
     /// Creates one in the shared cluster.
     pub async fn create() -> Self {
         Cluster::shared().await.create_database().await
@@ -304,6 +311,20 @@ impl Database<'_> {
     #[must_use]
     pub fn connect_options(&self) -> PgConnectOptions {
         self.cluster.connect_options(&self.name)
+    }
+
+    /// Replaces its content by that of another one. No server may use either meanwhile; the connections of tests are cut.
+    pub async fn replace_with(&self, source: &Database<'_>) {
+        let mut connection = self.cluster.administer().await;
+        let (name, source) = (&self.name, &source.name);
+        for statement in [
+            format!("DROP DATABASE {name} WITH (FORCE)"),
+            format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{source}'"),
+            format!("CREATE DATABASE {name} TEMPLATE {source} STRATEGY FILE_COPY"),
+        ] {
+            execute(&mut connection, statement).await;
+        }
+        connection.close().await.unwrap();
     }
 
     /// A small pool, for a test that reads the tables.

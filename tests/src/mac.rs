@@ -1,5 +1,6 @@
 //! A machine that runs the agent's program.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -65,10 +66,71 @@ impl Mac {
 
     /// Sets its posture.
     pub fn says(&self, posture: &Value) {
-        let machine =
-            json!({"serial_number": self.serial_number, "hardware_uuid": format!("UUID-{}", self.serial_number)});
-        let facts = json!({"machine": machine, "posture": posture});
-        fs::write(self.folder.path().join("facts.json"), facts.to_string()).unwrap();
+        let machine = json!({"serial_number": self.serial_number, "hardware_uuid": self.hardware_uuid()});
+        self.states(&json!({"machine": machine, "posture": posture}));
+    }
+
+    /// Sets all of its facts.
+    pub fn states(&self, facts: &Value) {
+        fs::write(self.facts(), facts.to_string()).unwrap();
+    }
+
+    /// Its hardware UUID.
+    #[must_use]
+    pub fn hardware_uuid(&self) -> String {
+        format!("UUID-{}", self.serial_number)
+    }
+
+    /// Another holder of this machine's state, who claims the same hardware. Its key must be in a file.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        assert_eq!(self.key_store, "software");
+        let folder = tempfile::tempdir().unwrap();
+        let roots = folder.path().join("roots.pem");
+        for (from, to) in [
+            (Path::new(&self.roots), &roots),
+            (&self.facts(), &folder.path().join("facts.json")),
+        ] {
+            fs::copy(from, to).unwrap();
+        }
+        let copy = Self {
+            serial_number: self.serial_number.clone(),
+            url: self.url.clone(),
+            roots: roots.to_str().unwrap().to_owned(),
+            state: folder.path().join("state"),
+            folder,
+            key_store: self.key_store,
+        };
+        copy.restore(&self.back_up());
+        copy
+    }
+
+    /// The files of its state directory, as a backup has them.
+    #[must_use]
+    pub fn back_up(&self) -> Vec<(OsString, Vec<u8>)> {
+        let entries = fs::read_dir(&self.state).unwrap().map(Result::unwrap);
+        let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+        files
+            .map(|file| (file.file_name(), fs::read(file.path()).unwrap()))
+            .collect()
+    }
+
+    /// Replaces its state directory by a backup.
+    pub fn restore(&self, backup: &[(OsString, Vec<u8>)]) {
+        if self.state.exists() {
+            fs::remove_dir_all(&self.state).unwrap();
+        }
+        fs::create_dir(&self.state).unwrap();
+        fs::set_permissions(&self.state, fs::Permissions::from_mode(0o700)).unwrap();
+        for (name, content) in backup {
+            let file = self.state.join(name);
+            fs::write(&file, content).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+
+    fn facts(&self) -> PathBuf {
+        self.folder.path().join("facts.json")
     }
 
     /// Its serial number.
@@ -192,10 +254,7 @@ impl Mac {
             "software" => agent_command_with_software_keys(&self.state),
             _ => agent_command(&self.state),
         };
-        command
-            .arg("--facts")
-            .arg(self.folder.path().join("facts.json"))
-            .args(arguments);
+        command.arg("--facts").arg(self.facts()).args(arguments);
         Process::spawn(command)
     }
 

@@ -19,7 +19,7 @@ pub struct ProxiedServer {
     pub installation: Installation,
     /// The server's database.
     pub pool: PgPool,
-    _database: Database<'static>,
+    database: Database<'static>,
 }
 
 impl ProxiedServer {
@@ -37,7 +37,7 @@ impl ProxiedServer {
             proxy,
             installation,
             pool,
-            _database: database,
+            database,
         }
     }
 
@@ -73,6 +73,21 @@ impl ProxiedServer {
     pub async fn kill_before_the_answer(&mut self) {
         self.proxy.holds_an_answer_back().await;
         self.installation.servers[0].kill().await;
+        self.restart().await;
+    }
+
+    /// Stops the server for a copy of its database, and restarts it.
+    pub async fn back_up_database(&mut self) -> Database<'static> {
+        self.installation.servers[0].kill().await;
+        let backup = self.database.copy().await;
+        self.restart().await;
+        backup
+    }
+
+    /// Replaces the server's database by a backup.
+    pub async fn restore_database(&mut self, backup: &Database<'_>) {
+        self.installation.servers[0].kill().await;
+        self.database.replace_with(backup).await;
         self.restart().await;
     }
 

@@ -1,7 +1,7 @@
 //! `assay-agent doctor`: checks what the agent needs on this machine, and prints each problem with its remedy. It
 //! changes nothing, and can run while the daemon runs.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use assay_protocol::{Chain, machine::KeyAccessibility};
 use serde::Serialize;
@@ -11,8 +11,8 @@ use super::status::{RotationStatus, printable};
 use crate::{
     config::Settings,
     facts::Facts,
-    key_store::{self, KeyFault, KeyStore, MachineKey},
-    state::{KeyTrouble, Record, StateDirectory},
+    key_store::{self, KeyFault, KeyStore, KeyStoreError, MachineKey},
+    state::{KeyTrouble, Record, StateDirectory, is_excluded},
 };
 
 const MESSAGE: &[u8] = b"assay-agent doctor";
@@ -47,9 +47,12 @@ pub(crate) async fn diagnose(settings: &Settings, facts: Option<&dyn Facts>) -> 
         ),
     }];
     let record = record.unwrap_or_default();
+    findings.extend(backups(&directory));
     findings.push(server(&record, settings));
-    findings.push(match key_store::open(settings.key_store(), settings.accessibility()) {
-        Ok(store) => {
+    findings.push(match (foreign_state(&record, facts), key_store(settings)) {
+        // Nothing is signed with another machine's key.
+        (Some(foreign), _) => foreign,
+        (None, Ok(store)) => {
             key(
                 MachineKey::new(store, directory).at(record.key_place),
                 &record,
@@ -57,7 +60,7 @@ pub(crate) async fn diagnose(settings: &Settings, facts: Option<&dyn Facts>) -> 
             )
             .await
         }
-        Err(error) => Finding::of_key_fault(&KeyFault::Store(error)),
+        (None, Err(error)) => Finding::of_key_fault(&KeyFault::Store(error)),
     });
     findings.extend(record.rotation.as_ref().map(|rotation| Finding {
         advice: Some("nothing: the daemon continues it at the next check-in".to_owned()),
@@ -66,6 +69,35 @@ pub(crate) async fn diagnose(settings: &Settings, facts: Option<&dyn Facts>) -> 
     findings.extend(facts.map(unreadable_facts));
     findings.push(last_exchange(&record));
     Diagnosis { findings }
+}
+
+fn key_store(settings: &Settings) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
+    key_store::open(settings.key_store(), settings.accessibility())
+}
+
+/// Whether Time Machine leaves the state directory out. `None` on other systems.
+fn backups(directory: &StateDirectory) -> Option<Finding> {
+    let path = directory.path();
+    Some(match is_excluded(path)? || !path.exists() {
+        true => Finding::ok("backups", "Time Machine leaves the state directory out".to_owned()),
+        false => Finding::problem(
+            "backups",
+            "Time Machine backs the state directory up, and a restored state looks like a copied key".to_owned(),
+            &format!("run `sudo tmutil addexclusion {}`", path.display()),
+        ),
+    })
+}
+
+/// A state that was copied from another machine.
+fn foreign_state(record: &Record, facts: Option<&dyn Facts>) -> Option<Finding> {
+    let present = facts?.hardware_uuid().ok().flatten()?;
+    let recorded = record.other_hardware(Some(&present))?;
+    Some(Finding::problem(
+        "key",
+        format!("it belongs to another machine: to the hardware UUID {recorded}, and this machine has {present}"),
+        "nothing if the daemon runs and a token is configured: the agent enrolls this machine anew. Otherwise run \
+         `assay-agent enroll`",
+    ))
 }
 
 fn server(record: &Record, settings: &Settings) -> Finding {

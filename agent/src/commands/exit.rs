@@ -91,7 +91,7 @@ fn exit_after(error: &AgentError) -> Exit {
         Failure::Suspended { is_pending: true, .. } => Exit::WaitingForApproval,
         Failure::Suspended { is_pending: false, .. } | Failure::Refused | Failure::Unknown => Exit::Refused,
         Failure::KeyLocked | Failure::KeyRefused | Failure::KeyStore => Exit::KeyStoreUnavailable,
-        Failure::Local => Exit::Failed,
+        Failure::ForeignState | Failure::Local => Exit::Failed,
     }
 }
 

@@ -78,6 +78,10 @@ enum Standing {
     WaitingForApproval,
     /// An administrator denied this key. The denial is final.
     Denied,
+    /// The machine is enrolled, and an administrator or a contradiction in its evidence suspended it.
+    Quarantined,
+    /// The machine was enrolled. Its key never works again.
+    Revoked,
     Enrolled,
 }
 
@@ -126,7 +130,7 @@ impl Status {
             machine_id: machine.map(|machine| machine.machine_id),
             spiffe_id: machine.map(|machine| machine.spiffe_id.clone()),
             assurance: machine.map(|machine| machine.assurance),
-            status: last.map(|last| last.status),
+            status: record.suspension.or(last.map(|last| last.status)),
             key_thumbprint: record.key.map(|thumbprint| thumbprint.to_string()),
             key_rotation: record.rotation.as_ref().map(RotationStatus::of),
             denied_next_key: record.denied_next_key.clone(),
@@ -211,6 +215,11 @@ impl Standing {
         if failure.is_some_and(|failure| failure.problem.as_ref() == Some(&denied)) {
             return Self::Denied;
         }
+        match record.suspension {
+            Some(MachineStatus::Quarantined) => return Self::Quarantined,
+            Some(MachineStatus::Revoked) => return Self::Revoked,
+            Some(MachineStatus::Pending | MachineStatus::Active) | None => {}
+        }
         match (&record.machine, &record.pending) {
             (_, Some(pending)) if pending.enrollment_id.is_some() => Self::WaitingForApproval,
             (Some(_), _) if record.key_is_unknown => Self::Enrolling,
@@ -228,6 +237,8 @@ impl fmt::Display for Standing {
             Self::Enrolling => "enrolling",
             Self::WaitingForApproval => "waiting for approval",
             Self::Denied => "denied by an administrator",
+            Self::Quarantined => "quarantined: an administrator must release this machine",
+            Self::Revoked => "revoked: this machine's key never works again",
             Self::Enrolled => "enrolled",
         })
     }
@@ -358,6 +369,21 @@ mod tests {
         let json = serde_json::to_string(&status).unwrap();
         assert!(json.contains(r#""standing":"enrolled""#), "{json}");
         assert!(!text.contains("e.y.J") && !json.contains("e.y.J"));
+    }
+
+    #[test]
+    fn a_suspended_machine_is_not_shown_as_enrolled_and_active() {
+        for (suspension, standing) in [
+            (MachineStatus::Quarantined, Standing::Quarantined),
+            (MachineStatus::Revoked, Standing::Revoked),
+        ] {
+            let mut record = enrolled();
+            record.suspension = Some(suspension);
+            let status = Status::of(&record, NOW);
+            assert_eq!((status.standing, status.status), (standing, Some(suspension)));
+            let text = status.to_string();
+            assert!(text.starts_with(&format!("standing      {suspension}")), "{text}");
+        }
     }
 
     #[test]

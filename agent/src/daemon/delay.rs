@@ -47,7 +47,7 @@ fn back_off(failure: Failure) -> BackOff {
     let (first, longest) = match failure {
         Failure::Unreachable { .. } => (2, 5 * 60),
         Failure::Local => (5, 5 * 60),
-        Failure::Unknown | Failure::KeyRefused => (2, 60 * 60),
+        Failure::Unknown | Failure::KeyRefused | Failure::ForeignState => (2, 60 * 60),
         // A user may log in at any time, and then needs grants soon.
         Failure::KeyLocked => (15, 5 * 60),
         Failure::KeyStore => (30, 15 * 60),

@@ -73,6 +73,7 @@ pub(super) async fn record_result(
     let next = next_check_in(now, checked_in.next_check_in_seconds);
     let assurance = checked_in.assurance;
     let (roots, withdrawn) = (checked_in.trust_bundle.clone(), checked_in.withdrawn_issuers.clone());
+    let continuity = checked_in.continuity.clone();
     let on_record = RecordedCheckIn {
         at: now,
         status: checked_in.status,
@@ -85,9 +86,11 @@ pub(super) async fn record_result(
             machine.assurance = assurance;
         }
         trust_bundle::adopt(record, roots, &withdrawn, now);
+        record.keep_continuity(continuity);
         record.last_check_in = Some(on_record);
         record.next_check_in_at = Some(next);
         record.last_failure = None;
+        record.suspension = None;
     })
     .await
 }

@@ -153,6 +153,8 @@ async fn replace_key(key: &MachineKey, lock: &Arc<StateLock>) -> Result<PublicKe
     update_record(lock, move |record| {
         record.key = Some(thumbprint);
         record.key_is_unknown = true;
+        // Its continuity starts anew, at the call that admits it.
+        record.continuity = None;
         // A rotation in progress ends, because only the old key could admit the next one.
         record.rotation = None;
         // The tokens are bound to the old key.
@@ -182,6 +184,7 @@ async fn record_result(
                     pending.enrollment_id = enrollment_id;
                 }
                 record.last_failure = None;
+                record.suspension = None;
             })
             .await
         }
@@ -206,10 +209,12 @@ fn record_enrollment(record: &mut Record, enrolled: Enrolled, now: OffsetDateTim
         trust_bundle: same.map(|machine| machine.trust_bundle).unwrap_or_default(),
     });
     trust_bundle::adopt(record, Some(enrolled.trust_bundle), &enrolled.withdrawn_issuers, now);
+    record.keep_continuity(enrolled.continuity);
     record.next_check_in_at = Some(next_check_in(now, enrolled.next_check_in_seconds));
     record.pending = None;
     record.key_is_unknown = false;
     record.last_failure = None;
+    record.suspension = None;
 }
 
 /// Whether a repetition would be refused again. The token is then useless and is deleted.

@@ -33,6 +33,17 @@ pub enum AgentError {
     /// The key file contains a key other than the one on record.
     #[error("the key in {} is not the one on record", .0.display())]
     KeyReplaced(PathBuf),
+    /// The state directory belongs to another machine.
+    #[error(
+        "this state directory was copied from another machine: it belongs to the hardware UUID {recorded}, and this machine has \
+         {present}. Its keys are not used here; an enrollment makes this machine's own"
+    )]
+    ForeignState {
+        /// The hardware UUID on record.
+        recorded: String,
+        /// This machine's hardware UUID.
+        present: String,
+    },
     /// The state directory failed.
     #[error("the state directory cannot be used")]
     State(#[from] StateError),
@@ -86,6 +97,7 @@ impl AgentError {
                 _ => Failure::KeyStore,
             },
             Self::Proof(_) | Self::KeyLost(_) | Self::KeyReplaced(_) => Failure::KeyStore,
+            Self::ForeignState { .. } => Failure::ForeignState,
             Self::Server(ClientError::Trust(_) | ClientError::SetUp(_) | ClientError::Encode(_))
             | Self::NotEnrolled
             | Self::OtherServer { .. }

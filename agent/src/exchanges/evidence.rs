@@ -24,6 +24,7 @@ pub(crate) struct Statement {
     pub(crate) purpose: Purpose,
     pub(crate) audience: ServerUrl,
     pub(crate) subject: Option<Uuid>,
+    pub(crate) continuity: Option<String>,
     pub(crate) facts: MachineFacts,
     pub(crate) nonce: String,
     pub(crate) issued_at: OffsetDateTime,
@@ -95,7 +96,7 @@ pub(crate) async fn prove(keys: &Keys, statement: Statement) -> Result<Proof, Pr
                 Purpose::Renew => Some(csr_digest(&csr)?),
                 Purpose::Enroll | Purpose::CheckIn => None,
             },
-            continuity: None,
+            continuity: statement.continuity,
             machine: statement.facts.machine,
             posture: statement.facts.posture,
             key: KeyClaim {
@@ -154,6 +155,7 @@ mod tests {
             purpose,
             audience: "https://assay.example.com/".parse().unwrap(),
             subject,
+            continuity: Some("value".into()),
             facts: MachineFacts::default(),
             nonce: "nonce".into(),
             issued_at: OffsetDateTime::UNIX_EPOCH,
@@ -167,6 +169,7 @@ mod tests {
         let evidence = UnverifiedEvidence::parse(&proof.evidence).unwrap();
         let evidence = evidence.verify(&public_key, &expected).unwrap();
         assert_eq!(evidence.claims().eat_nonce, "nonce");
+        assert_eq!(evidence.claims().continuity.as_deref(), Some("value"));
         if purpose == Purpose::CheckIn {
             assert_eq!(proof.csr, "");
             return;

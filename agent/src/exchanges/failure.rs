@@ -29,6 +29,8 @@ pub enum Failure {
     KeyLocked,
     /// The hardware permanently rejects the key. An enrollment creates a new one.
     KeyRefused,
+    /// The state belongs to another machine. An enrollment replaces it.
+    ForeignState,
     /// Another failure of the key store.
     KeyStore,
     /// A failure on this machine.
@@ -38,14 +40,20 @@ pub enum Failure {
 impl Failure {
     /// Whether an enrollment can repair this failure.
     pub(crate) fn asks_for_enrollment(self) -> bool {
-        matches!(self, Self::Unknown | Self::KeyRefused)
+        matches!(self, Self::Unknown | Self::KeyRefused | Self::ForeignState)
     }
 
     /// The server's `Retry-After`, if any.
     pub(crate) fn retry_after(self) -> Option<Duration> {
         match self {
             Self::Unreachable { retry_after } | Self::Suspended { retry_after, .. } => retry_after,
-            Self::Refused | Self::Unknown | Self::KeyLocked | Self::KeyRefused | Self::KeyStore | Self::Local => None,
+            Self::Refused
+            | Self::Unknown
+            | Self::KeyLocked
+            | Self::KeyRefused
+            | Self::ForeignState
+            | Self::KeyStore
+            | Self::Local => None,
         }
     }
 

@@ -143,12 +143,15 @@ impl Machine {
         request: impl Fn(Proof) -> R,
     ) -> Result<ApiResponse, AgentError> {
         let facts = self.read_facts().await?;
+        // The caller holds the lock of the state directory, so this is the value of the last answer.
+        let continuity = self.record().await?.continuity;
         let mut tries = 1;
         loop {
             let statement = Statement {
                 purpose,
                 audience: client.server().url.clone(),
                 subject,
+                continuity: continuity.clone(),
                 facts: facts.clone(),
                 nonce: client.nonce().await?,
                 issued_at: self.clock.now(),
@@ -163,6 +166,21 @@ impl Machine {
                 }
                 response => return Ok(response?),
             }
+        }
+    }
+
+    /// The hardware UUID of this machine. `None` if it cannot be read.
+    ///
+    /// Fails if the record belongs to another machine: nothing may be signed with its key here.
+    pub(crate) async fn require_own_state(&self, record: &Record) -> Result<Option<String>, AgentError> {
+        let facts = Arc::clone(&self.facts);
+        let present = run_blocking(move || Ok(facts.hardware_uuid()?)).await?;
+        match (record.other_hardware(present.as_deref()), present) {
+            (Some(recorded), Some(present)) => Err(AgentError::ForeignState {
+                recorded: recorded.to_owned(),
+                present,
+            }),
+            (_, present) => Ok(present),
         }
     }
 

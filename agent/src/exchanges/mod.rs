@@ -6,6 +6,7 @@ mod enrollment;
 mod error;
 mod evidence;
 mod failure;
+mod hardware;
 mod machine;
 mod options;
 mod renewal;
@@ -20,8 +21,9 @@ use std::{
 };
 
 use assay_protocol::{
-    Chain,
+    Chain, ProblemKind,
     agent_api::{CheckedIn, Renewed},
+    machine::MachineStatus,
 };
 use secrecy::SecretString;
 
@@ -37,6 +39,7 @@ pub use self::{
 };
 use crate::{
     clock::Clock,
+    connection::Refusal,
     facts::Facts,
     key_store::{self, KeyStore, MachineKey},
     state::{Record, RecordedFailure, StateDirectory, StateError, StateLock},
@@ -78,21 +81,38 @@ impl Agent {
     /// machine.
     pub async fn enroll(&self, options: EnrollOptions) -> Result<EnrollOutcome, AgentError> {
         let lock = self.machine.lock().await?;
-        let result = enrollment::enroll(&self.machine, &lock, options).await;
+        let left = hardware::leave_foreign_state(&self.machine, &lock).await;
+        self.record_failure(&lock, "enroll", left).await?;
+        let result = match self.settle_rotation(&lock).await {
+            Ok(()) => enrollment::enroll(&self.machine, &lock, options).await,
+            Err(error) if error.failure().asks_for_enrollment() => {
+                let problem = error.refusal().and_then(Refusal::kind);
+                update_record(&lock, move |record| {
+                    rotation::keep_used_key(record);
+                    note_refusal(record, problem);
+                })
+                .await?;
+                enrollment::enroll(&self.machine, &lock, options).await
+            }
+            Err(error) => Err(error),
+        };
         self.record_failure(&lock, "enroll", result).await
     }
 
     /// Checks in: proves the machine's presence and state, and receives its grants.
     pub async fn check_in(&self) -> Result<CheckedIn, AgentError> {
-        let lock = self.machine.lock().await?;
+        let lock = self.lock_own_state("check-in").await?;
         let result = self.check_in_with_current_or_next_key(&lock).await;
         self.record_failure(&lock, "check-in", result).await
     }
 
     /// Renews the machine's certificate, with the same key.
     pub async fn renew(&self) -> Result<Renewed, AgentError> {
-        let lock = self.machine.lock().await?;
-        let result = renewal::renew(&self.machine, &lock).await;
+        let lock = self.lock_own_state("renew").await?;
+        let result = match self.settle_rotation(&lock).await {
+            Ok(()) => renewal::renew(&self.machine, &lock).await,
+            Err(error) => Err(error),
+        };
         self.record_failure(&lock, "renew", result).await
     }
 
@@ -101,7 +121,7 @@ impl Agent {
     ///
     /// A token that is bound to the serial number admits the next key without an administrator.
     pub async fn rotate_key(&self, token: Option<SecretString>) -> Result<RotationOutcome, AgentError> {
-        let lock = self.machine.lock().await?;
+        let lock = self.lock_own_state(ROTATE_KEY).await?;
         let result = rotation::begin(&self.machine, &lock, token).await;
         self.record_failure(&lock, ROTATE_KEY, result).await
     }
@@ -113,6 +133,24 @@ impl Agent {
 
     pub(crate) fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// Locks the state directory, which must be this machine's own.
+    async fn lock_own_state(&self, exchange: &str) -> Result<Arc<StateLock>, AgentError> {
+        let lock = self.machine.lock().await?;
+        let own = hardware::require_own_state(&self.machine, &lock).await;
+        self.record_failure(&lock, exchange, own).await?;
+        Ok(lock)
+    }
+
+    /// Checks in if the next key may have signed evidence, which ends the rotation. The server may have superseded the current
+    /// key by then. Evidence that this key signs would look like a copy's.
+    async fn settle_rotation(&self, lock: &Arc<StateLock>) -> Result<(), AgentError> {
+        let record = self.machine.record().await?;
+        if record.rotation.is_some_and(|rotation| rotation.is_used) {
+            self.check_in_with_current_or_next_key(lock).await?;
+        }
+        Ok(())
     }
 
     /// Checks in with the next key if it has its certificate, otherwise with the current key.
@@ -136,6 +174,7 @@ impl Agent {
         };
         let failure = error.failure();
         let concerns_next_key_alone = exchange == ROTATE_KEY && rotation::concerns_next_key_alone(&error);
+        let problem = error.refusal().and_then(Refusal::kind);
         let on_record = RecordedFailure {
             at: self.machine.clock.now(),
             exchange: exchange.to_owned(),
@@ -158,12 +197,30 @@ impl Agent {
                 last.grants.clear();
             }
             record.last_failure = Some(on_record);
+            note_refusal(record, problem);
         })
         .await;
         if let Err(error) = written {
             tracing::warn!(error = %Chain(&error), "the failure could not be recorded");
         }
         Err(error)
+    }
+}
+
+/// What the server's refusal says about the machine's record there.
+fn note_refusal(record: &mut Record, problem: Option<ProblemKind>) {
+    match problem {
+        Some(ProblemKind::MachineQuarantined | ProblemKind::IdentityMismatch) => {
+            record.suspension = Some(MachineStatus::Quarantined);
+        }
+        Some(ProblemKind::MachineRevoked) => record.suspension = Some(MachineStatus::Revoked),
+        // The server has no record that the value continues. A new record would take it for a foreign one, and if the answer
+        // to the enrollment were lost, its repetition for a copy.
+        Some(ProblemKind::MachineUnknown) => {
+            record.suspension = None;
+            record.continuity = None;
+        }
+        _ => {}
     }
 }
 
@@ -184,6 +241,7 @@ mod tests {
     use std::{fs, time::Duration};
 
     use assay_protocol::UnverifiedEvidence;
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     use rstest::rstest;
     use secrecy::ExposeSecret;
     use serde_json::{Value, json};
@@ -278,6 +336,93 @@ mod tests {
             .unwrap()
             .unverified_nonce()
             .to_owned()
+    }
+
+    fn carried_value(request: &Received) -> Option<String> {
+        let evidence = request.body["evidence"].as_str().unwrap().to_owned();
+        let payload = URL_SAFE_NO_PAD.decode(evidence.split('.').nth(1).unwrap()).unwrap();
+        let claims: Value = serde_json::from_slice(&payload).unwrap();
+        claims["continuity"].as_str().map(str::to_owned)
+    }
+
+    #[tokio::test]
+    async fn evidence_carries_the_value_of_the_last_answer() {
+        let mut replies = vec![
+            Some("enrolled"),
+            Some("checked in"),
+            None,
+            Some("unknown"),
+            Some("renewed"),
+            Some("lost"),
+            Some("enrolled again"),
+            Some("too long"),
+            Some("last"),
+        ]
+        .into_iter();
+        let server = ScriptedServer::start(move |request| {
+            let value = replies.next().unwrap();
+            let Reply::Response(status, headers, mut body) = well(request) else {
+                unreachable!()
+            };
+            match value {
+                Some("unknown") => return Reply::problem(404, "machine-unknown"),
+                Some("lost") => return Reply::Lost,
+                Some("too long") => body["continuity"] = json!("x".repeat(65)),
+                Some(value) => body["continuity"] = json!(value),
+                None => {}
+            }
+            Reply::Response(status, headers, body)
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        // This answer has no value.
+        machine.agent.check_in().await.unwrap();
+        machine.agent.check_in().await.unwrap_err();
+        machine.agent.renew().await.unwrap();
+        machine.agent.check_in().await.unwrap_err();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        let received = server.received().into_iter();
+        let posts = received.filter(|request| request.what.starts_with("POST"));
+        let carried: Vec<_> = posts.map(|request| carried_value(&request)).collect();
+        let expected = [
+            None,
+            Some("enrolled"),
+            Some("checked in"),
+            None,
+            None,
+            Some("renewed"),
+            Some("renewed"),
+            Some("enrolled again"),
+            None,
+        ];
+        assert_eq!(carried, expected.map(|value| value.map(str::to_owned)));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_know_the_machine_gets_no_value() {
+        let mut is_unknown = false;
+        let server = ScriptedServer::start(move |request| {
+            if request.what == "POST /v1/check-in" && std::mem::replace(&mut is_unknown, true) {
+                return Reply::problem(404, "machine-unknown");
+            }
+            let Reply::Response(status, headers, mut body) = well(request) else {
+                unreachable!()
+            };
+            body["continuity"] = json!("value");
+            Reply::Response(status, headers, body)
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.check_in().await.unwrap();
+        machine.agent.check_in().await.unwrap_err();
+        machine.enroll(&server, None).await.unwrap();
+        let last = server.received().pop().unwrap();
+        assert_eq!((last.what.as_str(), carried_value(&last)), ("POST /v1/enroll", None));
     }
 
     #[tokio::test]
@@ -530,6 +675,39 @@ mod tests {
             assert!(matches!(machine.agent.check_in().await, Err(AgentError::KeyLost(_))));
         }
         assert_eq!(keys_of_check_ins(&server, &current).await, ["next"]);
+    }
+
+    #[rstest]
+    #[case::renewal("POST /v1/renew")]
+    #[case::enrollment("POST /v1/enroll")]
+    #[tokio::test]
+    async fn after_evidence_by_the_next_key_other_exchanges_end_the_rotation_first(#[case] exchange: &str) {
+        let mut replies = vec![Reply::Lost];
+        let server = ScriptedServer::start(move |request| match request.what.as_str() {
+            "POST /v1/check-in" => replies.pop().unwrap_or_else(|| well(request)),
+            _ => well(request),
+        })
+        .await;
+        let machine = Machine::new();
+        machine.enroll(&server, None).await.unwrap();
+        machine.agent.rotate_key(None).await.unwrap();
+        machine.agent.check_in().await.unwrap_err();
+        let before = server.received().len();
+        match exchange {
+            "POST /v1/renew" => drop(machine.agent.renew().await.unwrap()),
+            _ => drop(machine.enroll(&server, None).await.unwrap()),
+        }
+        let record = machine.agent.record().await.unwrap();
+        assert!(record.rotation.is_none());
+        let next = record.key.unwrap();
+        let signed = server.received().into_iter().skip(before);
+        let signed: Vec<_> = signed.filter(|request| request.what.starts_with("POST")).collect();
+        let exchanges: Vec<_> = signed.iter().map(|request| request.what.as_str()).collect();
+        assert_eq!(exchanges, ["POST /v1/check-in", exchange]);
+        for request in signed {
+            let evidence = request.body["evidence"].as_str().unwrap().to_owned();
+            assert_eq!(UnverifiedEvidence::parse(&evidence).unwrap().unverified_key(), next);
+        }
     }
 
     #[tokio::test]

@@ -33,7 +33,9 @@ pub(super) async fn renew(machine: &Machine, lock: &Arc<StateLock>) -> Result<Re
             machine.certificate = answer.certificate;
         }
         trust_bundle::adopt(record, Some(answer.trust_bundle), &answer.withdrawn_issuers, now);
+        record.keep_continuity(answer.continuity);
         record.last_failure = None;
+        record.suspension = None;
     })
     .await?;
     Ok(renewed)

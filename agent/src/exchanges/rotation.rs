@@ -109,6 +109,13 @@ pub(super) async fn complete(
     Ok(checked_in)
 }
 
+/// Makes the next key the current one before an enrollment, if it may have signed evidence.
+pub(super) fn keep_used_key(record: &mut Record) {
+    if record.rotation.as_ref().is_some_and(|rotation| rotation.is_used) {
+        promote(record);
+    }
+}
+
 /// Whether a refusal of [`begin`] says nothing about the current key.
 pub(super) fn concerns_next_key_alone(error: &AgentError) -> bool {
     matches!(
@@ -272,6 +279,7 @@ async fn record_answer(
         }
         if let RequestAnswer::Renewed(renewed) = answer {
             trust_bundle::adopt(record, Some(renewed.trust_bundle), &renewed.withdrawn_issuers, now);
+            record.keep_continuity(renewed.continuity);
         }
         record.last_failure = None;
     })

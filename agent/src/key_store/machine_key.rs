@@ -205,6 +205,18 @@ pub(crate) fn remove_left_over(lock: &StateLock) -> Result<(), StateError> {
     left_over.iter().try_for_each(|path| lock.remove_file(path))
 }
 
+/// Sets all keys aside as `*.key.refused`: they belong to another machine.
+pub(crate) fn set_aside(lock: &StateLock) -> Result<(), StateError> {
+    let directory = lock.directory();
+    let keys = PLACES
+        .iter()
+        .flat_map(|place| KeyStoreKind::ALL.iter().map(move |kind| (*kind, *place)));
+    keys.into_iter().try_for_each(|(kind, place)| {
+        let aside = rejected_file(directory, kind, place);
+        lock.set_aside(&file(directory, kind, place), &aside)
+    })
+}
+
 /// The key files in this place, of all stores.
 fn files_at(directory: &StateDirectory, place: KeyPlace) -> Vec<PathBuf> {
     KeyStoreKind::ALL

@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretSlice};
 
 pub(crate) use calls::Calls;
 pub use machine_key::KeyFault;
-pub(crate) use machine_key::{MachineKey, files, remove_left_over};
+pub(crate) use machine_key::{MachineKey, files, remove_left_over, set_aside};
 #[cfg(any(target_os = "macos", feature = "enclave-stand-in", test))]
 pub use secure_enclave::SecureEnclave;
 pub use software::SoftwareKeyStore;

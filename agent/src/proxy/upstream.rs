@@ -10,7 +10,7 @@ use rustls::client::ResolvesClientCert;
 
 use crate::{
     connection::{ClientCertificate, configure_connections, presentable},
-    exchanges::{Credential, Machine},
+    exchanges::{AgentError, Credential, Machine},
     key_store::KeyFault,
     state::Record,
     trust::{ServerUrl, Trust, TrustError},
@@ -42,6 +42,8 @@ pub(crate) enum UpstreamError {
     NoCertificate,
     #[error("the machine's key cannot be used")]
     Key(#[source] KeyFault),
+    #[error(transparent)]
+    State(AgentError),
     #[error("the service cannot be authenticated")]
     Trust(#[from] TrustError),
     #[error("{upstream} does not answer")]
@@ -104,6 +106,7 @@ impl Upstream {
         if let Some(open) = open.filter(|open| open.certificate.serial_number() == serial_number) {
             return Ok(open);
         }
+        machine.require_own_state(record).await.map_err(UpstreamError::State)?;
         let certificate =
             ClientCertificate::load(&credential.certificate, &credential.key, Arc::clone(&machine.clock)).await;
         let certificate = Arc::new(

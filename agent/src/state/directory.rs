@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Record, StateError, VERSION};
+use super::{Record, StateError, VERSION, backups};
 
 const RECORD: &str = "state.json";
 const LOCK: &str = "lock";
@@ -39,7 +39,7 @@ impl StateDirectory {
         Self { path: path.into() }
     }
 
-    /// Creates the directory, with mode 0700.
+    /// Creates the directory, with mode 0700, and excludes it from backups.
     pub(crate) fn create(path: PathBuf) -> Result<Self, StateError> {
         if !path.is_dir() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -49,6 +49,7 @@ impl StateDirectory {
             }
         }
         close_to_others(&path)?;
+        backups::exclude(&path);
         Ok(Self::at(path))
     }
 
@@ -155,6 +156,15 @@ impl StateLock {
             .persist(path)
             .map_err(|error| failed(path, "replaced")(error.error))?;
         flush_directory(&self.directory.path)
+    }
+
+    /// Gives a file another name, if it exists. A file that had that name before is gone.
+    pub(crate) fn set_aside(&self, path: &Path, aside: &Path) -> Result<(), StateError> {
+        match fs::rename(path, aside) {
+            Ok(()) => flush_directory(&self.directory.path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(path, "renamed")(error)),
+        }
     }
 
     /// The locked directory.

@@ -126,7 +126,7 @@ impl KeyTrouble {
             Self::Unavailable => "wait: the agent retries. If the problem persists, restart the Mac",
             Self::NoAnswer => "wait: the agent retries. If the problem persists, restart the agent, then the Mac",
             Self::DamagedFile | Self::Missing | Self::Changed => {
-                "restore the state directory from a backup, or run `assay-agent reset` and enroll again"
+                "restore the key file, or run `assay-agent reset` and enroll again"
             }
             Self::UnreadableFile => {
                 "check that the disk has free space, and that the agent's account owns the state directory"

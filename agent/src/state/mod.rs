@@ -1,5 +1,6 @@
 //! The record: what the agent stores about this machine.
 
+mod backups;
 mod directory;
 mod error;
 mod grants;
@@ -10,6 +11,7 @@ use std::path::Path;
 use assay_protocol::{
     KeyThumbprint,
     agent_api::{AudienceGrant, Denial, IssuedCertificate},
+    evidence::LONGEST_CONTINUITY,
     machine::{Assurance, MachineStatus},
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -18,6 +20,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub(crate) use self::{
+    backups::is_excluded,
     directory::{StateDirectory, StateLock},
     grants::{GrantError, because, current_grant},
 };
@@ -43,6 +46,10 @@ pub struct Record {
     /// The place of the current key.
     #[serde(default)]
     pub key_place: KeyPlace,
+    /// The hardware UUID of the machine that keys and identity belong to. Migration Assistant and restored disks bring a
+    /// record to another machine.
+    #[serde(default)]
+    pub hardware_uuid: Option<String>,
     /// The rotation in progress. The next key is in the other place.
     #[serde(default)]
     pub rotation: Option<KeyRotation>,
@@ -56,6 +63,12 @@ pub struct Record {
     pub pending: Option<PendingEnrollment>,
     /// The identity of the machine, once it is enrolled.
     pub machine: Option<EnrolledMachine>,
+    /// The continuity value of the last answer to an enrollment, a renewal or a check-in. The next evidence carries it.
+    #[serde(default)]
+    pub continuity: Option<String>,
+    /// `quarantined` or `revoked` if the server refused this machine for that, and has not accepted it since.
+    #[serde(default)]
+    pub suspension: Option<MachineStatus>,
     /// The last successful check-in.
     pub last_check_in: Option<RecordedCheckIn>,
     /// When the next check-in is due, without jitter.
@@ -131,11 +144,14 @@ impl Default for Record {
             server: None,
             key: None,
             key_place: KeyPlace::First,
+            hardware_uuid: None,
             rotation: None,
             denied_next_key: None,
             key_is_unknown: false,
             pending: None,
             machine: None,
+            continuity: None,
+            suspension: None,
             last_check_in: None,
             next_check_in_at: None,
             last_failure: None,
@@ -156,6 +172,19 @@ impl Record {
             .as_ref()
             .is_some_and(|pending| pending.enrollment_id.is_some());
         self.machine.is_some() || waits
+    }
+
+    /// The recorded hardware UUID, if it is not this one. An unknown one is no difference, and neither is the case.
+    pub(crate) fn other_hardware(&self, present: Option<&str>) -> Option<&str> {
+        let recorded = self.hardware_uuid.as_deref()?;
+        let is_other = present.is_some_and(|present| !present.eq_ignore_ascii_case(recorded));
+        is_other.then_some(recorded)
+    }
+
+    /// Keeps the continuity value of an answer for the next evidence. An older server sends none, and the server would
+    /// refuse evidence with one that is too long.
+    pub(crate) fn keep_continuity(&mut self, value: Option<String>) {
+        self.continuity = value.filter(|value| value.len() <= LONGEST_CONTINUITY);
     }
 }
 

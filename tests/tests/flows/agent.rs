@@ -228,11 +228,24 @@ async fn the_exit_code_says_who_must_act() {
     let id: Uuid = text(&mac.status().await, "machine_id").parse().unwrap();
     let _quarantined = administrator.decide(id, "quarantine", "odd traffic").await.expect(200);
     let refused = mac.run(&["run", "--once"], REFUSED).await;
-    assert!(refused.contains("odd traffic"), "{refused}");
+    assert!(refused.contains("quarantined until"), "{refused}");
+    assert!(
+        !refused.contains("odd traffic"),
+        "a thief would read this, too: {refused}"
+    );
+    let status = mac.status().await;
+    assert_eq!(
+        (&status["standing"], &status["status"]),
+        (&json!("quarantined"), &json!("quarantined"))
+    );
     let _released = administrator.decide(id, "release", "all well").await.expect(200);
     let _through = mac.run(&["run", "--once"], DONE).await;
+    assert_eq!(mac.status().await["standing"], "enrolled");
     let _revoked = administrator.decide(id, "revoke", "sold").await.expect(200);
-    let _refused = mac.run(&["run", "--once"], REFUSED).await;
+    let refused = mac.run(&["run", "--once"], REFUSED).await;
+    assert!(!refused.contains("sold"), "{refused}");
+    let said = mac.run(&["status"], DONE).await;
+    assert!(said.starts_with("standing      revoked"), "{said}");
 }
 
 #[tokio::test]

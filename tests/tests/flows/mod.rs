@@ -2,6 +2,8 @@
 
 mod acme;
 mod agent;
+mod agent_continuity;
+mod agent_hardware;
 mod agent_rotation;
 mod apple_attestation;
 mod approval;
