@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
+    jws::CriticalExtensions,
     key::{BadSignature, KeyThumbprint, PublicKey},
     machine::{KeyClaim, MachineIdentity, Posture},
     object::object,
@@ -150,7 +151,7 @@ struct Header {
     typ: Option<String>,
     kid: String,
     #[serde(default, skip_serializing)]
-    crit: Option<serde_json::Value>,
+    crit: CriticalExtensions,
 }
 
 impl EvidenceClaims {
@@ -166,7 +167,7 @@ impl EvidenceClaims {
             alg: ALGORITHM.into(),
             typ: Some(TYPE.into()),
             kid: key.to_string(),
-            crit: None,
+            crit: CriticalExtensions::default(),
         };
         let mut jws = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&header)?);
         jws.push('.');
@@ -193,7 +194,7 @@ impl<'a> UnverifiedEvidence<'a> {
         if header.typ.as_deref() != Some(TYPE) {
             return Err(EvidenceError::Type);
         }
-        if header.crit.is_some() {
+        if header.crit.is_present() {
             return Err(EvidenceError::CriticalHeader);
         }
         let claims: EvidenceClaims = decode("claims", claims)?;

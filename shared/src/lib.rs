@@ -10,6 +10,7 @@ pub mod csr;
 pub mod digest;
 pub mod error_chain;
 pub mod evidence;
+pub mod jws;
 pub mod key;
 pub mod machine;
 pub mod mdm_api;

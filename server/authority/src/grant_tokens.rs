@@ -1,7 +1,7 @@
 //! Grant tokens: short-lived JWTs (RFC 7519) that name a machine's permissions at one audience, bound to its key (RFC
 //! 7800).
 
-use assay_protocol::{KeyThumbprint, PublicKey, machine::Assurance};
+use assay_protocol::{KeyThumbprint, PublicKey, jws::CriticalExtensions, machine::Assurance};
 use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
@@ -114,6 +114,9 @@ pub enum GrantTokenError {
     /// Not a JWT, another algorithm or type, a wrong signature or a wrong issuer.
     #[error("not a grant token of this server")]
     Unreadable(#[source] jsonwebtoken::errors::Error),
+    /// The header demands extensions that this reader does not understand.
+    #[error("not a grant token, by its critical extensions")]
+    Critical,
     /// Another kind of token.
     #[error("not a grant token, by its type")]
     Type,
@@ -194,6 +197,7 @@ pub fn verify_grant_token(
     if header.typ.as_deref() != Some(TYPE) {
         return Err(GrantTokenError::Type);
     }
+    require_no_extensions(token)?;
     let kid = header.kid.unwrap_or_default();
     let key = keys
         .iter()
@@ -212,6 +216,21 @@ pub fn verify_grant_token(
         now if now < claims.nbf => Err(GrantTokenError::NotYet),
         now if now >= claims.exp => Err(GrantTokenError::Expired),
         _ => Ok(claims),
+    }
+}
+
+/// The library ignores `crit`.
+fn require_no_extensions(token: &str) -> Result<(), GrantTokenError> {
+    #[derive(Deserialize)]
+    struct Header {
+        #[serde(default)]
+        crit: CriticalExtensions,
+    }
+    let (header, _) = token.split_once('.').ok_or(GrantTokenError::Critical)?;
+    let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| GrantTokenError::Critical)?;
+    match serde_json::from_slice(&header) {
+        Ok(Header { crit }) if !crit.is_present() => Ok(()),
+        _ => Err(GrantTokenError::Critical),
     }
 }
 
@@ -289,6 +308,22 @@ mod tests {
             verify(NOW - Duration::seconds(1)),
             Err(GrantTokenError::NotYet)
         ));
+    }
+
+    #[test]
+    fn a_token_with_critical_extensions_is_refused() {
+        let (key, _) = signer();
+        let kid = key.public_key().thumbprint();
+        for critical in ["null", "[]", r#""exp""#, r#"["exp"]"#] {
+            let header = format!(r#"{{"alg":"ES256","typ":"JWT","kid":"{kid}","crit":{critical}}}"#);
+            let signer = GrantSigner {
+                header: URL_SAFE_NO_PAD.encode(header),
+                ..GrantSigner::new(&key).unwrap()
+            };
+            let token = signer.sign(&claims(&key)).unwrap();
+            let verified = verify_grant_token(&token, &[key.public_key().clone()], ISSUER, NOW);
+            assert!(verified.is_err(), "{critical}");
+        }
     }
 
     #[test]

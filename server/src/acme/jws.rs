@@ -1,6 +1,7 @@
 //! Parses the JWS of a request (RFC 8555, section 6.2; RFC 7515, flattened).
 
 use assay_authority::EcKey;
+use assay_protocol::jws::CriticalExtensions;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use serde_json::Value;
@@ -29,7 +30,7 @@ pub(crate) struct Header {
     #[serde(default)]
     pub(crate) kid: Option<String>,
     #[serde(default)]
-    crit: Option<Value>,
+    crit: CriticalExtensions,
 }
 
 /// Exactly one signature, and no unprotected members.
@@ -75,7 +76,7 @@ impl UnverifiedJws {
         let decode = |what, text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| JwsError::NotBase64(what));
         let header = decode("protected", &parts.protected)?;
         let header: Header = serde_json::from_slice(&header).map_err(|_| JwsError::Header)?;
-        if header.crit.is_some() {
+        if header.crit.is_present() {
             return Err(JwsError::Critical);
         }
         Ok(Self {
@@ -147,6 +148,9 @@ mod tests {
     #[case(json!({"protected": "e30", "payload": "", "signature": ""}), JwsError::Header)]
     #[case(jws(&json!({"alg": "ES256", "url": 1})), JwsError::Header)]
     #[case(jws(&json!({"alg": "ES256", "url": "u", "crit": ["b64"], "b64": false})), JwsError::Critical)]
+    #[case(jws(&json!({"alg": "ES256", "url": "u", "crit": []})), JwsError::Critical)]
+    #[case(jws(&json!({"alg": "ES256", "url": "u", "crit": null})), JwsError::Critical)]
+    #[case(jws(&json!({"alg": "ES256", "url": "u", "crit": "b64"})), JwsError::Critical)]
     fn a_body_that_is_not_an_acme_jws_is_refused(#[case] body: Value, #[case] refusal: JwsError) {
         assert_eq!(UnverifiedJws::parse(body.to_string().as_bytes()).unwrap_err(), refusal);
         assert_eq!(UnverifiedJws::from_value(&body).unwrap_err(), refusal);

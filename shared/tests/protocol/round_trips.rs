@@ -9,6 +9,8 @@ use assay_protocol::{
     UnverifiedCsr, UnverifiedEvidence,
     evidence::{EvidenceError, Expectation, Purpose},
 };
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use p256::ecdsa::{Signature, signature::Signer};
 
 use crate::key::{AUDIENCE, SUBJECT, claims, csr, evidence, public_key, signing_key};
 
@@ -56,6 +58,27 @@ fn no_changed_character_of_evidence_is_accepted() {
         let verified =
             UnverifiedEvidence::parse(&changed).and_then(|evidence| evidence.verify(&public_key(&key), &EXPECTED));
         assert!(verified.is_err(), "accepted with another character at {position}");
+    }
+}
+
+/// RFC 7515, section 4.1.11: the list must not be empty, and names what a reader must understand.
+#[test]
+fn evidence_with_critical_extensions_of_any_form_is_refused() {
+    let key = signing_key(7);
+    let jws = evidence(&key, &claims());
+    let claims = jws.split('.').nth(1).unwrap();
+    let kid = public_key(&key).thumbprint();
+    let parse = |more: &str| {
+        let header = format!(r#"{{"alg":"ES256","typ":"eat+jwt","kid":"{kid}"{more}}}"#);
+        let signed = format!("{}.{claims}", URL_SAFE_NO_PAD.encode(header));
+        let signature: Signature = key.sign(signed.as_bytes());
+        let jws = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()));
+        UnverifiedEvidence::parse(&jws).and_then(|evidence| evidence.verify(&public_key(&key), &EXPECTED))
+    };
+    assert!(parse("").is_ok());
+    for critical in ["null", "[]", "{}", r#""exp""#, "false", r#"["exp"]"#, "[null]"] {
+        let refused = parse(&format!(r#","crit":{critical}"#));
+        assert!(matches!(refused, Err(EvidenceError::CriticalHeader)), "{critical}");
     }
 }
 
