@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use nix::unistd::{Group, Uid, User, geteuid};
+use nix::{
+    libc::O_NOFOLLOW,
+    unistd::{Group, Uid, User, geteuid},
+};
 use tokio::net::UnixListener;
 
 use crate::config::GrantSocketSettings;
@@ -122,6 +125,7 @@ impl Drop for OwnedSocket {
     }
 }
 
+/// Opens the lock, and makes it if it is missing. It follows no link: the folder may be open to other users.
 fn lock_file(socket: &Path) -> io::Result<File> {
     let mut name = socket.as_os_str().to_owned();
     name.push(".lock");
@@ -130,6 +134,7 @@ fn lock_file(socket: &Path) -> io::Result<File> {
         .truncate(false)
         .write(true)
         .mode(0o600)
+        .custom_flags(O_NOFOLLOW)
         .open(PathBuf::from(name))
 }
 
@@ -175,6 +180,20 @@ mod tests {
             peers(&["nobody", "no-such-user"], &["no-such-group"]).unknown_names(),
             ["no-such-user", "no-such-group"]
         );
+    }
+
+    /// In a folder that other users may write to, the agent, which is root, must not make or open the file of a link.
+    #[test]
+    fn the_lock_follows_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("made-by-root");
+        std::os::unix::fs::symlink(&target, folder.path().join("a.sock.lock")).unwrap();
+        let path = folder.path().join("a.sock");
+        assert!(OwnedSocket::take(path.clone()).is_err());
+        assert!(OwnedSocket::wait(path.clone()).is_err());
+        assert!(!target.exists());
+        fs::write(&target, "thesis").unwrap();
+        assert!(OwnedSocket::take(path).is_err());
     }
 
     #[tokio::test]

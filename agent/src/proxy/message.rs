@@ -2,18 +2,19 @@
 //!
 //! On a loopback address, every program of this machine can reach the proxy. This includes browsers, which send
 //! requests for any web page. The `Host` header reveals a foreign page whose name resolves to 127.0.0.1 (DNS
-//! rebinding). `Origin` or `Sec-Fetch-Site` reveal cross-origin requests.
+//! rebinding). `Origin`, `Sec-Fetch-Site` or `Referer` reveal cross-origin requests.
 
 use std::net::IpAddr;
 
 use hyper::{
     HeaderMap, Method, StatusCode, Uri,
     header::{
-        CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, REFERER,
+        TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
     },
     http::{request, response, uri::Authority},
 };
+use url::Url;
 
 const VIA_AGENT: HeaderValue = HeaderValue::from_static("1.1 assay-agent");
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -126,7 +127,23 @@ fn check_site(headers: &HeaderMap) -> Result<(), RejectedRequest> {
             ));
         }
     }
+    // Safari before 16.4 sends neither of these with a GET.
+    for referrer in headers.get_all(REFERER) {
+        if !is_page_of(referrer, &host) {
+            return Err(RejectedRequest::OtherSite(
+                String::from_utf8_lossy(referrer.as_bytes()).into_owned(),
+            ));
+        }
+    }
     Ok(())
+}
+
+/// Whether a referrer is a page that was loaded through this proxy.
+fn is_page_of(referrer: &HeaderValue, host: &Authority) -> bool {
+    let page = referrer.to_str().ok().and_then(|page| Url::parse(page).ok());
+    let own = Url::parse(&format!("http://{host}")).ok();
+    let has_no_user = page.as_ref().is_some_and(|page| page.username().is_empty());
+    has_no_user && page.map(|page| page.origin()) == own.map(|own| own.origin())
 }
 
 fn is_this_machine(host: &Authority) -> bool {
@@ -176,6 +193,14 @@ mod tests {
         assert_eq!(head.headers[VIA], "1.1 assay-agent");
     }
 
+    #[test]
+    fn a_page_of_the_proxy_itself_may_be_the_referrer() {
+        for referrer in ["http://localhost:80/a?b", "HTTP://LOCALHOST:80", "http://localhost/"] {
+            let mut head = request("/", &[("host", "localhost:80"), ("referer", referrer)]);
+            assert!(prepare_request(&mut head, Site::Loopback).is_ok(), "{referrer}");
+        }
+    }
+
     #[rstest]
     #[case::rebound("/", &[("host", "evil.example.com")], StatusCode::FORBIDDEN)]
     #[case::rebound_name("/", &[("host", "localhost.evil.example.com:80")], StatusCode::FORBIDDEN)]
@@ -189,6 +214,11 @@ mod tests {
     #[case::other_port("/", &[("host", "localhost:80"), ("origin", "http://localhost:81")], StatusCode::FORBIDDEN)]
     #[case::image("/", &[("host", "localhost"), ("sec-fetch-site", "cross-site")], StatusCode::FORBIDDEN)]
     #[case::same_site("/", &[("host", "localhost"), ("sec-fetch-site", "same-site")], StatusCode::FORBIDDEN)]
+    #[case::old_browser("/", &[("host", "localhost:80"), ("referer", "https://evil.example.com/")], StatusCode::FORBIDDEN)]
+    #[case::referrer_of_other_port("/", &[("host", "localhost:80"), ("referer", "http://localhost:81/")], StatusCode::FORBIDDEN)]
+    #[case::referrer_with_user("/", &[("host", "localhost"), ("referer", "http://localhost@evil.example.com/")], StatusCode::FORBIDDEN)]
+    #[case::unreadable_referrer("/", &[("host", "localhost"), ("referer", "about:blank")], StatusCode::FORBIDDEN)]
+    #[case::second_referrer("/", &[("host", "localhost"), ("referer", "http://localhost/"), ("referer", "http://a/")], StatusCode::FORBIDDEN)]
     #[case::forward_proxy("http://localhost/", &[("host", "localhost")], StatusCode::BAD_REQUEST)]
     #[case::no_path("*", &[("host", "localhost")], StatusCode::BAD_REQUEST)]
     #[case::upgrade("/", &[("host", "localhost"), ("upgrade", "websocket")], StatusCode::NOT_IMPLEMENTED)]

@@ -141,6 +141,7 @@ async fn the_proxy_refuses_requests_of_web_pages() {
         ("host", "evil.example.com"),
         ("origin", "https://evil.example.com"),
         ("sec-fetch-site", "cross-site"),
+        ("referer", "https://evil.example.com/"),
     ] {
         let refused = client().get(&proxy.url).header(name, value).send().await.unwrap();
         assert_eq!(refused.status(), 403, "{name}: {value}");
