@@ -1,4 +1,4 @@
-//! Whether the database responds, for supervisors and load balancers.
+//! Whether the database takes writes, for load balancers.
 
 use assay_protocol::Chain;
 use tokio::{
@@ -6,7 +6,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// How long a result is returned to every caller: anyone may ask, and must not load the database by it.
 const VALID_FOR: Duration = Duration::from_secs(1);
@@ -16,19 +16,63 @@ const VALID_FOR: Duration = Duration::from_secs(1);
 pub(crate) struct Readiness(Mutex<Option<(Instant, bool)>>);
 
 impl Readiness {
-    /// Whether the database responds now, or did less than a second ago.
+    /// Whether the database takes writes now, or did less than a second ago.
     pub(crate) async fn is_ready(&self, store: &Store) -> bool {
+        self.is_ready_by(Instant::now, || store.takes_writes()).await
+    }
+
+    async fn is_ready_by<A>(&self, now: impl Fn() -> Instant, ask: impl FnOnce() -> A) -> bool
+    where
+        A: Future<Output = Result<bool, StoreError>>,
+    {
         let mut last = self.0.lock().await;
         if let Some((at, is_ready)) = *last
-            && at.elapsed() < VALID_FOR
+            && now() < at + VALID_FOR
         {
             return is_ready;
         }
-        let result = store.ping().await;
-        if let Err(error) = &result {
-            tracing::warn!(error = %Chain(error), "the database is not available");
+        let result = ask().await;
+        match &result {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("the database takes no writes"),
+            Err(error) => tracing::warn!(error = %Chain(error), "the database is not available"),
         }
-        *last = Some((Instant::now(), result.is_ok()));
-        result.is_ok()
+        let is_ready = result.unwrap_or(false);
+        *last = Some((now(), is_ready));
+        is_ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use futures_util::future::join_all;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_database_is_asked_once_a_second_for_all_callers() {
+        let (readiness, now, asked) = (Readiness::default(), Cell::new(Instant::now()), Cell::new(0));
+        let call = async |answer: Result<bool, StoreError>| {
+            let ask = async || {
+                asked.set(asked.get() + 1);
+                // The other callers come meanwhile.
+                yield_now().await;
+                answer
+            };
+            readiness.is_ready_by(|| now.get(), ask).await
+        };
+        assert_eq!(join_all((0..300).map(|_| call(Ok(true)))).await, [true; 300]);
+        now.set(now.get() + VALID_FOR - Duration::from_millis(1));
+        assert!(call(Ok(false)).await);
+        assert_eq!(asked.get(), 1);
+        now.set(now.get() + Duration::from_millis(1));
+        assert!(!call(Ok(false)).await);
+        now.set(now.get() + VALID_FOR);
+        let unavailable = || Err(StoreError::Corrupt("no answer".to_owned()));
+        assert_eq!(join_all((0..300).map(|_| call(unavailable()))).await, [false; 300]);
+        assert_eq!(asked.get(), 3);
     }
 }

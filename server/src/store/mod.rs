@@ -106,12 +106,19 @@ impl Store {
         clock::new_id(self.clock.as_ref())
     }
 
-    /// Checks that the database responds.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#)
-            .fetch_one(&self.pool)
+    /// Whether the database takes writes: a standby, or a database that is set read-only, does not.
+    pub async fn takes_writes(&self) -> Result<bool, StoreError> {
+        let mut connection = self.connection().await?;
+        // A standby reports that its transactions are read-only.
+        let setting = sqlx::query_scalar!(r#"SELECT current_setting('transaction_read_only') AS "read_only!""#)
+            .fetch_one(&mut *connection)
             .await?;
-        Ok(())
+        let takes_writes = setting == "off";
+        if !takes_writes {
+            // After a failover, a new connection may lead to the new primary.
+            connection.close().await?;
+        }
+        Ok(takes_writes)
     }
 
     /// Whether another caller would get a connection at once.

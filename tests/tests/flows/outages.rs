@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::token_of;
 use assay_tests::answer::Answer;
+use assay_tests::api::Api;
 use assay_tests::cluster::{Cluster, Database};
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::machine::Machine;
@@ -17,6 +18,7 @@ use http::Method;
 use rstest::rstest;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -114,6 +116,31 @@ async fn without_postgres_calls_fail_within_5_s_and_succeed_afterwards(#[case] o
         let _checked_in = machine.check_in(&api).await.expect(200);
         let _listed = administrator.get("machines").await;
     }
+}
+
+/// Asks until the answer has this status: an answer counts for a second.
+async fn until_readiness_is(api: &Api, status: u16) {
+    let begun = Instant::now();
+    while api.get("/readyz").await.status != status {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never was {status}");
+    }
+}
+
+/// As on a standby that a name still leads to after a failover.
+#[tokio::test]
+async fn a_replica_whose_database_takes_no_writes_is_not_ready() {
+    let cluster = Cluster::start().await;
+    let database = cluster.create_database().await;
+    let installation = Installation::unlimited(&database).await;
+    let (api, pool) = (installation.api(0), database.pool().await);
+    let _ready = api.get("/readyz").await.expect(200);
+    for (read_only, status) in [("on", 503), ("off", 200)] {
+        let set = format!("ALTER SYSTEM SET default_transaction_read_only = {read_only}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&pool).await.unwrap();
+        sqlx::raw_sql("SELECT pg_reload_conf()").execute(&pool).await.unwrap();
+        until_readiness_is(&api, status).await;
+    }
+    let _served = installation.administrator().enrolled(&api).await;
 }
 
 #[tokio::test]

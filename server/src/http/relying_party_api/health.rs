@@ -30,7 +30,7 @@ async fn live() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Whether the server can handle requests now: the database responds.
+/// Whether the server can handle requests now: the database responds and takes writes.
 ///
 /// The server asks the database once a second at most, whatever the number of calls.
 #[utoipa::path(
