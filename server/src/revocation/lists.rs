@@ -1,4 +1,4 @@
-//! Revocation lists (CRLs). One replica signs a new list within a second of a revocation, and before the last one
+//! Revocation lists (CRLs). One replica signs a new list within seconds of a revocation, and before the last one
 //! expires. Every replica reads new lists and serves them from memory.
 
 use std::{sync::Arc, time::Duration};
@@ -200,7 +200,13 @@ fn is_too_early(services: &Services, state: Option<&ListState>) -> bool {
     let list = lists
         .iter()
         .find(|list| list.issuer_id == state.issuer_id && list.number == state.number);
-    list.is_some_and(|list| list.loaded_at.elapsed() < SHORTEST_LIFE)
+    must_stay(list.map(|list| list.loaded_at.elapsed()))
+}
+
+/// Whether a list that this replica has had for so long is not replaced yet. A list that it has not loaded is new: another
+/// replica has just signed it.
+fn must_stay(loaded_for: Option<Duration>) -> bool {
+    loaded_for.is_none_or(|loaded_for| loaded_for < SHORTEST_LIFE)
 }
 
 async fn states(services: &Services) -> Result<Vec<ListState>, StoreError> {
@@ -336,5 +342,83 @@ async fn refresh(services: &Services, issuers: &[Issuer], states: &[ListState]) 
 fn publish_metrics(services: &Services, lists: &[Arc<PublishedList>]) {
     if let Some(first) = lists.iter().map(|list| list.next_update).min() {
         services.metrics.revocation.lists_end_at(first.unix_timestamp());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+    /// The time to sign and store a list of 100,000 certificates.
+    const SIGNING: u32 = 900;
+    const STORM: u32 = 60_000;
+
+    /// A replica at its turns, in milliseconds.
+    struct Replica {
+        offset: u32,
+        /// The number of the list that it serves, and since when.
+        loaded: (u32, u32),
+        signs_until: Option<u32>,
+    }
+
+    /// A list: from which moment on it lacks revocations.
+    type Signed = Vec<u32>;
+
+    impl Replica {
+        /// One millisecond, as `publish` proceeds: sign unless it is too early or another replica signs, then load.
+        fn step(&mut self, now: u32, lists: &mut Signed, signing: &mut bool) {
+            let newest = |lists: &Signed| u32::try_from(lists.len()).unwrap();
+            if let Some(until) = self.signs_until {
+                if now < until {
+                    return;
+                }
+                self.signs_until = None;
+                *signing = false;
+                lists.push(until - SIGNING);
+                self.loaded = (newest(lists), now);
+                return;
+            }
+            let interval = u32::try_from(INTERVAL.as_millis()).unwrap();
+            if !(now + self.offset).is_multiple_of(interval) {
+                return;
+            }
+            let loaded_for = (self.loaded.0 == newest(lists)).then(|| MILLISECOND * (now - self.loaded.1));
+            // There is a revocation at every moment of the storm.
+            if !must_stay(loaded_for) && !*signing {
+                *signing = true;
+                self.signs_until = Some(now + SIGNING);
+            } else if self.loaded.0 != newest(lists) {
+                self.loaded = (newest(lists), now);
+            }
+        }
+    }
+
+    #[test]
+    fn a_storm_of_revocations_makes_few_lists_and_each_is_listed_everywhere_within_5_s() {
+        let mut replicas = [0, 130, 260].map(|offset| Replica {
+            offset,
+            loaded: (0, 0),
+            signs_until: None,
+        });
+        let (mut lists, mut signing) = (Signed::new(), false);
+        let mut longest = 0;
+        for now in 1..=STORM {
+            for replica in &mut replicas {
+                replica.step(now, &mut lists, &mut signing);
+                let complete_until = match replica.loaded.0 {
+                    0 => 0,
+                    number => lists[usize::try_from(number).unwrap() - 1],
+                };
+                longest = longest.max(now - complete_until);
+            }
+        }
+        assert!(longest <= 5000, "a revocation is listed after {longest} ms");
+        let most = usize::try_from(STORM).unwrap() / usize::try_from(SHORTEST_LIFE.as_millis()).unwrap();
+        assert!(
+            lists.len() <= most && lists.len() >= 10,
+            "{} lists, at most {most}",
+            lists.len()
+        );
     }
 }
