@@ -35,5 +35,6 @@ pub mod proxied;
 pub mod proxy;
 pub mod python;
 pub mod receiver;
+pub mod revocation_race;
 pub mod seed;
 pub mod simulation;
