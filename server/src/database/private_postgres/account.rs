@@ -112,6 +112,24 @@ impl Account {
     }
 }
 
+/// The names of the accounts with these ids. An account that `/etc/passwd` does not list has none.
+///
+/// # Errors
+/// `Io` if `/etc/passwd` cannot be read.
+pub(super) fn names_of(uids: &[u32]) -> Result<Vec<String>, PrivatePostgresError> {
+    let accounts =
+        fs::read_to_string("/etc/passwd").map_err(PrivatePostgresError::io("read the accounts in", "/etc/passwd"))?;
+    Ok(uids.iter().filter_map(|uid| name_of(*uid, &accounts)).collect())
+}
+
+fn name_of(uid: u32, accounts: &str) -> Option<String> {
+    accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (identifier(fields.nth(1)?)? == uid).then(|| name.to_owned())
+    })
+}
+
 /// macOS writes the ids of `nobody` as -2.
 fn identifier(field: &str) -> Option<u32> {
     field
@@ -132,6 +150,9 @@ mod tests {
         assert_eq!(account("postgres", linux), Some((101, 104)));
         assert_eq!(account("nobody", macos), Some((4_294_967_294, 4_294_967_294)));
         assert_eq!(account("postgres", macos), None);
+        assert_eq!(name_of(101, linux).as_deref(), Some("postgres"));
+        assert_eq!(name_of(0, linux).as_deref(), Some("root"));
+        assert_eq!(name_of(7, linux), None);
         assert_eq!(
             account("root", linux),
             None,

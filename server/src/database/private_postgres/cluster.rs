@@ -34,6 +34,10 @@ const NAME: &str = "assay";
 /// The server's role.
 const SERVER_ROLE: &str = "assay_server";
 
+/// Who may connect where Postgres has an account of its own, which may also run other clusters of this host: those whom
+/// `users.conf` maps to a role. The kernel tells the account of each connection.
+const ACCESS: &str = "local all assay,assay_server peer map=assay\n";
+
 /// SQLSTATEs of a Postgres that will accept connections soon: `cannot_connect_now`, `admin_shutdown`, `crash_shutdown`,
 /// `too_many_connections`.
 const TRANSIENT: [&str; 4] = ["57P03", "57P01", "57P02", "53300"];
@@ -167,6 +171,7 @@ impl Cluster {
             self.initialize(&chosen, &running).await?;
         }
         self.remove_stale_process_id()?;
+        let access = self.write_access()?;
         let log = self.directory.new_log()?;
         let program = chosen.program("postgres");
         tracing::info!(version = %chosen.version(), "starting the private Postgres");
@@ -177,7 +182,12 @@ impl Cluster {
             .arg("-k")
             .arg(self.directory.socket_directory())
             .args(["-p", "5432"])
-            .args(self.settings().iter().flat_map(|setting| ["-c", setting.as_str()]));
+            .args(
+                self.settings()
+                    .iter()
+                    .chain(&access)
+                    .flat_map(|setting| ["-c", setting.as_str()]),
+            );
         let log_for_errors = log
             .try_clone()
             .map_err(PrivatePostgresError::io("share", self.directory.log()))?;
@@ -231,6 +241,27 @@ impl Cluster {
         let parent = cluster.parent().unwrap_or(&cluster);
         let synced = File::open(parent).and_then(|parent| parent.sync_all());
         synced.map_err(PrivatePostgresError::io("write", parent))
+    }
+
+    /// Writes who may connect, and returns the settings that name the files. Postgres reads them at its start, and its
+    /// account cannot change them. Without an account of its own, Postgres belongs to the server's account, and only that
+    /// account reaches the socket.
+    fn write_access(&self) -> Result<Vec<String>, PrivatePostgresError> {
+        if self.account.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut users = String::new();
+        for user in self.directory.owners()? {
+            for role in [NAME, SERVER_ROLE] {
+                users.push_str(&format!("assay \"{user}\" {role}\n"));
+            }
+        }
+        let access = self.directory.publish("access.conf", ACCESS)?;
+        let users = self.directory.publish("users.conf", &users)?;
+        Ok(vec![
+            format!("hba_file={}", access.display()),
+            format!("ident_file={}", users.display()),
+        ])
     }
 
     /// Removes the process id file of a dead Postgres. The caller has the running lock, so no process of a Postgres

@@ -5,13 +5,13 @@
 //! follow it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 use super::PrivatePostgresError;
-use super::account::Account;
+use super::account::{self, Account};
 
 /// The length of `sockaddr_un` on macOS. Linux allows four more bytes.
 const MAX_SOCKET_PATH: usize = 103;
@@ -195,6 +195,30 @@ impl Directory {
             file.set_len(0).map_err(PrivatePostgresError::io("truncate", path))?;
         }
         Ok(())
+    }
+
+    /// The names of root and of the account that owns `data_dir`: those that may run the server.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn owners(&self) -> Result<Vec<String>, PrivatePostgresError> {
+        let owner = fs::metadata(&self.data_dir).map_err(PrivatePostgresError::io("read", &self.data_dir))?;
+        account::names_of(&[0, owner.uid()])
+    }
+
+    /// Writes a file that Postgres' account can read and not change. Returns its path.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn publish(&self, name: &str, contents: &str) -> Result<PathBuf, PrivatePostgresError> {
+        let path = self.path(name);
+        let mut file = self.open(&path, OpenOptions::new().write(true))?;
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.write_all(contents.as_bytes()))
+            .and_then(|()| file.set_permissions(fs::Permissions::from_mode(0o644)));
+        written.map_err(PrivatePostgresError::io("write", &path))?;
+        Ok(path)
     }
 
     /// The last line of the log, for an error message.

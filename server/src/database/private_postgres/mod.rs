@@ -239,6 +239,33 @@ mod tests {
         );
     }
 
+    /// The account that runs Postgres may also run other clusters of this host.
+    #[tokio::test]
+    async fn only_the_servers_account_may_connect() {
+        let Some(account) = Account::unprivileged().unwrap() else {
+            return;
+        };
+        let fixture = Fixture::new();
+        let postgres = PrivatePostgres::start(&fixture.options).await.unwrap();
+        let places = &fixture.options.binary_places;
+        let psql = installed(places).first().unwrap().program("psql");
+        let connect = |role: &str, uid: u32, gid: u32| {
+            let mut psql = tokio::process::Command::new(&psql);
+            psql.args(["--no-psqlrc", "--host"])
+                .arg(fixture.postgres().join("socket"));
+            psql.args(["--username", role, "--dbname", "assay", "--command", "SELECT 1"]);
+            psql.env_clear().current_dir("/").uid(uid).gid(gid).output()
+        };
+        for role in ["assay", "assay_server"] {
+            let refused = connect(role, account.uid, account.gid).await.unwrap();
+            assert!(!refused.status.success(), "{role}");
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains("eer authentication failed"), "{said}");
+            assert!(connect(role, 0, 0).await.unwrap().status.success(), "{role}");
+        }
+        postgres.stop().await.unwrap();
+    }
+
     #[tokio::test]
     async fn is_shared_and_stops_with_the_last() {
         let fixture = Fixture::new();
