@@ -108,7 +108,7 @@ async fn without_postgres_calls_fail_within_5_s_and_succeed_afterwards(#[case] o
     let _alive = api.get("/healthz").await.expect(200);
 
     outage.end(&mut cluster).await;
-    let _ready = api.get("/readyz").await.expect(200);
+    until_readiness_is(&api, 200).await;
     machine.forget_nonce();
     let checked_in = machine.check_in(&api).await.expect(200).json();
     assert_eq!(checked_in["grants"].as_array().unwrap().len(), 1);
