@@ -23,6 +23,7 @@ mod mdm;
 #[cfg(feature = "measuring")]
 #[doc(hidden)]
 pub mod measuring;
+mod memory;
 mod networks;
 mod outgoing;
 mod periodic;

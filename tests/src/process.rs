@@ -95,6 +95,12 @@ impl Process {
         self.output.lines().len()
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> i32 {
+        self.id.as_raw_nonzero().get()
+    }
+
     /// Its resident memory in kilobytes. `None` on systems without `/proc`.
     #[must_use]
     pub fn resident_kilobytes(&self) -> Option<u64> {

@@ -20,6 +20,7 @@ mod profile;
 mod random;
 mod revocation_list;
 mod sealing;
+pub mod secret_file;
 mod spiffe_bundle;
 mod webhook_secrets;
 

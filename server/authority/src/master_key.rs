@@ -9,7 +9,10 @@ use std::{
 use tempfile::Builder;
 use zeroize::Zeroizing;
 
-use super::sealing::{MasterKey, SealingError};
+use super::{
+    sealing::{MasterKey, SealingError},
+    secret_file,
+};
 
 /// Longer files are not master keys. At most this many bytes are read.
 const LONGEST_FILE: u64 = 1024;
@@ -80,7 +83,7 @@ pub fn load(path: &Path) -> Result<MasterKey, MasterKeyError> {
 
 fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
-    File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
+    secret_file::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -142,6 +145,7 @@ mod tests {
         let path = folder.path().join("master.key");
         for contents in ["", "not a key", &"A".repeat(5000)] {
             fs::write(&path, contents).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
             let error = load_or_create(&path).unwrap_err();
             assert!(matches!(error, MasterKeyError::Contents { .. }), "{error}");
             assert!(error.to_string().contains("master.key"));

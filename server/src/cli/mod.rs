@@ -19,7 +19,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     database::{Database, DatabaseError},
-    http,
+    http, memory,
     running::RunError,
     telemetry::logging::LoggingError,
 };
@@ -142,6 +142,8 @@ enum CommandError {
     Output(#[source] std::io::Error),
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
+    #[error("cannot protect this process's memory")]
+    Memory(#[source] std::io::Error),
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
 }
@@ -150,7 +152,8 @@ enum CommandError {
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Runtime::new().map_err(CommandError::Runtime);
+    let protected = memory::protect().map_err(CommandError::Memory);
+    let runtime = protected.and_then(|()| tokio::runtime::Runtime::new().map_err(CommandError::Runtime));
     let done = runtime.and_then(|runtime| runtime.block_on(execute(&arguments)));
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::settings::Settings;
+use super::settings::{Secrecy, Settings};
 
 /// The length of a master key in bytes.
 const MASTER_KEY_LENGTH: usize = 32;
@@ -37,7 +37,7 @@ pub enum MasterKey {
 impl Database {
     pub(super) fn read(settings: &mut Settings) -> Self {
         let check = |text: &str| match text.parse::<Url>() {
-            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(()),
+            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(secrecy(&url)),
             _ => Err("must be a Postgres URL, such as postgres://user:password@host:5432/database"),
         };
         if !settings.is_given("database.url") {
@@ -53,10 +53,19 @@ impl Database {
     }
 }
 
+/// A URL without a password is for a database that knows the server in another way.
+fn secrecy(url: &Url) -> Secrecy {
+    let has_password = url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password");
+    match has_password {
+        true => Secrecy::Secret,
+        false => Secrecy::Public,
+    }
+}
+
 impl MasterKey {
     pub(super) fn read(settings: &mut Settings, data_dir: &Path) -> Self {
         let check = |text: &str| match URL_SAFE_NO_PAD.decode(text).map(Zeroizing::new) {
-            Ok(bytes) if bytes.len() == MASTER_KEY_LENGTH => Ok(()),
+            Ok(bytes) if bytes.len() == MASTER_KEY_LENGTH => Ok(Secrecy::Secret),
             _ => Err("must be 32 bytes in base64url without padding (43 characters)"),
         };
         if settings.is_given("master_key") {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 use secrecy::SecretString;
 use url::{Host, Url};
 
-use super::Settings;
+use super::settings::{Secrecy, Settings};
 
 /// A NanoMDM server and its API key.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ impl NanoMdm {
             );
         }
         let url = settings.parsed::<SafeUrl>(URL);
-        let value = settings.secret(KEY, |_| Ok(()));
+        let value = settings.secret(KEY, |_| Ok(Secrecy::Secret));
         let file = settings.path(KEY_FILE);
         let api_key = value.map(ApiKey::Value).or(file.map(ApiKey::File))?;
         Some(Self { url: url?.0, api_key })

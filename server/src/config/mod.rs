@@ -61,6 +61,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Where the API listens. Port 0 means any free port.
     pub listen: SocketAddr,
+    /// Where the administrators' API listens. `None` means with the rest of the API.
+    pub admin_listen: Option<SocketAddr>,
     /// Metrics.
     pub telemetry: Telemetry,
     /// The directory for files outside of the database.
@@ -192,6 +194,7 @@ impl Config {
         let listen = settings
             .parsed("listen")
             .unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8443)));
+        let admin_listen = settings.parsed("admin.listen");
         let telemetry_listen = settings
             .parsed("telemetry.listen")
             .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)));
@@ -216,6 +219,7 @@ impl Config {
             public_url: public_url?,
             trust_domain: trust_domain?,
             listen,
+            admin_listen,
             telemetry: Telemetry {
                 listen: telemetry_listen,
             },
@@ -270,7 +274,7 @@ impl RateLimit {
             machine_per_minute: settings.limit("rate_limit.machine_per_minute", 60),
             address_per_minute: settings.limit("rate_limit.address_per_minute", 6000),
             api_key_per_minute: settings.limit("rate_limit.api_key_per_minute", 6000),
-            connections_per_address: settings.limit("rate_limit.connections_per_address", 1000),
+            connections_per_address: settings.limit("rate_limit.connections_per_address", 5000),
             renewals_per_day: settings.limit("rate_limit.renewals_per_day", 24),
         }
     }
@@ -296,7 +300,7 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use rstest::rstest;
 
@@ -309,10 +313,15 @@ mod tests {
     const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 
     fn load(file: Option<&str>, variables: &[(&str, &str)]) -> Result<Config, String> {
+        load_with_mode(file, 0o600, variables)
+    }
+
+    fn load_with_mode(file: Option<&str>, mode: u32, variables: &[(&str, &str)]) -> Result<Config, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.toml");
         if let Some(text) = file {
             fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         }
         let variables = variables
             .iter()
@@ -340,6 +349,7 @@ mod tests {
         assert_eq!(config.public_url.as_str(), "https://assay.example.com");
         assert_eq!(config.trust_domain.as_str(), "example.com");
         assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
+        assert_eq!(config.admin_listen, None);
         assert_eq!(config.telemetry.listen.to_string(), "127.0.0.1:9464");
         assert_eq!(config.data_dir, Path::new("/var/lib/assay"));
         assert!(config.database.url.is_none() && config.database.migrate);
@@ -562,6 +572,29 @@ mod tests {
     )]
     fn names_everything_that_is_wrong_with_a_file(#[case] file: &str, #[case] expected: &str) {
         assert_eq!(load(Some(file), &[]).unwrap_err(), expected);
+    }
+
+    #[rstest]
+    #[case::password("[database]\nurl = 'postgres://u:hunter2@db/assay'", 0o644, true)]
+    #[case::password_in_the_query("[database]\nurl = 'postgres://u@db/assay?password=hunter2'", 0o644, true)]
+    #[case::no_password("[database]\nurl = 'postgres://u@db/assay'", 0o644, false)]
+    #[case::closed("[database]\nurl = 'postgres://u:hunter2@db/assay'", 0o640, false)]
+    #[case::no_secret("listen = '127.0.0.1:8443'", 0o666, false)]
+    fn a_secret_in_a_file_that_others_may_read_is_refused(
+        #[case] keys: &str,
+        #[case] mode: u32,
+        #[case] is_refused: bool,
+    ) {
+        let loaded = load_with_mode(Some(keys), mode, &REQUIRED);
+        let error = loaded.err().unwrap_or_default();
+        assert_eq!(
+            error.contains("database.url (FILE) is a secret, but other accounts"),
+            is_refused,
+            "{error}"
+        );
+        // A variable takes the place of what is in the file.
+        let variable = ("ASSAY_DATABASE__URL", "postgres://u:hunter2@db/assay");
+        load_with_mode(Some(keys), mode, &[REQUIRED.as_slice(), &[variable]].concat()).unwrap();
     }
 
     #[test]

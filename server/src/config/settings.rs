@@ -5,13 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::fs;
+use std::fs::File;
+use std::io;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use assay_authority::secret_file;
 use secrecy::SecretString;
 use toml::{Table, Value};
 
@@ -26,11 +28,21 @@ struct Setting {
     origin: String,
 }
 
+/// Whether the value of a key is secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Secrecy {
+    Secret,
+    /// Such as a database URL without a password.
+    Public,
+}
+
 /// The settings that have not been read, and the errors of those that have.
 pub(super) struct Settings {
     given: BTreeMap<String, Setting>,
     known: BTreeSet<&'static str>,
     errors: Vec<KeyError>,
+    /// Whether other accounts may read the file.
+    is_file_open: bool,
 }
 
 impl Settings {
@@ -43,9 +55,12 @@ impl Settings {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let mut given = BTreeMap::new();
+        let mut is_file_open = false;
         if let Some(path) = path {
             let origin = path.display().to_string();
-            flatten("", read_toml(path)?, &origin, &mut given);
+            let (table, is_open) = read_toml(path)?;
+            is_file_open = is_open;
+            flatten("", table, &origin, &mut given);
         }
         for (name, value) in environment {
             let others = name.starts_with(AGENT_PREFIX) || is_service_link(&name, &value);
@@ -65,6 +80,7 @@ impl Settings {
             given,
             known: BTreeSet::new(),
             errors: Vec::new(),
+            is_file_open,
         })
     }
 
@@ -78,16 +94,23 @@ impl Settings {
         }
     }
 
-    /// The text of a secret key. No error shows it: `check` describes what is wrong without the value.
+    /// The text of a secret key. No error shows it: `check` describes what is wrong without the value, and returns
+    /// whether the value is secret.
     pub(super) fn secret(
         &mut self,
         key: &'static str,
-        check: impl FnOnce(&str) -> Result<(), &'static str>,
+        check: impl FnOnce(&str) -> Result<Secrecy, &'static str>,
     ) -> Option<SecretString> {
         let origin = self.origin(key);
+        let is_exposed = self.is_file_open && self.is_given(key) && !is_variable(&origin);
         let text = self.text(key)?;
         match check(&text) {
-            Ok(()) => Some(SecretString::from(text)),
+            Ok(Secrecy::Secret) if is_exposed => self.refuse(
+                key,
+                origin,
+                "is a secret, but other accounts may read or change the file: run chmod o-rw on it",
+            ),
+            Ok(_) => Some(SecretString::from(text)),
             Err(problem) => self.refuse(key, origin, problem),
         }
     }
@@ -276,12 +299,18 @@ fn is_service_link(name: &str, value: &str) -> bool {
         || (name.contains("_PORT_") && ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains(protocol)))
 }
 
-fn read_toml(path: &Path) -> Result<Table, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+/// The keys, and whether other accounts may read the file.
+fn read_toml(path: &Path) -> Result<(Table, bool), ConfigError> {
+    let read = || {
+        let file = File::open(path)?;
+        let is_open = secret_file::is_open_to_others(&file)?;
+        Ok((io::read_to_string(file)?, is_open))
+    };
+    let (text, is_open) = read().map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
     })?;
-    text.parse::<Table>().map_err(|error| {
+    let table = text.parse::<Table>().map_err(|error| {
         // The error's own display quotes the line, which may contain a secret.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
@@ -290,7 +319,8 @@ fn read_toml(path: &Path) -> Result<Table, ConfigError> {
             line: before.matches('\n').count() + 1,
             message,
         }
-    })
+    })?;
+    Ok((table, is_open))
 }
 
 fn flatten(parent: &str, table: Table, origin: &str, given: &mut BTreeMap<String, Setting>) {

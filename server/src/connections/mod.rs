@@ -188,6 +188,22 @@ async fn wait_for_slot(
 }
 
 impl ConnectionLimits {
+    /// Takes connections for another listener out of these: at most so many, and at most half. Returns what remains, and
+    /// the limits of the other.
+    #[must_use]
+    pub fn split(self, connections: usize) -> (Self, Self) {
+        let max_connections = connections.min(self.max_connections / 2);
+        let rest = Self {
+            max_connections: self.max_connections - max_connections,
+            ..self.clone()
+        };
+        let other = Self {
+            max_connections,
+            ..self
+        };
+        (rest, other)
+    }
+
     fn count_unproven(&self, all: &Arc<UnprovenConnections>, peer: SocketAddr) -> Option<Arc<UnprovenConnection>> {
         let address = peer.ip().to_canonical();
         if self.trusted_proxies.iter().any(|network| network.contains(&address)) {

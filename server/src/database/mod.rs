@@ -136,6 +136,13 @@ fn external_options(
         Some(url) => pool::parse("database.migration_url", url)?,
         None => options.clone(),
     };
+    if let Some(host) = pool::unverified_host(&options).or_else(|| pool::unverified_host(&owner)) {
+        tracing::warn!(
+            host,
+            "the connection to the database does not verify the TLS certificate of its host: set sslmode=verify-full in \
+             database.url and database.migration_url"
+        );
+    }
     Ok((options, owner))
 }
 

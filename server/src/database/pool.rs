@@ -1,12 +1,12 @@
 //! Connections and migrations.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     ConnectOptions, Connection, PgConnection, PgPool,
     migrate::MigrateError,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -25,6 +25,18 @@ const SESSION: &str = "SET idle_in_transaction_session_timeout = '10s'; SET stat
 pub(super) fn parse(key: &'static str, url: &SecretString) -> Result<PgConnectOptions, DatabaseError> {
     let parsed = url.expose_secret().parse();
     parsed.map_err(|source| DatabaseError::Url { key, source })
+}
+
+/// The host of a database elsewhere whose TLS certificate is not verified. Anyone on the way could read and answer.
+pub(super) fn unverified_host(options: &PgConnectOptions) -> Option<&str> {
+    let host = options.get_host();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let is_here = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|address| address.to_canonical().is_loopback());
+    let is_verified = matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+    (!is_here && !is_verified).then_some(host)
 }
 
 pub(super) async fn connect(options: PgConnectOptions, max_connections: u32) -> Result<PgPool, DatabaseError> {
@@ -138,5 +150,30 @@ fn is_transient(error: &sqlx::Error) -> bool {
             .code()
             .is_some_and(|code| code.starts_with("57P") || code == "53300"),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("postgres://u@db.example.com/assay", Some("db.example.com"))]
+    #[case("postgres://u@db.example.com/assay?sslmode=prefer", Some("db.example.com"))]
+    #[case("postgres://u@db.example.com/assay?sslmode=require", Some("db.example.com"))]
+    #[case("postgres://u@192.0.2.7/assay?sslmode=disable", Some("192.0.2.7"))]
+    #[case("postgres://u@localhost.example.com/assay", Some("localhost.example.com"))]
+    #[case("postgres://u@db.example.com/assay?sslmode=verify-full", None)]
+    #[case("postgres://u@db.example.com/assay?sslmode=verify-ca", None)]
+    #[case("postgres://u@localhost/assay", None)]
+    #[case("postgres://u@127.0.0.1/assay", None)]
+    #[case("postgres://u@[::1]/assay", None)]
+    #[case("postgres://u@localhost/assay?host=/run/postgresql", None)]
+    #[case("postgres://u@%2Frun%2Fpostgresql/assay", None)]
+    fn a_host_elsewhere_without_verified_tls_is_named(#[case] url: &str, #[case] host: Option<&str>) {
+        let options = parse("database.url", &url.into()).unwrap();
+        assert_eq!(unverified_host(&options), host);
     }
 }

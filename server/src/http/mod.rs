@@ -57,21 +57,44 @@ impl Modify for ApiKeys {
     }
 }
 
-/// All routes.
-pub(crate) fn router(services: Arc<Services>, trusted_proxies: TrustedProxies) -> Router {
+/// Which routes to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Everything,
+    /// What remains if the administrators' API has an address of its own.
+    WithoutAdministration,
+    Administration,
+}
+
+/// The routes of one address.
+pub(crate) fn router(services: Arc<Services>, trusted_proxies: TrustedProxies, scope: Scope) -> Router {
+    let administration =
+        || routes(admin_routes()).layer(middleware::from_fn_with_state(Arc::clone(&services), layers::api_keys));
+    let router = match scope {
+        Scope::Everything => others(&services).merge(administration()),
+        Scope::WithoutAdministration => others(&services),
+        Scope::Administration => administration(),
+    };
+    let outer = OuterLayer {
+        services: Arc::clone(&services),
+        trusted_proxies,
+    };
+    router
+        .fallback(problem::no_such_path)
+        .layer(middleware::from_fn_with_state(outer, layers::everything))
+        .with_state(services)
+}
+
+/// All routes but those of the administrators' API.
+fn others(services: &Arc<Services>) -> Router<Arc<Services>> {
     let document = Published(serde_json::to_string(&document()).unwrap_or_default().into());
-    let state = || Arc::clone(&services);
+    let state = || Arc::clone(services);
     let api_keys = middleware::from_fn_with_state(state(), layers::api_keys);
     let applicants = middleware::from_fn_with_state(state(), layers::applicants);
     let machines = middleware::from_fn_with_state(state(), layers::machines);
     let nonces = middleware::from_fn_with_state(state(), layers::nonces);
     let public = middleware::from_fn_with_state(state(), layers::public);
-    let outer = OuterLayer {
-        services: Arc::clone(&services),
-        trusted_proxies,
-    };
-    let router = routes(admin_routes())
-        .merge(routes(mdm_routes()))
+    let router = routes(mdm_routes())
         .merge(routes(relying_party_api::introspection()))
         .layer(api_keys)
         .merge(routes(relying_party_api::health()).layer(middleware::from_fn(layers::health)))
@@ -83,10 +106,7 @@ pub(crate) fn router(services: Arc<Services>, trusted_proxies: TrustedProxies) -
         .merge(routes(agent_api::enrollment()).layer(applicants))
         .merge(routes(agent_api::machines()).layer(machines))
         .merge(routes(agent_api::nonces()).layer(nonces));
-    with_acme(router, &services)
-        .fallback(problem::no_such_path)
-        .layer(middleware::from_fn_with_state(outer, layers::everything))
-        .with_state(services)
+    with_acme(router, services)
 }
 
 /// The OpenAPI document as formatted JSON.

@@ -1,6 +1,11 @@
 //! A server without listeners and background work. Its caller hands requests to its router.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
+    sync::Arc,
+};
 
 use assay_authority::attestation::apple::AttestationRoots;
 use assay_protocol::admin_api::api_keys::{CreateApiKey, Role};
@@ -15,7 +20,7 @@ use crate::{
     clock::Clock,
     config::Config,
     database::Database,
-    http::{self, TrustedProxies},
+    http::{self, Scope, TrustedProxies},
     revocation::lists,
     services::Services,
     telemetry::Metrics,
@@ -32,7 +37,7 @@ impl Assembled {
     /// Opens the database and brings it up to date, and publishes the first revocation lists.
     pub async fn new(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
         let roots = AttestationRoots::from_file(config.apple.attestation_roots.as_deref())?;
-        make_data_dir(&config.data_dir)?;
+        make_data_dir(config)?;
         let database = Database::open(config).await?;
         let shutdown = CancellationToken::new();
         match assembly::prepare(config, clock, &database, roots, &shutdown).await {
@@ -54,7 +59,7 @@ impl Assembled {
 
     /// Answers requests. Its peers are the callers themselves.
     pub fn router(&self) -> Router {
-        http::router(Arc::clone(&self.services), TrustedProxies::new(&[]))
+        http::router(Arc::clone(&self.services), TrustedProxies::new(&[]), Scope::Everything)
     }
 
     /// The metrics of this server.
@@ -88,9 +93,21 @@ impl Assembled {
     }
 }
 
-fn make_data_dir(path: &Path) -> Result<(), RunError> {
-    std::fs::create_dir_all(path).map_err(|source| RunError::DataDir {
-        path: path.to_owned(),
+/// Makes the folder for this account alone. A private Postgres makes it by itself, because its account may have to pass
+/// through.
+fn make_data_dir(config: &Config) -> Result<(), RunError> {
+    let path = &config.data_dir;
+    if config.database.url.is_none() || path.is_dir() {
+        return Ok(());
+    }
+    let parents = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let made = parents.and_then(|()| match DirBuilder::new().mode(0o700).create(path) {
+        // Another process that starts at the same time made it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    });
+    made.map_err(|source| RunError::DataDir {
+        path: path.clone(),
         source,
     })
 }

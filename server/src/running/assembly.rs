@@ -1,9 +1,9 @@
 //! Assembles the parts of a server before it accepts requests.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
-use assay_authority::attestation::apple::AttestationRoots;
+use assay_authority::{attestation::apple::AttestationRoots, secret_file};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -117,11 +117,11 @@ fn nano_mdm(config: &config::NanoMdm) -> Result<NanoMdm, RunError> {
 }
 
 /// Reads a file that contains a secret, with or without a line break at its end.
-fn read_secret(path: &Path) -> std::io::Result<SecretString> {
-    let text = Zeroizing::new(std::fs::read_to_string(path)?);
+fn read_secret(path: &Path) -> io::Result<SecretString> {
+    let text = Zeroizing::new(io::read_to_string(secret_file::open(path)?)?);
     let secret = text.trim();
     if secret.is_empty() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "it is empty"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
     }
     Ok(SecretString::from(secret))
 }

@@ -13,6 +13,7 @@ use std::{convert::Infallible, future::ready, net::SocketAddr, path::PathBuf, sy
 
 use assay_authority::attestation::apple::RootsError;
 use assay_protocol::admin_api::api_keys::Role;
+use futures_util::{FutureExt, future::join};
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
@@ -27,7 +28,7 @@ use crate::{
     database::DatabaseError,
     enrollment::expiry,
     events::{announcing, feed},
-    http::{self, TrustedProxies},
+    http::{self, Scope, TrustedProxies},
     mdm::asking,
     outgoing::ClientError,
     periodic::{Turns, Work},
@@ -44,6 +45,9 @@ use crate::{
 
 /// How often idle callers are removed from the rate limits.
 const FORGETTING: Work = Work::every(Duration::from_secs(60), "forget idle callers");
+
+/// The most connections to the administrators' API on an address of its own.
+const ADMIN_CONNECTIONS: usize = 1000;
 
 /// A server that accepts requests until it is stopped.
 pub struct RunningServer {
@@ -154,6 +158,28 @@ impl RunningServer {
     }
 }
 
+/// The listeners and their addresses.
+struct Listeners {
+    api: (TcpListener, SocketAddr),
+    /// The administrators' API, if it has an address of its own.
+    admin: Option<(TcpListener, SocketAddr)>,
+    telemetry: (TcpListener, SocketAddr),
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, RunError> {
+        let admin = match config.admin_listen {
+            Some(address) => Some(listen("admin.listen", address).await?),
+            None => None,
+        };
+        Ok(Self {
+            api: listen("listen", config.listen).await?,
+            admin,
+            telemetry: listen("telemetry.listen", config.telemetry.listen).await?,
+        })
+    }
+}
+
 /// The listeners and tasks of a running server.
 struct Started {
     address: SocketAddr,
@@ -164,25 +190,16 @@ struct Started {
 
 impl Started {
     async fn listen(config: &Config, assembled: &Assembled) -> Result<Self, RunError> {
-        let listener = listen("listen", config.listen).await?;
-        let telemetry = listen("telemetry.listen", config.telemetry.listen).await?;
+        let listeners = Listeners::bind(config).await?;
         let certificate = server_certificate(config, &assembled.services)?;
         let (services, shutdown) = (Arc::clone(&assembled.services), assembled.shutdown.clone());
-        Ok(Self::spawn(
-            config,
-            services,
-            listener,
-            telemetry,
-            certificate,
-            shutdown,
-        )?)
+        Ok(Self::spawn(config, services, listeners, certificate, shutdown)?)
     }
 
     fn spawn(
         config: &Config,
         services: Arc<Services>,
-        listener: (TcpListener, SocketAddr),
-        telemetry: (TcpListener, SocketAddr),
+        listeners: Listeners,
         certificate: Option<Arc<ServerCertificate>>,
         shutdown: CancellationToken,
     ) -> Result<Self, TlsError> {
@@ -194,16 +211,11 @@ impl Started {
                 tls::server_config(Arc::clone(certificate), machines, Arc::clone(&services.clock))
             })
             .transpose()?;
-        let trusted_proxies = TrustedProxies::new(config.tls.trusted_proxies());
-        let server = connections::Server {
-            router: http::router(Arc::clone(&services), trusted_proxies),
-            tls: tls.map(TlsAcceptor::from),
-            limits: connection_limits(config),
-            metrics: Arc::clone(&services.metrics),
-        };
+        let tls = tls.map(TlsAcceptor::from);
         spawn_periodic(&background, &services, certificate, &shutdown);
-        let ((listener, address), (telemetry, telemetry_address)) = (listener, telemetry);
-        let serving = tokio::spawn(connections::serve(listener, server, shutdown.clone()));
+        let ((api, address), (telemetry, telemetry_address)) = (listeners.api, listeners.telemetry);
+        let (admin, admin_address) = listeners.admin.unzip();
+        let serving = serve(config, &services, tls.as_ref(), (api, admin), &shutdown);
         let (metrics, pool) = (Arc::clone(&services.metrics), services.store.pool().clone());
         let sample = move |metrics: &Metrics| metrics.pool.sampled(pool.size(), pool.num_idle());
         background.spawn(metrics_listener::serve_metrics(
@@ -213,7 +225,8 @@ impl Started {
             shutdown.clone(),
         ));
         let ca_fingerprint = services.authority.load().root_fingerprint().to_owned();
-        tracing::info!(%address, telemetry = %telemetry_address, ca_fingerprint, "listening");
+        let admin = admin_address.map(tracing::field::display);
+        tracing::info!(%address, admin, telemetry = %telemetry_address, ca_fingerprint, "listening");
         Ok(Self {
             address,
             telemetry_address,
@@ -221,6 +234,35 @@ impl Started {
             background,
         })
     }
+}
+
+/// Serves the API, and the administrators' API on an address of its own if it has one. The result is the number of
+/// connections that were closed before they had finished.
+fn serve(
+    config: &Config,
+    services: &Arc<Services>,
+    tls: Option<&TlsAcceptor>,
+    (api, admin): (TcpListener, Option<TcpListener>),
+    shutdown: &CancellationToken,
+) -> JoinHandle<usize> {
+    let trusted_proxies = TrustedProxies::new(config.tls.trusted_proxies());
+    let serve = |listener, scope, limits| {
+        let server = connections::Server {
+            router: http::router(Arc::clone(services), trusted_proxies.clone(), scope),
+            tls: tls.cloned(),
+            limits,
+            metrics: Arc::clone(&services.metrics),
+        };
+        connections::serve(listener, server, shutdown.clone())
+    };
+    let limits = connection_limits(config);
+    let Some(admin) = admin else {
+        return tokio::spawn(serve(api, Scope::Everything, limits));
+    };
+    let (rest, of_admin) = limits.split(ADMIN_CONNECTIONS);
+    let api = serve(api, Scope::WithoutAdministration, rest);
+    let admin = serve(admin, Scope::Administration, of_admin);
+    tokio::spawn(join(api, admin).map(|(api, admin)| api + admin))
 }
 
 /// Starts the periodic work of a running server. Register new kinds of work here.

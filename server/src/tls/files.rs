@@ -1,11 +1,13 @@
 //! Reads a certificate and its private key from two PEM files, and detects changes of the files.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
+use assay_authority::secret_file;
 use rustls::{Error, InconsistentKeys, crypto::CryptoProvider, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
@@ -72,7 +74,10 @@ impl Files {
     }
 
     fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
-        let pem = Zeroizing::new(fs::read(&self.private_key).map_err(read_error(&self.private_key))?);
+        let mut pem = Zeroizing::new(Vec::new());
+        secret_file::open(&self.private_key)
+            .and_then(|mut file| file.read_to_end(&mut pem))
+            .map_err(read_error(&self.private_key))?;
         PrivateKeyDer::from_pem_slice(&pem).map_err(|_| self.no_private_key())
     }
 

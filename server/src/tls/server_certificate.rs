@@ -181,7 +181,7 @@ fn issue(
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, net::SocketAddr, path::Path};
+    use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path};
 
     use assay_authority::{
         AuthorityParts, CertifiedKey as CaKey, InitialSecrets, IssuingParts, Root, generate_initial, issuing,
@@ -474,6 +474,7 @@ mod tests {
         fn replace(&self, path: &Path, contents: &str) {
             let new = self.0.path().join("new");
             fs::write(&new, contents).unwrap();
+            fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
             fs::rename(&new, path).unwrap();
         }
 

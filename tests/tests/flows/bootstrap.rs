@@ -1,5 +1,6 @@
 //! What a server is founded for cannot change.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use assay_tests::cluster::Database;
@@ -42,13 +43,19 @@ async fn a_server_without_its_master_key_refuses_to_start_and_creates_no_other()
     assert!(!file.exists());
 
     std::fs::write(&file, kept).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let again = configuration.start().await;
     assert_eq!(again.terminate().await.code(), Some(0));
 }
 
 /// The one line that a server says when it refuses to start.
-async fn refused(configuration: &ServerConfiguration) -> String {
-    let mut command = tokio::process::Command::from(configuration.command(&["serve"]));
+pub(super) async fn refused(configuration: &ServerConfiguration) -> String {
+    refused_command(configuration.command(&["serve"])).await
+}
+
+/// The same of a command that serves.
+pub(super) async fn refused_command(command: std::process::Command) -> String {
+    let mut command = tokio::process::Command::from(command);
     let ended = tokio::time::timeout(ENDED_WITHIN, command.kill_on_drop(true).output()).await;
     let refused = ended.expect("it serves").unwrap();
     let line = String::from_utf8(refused.stderr).unwrap();

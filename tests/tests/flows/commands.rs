@@ -196,7 +196,7 @@ async fn a_bad_configuration_is_reported_in_one_line_with_the_key(#[case] key: &
 }
 
 /// Copies the server to where every account can run it.
-fn world_executable_server(folder: &Path) -> std::path::PathBuf {
+pub(super) fn world_executable_server(folder: &Path) -> std::path::PathBuf {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let copy = folder.join("assay-server");
     fs::copy(program("assay-server"), &copy).unwrap();

@@ -27,6 +27,7 @@ mod expired_certificates;
 mod external_root;
 mod grant_socket;
 mod grants;
+mod hardening;
 mod introspection;
 mod inventory;
 mod liveness;
