@@ -203,7 +203,9 @@ impl Directory {
     /// `Io`.
     pub(super) fn owners(&self) -> Result<Vec<String>, PrivatePostgresError> {
         let owner = fs::metadata(&self.data_dir).map_err(PrivatePostgresError::io("read", &self.data_dir))?;
-        account::names_of(&[0, owner.uid()])
+        let mut uids = vec![0, owner.uid()];
+        uids.dedup();
+        account::names_of(&uids)
     }
 
     /// Writes a file that Postgres' account can read and not change. Returns its path.

@@ -248,7 +248,9 @@ mod tests {
         let fixture = Fixture::new();
         let postgres = PrivatePostgres::start(&fixture.options).await.unwrap();
         let places = &fixture.options.binary_places;
-        let psql = installed(places).first().unwrap().program("psql");
+        let installations = installed(places);
+        let mut programs = installations.iter().map(|installation| installation.program("psql"));
+        let psql = programs.find(|psql| psql.is_file()).unwrap();
         let connect = |role: &str, uid: u32, gid: u32| {
             let mut psql = tokio::process::Command::new(&psql);
             psql.args(["--no-psqlrc", "--host"])
