@@ -139,6 +139,8 @@ async fn check_in_until_refused(api: &Api, machine: &Machine, refusal: ProblemKi
             200 => {}
             // The other caller has used a later nonce.
             400 => drop(answer.expect_problem(ProblemKind::BadNonce)),
+            // The record changed too often during this check-in.
+            503 => drop(answer.expect_problem(ProblemKind::Unavailable)),
             _ => {
                 let _refused = answer.expect_problem(refusal);
                 break;
