@@ -417,7 +417,7 @@ async fn a_repeated_decision_returns_the_same_and_another_reason_is_a_conflict()
         assert!(
             refused
                 .detail()
-                .contains(&format!("{state} already, because: {reason}")),
+                .contains(&format!("already {state}, because: {reason}")),
             "{refused}"
         );
         assert_eq!(administrator.machine(machine.id()).await["status_reason"], reason);
@@ -426,5 +426,5 @@ async fn a_repeated_decision_returns_the_same_and_another_reason_is_a_conflict()
     let never_held_back = administrator.enrolled(&api).await;
     let refused = administrator.decide(never_held_back.id(), "release", "why not").await;
     let refused = refused.expect_problem(ProblemKind::Conflict);
-    assert!(refused.detail().contains("active already"), "{refused}");
+    assert!(refused.detail().contains("already active"), "{refused}");
 }
