@@ -39,6 +39,7 @@ impl Ground {
             ("rate_limit.machine_per_minute", "0"),
             ("rate_limit.address_per_minute", "0"),
             ("rate_limit.api_key_per_minute", "0"),
+            ("rate_limit.renewals_per_day", "0"),
         ];
         let variables = variables(&database.url(), &data_dir, &settings);
         let mut replicas = Vec::new();

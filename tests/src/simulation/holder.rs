@@ -26,6 +26,10 @@ pub(super) struct Holder {
     pub(super) id: Option<Uuid>,
     pub(super) nonce: Option<String>,
     pub(super) continuity: Option<String>,
+    /// The key that it asked a certificate for.
+    pub(super) next: Option<Machine>,
+    /// The continuity value in a backup of its state.
+    pub(super) backup: Option<Option<String>>,
 }
 
 /// What a holder asks for.
@@ -38,6 +42,7 @@ pub(super) enum Call {
     /// With the CSR of the key that gets the certificate.
     Renew {
         csr: String,
+        secret: Option<String>,
     },
 }
 
@@ -62,9 +67,7 @@ impl Call {
 impl Holder {
     pub(super) fn new(name: String, serial_number: &str, store: KeyStoreKind, token: Option<usize>) -> Self {
         let mut machine = Machine::with_serial_number(serial_number);
-        if store == KeyStoreKind::SecureEnclave {
-            machine.key_claim = ENCLAVE;
-        }
+        machine.key_claim = Self::key_claim(store);
         Self {
             name,
             machine,
@@ -72,6 +75,16 @@ impl Holder {
             id: None,
             nonce: None,
             continuity: None,
+            next: None,
+            backup: None,
+        }
+    }
+
+    /// What an agent claims of a key there.
+    pub(super) fn key_claim(store: KeyStoreKind) -> KeyClaim {
+        match store {
+            KeyStoreKind::SecureEnclave => ENCLAVE,
+            KeyStoreKind::Software => Machine::KEY_CLAIM,
         }
     }
 
@@ -84,7 +97,7 @@ impl Holder {
         let mut claims = self.machine.claims(PUBLIC_URL, call.purpose(), nonce);
         claims.sub = self.id.filter(|_| call.purpose() != Purpose::Enroll);
         claims.continuity.clone_from(&self.continuity);
-        if let Call::Renew { csr } = call {
+        if let Call::Renew { csr, .. } = call {
             let der = pem::parse(csr).unwrap();
             claims.csr_sha256 = Some(URL_SAFE_NO_PAD.encode(sha256(der.contents())));
         }
@@ -97,7 +110,7 @@ impl Holder {
         match call {
             Call::Enroll { secret } => json!({"token": secret, "csr": self.machine.csr(), "evidence": evidence}),
             Call::CheckIn => json!({ "evidence": evidence }),
-            Call::Renew { csr } => json!({"csr": csr, "evidence": evidence}),
+            Call::Renew { csr, secret } => json!({"csr": csr, "evidence": evidence, "token": secret}),
         }
     }
 

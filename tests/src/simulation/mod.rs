@@ -2,9 +2,7 @@
 //! with clocks of their own, with answers that get lost and calls that are cut off.
 //!
 //! Everything random follows from a seed. A model that is written apart from the server says after every step what must
-//! hold.
-
-#![allow(dead_code, reason = "the operations that need the rest of the model follow")]
+//! hold. See `tests/simulation/README.md`.
 
 mod books;
 mod dice;

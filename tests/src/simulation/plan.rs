@@ -29,6 +29,17 @@ pub(super) enum Operation {
     RestartReplica,
     RaceRevocation,
     RaceReplay,
+    Rotate,
+    CopyKey,
+    RestoreState,
+    UseOldKey,
+    DecideRequest,
+    ApproveKey,
+    RevokeCertificate,
+    RevokeToken,
+    ChangeInventory,
+    Attest,
+    Introspect,
 }
 
 /// How often each operation is chosen, relative to the others.
@@ -47,6 +58,17 @@ const WEIGHTS: &[(Operation, usize)] = &[
     (Operation::RestartReplica, 1),
     (Operation::RaceRevocation, 3),
     (Operation::RaceReplay, 2),
+    (Operation::Rotate, 8),
+    (Operation::CopyKey, 2),
+    (Operation::RestoreState, 2),
+    (Operation::UseOldKey, 2),
+    (Operation::DecideRequest, 6),
+    (Operation::ApproveKey, 2),
+    (Operation::RevokeCertificate, 2),
+    (Operation::RevokeToken, 1),
+    (Operation::ChangeInventory, 2),
+    (Operation::Attest, 5),
+    (Operation::Introspect, 3),
 ];
 
 /// Every run begins with these, because most operations do nothing without a machine and something to grant.

@@ -86,6 +86,22 @@ impl Replica {
         }
         let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
         let request = request.header("content-type", "application/json").body(body).unwrap();
+        self.answer(request)
+    }
+
+    /// Asks what a token is worth.
+    pub(super) fn introspect(&self, token: &str, api_key: &str) -> impl Future<Output = Answer> + use<> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/v1/introspect")
+            .header("authorization", format!("Bearer {api_key}"))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(Body::from(format!("token={token}")))
+            .unwrap();
+        self.answer(request)
+    }
+
+    fn answer(&self, request: Request<Body>) -> impl Future<Output = Answer> + use<> {
         let router = self.router.clone();
         async move {
             let (head, body) = router.oneshot(request).await.unwrap().into_parts();

@@ -1,5 +1,7 @@
 //! One run: a plan carried out on a ground, and checked against the model after each step.
 
+use std::collections::BTreeSet;
+
 use assay_protocol::machine::KeyStoreKind;
 use http::Method;
 use serde_json::{Value, json};
@@ -11,7 +13,7 @@ use super::dice::Dice;
 use super::ground::{BEGINNING, Ground};
 use super::holder::{Call, Holder};
 use super::interruption::cut_off;
-use super::model::{Checked, Judgement, Model, Presented, Request, violation};
+use super::model::{Checked, Issued, Judgement, Model, Presented, Request, violation};
 use super::plan::{Operation, Step};
 use super::replica::Answer;
 
@@ -20,6 +22,9 @@ use super::replica::Answer;
 const NONCES: usize = 4;
 /// The most polls after which a call is stopped: an enrollment takes about this many.
 pub(super) const MOST_POLLS: usize = 24;
+
+/// The most parties in one run.
+pub(super) const MOST_HOLDERS: usize = 14;
 
 /// What becomes of a call's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,9 @@ pub(super) struct Run<'a> {
     pub(super) holders: Vec<Holder>,
     pub(super) requests: Vec<Request>,
     pub(super) sent: Vec<Sent>,
+    pub(super) issued: Vec<Issued>,
+    /// The serial numbers that have a device certificate.
+    pub(super) devices: BTreeSet<String>,
     pub(super) trace: Vec<String>,
     now: OffsetDateTime,
     /// Makes the names of this run's machines unlike those of any other run.
@@ -79,6 +87,8 @@ impl<'a> Run<'a> {
             holders: Vec::new(),
             requests: Vec::new(),
             sent: Vec::new(),
+            issued: Vec::new(),
+            devices: BTreeSet::new(),
             trace,
             now: BEGINNING,
             name: Uuid::new_v4().simple().to_string(),
@@ -93,7 +103,8 @@ impl<'a> Run<'a> {
             self.trace.push(format!("{} {:?}", step.number, step.operation));
             self.step(step.operation, Dice::new(step.seed)).await?;
         }
-        books::check(&self.ground.pool, &self.model).await
+        books::check(&self.ground.pool, &self.model).await?;
+        books::check_devices(&self.ground.pool, &self.model, &self.devices).await
     }
 
     /// Removes what would reach into the next run.
@@ -104,6 +115,11 @@ impl<'a> Run<'a> {
             let call = self.ground.replicas[0].call(Method::DELETE, &path, admin, None);
             let answer = call.await;
             assert_eq!(answer.status, 204, "{answer:?}");
+        }
+        for serial_number in std::mem::take(&mut self.model.inventory) {
+            let path = format!("/v1/admin/inventory/{serial_number}");
+            let answer = self.admin(0, Method::DELETE, &path, None).await;
+            assert!(answer.is_success(), "{answer:?}");
         }
     }
 
@@ -129,6 +145,23 @@ impl<'a> Run<'a> {
             }
             Operation::RaceRevocation => self.race_revocation(dice).await,
             Operation::RaceReplay => self.race_replay(dice).await,
+            Operation::Rotate => self.rotate(dice).await,
+            Operation::CopyKey => {
+                self.copy_key(dice);
+                Ok(())
+            }
+            Operation::RestoreState => {
+                self.restore_state(dice);
+                Ok(())
+            }
+            Operation::UseOldKey => self.use_old_key(dice).await,
+            Operation::DecideRequest => self.decide_request(dice).await,
+            Operation::ApproveKey => self.approve_key(dice).await,
+            Operation::RevokeCertificate => self.revoke_certificate(dice).await,
+            Operation::RevokeToken => self.revoke_token(dice).await,
+            Operation::ChangeInventory => self.change_inventory(dice).await,
+            Operation::Attest => self.attest(dice).await,
+            Operation::Introspect => self.introspect(dice).await,
         }
     }
 
@@ -141,6 +174,10 @@ impl<'a> Run<'a> {
         for replica in &self.ground.replicas {
             replica.set(self.now);
         }
+    }
+
+    pub(super) fn now(&self) -> OffsetDateTime {
+        self.now
     }
 
     fn pass_time(&mut self, dice: &mut Dice) {
@@ -240,10 +277,14 @@ impl<'a> Run<'a> {
 
     /// Evidence with the nonce at hand, or with one of this replica.
     pub(super) async fn prepare(&mut self, holder: usize, replica: usize, call: &Call) -> (Presented, Value) {
-        let nonce = match self.holders[holder].nonce.take() {
+        let at_hand = self.holders[holder].nonce.take();
+        let replicas = &self.ground.replicas;
+        // With clocks that differ, a fresh nonce may be older than the last one used.
+        let is_fresh = at_hand.is_none() && replicas.iter().all(|replica| replica.skew.is_zero());
+        let nonce = match at_hand {
             Some(nonce) => nonce,
             None => {
-                let asked = self.ground.replicas[replica].call(Method::GET, "/v1/nonce", None, None);
+                let asked = replicas[replica].call(Method::GET, "/v1/nonce", None, None);
                 asked.await.nonce.unwrap()
             }
         };
@@ -253,6 +294,7 @@ impl<'a> Run<'a> {
             key: self.holders[holder].key(),
             claims,
             at: self.ground.replicas[replica].now(),
+            is_fresh,
         };
         (presented, body)
     }

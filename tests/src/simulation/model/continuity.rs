@@ -23,8 +23,13 @@ impl Continuity {
     }
 
     /// After evidence that carried this value was accepted, and answered with that one.
+    ///
+    /// An answer without a value leaves the machine with the one that it has.
     pub(in crate::simulation) fn after(carried: Value, issued: Value) -> Self {
-        let values = BTreeSet::from([carried, issued]);
+        let mut values = BTreeSet::from([carried]);
+        if issued.is_some() {
+            values.insert(issued);
+        }
         Self {
             may: Some(values.clone()),
             surely: values,

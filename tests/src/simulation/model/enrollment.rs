@@ -9,14 +9,15 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::requests::Kind;
 use super::{
-    Certificate, Checked, Continuity, Grounds, Judgement, KeyModel, KeyStatus, MachineModel, Model, Presented, Status,
-    require, violation,
+    Certificate, Checked, Continuity, Grounds, Judgement, KeyModel, KeyStatus, MachineModel, Model, Presented, Request,
+    Status, require, violation,
 };
 use crate::simulation::replica::Answer;
 
 /// `enrollment.pending_ttl` by default.
-const PENDING_TTL: Duration = Duration::days(7);
+pub(super) const PENDING_TTL: Duration = Duration::days(7);
 
 /// An enrollment token.
 #[derive(Clone, Debug)]
@@ -31,16 +32,6 @@ pub(in crate::simulation) struct TokenModel {
     pub(in crate::simulation) expires_at: OffsetDateTime,
     pub(in crate::simulation) is_revoked: bool,
     pub(in crate::simulation) used_by: BTreeSet<KeyThumbprint>,
-}
-
-/// A request that waits for an administrator.
-#[derive(Clone, Debug)]
-pub(in crate::simulation) struct Request {
-    pub(in crate::simulation) id: String,
-    pub(in crate::simulation) key: KeyThumbprint,
-    pub(in crate::simulation) machine: Uuid,
-    /// Whether it would take an existing record over.
-    pub(in crate::simulation) is_takeover: bool,
 }
 
 /// What a new key must get.
@@ -60,12 +51,39 @@ impl TokenModel {
     /// Whether it admits one more key with this serial number.
     fn admits(&self, presented: &Presented) -> bool {
         let is_for_it = self.bound_to.is_none() || self.speaks_for(presented);
-        let has_room = self.used_by.len() < self.max_uses || self.used_by.contains(&presented.key);
-        is_for_it && has_room && !self.is_revoked && presented.at < self.expires_at
+        is_for_it && self.has_use_for(presented.key, presented.at)
+    }
+
+    /// Whether it is in order, and this key is one that it may still admit.
+    pub(super) fn has_use_for(&self, key: KeyThumbprint, at: OffsetDateTime) -> bool {
+        let has_room = self.used_by.len() < self.max_uses || self.used_by.contains(&key);
+        has_room && !self.is_revoked && at < self.expires_at
     }
 
     fn speaks_for(&self, presented: &Presented) -> bool {
         self.bound_to.is_some() && self.bound_to == presented.claims.machine.serial_number
+    }
+}
+
+impl KeyModel {
+    pub(super) fn new(machine: Uuid, status: KeyStatus, grounds: Grounds) -> Self {
+        Self {
+            machine,
+            status,
+            store: None,
+            grounds,
+            own: None,
+            attested: None,
+            certificates: Vec::new(),
+            waits_until: None,
+            is_replaced: false,
+        }
+    }
+
+    pub(super) fn revoke_certificates(&mut self) {
+        for certificate in &mut self.certificates {
+            certificate.is_revoked = true;
+        }
     }
 }
 
@@ -98,7 +116,7 @@ impl Model {
             Due::Wait(None) => {
                 self.new_machine(presented, token, answer, Status::Pending)?;
                 let machine = self.keys[&presented.key].machine;
-                return Ok(Some(request(answer, presented.key, machine, false)));
+                return Ok(Some(Request::new(answer, presented, machine, Kind::First, token)));
             }
             Due::Nothing => {}
         }
@@ -128,24 +146,29 @@ impl Model {
         if !answer.is_success() {
             return Ok(());
         }
-        let before = self.keys[&presented.key].certificate.clone();
+        let before = self.keys[&presented.key].certificate().cloned();
         self.issued(presented.key, answer);
-        let after = self.keys[&presented.key].certificate.as_ref().unwrap();
+        let after = self.keys[&presented.key].certificate().unwrap();
         let in_force = before.filter(|before| !before.is_revoked && presented.at < before.not_after);
         let is_same = in_force.is_none_or(|before| before.serial_number == after.serial_number);
         let rule = "a repeated enrollment gives the certificate that is in force";
         require(is_same, rule, answer.short())?;
-        self.require_assurance(self.keys[&presented.key].machine, answer)
+        let machine = self.keys[&presented.key].machine;
+        self.require_assurance(machine, presented.at, answer)
     }
 
     /// A request that waited too long is as if it had never been.
     pub(in crate::simulation) fn forget_if_expired(&mut self, presented: &Presented) {
-        let Some(key) = self.key(presented.key) else {
+        self.forget_key_if_expired(presented.key, presented.at);
+    }
+
+    pub(super) fn forget_key_if_expired(&mut self, thumbprint: KeyThumbprint, at: OffsetDateTime) {
+        let Some(key) = self.key(thumbprint) else {
             return;
         };
-        if key.waits_until.is_some_and(|end| presented.at >= end) && key.status == KeyStatus::Pending {
+        if key.waits_until.is_some_and(|end| at >= end) && key.status == KeyStatus::Pending {
             let machine = key.machine;
-            self.keys.remove(&presented.key);
+            self.keys.remove(&thumbprint);
             if self.machine(machine).status == Status::Pending {
                 self.machines.remove(&machine);
             }
@@ -154,7 +177,10 @@ impl Model {
 
     /// A certificate was issued for a key.
     pub(in crate::simulation) fn issued(&mut self, key: KeyThumbprint, answer: &Answer) {
-        self.keys.get_mut(&key).unwrap().certificate = Some(certificate(answer));
+        let certificate = certificate(answer);
+        let certificates = &mut self.keys.get_mut(&key).unwrap().certificates;
+        certificates.retain(|other| other.serial_number != certificate.serial_number);
+        certificates.push(certificate);
     }
 
     fn due(&self, presented: &Presented, token: Option<usize>) -> Due {
@@ -194,6 +220,10 @@ impl Model {
         let serial_number = &presented.claims.machine.serial_number;
         Grounds {
             token: token.is_some_and(|token| self.tokens[token].speaks_for(presented)),
+            of_key: token.is_some_and(|token| {
+                let token = &self.tokens[token];
+                token.speaks_for(presented) && token.used_by.iter().all(|key| *key == presented.key)
+            }),
             inventory: serial_number
                 .as_ref()
                 .is_some_and(|number| self.inventory.contains(number)),
@@ -221,13 +251,16 @@ impl Model {
             continuity: if is_active { first(answer) } else { Continuity::open() },
             withheld: BTreeSet::new(),
             used_nonces: BTreeSet::from([presented.claims.eat_nonce.clone()]),
+            attested: None,
+            last: None,
+            device_may_be_revoked: false,
         };
         self.machines.insert(id, machine);
         self.audited(id, "machine.enroll");
         self.announced(id, "machine.enrolled");
         if is_active {
             self.issued(presented.key, answer);
-            self.require_assurance(id, answer)?;
+            self.require_assurance(id, presented.at, answer)?;
         }
         Ok(())
     }
@@ -246,7 +279,7 @@ impl Model {
         self.audited(id, "machine.re-enroll");
         self.announced(id, "machine.re-enrolled");
         self.issued(presented.key, answer);
-        self.require_assurance(id, answer)
+        self.require_assurance(id, presented.at, answer)
     }
 
     /// A new key that a token or an approval admits brings its hardware with it.
@@ -263,9 +296,7 @@ impl Model {
         for key in self.keys.values_mut().filter(|key| key.machine == machine) {
             if matches!(key.status, KeyStatus::Current | KeyStatus::Next) {
                 key.status = status;
-                if let Some(certificate) = &mut key.certificate {
-                    certificate.is_revoked = true;
-                }
+                key.revoke_certificates();
             }
         }
     }
@@ -277,25 +308,27 @@ impl Model {
         token: Option<usize>,
         answer: &Answer,
     ) -> Checked<Request> {
+        let replaces = self.machine(known).current;
         self.insert_key(presented, known, KeyStatus::Pending, self.grounds(presented, token));
         self.announced(known, "machine.re-enrollment-requested");
-        Ok(request(answer, presented.key, known, true))
+        Ok(Request::new(
+            answer,
+            presented,
+            known,
+            Kind::Takeover { replaces },
+            token,
+        ))
     }
 
     fn insert_key(&mut self, presented: &Presented, machine: Uuid, status: KeyStatus, grounds: Grounds) {
-        let key = KeyModel {
-            machine,
-            status,
-            store: Some(presented.claims.key.store),
-            grounds,
-            certificate: None,
-            waits_until: (status == KeyStatus::Pending).then(|| presented.at + PENDING_TTL),
-        };
+        let mut key = KeyModel::new(machine, status, grounds);
+        key.store = Some(presented.claims.key.store);
+        key.waits_until = (status == KeyStatus::Pending).then(|| presented.at + PENDING_TTL);
         self.keys.insert(presented.key, key);
     }
 
-    pub(super) fn require_assurance(&self, machine: Uuid, answer: &Answer) -> Checked {
-        let expected = self.assurance(machine).to_string();
+    pub(super) fn require_assurance(&self, machine: Uuid, at: OffsetDateTime, answer: &Answer) -> Checked {
+        let expected = self.assurance(machine, at).to_string();
         let answered = answer.text("assurance").unwrap_or_default();
         let rule = "the assurance is what the key's own grounds give";
         require(answered == expected, rule, format!("{expected}, answered {answered}"))
@@ -304,16 +337,6 @@ impl Model {
 
 fn first(answer: &Answer) -> Continuity {
     Continuity::after(None, answer.text("continuity").map(str::to_owned))
-}
-
-fn request(answer: &Answer, key: KeyThumbprint, machine: Uuid, is_takeover: bool) -> Request {
-    let id = answer.text("enrollment_id").unwrap_or_default().to_owned();
-    Request {
-        id,
-        key,
-        machine,
-        is_takeover,
-    }
 }
 
 fn machine_id(answer: &Answer) -> Checked<Uuid> {

@@ -68,6 +68,10 @@ impl Model {
         self.require_secrecy(presented, answer)?;
         match (judgement, answer.is_success()) {
             (Judgement::Accept | Judgement::Either, true) => self.accepted(presented, answer),
+            (Judgement::Either, false) if answer.problem() == "identity-mismatch" => {
+                self.mismatched(presented);
+                Ok(())
+            }
             (Judgement::Refuse(_) | Judgement::Either, false) => Ok(()),
             (Judgement::Quarantine(rule), false) => {
                 let answered = answer.problem();
@@ -87,6 +91,9 @@ impl Model {
         };
         if matches!(self.judge(presented), Judgement::Accept | Judgement::Either) {
             let carried = &presented.claims.continuity;
+            if !self.machine(machine).continuity.surely_may_carry(carried) {
+                self.uncount(machine, "machine.continuity-broken");
+            }
             self.machine_mut(machine).continuity.after_unknown(carried);
         }
     }
@@ -109,7 +116,17 @@ impl Model {
     pub(super) fn accepted(&mut self, presented: &Presented, answer: &Answer) -> Checked {
         let id = self.keys[&presented.key].machine;
         let issued = answer.text("continuity").map(str::to_owned);
-        require(issued.is_some(), "an answer carries a continuity value", answer.short())?;
+        let has_value = issued.is_some() || answer.status == 202;
+        require(has_value, "an answer carries a continuity value", answer.short())?;
+        let carried = &presented.claims.continuity;
+        match (
+            self.machine(id).continuity.may_carry(carried),
+            self.machine(id).continuity.surely_may_carry(carried),
+        ) {
+            (_, true) => {}
+            (true, false) => self.uncount(id, "machine.continuity-broken"),
+            (false, false) => self.announced(id, "machine.continuity-broken"),
+        }
         let store = presented.claims.key.store;
         self.keys.get_mut(&presented.key).unwrap().store.get_or_insert(store);
         let machine = self.machine_mut(id);
@@ -132,7 +149,7 @@ impl Model {
     }
 
     pub(super) fn is_past_grace(&self, presented: &Presented) -> bool {
-        let certificate = self.keys[&presented.key].certificate.as_ref();
+        let certificate = self.keys[&presented.key].certificate();
         certificate.is_some_and(|certificate| presented.at >= certificate.not_after + RENEWAL_GRACE)
     }
 

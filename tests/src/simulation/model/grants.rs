@@ -35,10 +35,10 @@ pub(in crate::simulation) struct GrantModel {
 }
 
 impl GrantModel {
-    fn holds(&self, presented: &Presented, store: KeyStoreKind, assurance: Assurance) -> bool {
+    fn holds(&self, presented: &Presented, sip_enabled: bool, store: KeyStoreKind, assurance: Assurance) -> bool {
         let posture = presented.posture();
         self.min_assurance.is_none_or(|least| assurance >= least)
-            && (!self.sip_enabled || posture.sip_enabled == Some(true))
+            && (!self.sip_enabled || sip_enabled)
             && (!self.full_security || posture.secure_boot == Some(SecureBoot::Full))
             && (!self.filevault_enabled || posture.filevault_enabled == Some(true))
             && (!self.enclave || store == KeyStoreKind::SecureEnclave)
@@ -49,7 +49,7 @@ impl Model {
     /// Checks what a check-in was granted: exactly what is due to it.
     pub(in crate::simulation) fn require_grants(&self, presented: &Presented, answer: &Answer) -> Checked {
         let machine = self.keys[&presented.key].machine;
-        self.require_assurance(machine, answer)?;
+        self.require_assurance(machine, presented.at, answer)?;
         let granted: BTreeSet<&str> = grants(answer).filter_map(|grant| grant["audience"].as_str()).collect();
         let due = self.due_grants(machine, presented);
         let rule = "a check-in is granted what its evidence, its key and its certificate allow";
@@ -65,26 +65,27 @@ impl Model {
         require(grants(answer).next().is_none(), rule, &answer.body["grants"])
     }
 
-    fn due_grants(&self, machine: Uuid, presented: &Presented) -> BTreeSet<&str> {
+    pub(super) fn due_grants(&self, machine: Uuid, presented: &Presented) -> BTreeSet<&str> {
         let key = self.current_key(machine);
         let is_active = self.machine(machine).status == Status::Active && key.status == KeyStatus::Current;
-        let certificate = key.certificate.as_ref();
+        let certificate = key.certificate();
         let has_certificate =
             certificate.is_some_and(|certificate| !certificate.is_revoked && presented.at < certificate.not_after);
         if !is_active || !has_certificate {
             return BTreeSet::new();
         }
-        let (store, assurance) = (presented.claims.key.store, self.assurance(machine));
+        let (store, assurance) = (presented.claims.key.store, self.assurance(machine, presented.at));
+        let sip_enabled = self.sip_enabled(machine, presented);
         let due = self.permissions.iter().filter(|permission| {
             let mut grants = permission.grants.iter();
-            grants.any(|grant| grant.holds(presented, store, assurance))
+            grants.any(|grant| grant.holds(presented, sip_enabled, store, assurance))
         });
         due.map(|permission| permission.audience.as_str()).collect()
     }
 
     fn require_token(&self, machine: Uuid, presented: &Presented, grant: &Value) -> Checked {
         let claims = claims_of(grant["token"].as_str().unwrap_or_default())?;
-        let certificate = self.current_key(machine).certificate.as_ref().unwrap();
+        let certificate = self.current_key(machine).certificate().unwrap();
         let bound = (&claims["cnf"]["jkt"], &claims["cnf"]["x5t#S256"]);
         let is_bound = *bound.0 == presented.key.to_string() && *bound.1 == certificate.sha256;
         require(is_bound, "a token is bound to its key and certificate", &claims)?;

@@ -2,10 +2,15 @@
 //!
 //! The model sees every call and every answer. It says before each answer what it may be, and learns from it afterwards.
 
+mod attestation;
 mod continuity;
 mod enrollment;
 mod evidence;
 mod grants;
+mod identity;
+mod introspection;
+mod requests;
+mod rotation;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,9 +22,11 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 pub(super) use self::continuity::Continuity;
-pub(super) use self::enrollment::{Request, TokenModel};
+pub(super) use self::enrollment::TokenModel;
 pub(super) use self::evidence::Judgement;
-pub(super) use self::grants::{GrantModel, Permission};
+pub(super) use self::grants::{GrantModel, Permission, claims_of, grants};
+pub(super) use self::introspection::Issued;
+pub(super) use self::requests::{Request, Verdict};
 pub(super) use self::status::Decision;
 
 /// `certificates.renewal_grace` by default.
@@ -61,6 +68,15 @@ pub(super) struct Grounds {
     pub(super) token: bool,
     pub(super) inventory: bool,
     pub(super) approval: bool,
+    /// Whether an approval, or the first use of a token, was for this very key.
+    pub(super) of_key: bool,
+}
+
+/// What Apple attested.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attested {
+    pub(super) at: OffsetDateTime,
+    pub(super) sip_enabled: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -78,10 +94,15 @@ pub(super) struct KeyModel {
     /// What its first evidence said.
     pub(super) store: Option<KeyStoreKind>,
     pub(super) grounds: Grounds,
-    /// The last one that was issued for it.
-    pub(super) certificate: Option<Certificate>,
+    /// What a token or an approval gave to a next key, which does not inherit it.
+    pub(super) own: Option<Grounds>,
+    pub(super) attested: Option<Attested>,
+    /// All that were issued for it, the last one at the end.
+    pub(super) certificates: Vec<Certificate>,
     /// When its request expires, if it waits.
     pub(super) waits_until: Option<OffsetDateTime>,
+    /// Whether a next key has checked in after it.
+    pub(super) is_replaced: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +115,12 @@ pub(super) struct MachineModel {
     /// What its last evidence left out.
     pub(super) withheld: BTreeSet<&'static str>,
     pub(super) used_nonces: BTreeSet<String>,
+    /// The last attestation of any of its keys.
+    pub(super) attested: Option<Attested>,
+    /// The last check-in that was accepted.
+    pub(super) last: Option<Presented>,
+    /// Whether an administrator ended what its serial number's device may use.
+    pub(super) device_may_be_revoked: bool,
 }
 
 /// What a caller presents.
@@ -103,6 +130,8 @@ pub(super) struct Presented {
     pub(super) claims: EvidenceClaims,
     /// By the clock of the replica.
     pub(super) at: OffsetDateTime,
+    /// Whether its nonce is surely later than any that was used.
+    pub(super) is_fresh: bool,
 }
 
 /// How often an audit entry or an event must be there, by the resource's id and the name.
@@ -117,6 +146,8 @@ pub(super) struct Model {
     pub(super) inventory: BTreeSet<String>,
     pub(super) audit: Books,
     pub(super) events: Books,
+    /// What is not counted, because a call with an unknown fate may have written it.
+    pub(super) uncounted: BTreeSet<(String, &'static str)>,
 }
 
 impl Model {
@@ -146,9 +177,17 @@ impl Model {
         &self.keys[&self.machine(machine).current]
     }
 
-    /// The highest assurance that a machine's current key may have.
-    pub(super) fn assurance(&self, machine: Uuid) -> Assurance {
-        self.current_key(machine).grounds.assurance()
+    /// The assurance that the current key's own grounds give at this time.
+    pub(super) fn assurance(&self, machine: Uuid, at: OffsetDateTime) -> Assurance {
+        let key = self.current_key(machine);
+        match key.attested.filter(|attested| attested.is_fresh(at)) {
+            Some(_) => Assurance::Attested,
+            None => key.grounds.assurance(),
+        }
+    }
+
+    fn uncount(&mut self, machine: Uuid, name: &'static str) {
+        self.uncounted.insert((machine.to_string(), name));
     }
 
     fn audited(&mut self, machine: Uuid, action: &'static str) {
@@ -160,7 +199,26 @@ impl Model {
     }
 }
 
+impl KeyModel {
+    /// The last certificate.
+    pub(super) fn certificate(&self) -> Option<&Certificate> {
+        self.certificates.last()
+    }
+}
+
+impl Attested {
+    /// Whether it is younger than `apple.attestation_max_age` by default.
+    pub(super) fn is_fresh(self, at: OffsetDateTime) -> bool {
+        at < self.at + Duration::days(90)
+    }
+}
+
 impl Grounds {
+    /// What a key in software hands on to the next one.
+    pub(super) fn inherited(self) -> Self {
+        Self { of_key: false, ..self }
+    }
+
     pub(super) fn assurance(self) -> Assurance {
         match self.token || self.inventory || self.approval {
             true => Assurance::Verified,

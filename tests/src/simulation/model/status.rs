@@ -23,11 +23,6 @@ impl Decision {
             Self::Delete => "",
         }
     }
-
-    /// Whether no check-in yields a grant once it has answered.
-    pub(in crate::simulation) fn ends_grants(self) -> bool {
-        self != Self::Release
-    }
 }
 
 impl Model {
@@ -47,6 +42,7 @@ impl Model {
     pub(in crate::simulation) fn decided(&mut self, id: Uuid, decision: Decision) {
         match decision {
             Decision::Quarantine => {
+                self.may_revoke_device(id);
                 self.machine_mut(id).status = Status::Quarantined;
                 self.audited(id, "machine.quarantine");
                 self.announced(id, "machine.quarantined");
@@ -59,12 +55,14 @@ impl Model {
                 self.announced(id, "machine.released");
             }
             Decision::Revoke => {
+                self.may_revoke_device(id);
                 self.revoke_keys(id);
                 self.machine_mut(id).status = Status::Revoked;
                 self.audited(id, "machine.revoke");
                 self.announced(id, "machine.revoked");
             }
             Decision::Delete => {
+                self.may_revoke_device(id);
                 if self.machine(id).status != Status::Revoked {
                     self.announced(id, "machine.revoked");
                 }

@@ -1,5 +1,8 @@
 //! What machines do: enroll, check in, renew.
 
+use http::Method;
+
+use crate::simulation::books;
 use crate::simulation::dice::Dice;
 use crate::simulation::holder::{Call, Holder};
 use crate::simulation::model::{Checked, KeyStatus, Model, Presented, require};
@@ -32,8 +35,16 @@ impl Run<'_> {
         if dice.one_in(4) {
             self.change_posture(holder, dice);
         }
+        let next = self.holders[holder].next.as_ref().map(|next| next.thumbprint());
+        if next.is_some_and(|next| self.model.key(next).is_some()) && !dice.one_in(3) {
+            return self.check_in_by_next_key(holder, dice).await;
+        }
+        self.check_in_by(holder, dice).await
+    }
+
+    pub(in crate::simulation) async fn check_in_by(&mut self, holder: usize, dice: &mut Dice) -> Checked {
         let (presented, answer) = self.call(holder, &Call::CheckIn, dice).await?;
-        self.learn_of_check_in(&presented, &answer)
+        self.learn_of_check_in(&presented, &answer).await
     }
 
     pub(in crate::simulation) async fn renew(&mut self, dice: &mut Dice) -> Checked {
@@ -41,12 +52,13 @@ impl Run<'_> {
             return Ok(());
         };
         let csr = self.holders[holder].machine.csr();
-        let (presented, answer) = self.call(holder, &Call::Renew { csr }, dice).await?;
+        let call = Call::Renew { csr, secret: None };
+        let (presented, answer) = self.call(holder, &call, dice).await?;
         self.model.learn(&presented, &answer)?;
         if answer.is_success() {
             self.model.issued(presented.key, &answer);
         }
-        Ok(())
+        self.learn_of_superseded_key(&presented, &answer).await
     }
 
     /// Evidence that was accepted is sent again, by a party that has nothing else.
@@ -82,12 +94,42 @@ impl Run<'_> {
     }
 
     /// Checks the answer to a check-in, and learns from it.
-    pub(in crate::simulation) fn learn_of_check_in(&mut self, presented: &Presented, answer: &Answer) -> Checked {
+    pub(in crate::simulation) async fn learn_of_check_in(&mut self, presented: &Presented, answer: &Answer) -> Checked {
         self.model.learn(presented, answer)?;
-        match answer.is_success() {
-            true => self.model.require_grants(presented, answer),
-            false => Model::require_no_grants(answer, "a refusal grants nothing"),
+        if !answer.is_success() {
+            Model::require_no_grants(answer, "a refusal grants nothing")?;
+            return self.learn_of_superseded_key(presented, answer).await;
         }
+        self.model.complete_rotation(presented.key);
+        self.model.learn_of_claims(presented);
+        self.model.require_grants(presented, answer)?;
+        self.keep_tokens(presented, answer)
+    }
+
+    /// The record tells whether the use of a superseded key quarantined the machine.
+    pub(in crate::simulation) async fn learn_of_superseded_key(
+        &mut self,
+        presented: &Presented,
+        answer: &Answer,
+    ) -> Checked {
+        if !matches!(answer.problem(), "key-superseded" | "machine-quarantined") {
+            return Ok(());
+        }
+        let (must, may) = self.model.copy_is_caught(presented);
+        if !may {
+            return Ok(());
+        }
+        let machine = self.model.key(presented.key).unwrap().machine;
+        let record = self
+            .admin(0, Method::GET, &format!("/v1/admin/machines/{machine}"), None)
+            .await;
+        let is_caught = record.text("status") == Some("quarantined");
+        let rule = "a software key that signs after its successor quarantines a machine that sends continuity";
+        require(is_caught || !(must && presented.is_fresh), rule, machine)?;
+        if is_caught {
+            self.model.caught(presented);
+        }
+        Ok(())
     }
 
     async fn enroll(&mut self, holder: usize, dice: &mut Dice) -> Checked {
@@ -99,17 +141,33 @@ impl Run<'_> {
             None => {
                 let request = self.model.learn_of_new_key(&presented, token, &answer)?;
                 self.requests.extend(request);
+                self.issue_device_certificate(&presented).await;
                 Ok(())
             }
             Some(KeyStatus::Pending) => {
                 let rule = "a key that waits goes on to wait";
                 require(answer.status == 202, rule, answer.short())
             }
+            Some(KeyStatus::Superseded) => {
+                self.model.learn(&presented, &answer)?;
+                self.learn_of_superseded_key(&presented, &answer).await
+            }
             Some(_) => self.model.learn_of_repeated_enrollment(&presented, token, &answer),
         }
     }
 
-    fn any_token(&self, dice: &mut Dice) -> Option<usize> {
+    /// The Mac with a serial number that enrolls has a device certificate already.
+    async fn issue_device_certificate(&mut self, presented: &Presented) {
+        let certificate = self.model.key(presented.key).and_then(|key| key.certificate().cloned());
+        let serial_number = presented.claims.machine.serial_number.clone();
+        if let (Some(certificate), Some(serial_number)) = (certificate, serial_number)
+            && self.devices.insert(serial_number.clone())
+        {
+            books::issue_device_certificate(&self.ground.pool, &serial_number, &certificate.serial_number).await;
+        }
+    }
+
+    pub(in crate::simulation) fn any_token(&self, dice: &mut Dice) -> Option<usize> {
         let tokens: Vec<usize> = (0..self.model.tokens.len()).collect();
         // Without a token, every machine waits.
         if dice.one_in(8) { None } else { dice.pick_any(&tokens) }

@@ -2,4 +2,8 @@
 
 mod administrators;
 mod agents;
+mod attestations;
+mod decisions;
 mod races;
+mod rotations;
+mod thieves;

@@ -50,19 +50,24 @@ impl Run<'_> {
                 machine,
             )?;
         }
-        self.learn_of_overtaken_check_in(&presented, &answer, &decided)?;
+        self.learn_of_overtaken_check_in(&presented, &answer, &decided).await?;
         self.learn_of_decision(machine, decision, Fate::Answered, &decided)
     }
 
     /// The decision may have been carried out at any moment of the check-in.
-    fn learn_of_overtaken_check_in(&mut self, presented: &Presented, answer: &Answer, decided: &Answer) -> Checked {
+    async fn learn_of_overtaken_check_in(
+        &mut self,
+        presented: &Presented,
+        answer: &Answer,
+        decided: &Answer,
+    ) -> Checked {
         match answer.problem() {
             "bad-nonce" => Ok(()),
             "machine-quarantined" | "machine-revoked" | "machine-unknown" if decided.is_success() => {
                 self.model.learn_of_unknown(presented);
                 Ok(())
             }
-            _ => self.learn_of_check_in(presented, answer),
+            _ => self.learn_of_check_in(presented, answer).await,
         }
     }
 
@@ -97,7 +102,7 @@ impl Run<'_> {
         self.holders[holder].keep(&answer);
         match answer.problem() {
             "bad-nonce" => Ok(()),
-            _ => self.learn_of_check_in(&presented, &answer),
+            _ => self.learn_of_check_in(&presented, &answer).await,
         }
     }
 
