@@ -14,3 +14,4 @@ mod flows;
 mod ground;
 mod independent_client;
 mod instruction_count;
+mod simulation;

@@ -285,6 +285,9 @@ impl Model {
     /// A new key that a token or an approval admits brings its hardware with it.
     pub(super) fn replace_key(&mut self, id: Uuid, presented: &Presented) {
         let claimed = presented.claims.machine.hardware_uuid.clone();
+        if !self.machine(id).withheld.is_empty() {
+            self.uncount(id, "machine.identity-withheld");
+        }
         let machine = self.machine_mut(id);
         machine.current = presented.key;
         machine.hardware_uuid = claimed.or(machine.hardware_uuid.take());

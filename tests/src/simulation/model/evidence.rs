@@ -51,8 +51,11 @@ impl Model {
             return Judgement::Quarantine("a software key must go on from its last answer");
         }
         if self.is_past_grace(presented) {
+            let is_revoked = key.certificate().is_some_and(|certificate| certificate.is_revoked);
             return match presented.claims.purpose {
                 Purpose::Enroll => Judgement::Either,
+                // The record of a machine whose certificate was revoked has none, so it tells no end.
+                Purpose::CheckIn if is_revoked => Judgement::Either,
                 _ => Judgement::Refuse("a certificate past its grace admits no evidence"),
             };
         }

@@ -157,6 +157,17 @@ impl Model {
         self.announced(machine, "machine.key-rotated");
     }
 
+    /// A check-in past the grace is recorded, although it is refused.
+    pub(in crate::simulation) fn learn_of_late_check_in(&mut self, presented: &Presented) {
+        let machine = self.keys[&presented.key].machine;
+        self.machine_mut(machine)
+            .continuity
+            .after_unknown(&presented.claims.continuity);
+        self.uncount(machine, "machine.continuity-broken");
+        self.uncount(machine, "machine.identity-withheld");
+        self.complete_rotation(presented.key);
+    }
+
     /// Whether a superseded key's evidence must quarantine its machine, and whether it may.
     pub(in crate::simulation) fn copy_is_caught(&self, presented: &Presented) -> (bool, bool) {
         let key = &self.keys[&presented.key];

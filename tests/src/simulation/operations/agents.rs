@@ -98,6 +98,9 @@ impl Run<'_> {
         self.model.learn(presented, answer)?;
         if !answer.is_success() {
             Model::require_no_grants(answer, "a refusal grants nothing")?;
+            if answer.problem() == "renewal-expired" {
+                self.model.learn_of_late_check_in(presented);
+            }
             return self.learn_of_superseded_key(presented, answer).await;
         }
         self.model.complete_rotation(presented.key);

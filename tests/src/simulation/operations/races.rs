@@ -7,7 +7,7 @@ use crate::simulation::books;
 use crate::simulation::dice::Dice;
 use crate::simulation::holder::Call;
 use crate::simulation::interruption::overtake;
-use crate::simulation::model::{Checked, Decision, Presented, require};
+use crate::simulation::model::{Checked, Decision, KeyStatus, Presented, require};
 use crate::simulation::replica::Answer;
 use crate::simulation::run::{Fate, MOST_POLLS, Run, Sent};
 
@@ -17,6 +17,11 @@ impl Run<'_> {
         let Some(holder) = self.known_holder(dice) else {
             return Ok(());
         };
+        let status = self.model.key(self.holders[holder].key()).map(|key| key.status);
+        if status == Some(KeyStatus::Superseded) {
+            // Its use may quarantine the machine, too, and the record could not tell which of the two did.
+            return Ok(());
+        }
         if dice.one_in(2) {
             // A changed verdict is written last, with the machine's row locked.
             let posture = &mut self.holders[holder].machine.posture;

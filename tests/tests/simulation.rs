@@ -1,0 +1,16 @@
+//! The simulation with seeds that stay the same. `cargo run --bin simulation` makes more runs.
+
+use assay_tests::simulation::Simulation;
+
+#[test]
+fn no_rule_is_broken_by_random_operations_on_two_replicas() {
+    let simulation = Simulation {
+        first_seed: 1,
+        runs: 200,
+        steps: 40,
+        workers: 2,
+    };
+    if let Some(failure) = simulation.find_failure() {
+        panic!("{failure}");
+    }
+}
