@@ -127,7 +127,10 @@ async fn check_keys(pool: &PgPool, model: &Model) -> Checked {
         let found = found.get(bytes(thumbprint)).map(String::as_str);
         let rule = "an acknowledged key is on record";
         // What is done to a key that waits for a record that has gone on meanwhile is left to the server.
-        let is_left_open = expected == "pending" && matches!(found, Some("denied" | "revoked" | "superseded"));
+        let is_left_open = matches!(
+            (expected, found),
+            ("pending", Some("denied" | "revoked" | "superseded")) | ("denied", Some("revoked"))
+        );
         require(
             is_left_open || found == Some(expected),
             rule,

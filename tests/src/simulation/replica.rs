@@ -60,7 +60,8 @@ impl Replica {
 
     pub(super) async fn create_api_key(&self, role: Role) -> String {
         let assembled = self.assembled.as_ref().unwrap();
-        let key = assembled.create_api_key("simulation", role).await.unwrap();
+        let name = format!("simulation {role:?}");
+        let key = assembled.create_api_key(&name, role).await.unwrap();
         key.expose_secret().to_owned()
     }
 

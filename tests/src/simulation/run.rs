@@ -13,7 +13,7 @@ use super::dice::Dice;
 use super::ground::{BEGINNING, Ground};
 use super::holder::{Call, Holder};
 use super::interruption::cut_off;
-use super::model::{Checked, Issued, Judgement, Model, Presented, Request, violation};
+use super::model::{Checked, Issued, Model, Presented, Request, Status, violation};
 use super::plan::{Operation, Step};
 use super::replica::Answer;
 
@@ -81,9 +81,14 @@ impl<'a> Run<'a> {
                 .map(|replica| replica.skew.whole_seconds())
                 .collect::<Vec<_>>()
         )];
+        let skews = ground.replicas.iter().map(|replica| replica.skew.abs());
+        let model = Model {
+            clocks_agree: skews.max() < Some(Duration::minutes(1)),
+            ..Model::default()
+        };
         Self {
             ground,
-            model: Model::default(),
+            model,
             holders: Vec::new(),
             requests: Vec::new(),
             sent: Vec::new(),
@@ -272,7 +277,7 @@ impl<'a> Run<'a> {
             }
             return Ok(Some((presented, answer)));
         }
-        violation("a fresh nonce is accepted", format!("{} nonces were refused", NONCES))
+        violation("a fresh nonce is accepted", format!("{NONCES} nonces were refused"))
     }
 
     /// Evidence with the nonce at hand, or with one of this replica.
@@ -299,18 +304,22 @@ impl<'a> Run<'a> {
         (presented, body)
     }
 
-    /// A call whose response was lost. If it must be refused with a quarantine, the record tells whether it arrived.
+    /// A call whose response was lost. If it quarantined the machine, the record tells.
     async fn learn_of_dropped(&mut self, presented: &Presented) {
         self.settle().await;
-        if matches!(self.model.judge(presented), Judgement::Quarantine(_)) {
-            let machine = self.model.key(presented.key).unwrap().machine;
-            let path = format!("/v1/admin/machines/{machine}");
-            let record = self.admin(0, Method::GET, &path, None).await;
-            if record.text("status") == Some("quarantined") {
-                self.model.mismatched(presented);
-            }
-        } else {
+        let Some(machine) = self.model.key(presented.key).map(|key| key.machine) else {
+            return;
+        };
+        let is_active = self.model.machine(machine).status == Status::Active;
+        let record = self
+            .admin(0, Method::GET, &format!("/v1/admin/machines/{machine}"), None)
+            .await;
+        if !is_active || record.text("status") != Some("quarantined") {
             self.model.learn_of_unknown(presented);
+        } else if self.model.copy_is_caught(presented).1 && self.model.is_superseded(presented) {
+            self.model.caught(presented);
+        } else {
+            self.model.mismatched(presented);
         }
     }
 

@@ -9,10 +9,11 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::evidence::Judgement;
 use super::requests::Kind;
 use super::{
-    Certificate, Checked, Continuity, Grounds, Judgement, KeyModel, KeyStatus, MachineModel, Model, Presented, Request,
-    Status, require, violation,
+    Certificate, Checked, Continuity, Grounds, KeyModel, KeyStatus, MachineModel, Model, Presented, Request, Status,
+    require, violation,
 };
 use crate::simulation::replica::Answer;
 
@@ -146,11 +147,16 @@ impl Model {
         if !answer.is_success() {
             return Ok(());
         }
-        let before = self.keys[&presented.key].certificate().cloned();
+        let before = self.keys[&presented.key].certificates.clone();
+        let in_force = |certificate: &&Certificate| !certificate.is_revoked && presented.at < certificate.not_after;
+        let last_is_in_force = before.last().filter(in_force).is_some();
         self.issued(presented.key, answer);
-        let after = self.keys[&presented.key].certificate().unwrap();
-        let in_force = before.filter(|before| !before.is_revoked && presented.at < before.not_after);
-        let is_same = in_force.is_none_or(|before| before.serial_number == after.serial_number);
+        let answered = certificate(answer).serial_number;
+        let is_known = before
+            .iter()
+            .filter(in_force)
+            .any(|before| before.serial_number == answered);
+        let is_same = is_known || !last_is_in_force || !self.clocks_agree;
         let rule = "a repeated enrollment gives the certificate that is in force";
         require(is_same, rule, answer.short())?;
         let machine = self.keys[&presented.key].machine;
@@ -179,8 +185,12 @@ impl Model {
     pub(in crate::simulation) fn issued(&mut self, key: KeyThumbprint, answer: &Answer) {
         let certificate = certificate(answer);
         let certificates = &mut self.keys.get_mut(&key).unwrap().certificates;
-        certificates.retain(|other| other.serial_number != certificate.serial_number);
-        certificates.push(certificate);
+        let is_known = certificates
+            .iter()
+            .any(|other| other.serial_number == certificate.serial_number);
+        if !is_known {
+            certificates.push(certificate);
+        }
     }
 
     fn due(&self, presented: &Presented, token: Option<usize>) -> Due {

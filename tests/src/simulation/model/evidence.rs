@@ -71,7 +71,10 @@ impl Model {
         self.require_secrecy(presented, answer)?;
         match (judgement, answer.is_success()) {
             (Judgement::Accept | Judgement::Either, true) => self.accepted(presented, answer),
-            (Judgement::Either, false) if answer.problem() == "identity-mismatch" => {
+            (Judgement::Either | Judgement::Refuse(_), false) if answer.problem() == "identity-mismatch" => {
+                let machine = self.machine(self.keys[&presented.key].machine);
+                let is_sure = machine.continuity.surely_may_carry(&presented.claims.continuity);
+                require(!is_sure, "evidence that goes on is no mismatch", answer.short())?;
                 self.mismatched(presented);
                 Ok(())
             }
@@ -92,7 +95,9 @@ impl Model {
         let Some(machine) = self.key(presented.key).map(|key| key.machine) else {
             return;
         };
-        if matches!(self.judge(presented), Judgement::Accept | Judgement::Either) {
+        let is_accepted = matches!(self.judge(presented), Judgement::Accept | Judgement::Either);
+        // A check-in past the grace is recorded, although it is refused.
+        if is_accepted || self.is_past_grace(presented) {
             let carried = &presented.claims.continuity;
             if !self.machine(machine).continuity.surely_may_carry(carried) {
                 self.uncount(machine, "machine.continuity-broken");

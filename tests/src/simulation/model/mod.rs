@@ -23,7 +23,6 @@ use uuid::Uuid;
 
 pub(super) use self::continuity::Continuity;
 pub(super) use self::enrollment::TokenModel;
-pub(super) use self::evidence::Judgement;
 pub(super) use self::grants::{GrantModel, Permission, claims_of, grants};
 pub(super) use self::introspection::Issued;
 pub(super) use self::requests::{Request, Verdict};
@@ -148,6 +147,9 @@ pub(super) struct Model {
     pub(super) events: Books,
     /// What is not counted, because a call with an unknown fate may have written it.
     pub(super) uncounted: BTreeSet<(String, &'static str)>,
+    /// Whether the clocks of the replicas are less than a minute off. Else the last of several certificates is not
+    /// always the one that was issued last.
+    pub(super) clocks_agree: bool,
 }
 
 impl Model {

@@ -5,8 +5,9 @@ use assay_protocol::machine::KeyStoreKind;
 use uuid::Uuid;
 
 use super::enrollment::PENDING_TTL;
+use super::evidence::Judgement;
 use super::requests::Kind;
-use super::{Checked, Grounds, Judgement, KeyModel, KeyStatus, Model, Presented, Request, Status, require};
+use super::{Checked, Grounds, KeyModel, KeyStatus, Model, Presented, Request, Status, require};
 use crate::simulation::replica::Answer;
 
 /// What is due to a machine that asks with another key in the CSR.
@@ -166,6 +167,10 @@ impl Model {
         self.uncount(machine, "machine.continuity-broken");
         self.uncount(machine, "machine.identity-withheld");
         self.complete_rotation(presented.key);
+    }
+
+    pub(in crate::simulation) fn is_superseded(&self, presented: &Presented) -> bool {
+        self.keys[&presented.key].status == KeyStatus::Superseded
     }
 
     /// Whether a superseded key's evidence must quarantine its machine, and whether it may.

@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::json;
 
 use crate::simulation::dice::Dice;
-use crate::simulation::model::{Checked, Verdict, require};
+use crate::simulation::model::{Checked, KeyStatus, Verdict, require};
 use crate::simulation::run::Run;
 
 impl Run<'_> {
@@ -49,7 +49,7 @@ impl Run<'_> {
             return Ok(());
         };
         let key = self.holders[holder].key();
-        if !self.is_current(key) {
+        if !self.is_current(key) || self.model.key(key).unwrap().status != KeyStatus::Current {
             return Ok(());
         }
         let machine = self.model.key(key).unwrap().machine;

@@ -29,7 +29,7 @@ impl Run<'_> {
         if answer.problem() == "identity-mismatch" {
             self.holders[holder].next = None;
         }
-        Ok(())
+        self.learn_of_superseded_key(&presented, &answer).await
     }
 
     /// Checks in by the next key, if there is one that the server knows. Once that is current, the old key stays with a
