@@ -6,7 +6,7 @@ use assay_tests::simulation::Simulation;
 fn no_rule_is_broken_by_random_operations_on_two_replicas() {
     let simulation = Simulation {
         first_seed: 1,
-        runs: 60,
+        runs: 40,
         steps: 40,
         workers: 2,
     };
