@@ -51,8 +51,10 @@ pub(super) async fn record(
     });
     let mut change = Change::new(Action::DeviceCertificateRefuse, serial_number).reason(Some(reason));
     if let Some(machine_id) = *machine_id {
-        let mut told = detail.clone();
-        told["address"] = json!(source.address);
+        let told = json!({
+            "serial_number": serial_number, "account_id": account.id, "order_id": order_id, "reason": reason,
+            "address": source.address,
+        });
         change = change.event(machine_id, EventKind::DeviceCertificateRefused, told);
     }
     tx.act_as(requests::origin(source, account, *machine_id));

@@ -39,8 +39,8 @@ impl PersonalData {
     /// The digest that the sealed entry contains, in hex.
     pub(crate) fn digest(&self) -> String {
         // serde_json may keep the order of members, so they are written here in the order of the alphabet.
-        let members = json!({ "address": self.address, "name": self.name });
-        let canonical = format!("{{\"address\":{},\"name\":{}}}", members["address"], members["name"]);
+        let (address, name) = (json!(self.address), json!(self.name));
+        let canonical = format!("{{\"address\":{address},\"name\":{name}}}");
         let mut salted = self.salt.to_vec();
         salted.extend_from_slice(canonical.as_bytes());
         hex::encode(sha256(&salted))

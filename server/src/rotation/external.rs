@@ -7,6 +7,7 @@ use assay_authority::{
     issuing, key_identifier,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
+use time::OffsetDateTime;
 
 use super::{
     RotationError, Rotator,
@@ -123,19 +124,7 @@ async fn install_in(
     let signs_from = changes::signs_from(current, now, rotator.policy.overlap(known_root.is_none()))?;
     let root = match known_root {
         Some(root) => root.clone(),
-        None => {
-            let root = SealedKey {
-                id: tx.new_id(),
-                purpose: KeyPurpose::RootCa,
-                state: KeyState::Next,
-                sealed: None,
-                certificate: Some(chain.root),
-                signs_from: Some(signs_from),
-                ..requested.clone()
-            };
-            changes::insert(tx, Action::KeyInstall, &root).await?;
-            root
-        }
+        None => insert_root(tx, requested, chain.root, signs_from).await?,
     };
     let given = Given {
         pem: cross_certificate,
@@ -155,6 +144,26 @@ async fn install_in(
         key: next,
         is_new: true,
     })
+}
+
+/// Records a root elsewhere, whose private key this server does not have.
+async fn insert_root(
+    tx: &mut Transaction,
+    requested: &SealedKey,
+    certificate: Vec<u8>,
+    signs_from: OffsetDateTime,
+) -> Result<SealedKey, RotationError> {
+    let root = SealedKey {
+        id: tx.new_id(),
+        purpose: KeyPurpose::RootCa,
+        state: KeyState::Next,
+        sealed: None,
+        certificate: Some(certificate),
+        signs_from: Some(signs_from),
+        ..requested.clone()
+    };
+    changes::insert(tx, Action::KeyInstall, &root).await?;
+    Ok(root)
 }
 
 /// The CA that an earlier call installed from this chain. The response to that call may have been lost.
