@@ -188,9 +188,9 @@ fn conditions(grant: &GrantModel) -> Value {
         }
     };
     set("min_assurance", grant.min_assurance.map(|least| json!(least)));
-    set("sip_enabled", grant.sip_enabled.then(|| json!(true)));
+    set("sip_enabled", grant.sip_enabled.then_some(json!(true)));
     set("secure_boot", grant.full_security.then(|| json!("full")));
-    set("filevault_enabled", grant.filevault_enabled.then(|| json!(true)));
+    set("filevault_enabled", grant.filevault_enabled.then_some(json!(true)));
     set("key_store", grant.enclave.then(|| json!("secure-enclave")));
     Value::Object(conditions)
 }
