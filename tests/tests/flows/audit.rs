@@ -240,24 +240,7 @@ async fn names_and_addresses_in_the_audit_may_be_deleted_and_not_altered() {
         assert_eq!(entry["personal_salt"].is_null(), called.is_null(), "{entry}");
     }
 
-    execute(&pool, "CREATE TABLE kept AS TABLE audit_personal_data").await;
-    for alteration in [
-        "UPDATE audit_personal_data SET actor_name = 'eve' WHERE actor_name IS NOT NULL",
-        "UPDATE audit_personal_data SET address = '192.0.2.9'",
-        "UPDATE audit_personal_data SET address = NULL",
-        "UPDATE audit_personal_data SET salt = sha256('x')",
-        "INSERT INTO audit_personal_data SELECT id, sha256('x'), 'eve', NULL FROM audit_entries WHERE actor_kind IN ('system', 'command-line')",
-    ] {
-        execute(&pool, alteration).await;
-        let broken = verify(server, &administrator, None).await;
-        assert_eq!(broken["valid"], json!(false), "{alteration}");
-        assert!(text(&broken, "reason").contains("name or the address"), "{broken}");
-        execute(
-            &pool,
-            "DELETE FROM audit_personal_data; INSERT INTO audit_personal_data TABLE kept",
-        )
-        .await;
-    }
+    alterations_break_the_chain(&pool, server, &administrator).await;
     assert_eq!(verify(server, &administrator, None).await, whole);
 
     execute(&pool, "DELETE FROM audit_personal_data").await;
@@ -278,6 +261,28 @@ async fn names_and_addresses_in_the_audit_may_be_deleted_and_not_altered() {
     .await
     .unwrap();
     assert_eq!(left, 0, "an address stands in a sealed entry");
+}
+
+/// Changes each part of the personal data, and restores it.
+async fn alterations_break_the_chain(pool: &PgPool, server: &Server, administrator: &Administrator) {
+    execute(pool, "CREATE TABLE kept AS TABLE audit_personal_data").await;
+    for alteration in [
+        "UPDATE audit_personal_data SET actor_name = 'eve' WHERE actor_name IS NOT NULL",
+        "UPDATE audit_personal_data SET address = '192.0.2.9'",
+        "UPDATE audit_personal_data SET address = NULL",
+        "UPDATE audit_personal_data SET salt = sha256('x')",
+        "INSERT INTO audit_personal_data SELECT id, sha256('x'), 'eve', NULL FROM audit_entries WHERE actor_kind IN ('system', 'command-line')",
+    ] {
+        execute(pool, alteration).await;
+        let broken = verify(server, administrator, None).await;
+        assert_eq!(broken["valid"], json!(false), "{alteration}");
+        assert!(text(&broken, "reason").contains("name or the address"), "{broken}");
+        execute(
+            pool,
+            "DELETE FROM audit_personal_data; INSERT INTO audit_personal_data TABLE kept",
+        )
+        .await;
+    }
 }
 
 /// Each verification reads the whole log.

@@ -727,6 +727,11 @@ async fn fails(command: Command) -> String {
     outcome.stderr
 }
 
+async fn fails_with(command: Command, expected: &str) {
+    let said = fails(command).await;
+    assert!(said.contains(expected), "{said}");
+}
+
 /// Both replicas know this CA.
 async fn is_published(replicas: &Replicas, ca: &str) {
     let path = format!("/v1/ca/issuer/{ca}");
@@ -741,18 +746,13 @@ async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
         replicas.enroll(0).await,
         identifier(&replicas.status().await, "issuing_cas", "current"),
     );
-    let said = fails(here.command(&["ca", "withdraw", &old])).await;
-    assert!(said.contains("has not been replaced yet"), "{said}");
+    fails_with(here.command(&["ca", "withdraw", &old]), "has not been replaced yet").await;
     let _prepared = replicas.command(&["ca", "rotate"]).await;
     let next = identifier(&replicas.status().await, "issuing_cas", "next");
-    let said = fails(here.command(&["ca", "withdraw", &next])).await;
-    assert!(said.contains("has not been replaced yet"), "{said}");
+    fails_with(here.command(&["ca", "withdraw", &next]), "has not been replaced yet").await;
     for unknown in ["00ff", "nonsense"] {
-        let said = fails(here.command(&["ca", "withdraw", unknown])).await;
-        assert!(
-            said.contains("no issuing CA of this server has the key identifier"),
-            "{said}"
-        );
+        let expected = "no issuing CA of this server has the key identifier";
+        fails_with(here.command(&["ca", "withdraw", unknown]), expected).await;
     }
     is_published(&replicas, &next).await;
     // The command has the system's clock, which went on while that of the servers did not.

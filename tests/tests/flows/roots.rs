@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use assay_server::clock::{Clock, SystemClock};
 use assay_tests::mac::{DONE, SERVER_UNREACHABLE};
 use assay_tests::processes::agent_command_with_software_keys;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -14,7 +15,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use time::{Duration, OffsetDateTime};
+use time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -199,8 +200,8 @@ fn certificate(body: &Value) -> Value {
     let issuer = Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap());
     let request = CertificateSigningRequestParams::from_pem(body["csr"].as_str().unwrap()).unwrap();
     let chain = request.signed_by(&issuer).unwrap().pem();
-    let (from, end) = (OffsetDateTime::now_utc(), OffsetDateTime::now_utc() + Duration::days(7));
-    let [from, end] = [from, end].map(assay_protocol::text::rfc3339);
+    let now = SystemClock.now();
+    let [from, end] = [now, now + Duration::days(7)].map(assay_protocol::text::rfc3339);
     json!({"serial_number": "0a", "not_before": from, "not_after": end, "chain": chain})
 }
 
