@@ -781,9 +781,8 @@ async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
     }
     let renewed = of_old.machine.renew(there).await.expect(200).json();
     assert_eq!(renewed["withdrawn_issuers"], named);
-    let new = Machine::new();
     let token = here.enrollment_token(json!({})).await;
-    let enrolled = new.enroll(here, Some(&token)).await.expect(201).json();
+    let enrolled = Machine::new().enroll(here, Some(&token)).await.expect(201).json();
     assert_eq!(enrolled["withdrawn_issuers"], named);
 
     // Its machines can be told apart by the root's list, on each replica.
@@ -797,8 +796,7 @@ async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
         let (valid, said) = verify(server.api(), &chain, replicas.clock.now()).await;
         assert!(valid, "{said}");
     }
-    let said = replicas.command(&["ca", "status"]).await;
-    assert!(said.contains("withdrawn at"), "{said}");
+    assert!(replicas.command(&["ca", "status"]).await.contains("withdrawn at"));
     // It stays withdrawn after it is retired.
     replicas.let_pass(Duration::days(10)).await;
     replicas
