@@ -49,6 +49,8 @@ pub fn evaluate_grants() -> impl Fn() -> usize {
             claimed_key_store: KeyStoreKind::Software,
             claimed_posture: &posture,
             attestation: None,
+            earlier_attestation: None,
+            is_contested: false,
             certificate_expires_at: Some(NOW + time::Duration::DAY),
         };
         assay_grants::evaluate(&catalog, &subject, NOW).granted.len()

@@ -1,5 +1,6 @@
 //! Enrollment of a key on record: its response was lost, it waits for approval, or its certificate has expired.
 
+use assay_authority::AuthorityError;
 use assay_protocol::{
     admin_api::enrollments::{EnrollmentKind, EnrollmentStatus},
     agent_api::IssuedCertificate,
@@ -68,8 +69,8 @@ pub(super) async fn decide(
     }
 }
 
-/// Returns the earlier certificate. Issues a new one if there is none, as after an approval, or if the earlier one has
-/// expired or was revoked.
+/// Returns the earlier certificate. Issues a new one if there is none, as after an approval, if the earlier one has expired
+/// or was revoked, or if its CA is retired.
 ///
 /// Past the renewal grace the key alone is not sufficient, and the machine needs a token.
 async fn current_certificate(
@@ -80,7 +81,11 @@ async fn current_certificate(
 ) -> Result<(IssuedCertificate, bool), EnrollError> {
     if let Some(last) = certificates::find_last_of_key(tx, record.machine_id, applicant.key()).await? {
         if last.is_in_force(applicant.now) {
-            return Ok((certificate::on_record(&services.authority.load(), &last)?, false));
+            match certificate::on_record(&services.authority.load(), &last) {
+                // No verifier has a path to a retired CA.
+                Err(AuthorityError::Retired) => {}
+                on_record => return Ok((on_record?, false)),
+            }
         }
         if applicant.now >= last.not_after + services.policy.renewal_grace {
             let secret = applicant.token.ok_or(TokenRefusal::MissingForReturn)?;

@@ -823,6 +823,11 @@ async fn an_agent_renews_a_certificate_of_a_withdrawn_ca_and_accepts_the_ca_no_m
     let path = format!("/v1/ca/issuer/{next}");
     until(&api, async |api| api.get(&path).await.status == 200).await;
     until(&api, async |api| issues(api, next).await).await;
+    // An agent that knows of the withdrawal refuses the TLS certificate of the old CA.
+    let replaced = installation.servers[0]
+        .wait_for_message("replaced the TLS certificate")
+        .await;
+    assert!(replaced.is_some());
     let _checked_in = mac.run(&["run", "--once"], DONE).await;
     let before = text(&state(&mac)["machine"]["certificate"], "chain");
     let _withdrawn = succeeds(command(&["ca", "withdraw", &old])).await;

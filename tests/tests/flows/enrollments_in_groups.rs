@@ -75,6 +75,8 @@ async fn on_record(pool: &PgPool, machine: &Machine) -> BTreeMap<&'static str, V
                     "spki" | "der" | "sha256" | "claims_digest" | "request_id" => true,
                     // Assigned later, when the event is announced.
                     "sequence" => true,
+                    // The salted digest of the name and the address.
+                    "actor_name" => true,
                     _ => false,
                 };
                 if is_its_own {

@@ -286,7 +286,7 @@ async fn removing_a_row_lowers_the_assurance_that_rests_only_on_it() {
     let entries = audit(&server, &format!("machine:{}", alone.id())).await;
     let lowered = only(&entries, |entry| entry["action"] == "machine.lower-assurance");
     assert_eq!(lowered["after"], json!({"assurance": "asserted"}));
-    assert!(text(lowered, "reason").contains("ALONE was taken out"), "{lowered}");
+    assert!(text(lowered, "reason").contains("ALONE was removed"), "{lowered}");
 
     server.stop().await;
 }
@@ -466,7 +466,7 @@ async fn a_spreadsheet_file_is_read_or_refused_with_the_reason() {
         (
             "text/csv",
             format!("{header}A,,x\nB,\"a=b,y\nC,,z\n").into_bytes(),
-            "a quote in the row of line 3 is never closed",
+            "a quote in the row at line 3 is never closed",
         ),
         (
             "text/csv",

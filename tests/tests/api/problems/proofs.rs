@@ -100,7 +100,7 @@ pub(super) async fn enrollment_token_invalid(server: &InProcess) -> Vec<Answer> 
     server.clock().advance(Duration::seconds(5));
     let mut answers = Vec::new();
     for (token, says) in [
-        (None, "without"),
+        (None, "requires an enrollment token"),
         (Some("assay_enroll_nothing"), "unknown"),
         (Some(""), "unknown"),
         (Some(bound.as_str()), "another serial number"),
