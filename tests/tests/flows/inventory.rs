@@ -471,12 +471,12 @@ async fn a_spreadsheet_file_is_read_or_refused_with_the_reason() {
         (
             "text/csv",
             format!("{header},,x\n").into_bytes(),
-            "as 1 row is wrong: line 2",
+            "because 1 row is wrong: line 2",
         ),
         (
             "text/csv",
             format!("{header},,x\n,,y\n").into_bytes(),
-            "as 2 rows are wrong: line 2",
+            "because 2 rows are wrong: line 2",
         ),
         (
             "application/json",
