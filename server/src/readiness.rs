@@ -8,7 +8,7 @@ use tokio::{
 
 use crate::store::{Store, StoreError};
 
-/// How long a result is returned to every caller: anyone may ask, and must not load the database by it.
+/// How long a result is returned to every caller. Anyone may call, so calls must not load the database.
 const VALID_FOR: Duration = Duration::from_secs(1);
 
 /// The last result and its time. One caller at a time asks the database, and the others wait for its result.

@@ -62,7 +62,7 @@ FROM numbered, LATERAL (
     SELECT CASE WHEN status = 'pending' OR number % 200 = 5 THEN NULL
                 WHEN status = 'revoked' OR number % 50 = 8 THEN now - interval '1 day' * (2 + number % 90)
                 WHEN number % 33 = 9 THEN now - interval '11 minutes' - interval '1 minute' * (number % 1000)
-                -- In the future: a fleet that is live for as long as somebody measures.
+                -- In the future: a fleet that stays live during a measurement.
                 ELSE now + interval '1 hour' + interval '1 second' * (number % 300) END AS last_check_in_at
 ) AS presence ORDER BY number;
 

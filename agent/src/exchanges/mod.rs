@@ -214,8 +214,8 @@ fn note_refusal(record: &mut Record, problem: Option<ProblemKind>) {
             record.suspension = Some(MachineStatus::Quarantined);
         }
         Some(ProblemKind::MachineRevoked) => record.suspension = Some(MachineStatus::Revoked),
-        // The server has no record that the value continues. A new record would take it for a foreign one, and if the answer
-        // to the enrollment were lost, its repetition for a copy.
+        // The server has no record to which the value belongs. With a new record the value would be foreign. If the
+        // answer to the enrollment were lost, its repetition would look like a copy.
         Some(ProblemKind::MachineUnknown) => {
             record.suspension = None;
             record.continuity = None;
@@ -650,7 +650,8 @@ mod tests {
         let checked_in = machine.agent.check_in().await;
         assert_eq!(keys_of_check_ins(&server, &current).await, signers);
         assert_eq!(checked_in.is_ok(), signers.len() == 2);
-        // Without the server's word, only the next key signs, in another process, too.
+        // Until the server says that the next key waits or is unknown, only the next key signs, in another process,
+        // too.
         if checked_in.is_err() {
             machine.agent.check_in().await.unwrap();
             assert_eq!(keys_of_check_ins(&server, &current).await, ["next", "next"]);

@@ -3,8 +3,8 @@
 //! machine by one write of the record. Both keys are kept until then. After a crash or a lost response at any step, the
 //! machine still has a valid key, and the step is repeated.
 //!
-//! The next key of a key in the Secure Enclave may have to wait for an administrator. The current key continues, and the
-//! request is repeated until it is decided.
+//! The next key of a key in the Secure Enclave waits for an administrator, unless a token admits it. The current key
+//! continues, and the agent repeats the request until it is decided.
 //!
 //! A failure of the next key never leads to a new identity. While the next key has signed no evidence, it can be
 //! abandoned. After that, the server may have superseded the current key. The agent then uses the current key again only

@@ -1,6 +1,6 @@
 //! Which roots follow a trusted one. A root follows another if that one's key, or the key of a root between them, has
-//! signed a certificate of its subject and key. The bundle of a response is otherwise no reason to trust a root: a thief
-//! of the server's TLS key would need only one response to own the agent's trust.
+//! signed a certificate of its subject and key. The bundle alone is no reason to trust a root: otherwise a thief of the
+//! server's TLS key could replace the agent's roots with one response.
 
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls_pki_types::CertificateDer;

@@ -73,11 +73,11 @@ pub(crate) struct Change {
     pub(crate) before: Option<Value>,
     /// The resource after the change; null if it no longer exists.
     pub(crate) after: Option<Value>,
-    /// What streams and webhooks are told of it.
+    /// What streams and webhooks receive of it.
     pub(crate) event: Option<NewEvent>,
 }
 
-/// An event, as streams and webhooks are told of it.
+/// An event, as streams and webhooks receive it.
 #[derive(Debug, Clone)]
 pub(crate) struct NewEvent {
     /// `None` for an event that concerns no machine.
@@ -100,7 +100,7 @@ impl Origin {
         }
     }
 
-    /// A key that asks to be let in, before it is known whether a machine has it.
+    /// A key that requests enrollment, before the server knows whether a machine has it.
     pub(crate) fn applicant(source: &RequestSource) -> Self {
         Self {
             actor: Actor {

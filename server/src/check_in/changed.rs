@@ -75,7 +75,7 @@ async fn keep_claims(tx: &mut Transaction, admitted: &Admitted, claims: &Claims)
     tx.announce(machine.id(), EventKind::PostureChanged, detail).await
 }
 
-/// Which values on record this evidence leaves out. A copied key that tells nothing of its hardware contradicts nothing.
+/// Which values on record this evidence leaves out. A copied key that claims no hardware contradicts nothing.
 fn withheld(identity: &Identity, claims: &Claims) -> Vec<String> {
     let claimed = &claims.machine;
     let values = [
@@ -88,8 +88,8 @@ fn withheld(identity: &Identity, claims: &Claims) -> Vec<String> {
     withheld.map(|(name, ..)| name.to_owned()).collect()
 }
 
-/// A serial number that the machine tells for the first time, as a claim. Assurance is of a serial number, so a machine with
-/// more than its own word keeps a record without one. Another machine's serial number is not recorded.
+/// A serial number that the machine claims for the first time. A machine whose assurance has other grounds keeps a
+/// record without one, because assurance is of a serial number. Another machine's serial number is not recorded.
 async fn late_serial_number<'a>(
     tx: &mut Transaction,
     identity: &Identity,

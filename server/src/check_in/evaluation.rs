@@ -111,8 +111,9 @@ pub(super) enum Settled {
 
 /// Writes the verdict, with an event, if it differs from the one of the last check-in.
 ///
-/// Writing waits for the machine's row, and a revocation may have been answered meanwhile. So the row is read again once it
-/// is locked: no grant is answered after a revocation has answered.
+/// Writing waits for the machine's row, and a revocation may have been answered meanwhile. So the row is read again
+/// once it is locked. An unchanged verdict is not written: such a check-in may be answered milliseconds after a
+/// revocation that followed its record.
 pub(super) async fn settle_verdict(
     services: &Services,
     machine_id: Uuid,

@@ -83,7 +83,7 @@ impl Activity {
         let (since, allowed) = if self.is_answering() {
             (self.last_byte.load(Relaxed), limits.stall_timeout)
         } else if self.http2.load(Relaxed) {
-            // A peer that goes on pinging has acknowledgements written to it without end.
+            // If a peer keeps pinging, the server keeps writing acknowledgements to it.
             (self.last_used.load(Relaxed), limits.flush_timeout)
         } else {
             (self.last_written.load(Relaxed), limits.flush_timeout)

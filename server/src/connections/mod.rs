@@ -172,7 +172,8 @@ async fn accept_connections(
     }
 }
 
-/// A slot for a new connection. If there is none, one that proved nothing must end, so that no peer keeps the others out.
+/// A slot for a new connection. If there is none, one that proved nothing must end. Otherwise a peer could block all
+/// others.
 async fn wait_for_slot(
     slots: &Arc<Semaphore>,
     server: &Server,

@@ -321,7 +321,7 @@ fn require_in_time(enrollment: &Enrollment, now: OffsetDateTime) -> Result<(), A
     }
 }
 
-/// The error for a second decision. It tells the first decision, with its time, actor and reason.
+/// The error for a second decision. It names the first decision, with its time, actor and reason.
 fn decided_before(enrollment: &Enrollment) -> ApprovalError {
     let at = enrollment.decided_at.and_then(|at| at.format(&Rfc3339).ok());
     let what = match enrollment.status {

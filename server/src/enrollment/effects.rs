@@ -55,8 +55,8 @@ pub(super) async fn lock(
     }))
 }
 
-/// An enrollment as the audit has it: without the address, and without the name of its decider, which stands beside the
-/// entry.
+/// An enrollment as the audit has it: without the address, and without the name of its decider, which is stored
+/// beside the entry.
 pub(super) fn audited(enrollment: &Enrollment) -> Result<Value, StoreError> {
     let decided_by = enrollment.decided_by.clone();
     store::json(&Enrollment {

@@ -267,7 +267,7 @@ async fn decide(
     }
 }
 
-/// The error for a refused token. For a key whose enrollment has expired, it tells that too.
+/// The error for a refused token. For a key whose enrollment has expired, it says that too.
 async fn refused(
     tx: &mut Transaction,
     applicant: &Applicant,

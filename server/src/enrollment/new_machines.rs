@@ -43,8 +43,8 @@ use crate::{
     },
 };
 
-/// A key that is ordinary at first sight, with all of its machine's rows that do not depend on token and inventory, and
-/// with what its certificate is signed with once its token was found to let it in.
+/// A key that looks simple before the database is read. It has the rows of its machine that depend neither on the token
+/// nor on the inventory, and the parts of its certificate, which is signed once its token has admitted it.
 pub(super) struct NewMachine {
     applicant: Arc<Applicant>,
     secret: SecretHash,

@@ -1,8 +1,8 @@
 //! A new key of a machine whose record is open. It needs no token, but the recorded hardware UUID, and it must be the only
 //! key that waits. It takes the record over as `asserted`.
 //!
-//! The opening says that the Mac was wiped, and not which key is the Mac's. So a second key is looked for after the
-//! takeover: if one comes, an administrator decides between the two, and until then the first one gets no grants.
+//! The opening says that the Mac was wiped, and not which key is the Mac's. So the server watches for a second key
+//! after the takeover. If one comes, the first key gets no grants until an administrator decides between the two.
 
 use assay_protocol::{admin_api::enrollment_tokens::Approval, machine::MachineStatus};
 use serde_json::json;
@@ -63,7 +63,7 @@ pub(super) async fn decide(
     Ok(Some(waits))
 }
 
-/// Decides on a key that already waits for the record. `None` if it goes on waiting.
+/// Decides on a key that already waits for the record. `None` if it still waits.
 pub(super) async fn decide_waiting(
     tx: &mut Transaction,
     services: &Services,

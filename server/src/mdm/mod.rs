@@ -118,8 +118,8 @@ pub(crate) async fn receive(services: &Services, origin: &Origin, event: &MdmEve
     Ok(ignored(NO_REPORT))
 }
 
-/// A Mac that enrolls anew with its MDM was wiped. The MDM's word opens its record only where Apple attested which device
-/// has the serial number: otherwise a managed device could open the record of another one.
+/// A Mac that enrolls anew with its MDM was wiped. The MDM's report opens its record only if Apple attested which
+/// device has the serial number: otherwise a managed device could open the record of another one.
 async fn open(services: &Services, origin: &Origin, device: &Device) -> Result<(), StoreError> {
     let Some(serial_number) = device.serial_number.as_deref().filter(|_| device.is_attested) else {
         return Ok(());

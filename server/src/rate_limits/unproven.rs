@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Network;
 
 /// All such connections. A new one over its network's limit ends the network's oldest: a peer with an identity proves it
-/// at once, and a peer that holds connections for nothing loses them.
+/// at once, and a peer that only keeps connections open loses them.
 #[derive(Debug, Default)]
 pub(crate) struct UnprovenConnections(Mutex<Open>);
 

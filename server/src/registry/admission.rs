@@ -54,8 +54,8 @@ pub(crate) enum Refusal {
     IdentityMismatch(Mismatch),
 }
 
-/// A claim that contradicts the record, with the claimed value. The recorded value is for administrators: it would tell
-/// a thief what to claim next time.
+/// A claim that contradicts the record, with the claimed value. Only administrators see the recorded value, because
+/// a thief would learn from it what to claim.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Mismatch {
     #[error("the serial number {0:?} is not the one on record")]

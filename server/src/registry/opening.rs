@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// The reason of an opening for which an MDM's word was enough.
+/// The reason on record of an opening by an MDM's report.
 const MDM_REASON: &str = "its MDM reports that the Mac enrolls anew";
 
 /// Why a record is not opened.
@@ -81,8 +81,8 @@ pub(crate) async fn open(
     Ok(opening.to_api())
 }
 
-/// Opens the record of a machine because its MDM says that the Mac enrolls anew. A record that cannot be opened stays as it
-/// is: the MDM is not told why.
+/// Opens the record of a machine because its MDM says that the Mac enrolls anew. A record that cannot be opened does
+/// not change, and the MDM gets no reason.
 pub(crate) async fn open_by_mdm(services: &Services, origin: &Origin, id: Uuid) -> Result<(), StoreError> {
     let request = Request {
         hours: DEFAULT_HOURS,

@@ -1,5 +1,5 @@
 //! Revocation lists (CRLs). One replica signs a new list within seconds of a revocation, and before the last one
-//! expires. Every replica reads new lists and serves them from memory.
+//! expires. Every replica reads new lists and returns them from memory.
 
 use std::{sync::Arc, time::Duration};
 
@@ -118,7 +118,7 @@ impl Issuer {
     }
 }
 
-/// Publishes once at the start, before the server listens. It then has lists to serve.
+/// Publishes once at the start, before the server listens. It then has lists to return.
 pub(crate) async fn publish_first(services: &Arc<Services>) {
     let authority = services.authority.load_full();
     publish_for(services, &authority).await;
@@ -357,7 +357,7 @@ mod tests {
     /// A replica at its turns, in milliseconds.
     struct Replica {
         offset: u32,
-        /// The number of the list that it serves, and since when.
+        /// The number of the list that it returns, and since when.
         loaded: (u32, u32),
         signs_until: Option<u32>,
     }

@@ -93,8 +93,8 @@ impl Assembled {
     }
 }
 
-/// Makes the folder for this account alone. A private Postgres makes it by itself, because its account may have to pass
-/// through.
+/// Makes the folder for this account alone. A private Postgres makes it by itself, because its account may need to
+/// pass through.
 fn make_data_dir(config: &Config) -> Result<(), RunError> {
     let path = &config.data_dir;
     if config.database.url.is_none() || path.is_dir() {

@@ -74,7 +74,7 @@ pub(crate) async fn run_deliverer(services: Arc<Services>, turns: Turns) {
 
 struct Deliverer {
     services: Arc<Services>,
-    /// The webhooks that a worker is serving.
+    /// The webhooks to which a worker is delivering.
     busy: Mutex<HashSet<Uuid>>,
     permits: Arc<Semaphore>,
     workers: TaskTracker,

@@ -12,7 +12,7 @@ FROM simulated ORDER BY id;
 SET session_replication_role = replica;
 INSERT INTO machine_presence (machine_id, admitted, current_key, claims_digest, verdict_digest, last_nonce_at, last_check_in_at,
                               clock_skew_seconds, noted_liveness)
--- A while from now: they are live for as long as somebody measures.
+-- In the future: the machines stay live during a measurement.
 SELECT id, true, key, claims_digest, sha256(''), now(), now() + interval '12 hours', 0, 'live' FROM simulated ORDER BY id;
 INSERT INTO machine_keys (thumbprint, machine_id, spki, status, store, created_at)
 SELECT key, id, spki, 'current', 'software', now() - interval '1 hour' FROM simulated ORDER BY id;

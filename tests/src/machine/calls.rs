@@ -34,7 +34,7 @@ impl Machine {
         self.remember(Answer::to(post(server, "/v1/renew", &body)).await)
     }
 
-    /// The same with an enrollment token that speaks for the key in the CSR: the next one, or its own.
+    /// The same with an enrollment token for the key in the CSR: the next one, or its own.
     pub async fn renew_with_token(&self, server: &impl Called, certified: &Self, token: &str) -> Answer {
         let nonce = self.take_nonce(server).await;
         let mut body = self.renew_body(server.api().audience(), &certified.csr(), &nonce);

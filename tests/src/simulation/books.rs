@@ -206,7 +206,7 @@ pub(super) async fn issue_device_certificate(pool: &PgPool, device: &str, like: 
     assert_eq!(inserted.rows_affected(), 1);
 }
 
-/// A device's certificate ends only by a decision on a machine that speaks for the device.
+/// A device's certificate ends only by a decision on a machine whose serial number rests on more than its own claim.
 pub(super) async fn check_devices(pool: &PgPool, model: &Model, devices: &BTreeSet<String>) -> Checked {
     let devices: Vec<String> = devices.iter().cloned().collect();
     let statement = "SELECT device_serial_number FROM certificates

@@ -1,7 +1,7 @@
 //! Calls that end early, and calls that another one overtakes.
 //!
 //! A call is stopped between two polls of its future, which is between two statements to the database. The number of polls
-//! comes from the seed. The batches of a replica run in tasks of their own, and go on as they do in a real server.
+//! comes from the seed. The batches of a replica run in tasks of their own, and continue as in a real server.
 
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::poll_fn;
 use tokio::time::timeout;
 
-/// A call that waits for a row that the stopped one has locked is answered only after that one goes on.
+/// A call that waits for a row that the stopped one has locked is answered only after that one continues.
 const WAITS_FOR_A_LOCK: Duration = Duration::from_millis(25);
 
 /// In which order two calls were answered.
@@ -26,7 +26,7 @@ pub(super) async fn cut_off<T>(call: impl Future<Output = T>, polls: usize) -> O
     poll_at_most(call.as_mut(), polls).await
 }
 
-/// Stops the first call after so many polls, runs the second one, and lets the first one go on.
+/// Stops the first call after so many polls, runs the second one, and then continues the first one.
 pub(super) async fn overtake<A, B>(
     first: impl Future<Output = A>,
     polls: usize,

@@ -1,5 +1,5 @@
-//! A simulation of many short lives of a fleet: random operations by machines, thieves and administrators on two replicas
-//! with clocks of their own, with answers that get lost and calls that are cut off.
+//! A simulation of many short lives of a fleet. Machines, thieves and administrators do random operations on two
+//! replicas with clocks of their own. Answers get lost, and calls are cut off.
 //!
 //! Everything random follows from a seed. A model that is written apart from the server says after every step what must
 //! hold. See `tests/simulation/README.md`.

@@ -206,7 +206,7 @@ impl<'a> Run<'a> {
         dice.below(self.ground.replicas.len())
     }
 
-    /// Mostly answered: else nothing would go on.
+    /// Mostly answered, because otherwise the run would make no progress.
     pub(super) fn fate(&self, dice: &mut Dice) -> Fate {
         match dice.below(10) {
             0 => Fate::AnswerLost,
@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
         violation("a fresh nonce is accepted", format!("{NONCES} nonces were refused"))
     }
 
-    /// Evidence with the nonce at hand, or with one of this replica.
+    /// Evidence with the nonce of the last response, or with a new one of this replica.
     pub(super) async fn prepare(&mut self, holder: usize, replica: usize, call: &Call) -> (Presented, Value) {
         let at_hand = self.holders[holder].nonce.take();
         let replicas = &self.ground.replicas;
@@ -304,7 +304,7 @@ impl<'a> Run<'a> {
         (presented, body)
     }
 
-    /// A call whose response was lost. If it quarantined the machine, the record tells.
+    /// A call whose response was lost. The record shows whether it quarantined the machine.
     async fn learn_of_dropped(&mut self, presented: &Presented) {
         self.settle().await;
         let Some(machine) = self.model.key(presented.key).map(|key| key.machine) else {

@@ -18,8 +18,8 @@ pub(super) async fn call_until_refused(per_minute: u32, mut call: impl AsyncFnMu
     for before in 0..1000 {
         let answer = call().await;
         if answer.status == 429 {
-            // More are let through while the calls go on, one for each so-many-th part of a minute; and one that such
-            // a part was begun for before the first call, by the enrollment.
+            // Tokens refill while the calls run: one for each part of a minute. One part may have begun before the
+            // first call, because the enrollment was charged, too.
             let more = begun.elapsed().as_secs_f64() * f64::from(per_minute) / 60.0 + 1.0;
             let most = f64::from(per_minute) + more;
             assert!(

@@ -710,7 +710,7 @@ async fn a_rotation_removes_the_old_keys_attestation_from_the_record() {
     ground.server.stop().await;
 }
 
-/// An attestation proves that the Mac exists. That the key is that Mac's, only a word for this very key can say.
+/// An attestation proves that the Mac exists. Only a ground of the key itself supports that the key is that Mac's.
 #[rstest]
 #[case::a_shared_token_and_the_inventory(json!({}), false)]
 #[case::a_key_in_software(json!({"serial_numbers": ["C02CLAIM"]}), true)]

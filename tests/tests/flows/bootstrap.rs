@@ -27,7 +27,7 @@ async fn a_server_refuses_to_start_with_another_trust_domain_than_its_database()
     assert_eq!(again.terminate().await.code(), Some(0));
 }
 
-/// A new master key would open none of the keys in the database, and stand in the place of the one that does.
+/// A new master key would open none of the keys in the database, and would replace the one that does.
 #[tokio::test]
 async fn a_server_without_its_master_key_refuses_to_start_and_creates_no_other() {
     let database = Database::create().await;
@@ -53,7 +53,7 @@ pub(super) async fn refused(configuration: &ServerConfiguration) -> String {
     refused_command(configuration.command(&["serve"])).await
 }
 
-/// The same of a command that serves.
+/// The same for a command that runs a server.
 pub(super) async fn refused_command(command: std::process::Command) -> String {
     let mut command = tokio::process::Command::from(command);
     let ended = tokio::time::timeout(ENDED_WITHIN, command.kill_on_drop(true).output()).await;

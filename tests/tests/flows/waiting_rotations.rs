@@ -1,4 +1,4 @@
-//! Rotations from a key in a Secure Enclave: the next key waits until a token or an administrator speaks for it.
+//! Rotations from a key in a Secure Enclave: the next key waits until a token or an administrator admits it.
 
 use assay_protocol::ProblemKind;
 use assay_tests::in_process::InProcess;

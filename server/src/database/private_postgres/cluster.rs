@@ -34,8 +34,8 @@ const NAME: &str = "assay";
 /// The server's role.
 const SERVER_ROLE: &str = "assay_server";
 
-/// Who may connect where Postgres has an account of its own, which may also run other clusters of this host: those whom
-/// `users.conf` maps to a role. The kernel tells the account of each connection.
+/// Who may connect if Postgres has an account of its own: the accounts that `users.conf` maps to a role. Postgres'
+/// account may also run other clusters of this host. The kernel tells Postgres the account of each connection.
 const ACCESS: &str = "local all assay,assay_server peer map=assay\n";
 
 /// SQLSTATEs of a Postgres that will accept connections soon: `cannot_connect_now`, `admin_shutdown`, `crash_shutdown`,

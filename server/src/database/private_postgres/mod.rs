@@ -1,8 +1,8 @@
 //! The server's private Postgres, for installations without a database of their own.
 //!
 //! It runs the programs installed on the system, listens only on a Unix socket under `data_dir`, and runs as long as a
-//! process uses it. Three file locks coordinate this; the system releases them when a process dies. *startup* is held
-//! to start or stop it, *users* by each process that uses it, and *running* by Postgres itself, which inherits it. A
+//! process uses it. Three file locks coordinate this; the system releases them when a process dies. A process locks
+//! *startup* to start or stop it, and *users* while it uses it. Postgres itself inherits the lock *running*. A
 //! killed server leaves Postgres running. The next server joins it and stops it in the end.
 
 mod account;

@@ -1,4 +1,4 @@
-//! What Apple's word is worth (CONTRACT, section 7).
+//! What an attestation by Apple counts for.
 
 use assay_protocol::machine::KeyStoreKind;
 use time::OffsetDateTime;
@@ -40,7 +40,7 @@ impl Model {
     }
 
     /// Whether SIP counts as enabled: by the attestation of the current key, by what Apple last said against it of any key,
-    /// or by the machine's own word.
+    /// or by the machine's own claim.
     pub(super) fn sip_enabled(&self, machine: Uuid, presented: &Presented) -> bool {
         let fresh = |attested: &Attested| attested.is_fresh(presented.at);
         let said = self.machine(machine).attested.filter(fresh);
@@ -69,7 +69,7 @@ impl Model {
         }
     }
 
-    /// A decision of an administrator may end the certificates of the device that a machine speaks for.
+    /// An administrator's decision on a machine may end the certificates of its device.
     pub(super) fn may_revoke_device(&mut self, machine: Uuid) {
         let key = self.current_key(machine);
         let speaks = key.grounds.token || key.grounds.approval || key.attested.is_some();

@@ -1,4 +1,4 @@
-//! Which continuity values evidence may carry (CONTRACT, section 2).
+//! Which continuity values evidence may carry.
 
 use std::collections::BTreeSet;
 
@@ -56,7 +56,7 @@ impl Continuity {
         self.is_open() || self.surely.contains(value)
     }
 
-    /// Whether the machine has surely sent a value and must go on so.
+    /// Whether the machine has certainly sent a value, and must send one from now on.
     pub(in crate::simulation) fn is_bound(&self) -> bool {
         self.may.as_ref().is_some_and(|may| !may.contains(&None))
     }

@@ -1,4 +1,4 @@
-//! What a new key may get, and how often a token serves (CONTRACT, section 3).
+//! What a new key may get, and how often a token can be used.
 
 use std::collections::BTreeSet;
 
@@ -41,8 +41,7 @@ enum Due {
     NewMachine,
     Takeover(Uuid),
     Wait(Option<Uuid>),
-    /// Its token is used up or expired and bound to the serial number of a record. The contract has it wait, and the server
-    /// refuses it.
+    /// Its token is used up or expired, and is bound to the serial number of a record. It may wait or be refused.
     WaitOrNothing(Uuid),
     /// Refused because of its token.
     Nothing,

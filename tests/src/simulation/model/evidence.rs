@@ -1,4 +1,4 @@
-//! Whether evidence of a key may be accepted (CONTRACT, sections 2 and 3).
+//! Whether evidence of a key may be accepted.
 
 use assay_protocol::Purpose;
 use assay_protocol::machine::KeyStoreKind;
@@ -54,7 +54,7 @@ impl Model {
             let is_revoked = key.certificate().is_some_and(|certificate| certificate.is_revoked);
             return match presented.claims.purpose {
                 Purpose::Enroll => Judgement::Either,
-                // The record of a machine whose certificate was revoked has none, so it tells no end.
+                // The record of a machine whose certificate was revoked has none, so its end is unknown.
                 Purpose::CheckIn if is_revoked => Judgement::Either,
                 _ => Judgement::Refuse("a certificate past its grace admits no evidence"),
             };
@@ -161,7 +161,7 @@ impl Model {
         certificate.is_some_and(|certificate| presented.at >= certificate.not_after + RENEWAL_GRACE)
     }
 
-    /// A refusal tells a caller nothing of the record that the caller did not send.
+    /// A refusal contains no recorded value that the caller did not send.
     fn require_secrecy(&self, presented: &Presented, answer: &Answer) -> Checked {
         let Some(key) = self.key(presented.key) else {
             return Ok(());

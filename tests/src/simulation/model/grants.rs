@@ -1,4 +1,4 @@
-//! What a machine is granted (CONTRACT, sections 3, 5 and 7).
+//! What a machine is granted.
 
 use std::collections::BTreeSet;
 
@@ -100,7 +100,7 @@ pub(in crate::simulation) fn grants(answer: &Answer) -> impl Iterator<Item = &Va
     answer.body["grants"].as_array().into_iter().flatten()
 }
 
-/// The claims of a token, without a look at its signature.
+/// The claims of a token. The signature is not verified.
 pub(in crate::simulation) fn claims_of(token: &str) -> Checked<Value> {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();

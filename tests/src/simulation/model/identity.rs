@@ -1,4 +1,4 @@
-//! What a machine may leave out of its evidence (CONTRACT, section 2).
+//! What a machine may leave out of its evidence.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What introspection may say of a token (CONTRACT, sections 6 and 7).
+//! What introspection may say of a token.
 
 use assay_protocol::KeyThumbprint;
 use time::OffsetDateTime;

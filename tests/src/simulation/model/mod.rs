@@ -1,4 +1,4 @@
-//! What must hold, written from the contract alone and apart from the server's code.
+//! What must hold, written apart from the server's code.
 //!
 //! The model sees every call and every answer. It says before each answer what it may be, and learns from it afterwards.
 

@@ -1,4 +1,4 @@
-//! Requests that wait for an administrator, and what a decision on one does (CONTRACT, sections 3 and 7).
+//! Requests that wait for an administrator, and what a decision on one does.
 
 use assay_protocol::KeyThumbprint;
 use time::OffsetDateTime;

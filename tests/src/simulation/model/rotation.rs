@@ -1,4 +1,4 @@
-//! What a next key may get, and when it takes the place of the current one (CONTRACT, section 3).
+//! What a next key may get, and when it takes the place of the current one.
 
 use assay_protocol::KeyThumbprint;
 use assay_protocol::machine::KeyStoreKind;

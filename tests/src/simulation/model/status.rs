@@ -1,4 +1,4 @@
-//! What an administrator's decisions do to a machine (CONTRACT, section 7).
+//! What an administrator's decisions do to a machine.
 
 use uuid::Uuid;
 

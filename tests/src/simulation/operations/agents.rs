@@ -74,7 +74,7 @@ impl Run<'_> {
         let answer = self.send(replica, &sent).await;
         let name = &self.holders[sent.holder].name;
         self.note(format!("{} of {name} again: {}", sent.call.path(), answer.short()));
-        // A key that waits is told so again, whatever its nonce.
+        // A key that waits gets the same answer again, whatever its nonce.
         let waits = answer.status == 202 && sent.call.path() == "/v1/enroll";
         require(
             waits || !answer.is_success(),
@@ -115,7 +115,7 @@ impl Run<'_> {
         self.keep_tokens(presented, answer)
     }
 
-    /// The record tells whether the use of a superseded key quarantined the machine.
+    /// The record shows whether the use of a superseded key quarantined the machine.
     pub(in crate::simulation) async fn learn_of_superseded_key(
         &mut self,
         presented: &Presented,

@@ -1,4 +1,4 @@
-//! Apple attests, and relying parties ask what a token is worth.
+//! Attestations by Apple, and introspection by relying parties.
 
 use http::Method;
 use time::Duration;

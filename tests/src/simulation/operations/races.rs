@@ -19,7 +19,7 @@ impl Run<'_> {
         };
         let status = self.model.key(self.holders[holder].key()).map(|key| key.status);
         if status == Some(KeyStatus::Superseded) {
-            // Its use may quarantine the machine, too, and the record could not tell which of the two did.
+            // Its use may quarantine the machine, too, and the record would not show which of the two did.
             return Ok(());
         }
         if dice.one_in(2) {

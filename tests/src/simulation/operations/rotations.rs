@@ -8,7 +8,8 @@ use crate::simulation::model::{Checked, KeyStatus};
 use crate::simulation::run::{MOST_HOLDERS, Run};
 
 impl Run<'_> {
-    /// Asks for a certificate for a next key, with or without a token. A next key that is at hand is mostly taken again.
+    /// Asks for a certificate for a next key, with or without a token. A next key that exists already is mostly used
+    /// again.
     pub(in crate::simulation) async fn rotate(&mut self, dice: &mut Dice) -> Checked {
         let Some(holder) = self.known_holder(dice) else {
             return Ok(());
