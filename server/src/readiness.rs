@@ -31,6 +31,9 @@ impl Readiness {
         {
             return is_ready;
         }
+        // Recorded before the query: a caller that goes away must not let the next one ask at once.
+        let before = last.is_some_and(|(_, is_ready)| is_ready);
+        *last = Some((now(), before));
         let result = ask().await;
         match &result {
             Ok(true) => {}

@@ -61,8 +61,9 @@ pub(super) fn followed(
 
 /// The certificates in a bundle whose subject and key follow this anchor.
 fn followers<'a>(anchor: &'a Ca, bundle: &'a [Ca], now: OffsetDateTime) -> Vec<&'a Ca> {
-    // An issuing CA in a CA file is trusted for the servers that it certifies, and is no root that others follow.
-    if anchor.path_length() == PathLength::AtMost(0) {
+    // An issuing CA in a CA file is trusted for the servers that it certifies, and is no root that others follow. An
+    // expired root certifies nothing.
+    if anchor.path_length() == PathLength::AtMost(0) || !anchor.is_valid(now) {
         return Vec::new();
     }
     let mut reached = vec![(anchor, UNLIMITED)];

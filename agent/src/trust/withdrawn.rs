@@ -28,11 +28,12 @@ const MAX_KEY_IDENTIFIER: usize = 64;
 pub struct WithdrawnIssuers(Vec<String>);
 
 impl WithdrawnIssuers {
-    /// Adds those of a response. Over the limit, the oldest go: the server sends all that it knows with each response.
+    /// Adds those of a response. Over the limit, the new ones are left out: a response under a stolen TLS key must not
+    /// remove a recorded withdrawal.
     pub(crate) fn add(&mut self, named: &[String]) {
         let mut all: Vec<String> = Vec::new();
         let named = named.iter().filter_map(|name| key_identifier(name));
-        for name in named.chain(std::mem::take(&mut self.0)) {
+        for name in std::mem::take(&mut self.0).into_iter().chain(named) {
             if all.len() < MAX_WITHDRAWN && !all.contains(&name) {
                 all.push(name);
             }

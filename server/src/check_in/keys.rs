@@ -15,7 +15,10 @@ use crate::{
     store::{
         Store,
         batcher::{BatchError, Batcher},
-        machines::{self, keys::OwnedKey},
+        machines::{
+            self,
+            keys::{KeyStatus, OwnedKey},
+        },
     },
     telemetry::Metrics,
 };
@@ -34,6 +37,8 @@ const OVER_LIMIT_WAITING: usize = 4096;
 pub(crate) struct KeyLookup {
     pub(crate) machine_id: Uuid,
     pub(crate) public_key: Arc<PublicKey>,
+    /// Whether it was a current or next key when it was read. Another one must not use up the machine's rate limit.
+    pub(crate) is_machines_own: bool,
 }
 
 /// The keys that were used recently.
@@ -90,8 +95,10 @@ impl KeyCache {
         let found = KeyLookup {
             machine_id: owned.machine_id,
             public_key: Arc::new(owned.public_key),
+            is_machines_own: matches!(owned.status, KeyStatus::Current | KeyStatus::Next),
         };
-        if !owned.may_change {
+        // A pending request may expire, and be made again for another machine.
+        if owned.status != KeyStatus::Pending {
             self.keys.insert(key, found.clone());
         }
         Ok(Some(found))

@@ -225,7 +225,12 @@ pub(crate) async fn verify(
         Some(over_limit) => find_over_limit(services, over_limit, certificate, kid).await?,
         None => services.keys.find(kid).await?,
     };
-    let Some(KeyLookup { machine_id, public_key }) = found else {
+    let Some(KeyLookup {
+        machine_id,
+        public_key,
+        is_machines_own,
+    }) = found
+    else {
         // The database may have been restored, or the key never enrolled: the agent must enroll again.
         return Err(subject.map_or(CheckInError::NoSubject, |_| Refusal::Unknown.into()));
     };
@@ -240,7 +245,11 @@ pub(crate) async fn verify(
         }
     })?;
     source.identify(Identity::Machine(machine_id));
-    services.rate_limits.charge_machine(machine_id)?;
+    // A stranger can have a key wait for this machine's record. It must not use up the machine's limit.
+    match is_machines_own {
+        true => services.rate_limits.charge_machine(machine_id)?,
+        false => services.rate_limits.charge_applicant(kid)?,
+    }
     if subject != Some(machine_id) {
         return Err(unknown_or_foreign(services, subject).await?);
     }

@@ -192,6 +192,11 @@ async fn no_row_that_the_servers_role_may_insert_ends_the_sealing() {
             "{number}"
         );
     }
+    // Postgres looks for a name without a schema among the temporary tables first.
+    let beside =
+        "CREATE TEMP TABLE audit_seals (sequence bigint); INSERT INTO audit_seals VALUES (9223372036854775806);
+                  INSERT INTO public.audit_seals VALUES (9223372036854775807, gen_random_uuid(), sha256('x'))";
+    assert_eq!(refusal(&mut as_server, beside).await.as_deref(), Some("23514"));
     // It is the trigger that refuses.
     let without = format!("ALTER TABLE audit_seals DISABLE TRIGGER next_number; {SEAL_WITH_THE_LAST_NUMBER}");
     let mut as_owner = connect(database.connect_options()).await;

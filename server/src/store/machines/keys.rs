@@ -58,8 +58,7 @@ pub(crate) struct GroundOfNext {
 pub(crate) struct OwnedKey {
     pub(crate) machine_id: Uuid,
     pub(crate) public_key: PublicKey,
-    /// Whether the key can still move to another machine: a pending request may expire and be made again.
-    pub(crate) may_change: bool,
+    pub(crate) status: KeyStatus,
 }
 
 /// The public key of this thumbprint and the machine that it belongs to.
@@ -90,7 +89,7 @@ pub(crate) async fn find_public_keys(
             let owned = OwnedKey {
                 machine_id: row.machine_id,
                 public_key,
-                may_change: parse_text::<KeyStatus>(&row.status)? == KeyStatus::Pending,
+                status: parse_text(&row.status)?,
             };
             Ok((key, owned))
         })
