@@ -13,6 +13,8 @@ use crate::{exchanges::Failure, state::Record};
 
 /// How long an exchange in progress may take after the daemon is told to stop.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// The longest delay of all exchanges for which a refused renewal or rotation may ask.
+const MAX_SHARED_DELAY: Duration = Duration::from_mins(5);
 /// Upper limit for a wait that comes from the record: a clock that was set back must not silence the machine.
 const MAX_WAIT: Duration = Duration::from_hours(24);
 /// Lower limit for the time between renewals, even if certificates expire at once.
@@ -261,8 +263,13 @@ impl Plan {
             }
             (plan, Event::NextKeyAbandoned) => plan.with_rotation(Rotation::attempted),
             (plan, Event::Failed(failure)) => {
+                // A limit on renewals must not stop check-ins. The renewal itself waits for as long as it was told.
+                let is_for_all = |wait: &Duration| {
+                    matches!(exchange, Exchange::Enroll | Exchange::CheckIn) || *wait <= MAX_SHARED_DELAY
+                };
                 let delay_until = failure
                     .retry_after()
+                    .filter(is_for_all)
                     .map(|retry_after| now + after(retry_after, jitter));
                 plan.after_failure(exchange, failure, now, jitter)
                     .delay_until(delay_until)

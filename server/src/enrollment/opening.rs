@@ -57,7 +57,10 @@ pub(super) async fn decide(
             .await
             .map(Some);
     }
-    require_place(tx, known.id).await?;
+    // The first key that contests a takeover always finds room. Otherwise the one that took over could fill the places.
+    if opening.state(tx.now()) != OpeningState::Watched {
+        require_place(tx, known.id).await?;
+    }
     contest(tx, &locked, &opening).await?;
     let waits = new_key::wait_to_take_over(tx, &services.policy, applicant, &EnrollmentBasis::none(), &known).await?;
     Ok(Some(waits))

@@ -111,7 +111,7 @@ pub(super) async fn give_token_to_signer(tx: &mut Transaction, asking: &Asking<'
         ..
     } = asking.admitted;
     let signer = presence.current_key;
-    if *key == KeyStatus::Next || asking.was_given(identity.grounds.token) && identity.grounds.of_key {
+    if *key == KeyStatus::Next || asking.was_given(identity.grounds.token) {
         return Ok(());
     }
     let own = enrollments::find_decision(tx, signer).await?;

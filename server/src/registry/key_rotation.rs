@@ -1,7 +1,7 @@
 //! A machine replaces its key. The next key is valid beside the current one, and its first check-in supersedes the
 //! current one. A crash of either side, at any step, leaves the machine with a valid key.
 
-use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason};
+use assay_protocol::{KeyThumbprint, PublicKey, admin_api::certificates::RevocationReason, machine::KeyStoreKind};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -80,6 +80,8 @@ pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: Ke
     let (machine, locked) = (&admitted.identity, &admitted.presence.machine);
     let now = tx.now();
     let own = machines::keys::ground_of_next(tx, next).await?;
+    let replaced = machines::keys::find(tx, machine.current_key).await?;
+    let inherits = replaced.is_some_and(|key| key.store == Some(KeyStoreKind::Software));
     machines::keys::rotate(tx, locked, next, now).await?;
     certificates::revoke(tx, locked, Revoked::OfKey(machine.current_key), SUPERSEDED, now).await?;
     if machine.grounds.attestation.is_some() {
@@ -89,7 +91,7 @@ pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: Ke
     machines::record::rotate_key(tx, locked, next).await?;
     machines::presence::rotate_key(tx, locked, next).await?;
     // After the key: a trigger removes from the record what belonged only to the old key.
-    let grounds = grounds_of(machine.grounds, own);
+    let grounds = grounds_of(machine.grounds, own, inherits);
     machines::grounds::set(tx, locked, grounds).await?;
     let before = json!({"key": machine.current_key, "assurance": machine.assurance});
     let after = json!({"key": next, "assurance": grounds.assurance()});
@@ -98,10 +100,13 @@ pub(crate) async fn complete(tx: &mut Transaction, admitted: &Admitted, next: Ke
 }
 
 /// The grounds of the next key when it becomes the current one. Apple attested only the old key.
-fn grounds_of(current: Grounds, own: Option<GroundOfNext>) -> Grounds {
+///
+/// An earlier version let a key follow one of the Secure Enclave without a ground of its own. Such a key gets none here.
+fn grounds_of(current: Grounds, own: Option<GroundOfNext>, inherits: bool) -> Grounds {
     let inherited = current.inherited();
     match own {
-        None => inherited,
+        None if inherits => inherited,
+        None => Grounds::default(),
         Some(own) => Grounds {
             token: own.token,
             approval: own.approval,
