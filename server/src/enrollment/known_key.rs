@@ -114,8 +114,7 @@ async fn still_pending(
             return Ok(Ok(decided));
         }
     }
-    // The token of this call was not looked up. Only the one that the request was recorded with counts.
-    if decision.token_id.is_none() {
+    if applicant.token.is_none() {
         applicant.keep_address_charge();
     }
     let machine_id = match decision.kind {
