@@ -100,13 +100,15 @@ impl Noun {
         match self {
             Self::Events => store::events::remove_before(tx, before, BATCH).await,
             Self::Certificates => store::certificates::remove_expired_before(tx, before, BATCH).await,
-            Self::Enrollments => store::enrollments::remove_decided_before(tx, before, BATCH).await,
+            Self::Enrollments => store::enrollments::retention::remove_decided_before(tx, before, BATCH).await,
             Self::EnrollmentTokens => store::enrollment_tokens::remove_ended_before(tx, before, BATCH).await,
             Self::ApiKeys => store::api_keys::remove_ended_before(tx, before, BATCH).await,
             Self::WebhookDeliveries => store::webhook_deliveries::remove_finished_before(tx, before, BATCH).await,
             Self::AcmeOrders => store::acme_orders::remove_ended_before(tx, before, BATCH).await,
             Self::AuditPersonalData => store::audit_entries::remove_personal_data_before(tx, before, BATCH).await,
-            Self::EnrollmentAddresses => store::enrollments::remove_addresses_before(tx, before, BATCH).await,
+            Self::EnrollmentAddresses => {
+                store::enrollments::retention::remove_addresses_before(tx, before, BATCH).await
+            }
         }
     }
 }

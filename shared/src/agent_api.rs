@@ -55,7 +55,7 @@ pub struct Enrolled {
     /// The roots, PEM, followed by certificates that show which root follows which.
     pub trust_bundle: String,
     /// The subject key identifiers, in hex, of issuing CAs that an administrator has withdrawn. The agent accepts no
-    /// certificate of theirs from then on. Left out if there are none.
+    /// certificate of theirs from then on. Absent if no issuing CA is withdrawn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub withdrawn_issuers: Vec<String>,
     /// When to check in for the first time.
@@ -113,7 +113,7 @@ pub struct CheckedIn {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_bundle: Option<String>,
     /// The subject key identifiers, in hex, of issuing CAs that an administrator has withdrawn. The agent accepts no
-    /// certificate of theirs from then on. Left out if there are none.
+    /// certificate of theirs from then on. Absent if no issuing CA is withdrawn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub withdrawn_issuers: Vec<String>,
     /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.
@@ -196,7 +196,7 @@ pub struct Renewed {
     /// The roots, PEM, followed by certificates that show which root follows which.
     pub trust_bundle: String,
     /// The subject key identifiers, in hex, of issuing CAs that an administrator has withdrawn. The agent accepts no
-    /// certificate of theirs from then on. Left out if there are none.
+    /// certificate of theirs from then on. Absent if no issuing CA is withdrawn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub withdrawn_issuers: Vec<String>,
     /// What the machine's next evidence must carry in the claim of this name. It is opaque, and older servers send none.

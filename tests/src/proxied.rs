@@ -69,7 +69,7 @@ impl ProxiedServer {
         self.proxy.hold_back_once(condition);
     }
 
-    /// Kills the server while its response is held back, and restarts it.
+    /// Stops the server while the proxy delays its response, and starts it again.
     pub async fn kill_before_the_answer(&mut self) {
         self.proxy.holds_an_answer_back().await;
         self.installation.servers[0].kill().await;

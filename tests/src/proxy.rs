@@ -91,7 +91,7 @@ impl Proxy {
         self.rule.send_modify(|rule| rule.cuts += 1);
     }
 
-    /// Waits until a response is held back. The server has then made the change, and the caller does not know it.
+    /// Waits until the proxy delays a response. By then the server has made the change, and the caller has no reply.
     pub async fn holds_an_answer_back(&self) {
         let mut held = self.held.subscribe();
         let waiting = tokio::time::timeout(HELD_WITHIN, held.wait_for(|held| *held > 0));

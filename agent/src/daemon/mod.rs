@@ -2,6 +2,7 @@
 
 mod attempt;
 mod delay;
+mod plan;
 mod step;
 mod wake;
 
@@ -18,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     delay::Jitter,
-    step::{Action, Event, Exchange, Input, Validity, plan, step, wait},
+    plan::{Plan, Validity},
+    step::{Action, Event, Exchange, Input, step, wait},
 };
 use crate::{
     clock::Clock,
@@ -86,7 +88,7 @@ async fn keep_exchanging(
         }
         checked => checked?,
     }
-    let (mut state, mut actions) = wait(plan(&record, agent.machine().clock.now()));
+    let (mut state, mut actions) = wait(Plan::from_record(&record, agent.machine().clock.now()));
     let mut is_stopping = false;
     loop {
         for action in actions {

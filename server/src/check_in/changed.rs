@@ -16,8 +16,9 @@ use crate::{
         self, StoreError, Transaction,
         machines::{
             self,
+            check_ins::{CheckIn, Recorded},
             keys::KeyStatus,
-            presence::{CheckIn, Presence, Recorded},
+            presence::Presence,
             record::{HARDWARE_UUID, Identity, SERIAL_NUMBER},
         },
     },
@@ -50,7 +51,7 @@ pub(crate) async fn record(
         opening::end_unused(tx, &presence.machine, CHECKED_IN).await?;
     }
     announce_return(tx, check_in_interval, check_in, presence).await?;
-    let recorded = machines::presence::record(tx, &presence.machine, check_in, changed).await?;
+    let recorded = machines::check_ins::record(tx, &presence.machine, check_in, changed).await?;
     Ok(Ok((recorded, admitted.continuity)))
 }
 

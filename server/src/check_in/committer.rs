@@ -10,7 +10,7 @@ use crate::{
         batcher::{Batcher, Limits},
         machines::{
             self,
-            presence::{CheckIn, Recorded},
+            check_ins::{CheckIn, Recorded},
         },
     },
     telemetry::Metrics,
@@ -44,7 +44,7 @@ fn record<'c>(
 ) -> BoxFuture<'c, Result<Vec<Option<Recorded>>, StoreError>> {
     Box::pin(async move {
         let (places, latest) = latest_of_each_machine(check_ins);
-        let recorded = machines::presence::record_unchanged(connection, judges_continuity, &latest).await?;
+        let recorded = machines::check_ins::record_unchanged(connection, judges_continuity, &latest).await?;
         let mut outputs = vec![None; check_ins.len()];
         for (place, recorded) in places.into_iter().zip(recorded) {
             if let Some(output) = outputs.get_mut(place) {

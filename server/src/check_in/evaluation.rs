@@ -22,7 +22,7 @@ use crate::{
     store::{
         self, Store, StoreError, Transaction,
         batcher::Batcher,
-        machines::{self, evaluable::Evaluable, presence::Recorded},
+        machines::{self, check_ins::Recorded, evaluable::Evaluable},
         tx,
     },
     telemetry::Metrics,

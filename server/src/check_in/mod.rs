@@ -54,7 +54,7 @@ use crate::{
         certificates,
         machines::{
             self,
-            presence::{CheckIn, Recorded},
+            check_ins::{CheckIn, Recorded},
         },
         tx,
     },

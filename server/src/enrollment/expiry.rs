@@ -79,7 +79,7 @@ async fn expire_batch(tx: &mut Transaction, policy: &Policy) -> Result<bool, Sto
         return Ok(false);
     }
     let now = tx.now();
-    let overdue = store::enrollments::overdue(tx, now, BATCH).await?;
+    let overdue = store::enrollments::retention::overdue(tx, now, BATCH).await?;
     for &(id, machine_id) in &overdue {
         expire(tx, policy, id, machine_id).await?;
     }

@@ -1,5 +1,7 @@
 //! `enrollments`: requests to enroll a key, and their decisions.
 
+pub(crate) mod retention;
+
 use std::net::IpAddr;
 
 use assay_protocol::{
@@ -13,7 +15,7 @@ use uuid::Uuid;
 use super::{
     Connection, StoreError, Transaction, json, machines::presence::LockedMachine, parse_json, parse_text, thumbprint,
 };
-use crate::{clock, machines::claims::Claims};
+use crate::machines::claims::Claims;
 
 /// An enrollment with all claims of its request.
 #[derive(Debug, Clone)]
@@ -105,6 +107,14 @@ impl TryFrom<Row> for ClaimedEnrollment {
     }
 }
 
+impl TryFrom<Row> for Enrollment {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(ClaimedEnrollment::try_from(row)?.enrollment)
+    }
+}
+
 /// The columns of an enrollment. All queries share them, so lists and single reads never differ.
 macro_rules! select {
     ($condition:tt, $($argument:expr),+ $(,)?) => {
@@ -135,7 +145,7 @@ pub(crate) async fn list(
     .fetch_all(connection)
     .await?
     .into_iter()
-    .map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
+    .map(Enrollment::try_from)
     .collect()
 }
 
@@ -171,7 +181,7 @@ pub(crate) async fn pending_of_machine(
     .fetch_all(connection)
     .await?
     .into_iter()
-    .map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
+    .map(Enrollment::try_from)
     .collect()
 }
 
@@ -186,26 +196,6 @@ pub(crate) async fn count_waiting_without_token(
     )
     .fetch_one(connection)
     .await?)
-}
-
-/// Pending enrollments that have expired, with their machines, in the order in which machines are locked.
-pub(crate) async fn overdue(
-    connection: &mut Connection,
-    now: OffsetDateTime,
-    limit: i64,
-) -> Result<Vec<(Uuid, Uuid)>, StoreError> {
-    let rows = sqlx::query!(
-        "WITH overdue AS (
-             SELECT id, machine_id FROM enrollments WHERE status = 'pending' AND expires_at <= $1
-             ORDER BY expires_at LIMIT $2
-         )
-         SELECT id, machine_id FROM overdue ORDER BY machine_id, id",
-        now,
-        limit
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(rows.into_iter().map(|row| (row.id, row.machine_id)).collect())
 }
 
 /// When the newest expired request of this key was made. `None` if no request expired.
@@ -232,8 +222,7 @@ pub(crate) async fn last_decision_on_machine(
     )
     .fetch_optional(connection)
     .await?;
-    row.map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
-        .transpose()
+    row.map(TryInto::try_into).transpose()
 }
 
 /// Another re-enrollment that took over the machine's record at or after this request.
@@ -265,7 +254,7 @@ pub(crate) async fn lock_pending_of_machine(
     .fetch_all(connection)
     .await?
     .into_iter()
-    .map(|row| Ok(ClaimedEnrollment::try_from(row)?.enrollment))
+    .map(Enrollment::try_from)
     .collect()
 }
 
@@ -393,39 +382,4 @@ pub(crate) async fn find_decision(
         })
     })
     .transpose()
-}
-
-/// Removes the oldest enrollments that were decided before a time. Returns their number. The keys keep the decision.
-pub(crate) async fn remove_decided_before(
-    connection: &mut Connection,
-    before: OffsetDateTime,
-    limit: i64,
-) -> Result<u64, StoreError> {
-    let removed = sqlx::query!(
-        "DELETE FROM enrollments
-         WHERE id = ANY(ARRAY(SELECT id FROM enrollments WHERE id < $1 AND decided_at < $2 ORDER BY id LIMIT $3))",
-        clock::first_id_at(before),
-        before,
-        limit
-    )
-    .execute(connection)
-    .await?;
-    Ok(removed.rows_affected())
-}
-
-/// Removes the addresses of the oldest enrollments that were requested before a time. Returns their number.
-pub(crate) async fn remove_addresses_before(
-    connection: &mut Connection,
-    before: OffsetDateTime,
-    limit: i64,
-) -> Result<u64, StoreError> {
-    let removed = sqlx::query!(
-        "UPDATE enrollments SET address = NULL
-         WHERE id = ANY(ARRAY(SELECT id FROM enrollments WHERE id < $1 AND address IS NOT NULL ORDER BY id LIMIT $2))",
-        clock::first_id_at(before),
-        limit
-    )
-    .execute(connection)
-    .await?;
-    Ok(removed.rows_affected())
 }

@@ -3,7 +3,9 @@
 mod batchers;
 pub mod logging;
 pub mod metrics;
+mod revocation;
 pub mod transactions;
 
 pub use batchers::BatcherMetrics;
 pub use metrics::Metrics;
+pub use revocation::RevocationMetrics;

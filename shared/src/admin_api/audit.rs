@@ -68,7 +68,7 @@ pub struct AuditEntry {
     pub before: Option<Value>,
     /// The resource after; null if it no longer exists.
     pub after: Option<Value>,
-    /// The address that the actor called from; null if there is none, or if it was deleted.
+    /// The address that the actor called from. Null if the actor had no address, or if it was deleted.
     pub address: Option<String>,
     /// SHA-256 in hex over `personal_salt` and the actor's name and address. The hash of the entry covers this digest in
     /// place of name and address. Null for entries without either, and of earlier versions.

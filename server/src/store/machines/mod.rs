@@ -1,5 +1,6 @@
 //! `machines` and its related tables, in one file per use. This file reads the record for administrators.
 
+pub(crate) mod check_ins;
 pub(crate) mod evaluable;
 pub(crate) mod grounds;
 pub(crate) mod keys;
