@@ -41,7 +41,7 @@ impl WithdrawnIssuers {
         self.0 = all;
     }
 
-    /// Whether there are none.
+    /// Whether no issuing CA is recorded as withdrawn.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
