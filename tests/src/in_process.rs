@@ -37,6 +37,8 @@ use crate::processes::program;
 
 /// The servers' public URL. In each test, the name resolves to the test's own server.
 pub const PUBLIC_URL: &str = "https://assay.example.com";
+/// The base of the revocation URLs in certificates.
+pub const REVOCATION_URL: &str = "http://assay.example.com:8080";
 const HOST: &str = "assay.example.com";
 
 /// All servers share one master key, because the keys that it seals end with the test.
@@ -372,6 +374,8 @@ pub(crate) fn variables(database_url: &str, data_dir: &TempDir, settings: &[(&st
         ("trust_domain", "example.com"),
         ("listen", "127.0.0.1:0"),
         ("telemetry.listen", "127.0.0.1:0"),
+        ("revocation.listen", "127.0.0.1:0"),
+        ("revocation.url", REVOCATION_URL),
         ("data_dir", &data_dir),
         ("database.url", database_url),
         ("database.max_connections", "4"),

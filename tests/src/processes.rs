@@ -124,6 +124,16 @@ pub struct ServerConfiguration {
 struct Ports {
     api: u16,
     telemetry: u16,
+    revocation: u16,
+}
+
+impl Ports {
+    /// Any free ports.
+    const ANY: Self = Self {
+        api: 0,
+        telemetry: 0,
+        revocation: 0,
+    };
 }
 
 impl ServerConfiguration {
@@ -191,6 +201,7 @@ impl ServerConfiguration {
             let ports = self.ports.unwrap_or_else(|| Ports {
                 api: free_port(),
                 telemetry: free_port(),
+                revocation: free_port(),
             });
             match Server::start(self.clone(), ports).await {
                 Ok(server) => return server,
@@ -204,7 +215,7 @@ impl ServerConfiguration {
     /// Another command of `assay-server` with this configuration. It may run beside a server or alone.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        self.command_on(self.ports.unwrap_or(Ports { api: 0, telemetry: 0 }), arguments)
+        self.command_on(self.ports.unwrap_or(Ports::ANY), arguments)
     }
 
     /// Runs `api-key create`, and returns the key that it prints.
@@ -224,7 +235,7 @@ impl ServerConfiguration {
     /// Its settings as environment variables, for a server in the test process, which binds free ports.
     #[must_use]
     pub fn environment(&self) -> BTreeMap<String, String> {
-        self.environment_on(Ports { api: 0, telemetry: 0 })
+        self.environment_on(Ports::ANY)
     }
 
     fn environment_on(&self, ports: Ports) -> BTreeMap<String, String> {
@@ -235,6 +246,9 @@ impl ServerConfiguration {
             .or_insert_with(|| format!("https://{}", loopback(ports.api)));
         settings.insert("listen".to_owned(), loopback(ports.api));
         settings.insert("telemetry.listen".to_owned(), loopback(ports.telemetry));
+        settings
+            .entry("revocation.listen".to_owned())
+            .or_insert_with(|| loopback(ports.revocation));
         settings.insert("data_dir".to_owned(), self.data_dir().display().to_string());
         let variable = |key: &str| format!("ASSAY_{}", key.to_uppercase().replace('.', "__"));
         settings
@@ -276,6 +290,23 @@ impl Server {
         (Ipv4Addr::LOCALHOST, self.ports.telemetry).into()
     }
 
+    /// The address of revocation lists and OCSP over plain HTTP.
+    #[must_use]
+    pub fn revocation_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.revocation).into()
+    }
+
+    /// The base of the revocation URLs in certificates. Replicas share it, but each has an address of its own.
+    #[must_use]
+    pub fn revocation_url(&self) -> String {
+        let own = || format!("http://{}", self.revocation_address());
+        self.configuration
+            .settings
+            .get("revocation.url")
+            .cloned()
+            .unwrap_or_else(own)
+    }
+
     /// Its public URL. Replicas may share a public URL, but each has an address of its own.
     #[must_use]
     pub fn public_url(&self) -> String {
@@ -290,7 +321,11 @@ impl Server {
     /// Its configuration with its ports and public URL, to restart it on the same address or to run a command beside it.
     #[must_use]
     pub fn configuration(&self) -> ServerConfiguration {
-        let mut configuration = self.configuration.clone().set("public_url", &self.public_url());
+        let mut configuration = self
+            .configuration
+            .clone()
+            .set("public_url", &self.public_url())
+            .set("revocation.url", &self.revocation_url());
         configuration.ports = Some(self.ports);
         configuration
     }

@@ -287,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Authority, InitialSecrets, Root, generate_initial,
+        Authority, InitialSecrets, Installation, Root, generate_initial,
         issuing::{certificate_pem, generate_issuing, generate_root},
     };
 
@@ -304,7 +304,7 @@ mod tests {
             issuing,
             grant_key,
             nonce_key,
-        } = generate_initial("example.com", NOW).unwrap();
+        } = generate_initial(&Installation::example(), NOW).unwrap();
         let mut roots = vec![root.clone()];
         let mut secrets = InitialSecrets {
             root,
@@ -319,7 +319,7 @@ mod tests {
             roots.push(next);
         }
         secrets.root = roots.last().unwrap().clone();
-        secrets.issuing = generate_issuing(&secrets.root, "example.com", NOW).unwrap();
+        secrets.issuing = generate_issuing(&secrets.root, &Installation::example(), NOW).unwrap();
         let mut parts = secrets.parts();
         parts.cross_certificates = cross_certificates;
         parts.roots.push(Root {
@@ -327,8 +327,7 @@ mod tests {
             certificate: roots[0].certificate.clone(),
             is_ours: true,
         });
-        let url = "https://assay.example.com".parse().unwrap();
-        (Authority::from_parts(&parts, "example.com", &url).unwrap(), roots)
+        (Authority::from_parts(&parts, &Installation::example()).unwrap(), roots)
     }
 
     /// Whether the TLS chain leads to this root.

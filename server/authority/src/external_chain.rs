@@ -2,7 +2,6 @@
 
 use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 use time::{Duration, OffsetDateTime};
-use url::Url;
 use uuid::Uuid;
 use webpki::{
     EndEntityCert, KeyUsage, anchor_from_trusted_cert,
@@ -11,7 +10,7 @@ use webpki::{
 use x509_parser::certificate::X509Certificate;
 
 use super::{
-    AuthorityError, CertifiedKey, IssuingAuthority, IssuingParts, MachineCertificateRequest, PrivateKey,
+    AuthorityError, CertifiedKey, Installation, IssuingAuthority, IssuingParts, MachineCertificateRequest, PrivateKey,
     certificate_path::{self, Curve},
 };
 use assay_protocol::text::rfc3339;
@@ -41,10 +40,8 @@ pub struct Terms<'a> {
     pub now: OffsetDateTime,
     /// Each certificate must be valid at least until then.
     pub until: OffsetDateTime,
-    /// The trust domain of the certificates that would be issued under it.
-    pub trust_domain: &'a str,
-    /// The public URL in the certificates that would be issued under it.
-    pub public_url: &'a Url,
+    /// What the certificates that would be issued under it say about this installation.
+    pub installation: &'a Installation,
 }
 
 /// Why a chain is rejected.
@@ -247,7 +244,7 @@ fn issue_trial_certificates(chain: &ExternalChain, terms: &Terms<'_>) -> Result<
         },
         intermediates: chain.intermediates.clone(),
     };
-    let authority = IssuingAuthority::new(&parts, &chain.root, terms.trust_domain, terms.public_url)?;
+    let authority = IssuingAuthority::new(&parts, &chain.root, terms.installation)?;
     let key = PrivateKey::generate().map_err(AuthorityError::from)?;
     let machine = authority.issue_machine_certificate(&MachineCertificateRequest {
         machine_id: Uuid::nil(),

@@ -6,11 +6,10 @@ use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{CertificateParams, DnType, Issuer, KeyIdMethod, PublicKeyData, SerialNumber};
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
-use url::Url;
 use uuid::Uuid;
 
 use super::{
-    AuthorityError, EcKey, certificate_path,
+    AuthorityError, EcKey, Installation, certificate_path,
     certificate_signer::{CertificateSigner, SubjectKey},
     keys::PrivateKey,
     ocsp::{CertificateQuestion, OcspResponder},
@@ -49,8 +48,7 @@ pub struct IssuingAuthority {
     key_identifier: Vec<u8>,
     lists: RevocationListSigner,
     not_after: OffsetDateTime,
-    trust_domain: String,
-    public_url: Url,
+    installation: Installation,
     machine_template: CertificateParams,
 }
 
@@ -154,14 +152,16 @@ pub fn full_life_end(made_at: OffsetDateTime) -> OffsetDateTime {
 /// Generates an issuing CA under `root`: a key and its certificate.
 pub fn generate_issuing(
     root: &CertifiedKey,
-    trust_domain: &str,
+    installation: &Installation,
     now: OffsetDateTime,
 ) -> Result<CertifiedKey, AuthorityError> {
     let key = PrivateKey::generate()?;
     let root_der = CertificateDer::from(root.certificate.as_slice());
     let issuer =
         Issuer::from_ca_cert_der(&root_der, CertificateSigner::new(&root.key)?).map_err(AuthorityError::Sign)?;
-    let mut params = profile::issuing(trust_domain, now);
+    let root_key_identifier = certificate_path::key_identifier(&root.certificate)?;
+    let mut params = profile::issuing(installation, &root_key_identifier, now)?;
+    params.key_identifier_method = profile::key_identifier(key.public_key().sec1());
     params.not_after = params.not_after.min(certificate_path::validity(&root.certificate)?.1);
     let certificate = params
         .signed_by(&SubjectKey(key.public_key()), &issuer)
@@ -185,8 +185,7 @@ impl IssuingAuthority {
     pub fn new(
         parts: &IssuingParts,
         root_certificate: &[u8],
-        trust_domain: &str,
-        public_url: &Url,
+        installation: &Installation,
     ) -> Result<Self, AuthorityError> {
         let ca = &parts.ca;
         let parsed = certificate_path::read(&ca.certificate)?;
@@ -206,9 +205,8 @@ impl IssuingAuthority {
             subject: parsed.subject().as_raw().to_vec(),
             lists: RevocationListSigner::new(&ca.key, &ca.certificate)?,
             certificate,
-            trust_domain: trust_domain.to_owned(),
-            public_url: public_url.clone(),
-            machine_template: profile::machine_template(public_url, &key_identifier)?,
+            installation: installation.clone(),
+            machine_template: profile::machine_template(installation, &key_identifier)?,
             key_identifier,
         })
     }
@@ -226,7 +224,7 @@ impl IssuingAuthority {
     ) -> Result<IssuedClientCertificate, AuthorityError> {
         let subject = CertificateSubject {
             common_name: request.machine_id.to_string(),
-            spiffe_id: profile::spiffe_id(&self.trust_domain, request.machine_id),
+            spiffe_id: profile::spiffe_id(&self.installation.trust_domain, request.machine_id),
             serial_number: request.attested_serial_number,
         };
         self.issue(&subject, &SubjectKey(request.public_key), request.now, request.ttl)
@@ -237,7 +235,7 @@ impl IssuingAuthority {
         &self,
         request: &DeviceCertificateRequest<'_>,
     ) -> Result<IssuedClientCertificate, AuthorityError> {
-        let spiffe_id = profile::device_spiffe_id(&self.trust_domain, request.serial_number);
+        let spiffe_id = profile::device_spiffe_id(&self.installation.trust_domain, request.serial_number);
         let subject = CertificateSubject {
             common_name: request.serial_number.to_owned(),
             spiffe_id: spiffe_id.ok_or(AuthorityError::SerialNumber)?,
@@ -260,6 +258,7 @@ impl IssuingAuthority {
         }
         let serial = profile::random_serial();
         let mut params = self.machine_template.clone();
+        params.key_identifier_method = profile::key_identifier(public_key.der_bytes());
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params
             .distinguished_name
@@ -301,7 +300,8 @@ impl IssuingAuthority {
     /// Issues a TLS certificate for the host of the server's public URL, with a new key.
     pub(crate) fn issue_tls_certificate(&self, now: OffsetDateTime) -> Result<IssuedTlsCertificate, AuthorityError> {
         let key = PrivateKey::generate()?;
-        let mut params = profile::tls_server(&self.public_url, whole_seconds(now))?;
+        let mut params = profile::tls_server(&self.installation, &self.key_identifier, whole_seconds(now))?;
+        params.key_identifier_method = profile::key_identifier(key.public_key().sec1());
         params.not_after = params.not_after.min(self.not_after);
         if params.not_after <= now {
             return Err(AuthorityError::Expired);
@@ -323,6 +323,7 @@ impl IssuingAuthority {
     pub fn issue_ocsp_responder(&self, now: OffsetDateTime) -> Result<OcspResponder, AuthorityError> {
         let key = PrivateKey::generate()?;
         let mut params = profile::ocsp_responder(whole_seconds(now));
+        params.key_identifier_method = profile::key_identifier(key.public_key().sec1());
         params.not_after = params.not_after.min(self.not_after);
         if params.not_after <= now {
             return Err(AuthorityError::Expired);
@@ -419,10 +420,6 @@ mod tests {
         machine_key: PrivateKey,
     }
 
-    fn public_url() -> Url {
-        "https://assay.example.com/".parse().unwrap()
-    }
-
     fn kept(ca: &CertifiedKey) -> IssuingParts {
         IssuingParts {
             id: Uuid::from_u128(7),
@@ -433,9 +430,9 @@ mod tests {
 
     fn hierarchy() -> Hierarchy {
         let root = generate_root("example.com", NOW).unwrap();
-        let issuing = generate_issuing(&root, "example.com", NOW).unwrap();
+        let issuing = generate_issuing(&root, &Installation::example(), NOW).unwrap();
         Hierarchy {
-            authority: IssuingAuthority::new(&kept(&issuing), &root.certificate, "example.com", &public_url()).unwrap(),
+            authority: IssuingAuthority::new(&kept(&issuing), &root.certificate, &Installation::example()).unwrap(),
             machine_key: PrivateKey::generate().unwrap(),
             root,
             issuing,
@@ -446,7 +443,7 @@ mod tests {
     fn hierarchy_and_list() -> (Hierarchy, String) {
         let made = hierarchy();
         let key_identifier = hex::encode(made.authority.key_identifier());
-        (made, format!("https://assay.example.com/v1/ca/crl/{key_identifier}"))
+        (made, format!("http://assay.example.com:8080/v1/ca/crl/{key_identifier}"))
     }
 
     impl Hierarchy {
@@ -629,7 +626,7 @@ mod tests {
                     let expected = [
                         (
                             "1.3.6.1.5.5.7.48.1".to_owned(),
-                            GeneralName::URI("https://assay.example.com/v1/ca/ocsp"),
+                            GeneralName::URI("http://assay.example.com:8080/v1/ca/ocsp"),
                         ),
                         ("1.3.6.1.5.5.7.48.2".to_owned(), GeneralName::URI(&issuer)),
                     ];
@@ -670,13 +667,12 @@ mod tests {
     #[test]
     fn parts_that_do_not_belong_together_are_refused() {
         let (made, other) = (hierarchy(), hierarchy());
-        let url = public_url();
         let mixed = CertifiedKey {
             key: other.issuing.key.clone(),
             certificate: made.issuing.certificate.clone(),
         };
         let new = |issuing, root: &CertifiedKey| {
-            IssuingAuthority::new(&kept(issuing), &root.certificate, "example.com", &url).map(|_| ())
+            IssuingAuthority::new(&kept(issuing), &root.certificate, &Installation::example()).map(|_| ())
         };
         assert!(matches!(new(&mixed, &made.root), Err(AuthorityError::KeyMismatch)));
         assert!(matches!(
@@ -817,9 +813,9 @@ mod tests {
             "X509v3 Key Usage: critical\n                Digital Signature\n",
             "X509v3 Extended Key Usage: \n                TLS Web Client Authentication\n",
             &format!("X509v3 Subject Alternative Name: \n                URI:spiffe://example.com/machine/{MACHINE}\n"),
-            "OCSP - URI:https://assay.example.com/v1/ca/ocsp\n",
-            "CA Issuers - URI:https://assay.example.com/v1/ca/issuer/",
-            "URI:https://assay.example.com/v1/ca/crl/",
+            "OCSP - URI:http://assay.example.com:8080/v1/ca/ocsp\n",
+            "CA Issuers - URI:http://assay.example.com:8080/v1/ca/issuer/",
+            "URI:http://assay.example.com:8080/v1/ca/crl/",
         ] {
             assert!(text.contains(line), "{line:?} in\n{text}");
         }

@@ -12,6 +12,7 @@ pub mod cross_certificate;
 pub mod ec_key;
 pub mod external_chain;
 mod grant_tokens;
+mod installation;
 pub mod issuing;
 mod keys;
 pub mod master_key;
@@ -28,7 +29,6 @@ use assay_protocol::{PublicKey, sha256};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
-use url::Url;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -38,6 +38,7 @@ pub use cross_certificate::CrossCertificateRefusal;
 pub use ec_key::EcKey;
 pub use external_chain::{ChainRefusal, ExternalChain};
 pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token};
+pub use installation::Installation;
 pub use issuing::{
     CertifiedKey, DeviceCertificateRequest, IssuedClientCertificate, IssuedTlsCertificate, IssuingAuthority,
     IssuingParts, MachineCertificateRequest,
@@ -143,8 +144,8 @@ pub enum AuthorityError {
     /// The public URL names no host.
     #[error("the public URL has no host")]
     NoHost,
-    /// The public URL does not fit into a certificate.
-    #[error("the public URL cannot be written into a certificate")]
+    /// The revocation URL does not fit into a certificate.
+    #[error("the revocation URL cannot be written into a certificate")]
     Url(#[source] der::Error),
     /// A message could not be encoded.
     #[error("an OCSP response or a cross-certificate cannot be encoded")]
@@ -161,10 +162,10 @@ pub enum AuthorityError {
 }
 
 /// Generates the keys and CAs of a new installation.
-pub fn generate_initial(trust_domain: &str, now: OffsetDateTime) -> Result<InitialSecrets, AuthorityError> {
-    let root = issuing::generate_root(trust_domain, now)?;
+pub fn generate_initial(installation: &Installation, now: OffsetDateTime) -> Result<InitialSecrets, AuthorityError> {
+    let root = issuing::generate_root(&installation.trust_domain, now)?;
     Ok(InitialSecrets {
-        issuing: issuing::generate_issuing(&root, trust_domain, now)?,
+        issuing: issuing::generate_issuing(&root, installation, now)?,
         root,
         grant_key: PrivateKey::generate()?,
         nonce_key: Zeroizing::new(random_bytes()),
@@ -173,10 +174,10 @@ pub fn generate_initial(trust_domain: &str, now: OffsetDateTime) -> Result<Initi
 
 impl Authority {
     /// Builds the authority. Fails if its parts do not belong together.
-    pub fn from_parts(parts: &AuthorityParts, trust_domain: &str, public_url: &Url) -> Result<Self, AuthorityError> {
+    pub fn from_parts(parts: &AuthorityParts, installation: &Installation) -> Result<Self, AuthorityError> {
         let issuing = parts.issuing.iter();
         let issuing: Vec<(IssuingAuthority, &Root)> = issuing
-            .map(|ca| under_a_root(ca, &parts.roots, trust_domain, public_url))
+            .map(|ca| under_a_root(ca, &parts.roots, installation))
             .collect::<Result<_, _>>()?;
         let withdrawn_issuers: Vec<String> = parts.withdrawn.iter().map(hex::encode).collect();
         let chain_pem = chain_pem(&issuing, &parts.withdrawn, &parts.cross_certificates);
@@ -247,6 +248,16 @@ impl Authority {
     pub fn issuer(&self, id: Uuid) -> Result<&IssuingAuthority, AuthorityError> {
         let mut issuing = self.all_issuing();
         issuing.find(|ca| ca.id() == id).ok_or(AuthorityError::Retired)
+    }
+
+    /// The certificate in DER of the CA with this subject key identifier: an issuing CA, one above it, or a root.
+    #[must_use]
+    pub fn ca_certificate(&self, key_identifier: &[u8]) -> Option<&[u8]> {
+        let paths = self.all_issuing().flat_map(IssuingAuthority::path).map(AsRef::as_ref);
+        let roots = self.roots.iter().map(|root| root.certificate.as_slice());
+        paths
+            .chain(roots)
+            .find(|certificate| certificate_path::key_identifier(certificate).is_ok_and(|own| own == key_identifier))
     }
 
     /// All roots that machines and relying parties should trust. The root of the current issuing CA is first.
@@ -351,11 +362,10 @@ fn chain_pem(issuing: &[(IssuingAuthority, &Root)], withdrawn: &[Vec<u8>], cross
 fn under_a_root<'a>(
     ca: &IssuingParts,
     roots: &'a [Root],
-    trust_domain: &str,
-    public_url: &Url,
+    installation: &Installation,
 ) -> Result<(IssuingAuthority, &'a Root), AuthorityError> {
     for root in roots {
-        match IssuingAuthority::new(ca, &root.certificate, trust_domain, public_url) {
+        match IssuingAuthority::new(ca, &root.certificate, installation) {
             Err(AuthorityError::NotUnderRoot) => {}
             other => return Ok((other?, root)),
         }
@@ -395,14 +405,18 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00 UTC);
 
-    fn url() -> Url {
-        "https://assay.example.com".parse().unwrap()
+    fn initial() -> InitialSecrets {
+        generate_initial(&Installation::example(), NOW).unwrap()
+    }
+
+    fn build(parts: &AuthorityParts) -> Result<Authority, AuthorityError> {
+        Authority::from_parts(parts, &Installation::example())
     }
 
     #[test]
     fn the_secrets_of_the_first_start_build_an_authority() {
-        let secrets = generate_initial("example.com", NOW).unwrap();
-        let authority = Authority::from_parts(&secrets.parts(), "example.com", &url()).unwrap();
+        let secrets = initial();
+        let authority = build(&secrets.parts()).unwrap();
         assert_eq!(
             authority.chain_pem(),
             issuing::certificate_pem(&secrets.issuing.certificate) + authority.roots_pem()
@@ -411,15 +425,15 @@ mod tests {
         assert_eq!(authority.grant_keys(), [secrets.grant_key.public_key().clone()]);
         assert_ne!(
             *secrets.nonce_key,
-            *generate_initial("example.com", NOW).unwrap().nonce_key
+            *initial().nonce_key
         );
     }
 
     #[test]
     fn several_roots_and_grant_keys_are_published_together() {
         let (secrets, old) = (
-            generate_initial("example.com", NOW).unwrap(),
-            generate_initial("example.com", NOW).unwrap(),
+            initial(),
+            initial(),
         );
         let mut parts = secrets.parts();
         parts.roots.insert(0, old.parts().roots.remove(0));
@@ -428,7 +442,7 @@ mod tests {
             old.grant_key.public_key().clone(),
             secrets.grant_key.public_key().clone(),
         ];
-        let authority = Authority::from_parts(&parts, "example.com", &url()).unwrap();
+        let authority = build(&parts).unwrap();
         let kids: Vec<_> = authority.key_set().keys.iter().map(|key| key.kid.clone()).collect();
         assert_eq!(
             kids,
@@ -444,27 +458,27 @@ mod tests {
 
     #[test]
     fn an_issuing_ca_that_no_known_root_signed_is_refused() {
-        let secrets = generate_initial("example.com", NOW).unwrap();
+        let secrets = initial();
         let mut parts = secrets.parts();
-        parts.roots = generate_initial("example.com", NOW).unwrap().parts().roots;
+        parts.roots = initial().parts().roots;
         assert!(matches!(
-            Authority::from_parts(&parts, "example.com", &url()),
+            build(&parts),
             Err(AuthorityError::NotUnderRoot)
         ));
     }
 
     #[test]
     fn the_chain_starts_with_the_current_ca_and_contains_every_other_ca_once() {
-        let secrets = generate_initial("example.com", NOW).unwrap();
+        let secrets = initial();
         let mut parts = secrets.parts();
-        let next = issuing::generate_issuing(&secrets.root, "example.com", NOW).unwrap();
+        let next = issuing::generate_issuing(&secrets.root, &Installation::example(), NOW).unwrap();
         let id = Uuid::from_u128(3);
         parts.issuing.push(IssuingParts {
             id,
             ca: next.clone(),
             intermediates: Vec::new(),
         });
-        let authority = Authority::from_parts(&parts, "example.com", &url()).unwrap();
+        let authority = build(&parts).unwrap();
         let pem = |der: &Vec<u8>| issuing::certificate_pem(der);
         let chain = pem(&secrets.issuing.certificate) + authority.roots_pem() + &pem(&next.certificate);
         assert_eq!(authority.chain_pem(), chain);
@@ -475,13 +489,13 @@ mod tests {
             Err(AuthorityError::Retired)
         ));
         parts.issuing.clear();
-        let none = Authority::from_parts(&parts, "example.com", &url());
+        let none = build(&parts);
         assert!(matches!(none, Err(AuthorityError::NoIssuing)));
     }
 
     #[test]
     fn debug_output_shows_no_secret() {
-        let secrets = generate_initial("example.com", NOW).unwrap();
+        let secrets = initial();
         let shown = format!("{:?}", secrets.parts());
         let secret = format!("{:?}", secrets.grant_key.pkcs8_der());
         assert!(!shown.contains(secret.trim_matches(['[', ']'])));

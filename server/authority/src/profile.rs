@@ -3,10 +3,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use assay_protocol::PublicKey;
+use assay_protocol::{PublicKey, sha256};
 use rcgen::{
-    BasicConstraints, CertificateParams, CrlDistributionPoint, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber, string::Ia5String,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyUsagePurpose, SanType, SerialNumber, string::Ia5String,
 };
 use time::{Duration, OffsetDateTime};
 use url::{Host, Url};
@@ -18,12 +18,12 @@ use x509_cert::{
         oid::ObjectIdentifier,
     },
     ext::pkix::{
-        AccessDescription, AuthorityInfoAccessSyntax, SubjectAltName,
+        SubjectAltName,
         name::{GeneralName, OtherName},
     },
 };
 
-use super::AuthorityError;
+use super::{AuthorityError, Installation};
 use crate::random_bytes;
 
 /// Every machine pins the root, so replacing it means an update of every machine.
@@ -42,14 +42,12 @@ pub(super) const SERVER_BACKDATING: Duration = Duration::days(1);
 /// How far a machine's certificate is backdated: the clocks of relying parties may be seconds slow.
 pub(super) const MACHINE_BACKDATING: Duration = Duration::seconds(60);
 
-const AUTHORITY_INFO_ACCESS: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 1];
 const OCSP_NO_CHECK: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 48, 1, 5];
 const DER_NULL: [u8; 2] = [5, 0];
 const SUBJECT_ALT_NAME: &[u64] = &[2, 5, 29, 17];
 /// `id-on-permanentIdentifier` (RFC 4043).
 const PERMANENT_IDENTIFIER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.8.3");
-const ACCESS_OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
-const ACCESS_CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
+const KEY_IDENTIFIER_BYTES: usize = 20;
 /// `ub-organization-name` of RFC 5280, appendix A.1. A SPIFFE trust domain may be longer.
 const LONGEST_ORGANIZATION: usize = 64;
 
@@ -70,6 +68,12 @@ pub fn device_spiffe_id(trust_domain: &str, serial_number: &str) -> Option<Strin
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
     };
     is_segment(serial_number).then(|| format!("spiffe://{trust_domain}/device/{serial_number}"))
+}
+
+/// The subject key identifier of a new certificate: the first 160 bits of the SHA-256 of the public key, without its
+/// algorithm (RFC 7093, section 2, method 1).
+pub(super) fn key_identifier(public_key: &[u8]) -> KeyIdMethod {
+    KeyIdMethod::PreSpecified(sha256(public_key).into_iter().take(KEY_IDENTIFIER_BYTES).collect())
 }
 
 /// A random serial number of 128 bits. The first bits are `01`, so it is positive and always 16 bytes long.
@@ -98,14 +102,19 @@ pub(super) fn root_request(trust_domain: &str, serial: &[u8]) -> CertificatePara
 }
 
 /// The CA under the root that signs machines' certificates.
-pub(super) fn issuing(trust_domain: &str, now: OffsetDateTime) -> CertificateParams {
+pub(super) fn issuing(
+    installation: &Installation,
+    root_key_identifier: &[u8],
+    now: OffsetDateTime,
+) -> Result<CertificateParams, AuthorityError> {
     let serial = random_serial();
     let mut params = authority(BasicConstraints::Constrained(0));
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.distinguished_name = authority_name("Assay Issuing CA", trust_domain, &serial);
+    params.distinguished_name = authority_name("Assay Issuing CA", &installation.trust_domain, &serial);
     params.use_authority_key_identifier_extension = true;
+    installation.add_revocation_urls(&mut params, root_key_identifier)?;
     (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + ISSUING_LIFE);
-    params
+    Ok(params)
 }
 
 /// The request to an external root. The name contains the key's thumbprint instead of a serial number, so a repeated
@@ -118,18 +127,12 @@ pub(super) fn issuing_request(trust_domain: &str, key: &PublicKey) -> Certificat
 }
 
 /// The common part of all machines' certificates. The issuer adds subject, SAN, serial number and validity.
-///
-/// The CRL distribution point and `caIssuers` name this CA by its key identifier. A later issuing CA has its own list
-/// and its own certificate, so a URL without the identifier would lead to the wrong ones.
-pub(super) fn machine_template(public_url: &Url, key_identifier: &[u8]) -> Result<CertificateParams, AuthorityError> {
+pub(super) fn machine_template(
+    installation: &Installation,
+    key_identifier: &[u8],
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = end_entity(ExtendedKeyUsagePurpose::ClientAuth);
-    let base = public_url.as_str().trim_end_matches('/');
-    params.crl_distribution_points = vec![CrlDistributionPoint {
-        uris: vec![format!("{base}/v1/ca/crl/{}", hex::encode(key_identifier))],
-    }];
-    let issuer = format!("{base}/v1/ca/issuer/{}", hex::encode(key_identifier));
-    let access = authority_info_access(&format!("{base}/v1/ca/ocsp"), &issuer).map_err(AuthorityError::Url)?;
-    params.custom_extensions = vec![CustomExtension::from_oid_content(AUTHORITY_INFO_ACCESS, access)];
+    installation.add_revocation_urls(&mut params, key_identifier)?;
     Ok(params)
 }
 
@@ -151,13 +154,17 @@ pub(super) fn machine_names(spiffe_id: &str, serial_number: Option<&str>) -> Res
     ))
 }
 
-/// The server's own TLS certificate. It has no revocation pointers: they would lead to the server that the client is
-/// connecting to. Instead it expires within weeks.
-pub(super) fn tls_server(public_url: &Url, now: OffsetDateTime) -> Result<CertificateParams, AuthorityError> {
+/// The server's own TLS certificate.
+pub(super) fn tls_server(
+    installation: &Installation,
+    key_identifier: &[u8],
+    now: OffsetDateTime,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = end_entity(ExtendedKeyUsagePurpose::ServerAuth);
     params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
     params.distinguished_name.push(DnType::CommonName, "Assay server");
-    params.subject_alt_names = server_names(public_url)?;
+    params.subject_alt_names = server_names(&installation.public_url)?;
+    installation.add_revocation_urls(&mut params, key_identifier)?;
     (params.not_before, params.not_after) = (now - SERVER_BACKDATING, now + TLS_SERVER_LIFE);
     Ok(params)
 }
@@ -204,16 +211,6 @@ fn authority_name(common_name: &str, trust_domain: &str, distinction: &[u8]) -> 
         format!("{common_name} {}", hex::encode(distinction)),
     );
     name
-}
-
-fn authority_info_access(ocsp: &str, ca_issuers: &str) -> Result<Vec<u8>, der::Error> {
-    let access = |method, url: &str| {
-        Ok::<_, der::Error>(AccessDescription {
-            access_method: method,
-            access_location: GeneralName::UniformResourceIdentifier(Asn1Ia5String::new(url)?),
-        })
-    };
-    AuthorityInfoAccessSyntax(vec![access(ACCESS_OCSP, ocsp)?, access(ACCESS_CA_ISSUERS, ca_issuers)?]).to_der()
 }
 
 /// The host of the public URL. A server on a loopback address gets all names of the loopback.

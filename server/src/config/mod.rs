@@ -14,6 +14,7 @@ mod mdm;
 mod measuring;
 mod public_url;
 mod retention;
+mod revocation;
 mod settings;
 mod tls;
 mod trust_domain;
@@ -25,6 +26,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use assay_authority::Installation;
 use tracing::level_filters::LevelFilter;
 
 use settings::Settings;
@@ -40,6 +42,7 @@ pub use mdm::{ApiKey, NanoMdm};
 pub use measuring::Recording;
 pub use public_url::{PublicUrl, PublicUrlError};
 pub use retention::Retention;
+pub use revocation::{Revocation, RevocationUrl, RevocationUrlError};
 pub use tls::{ClientCertificates, Tls};
 pub use trust_domain::{TrustDomain, TrustDomainError};
 pub use webhooks::{PrivateAddresses, Webhooks};
@@ -65,6 +68,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Metrics.
     pub telemetry: Telemetry,
+    /// Revocation lists and OCSP.
+    pub revocation: Revocation,
     /// The directory for files outside of the database.
     pub data_dir: PathBuf,
     /// Postgres.
@@ -136,6 +141,8 @@ pub struct RateLimit {
     pub address_per_minute: Option<NonZeroU32>,
     /// For one API key.
     pub api_key_per_minute: Option<NonZeroU32>,
+    /// For one address, at the listener for revocation status.
+    pub revocation_per_minute: Option<NonZeroU32>,
     /// Open connections of one address that have proved no identity.
     pub connections_per_address: Option<NonZeroU32>,
     /// Renewals of one machine in a day. A sixth of them may be rotations.
@@ -182,10 +189,20 @@ impl Config {
         }
     }
 
+    /// The names in the certificates that this configuration leads to.
+    #[must_use]
+    pub fn installation(&self) -> Installation {
+        Installation {
+            trust_domain: self.trust_domain.as_str().to_owned(),
+            public_url: self.public_url.url().clone(),
+            revocation_url: self.revocation.url.url().clone(),
+        }
+    }
+
     /// `None` if a required key is missing; `settings` has the error.
     fn read(settings: &mut Settings) -> Option<Self> {
         let public_url = settings.parsed("public_url");
-        let public_url = settings.require("public_url", public_url);
+        let public_url: Option<PublicUrl> = settings.require("public_url", public_url);
         let trust_domain = settings.parsed("trust_domain");
         let trust_domain = settings.require("trust_domain", trust_domain);
         let data_dir = settings
@@ -198,6 +215,7 @@ impl Config {
         let telemetry_listen = settings
             .parsed("telemetry.listen")
             .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)));
+        let revocation = Revocation::read(settings, public_url.as_ref());
         let master_key = MasterKey::read(settings, &data_dir);
         let tls = Tls::read(settings);
         let client_certificates = ClientCertificates::read(settings, &tls);
@@ -223,6 +241,7 @@ impl Config {
             telemetry: Telemetry {
                 listen: telemetry_listen,
             },
+            revocation: revocation?,
             data_dir,
             database,
             master_key,
@@ -274,6 +293,7 @@ impl RateLimit {
             machine_per_minute: settings.limit("rate_limit.machine_per_minute", 60),
             address_per_minute: settings.limit("rate_limit.address_per_minute", 6000),
             api_key_per_minute: settings.limit("rate_limit.api_key_per_minute", 6000),
+            revocation_per_minute: settings.limit("rate_limit.revocation_per_minute", 6000),
             connections_per_address: settings.limit("rate_limit.connections_per_address", 5000),
             renewals_per_day: settings.limit("rate_limit.renewals_per_day", 24),
         }
@@ -351,6 +371,9 @@ mod tests {
         assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
         assert_eq!(config.admin_listen, None);
         assert_eq!(config.telemetry.listen.to_string(), "127.0.0.1:9464");
+        assert_eq!(config.revocation.listen.unwrap().to_string(), "0.0.0.0:8080");
+        assert_eq!(config.revocation.url.to_string(), "http://assay.example.com:8080");
+        assert_eq!(config.revocation.list_lifetime, DAY);
         assert_eq!(config.data_dir, Path::new("/var/lib/assay"));
         assert!(config.database.url.is_none() && config.database.migrate);
         assert_eq!(config.database.max_connections, 16);

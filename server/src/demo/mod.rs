@@ -126,6 +126,7 @@ fn config(port: u16, folder: &Path) -> Result<Config, ConfigError> {
         ("ASSAY_TRUST_DOMAIN", "demo.assay".to_owned()),
         ("ASSAY_LISTEN", format!("127.0.0.1:{port}")),
         ("ASSAY_TELEMETRY__LISTEN", "127.0.0.1:0".to_owned()),
+        ("ASSAY_REVOCATION__LISTEN", "127.0.0.1:0".to_owned()),
         ("ASSAY_DATA_DIR", folder.join("server").display().to_string()),
         (
             "ASSAY_CHECK_IN__INTERVAL",

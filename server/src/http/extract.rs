@@ -29,6 +29,13 @@ pub(crate) const ADMIN_BODY_LIMIT: BodyLimit = BodyLimit {
     time: BODY_TIME,
     texts: Texts::Displayable,
 };
+/// The largest OCSP request at the listener for revocation status: 20 questions and a nonce are below 4 KiB. A body must
+/// arrive soon, because its sender has proved nothing.
+pub(crate) const OCSP_BODY_LIMIT: BodyLimit = BodyLimit {
+    bytes: 8 * 1024,
+    time: Duration::from_secs(5),
+    texts: Texts::Any,
+};
 /// The largest message of an MDM. It may list everything that is installed on a device.
 pub(crate) const MDM_BODY_LIMIT: BodyLimit = BodyLimit {
     bytes: 4 * 1024 * 1024,

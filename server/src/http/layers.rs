@@ -13,7 +13,7 @@ use super::{
     agent_api::add_nonce,
     caller_address::{self, TrustedProxies},
     guard, problem,
-    rate_limit::{charge_every, charge_until_proven, charge_until_verified},
+    rate_limit::{charge_every, charge_revocation, charge_until_proven, charge_until_verified},
     request_id, request_source, unread_body,
 };
 use crate::services::Services;
@@ -88,6 +88,11 @@ pub(super) async fn nonces(State(services): State<Arc<Services>>, request: Reque
 /// Around public operations.
 pub(super) async fn public(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     charge_every(&services, request, async |request| guarded(request, next).await).await
+}
+
+/// Around the operations of the listener for revocation status.
+pub(super) async fn revocation(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+    charge_revocation(&services, request, async |request| guarded(request, next).await).await
 }
 
 async fn guarded(request: Request, next: Next) -> Response {

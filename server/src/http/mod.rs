@@ -64,6 +64,8 @@ pub(crate) enum Scope {
     /// What remains if the administrators' API has an address of its own.
     WithoutAdministration,
     Administration,
+    /// What verifiers of certificates read over plain HTTP: all of it is signed.
+    RevocationStatus,
 }
 
 /// The routes of one address.
@@ -74,6 +76,7 @@ pub(crate) fn router(services: Arc<Services>, trusted_proxies: TrustedProxies, s
         Scope::Everything => others(&services).merge(administration()),
         Scope::WithoutAdministration => others(&services),
         Scope::Administration => administration(),
+        Scope::RevocationStatus => revocation_status(&services),
     };
     let outer = OuterLayer {
         services: Arc::clone(&services),
@@ -107,6 +110,14 @@ fn others(services: &Arc<Services>) -> Router<Arc<Services>> {
         .merge(routes(agent_api::machines()).layer(machines))
         .merge(routes(agent_api::nonces()).layer(nonces));
     with_acme(router, services)
+}
+
+/// The routes of the listener for revocation status. There is no trust anchor among them: a path could replace it.
+fn revocation_status(services: &Arc<Services>) -> Router<Arc<Services>> {
+    let layer = middleware::from_fn_with_state(Arc::clone(services), layers::revocation);
+    routes(relying_party_api::revocation_status())
+        .layer(Extension(extract::OCSP_BODY_LIMIT))
+        .layer(layer)
 }
 
 /// The OpenAPI document as formatted JSON.

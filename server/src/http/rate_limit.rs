@@ -42,6 +42,19 @@ pub(super) async fn charge_every(
     }
 }
 
+/// Charges every call to its address, at the listener for revocation status.
+pub(super) async fn charge_revocation(
+    services: &Services,
+    request: Request,
+    next: impl AsyncFnOnce(Request) -> Response,
+) -> Response {
+    let charge = |network| services.rate_limits.charge_revocation(network);
+    match network(&request).map_or(Ok(()), charge) {
+        Ok(()) => next(request).await,
+        Err(exceeded) => ApiProblem::from(exceeded).into_response(),
+    }
+}
+
 /// Charges a call to its address before any work is done for it. The charge is taken back if the caller proves an
 /// identity, and stays if the caller cancels the call.
 pub(super) async fn charge_until_proven(

@@ -34,6 +34,9 @@ pub(crate) struct RateLimits {
     /// By claimed serial number and network: a stranger elsewhere must not use up a Mac's limit by naming it.
     serial_numbers: Option<Buckets<(Option<Network>, String)>>,
     addresses: Option<Buckets<Network>>,
+    /// Separate from other calls: verifiers must learn of a revocation while a computer in their office misbehaves, and
+    /// strangers at the open listener must not use up what agents need.
+    revocation: Option<Buckets<Network>>,
     /// Evidence that was not verified, from networks that are over their limit.
     failures: Buckets<(Network, KeyThumbprint)>,
     api_keys: Option<Buckets<Uuid>>,
@@ -91,6 +94,7 @@ impl RateLimits {
             applicants: per_minute(settings.machine_per_minute),
             serial_numbers: per_minute(settings.machine_per_minute),
             addresses: per_minute(settings.address_per_minute),
+            revocation: per_minute(settings.revocation_per_minute),
             failures: Buckets::new(FAILURES_PER_MINUTE, MINUTE),
             api_keys: per_minute(settings.api_key_per_minute),
             acme_accounts: per_minute(settings.machine_per_minute),
@@ -114,6 +118,11 @@ impl RateLimits {
 
     pub(crate) fn charge_address(&self, network: Network) -> Result<(), Exceeded> {
         charge(self.addresses.as_ref(), network)
+    }
+
+    /// A call at the listener for revocation status.
+    pub(crate) fn charge_revocation(&self, network: Network) -> Result<(), Exceeded> {
+        charge(self.revocation.as_ref(), network)
     }
 
     /// Takes back what a call was charged that has proved an identity.
@@ -157,6 +166,7 @@ impl RateLimits {
         forget(self.applicants.as_ref());
         forget(self.serial_numbers.as_ref());
         forget(self.addresses.as_ref());
+        forget(self.revocation.as_ref());
         forget(Some(&self.failures));
         forget(self.api_keys.as_ref());
         forget(self.acme_accounts.as_ref());
@@ -189,6 +199,7 @@ mod tests {
             machine_per_minute: None,
             address_per_minute: None,
             api_key_per_minute: None,
+            revocation_per_minute: None,
             connections_per_address: None,
             renewals_per_day: None,
         });

@@ -129,7 +129,7 @@ async fn read_or_generate(
     if !keys.is_empty() {
         return Ok(keys);
     }
-    let secrets = assay_authority::generate_initial(config.trust_domain.as_str(), tx.now())?;
+    let secrets = assay_authority::generate_initial(&config.installation(), tx.now())?;
     let keys = seal_all(keyring, &secrets, tx.clock())?;
     for key in &keys {
         let now = tx.now();

@@ -87,7 +87,7 @@ pub(super) async fn prepare_issuing(
             (root.id, rotator.keyring.certified_key(&root)?)
         }
     };
-    let made = issuing::generate_issuing(&root, &policy.trust_domain, now)?;
+    let made = issuing::generate_issuing(&root, &policy.installation, now)?;
     let secret = made.key.pkcs8_der();
     let keyring = rotator.keyring;
     let mut key = keyring.seal(tx.clock(), KeyPurpose::IssuingCa, secret, Some(&made.certificate))?;
@@ -170,7 +170,7 @@ async fn new_root(
 
 /// A new root of this server's own.
 pub(super) fn generated_root(tx: &Transaction, rotator: &Rotator<'_>) -> Result<SealedKey, RotationError> {
-    let root = issuing::generate_root(&rotator.policy.trust_domain, tx.now())?;
+    let root = issuing::generate_root(&rotator.policy.installation.trust_domain, tx.now())?;
     let (keyring, secret) = (rotator.keyring, root.key.pkcs8_der());
     Ok(keyring.seal(tx.clock(), KeyPurpose::RootCa, secret, Some(&root.certificate))?)
 }

@@ -31,7 +31,7 @@ use crate::{
 pub(crate) async fn request(store: &Store, rotator: &Rotator<'_>, origin: &Origin) -> Result<String, RotationError> {
     let key = tx!(store, RequestCa, origin => requested(rotator)).await?;
     let private_key = rotator.keyring.private_key(&key)?;
-    Ok(issuing::issuing_request(&private_key, &rotator.policy.trust_domain)?)
+    Ok(issuing::issuing_request(&private_key, &rotator.policy.installation.trust_domain)?)
 }
 
 /// Returns the CSR of this server's next root, and creates the root if none is pending. `ca rotate --root` then takes
@@ -43,7 +43,7 @@ pub(crate) async fn request_root(
 ) -> Result<String, RotationError> {
     let key = tx!(store, RequestCa, origin => requested_root(rotator)).await?;
     let root = rotator.keyring.certified_key(&key)?;
-    Ok(issuing::root_request(&root, &rotator.policy.trust_domain)?)
+    Ok(issuing::root_request(&root, &rotator.policy.installation.trust_domain)?)
 }
 
 /// Installs the chain that an external root issued for the CSR. The CA issues after the overlap. Repeating the call
@@ -112,8 +112,7 @@ async fn install_in(
         key: &rotator.keyring.private_key(requested)?,
         now,
         until: now + rotator.policy.overlap(true) + rotator.policy.certificate_ttl,
-        trust_domain: &rotator.policy.trust_domain,
-        public_url: rotator.policy.public_url.url(),
+        installation: &rotator.policy.installation,
     };
     let chain = external_chain::verify(chain, &terms)?;
     require_own_key_identifier(&keys, &chain)?;

@@ -66,10 +66,7 @@ impl Rotation {
         let mut snapshot = store.snapshot().await?;
         let (version, keys) = keys::read_with_version(&mut snapshot).await?;
         store::end(snapshot).await?;
-        let policy = &self.policy;
-        let authority = self
-            .keyring
-            .authority(version, &keys, &policy.trust_domain, &policy.public_url)?;
+        let authority = self.keyring.authority(version, &keys, &self.policy.installation)?;
         Ok((authority, keys))
     }
 

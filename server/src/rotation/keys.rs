@@ -1,11 +1,10 @@
 //! Reads the keys that are not retired, and builds the authority from them.
 
-use assay_authority::{Authority, AuthorityParts, IssuingParts, Root, key_identifier};
+use assay_authority::{Authority, AuthorityParts, Installation, IssuingParts, Root, key_identifier};
 use uuid::Uuid;
 
 use super::steps::Keys;
 use crate::{
-    config::PublicUrl,
     keyring::{Keyring, KeyringError, certificate},
     store::{
         Connection, StoreError, cross_certificates,
@@ -20,8 +19,7 @@ impl Keyring {
         &self,
         version: i64,
         keys: &Keys,
-        trust_domain: &str,
-        public_url: &PublicUrl,
+        installation: &Installation,
     ) -> Result<Authority, KeyringError> {
         let of = |purpose, state| {
             keys.keys
@@ -53,7 +51,7 @@ impl Keyring {
         if of(KeyPurpose::IssuingCa, KeyState::Current).next().is_none() {
             return Err(KeyringError::Missing(KeyPurpose::IssuingCa.as_str()));
         }
-        Ok(Authority::from_parts(&parts, trust_domain, public_url.url())?)
+        Ok(Authority::from_parts(&parts, installation)?)
     }
 
     fn issuing_parts(&self, ca: &SealedKey) -> Result<IssuingParts, KeyringError> {

@@ -25,11 +25,11 @@ pub(crate) use self::{
     status::{AuthorityStatus, KeyStatus, identifier, status},
     withdraw::{Withdrawn, withdraw},
 };
-use assay_authority::{AuthorityError, ChainRefusal, CrossCertificateRefusal, KeyError};
+use assay_authority::{AuthorityError, ChainRefusal, CrossCertificateRefusal, Installation, KeyError};
 
 use crate::{
     changes::Origin,
-    config::{Config, PublicUrl},
+    config::Config,
     keyring::{Keyring, KeyringError},
     store::{Store, StoreError, tx},
 };
@@ -37,8 +37,7 @@ use crate::{
 /// The configured values that rotation depends on.
 #[derive(Debug, Clone)]
 pub(crate) struct RotationPolicy {
-    pub(crate) trust_domain: String,
-    pub(crate) public_url: PublicUrl,
+    pub(crate) installation: Installation,
     pub(crate) certificate_ttl: Duration,
     /// How long an issuing CA is published before it signs.
     pub(crate) ca_overlap: Duration,
@@ -128,8 +127,7 @@ impl RotationPolicy {
         // The configuration limits each of these to a few years.
         let duration = |duration: std::time::Duration| Duration::try_from(duration).unwrap_or(Duration::MAX);
         Self {
-            trust_domain: config.trust_domain.as_str().to_owned(),
-            public_url: config.public_url.clone(),
+            installation: config.installation(),
             certificate_ttl: duration(config.certificates.ttl),
             ca_overlap: duration(config.certificates.ca_overlap),
             root_overlap: duration(config.certificates.root_overlap),

@@ -130,7 +130,10 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use assay_authority::issuing::{generate_issuing, generate_root};
+    use assay_authority::{
+        Installation,
+        issuing::{generate_issuing, generate_root},
+    };
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
     const ROOT: Uuid = Uuid::from_u128(1);
@@ -138,10 +141,17 @@ mod tests {
     const GRANTS: Uuid = Uuid::from_u128(3);
     const NEXT: Uuid = Uuid::from_u128(4);
 
-    fn policy() -> RotationPolicy {
-        RotationPolicy {
+    fn installation() -> Installation {
+        Installation {
             trust_domain: "example.com".to_owned(),
             public_url: "https://assay.example.com".parse().unwrap(),
+            revocation_url: "http://assay.example.com:8080".parse().unwrap(),
+        }
+    }
+
+    fn policy() -> RotationPolicy {
+        RotationPolicy {
+            installation: installation(),
             certificate_ttl: Duration::days(7),
             ca_overlap: Duration::DAY,
             root_overlap: Duration::days(30),
@@ -170,7 +180,7 @@ mod tests {
     /// The keys of a first start at [`NOW`].
     fn bootstrapped() -> Keys {
         let root = generate_root("example.com", NOW).unwrap();
-        let issuing = generate_issuing(&root, "example.com", NOW).unwrap();
+        let issuing = generate_issuing(&root, &installation(), NOW).unwrap();
         Keys {
             keys: vec![
                 key(ROOT, KeyPurpose::RootCa, Some(root.certificate)),

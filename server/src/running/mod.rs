@@ -13,9 +13,12 @@ use std::{convert::Infallible, future::ready, net::SocketAddr, path::PathBuf, sy
 
 use assay_authority::attestation::apple::RootsError;
 use assay_protocol::admin_api::api_keys::Role;
-use futures_util::{FutureExt, future::join};
+use futures_util::{FutureExt, future::join_all};
 use secrecy::SecretString;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinHandle,
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -48,6 +51,12 @@ const FORGETTING: Work = Work::every(Duration::from_secs(60), "forget idle calle
 
 /// The most connections to the administrators' API on an address of its own.
 const ADMIN_CONNECTIONS: usize = 1000;
+
+/// The most connections to the listener for revocation status. Its callers prove nothing.
+const REVOCATION_CONNECTIONS: usize = 2000;
+/// The kernel's queue of connections that the listener has not accepted yet.
+const BACKLOG: u32 = 1024;
+const REVOCATION_LISTEN: &str = "revocation.listen";
 
 /// A server that accepts requests until it is stopped.
 pub struct RunningServer {
@@ -113,8 +122,13 @@ pub enum RunError {
 impl RunningServer {
     /// Starts the server. It handles requests when this returns.
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
-        let assembled = Assembled::new(config, clock).await?;
-        match Started::listen(config, &assembled).await {
+        let revocation = config.revocation.listen.map(reserve).transpose()?;
+        let mut config = config.clone();
+        if let Some((_, address)) = &revocation {
+            config.revocation.url = config.revocation.url.at(*address);
+        }
+        let assembled = Assembled::new(&config, clock).await?;
+        match Started::listen(&config, &assembled, revocation).await {
             Ok(parts) => Ok(Self { assembled, parts }),
             Err(error) => {
                 // Report the first error. Closing matters anyway: the private Postgres must not outlive the server.
@@ -128,6 +142,12 @@ impl RunningServer {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.parts.address
+    }
+
+    /// The address of revocation lists, OCSP and CA certificates over plain HTTP, if they have one.
+    #[must_use]
+    pub fn revocation_address(&self) -> Option<SocketAddr> {
+        self.parts.revocation_address
     }
 
     /// The address of `/metrics`.
@@ -163,11 +183,13 @@ struct Listeners {
     api: (TcpListener, SocketAddr),
     /// The administrators' API, if it has an address of its own.
     admin: Option<(TcpListener, SocketAddr)>,
+    /// Revocation status over plain HTTP, unless it is off.
+    revocation: Option<(TcpListener, SocketAddr)>,
     telemetry: (TcpListener, SocketAddr),
 }
 
 impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, RunError> {
+    async fn bind(config: &Config, revocation: Option<(TcpSocket, SocketAddr)>) -> Result<Self, RunError> {
         let admin = match config.admin_listen {
             Some(address) => Some(listen("admin.listen", address).await?),
             None => None,
@@ -175,6 +197,7 @@ impl Listeners {
         Ok(Self {
             api: listen("listen", config.listen).await?,
             admin,
+            revocation: revocation.map(listen_reserved).transpose()?,
             telemetry: listen("telemetry.listen", config.telemetry.listen).await?,
         })
     }
@@ -184,13 +207,18 @@ impl Listeners {
 struct Started {
     address: SocketAddr,
     telemetry_address: SocketAddr,
+    revocation_address: Option<SocketAddr>,
     serving: JoinHandle<usize>,
     background: TaskTracker,
 }
 
 impl Started {
-    async fn listen(config: &Config, assembled: &Assembled) -> Result<Self, RunError> {
-        let listeners = Listeners::bind(config).await?;
+    async fn listen(
+        config: &Config,
+        assembled: &Assembled,
+        revocation: Option<(TcpSocket, SocketAddr)>,
+    ) -> Result<Self, RunError> {
+        let listeners = Listeners::bind(config, revocation).await?;
         let certificate = server_certificate(config, &assembled.services)?;
         let (services, shutdown) = (Arc::clone(&assembled.services), assembled.shutdown.clone());
         Ok(Self::spawn(config, services, listeners, certificate, shutdown)?)
@@ -215,7 +243,9 @@ impl Started {
         spawn_periodic(&background, &services, certificate, &shutdown);
         let ((api, address), (telemetry, telemetry_address)) = (listeners.api, listeners.telemetry);
         let (admin, admin_address) = listeners.admin.unzip();
-        let serving = serve(config, &services, tls.as_ref(), (api, admin), &shutdown);
+        let (revocation, revocation_address) = listeners.revocation.unzip();
+        let served = Served { api, admin, revocation };
+        let serving = serve(config, &services, tls.as_ref(), served, &shutdown);
         let (metrics, pool) = (Arc::clone(&services.metrics), services.store.pool().clone());
         let sample = move |metrics: &Metrics| metrics.pool.sampled(pool.size(), pool.num_idle());
         background.spawn(metrics_listener::serve_metrics(
@@ -225,44 +255,61 @@ impl Started {
             shutdown.clone(),
         ));
         let ca_fingerprint = services.authority.load().root_fingerprint().to_owned();
-        let admin = admin_address.map(tracing::field::display);
-        tracing::info!(%address, admin, telemetry = %telemetry_address, ca_fingerprint, "listening");
+        let [admin, revocation] = [admin_address, revocation_address].map(|at| at.map(tracing::field::display));
+        tracing::info!(%address, admin, revocation, telemetry = %telemetry_address, ca_fingerprint, "listening");
         Ok(Self {
             address,
             telemetry_address,
+            revocation_address,
             serving,
             background,
         })
     }
 }
 
-/// Serves the API, and the administrators' API on an address of its own if it has one. The result is the number of
-/// connections that were closed before they had finished.
+/// The listeners whose requests a shutdown waits for.
+struct Served {
+    api: TcpListener,
+    admin: Option<TcpListener>,
+    revocation: Option<TcpListener>,
+}
+
+/// Serves the API, and the administrators' API and the revocation status on addresses of their own if they have one.
+/// The result is the number of connections that were closed before they had finished.
 fn serve(
     config: &Config,
     services: &Arc<Services>,
     tls: Option<&TlsAcceptor>,
-    (api, admin): (TcpListener, Option<TcpListener>),
+    served: Served,
     shutdown: &CancellationToken,
 ) -> JoinHandle<usize> {
     let trusted_proxies = TrustedProxies::new(config.tls.trusted_proxies());
     let serve = |listener, scope, limits| {
         let server = connections::Server {
             router: http::router(Arc::clone(services), trusted_proxies.clone(), scope),
-            tls: tls.cloned(),
+            tls: tls.cloned().filter(|_| scope != Scope::RevocationStatus),
             limits,
             metrics: Arc::clone(&services.metrics),
         };
         connections::serve(listener, server, shutdown.clone())
     };
-    let limits = connection_limits(config);
-    let Some(admin) = admin else {
-        return tokio::spawn(serve(api, Scope::Everything, limits));
+    let mut rest = connection_limits(config);
+    let mut take = |connections| {
+        let (left, taken) = rest.clone().split(connections);
+        rest = left;
+        taken
     };
-    let (rest, of_admin) = limits.split(ADMIN_CONNECTIONS);
-    let api = serve(api, Scope::WithoutAdministration, rest);
-    let admin = serve(admin, Scope::Administration, of_admin);
-    tokio::spawn(join(api, admin).map(|(api, admin)| api + admin))
+    let mut serving = Vec::new();
+    let mut scope = Scope::Everything;
+    if let Some(revocation) = served.revocation {
+        serving.push(serve(revocation, Scope::RevocationStatus, take(REVOCATION_CONNECTIONS)));
+    }
+    if let Some(admin) = served.admin {
+        scope = Scope::WithoutAdministration;
+        serving.push(serve(admin, Scope::Administration, take(ADMIN_CONNECTIONS)));
+    }
+    serving.push(serve(served.api, scope, rest));
+    tokio::spawn(join_all(serving).map(|cut_off| cut_off.into_iter().sum()))
 }
 
 /// Starts the periodic work of a running server. Register new kinds of work here.
@@ -353,6 +400,35 @@ async fn listen(key: &'static str, address: SocketAddr) -> Result<(TcpListener, 
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+/// Reserves a port without listening on it: certificates contain the port, but the server does not answer yet.
+fn reserve(address: SocketAddr) -> Result<(TcpSocket, SocketAddr), RunError> {
+    let reserve = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // As `TcpListener::bind` does: a restarted server takes over the port of connections that are closing.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let address = socket.local_addr()?;
+        Ok((socket, address))
+    };
+    reserve().map_err(|source| not_listening(address, source))
+}
+
+fn listen_reserved((socket, address): (TcpSocket, SocketAddr)) -> Result<(TcpListener, SocketAddr), RunError> {
+    let listener = socket.listen(BACKLOG);
+    Ok((listener.map_err(|source| not_listening(address, source))?, address))
+}
+
+fn not_listening(address: SocketAddr, source: std::io::Error) -> RunError {
+    RunError::Listen {
+        key: REVOCATION_LISTEN,
+        address,
+        source,
+    }
 }
 
 async fn forget_idle_callers(services: Arc<Services>, turns: Turns) {

@@ -184,7 +184,7 @@ mod tests {
     use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path};
 
     use assay_authority::{
-        AuthorityParts, CertifiedKey as CaKey, InitialSecrets, IssuingParts, Root, generate_initial, issuing,
+        AuthorityParts, CertifiedKey as CaKey, InitialSecrets, Installation, IssuingParts, Root, generate_initial, issuing,
     };
     use axum::{Router, routing::get};
     use rustls::{
@@ -254,8 +254,16 @@ mod tests {
         }
     }
 
+    fn installation() -> Installation {
+        Installation {
+            trust_domain: "example.com".to_owned(),
+            public_url: URL.parse().unwrap(),
+            revocation_url: "http://localhost:8080".parse().unwrap(),
+        }
+    }
+
     fn secrets() -> InitialSecrets {
-        generate_initial("example.com", NOW).unwrap()
+        generate_initial(&installation(), NOW).unwrap()
     }
 
     fn authority(secrets: &InitialSecrets) -> Arc<ArcSwap<Authority>> {
@@ -276,7 +284,7 @@ mod tests {
             grant_key: secrets.grant_key.clone(),
             other_grant_keys: Vec::new(),
         };
-        let authority = Authority::from_parts(&parts, "example.com", &URL.parse().unwrap()).unwrap();
+        let authority = Authority::from_parts(&parts, &installation()).unwrap();
         Arc::new(ArcSwap::from_pointee(authority))
     }
 

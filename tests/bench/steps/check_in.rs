@@ -87,14 +87,18 @@ fn certify(criterion: &mut Criterion) {
 }
 
 fn authority() -> IssuingAuthority {
+    let installation = Installation {
+        trust_domain: TRUST_DOMAIN.to_owned(),
+        public_url: PUBLIC_URL.parse().unwrap(),
+        revocation_url: PUBLIC_URL.parse().unwrap(),
+    };
     let root = issuing::generate_root(TRUST_DOMAIN, NOW).unwrap();
     let parts = IssuingParts {
         id: Uuid::from_u128(7),
-        ca: issuing::generate_issuing(&root, TRUST_DOMAIN, NOW).unwrap(),
+        ca: issuing::generate_issuing(&root, &installation, NOW).unwrap(),
         intermediates: Vec::new(),
     };
-    let public_url: Url = PUBLIC_URL.parse().unwrap();
-    IssuingAuthority::new(&parts, &root.certificate, TRUST_DOMAIN, &public_url).unwrap()
+    IssuingAuthority::new(&parts, &root.certificate, &installation).unwrap()
 }
 
 fn csr() -> String {

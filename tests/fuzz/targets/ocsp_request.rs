@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use assay_authority::{
-    IssuingAuthority, IssuingParts, OcspRequest, OcspResponder, issuing,
+    Installation, IssuingAuthority, IssuingParts, OcspRequest, OcspResponder, issuing,
     ocsp::{CertificateStatus, StatusAnswer},
 };
 use assay_fuzz::NOW;
@@ -15,14 +15,18 @@ use libfuzzer_sys::fuzz_target;
 const NONCE: &[u8] = &[0x06, 0x09, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x02];
 
 static RESPONDER: LazyLock<OcspResponder> = LazyLock::new(|| {
+    let installation = Installation {
+        trust_domain: "example.com".to_owned(),
+        public_url: "https://assay.example.com".parse().unwrap(),
+        revocation_url: "http://assay.example.com:8080".parse().unwrap(),
+    };
     let root = issuing::generate_root("example.com", NOW).unwrap();
     let parts = IssuingParts {
         id: uuid::Uuid::from_u128(7),
-        ca: issuing::generate_issuing(&root, "example.com", NOW).unwrap(),
+        ca: issuing::generate_issuing(&root, &installation, NOW).unwrap(),
         intermediates: Vec::new(),
     };
-    let url = "https://assay.example.com".parse().unwrap();
-    let ca = IssuingAuthority::new(&parts, &root.certificate, "example.com", &url).unwrap();
+    let ca = IssuingAuthority::new(&parts, &root.certificate, &installation).unwrap();
     ca.issue_ocsp_responder(NOW).unwrap()
 });
 

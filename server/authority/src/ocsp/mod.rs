@@ -28,7 +28,7 @@ mod tests {
         },
         *,
     };
-    use crate::{IssuingAuthority, IssuingParts, certificate_path, issuing};
+    use crate::{Installation, IssuingAuthority, IssuingParts, certificate_path, issuing};
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
     const SERIAL_NUMBER: [u8; 16] = [0x41; 16];
@@ -38,14 +38,13 @@ mod tests {
 
     static CA: LazyLock<IssuingAuthority> = LazyLock::new(|| {
         let root = issuing::generate_root("example.com", NOW).unwrap();
-        let issuing = issuing::generate_issuing(&root, "example.com", NOW).unwrap();
-        let url = "https://assay.example.com".parse().unwrap();
+        let issuing = issuing::generate_issuing(&root, &Installation::example(), NOW).unwrap();
         let parts = IssuingParts {
             id: uuid::Uuid::from_u128(7),
             ca: issuing,
             intermediates: Vec::new(),
         };
-        IssuingAuthority::new(&parts, &root.certificate, "example.com", &url).unwrap()
+        IssuingAuthority::new(&parts, &root.certificate, &Installation::example()).unwrap()
     });
 
     fn question(algorithm: &'static Algorithm, oid: &str) -> Request {

@@ -22,10 +22,12 @@ const DER: &str = "application/pkix-cert";
 /// At most an hour: roots change with weeks of notice, issuing CAs with days.
 const MAX_CACHED: Duration = Duration::hours(1);
 
-pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+pub(super) fn trust_anchors() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new().routes(routes!(bundle)).routes(routes!(chain))
+}
+
+pub(super) fn issuers() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
-        .routes(routes!(bundle))
-        .routes(routes!(chain))
         .routes(routes!(issuer))
         .routes(routes!(one_issuer))
 }
@@ -67,9 +69,9 @@ async fn issuer(State(services): State<Arc<Services>>) -> impl IntoResponse {
     (headers(&services, DER), certificate)
 }
 
-/// Read one issuing CA.
+/// Read one CA: an issuing CA, one above it, or a root.
 ///
-/// The caIssuers URL of a certificate points here.
+/// The caIssuers URL of a certificate points here. A root that comes from here is no trust anchor.
 #[utoipa::path(
     get, path = "/v1/ca/issuer/{key_identifier}", tag = "Relying parties",
     params(("key_identifier" = String, Path, description = "The CA's subject key identifier, in hex")),
@@ -82,9 +84,9 @@ async fn one_issuer(
     let key_identifier = key_identifier.ok().and_then(|Path(text)| hex::decode(text).ok());
     let key_identifier = key_identifier.unwrap_or_default();
     let authority = services.authority.load();
-    let issuer = authority.all_issuing().find(|ca| ca.key_identifier() == key_identifier);
-    let issuer = issuer.ok_or_else(|| ApiProblem::not_found("CA"))?;
-    Ok((headers(&services, DER), issuer.certificate_der().to_vec()))
+    let certificate = authority.ca_certificate(&key_identifier);
+    let certificate = certificate.ok_or_else(|| ApiProblem::not_found("CA"))?;
+    Ok((headers(&services, DER), certificate.to_vec()))
 }
 
 fn headers(services: &Services, media_type: &'static str) -> [(HeaderName, String); 2] {

@@ -25,11 +25,18 @@ fn cached_for(longest: Duration, overlap: Duration) -> String {
     format!("public, max-age={}", longest.min(overlap / 2).whole_seconds())
 }
 
-pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+/// What verifiers of certificates read: revocation lists, OCSP responses and CA certificates in DER.
+pub(super) fn revocation_status() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
-        .merge(authority::router())
-        .merge(discovery::router())
+        .merge(authority::issuers())
         .merge(ocsp::router())
         .merge(revocation_lists::router())
+}
+
+pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
+    OpenApiRouter::new()
+        .merge(authority::trust_anchors())
+        .merge(discovery::router())
+        .merge(revocation_status())
         .merge(openapi::router())
 }
