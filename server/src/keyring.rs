@@ -106,7 +106,7 @@ impl Keyring {
         })
     }
 
-    /// Opens a root's key to sign a revocation list. The key is not kept, because it signs only twice a month.
+    /// Opens a root's key to sign a revocation list. The key is not kept, because it signs only a few times a day.
     pub(crate) fn root_lists(&self, root: &SealedKey) -> Result<RevocationListSigner, KeyringError> {
         Ok(RevocationListSigner::new(&self.private_key(root)?, certificate(root)?)?)
     }

@@ -93,6 +93,8 @@ pub(crate) struct Policy {
     pub(crate) renewals_per_day: Option<NonZeroU32>,
     pub(crate) acme_enabled: bool,
     pub(crate) device_certificate_ttl: Duration,
+    /// How long a revocation list is valid.
+    pub(crate) list_lifetime: Duration,
 }
 
 impl Policy {
@@ -119,6 +121,7 @@ impl Policy {
             renewals_per_day: config.rate_limit.renewals_per_day,
             acme_enabled: config.acme.enabled,
             device_certificate_ttl: duration(config.acme.certificate_ttl),
+            list_lifetime: duration(config.revocation.list_lifetime),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     AuthorityError, EcKey, Installation, certificate_path,
     certificate_signer::{CertificateSigner, SubjectKey},
     keys::PrivateKey,
-    ocsp::{CertificateQuestion, OcspResponder},
+    ocsp::{OcspIssuer, OcspResponder},
     profile,
     revocation_list::RevocationListSigner,
 };
@@ -44,7 +44,7 @@ pub struct IssuingAuthority {
     certificate: CertificateDer<'static>,
     intermediates: Vec<CertificateDer<'static>>,
     path_pem: String,
-    subject: Vec<u8>,
+    ocsp_issuer: OcspIssuer,
     key_identifier: Vec<u8>,
     lists: RevocationListSigner,
     not_after: OffsetDateTime,
@@ -104,6 +104,8 @@ pub struct IssuedTlsCertificate {
     pub key: PrivateKey,
     /// The certificate followed by the CAs' certificates, without the root, and by cross-certificates.
     pub chain: Vec<CertificateDer<'static>>,
+    /// The serial number in lower-case hex.
+    pub serial_number: String,
     /// The end of its validity.
     pub not_after: OffsetDateTime,
     /// When to replace it: after two thirds of its lifetime.
@@ -202,7 +204,7 @@ impl IssuingAuthority {
             issuer: Issuer::from_ca_cert_der(&certificate, signer).map_err(AuthorityError::Sign)?,
             path_pem: path().map(|certificate| certificate_pem(certificate)).collect(),
             intermediates: parts.intermediates.iter().cloned().map(Into::into).collect(),
-            subject: parsed.subject().as_raw().to_vec(),
+            ocsp_issuer: OcspIssuer::new(parts.id, &ca.certificate)?,
             lists: RevocationListSigner::new(&ca.key, &ca.certificate)?,
             certificate,
             installation: installation.clone(),
@@ -311,6 +313,7 @@ impl IssuingAuthority {
             .map_err(AuthorityError::Sign)?;
         Ok(IssuedTlsCertificate {
             key,
+            serial_number: hex::encode(certificate_path::serial_number(certificate.der())?),
             chain: std::iter::once(certificate.into())
                 .chain(self.path().cloned())
                 .collect(),
@@ -321,19 +324,7 @@ impl IssuingAuthority {
 
     /// Issues a certificate for an OCSP responder of this CA, with a new key.
     pub fn issue_ocsp_responder(&self, now: OffsetDateTime) -> Result<OcspResponder, AuthorityError> {
-        let key = PrivateKey::generate()?;
-        let mut params = profile::ocsp_responder(whole_seconds(now));
-        params.key_identifier_method = profile::key_identifier(key.public_key().sec1());
-        params.not_after = params.not_after.min(self.not_after);
-        if params.not_after <= now {
-            return Err(AuthorityError::Expired);
-        }
-        let renew_at = now + (params.not_after - now) * 2 / 3;
-        let certificate = params
-            .signed_by(&SubjectKey(key.public_key()), &self.issuer)
-            .map_err(AuthorityError::Sign)?;
-        let usable = params.not_before..renew_at;
-        OcspResponder::new(&key, certificate.der().to_vec(), &self.key_identifier, usable)
+        issue_ocsp_responder(&self.issuer, &self.key_identifier, self.not_after, now)
     }
 
     /// Signs this CA's revocation lists.
@@ -342,10 +333,10 @@ impl IssuingAuthority {
         &self.lists
     }
 
-    /// Whether an OCSP question is about a certificate of this CA.
+    /// The CA as OCSP requests name it.
     #[must_use]
-    pub fn is_issuer_in(&self, question: &CertificateQuestion) -> bool {
-        question.is_about_issuer(&self.subject, self.issuer.key().der_bytes())
+    pub fn ocsp_issuer(&self) -> &OcspIssuer {
+        &self.ocsp_issuer
     }
 
     /// The CA's subject key identifier. Certificates that it issued name it as their authority key identifier.
@@ -365,6 +356,37 @@ impl IssuingAuthority {
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
+}
+
+/// Issues a certificate for an OCSP responder of a root, with a new key. The root's key then need not be kept.
+pub fn issue_root_ocsp_responder(root: &CertifiedKey, now: OffsetDateTime) -> Result<OcspResponder, AuthorityError> {
+    let certificate = CertificateDer::from(root.certificate.as_slice());
+    let issuer = Issuer::from_ca_cert_der(&certificate, CertificateSigner::new(&root.key)?);
+    let issuer = issuer.map_err(AuthorityError::Sign)?;
+    let key_identifier = certificate_path::key_identifier(&root.certificate)?;
+    let end = certificate_path::validity(&root.certificate)?.1;
+    issue_ocsp_responder(&issuer, &key_identifier, end, now)
+}
+
+fn issue_ocsp_responder(
+    issuer: &Issuer<'_, CertificateSigner>,
+    issuer_key_identifier: &[u8],
+    issuer_end: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Result<OcspResponder, AuthorityError> {
+    let key = PrivateKey::generate()?;
+    let mut params = profile::ocsp_responder(whole_seconds(now));
+    params.key_identifier_method = profile::key_identifier(key.public_key().sec1());
+    params.not_after = params.not_after.min(issuer_end);
+    if params.not_after <= now {
+        return Err(AuthorityError::Expired);
+    }
+    let renew_at = now + (params.not_after - now) * 2 / 3;
+    let certificate = params
+        .signed_by(&SubjectKey(key.public_key()), issuer)
+        .map_err(AuthorityError::Sign)?;
+    let usable = params.not_before..renew_at;
+    OcspResponder::new(&key, certificate.der().to_vec(), issuer_key_identifier, usable)
 }
 
 /// A certificate in PEM, ending with a newline.

@@ -45,7 +45,7 @@ pub use issuing::{
 };
 pub use keys::{KeyError, PrivateKey};
 pub use master_key::MasterKeyError;
-pub use ocsp::{CertificateQuestion, OcspRequest, OcspResponder};
+pub use ocsp::{CertificateQuestion, OcspIssuer, OcspRequest, OcspResponder};
 pub use profile::{device_spiffe_id, spiffe_id};
 pub use random::random_bytes;
 pub use revocation_list::{RevocationList, RevocationListSigner, RevokedCertificate};
@@ -60,6 +60,7 @@ pub struct Authority {
     /// The next issuing CA, and old ones whose certificates may still be valid.
     other_issuing: Vec<IssuingAuthority>,
     roots: Vec<Root>,
+    ocsp_roots: Vec<OcspIssuer>,
     roots_pem: String,
     cross_certificates: Vec<CertificateDer<'static>>,
     trust_bundle: String,
@@ -210,6 +211,7 @@ impl Authority {
             roots_pem,
             cross_certificates: cross_certificates.into_iter().map(CertificateDer::from).collect(),
             withdrawn_issuers,
+            ocsp_roots: parts.roots.iter().filter_map(Root::ocsp_issuer).collect(),
             roots: parts.roots.clone(),
             current_root_fingerprint,
             grant_signer,
@@ -264,6 +266,12 @@ impl Authority {
     #[must_use]
     pub fn roots(&self) -> &[Root] {
         &self.roots
+    }
+
+    /// The roots whose keys this server has, as OCSP requests name them.
+    #[must_use]
+    pub fn ocsp_roots(&self) -> &[OcspIssuer] {
+        &self.ocsp_roots
     }
 
     /// The roots in PEM.
@@ -332,6 +340,12 @@ impl Authority {
 }
 
 impl Root {
+    /// `None` for a root elsewhere. Every root of this server has a key identifier.
+    fn ocsp_issuer(&self) -> Option<OcspIssuer> {
+        let issuer = OcspIssuer::new(self.id, &self.certificate).ok();
+        issuer.filter(|_| self.is_ours)
+    }
+
     fn pem(&self) -> String {
         issuing::certificate_pem(&self.certificate)
     }

@@ -33,18 +33,13 @@ pub(crate) const WORK: Work = Work::every(INTERVAL, NAME);
 /// How long a list is kept before it is replaced because of a revocation. With two intervals, one to sign and one to load,
 /// a revocation is on every replica's list within 5 s.
 const SHORTEST_LIFE: Duration = Duration::from_secs(2);
-/// How long a list of machine certificates is valid. After half of that the next list is signed. A relying party
-/// therefore always has a valid list, unless the server is down for half a day.
-const ISSUING_LIFE: time::Duration = time::Duration::hours(24);
-/// The validity of a list of certificates that the root has issued. The root issues a CA every few years.
-const ROOT_LIFE: time::Duration = time::Duration::days(30);
 /// How far a list's time is backdated. Relying parties' clocks run late by seconds, and reject lists from the future.
 const BACKDATING: time::Duration = time::Duration::seconds(60);
 /// Another replica's list is accepted if its clock was ahead by less than this.
 const CLOCKS_DIFFER: time::Duration = time::Duration::minutes(5);
-/// How long an expired certificate stays listed: it must be on at least one list signed after its expiry (RFC 5280,
-/// section 3.3).
-const LISTED_AFTER_EXPIRY: time::Duration = ISSUING_LIFE;
+
+/// How long an expired certificate stays listed at least.
+const LISTED_AFTER_EXPIRY: time::Duration = time::Duration::hours(24);
 
 /// Why no list was published.
 #[derive(Debug, thiserror::Error)]
@@ -101,19 +96,15 @@ impl Issuer {
         issuing.chain(roots).collect()
     }
 
-    fn life(&self) -> time::Duration {
-        match self.is_root {
-            false => ISSUING_LIFE,
-            true => ROOT_LIFE,
-        }
-    }
-
-    /// Whether there is no list, the list lacks a revocation, or half its validity has passed. A list from the future
-    /// was signed with a clock that was ahead: relying parties would reject it.
-    fn is_due(state: Option<&ListState>, now: OffsetDateTime) -> bool {
+    /// Whether there is no list, the list lacks a revocation, or half its validity has passed. A relying party therefore
+    /// always has a valid list, unless the server is down for half of that. A list from the future was signed with a
+    /// clock that was ahead: relying parties would reject it. One that is valid for too long was signed before the
+    /// configuration changed.
+    fn is_due(state: Option<&ListState>, lifetime: time::Duration, now: OffsetDateTime) -> bool {
         state.is_none_or(|state| {
             let half = state.this_update + (state.next_update - state.this_update) / 2;
-            state.is_stale || now >= half || now + CLOCKS_DIFFER < state.this_update
+            let is_too_long = now + lifetime + CLOCKS_DIFFER < state.next_update;
+            state.is_stale || is_too_long || now >= half || now + CLOCKS_DIFFER < state.this_update
         })
     }
 }
@@ -181,7 +172,7 @@ async fn publish(services: &Arc<Services>, authority: &Arc<Authority>, if_busy: 
     let now = services.store.now();
     for issuer in &issuers {
         let state = state_of(&states, issuer.id);
-        if Issuer::is_due(state, now) && !is_too_early(services, state) {
+        if Issuer::is_due(state, services.policy.list_lifetime, now) && !is_too_early(services, state) {
             let origin = Origin::system();
             tx!(services.store, SignRevocationList, &origin => sign(services, authority, issuer, if_busy)).await?;
             states = self::states(services).await?;
@@ -233,7 +224,8 @@ async fn sign(
     let now = tx.now();
     let states = store::revocation_lists::states(tx).await?;
     let last = state_of(&states, issuer.id);
-    if !Issuer::is_due(last, now) {
+    let lifetime = services.policy.list_lifetime;
+    if !Issuer::is_due(last, lifetime, now) {
         return Ok(());
     }
     // The CA may have been retired since this replica last looked.
@@ -241,8 +233,9 @@ async fn sign(
     let key = keys.iter().find(|key| key.id == issuer.id && key.sealed.is_some());
     let Some(key) = key else { return Ok(()) };
     store::revocation_lists::take_waiting(tx, issuer.id).await?;
-    // Certificates that expired during an outage are not yet on a list signed after their expiry.
-    let listed_after = now - LISTED_AFTER_EXPIRY;
+    // An expired certificate must be on at least one list signed after its expiry (RFC 5280, section 3.3). Those that
+    // expired during an outage are not yet.
+    let listed_after = now - lifetime.max(LISTED_AFTER_EXPIRY);
     let listed_after = last.map_or(listed_after, |last| last.this_update.min(listed_after));
     let mut revoked = store::revocations::list(tx, issuer.id, listed_after).await?;
     revoked.extend(withdrawn_under(&keys, issuer.id, listed_after)?);
@@ -254,7 +247,7 @@ async fn sign(
     let list = RevocationList {
         number: u64::try_from(number).map_err(|_| PublishingError::Full)?,
         this_update: now - BACKDATING,
-        next_update: now + issuer.life(),
+        next_update: now + lifetime,
         revoked,
     };
     let next_update = list.next_update;

@@ -3,59 +3,98 @@
 use std::sync::Arc;
 
 use assay_authority::{
-    AuthorityError, IssuingAuthority, OcspRequest, OcspResponder,
-    ocsp::{CertificateStatus, OcspError, StatusAnswer},
+    Authority, AuthorityError, CertificateQuestion, IssuingAuthority, OcspIssuer, OcspRequest, OcspResponder,
+    issuing::issue_root_ocsp_responder,
+    ocsp::{CertificateStatus, OcspError, RESPONSE_LIFE, StatusAnswer},
+    serial_number,
 };
+use assay_protocol::admin_api::certificates::RevocationReason;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
+    keyring::KeyringError,
     services::Services,
-    store::{self, StoreError, revocations::RevocationRecord},
+    store::{
+        self, Connection, StoreError,
+        revocations::RevocationRecord,
+        sealed_keys::{KeyPurpose, SealedKey},
+    },
 };
 
 pub(crate) struct Response {
     pub(crate) der: Vec<u8>,
-    /// Whether caches may give it to other clients that send the same request.
-    pub(crate) is_for_all: bool,
+    /// `None` if caches must not give it to other clients: it has a nonce, or is an error.
+    pub(crate) validity: Option<Validity>,
+}
+
+/// `thisUpdate` and `nextUpdate` of a response.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Validity {
+    pub(crate) from: OffsetDateTime,
+    pub(crate) until: OffsetDateTime,
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OcspFailure {
+    #[error("an OCSP response cannot be signed")]
+    Sign(#[from] AuthorityError),
+    #[error("cannot open the root's key")]
+    Root(#[from] KeyringError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The CA that a request asks about. A responder speaks for the CA that issued its certificate, and a response has one
+/// responder.
+enum Asked<'a> {
+    Issuing(&'a IssuingAuthority),
+    Root(&'a OcspIssuer),
+}
+
+/// What is known about the certificates in a request, and the keys to speak for a root.
+struct Known {
+    records: Vec<RevocationRecord>,
+    root: Option<SealedKey>,
 }
 
 /// Responds to a request in DER. Errors are OCSP responses too, because OCSP clients read nothing else.
-pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Response, AuthorityError> {
+pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Response, OcspFailure> {
     let Ok(request) = OcspRequest::parse(request) else {
-        services.metrics.revocation.ocsp_answered("malformed");
-        return Ok(refused(OcspError::Malformed));
+        return Ok(refused(services, OcspError::Malformed));
     };
-    let records = match records(services, &request).await {
-        Ok(records) => records,
+    let (authority, now) = (services.authority.load_full(), services.clock.now());
+    // The CA of the first certificate in the request that one of our CAs issued.
+    let mut questions = request.questions().iter();
+    let Some(asked) = questions.find_map(|question| Asked::of(&authority, question)) else {
+        return Ok(refused(services, OcspError::Unauthorized));
+    };
+    let known = match known(services, &asked, &request).await {
+        Ok(known) => known,
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "cannot read the status of a certificate"
             );
-            services.metrics.revocation.ocsp_answered("try_later");
-            return Ok(refused(OcspError::TryLater));
+            return Ok(refused(services, OcspError::TryLater));
         }
     };
-    let (authority, now) = (services.authority.load(), services.clock.now());
-    // A responder speaks for the CA that issued its certificate, and a response has one responder. It is the one for
-    // the first certificate in the request that one of our CAs issued.
-    let mut questions = request.questions().iter();
-    let asked = questions.find_map(|question| authority.all_issuing().find(|ca| ca.is_issuer_in(question)));
-    let issuing = asked.unwrap_or_else(|| authority.issuing());
+    let issuer = asked.issuer();
     let answers: Vec<StatusAnswer<'_>> = request
         .questions()
         .iter()
         .map(|question| StatusAnswer {
             question,
-            status: match issuing.is_issuer_in(question) {
-                true => status(&records, issuing.id(), &question.serial_number()),
+            status: match issuer.is_in(question) {
+                true => status(&known.records, issuer.id, &question.serial_number()),
                 // RFC 6960, section 2.2: a responder also says "unknown" for another CA's certificates.
                 false => CertificateStatus::Unknown,
             },
         })
         .collect();
-    let der = responder(services, issuing, now)?.respond(&request, &answers, now)?;
+    let responder = responder(services, &asked, known.root.as_ref(), now)?;
+    let der = responder.respond(&request, &answers, now)?;
     for answer in &answers {
         services.metrics.revocation.ocsp_answered(match answer.status {
             CertificateStatus::Good => "good",
@@ -63,24 +102,100 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
             CertificateStatus::Unknown => "unknown",
         });
     }
+    let validity = Validity {
+        from: now,
+        until: now + RESPONSE_LIFE,
+    };
     Ok(Response {
         der,
-        is_for_all: !request.has_nonce(),
+        validity: (!request.has_nonce()).then_some(validity),
     })
 }
 
-fn refused(refusal: OcspError) -> Response {
-    Response {
-        der: refusal.response(),
-        is_for_all: false,
+impl<'a> Asked<'a> {
+    fn of(authority: &'a Authority, question: &CertificateQuestion) -> Option<Self> {
+        let mut issuing = authority.all_issuing();
+        if let Some(issuing) = issuing.find(|ca| ca.ocsp_issuer().is_in(question)) {
+            return Some(Self::Issuing(issuing));
+        }
+        let mut roots = authority.ocsp_roots().iter();
+        roots.find(|root| root.is_in(question)).map(Self::Root)
+    }
+
+    fn issuer(&self) -> &'a OcspIssuer {
+        match self {
+            Self::Issuing(issuing) => issuing.ocsp_issuer(),
+            Self::Root(root) => root,
+        }
     }
 }
 
-async fn records(services: &Services, request: &OcspRequest) -> Result<Vec<RevocationRecord>, StoreError> {
-    let questions = request.questions().iter();
-    let serial_numbers: Vec<String> = questions.map(|question| question.serial_number()).collect();
+fn refused(services: &Services, refusal: OcspError) -> Response {
+    services.metrics.revocation.ocsp_answered(match refusal {
+        OcspError::Malformed => "malformed",
+        OcspError::TryLater => "try_later",
+        OcspError::Unauthorized => "unauthorized",
+    });
+    Response {
+        der: refusal.response(),
+        validity: None,
+    }
+}
+
+async fn known(services: &Services, asked: &Asked<'_>, request: &OcspRequest) -> Result<Known, OcspFailure> {
     let mut connection = services.store.connection().await?;
-    store::revocations::find(&mut connection, &serial_numbers).await
+    match asked {
+        Asked::Issuing(issuing) => {
+            let questions = request.questions().iter();
+            let serial_numbers: Vec<String> = questions.map(CertificateQuestion::serial_number).collect();
+            Ok(Known {
+                records: issued_by(&mut connection, issuing.id(), &serial_numbers).await?,
+                root: None,
+            })
+        }
+        Asked::Root(root) => certified_by(&mut connection, root.id).await,
+    }
+}
+
+/// What an issuing CA has issued: certificates of machines and devices, and TLS certificates of the server.
+async fn issued_by(
+    connection: &mut Connection,
+    issuer_id: Uuid,
+    serial_numbers: &[String],
+) -> Result<Vec<RevocationRecord>, StoreError> {
+    let mut records = store::revocations::find(connection, serial_numbers).await?;
+    if records.len() < serial_numbers.len() {
+        let own = store::server_certificates::find(connection, issuer_id, serial_numbers).await?;
+        records.extend(own.into_iter().map(|serial_number| RevocationRecord {
+            issuer_id,
+            serial_number,
+            revoked: None,
+        }));
+    }
+    Ok(records)
+}
+
+/// What a root has certified: issuing CAs, also retired ones, and the roots that follow it.
+async fn certified_by(connection: &mut Connection, root_id: Uuid) -> Result<Known, OcspFailure> {
+    let keys = store::sealed_keys::list(connection).await?;
+    let cross_certificates = store::cross_certificates::list(connection).await?;
+    let issuing = keys.iter().filter(|key| key.root_id == Some(root_id));
+    let issuing = issuing.filter_map(|key| Some((key.certificate.as_deref()?, key.withdrawn_at)));
+    let roots = cross_certificates.iter().filter(|cross| cross.issuer_id == root_id);
+    let roots = roots.map(|cross| (cross.certificate.as_slice(), None));
+    let record = |(certificate, withdrawn_at): (&[u8], Option<OffsetDateTime>)| {
+        Ok(RevocationRecord {
+            issuer_id: root_id,
+            serial_number: hex::encode(serial_number(certificate)?),
+            revoked: withdrawn_at.map(|at| (at, RevocationReason::CaCompromise)),
+        })
+    };
+    Ok(Known {
+        records: issuing.chain(roots).map(record).collect::<Result<_, AuthorityError>>()?,
+        root: keys
+            .into_iter()
+            .find(|key| key.id == root_id && key.purpose == KeyPurpose::RootCa && key.sealed.is_some()),
+    })
 }
 
 fn status(records: &[RevocationRecord], issuer_id: Uuid, serial_number: &str) -> CertificateStatus {
@@ -102,14 +217,23 @@ fn status(records: &[RevocationRecord], issuer_id: Uuid, serial_number: &str) ->
 /// both are valid.
 fn responder(
     services: &Services,
-    issuing: &IssuingAuthority,
+    asked: &Asked<'_>,
+    root: Option<&SealedKey>,
     now: OffsetDateTime,
-) -> Result<Arc<OcspResponder>, AuthorityError> {
-    let usable = |responder: &&Arc<OcspResponder>| responder.is_usable(issuing.key_identifier(), now);
+) -> Result<Arc<OcspResponder>, OcspFailure> {
+    let key_identifier = &asked.issuer().key_identifier;
+    let usable = |responder: &&Arc<OcspResponder>| responder.is_usable(key_identifier, now);
     if let Some(responder) = services.revocation.responders.load().iter().find(usable) {
         return Ok(Arc::clone(responder));
     }
-    let made = Arc::new(issuing.issue_ocsp_responder(now)?);
+    let made = match asked {
+        Asked::Issuing(issuing) => issuing.issue_ocsp_responder(now)?,
+        Asked::Root(_) => {
+            let root = root.ok_or(KeyringError::Missing(KeyPurpose::RootCa.as_str()))?;
+            issue_root_ocsp_responder(&services.rotation.keyring.certified_key(root)?, now)?
+        }
+    };
+    let made = Arc::new(made);
     services.revocation.responders.rcu(|responders| {
         let others = responders.iter().filter(|other| other.is_in_time(now));
         others.chain([&made]).cloned().collect::<Vec<_>>()

@@ -220,6 +220,9 @@ impl Started {
     ) -> Result<Self, RunError> {
         let listeners = Listeners::bind(config, revocation).await?;
         let certificate = server_certificate(config, &assembled.services)?;
+        if let Some(certificate) = &certificate {
+            certificate.record(&assembled.services.store).await?;
+        }
         let (services, shutdown) = (Arc::clone(&assembled.services), assembled.shutdown.clone());
         Ok(Self::spawn(config, services, listeners, certificate, shutdown)?)
     }
@@ -326,7 +329,7 @@ fn spawn_periodic(
     };
     if let Some(certificate) = certificate {
         periodic.spawn(tls::REFRESH, |services, turns| {
-            certificate.keep_fresh(Arc::clone(&services.clock), turns)
+            certificate.keep_fresh(services.store.clone(), turns)
         });
     }
     periodic.spawn(FORGETTING, forget_idle_callers);

@@ -24,6 +24,7 @@ pub(crate) mod permissions;
 pub(crate) mod revocation_lists;
 pub(crate) mod revocations;
 pub(crate) mod sealed_keys;
+pub(crate) mod server_certificates;
 pub(crate) mod settings;
 pub(crate) mod transaction;
 pub(crate) mod webhook_deliveries;

@@ -31,8 +31,8 @@ impl RevocationMetrics {
         self.issuing_ca_end.set(seconds);
     }
 
-    /// Counts the status of a certificate (`good`, `revoked` or `unknown`), or a refused request (`malformed` or
-    /// `try_later`).
+    /// Counts the status of a certificate (`good`, `revoked` or `unknown`), or a refused request (`malformed`,
+    /// `try_later` or `unauthorized`).
     pub fn ocsp_answered(&self, status: &'static str) {
         self.ocsp.get_or_create(&[("status", status)]).inc();
     }

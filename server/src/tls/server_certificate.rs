@@ -18,20 +18,24 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::info;
-use uuid::Uuid;
-
 use super::{
     TlsError,
     files::{Files, Version},
     provider,
 };
 use crate::{
-    clock::Clock,
     periodic::{Turns, Work},
+    store::{
+        Store, StoreError,
+        server_certificates::{self, ServerCertificateRecord},
+    },
 };
 
 /// Files may be replaced, a self-issued certificate may be due, and another CA may issue.
 pub(crate) const WORK: Work = Work::every(Duration::from_secs(1), "refresh the TLS certificate");
+
+/// Clocks of verifiers may be slow.
+const KEPT_AFTER_EXPIRY: time::Duration = time::Duration::DAY;
 
 /// The certificate for new handshakes.
 pub struct ServerCertificate {
@@ -54,8 +58,15 @@ enum Source {
 
 /// The issuer of a self-issued certificate, and when to renew it.
 struct Issued {
-    issuer_id: Uuid,
+    record: ServerCertificateRecord,
     renew_at: OffsetDateTime,
+}
+
+/// A certificate that takes the place of the current one.
+struct Replacement {
+    certified: CertifiedKey,
+    /// `None` for a certificate from files.
+    issued: Option<Issued>,
 }
 
 impl ServerCertificate {
@@ -94,48 +105,75 @@ impl ServerCertificate {
         })
     }
 
-    /// Replaces the certificate if two thirds of its validity have passed, another CA issues now, or the files have
-    /// changed. Returns whether it replaced the certificate. On an error the old certificate stays in use; the same
-    /// files are not tried again until they change.
-    pub fn refresh(&self, now: OffsetDateTime) -> Result<bool, TlsError> {
+    /// Records the certificate, if the server has issued it: verifiers may ask any replica for its status. Call it
+    /// before the first handshake.
+    pub(crate) async fn record(&self, store: &Store) -> Result<(), StoreError> {
+        let record = match &self.source {
+            Source::SelfIssued { issued, .. } => {
+                let issued = issued.lock().unwrap_or_else(PoisonError::into_inner);
+                issued.record.clone()
+            }
+            Source::Files { .. } => return Ok(()),
+        };
+        record_issued(store, &record).await
+    }
+
+    /// The next certificate, if two thirds of the validity have passed, another CA issues now, or the files have
+    /// changed. On an error the old certificate stays in use; the same files are not tried again until they change.
+    fn replacement(&self, now: OffsetDateTime) -> Result<Option<Replacement>, TlsError> {
         let certified = match &self.source {
             Source::SelfIssued { authority, issued } => {
-                let mut issued = issued.lock().unwrap_or_else(PoisonError::into_inner);
+                let issued = issued.lock().unwrap_or_else(PoisonError::into_inner);
                 let authority = authority.load();
-                if now < issued.renew_at && issued.issuer_id == authority.issuing().id() {
-                    return Ok(false);
+                if now < issued.renew_at && issued.record.issuer_id == authority.issuing().id() {
+                    return Ok(None);
                 }
                 let (certified, next) = issue(&authority, &self.provider, now)?;
-                *issued = next;
-                certified
+                return Ok(Some(Replacement {
+                    certified,
+                    issued: Some(next),
+                }));
             }
             Source::Files { files, tried } => {
                 let mut tried = tried.lock().unwrap_or_else(PoisonError::into_inner);
                 let version = files.version();
                 if *tried == version {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 *tried = version;
                 files.load(&self.provider)?
             }
         };
-        self.current.store(Arc::new(certified));
-        Ok(true)
+        Ok(Some(Replacement {
+            certified,
+            issued: None,
+        }))
     }
 
-    /// Calls [`Self::refresh`] at every turn.
-    pub(crate) async fn keep_fresh(self: Arc<Self>, clock: Arc<dyn Clock>, turns: Turns) {
-        let refresh = || {
-            let (certificate, now) = (Arc::clone(&self), clock.now());
-            async move {
-                // The files may be on a network file system.
-                if spawn_blocking(move || certificate.refresh(now)).await?? {
-                    info!("replaced the TLS certificate");
-                }
-                Ok::<_, RefreshError>(())
-            }
+    fn install(&self, replacement: Replacement) {
+        if let (Source::SelfIssued { issued, .. }, Some(next)) = (&self.source, replacement.issued) {
+            *issued.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        }
+        self.current.store(Arc::new(replacement.certified));
+    }
+
+    /// Replaces the certificate when a replacement is due, until the server stops.
+    pub(crate) async fn keep_fresh(self: Arc<Self>, store: Store, turns: Turns) {
+        turns.repeat(|| Arc::clone(&self).refresh(&store)).await;
+    }
+
+    async fn refresh(self: Arc<Self>, store: &Store) -> Result<(), RefreshError> {
+        let (certificate, now) = (Arc::clone(&self), store.now());
+        // The files may be on a network file system.
+        let Some(replacement) = spawn_blocking(move || certificate.replacement(now)).await?? else {
+            return Ok(());
         };
-        turns.repeat(refresh).await;
+        if let Some(issued) = &replacement.issued {
+            record_issued(store, &issued.record).await?;
+        }
+        self.install(replacement);
+        info!("replaced the TLS certificate");
+        Ok(())
     }
 }
 
@@ -146,6 +184,15 @@ enum RefreshError {
     Tls(#[from] TlsError),
     #[error("the task that refreshes the certificate ended")]
     Task(#[from] JoinError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Also removes the records of expired certificates.
+async fn record_issued(store: &Store, record: &ServerCertificateRecord) -> Result<(), StoreError> {
+    let (mut connection, now) = (store.connection().await?, store.now());
+    server_certificates::remove_expired(&mut connection, now - KEPT_AFTER_EXPIRY).await?;
+    server_certificates::insert(&mut connection, record, now).await
 }
 
 impl ResolvesServerCert for ServerCertificate {
@@ -173,7 +220,11 @@ fn issue(
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.key.pkcs8_der().to_vec()));
     let certified = CertifiedKey::from_der(issued.chain, key, provider).map_err(TlsError::Setup)?;
     let issued = Issued {
-        issuer_id: issuing.id(),
+        record: ServerCertificateRecord {
+            serial_number: issued.serial_number,
+            issuer_id: issuing.id(),
+            not_after: issued.not_after,
+        },
         renew_at: issued.renew_at,
     };
     Ok((certified, issued))
@@ -260,6 +311,14 @@ mod tests {
             public_url: URL.parse().unwrap(),
             revocation_url: "http://localhost:8080".parse().unwrap(),
         }
+    }
+
+    /// As [`ServerCertificate::refresh`] does, without a database.
+    fn refresh(certificate: &ServerCertificate, now: OffsetDateTime) -> Result<bool, TlsError> {
+        let replacement = certificate.replacement(now)?;
+        let is_due = replacement.is_some();
+        replacement.into_iter().for_each(|next| certificate.install(next));
+        Ok(is_due)
     }
 
     fn secrets() -> InitialSecrets {
@@ -447,18 +506,17 @@ mod tests {
             .await
             .unwrap();
         assert!(
-            !certificate
-                .refresh(NOW + Period::days(20) - Period::seconds(1))
+            !refresh(&certificate, NOW + Period::days(20) - Period::seconds(1))
                 .unwrap()
         );
-        assert!(certificate.refresh(NOW + Period::days(20)).unwrap());
+        assert!(refresh(&certificate, NOW + Period::days(20)).unwrap());
         let late = NOW + Period::days(35);
         let after = running
             .connect(&client(&secrets.root, late, rustls::ALL_VERSIONS))
             .await
             .unwrap();
         assert_ne!(leaf(&before), leaf(&after));
-        assert!(!certificate.refresh(NOW + Period::days(21)).unwrap());
+        assert!(!refresh(&certificate, NOW + Period::days(21)).unwrap());
         drop((before, after));
         running.end().await;
     }
@@ -516,23 +574,23 @@ mod tests {
             )
         };
         let old = served().await;
-        assert!(!certificate.refresh(NOW).unwrap());
+        assert!(!refresh(&certificate, NOW).unwrap());
         // A renewal writes one file after the other: in between they do not match.
         disk.replace(&disk.certificate(), &second.0);
-        assert!(matches!(certificate.refresh(NOW), Err(TlsError::KeyMismatch { .. })));
+        assert!(matches!(refresh(&certificate, NOW), Err(TlsError::KeyMismatch { .. })));
         assert!(
-            !certificate.refresh(NOW).unwrap(),
+            !refresh(&certificate, NOW).unwrap(),
             "an invalid version is reported once"
         );
         assert_eq!(served().await, old);
         disk.replace(&disk.private_key(), &second.1);
-        assert!(certificate.refresh(NOW).unwrap());
+        assert!(refresh(&certificate, NOW).unwrap());
         let new = served().await;
         assert_ne!(new, old);
         fs::remove_file(disk.certificate()).unwrap();
-        assert!(matches!(certificate.refresh(NOW), Err(TlsError::Read { .. })));
+        assert!(matches!(refresh(&certificate, NOW), Err(TlsError::Read { .. })));
         disk.replace(&disk.certificate(), "garbage");
-        assert!(matches!(certificate.refresh(NOW), Err(TlsError::NoCertificate { .. })));
+        assert!(matches!(refresh(&certificate, NOW), Err(TlsError::NoCertificate { .. })));
         assert_eq!(served().await, new);
         running.end().await;
     }

@@ -56,6 +56,7 @@ pub(super) enum ResponseStatus {
     Successful = 0,
     MalformedRequest = 1,
     TryLater = 3,
+    Unauthorized = 6,
 }
 
 #[derive(Debug, Sequence)]

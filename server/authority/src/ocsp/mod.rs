@@ -1,18 +1,20 @@
 //! The Online Certificate Status Protocol (RFC 6960): parses requests, and signs responses with a delegated responder.
 
+mod issuer;
 mod messages;
 mod request;
 mod responder;
 
 pub use request::{CertificateQuestion, OcspRequest, UnreadableRequest};
-pub use responder::{CertificateStatus, OcspError, OcspResponder, StatusAnswer};
+pub use issuer::OcspIssuer;
+pub use responder::{CertificateStatus, OcspError, OcspResponder, RESPONSE_LIFE, StatusAnswer};
 
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
 
     use assay_protocol::admin_api::certificates::RevocationReason;
-    use aws_lc_rs::digest::{self, Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, SHA384};
+    use aws_lc_rs::digest::{self, Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, SHA384, SHA512};
     use der::{
         Decode, Encode,
         asn1::{Int, ObjectIdentifier, OctetString},
@@ -99,19 +101,23 @@ mod tests {
     #[rstest]
     #[case(&SHA1_FOR_LEGACY_USE_ONLY, SHA1_OID, true)]
     #[case(&SHA256, SHA256_OID, true)]
-    #[case(&SHA384, "2.16.840.1.101.3.4.2.2", false)]
+    #[case(&SHA384, "2.16.840.1.101.3.4.2.2", true)]
+    #[case(&SHA512, "2.16.840.1.101.3.4.2.3", true)]
+    // SHA-224, and no digest at all.
+    #[case(&SHA256, "2.16.840.1.101.3.4.2.4", false)]
+    #[case(&SHA256, "1.2.840.10045.4.3.2", false)]
     // A digest labelled with the other algorithm.
     #[case(&SHA256, SHA1_OID, false)]
-    fn a_ca_is_known_by_either_digest(#[case] algorithm: &'static Algorithm, #[case] oid: &str, #[case] known: bool) {
+    fn a_ca_is_known_by_each_digest(#[case] algorithm: &'static Algorithm, #[case] oid: &str, #[case] known: bool) {
         let request = OcspRequest::parse(&message(vec![question(algorithm, oid)], None)).unwrap();
         let question = &request.questions()[0];
-        assert_eq!(CA.is_issuer_in(question), known);
+        assert_eq!(CA.ocsp_issuer().is_in(question), known);
         assert_eq!(question.serial_number(), hex::encode(SERIAL_NUMBER));
         let mut other = self::question(algorithm, oid);
         other.certificate.issuer_key_hash = OctetString::new([0; 20]).unwrap();
         let request = OcspRequest::parse(&message(vec![other], None)).unwrap();
         assert!(
-            !CA.is_issuer_in(&request.questions()[0]),
+            !CA.ocsp_issuer().is_in(&request.questions()[0]),
             "the name alone is not enough"
         );
     }

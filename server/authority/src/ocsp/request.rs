@@ -1,6 +1,6 @@
 //! Parses the requests of relying parties. The bytes are not trusted.
 
-use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
+use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY, SHA256, SHA384, SHA512};
 use der::{
     Decode,
     asn1::{ObjectIdentifier, OctetString},
@@ -13,6 +13,8 @@ use super::messages::{CertificateId, OcspRequestMessage};
 const NONCE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.2");
 const SHA1_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
 const SHA256_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
+const SHA384_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.2");
+const SHA512_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.3");
 /// The most certificates in one request: enough for a chain, too few to query a fleet.
 const MOST_QUESTIONS: usize = 20;
 /// RFC 9654, section 2.1: an empty nonce, or one over 128 bytes, makes a request malformed.
@@ -91,6 +93,8 @@ impl CertificateQuestion {
         let algorithm = match self.0.hash_algorithm.oid {
             SHA1_OID => &SHA1_FOR_LEGACY_USE_ONLY,
             SHA256_OID => &SHA256,
+            SHA384_OID => &SHA384,
+            SHA512_OID => &SHA512,
             _ => return false,
         };
         digest::digest(algorithm, name).as_ref() == self.0.issuer_name_hash.as_bytes()

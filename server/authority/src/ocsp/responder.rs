@@ -24,8 +24,8 @@ use crate::{AuthorityError, certificate_signer::CertificateSigner, keys::Private
 
 const BASIC_RESPONSE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
 const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
-/// How long a response stays valid in a cache, such as that of a server that staples it.
-const RESPONSE_LIFE: Duration = Duration::hours(1);
+/// How long a response is valid. Until then, an attacker on the path can hide a later revocation from a verifier.
+pub const RESPONSE_LIFE: Duration = Duration::minutes(5);
 
 /// Signs OCSP responses for one issuing CA.
 pub struct OcspResponder {
@@ -68,6 +68,8 @@ pub enum OcspError {
     Malformed,
     /// The database is unavailable.
     TryLater,
+    /// None of this server's CAs issued the certificates (RFC 5019, section 2.2.3).
+    Unauthorized,
 }
 
 impl OcspResponder {
@@ -166,6 +168,7 @@ impl OcspError {
         let status = match self {
             Self::Malformed => ResponseStatus::MalformedRequest,
             Self::TryLater => ResponseStatus::TryLater,
+            Self::Unauthorized => ResponseStatus::Unauthorized,
         };
         // Encoding these five bytes cannot fail.
         OcspResponseMessage { status, response: None }
