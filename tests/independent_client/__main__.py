@@ -14,6 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="independent_client", description=__doc__)
     parser.add_argument("--server", action="append", required=True, help="URL of a replica; the first is public_url")
     parser.add_argument("--api-key", required=True, help="of the role admin")
+    parser.add_argument("--revocation-url", required=True, help="revocation.url, which certificates lead to")
     trust = parser.add_mutually_exclusive_group(required=True)
     trust.add_argument("--trust", type=Path, help="file with the roots (PEM)")
     trust.add_argument("--ca-fingerprint", help="SHA-256 of the root, which is then fetched from the first server")
@@ -29,7 +30,7 @@ def main() -> int:
             roots = arguments.trust.read_text()
         else:
             roots = fetch_roots(arguments.server[0], arguments.ca_fingerprint)
-        scenario = Scenario(arguments.server, arguments.api_key, roots, arguments.machines)
+        scenario = Scenario(arguments.server, arguments.revocation_url, arguments.api_key, roots, arguments.machines)
         print(scenario.run(arguments.check_ins, arguments.processes, arguments.threads))
     except Unmet as unmet:
         print(f"the independent client has failed: {unmet}", file=sys.stderr)

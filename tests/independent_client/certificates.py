@@ -32,7 +32,7 @@ def certificate_thumbprint(certificate: dict[str, Any]) -> str:
 
 
 def verify_certificate(
-    certificate: dict[str, Any], key: Key, machine_id: str, spiffe_id: str, public_url: str, roots: str
+    certificate: dict[str, Any], key: Key, machine_id: str, spiffe_id: str, revocation_url: str, roots: str
 ) -> None:
     """Verifies that a certificate that has just been issued is as the contract has it."""
     expect_members(certificate, {"serial_number", "not_before", "not_after", "chain"}, "the certificate")
@@ -40,7 +40,7 @@ def verify_certificate(
     expect(issuing, "the chain has no issuing CA")
     expect(all(ca.issuer != ca.subject for ca in issuing), "the chain has a root, which is to be left out")
     expect_leaf(leaf, key, machine_id, spiffe_id)
-    expect_extensions(leaf, issuing[0], public_url)
+    expect_extensions(leaf, issuing[0], revocation_url)
     now = datetime.datetime.now(datetime.timezone.utc)
     expect(
         abs(now - BACKDATED - leaf.not_valid_before_utc) < CLOCK_TOLERANCE,
@@ -74,7 +74,7 @@ def expect_leaf(leaf: x509.Certificate, key: Key, machine_id: str, spiffe_id: st
     expect(104 < leaf.serial_number.bit_length() <= 128, f"the serial number is {leaf.serial_number:x}")
 
 
-def expect_extensions(leaf: x509.Certificate, issuing: x509.Certificate, public_url: str) -> None:
+def expect_extensions(leaf: x509.Certificate, issuing: x509.Certificate, revocation_url: str) -> None:
     """Every extension that the contract names, and no other."""
     usage = extension(leaf, x509.KeyUsage, True)
     expect_equal(usage.public_bytes(), digital_signature_only().public_bytes(), "the key usage")
@@ -88,12 +88,12 @@ def expect_extensions(leaf: x509.Certificate, issuing: x509.Certificate, public_
     )
     points = [name.value for point in extension(leaf, x509.CRLDistributionPoints, False) for name in point.full_name]
     authority = extension(leaf, x509.AuthorityKeyIdentifier, False).key_identifier.hex()
-    expect_equal(points, [f"{public_url}/v1/ca/crl/{authority}"], "the CRL distribution point")
+    expect_equal(points, [f"{revocation_url}/v1/ca/crl/{authority}"], "the CRL distribution point")
     descriptions = extension(leaf, x509.AuthorityInformationAccess, False)
     access = {(description.access_method, description.access_location.value) for description in descriptions}
     expected = {
-        (AuthorityInformationAccessOID.OCSP, f"{public_url}/v1/ca/ocsp"),
-        (AuthorityInformationAccessOID.CA_ISSUERS, f"{public_url}/v1/ca/issuer/{authority}"),
+        (AuthorityInformationAccessOID.OCSP, f"{revocation_url}/v1/ca/ocsp"),
+        (AuthorityInformationAccessOID.CA_ISSUERS, f"{revocation_url}/v1/ca/issuer/{authority}"),
     }
     expect_equal(access, expected, "the AIA")
     expect_equal(len(leaf.extensions), 8, "the number of extensions")

@@ -141,4 +141,4 @@ def expect_enrolled(setting: Setting, machine: Machine, answer: Answer, assuranc
     expect_equal(enrolled["trust_bundle"].strip(), setting.roots.strip(), "trust_bundle")
     spiffe_id = enrolled["spiffe_id"]
     expect(re.fullmatch(rf"spiffe://[a-z0-9.-]+/machine/{machine.id}", spiffe_id), f"spiffe_id is {spiffe_id}")
-    verify_certificate(machine.certificate, machine.key, machine.id, spiffe_id, setting.public_url, setting.roots)
+    verify_certificate(machine.certificate, machine.key, machine.id, spiffe_id, setting.revocation_url, setting.roots)

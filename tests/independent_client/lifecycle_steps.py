@@ -43,7 +43,7 @@ def expect_renewal(setting: Setting, machine: Machine) -> None:
     expect(machine.certificate["serial_number"] != before["serial_number"], "the serial number is the old one")
     grants = machine.check_in(first).succeeded(200).json()["grants"]
     spiffe_id = setting.relying_party.claims(grants[0])["sub"]
-    verify_certificate(machine.certificate, machine.key, machine.id, spiffe_id, setting.public_url, setting.roots)
+    verify_certificate(machine.certificate, machine.key, machine.id, spiffe_id, setting.revocation_url, setting.roots)
     for replica in (first, second):
         for grant in machine.check_in(replica).succeeded(200).json()["grants"]:
             setting.relying_party.verify(grant, machine, certificate_thumbprint(machine.certificate))

@@ -10,9 +10,11 @@ from .setting import Setting
 class Scenario:
     """The steps, in order. Each ends the scenario when the server does not do what it promises."""
 
-    def __init__(self, servers: list[str], api_key: str, roots: str, machines: int) -> None:
+    def __init__(
+        self, servers: list[str], revocation_url: str, api_key: str, roots: str, machines: int
+    ) -> None:
         with step("relying parties' documents"):
-            self._setting = Setting.discover(servers, api_key, roots)
+            self._setting = Setting.discover(servers, revocation_url, api_key, roots)
         self._machines = machines
 
     def run(self, check_ins: int, processes: int, threads: int) -> str:

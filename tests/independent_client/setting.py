@@ -28,20 +28,22 @@ class Setting:
     administration: Administration
     relying_party: RelyingParty
     public_url: str
+    revocation_url: str
     roots: str
     trust: ssl.SSLContext
     fleet: list[Machine] = field(default_factory=list)
     policy: Policy | None = None
 
     @classmethod
-    def discover(cls, servers: list[str], api_key: str, roots: str) -> "Setting":
+    def discover(cls, servers: list[str], revocation_url: str, api_key: str, roots: str) -> "Setting":
         """Reads what a relying party reads, at every replica, and compares."""
         trust = trust_in(roots)
         replicas = [Connection(url, trust) for url in servers]
         relying_party = RelyingParty(servers[0], trust)
         expect_relying_party_documents(replicas, roots, relying_party.issuer)
         administration = Administration(Connection(servers[0], trust, api_key))
-        return cls(servers, replicas, administration, relying_party, relying_party.issuer, roots, trust)
+        issuer = relying_party.issuer
+        return cls(servers, replicas, administration, relying_party, issuer, revocation_url, roots, trust)
 
     def machine(self, serial_number: str, role: str = "desk") -> Machine:
         """A machine that is not on record yet."""

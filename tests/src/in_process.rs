@@ -150,6 +150,21 @@ impl InProcess {
         self.server.address()
     }
 
+    /// The address of revocation lists and OCSP over plain HTTP.
+    ///
+    /// # Panics
+    /// If the test has switched them off.
+    #[must_use]
+    pub fn revocation_address(&self) -> SocketAddr {
+        self.server.revocation_address().unwrap()
+    }
+
+    /// What is served over plain HTTP.
+    #[must_use]
+    pub fn revocation_api(&self) -> Api {
+        Api::plain(&format!("http://{}", self.revocation_address()), PUBLIC_URL)
+    }
+
     /// The TLS configuration for a test's own connections: the server's roots and clock.
     #[must_use]
     pub fn tls(&self) -> &Arc<ClientConfig> {

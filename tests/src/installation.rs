@@ -65,6 +65,13 @@ impl Installation {
         self
     }
 
+    /// What one of the replicas serves over plain HTTP.
+    #[must_use]
+    pub fn revocation_api(&self, replica: usize) -> Api {
+        let server = &self.servers[replica];
+        Api::plain(&format!("http://{}", server.revocation_address()), &server.public_url())
+    }
+
     /// The API of one of the replicas.
     #[must_use]
     pub fn api(&self, replica: usize) -> Api {
@@ -90,6 +97,7 @@ pub fn unlimited(configuration: ServerConfiguration) -> ServerConfiguration {
         "machine_per_minute",
         "address_per_minute",
         "api_key_per_minute",
+        "revocation_per_minute",
         "connections_per_address",
         "renewals_per_day",
     ]

@@ -40,6 +40,7 @@ async fn an_independent_client_completes_every_exchange() {
             "200",
         ])
         .args(["--api-key", &api_key])
+        .args(["--revocation-url", &first.revocation_url()])
         .args(["--ca-fingerprint", listening["ca_fingerprint"].as_str().unwrap()])
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     for server in [&first, &second] {

@@ -605,7 +605,10 @@ mod tests {
         let (clock, shutdown) = (Arc::new(MockClock::new(NOW)), CancellationToken::new());
         let work = Work::every(Duration::from_millis(1), "refresh");
         let turns = BackgroundWork::new(clock.clone(), Arc::default()).register(work, shutdown.clone());
-        let task = tokio::spawn(Arc::clone(&certificate).keep_fresh(clock, turns));
+        // A certificate from files needs no database.
+        let pool = sqlx::PgPool::connect_lazy("postgres://nowhere.invalid").unwrap();
+        let store = Store::new(pool, clock, Arc::new(Metrics::new()));
+        let task = tokio::spawn(Arc::clone(&certificate).keep_fresh(store, turns));
         disk.replace_both(&pair(&authority));
         let changed = async {
             while Arc::ptr_eq(&old, &certificate.current.load_full()) {

@@ -194,6 +194,15 @@ async fn instant_account(fleet: &Fleet, external_account: Option<&ExternalAccoun
     account
 }
 
+/// A server, and the chain of a device's certificate that it has issued.
+pub(super) async fn with_device_certificate() -> (InProcess, String) {
+    let fleet = Fleet::new().await;
+    fleet.list(&[SERIAL]).await;
+    let client = RawClient::with_account(&fleet.server).await;
+    let chain = client.obtain(&Mac::new(SERIAL), &fleet.apple, fleet.now()).await;
+    (fleet.server, chain)
+}
+
 /// `instant-acme` performs all steps, and OpenSSL verifies the certificate.
 #[tokio::test]
 async fn a_foreign_client_gets_a_certificate_that_openssl_verifies() {

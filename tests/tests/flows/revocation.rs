@@ -7,18 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use assay_protocol::ProblemKind;
+use assay_protocol::{ProblemKind, sha256};
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::answer::Answer;
 use assay_tests::api::{Api, Called};
-use assay_tests::in_process::{InProcess, PUBLIC_URL};
+use assay_tests::in_process::{InProcess, REVOCATION_URL};
 use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
 use assay_tests::process::Process;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::Method;
 use serde_json::json;
-use time::Duration;
+use time::format_description::{BorrowedFormatItem, well_known::Rfc2822};
+use time::macros::format_description;
+use time::{Duration, OffsetDateTime};
 
 use assay_tests::openssl::{Files, openssl};
 
@@ -26,23 +28,26 @@ use assay_tests::openssl::{Files, openssl};
 const LOOKS: u32 = 20_000;
 /// The longest time that nginx needs to start or to reload.
 const SAID_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
-const OCSP_REQUEST: &str = "application/ocsp-request";
+pub(super) const OCSP_REQUEST: &str = "application/ocsp-request";
+/// As OpenSSL prints a time.
+const OPENSSL_TIME: &[BorrowedFormatItem<'_>] =
+    format_description!("[month repr:short] [day padding:space] [hour]:[minute]:[second] [year] GMT");
 
 /// A relying party's files with certificates and keys.
-struct RelyingParty {
-    files: Files,
+pub(super) struct RelyingParty {
+    pub(super) files: Files,
     api: Api,
 }
 
 /// The chain of an enrolled machine.
-struct Enrolled {
-    machine: Machine,
-    serial_number: String,
-    chain: PathBuf,
+pub(super) struct Enrolled {
+    pub(super) machine: Machine,
+    pub(super) serial_number: String,
+    pub(super) chain: PathBuf,
 }
 
 impl RelyingParty {
-    async fn of(api: &Api) -> Self {
+    pub(super) async fn of(api: &Api) -> Self {
         let files = Files::new();
         for (name, path) in [("roots.pem", "/v1/ca/bundle.pem"), ("chain.pem", "/v1/ca/chain.pem")] {
             files.write(name, api.get(path).await.expect(200).text());
@@ -53,11 +58,11 @@ impl RelyingParty {
         }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.files.path(name).to_str().unwrap().to_owned()
     }
 
-    async fn enroll(&self, administrator: &Administrator) -> Enrolled {
+    pub(super) async fn enroll(&self, administrator: &Administrator) -> Enrolled {
         let machine = Machine::new();
         let token = administrator.token(json!({})).await;
         let enrolled = machine.enroll(&self.api, Some(&token.secret)).await.expect(201).json();
@@ -97,7 +102,7 @@ impl RelyingParty {
     }
 
     /// A request from OpenSSL, in DER.
-    async fn ocsp_request(&self, which: &[&str], nonce: &str) -> Vec<u8> {
+    pub(super) async fn ocsp_request(&self, which: &[&str], nonce: &str) -> Vec<u8> {
         let (chain, out) = (self.path("chain.pem"), self.path("request.der"));
         let (made, said) = openssl(&[&["ocsp", "-issuer", &chain], which, &[nonce, "-reqout", &out]].concat()).await;
         assert!(made, "{said}");
@@ -105,7 +110,7 @@ impl RelyingParty {
     }
 
     /// OpenSSL's report on a response.
-    async fn read_response(&self, response: &Answer, which: &[&str]) -> String {
+    pub(super) async fn read_response(&self, response: &Answer, which: &[&str]) -> String {
         let (roots, chain) = (self.path("roots.pem"), self.path("chain.pem"));
         let name = self.files.write("response.der", &response.body);
         let arguments = [
@@ -121,7 +126,7 @@ impl RelyingParty {
     }
 
     /// Sends a request, and returns OpenSSL's report on the response.
-    async fn ask(&self, api: &Api, which: &[&str], nonce: &str) -> String {
+    pub(super) async fn ask(&self, api: &Api, which: &[&str], nonce: &str) -> String {
         let request = self.ocsp_request(which, nonce).await;
         let response = post(api, &request).await;
         let request = self.path("request.der");
@@ -132,7 +137,7 @@ impl RelyingParty {
     }
 
     /// Lets OpenSSL send the request itself.
-    async fn ask_by_openssl(&self, api: &Api, which: &[&str], nonce: &str) -> String {
+    pub(super) async fn ask_by_openssl(&self, api: &Api, which: &[&str], nonce: &str) -> String {
         let (roots, chain) = (self.path("roots.pem"), self.path("chain.pem"));
         let url = api.url("/v1/ca/ocsp");
         let arguments = ["-url", &url, "-CAfile", &roots, "-verify_other", &chain, nonce];
@@ -145,7 +150,7 @@ impl RelyingParty {
     }
 }
 
-async fn post(api: &Api, request: &[u8]) -> Answer {
+pub(super) async fn post(api: &Api, request: &[u8]) -> Answer {
     let post = api
         .request(Method::POST, "/v1/ca/ocsp")
         .header("content-type", OCSP_REQUEST);
@@ -155,7 +160,7 @@ async fn post(api: &Api, request: &[u8]) -> Answer {
 }
 
 /// Repeats a request until the response is as expected.
-async fn await_answer(api: &Api, path: &str, is_right: impl AsyncFn(&Answer) -> bool) -> Answer {
+pub(super) async fn await_answer(api: &Api, path: &str, is_right: impl AsyncFn(&Answer) -> bool) -> Answer {
     let begun = Instant::now();
     for _ in 0..LOOKS {
         let answer = api.get(path).await;
@@ -197,7 +202,7 @@ async fn read_list(files: &Files, list: &Answer, ca: &str) -> String {
     said
 }
 
-async fn revoke(administrator: &Administrator, serial_number: &str, reason: &str) {
+pub(super) async fn revoke(administrator: &Administrator, serial_number: &str, reason: &str) {
     let path = format!("certificates/{serial_number}/revoke");
     let _revoked = administrator
         .call(Method::POST, &path, Some(&json!({"reason": reason})))
@@ -281,7 +286,7 @@ async fn ocsp_distinguishes_good_revoked_and_unknown() {
     let record = server.get(&machine.path()).await.json();
     let known = format!("0x{}", record["certificate"]["serial_number"].as_str().unwrap());
     for nonce in ["-nonce", "-no_nonce"] {
-        for digest in ["-sha1", "-sha256"] {
+        for digest in ["-sha1", "-sha256", "-sha384", "-sha512"] {
             let said = party.ask(&api, &[digest, "-serial", &known], nonce).await;
             assert!(said.contains(": good"), "{said}");
             // A certificate is unknown if it was never issued, or if another CA issued it, such as the root here.
@@ -329,7 +334,9 @@ async fn ocsp_works_by_get_and_its_responses_can_be_cached() {
     let encoded = STANDARD.encode(&request);
     let escaped = encoded.replace('/', "%2F").replace('+', "%2B").replace('=', "%3D");
     let url_safe = encoded.replace('/', "_").replace('+', "-");
-    for written in [&encoded, &escaped, &url_safe, encoded.trim_end_matches('=')] {
+    // Some clients append a slash to the URL in the certificate.
+    let doubled = format!("/{encoded}");
+    for written in [&encoded, &escaped, &url_safe, &doubled, encoded.trim_end_matches('=')] {
         let answer = api.get(&format!("/v1/ca/ocsp/{written}")).await.expect(200);
         let said = party.read_response(&answer, &which).await;
         assert!(
@@ -338,8 +345,21 @@ async fn ocsp_works_by_get_and_its_responses_can_be_cached() {
         );
         assert_eq!(
             answer.header("cache-control"),
-            Some("public, max-age=2, must-revalidate")
+            Some("public, max-age=2, no-transform, must-revalidate")
         );
+        let tag = format!("\"{}\"", hex::encode(sha256(&answer.body)));
+        assert_eq!(answer.header("etag"), Some(tag.as_str()));
+        // The headers say what the response says, and it is valid for five minutes.
+        let time = |name: &str| {
+            let text = answer.header(name).unwrap();
+            OffsetDateTime::parse(&text.replace("GMT", "+0000"), &Rfc2822).unwrap()
+        };
+        let [from, until] = ["last-modified", "expires"].map(time);
+        assert_eq!(until - from, Duration::minutes(5));
+        for (name, time) in [("This Update", from), ("Next Update", until)] {
+            let shown = time.format(OPENSSL_TIME).unwrap();
+            assert!(said.contains(&format!("{name}: {shown}")), "{name} {shown}: {said}");
+        }
     }
     let with_nonce = STANDARD
         .encode(party.ocsp_request(&which, "-nonce").await)
@@ -378,6 +398,10 @@ async fn a_malformed_ocsp_request_gets_an_ocsp_error() {
     let _large = sent(vec![0; 65 * 1024], OCSP_REQUEST)
         .await
         .expect_problem(ProblemKind::PayloadTooLarge);
+    // The type is without case, and may have parameters (RFC 9110, section 8.3.1).
+    for media_type in ["Application/OCSP-Request", "application/ocsp-request; charset=utf-8"] {
+        assert_eq!(sent(Vec::new(), media_type).await.expect(200).body, MALFORMED, "{media_type}");
+    }
     let _json = sent(b"{}".to_vec(), "application/json")
         .await
         .expect_problem(ProblemKind::UnsupportedMediaType);
@@ -437,7 +461,7 @@ pub(crate) async fn path_of_list(server: &InProcess, machine: &Machine) -> Strin
     ])
     .await;
     let uri = said.split("URI:").nth(1).unwrap_or_else(|| panic!("{said}"));
-    uri.trim().strip_prefix(PUBLIC_URL).unwrap().to_owned()
+    uri.trim().strip_prefix(REVOCATION_URL).unwrap().to_owned()
 }
 
 #[tokio::test]

@@ -61,7 +61,8 @@ async fn openssl_accepts_a_machines_chain_and_its_contents() {
     assert!(!accepted, "a machine is no server: {said}");
 
     let (_, shown) = openssl(&["x509", "-in", chain, "-noout", "-text", "-nameopt", "RFC2253"]).await;
-    for expected in contracted(api.audience(), machine.id(), &text(&enrolled, "spiffe_id")) {
+    let url = installation.servers[0].revocation_url();
+    for expected in contracted(&url, machine.id(), &text(&enrolled, "spiffe_id")) {
         assert!(shown.contains(&expected), "no {expected:?} in\n{shown}");
     }
     let (_, serial) = openssl(&["x509", "-in", chain, "-noout", "-serial"]).await;

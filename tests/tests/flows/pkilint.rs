@@ -1,0 +1,136 @@
+//! pkilint, a linter for certificates, revocation lists and OCSP responses, on one of every kind that the server signs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use assay_tests::administrator::text;
+use assay_tests::answer::Answer;
+use assay_tests::in_process::InProcess;
+use assay_tests::openssl::{Files, openssl};
+use assay_tests::python::python_with;
+use serde_json::{Value, json};
+
+use super::acme::with_device_certificate;
+use super::revocation::{RelyingParty, await_answer, post};
+
+/// The findings that are no faults: the kind of document, the finding's code, and why it is none.
+const EXPLAINED: [(&str, &str, &str); 2] = [
+    (
+        "machine",
+        "pkix.invalid_uri_syntax",
+        "pkilint does not know the scheme spiffe, which SPIFFE's X.509-SVID requires",
+    ),
+    (
+        "device",
+        "pkix.invalid_uri_syntax",
+        "pkilint does not know the scheme spiffe, which SPIFFE's X.509-SVID requires",
+    ),
+];
+
+/// One run of a linter.
+struct Linter {
+    folder: PathBuf,
+    findings: BTreeSet<(String, String)>,
+}
+
+impl Linter {
+    async fn new() -> Self {
+        let python = python_with("pkilint").await;
+        Self {
+            folder: python.parent().unwrap().to_owned(),
+            findings: BTreeSet::new(),
+        }
+    }
+
+    /// Runs one of pkilint's programs on a file, and keeps its findings under a name.
+    async fn lint(&mut self, kind: &str, program: &str, arguments: &[&str]) {
+        let mut command = Command::new(self.folder.join(program));
+        command.args(["lint", "-s", "INFO", "-f", "JSON"]).args(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let read: Value = serde_json::from_str(&said)
+            .unwrap_or_else(|_| panic!("{kind}: {said}{}", String::from_utf8_lossy(&output.stderr)));
+        for result in read["results"].as_array().unwrap() {
+            for finding in result["finding_descriptions"].as_array().unwrap() {
+                println!("{kind}: {finding} at {}", result["node_path"]);
+                self.findings.insert((kind.to_owned(), text(finding, "code")));
+            }
+        }
+    }
+
+    async fn certificate(&mut self, kind: &str, file: &Path) {
+        self.lint(kind, "lint_pkix_cert", &[file.to_str().unwrap()]).await;
+    }
+}
+
+/// The certificate of the responder in a response.
+async fn responder(files: &Files, response: &Answer) -> PathBuf {
+    let file = files.write("response.der", &response.body);
+    let file = file.to_str().unwrap();
+    let (_, said) = openssl(&["ocsp", "-respin", file, "-noverify", "-resp_text"]).await;
+    first_certificate(files, "responder.pem", &said)
+}
+
+fn first_certificate(files: &Files, name: &str, pem: &str) -> PathBuf {
+    let block = pem::parse_many(pem).unwrap().swap_remove(0);
+    files.write(name, pem::encode(&block))
+}
+
+#[tokio::test]
+async fn pkilint_finds_nothing_in_what_the_server_signs_but_what_is_explained() {
+    let mut linter = Linter::new().await;
+    let (server, device) = with_device_certificate().await;
+    let party = RelyingParty::of(server.api()).await;
+    let (api, files) = (server.api(), &party.files);
+    let machine = server.enrolled("LINTED").await;
+    let record = server.get(&machine.path()).await.json();
+    let serial_number = text(&record["certificate"], "serial_number");
+    let path = format!("/v1/admin/certificates/{serial_number}");
+    let leaf = files.write("machine.pem", text(&server.get(&path).await.json(), "pem"));
+    let chain = pem::parse_many(api.get("/v1/ca/chain.pem").await.expect(200).text()).unwrap();
+    let [issuing, root] = chain.as_slice() else {
+        panic!("an issuing CA and a root")
+    };
+    let issuing = files.write("issuing.pem", pem::encode(issuing));
+    let root = files.write("root.pem", pem::encode(root));
+    let tls = super::revocation_listener::tls_chain(files, server.address()).await;
+    linter.certificate("machine", &leaf).await;
+    linter.certificate("device", &first_certificate(files, "device.pem", &device)).await;
+    linter.certificate("issuing CA", &issuing).await;
+    linter.certificate("root", &root).await;
+    linter.certificate("TLS", &tls[0]).await;
+    let paths = [&root, &issuing, &leaf].map(|path| path.to_str().unwrap());
+    for pair in paths.windows(2) {
+        linter.lint("path", "lint_pkix_signer_signee_cert_chain", pair).await;
+    }
+
+    let known = format!("0x{serial_number}");
+    let ocsp = async |linter: &mut Linter, kind: &str, which: &[&str]| {
+        let answer = post(api, &party.ocsp_request(which, "-nonce").await).await;
+        let file = files.write("response.der", &answer.body);
+        linter.lint(kind, "lint_ocsp_response", &[file.to_str().unwrap()]).await;
+        answer
+    };
+    for digest in ["-sha1", "-sha256", "-sha384", "-sha512"] {
+        let _good = ocsp(&mut linter, "OCSP good", &[digest, "-serial", &known]).await;
+    }
+    let _unknown = ocsp(&mut linter, "OCSP unknown", &["-serial", "0x4242"]).await;
+    let body = json!({"reason": "key_compromise"});
+    let _revoked = server.post(&format!("{path}/revoke"), &body).await.expect(200);
+    let revoked = ocsp(&mut linter, "OCSP revoked", &["-serial", &known]).await;
+    linter.certificate("OCSP responder", &responder(files, &revoked)).await;
+
+    let is_listed = async |answer: &Answer| hex::encode(&answer.body).contains(&serial_number);
+    let list = await_answer(api, "/v1/ca/crl", is_listed).await;
+    let lists = pem::parse_many(api.get("/v1/ca/crls.pem").await.expect(200).text()).unwrap();
+    let list = files.write("list.der", &list.body);
+    let of_root = files.write("root-list.der", lists.last().unwrap().contents());
+    for (kind, category, file) in [("list", "CRL", list), ("root's list", "ARL", of_root)] {
+        let arguments = ["-p", "PKIX", "-t", category, file.to_str().unwrap()];
+        linter.lint(kind, "lint_crl", &arguments).await;
+    }
+    let explained = EXPLAINED.map(|(kind, code, _why)| (kind.to_owned(), code.to_owned()));
+    assert_eq!(linter.findings, BTreeSet::from(explained));
+    server.stop().await;
+}
