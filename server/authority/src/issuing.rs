@@ -465,7 +465,10 @@ mod tests {
     fn hierarchy_and_list() -> (Hierarchy, String) {
         let made = hierarchy();
         let key_identifier = hex::encode(made.authority.key_identifier());
-        (made, format!("http://assay.example.com:8080/v1/ca/crl/{key_identifier}"))
+        (
+            made,
+            format!("http://assay.example.com:8080/v1/ca/crl/{key_identifier}"),
+        )
     }
 
     impl Hierarchy {

@@ -437,18 +437,12 @@ mod tests {
         );
         assert_eq!(authority.key_set().keys.len(), 1);
         assert_eq!(authority.grant_keys(), [secrets.grant_key.public_key().clone()]);
-        assert_ne!(
-            *secrets.nonce_key,
-            *initial().nonce_key
-        );
+        assert_ne!(*secrets.nonce_key, *initial().nonce_key);
     }
 
     #[test]
     fn several_roots_and_grant_keys_are_published_together() {
-        let (secrets, old) = (
-            initial(),
-            initial(),
-        );
+        let (secrets, old) = (initial(), initial());
         let mut parts = secrets.parts();
         parts.roots.insert(0, old.parts().roots.remove(0));
         // The current key is also among the other keys; it is published once.
@@ -475,10 +469,7 @@ mod tests {
         let secrets = initial();
         let mut parts = secrets.parts();
         parts.roots = initial().parts().roots;
-        assert!(matches!(
-            build(&parts),
-            Err(AuthorityError::NotUnderRoot)
-        ));
+        assert!(matches!(build(&parts), Err(AuthorityError::NotUnderRoot)));
     }
 
     #[test]

@@ -170,15 +170,24 @@ mod tests {
     #[case("https://assay.example.com:8443", None, "https://assay.example.com:8443")]
     fn the_url_follows_the_listener(#[case] public: &str, #[case] listen: Option<&str>, #[case] expected: &str) {
         let listen = listen.map(|address| address.parse().unwrap());
-        assert_eq!(RevocationUrl::derived(listen, &public_url(public)).to_string(), expected);
+        assert_eq!(
+            RevocationUrl::derived(listen, &public_url(public)).to_string(),
+            expected
+        );
     }
 
     #[test]
     fn only_a_derived_url_takes_the_port_of_the_listener() {
-        let (public, bound) = (public_url("https://assay.example.com"), "127.0.0.1:40123".parse().unwrap());
+        let (public, bound) = (
+            public_url("https://assay.example.com"),
+            "127.0.0.1:40123".parse().unwrap(),
+        );
         let at = |url: RevocationUrl| url.at(bound).to_string();
         let listen = Some("127.0.0.1:0".parse().unwrap());
-        assert_eq!(at(RevocationUrl::derived(listen, &public)), "http://assay.example.com:40123");
+        assert_eq!(
+            at(RevocationUrl::derived(listen, &public)),
+            "http://assay.example.com:40123"
+        );
         let given = RevocationUrl::parse("http://pki.example.com", &public).unwrap();
         assert_eq!(at(given), "http://pki.example.com");
         assert_eq!(at(RevocationUrl::derived(None, &public)), "https://assay.example.com");

@@ -191,7 +191,10 @@ async fn certified_by(connection: &mut Connection, root_id: Uuid) -> Result<Know
         })
     };
     Ok(Known {
-        records: issuing.chain(roots).map(record).collect::<Result<_, AuthorityError>>()?,
+        records: issuing
+            .chain(roots)
+            .map(record)
+            .collect::<Result<_, AuthorityError>>()?,
         root: keys
             .into_iter()
             .find(|key| key.id == root_id && key.purpose == KeyPurpose::RootCa && key.sealed.is_some()),

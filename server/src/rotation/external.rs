@@ -31,7 +31,10 @@ use crate::{
 pub(crate) async fn request(store: &Store, rotator: &Rotator<'_>, origin: &Origin) -> Result<String, RotationError> {
     let key = tx!(store, RequestCa, origin => requested(rotator)).await?;
     let private_key = rotator.keyring.private_key(&key)?;
-    Ok(issuing::issuing_request(&private_key, &rotator.policy.installation.trust_domain)?)
+    Ok(issuing::issuing_request(
+        &private_key,
+        &rotator.policy.installation.trust_domain,
+    )?)
 }
 
 /// Returns the CSR of this server's next root, and creates the root if none is pending. `ca rotate --root` then takes

@@ -3,6 +3,7 @@
 mod assembled;
 mod assembly;
 mod descriptors;
+mod listeners;
 mod metrics_listener;
 mod stop_signal;
 
@@ -13,25 +14,20 @@ use std::{convert::Infallible, future::ready, net::SocketAddr, path::PathBuf, sy
 
 use assay_authority::attestation::apple::RootsError;
 use assay_protocol::admin_api::api_keys::Role;
-use futures_util::{FutureExt, future::join_all};
 use secrecy::SecretString;
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    task::JoinHandle,
-};
+use tokio::{net::TcpSocket, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::listeners::{Listeners, Served, serve};
 use crate::{
     administration::{api_key_expiry, api_keys::ApiKeyError},
     audit::sealing,
     clock::Clock,
     config::{ClientCertificates, Config, Tls},
-    connections::{self, ConnectionLimits},
     database::DatabaseError,
     enrollment::expiry,
     events::{announcing, feed},
-    http::{self, Scope, TrustedProxies},
     mdm::asking,
     outgoing::ClientError,
     periodic::{Turns, Work},
@@ -48,15 +44,6 @@ use crate::{
 
 /// How often idle callers are removed from the rate limits.
 const FORGETTING: Work = Work::every(Duration::from_secs(60), "forget idle callers");
-
-/// The most connections to the administrators' API on an address of its own.
-const ADMIN_CONNECTIONS: usize = 1000;
-
-/// The most connections to the listener for revocation status. Its callers prove nothing.
-const REVOCATION_CONNECTIONS: usize = 2000;
-/// The kernel's queue of connections that the listener has not accepted yet.
-const BACKLOG: u32 = 1024;
-const REVOCATION_LISTEN: &str = "revocation.listen";
 
 /// A server that accepts requests until it is stopped.
 pub struct RunningServer {
@@ -122,7 +109,7 @@ pub enum RunError {
 impl RunningServer {
     /// Starts the server. It handles requests when this returns.
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, RunError> {
-        let revocation = config.revocation.listen.map(reserve).transpose()?;
+        let revocation = config.revocation.listen.map(listeners::reserve).transpose()?;
         let mut config = config.clone();
         if let Some((_, address)) = &revocation {
             config.revocation.url = config.revocation.url.at(*address);
@@ -175,31 +162,6 @@ impl RunningServer {
         self.parts.background.wait().await;
         tracing::info!(cut_off, "stopped");
         self.assembled.close().await
-    }
-}
-
-/// The listeners and their addresses.
-struct Listeners {
-    api: (TcpListener, SocketAddr),
-    /// The administrators' API, if it has an address of its own.
-    admin: Option<(TcpListener, SocketAddr)>,
-    /// Revocation status over plain HTTP, unless it is off.
-    revocation: Option<(TcpListener, SocketAddr)>,
-    telemetry: (TcpListener, SocketAddr),
-}
-
-impl Listeners {
-    async fn bind(config: &Config, revocation: Option<(TcpSocket, SocketAddr)>) -> Result<Self, RunError> {
-        let admin = match config.admin_listen {
-            Some(address) => Some(listen("admin.listen", address).await?),
-            None => None,
-        };
-        Ok(Self {
-            api: listen("listen", config.listen).await?,
-            admin,
-            revocation: revocation.map(listen_reserved).transpose()?,
-            telemetry: listen("telemetry.listen", config.telemetry.listen).await?,
-        })
     }
 }
 
@@ -270,51 +232,6 @@ impl Started {
     }
 }
 
-/// The listeners whose requests a shutdown waits for.
-struct Served {
-    api: TcpListener,
-    admin: Option<TcpListener>,
-    revocation: Option<TcpListener>,
-}
-
-/// Serves the API, and the administrators' API and the revocation status on addresses of their own if they have one.
-/// The result is the number of connections that were closed before they had finished.
-fn serve(
-    config: &Config,
-    services: &Arc<Services>,
-    tls: Option<&TlsAcceptor>,
-    served: Served,
-    shutdown: &CancellationToken,
-) -> JoinHandle<usize> {
-    let trusted_proxies = TrustedProxies::new(config.tls.trusted_proxies());
-    let serve = |listener, scope, limits| {
-        let server = connections::Server {
-            router: http::router(Arc::clone(services), trusted_proxies.clone(), scope),
-            tls: tls.cloned().filter(|_| scope != Scope::RevocationStatus),
-            limits,
-            metrics: Arc::clone(&services.metrics),
-        };
-        connections::serve(listener, server, shutdown.clone())
-    };
-    let mut rest = connection_limits(config);
-    let mut take = |connections| {
-        let (left, taken) = rest.clone().split(connections);
-        rest = left;
-        taken
-    };
-    let mut serving = Vec::new();
-    let mut scope = Scope::Everything;
-    if let Some(revocation) = served.revocation {
-        serving.push(serve(revocation, Scope::RevocationStatus, take(REVOCATION_CONNECTIONS)));
-    }
-    if let Some(admin) = served.admin {
-        scope = Scope::WithoutAdministration;
-        serving.push(serve(admin, Scope::Administration, take(ADMIN_CONNECTIONS)));
-    }
-    serving.push(serve(served.api, scope, rest));
-    tokio::spawn(join_all(serving).map(|cut_off| cut_off.into_iter().sum()))
-}
-
 /// Starts the periodic work of a running server. Register new kinds of work here.
 fn spawn_periodic(
     background: &TaskTracker,
@@ -365,18 +282,6 @@ impl Periodic<'_> {
     }
 }
 
-fn connection_limits(config: &Config) -> ConnectionLimits {
-    let limits = ConnectionLimits::default();
-    let descriptors = descriptors::raise_limit();
-    let (database_connections, most) = (config.database.max_connections, limits.max_connections);
-    ConnectionLimits {
-        max_connections: descriptors::connections_within(descriptors, database_connections, most),
-        unproven_per_network: config.rate_limit.connections_per_address,
-        trusted_proxies: config.tls.trusted_proxies().to_vec(),
-        ..limits
-    }
-}
-
 fn server_certificate(config: &Config, services: &Services) -> Result<Option<Arc<ServerCertificate>>, TlsError> {
     let certificate = match &config.tls {
         Tls::SelfIssued => ServerCertificate::self_issued(Arc::clone(&services.authority), services.clock.now())?,
@@ -395,42 +300,6 @@ fn machine_certificates(config: &Config, services: &Services) -> Result<Option<M
         ClientCertificates::Optional | ClientCertificates::Required => {
             MachineCertificates::new(Arc::clone(&services.authority)).map(Some)
         }
-    }
-}
-
-async fn listen(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
-    let failed = |source| RunError::Listen { key, address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
-}
-
-/// Reserves a port without listening on it: certificates contain the port, but the server does not answer yet.
-fn reserve(address: SocketAddr) -> Result<(TcpSocket, SocketAddr), RunError> {
-    let reserve = || {
-        let socket = match address {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        // As `TcpListener::bind` does: a restarted server takes over the port of connections that are closing.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        let address = socket.local_addr()?;
-        Ok((socket, address))
-    };
-    reserve().map_err(|source| not_listening(address, source))
-}
-
-fn listen_reserved((socket, address): (TcpSocket, SocketAddr)) -> Result<(TcpListener, SocketAddr), RunError> {
-    let listener = socket.listen(BACKLOG);
-    Ok((listener.map_err(|source| not_listening(address, source))?, address))
-}
-
-fn not_listening(address: SocketAddr, source: std::io::Error) -> RunError {
-    RunError::Listen {
-        key: REVOCATION_LISTEN,
-        address,
-        source,
     }
 }
 

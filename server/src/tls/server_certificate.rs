@@ -7,17 +7,6 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use assay_authority::Authority;
-use rustls::{
-    crypto::CryptoProvider,
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
-};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use time::OffsetDateTime;
-use tokio::task::{JoinError, spawn_blocking};
-use tracing::info;
 use super::{
     TlsError,
     files::{Files, Version},
@@ -30,6 +19,17 @@ use crate::{
         server_certificates::{self, ServerCertificateRecord},
     },
 };
+use arc_swap::ArcSwap;
+use assay_authority::Authority;
+use rustls::{
+    crypto::CryptoProvider,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+use tokio::task::{JoinError, spawn_blocking};
+use tracing::info;
 
 /// Files may be replaced, a self-issued certificate may be due, and another CA may issue.
 pub(crate) const WORK: Work = Work::every(Duration::from_secs(1), "refresh the TLS certificate");
@@ -235,7 +235,8 @@ mod tests {
     use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path};
 
     use assay_authority::{
-        AuthorityParts, CertifiedKey as CaKey, InitialSecrets, Installation, IssuingParts, Root, generate_initial, issuing,
+        AuthorityParts, CertifiedKey as CaKey, InitialSecrets, Installation, IssuingParts, Root, generate_initial,
+        issuing,
     };
     use axum::{Router, routing::get};
     use rustls::{
@@ -505,10 +506,7 @@ mod tests {
             .connect(&client(&secrets.root, NOW, rustls::ALL_VERSIONS))
             .await
             .unwrap();
-        assert!(
-            !refresh(&certificate, NOW + Period::days(20) - Period::seconds(1))
-                .unwrap()
-        );
+        assert!(!refresh(&certificate, NOW + Period::days(20) - Period::seconds(1)).unwrap());
         assert!(refresh(&certificate, NOW + Period::days(20)).unwrap());
         let late = NOW + Period::days(35);
         let after = running
@@ -590,7 +588,10 @@ mod tests {
         fs::remove_file(disk.certificate()).unwrap();
         assert!(matches!(refresh(&certificate, NOW), Err(TlsError::Read { .. })));
         disk.replace(&disk.certificate(), "garbage");
-        assert!(matches!(refresh(&certificate, NOW), Err(TlsError::NoCertificate { .. })));
+        assert!(matches!(
+            refresh(&certificate, NOW),
+            Err(TlsError::NoCertificate { .. })
+        ));
         assert_eq!(served().await, new);
         running.end().await;
     }

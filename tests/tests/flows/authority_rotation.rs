@@ -796,6 +796,16 @@ async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
         let (valid, said) = verify(server.api(), &chain, replicas.clock.now()).await;
         assert!(valid, "{said}");
     }
+    // The root's OCSP responder says the same, on each replica.
+    let root = identifier(&replicas.status().await, "roots", "current");
+    for server in [here, there] {
+        for (ca, expected) in [(&old, ": revoked"), (&next, ": good")] {
+            let der = server.api().get(&format!("/v1/ca/issuer/{ca}")).await.expect(200).body;
+            let issuing = pem::encode(&pem::Pem::new("CERTIFICATE", der)).replace("\r\n", "\n");
+            let said = ocsp(server.api(), &root, &issuing, replicas.clock.now()).await;
+            assert!(said.contains(expected), "{said}");
+        }
+    }
     assert!(replicas.command(&["ca", "status"]).await.contains("withdrawn at"));
     // It stays withdrawn after it is retired.
     replicas.let_pass(Duration::days(10)).await;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use assay_tests::administrator::text;
 use assay_tests::answer::Answer;
-use assay_tests::in_process::InProcess;
+use assay_tests::api::Called;
 use assay_tests::openssl::{Files, openssl};
 use assay_tests::python::python_with;
 use serde_json::{Value, json};
@@ -47,7 +47,10 @@ impl Linter {
     async fn lint(&mut self, kind: &str, program: &str, arguments: &[&str]) {
         let mut command = Command::new(self.folder.join(program));
         command.args(["lint", "-s", "INFO", "-f", "JSON"]).args(arguments);
-        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap()
+            .unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let read: Value = serde_json::from_str(&said)
             .unwrap_or_else(|_| panic!("{kind}: {said}{}", String::from_utf8_lossy(&output.stderr)));
@@ -96,7 +99,9 @@ async fn pkilint_finds_nothing_in_what_the_server_signs_but_what_is_explained() 
     let root = files.write("root.pem", pem::encode(root));
     let tls = super::revocation_listener::tls_chain(files, server.address()).await;
     linter.certificate("machine", &leaf).await;
-    linter.certificate("device", &first_certificate(files, "device.pem", &device)).await;
+    linter
+        .certificate("device", &first_certificate(files, "device.pem", &device))
+        .await;
     linter.certificate("issuing CA", &issuing).await;
     linter.certificate("root", &root).await;
     linter.certificate("TLS", &tls[0]).await;
@@ -119,7 +124,9 @@ async fn pkilint_finds_nothing_in_what_the_server_signs_but_what_is_explained() 
     let body = json!({"reason": "key_compromise"});
     let _revoked = server.post(&format!("{path}/revoke"), &body).await.expect(200);
     let revoked = ocsp(&mut linter, "OCSP revoked", &["-serial", &known]).await;
-    linter.certificate("OCSP responder", &responder(files, &revoked)).await;
+    linter
+        .certificate("OCSP responder", &responder(files, &revoked).await)
+        .await;
 
     let is_listed = async |answer: &Answer| hex::encode(&answer.body).contains(&serial_number);
     let list = await_answer(api, "/v1/ca/crl", is_listed).await;

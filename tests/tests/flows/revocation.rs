@@ -400,7 +400,11 @@ async fn a_malformed_ocsp_request_gets_an_ocsp_error() {
         .expect_problem(ProblemKind::PayloadTooLarge);
     // The type is without case, and may have parameters (RFC 9110, section 8.3.1).
     for media_type in ["Application/OCSP-Request", "application/ocsp-request; charset=utf-8"] {
-        assert_eq!(sent(Vec::new(), media_type).await.expect(200).body, MALFORMED, "{media_type}");
+        assert_eq!(
+            sent(Vec::new(), media_type).await.expect(200).body,
+            MALFORMED,
+            "{media_type}"
+        );
     }
     let _json = sent(b"{}".to_vec(), "application/json")
         .await
@@ -550,6 +554,13 @@ async fn a_crl_of_a_hundred_thousand_certificates_is_signed_in_seconds() {
     server.stop().await;
 }
 
+/// How nginx checks whether a certificate is revoked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Checks {
+    Lists,
+    Ocsp,
+}
+
 /// A running nginx, with a configuration and a folder of its own.
 struct Nginx {
     files: Files,
@@ -558,8 +569,9 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// Starts nginx with a configuration that requires a machine's certificate, as in the operating manual.
-    async fn start(party: &RelyingParty) -> Self {
+    /// Starts nginx with a configuration that requires a machine's certificate, as in the operating manual. It reads
+    /// revocation lists from a file, or asks by OCSP at the URL in the certificate.
+    async fn start(party: &RelyingParty, checks: Checks) -> Self {
         let files = Files::new();
         let (_certificate, _key) = files.certificate("nginx").await;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
@@ -577,8 +589,21 @@ impl Nginx {
             ("/etc/nginx/assay/crls.pem", party.path("crls.pem")),
         ]
         .into();
+        let example = match checks {
+            Checks::Lists => example.to_owned(),
+            Checks::Ocsp => {
+                let lines = example.lines().filter(|line| !line.contains("crls.pem"));
+                // nginx needs the issuer's certificate, which the client sends.
+                lines
+                    .map(|line| line.replace("ssl_verify_client      on;", "ssl_verify_client on; ssl_ocsp leaf;"))
+                    .collect()
+            }
+        };
         let server = replaced.iter().fold(example.to_owned(), |server, (from, to)| {
-            assert!(server.contains(from), "the manual's example has no {from}");
+            assert!(
+                server.contains(from) || checks == Checks::Ocsp,
+                "the manual's example has no {from}"
+            );
             server.replace(from, to)
         });
         let configuration = format!(
@@ -664,7 +689,7 @@ async fn nginx_accepts_a_machine_until_its_certificate_is_revoked() {
     let (active, revoked) = (party.enroll(&administrator).await, party.enroll(&administrator).await);
     let lists = await_answer(&api, "/v1/ca/crls.pem", async |answer| answer.status == 200).await;
     party.files.write("crls.pem", lists.text());
-    let nginx = Nginx::start(&party).await;
+    let nginx = Nginx::start(&party, Checks::Lists).await;
     for enrolled in [&active, &revoked] {
         let answer = nginx.answer_to(enrolled).await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -684,4 +709,19 @@ async fn nginx_accepts_a_machine_until_its_certificate_is_revoked() {
         400,
         "nginx's answer to a bad certificate"
     );
+}
+
+#[tokio::test]
+async fn nginx_asks_by_ocsp_at_the_url_in_the_certificate() {
+    let installation = Installation::shared().await;
+    let administrator = installation.administrator();
+    let party = RelyingParty::of(&installation.api(0)).await;
+    let (active, revoked) = (party.enroll(&administrator).await, party.enroll(&administrator).await);
+    let nginx = Nginx::start(&party, Checks::Ocsp).await;
+    for enrolled in [&active, &revoked] {
+        assert_eq!(nginx.answer_to(enrolled).await.unwrap().status(), 200);
+    }
+    revoke(&administrator, &revoked.serial_number, "superseded").await;
+    assert_eq!(nginx.answer_to(&active).await.unwrap().status(), 200);
+    assert_eq!(nginx.answer_to(&revoked).await.unwrap().status(), 400);
 }

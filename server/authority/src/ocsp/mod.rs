@@ -5,8 +5,8 @@ mod messages;
 mod request;
 mod responder;
 
-pub use request::{CertificateQuestion, OcspRequest, UnreadableRequest};
 pub use issuer::OcspIssuer;
+pub use request::{CertificateQuestion, OcspRequest, UnreadableRequest};
 pub use responder::{CertificateStatus, OcspError, OcspResponder, RESPONSE_LIFE, StatusAnswer};
 
 #[cfg(test)]

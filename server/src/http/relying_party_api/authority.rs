@@ -27,9 +27,7 @@ pub(super) fn trust_anchors() -> OpenApiRouter<Arc<Services>> {
 }
 
 pub(super) fn issuers() -> OpenApiRouter<Arc<Services>> {
-    OpenApiRouter::new()
-        .routes(routes!(issuer))
-        .routes(routes!(one_issuer))
+    OpenApiRouter::new().routes(routes!(issuer)).routes(routes!(one_issuer))
 }
 
 /// Read the root certificates.

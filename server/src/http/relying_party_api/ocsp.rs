@@ -32,9 +32,8 @@ const RESPONSE: &str = "application/ocsp-response";
 /// For cacheable responses: relying parties must learn of a revocation within 5 s. Their signatures cover every byte.
 const SHARED: &str = "public, max-age=2, no-transform, must-revalidate";
 /// RFC 9110, section 5.6.7. The time is in UTC.
-const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
-    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-);
+const HTTP_DATE: &[BorrowedFormatItem<'_>] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 /// The longest request in a path: 20 questions in base64, and half as long again for escaped characters.
 const LONGEST_TEXT: usize = 8 * 1024;
 
@@ -130,7 +129,16 @@ mod tests {
     #[test]
     fn base64_is_decoded_in_all_forms_that_clients_use() {
         let bytes = [0x30, 0xff, 0xef, 0xbe, 0xfb];
-        for written in ["MP/vvvs=", "MP/vvvs", "MP%2Fvvvs%3D", "MP%2fvvvs%3d", "MP_vvvs", "/MP/vvvs", "//MP/vvvs", "%2FMP/vvvs"] {
+        for written in [
+            "MP/vvvs=",
+            "MP/vvvs",
+            "MP%2Fvvvs%3D",
+            "MP%2fvvvs%3d",
+            "MP_vvvs",
+            "/MP/vvvs",
+            "//MP/vvvs",
+            "%2FMP/vvvs",
+        ] {
             assert_eq!(decode(written).as_deref(), Some(bytes.as_slice()), "{written}");
         }
         assert_eq!(decode("%2B%2B%2B%2B"), decode("++++"));
