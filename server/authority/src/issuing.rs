@@ -541,9 +541,11 @@ mod tests {
         assert_eq!(
             extensions(&issuing),
             listed(&[
+                ("1.3.6.1.5.5.7.1.1", false),
                 ("2.5.29.14", false),
                 ("2.5.29.15", true),
                 ("2.5.29.19", true),
+                ("2.5.29.31", false),
                 ("2.5.29.35", false)
             ])
         );
