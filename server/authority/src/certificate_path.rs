@@ -88,19 +88,16 @@ pub(super) fn subject_key_identifier(certificate: &X509Certificate<'_>) -> Optio
 pub(super) fn is_issued_by(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
     let is_named = certificate.issuer().as_raw() == issuer.subject().as_raw();
     is_named
-        && algorithm(certificate, issuer).is_some_and(|algorithm| {
+        && algorithm(&certificate.signature_algorithm.algorithm.to_id_string(), issuer).is_some_and(|algorithm| {
             let key = UnparsedPublicKey::new(algorithm, &issuer.public_key().subject_public_key.data);
             let signed = certificate.tbs_certificate.as_ref();
             key.verify(signed, &certificate.signature_value.data).is_ok()
         })
 }
 
-fn algorithm(
-    certificate: &X509Certificate<'_>,
-    issuer: &X509Certificate<'_>,
-) -> Option<&'static EcdsaVerificationAlgorithm> {
-    let digest = certificate.signature_algorithm.algorithm.to_id_string();
-    match (Curve::of(issuer.public_key())?, digest.as_str()) {
+/// How to verify the issuer's signatures with the signature algorithm of this object identifier.
+pub(super) fn algorithm(oid: &str, issuer: &X509Certificate<'_>) -> Option<&'static EcdsaVerificationAlgorithm> {
+    match (Curve::of(issuer.public_key())?, oid) {
         (Curve::P256, ECDSA_WITH_SHA256) => Some(&ECDSA_P256_SHA256_ASN1),
         (Curve::P256, ECDSA_WITH_SHA384) => Some(&ECDSA_P256_SHA384_ASN1),
         (Curve::P384, ECDSA_WITH_SHA256) => Some(&ECDSA_P384_SHA256_ASN1),

@@ -11,6 +11,7 @@ mod certificate_signer;
 pub mod cross_certificate;
 pub mod ec_key;
 pub mod external_chain;
+pub mod external_list;
 mod grant_tokens;
 mod installation;
 pub mod issuing;
@@ -37,6 +38,7 @@ pub use certificate_path::{is_same_authority, key_identifier, serial_number, val
 pub use cross_certificate::CrossCertificateRefusal;
 pub use ec_key::EcKey;
 pub use external_chain::{ChainRefusal, ExternalChain};
+pub use external_list::{ExternalList, ListRefusal};
 pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token};
 pub use installation::Installation;
 pub use issuing::{

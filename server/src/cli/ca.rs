@@ -8,6 +8,7 @@ use std::{
 
 use assay_protocol::text::rfc3339;
 use clap::Subcommand;
+use time::{Duration, OffsetDateTime};
 
 use super::{CommandError, print};
 use crate::{
@@ -17,12 +18,15 @@ use crate::{
     database::Database,
     keyring::Keyring,
     rotation::{
-        self, AuthorityStatus, KeyStatus, Prepared, RotationError, RotationPolicy, Rotator, Wanted, Withdrawn,
-        bootstrap,
+        self, AuthorityStatus, InstalledList, KeyStatus, Prepared, RotationError, RotationPolicy, Rotator, Wanted,
+        Withdrawn, bootstrap,
     },
     store::Store,
     telemetry::Metrics,
 };
+
+/// An installed list that is valid for longer gets a warning.
+const LONG_LIST: Duration = Duration::days(90);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CaCommand {
@@ -63,6 +67,12 @@ pub(super) enum CaCommand {
         #[arg(long, value_name = "FILE")]
         cross_certificate: Option<PathBuf>,
     },
+    /// Install the revocation list that an external root has signed, so that it is served where verifiers look for it.
+    InstallList {
+        /// A file with the list, in PEM or DER.
+        #[arg(long, value_name = "FILE")]
+        list: PathBuf,
+    },
     /// Withdraw an issuing CA that was replaced and whose key may be stolen. Agents refuse it from then on, and the
     /// root's revocation list names it.
     Withdraw {
@@ -74,22 +84,24 @@ pub(super) enum CaCommand {
 /// The files that a command names.
 #[derive(Default)]
 struct Read {
-    chain: Vec<u8>,
+    /// The chain, or the list.
+    installed: Vec<u8>,
     cross_certificate: Option<Vec<u8>>,
 }
 
 impl Read {
     fn of(command: &CaCommand) -> Result<Self, CommandError> {
-        let (chain, cross_certificate) = match command {
+        let (installed, cross_certificate) = match command {
             CaCommand::Install {
                 chain,
                 cross_certificate,
             } => (Some(chain), cross_certificate.as_ref()),
+            CaCommand::InstallList { list } => (Some(list), None),
             CaCommand::Rotate { cross_certificate, .. } => (None, cross_certificate.as_ref()),
             _ => (None, None),
         };
         Ok(Self {
-            chain: chain.map(|path| read(path)).transpose()?.unwrap_or_default(),
+            installed: installed.map(|path| read(path)).transpose()?.unwrap_or_default(),
             cross_certificate: cross_certificate.map(|path| read(path)).transpose()?,
         })
     }
@@ -143,11 +155,15 @@ async fn run_in(
         CaCommand::Csr { root: false } => Ok(rotation::request(&store, &rotator, &origin).await?),
         CaCommand::Csr { root: true } => Ok(rotation::request_root(&store, &rotator, &origin).await?),
         CaCommand::Install { .. } => {
-            let given = (files.chain.as_slice(), files.cross_certificate.as_deref());
+            let given = (files.installed.as_slice(), files.cross_certificate.as_deref());
             Ok(describe(
                 &rotation::install(&store, &rotator, &origin, given).await?,
                 &keyring,
             )?)
+        }
+        CaCommand::InstallList { .. } => {
+            let installed = rotation::install_list(&store, &origin, &files.installed).await?;
+            Ok(describe_list(&installed, &keyring, store.now())?)
         }
         CaCommand::Withdraw { key } => {
             let withdrawn = rotation::withdraw(&store, &origin, key).await?;
@@ -172,6 +188,27 @@ fn describe(prepared: &Prepared, keyring: &Keyring) -> Result<String, RotationEr
     };
     let signs_from = prepared.key.signs_from.map(rfc3339).unwrap_or_default();
     Ok(format!("{identifier} {state}; it signs from {signs_from}"))
+}
+
+fn describe_list(installed: &InstalledList, keyring: &Keyring, now: OffsetDateTime) -> Result<String, RotationError> {
+    let identifier = rotation::identifier(&installed.root, keyring)?.unwrap_or_default();
+    let state = match installed.is_new {
+        true => "is installed",
+        false => "was already installed",
+    };
+    let (end, days) = (
+        rfc3339(installed.next_update),
+        (installed.next_update - now).whole_days(),
+    );
+    let mut said = format!("the list of {identifier} {state}; install the next one before {end}");
+    if installed.next_update - now > LONG_LIST {
+        // Writing to memory does not fail.
+        let _ = write!(
+            said,
+            "\nwarning: the list is valid for {days} days; until then, an attacker on the path can hide a later revocation"
+        );
+    }
+    Ok(said)
 }
 
 fn describe_withdrawn(withdrawn: &Withdrawn, keyring: &Keyring) -> Result<String, RotationError> {

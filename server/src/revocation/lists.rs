@@ -58,13 +58,14 @@ pub(crate) enum PublishingError {
 
 crate::store::has_store_error!(PublishingError);
 
-/// A CA that has a list: an issuing CA, or a root whose key this server has. The list of any other root is signed by
-/// its owner.
+/// A CA that has a list: an issuing CA, or a root. The list of a root elsewhere is signed by its owner, and served here
+/// once it is installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Issuer {
     id: Uuid,
     key_identifier: Vec<u8>,
     is_root: bool,
+    is_ours: bool,
 }
 
 /// What to do if another replica is signing lists.
@@ -83,14 +84,15 @@ impl Issuer {
             id: ca.id(),
             key_identifier: ca.key_identifier().to_vec(),
             is_root: false,
+            is_ours: true,
         });
-        let roots = authority.roots().iter().filter(|root| root.is_ours);
-        // A root of ours has a key identifier.
-        let roots = roots.filter_map(|root| {
+        // A root of ours has a key identifier. Without one, a list has no URL.
+        let roots = authority.roots().iter().filter_map(|root| {
             Some(Self {
                 id: root.id,
                 key_identifier: key_identifier(&root.certificate).ok()?,
                 is_root: true,
+                is_ours: root.is_ours,
             })
         });
         issuing.chain(roots).collect()
@@ -142,21 +144,24 @@ pub(crate) fn find(services: &Services, key_identifier: &[u8]) -> Option<Arc<Pub
     list.is_in_force(services).then(|| Arc::clone(list))
 }
 
-/// The lists of all CAs in machines' paths, without the roots whose keys this server does not have. `None` if one of
-/// the lists is missing.
+/// The lists of all CAs in machines' paths. `None` if a list is missing that this server signs. The list of a root
+/// elsewhere is left out if none is installed or it has expired: the others must not wait for its owner.
 pub(crate) fn all(services: &Services) -> Option<Vec<Arc<PublishedList>>> {
     let issuers = Issuer::all(&services.authority.load());
-    issuers
-        .iter()
-        .map(|issuer| find(services, &issuer.key_identifier))
-        .collect()
+    let lists = issuers.iter().filter_map(|issuer| {
+        let list = find(services, &issuer.key_identifier);
+        (issuer.is_ours || list.is_some()).then_some(list)
+    });
+    lists.collect()
 }
 
 /// Whether the CA with this key identifier has a list here.
 pub(crate) fn is_known(services: &Services, key_identifier: &[u8]) -> bool {
-    Issuer::all(&services.authority.load())
-        .iter()
-        .any(|issuer| issuer.key_identifier == key_identifier)
+    let lists = services.revocation.lists.load();
+    Issuer::all(&services.authority.load()).iter().any(|issuer| {
+        issuer.key_identifier == key_identifier
+            && (issuer.is_ours || lists.iter().any(|list| list.issuer_id == issuer.id))
+    })
 }
 
 impl PublishedList {
@@ -170,7 +175,7 @@ async fn publish(services: &Arc<Services>, authority: &Arc<Authority>, if_busy: 
     let issuers = Issuer::all(authority);
     let mut states = states(services).await?;
     let now = services.store.now();
-    for issuer in &issuers {
+    for issuer in issuers.iter().filter(|issuer| issuer.is_ours) {
         let state = state_of(&states, issuer.id);
         if Issuer::is_due(state, services.policy.list_lifetime, now) && !is_too_early(services, state) {
             let origin = Origin::system();

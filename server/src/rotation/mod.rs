@@ -8,6 +8,7 @@ pub(crate) mod bootstrap;
 mod changes;
 mod cross_certificates;
 mod external;
+mod external_list;
 mod following;
 mod keys;
 mod rotate;
@@ -20,12 +21,13 @@ use time::{Duration, OffsetDateTime};
 
 pub(crate) use self::{
     external::{install, request, request_root},
+    external_list::{InstalledList, install_list},
     following::{Rotation, WORK, run_follower},
     rotate::{Prepared, Wanted, rotate},
     status::{AuthorityStatus, KeyStatus, identifier, status},
     withdraw::{Withdrawn, withdraw},
 };
-use assay_authority::{AuthorityError, ChainRefusal, CrossCertificateRefusal, Installation, KeyError};
+use assay_authority::{AuthorityError, ChainRefusal, CrossCertificateRefusal, Installation, KeyError, ListRefusal};
 
 use crate::{
     changes::Origin,
@@ -112,6 +114,12 @@ pub enum RotationError {
     /// A key could not be generated.
     #[error("a key of the authority cannot be generated")]
     Key(#[from] KeyError),
+    /// A revocation list of an external root is not accepted.
+    #[error("the list cannot be installed")]
+    List(#[from] ListRefusal),
+    /// It would bring back certificates that were revoked since.
+    #[error("a later list of this root is installed already")]
+    OlderList,
     /// A certificate could not be issued.
     #[error("a certificate of the authority cannot be issued")]
     Authority(#[from] AuthorityError),

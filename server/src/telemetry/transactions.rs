@@ -41,6 +41,7 @@ assay_protocol::words! {
         FinalizeAcmeOrder = "finalize_acme_order",
         ImportInventory = "import_inventory",
         InstallCa = "install_ca",
+        InstallList = "install_list",
         LapseAttestations = "lapse_attestations",
         LearnMdmDevice = "learn_mdm_device",
         NoteLiveness = "note_liveness",

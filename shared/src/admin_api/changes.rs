@@ -119,6 +119,7 @@ actions! {
     KeyCertify = "key.certify" on SealedKey,
     KeyCreate = "key.create" on SealedKey,
     KeyInstall = "key.install" on SealedKey,
+    KeyInstallList = "key.install-list" on SealedKey,
     KeyPrepare = "key.prepare" on SealedKey,
     KeyRemoveCrossCertificate = "key.remove-cross-certificate" on SealedKey,
     KeyRequest = "key.request" on SealedKey,

@@ -13,20 +13,20 @@ use time::Duration;
 
 use super::commands::{Outcome, run};
 
-const CA: &str =
+pub(super) const CA: &str =
     "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n";
 const ISSUING: &str = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n\
                        subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
 
 /// An external PKI.
-struct Pki(Files);
+pub(super) struct Pki(pub(super) Files);
 
 impl Pki {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Files::new())
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.0.path(name).to_str().unwrap().to_owned()
     }
 
@@ -34,13 +34,13 @@ impl Pki {
         std::fs::read_to_string(self.0.path(name)).unwrap()
     }
 
-    async fn openssl(&self, arguments: &[&str]) {
+    pub(super) async fn openssl(&self, arguments: &[&str]) {
         let (done, said) = openssl(arguments).await;
         assert!(done, "{arguments:?}: {said}");
     }
 
     /// Creates a self-signed root `NAME.pem`.
-    async fn root(&self, name: &str, curve: &str, extensions: &str) {
+    pub(super) async fn root(&self, name: &str, curve: &str, extensions: &str) {
         self.request(name, curve).await;
         let key = self.path(&format!("{name}.key"));
         self.sign(name, &["-signkey", &key], extensions, "3650").await;
@@ -133,7 +133,7 @@ async fn install_with(server: &InProcess, chain: &str, cross_certificate: &str) 
 }
 
 /// A server under an external root, `first.pem`, that signs now.
-async fn under_an_external_root(pki: &Pki) -> InProcess {
+pub(super) async fn under_an_external_root(pki: &Pki) -> InProcess {
     let settings = [
         ("certificates.root_overlap", "1s"),
         ("certificates.ca_overlap", "1s"),

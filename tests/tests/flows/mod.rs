@@ -24,6 +24,7 @@ mod enrollment;
 mod enrollments_in_groups;
 mod events;
 mod expired_certificates;
+mod external_list;
 mod external_root;
 mod grant_socket;
 mod grants;
