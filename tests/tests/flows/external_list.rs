@@ -92,12 +92,12 @@ async fn the_list_of_an_external_root_is_served_once_it_is_installed() {
     is_refused(&server, &pki.path("first.pem"), "must contain one revocation list").await;
     let times = [
         "-crl_lastupdate",
-        "20260101000000Z",
+        "20200101000000Z",
         "-crl_nextupdate",
-        "20260201000000Z",
+        "20200201000000Z",
     ];
     let expired = signed(&pki, "first", "expired.crl", &times).await;
-    is_refused(&server, &expired, "the list has expired at 2026-02-01T00:00:00Z").await;
+    is_refused(&server, &expired, "the list has expired at 2020-02-01T00:00:00Z").await;
     let _absent = plain.get(&path).await.expect_problem(ProblemKind::NotFound);
 
     let list = signed(&pki, "first", "first.crl", &["-crldays", "30"]).await;
@@ -129,7 +129,7 @@ async fn the_list_of_an_external_root_is_served_once_it_is_installed() {
     // An older list would bring back what was revoked since.
     let times = [
         "-crl_lastupdate",
-        "20260101000000Z",
+        "20200101000000Z",
         "-crl_nextupdate",
         "20991231000000Z",
     ];

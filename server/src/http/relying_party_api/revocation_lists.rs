@@ -67,7 +67,7 @@ async fn of_one(
 
 /// Read the revocation lists of all CAs in use, to check every certificate of a path.
 ///
-/// If the root's key is elsewhere, its list is too.
+/// The list of a root elsewhere is among them once an administrator has installed it.
 #[utoipa::path(
     get, path = "/v1/ca/crls.pem", tag = "Relying parties",
     responses((status = 200, content_type = PEM, body = String), (status = 304), (status = 503, body = Problem)),
