@@ -10,8 +10,8 @@ use std::convert::Infallible;
 use std::hint::black_box;
 
 use assay_authority::{
-    Confirmation, GrantClaims, GrantSigner, IssuingAuthority, IssuingParts, MachineCertificateRequest, PrivateKey,
-    issuing, spiffe_id,
+    Confirmation, GrantClaims, GrantSigner, Installation, IssuingAuthority, IssuingParts, MachineCertificateRequest,
+    PrivateKey, issuing, spiffe_id,
 };
 use assay_protocol::machine::Assurance;
 use assay_protocol::{Csr, PublicKey, UnverifiedCsr};
@@ -21,7 +21,6 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair
 use criterion::{Criterion, criterion_group, criterion_main};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
-use url::Url;
 use uuid::Uuid;
 
 #[global_allocator]
