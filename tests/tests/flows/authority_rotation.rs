@@ -738,6 +738,19 @@ async fn is_published(replicas: &Replicas, ca: &str) {
     replicas.until(async |api| api.get(&path).await.status == 200).await;
 }
 
+/// The root's OCSP responder says this of issuing CAs, on each replica.
+async fn ocsp_says(replicas: &Replicas, expected: &[(&str, &str)]) {
+    let root = identifier(&replicas.status().await, "roots", "current");
+    for server in &replicas.servers {
+        for (ca, status) in expected {
+            let der = server.api().get(&format!("/v1/ca/issuer/{ca}")).await.expect(200).body;
+            let issuing = pem::encode(&pem::Pem::new("CERTIFICATE", der)).replace("\r\n", "\n");
+            let said = ocsp(server.api(), &root, &issuing, replicas.clock.now()).await;
+            assert!(said.contains(status), "{said}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
     let replicas = Replicas::start(&[("certificates.ca_overlap", "1s")]).await;
@@ -796,16 +809,7 @@ async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
         let (valid, said) = verify(server.api(), &chain, replicas.clock.now()).await;
         assert!(valid, "{said}");
     }
-    // The root's OCSP responder says the same, on each replica.
-    let root = identifier(&replicas.status().await, "roots", "current");
-    for server in [here, there] {
-        for (ca, expected) in [(&old, ": revoked"), (&next, ": good")] {
-            let der = server.api().get(&format!("/v1/ca/issuer/{ca}")).await.expect(200).body;
-            let issuing = pem::encode(&pem::Pem::new("CERTIFICATE", der)).replace("\r\n", "\n");
-            let said = ocsp(server.api(), &root, &issuing, replicas.clock.now()).await;
-            assert!(said.contains(expected), "{said}");
-        }
-    }
+    ocsp_says(&replicas, &[(&old, ": revoked"), (&next, ": good")]).await;
     assert!(replicas.command(&["ca", "status"]).await.contains("withdrawn at"));
     // It stays withdrawn after it is retired.
     replicas.let_pass(Duration::days(10)).await;

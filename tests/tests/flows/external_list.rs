@@ -3,7 +3,7 @@
 use assay_protocol::ProblemKind;
 use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
-use assay_tests::api::Called;
+use assay_tests::api::{Api, Called};
 use assay_tests::in_process::InProcess;
 use assay_tests::openssl::openssl;
 
@@ -43,7 +43,20 @@ async fn install(server: &InProcess, list: &str) -> Outcome {
     run(server.command(&["ca", "install-list", "--list", list])).await
 }
 
-/// Refused with a sentence, and nothing is served.
+/// What the command says.
+async fn installed(server: &InProcess, list: &str) -> String {
+    let installed = install(server, list).await;
+    assert_eq!(installed.code, Some(0), "{}", installed.stderr);
+    installed.stdout
+}
+
+/// This list is served, byte by byte, within a second or two.
+async fn is_served(api: &Api, path: &str, list: &str) {
+    let der = pem::parse(std::fs::read(list).unwrap()).unwrap().into_contents();
+    let _served = await_answer(api, path, async |answer: &Answer| answer.body == der).await;
+}
+
+/// Refused with a sentence.
 async fn is_refused(server: &InProcess, list: &str, expected: &str) {
     let refused = install(server, list).await;
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
@@ -86,6 +99,37 @@ async fn the_list_of_an_external_root_is_served_once_it_is_installed() {
     }
     assert!(!verify(&pki, &server).await.0, "the root's list is missing");
 
+    let list = signed(&pki, "first", "first.crl", &["-crldays", "30"]).await;
+    let said = installed(&server, &list).await;
+    assert!(said.contains("is installed; install the next one before"), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    for api in [server.api(), &plain] {
+        is_served(api, &path, &list).await;
+    }
+    let (valid, said) = verify(&pki, &server).await;
+    assert!(valid, "{said}");
+    assert!(installed(&server, &list).await.contains("was already installed"));
+    let audit = server.get("/v1/admin/audit?resource=sealed-key&limit=500").await.json();
+    let entries = audit["items"].as_array().unwrap().iter();
+    assert_eq!(entries.filter(|entry| entry["action"] == "key.install-list").count(), 1);
+
+    let (configuration, issuing) = (pki.path("ca.cnf"), pki.path("issuing.pem"));
+    let [certificate, key] = ["first.pem", "first.key"].map(|name| pki.path(name));
+    let ca = ["ca", "-config", &configuration, "-cert", &certificate, "-keyfile", &key];
+    pki.openssl(&[ca.as_slice(), &["-revoke", &issuing]].concat()).await;
+    let list = signed(&pki, "first", "revoked.crl", &["-crldays", "100"]).await;
+    let said = installed(&server, &list).await;
+    assert!(said.contains("\nwarning: the list is valid for "), "{said}");
+    is_served(&plain, &path, &list).await;
+    let (valid, said) = verify(&pki, &server).await;
+    assert!(!valid && said.contains("certificate revoked"), "{said}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_is_not_the_present_one_of_an_external_root_is_refused() {
+    let pki = Pki::new();
+    let server = under_an_external_root(&pki).await;
     pki.root("other", "P-256", CA).await;
     let of_another = signed(&pki, "other", "other.crl", &["-crldays", "30"]).await;
     is_refused(&server, &of_another, "none of the external roots has signed the list").await;
@@ -98,35 +142,12 @@ async fn the_list_of_an_external_root_is_served_once_it_is_installed() {
     ];
     let expired = signed(&pki, "first", "expired.crl", &times).await;
     is_refused(&server, &expired, "the list has expired at 2020-02-01T00:00:00Z").await;
-    let _absent = plain.get(&path).await.expect_problem(ProblemKind::NotFound);
-
-    let list = signed(&pki, "first", "first.crl", &["-crldays", "30"]).await;
-    let installed = install(&server, &list).await;
-    assert_eq!(installed.code, Some(0), "{}", installed.stderr);
-    assert!(
-        installed.stdout.contains("is installed; install the next one before"),
-        "{}",
-        installed.stdout
-    );
-    assert!(!installed.stdout.contains("warning"), "{}", installed.stdout);
-    let der = pem::parse(std::fs::read(&list).unwrap()).unwrap().into_contents();
-    for api in [server.api(), &plain] {
-        let served = await_answer(api, &path, async |answer| answer.status == 200).await;
-        assert_eq!(served.body, der);
-    }
-    let (valid, said) = verify(&pki, &server).await;
-    assert!(valid, "{said}");
-    let again = install(&server, &list).await;
-    assert!(
-        again.code == Some(0) && again.stdout.contains("was already installed"),
-        "{}",
-        again.stdout
-    );
-    let audit = server.get("/v1/admin/audit?resource=sealed-key&limit=500").await.json();
-    let entries = audit["items"].as_array().unwrap().iter();
-    assert_eq!(entries.filter(|entry| entry["action"] == "key.install-list").count(), 1);
+    let path = path_of(&pki.path("first.pem")).await;
+    let _absent = server.api().get(&path).await.expect_problem(ProblemKind::NotFound);
 
     // An older list would bring back what was revoked since.
+    let list = signed(&pki, "first", "first.crl", &["-crldays", "30"]).await;
+    let _installed = installed(&server, &list).await;
     let times = [
         "-crl_lastupdate",
         "20200101000000Z",
@@ -135,31 +156,6 @@ async fn the_list_of_an_external_root_is_served_once_it_is_installed() {
     ];
     let older = signed(&pki, "first", "older.crl", &times).await;
     is_refused(&server, &older, "a later list of this root is installed already").await;
-
-    let (index, issuing) = (pki.path("ca.cnf"), pki.path("issuing.pem"));
-    let [certificate, key] = ["first.pem", "first.key"].map(|name| pki.path(name));
-    let revoke = [
-        "ca",
-        "-config",
-        &index,
-        "-cert",
-        &certificate,
-        "-keyfile",
-        &key,
-        "-revoke",
-        &issuing,
-    ];
-    pki.openssl(&revoke).await;
-    let list = signed(&pki, "first", "revoked.crl", &["-crldays", "100"]).await;
-    let installed = install(&server, &list).await;
-    assert!(
-        installed.stdout.contains("\nwarning: the list is valid for "),
-        "{}",
-        installed.stdout
-    );
-    let der = pem::parse(std::fs::read(&list).unwrap()).unwrap().into_contents();
-    let _served = await_answer(&plain, &path, async |answer: &Answer| answer.body == der).await;
-    let (valid, said) = verify(&pki, &server).await;
-    assert!(!valid && said.contains("certificate revoked"), "{said}");
+    is_served(server.api(), &path, &list).await;
     server.stop().await;
 }

@@ -22,6 +22,30 @@ use super::revocation::{OCSP_REQUEST, RelyingParty, await_answer, post, revoke};
 /// What the listener serves, besides what is named by a key identifier.
 const SERVED: [&str; 3] = ["/v1/ca/crl", "/v1/ca/crls.pem", "/v1/ca/issuer.cer"];
 
+/// What it does not serve: trust anchors, and everything that is not signed.
+const ABSENT: [&str; 13] = [
+    "/",
+    "/v1/ca/bundle.pem",
+    "/v1/ca/chain.pem",
+    "/.well-known/jwks.json",
+    "/.well-known/openid-configuration",
+    "/.well-known/spiffe-bundle",
+    "/openapi.json",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/v1/nonce",
+    "/v1/admin/machines",
+    "/acme/directory",
+];
+const ABSENT_BY_POST: [&str; 5] = [
+    "/v1/enroll",
+    "/v1/check-in",
+    "/v1/renew",
+    "/v1/introspect",
+    "/v1/mdm/nanomdm",
+];
+
 /// The URLs in the first certificate of a file.
 #[derive(Debug)]
 struct Urls {
@@ -195,34 +219,13 @@ async fn the_listener_serves_revocation_status_and_nothing_else() {
     assert_eq!(by_name.body, root.contents(), "a root only by its key identifier");
     let _list = plain.get(&format!("/v1/ca/crl/{key}")).await.expect(200);
 
-    for path in [
-        "/",
-        "/v1/ca/bundle.pem",
-        "/v1/ca/chain.pem",
-        "/.well-known/jwks.json",
-        "/.well-known/openid-configuration",
-        "/.well-known/spiffe-bundle",
-        "/openapi.json",
-        "/healthz",
-        "/readyz",
-        "/metrics",
-        "/v1/nonce",
-        "/v1/admin/machines",
-        &machine.path(),
-        "/acme/directory",
-    ] {
+    for path in ABSENT.iter().copied().chain([machine.path().as_str()]) {
         let request = plain
             .request(Method::GET, path)
             .bearer_auth(server.api_key(Role::Admin));
         assert_eq!(request.send().await.unwrap().status(), 404, "{path}");
     }
-    for path in [
-        "/v1/enroll",
-        "/v1/check-in",
-        "/v1/renew",
-        "/v1/introspect",
-        "/v1/mdm/nanomdm",
-    ] {
+    for path in ABSENT_BY_POST {
         let request = plain.request(Method::POST, path).json(&json!({}));
         assert_eq!(request.send().await.unwrap().status(), 404, "{path}");
     }
