@@ -45,6 +45,7 @@ pub fn evaluate_grants() -> impl Fn() -> usize {
             machine_id: MACHINE,
             status: MachineStatus::Active,
             assurance: Assurance::Verified,
+            serial_number: None,
             labels: &labels,
             claimed_key_store: KeyStoreKind::Software,
             claimed_posture: &posture,

@@ -16,7 +16,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::{
     client_certificate::{ClientCertificate, Identity},
-    handshake::{configure_connections, is_certificate_rejection},
+    handshake::{configure_connections, is_ca_certificate, is_certificate_rejection},
     nonce::StoredNonce,
 };
 use crate::{
@@ -76,6 +76,15 @@ pub enum ClientError {
         /// The cause.
         #[source]
         source: reqwest::Error,
+    },
+    /// The certificate of the server is that of a CA, as `openssl req -x509` makes them by default.
+    #[error(
+        "the certificate of {server} is that of a CA (CA:TRUE), which cannot be used for a server: give the server one with \
+         CA:FALSE"
+    )]
+    CaCertificate {
+        /// The server.
+        server: ServerUrl,
     },
     /// The server refused the request.
     #[error("{}", describe(.0))]
@@ -364,6 +373,9 @@ fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
 }
 
 fn unreachable(server: &ServerUrl, error: reqwest::Error) -> ClientError {
+    if is_ca_certificate(&error) {
+        return ClientError::CaCertificate { server: server.clone() };
+    }
     ClientError::Unreachable {
         server: server.clone(),
         // The error message already contains the URL.

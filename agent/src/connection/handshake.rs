@@ -13,7 +13,7 @@ use std::{
 };
 
 use reqwest::{ClientBuilder, redirect};
-use rustls::{AlertDescription, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 use tower::{Layer, Service};
 
@@ -41,28 +41,48 @@ pub(crate) fn configure_connections(
     }
 }
 
-/// Whether the server's TLS library rejected the client certificate.
-pub(crate) fn is_certificate_rejection(error: &reqwest::Error) -> bool {
+/// Whether the server presents a certificate of a CA as its own.
+pub(crate) fn is_ca_certificate(error: &reqwest::Error) -> bool {
+    matches!(
+        tls_error(error),
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
+            if matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+    )
+}
+
+/// The error of the TLS library among the causes.
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(rustls::Error::AlertReceived(alert)) = inner.and_then(|inner| inner.downcast_ref()) {
-            return matches!(
-                alert,
-                AlertDescription::BadCertificate
-                    | AlertDescription::UnsupportedCertificate
-                    | AlertDescription::CertificateRevoked
-                    | AlertDescription::CertificateExpired
-                    | AlertDescription::CertificateUnknown
-                    | AlertDescription::UnknownCA
-                    | AlertDescription::AccessDenied
-                    // The server's CA has the issuer's name, but another key.
-                    | AlertDescription::DecryptError
-            );
+        // An error of the TLS library is in an error of a read, which may be in another one.
+        let mut read = error.downcast_ref::<std::io::Error>();
+        while let Some(inner) = read.and_then(std::io::Error::get_ref) {
+            if let Some(error) = inner.downcast_ref() {
+                return Some(error);
+            }
+            read = inner.downcast_ref();
         }
         source = error.source();
     }
-    false
+    None
+}
+
+/// Whether the server's TLS library rejected the client certificate.
+pub(crate) fn is_certificate_rejection(error: &reqwest::Error) -> bool {
+    matches!(
+        tls_error(error),
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied
+                // The server's CA has the issuer's name, but another key.
+                | AlertDescription::DecryptError
+        ))
+    )
 }
 
 /// A connector layer: each connection is made on a thread of its own, with a time limit.

@@ -88,9 +88,11 @@ impl AgentError {
         match self {
             Self::Server(ClientError::Refused(refusal)) => Failure::of(refusal),
             Self::Server(ClientError::NoCertificate(_)) => Failure::Unknown,
-            Self::Server(ClientError::Unreachable { .. } | ClientError::InvalidResponse { .. }) => {
-                Failure::Unreachable { retry_after: None }
-            }
+            Self::Server(
+                ClientError::Unreachable { .. }
+                | ClientError::CaCertificate { .. }
+                | ClientError::InvalidResponse { .. },
+            ) => Failure::Unreachable { retry_after: None },
             Self::Proof(ProofError::Key(fault)) | Self::Server(ClientError::Key { fault, .. }) => match fault {
                 KeyFault::Store(KeyStoreError::Locked) => Failure::KeyLocked,
                 KeyFault::Store(KeyStoreError::Foreign { .. }) => Failure::KeyRefused,

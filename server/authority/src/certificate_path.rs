@@ -68,6 +68,15 @@ pub fn validity(certificate: &[u8]) -> Result<(OffsetDateTime, OffsetDateTime), 
     ))
 }
 
+/// Whether a certificate in DER is that of a CA.
+pub fn is_ca(certificate: &[u8]) -> Result<bool, AuthorityError> {
+    let constraints = read(certificate)?
+        .basic_constraints()
+        .map_err(|_| AuthorityError::Certificate)?
+        .map(|constraints| constraints.value.ca);
+    Ok(constraints.unwrap_or_default())
+}
+
 /// Parses a certificate in DER. Trailing bytes are an error.
 pub(super) fn read(der: &[u8]) -> Result<X509Certificate<'_>, AuthorityError> {
     match X509Certificate::from_der(der) {

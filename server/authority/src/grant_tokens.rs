@@ -24,10 +24,10 @@ const TYPE: &str = "JWT";
 pub struct GrantClaims {
     /// The server's public URL, without a trailing slash.
     pub iss: String,
-    /// The machine's SPIFFE id.
+    /// The machine's SPIFFE id, or what the audience has instead.
     pub sub: String,
     /// The one relying party that the token is for.
-    pub aud: [String; 1],
+    pub aud: AudienceClaim,
     /// When it was issued, in seconds since 1970.
     pub iat: i64,
     /// From when it is valid, in seconds since 1970.
@@ -46,6 +46,26 @@ pub struct GrantClaims {
     pub machine_id: Uuid,
     /// The machine's assurance level.
     pub assurance: Assurance,
+}
+
+/// The audience of a token (RFC 7519, section 4.1.3). Some relying parties read only one of the forms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum AudienceClaim {
+    /// A list of one, which is the usual form.
+    List([String; 1]),
+    /// The text itself.
+    Text(String),
+}
+
+impl AudienceClaim {
+    /// The audience.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::List([audience]) | Self::Text(audience) => audience,
+        }
+    }
 }
 
 /// The key that a token is bound to.
@@ -148,12 +168,19 @@ impl GrantSigner {
         &self.public_key
     }
 
-    /// Signs a token.
+    /// Signs a token. `further` are more claims: the members of a JSON object, without its braces. They must not repeat
+    /// the names of the others.
     ///
     /// This does not use the JWT library, which parses the private key again for every signature. Every check-in signs
     /// one token per audience.
-    pub fn sign(&self, claims: &GrantClaims) -> Result<String, GrantTokenError> {
-        let claims = serde_json::to_vec(claims).map_err(|_| GrantTokenError::Sign)?;
+    pub fn sign(&self, claims: &GrantClaims, further: &str) -> Result<String, GrantTokenError> {
+        let mut claims = serde_json::to_vec(claims).map_err(|_| GrantTokenError::Sign)?;
+        if !further.is_empty() {
+            claims.pop();
+            claims.push(b',');
+            claims.extend_from_slice(further.as_bytes());
+            claims.push(b'}');
+        }
         let mut token = self.header.clone();
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
@@ -249,7 +276,7 @@ mod tests {
         GrantClaims {
             iss: ISSUER.to_owned(),
             sub: format!("spiffe://example.com/machine/{machine_id}"),
-            aud: ["https://repository.example.com".to_owned()],
+            aud: AudienceClaim::List(["https://repository.example.com".to_owned()]),
             iat: NOW.unix_timestamp(),
             nbf: NOW.unix_timestamp(),
             exp: NOW.unix_timestamp() + 600,
@@ -273,7 +300,7 @@ mod tests {
         let (key, signer) = signer();
         let other = PrivateKey::generate().unwrap();
         let claims = claims(&other);
-        let token = signer.sign(&claims).unwrap();
+        let token = signer.sign(&claims, "").unwrap();
         let published = serde_json::to_string(&json_web_key_set([other.public_key(), key.public_key()])).unwrap();
         let keys: JwkSet = serde_json::from_str(&published).unwrap();
         let header = jsonwebtoken::decode_header(&token).unwrap();
@@ -296,7 +323,7 @@ mod tests {
     fn a_token_is_accepted_only_between_its_start_and_its_end() {
         let (key, signer) = signer();
         let claims = claims(&key);
-        let token = signer.sign(&claims).unwrap();
+        let token = signer.sign(&claims, "").unwrap();
         let verify = |at| verify_grant_token(&token, &[key.public_key().clone()], ISSUER, at);
         assert_eq!(verify(NOW).unwrap(), claims);
         assert_eq!(verify(NOW + Duration::seconds(599)).unwrap(), claims);
@@ -320,7 +347,7 @@ mod tests {
                 header: URL_SAFE_NO_PAD.encode(header),
                 ..GrantSigner::new(&key).unwrap()
             };
-            let token = signer.sign(&claims(&key)).unwrap();
+            let token = signer.sign(&claims(&key), "").unwrap();
             let verified = verify_grant_token(&token, &[key.public_key().clone()], ISSUER, NOW);
             assert!(verified.is_err(), "{critical}");
         }
@@ -329,7 +356,7 @@ mod tests {
     #[test]
     fn another_issuer_key_type_or_byte_is_refused() {
         let (key, signer) = signer();
-        let token = signer.sign(&claims(&key)).unwrap();
+        let token = signer.sign(&claims(&key), "").unwrap();
         let keys = [key.public_key().clone()];
         let other = [PrivateKey::generate().unwrap().public_key().clone()];
         let verify = |token: &str| verify_grant_token(token, &keys, ISSUER, NOW);

@@ -34,12 +34,14 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 pub use acme_secrets::AcmeSecrets;
-pub use certificate_path::{is_same_authority, key_identifier, serial_number, validity};
+pub use certificate_path::{is_ca, is_same_authority, key_identifier, serial_number, validity};
 pub use cross_certificate::CrossCertificateRefusal;
 pub use ec_key::EcKey;
 pub use external_chain::{ChainRefusal, ExternalChain};
 pub use external_list::{ExternalList, ListRefusal};
-pub use grant_tokens::{Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token};
+pub use grant_tokens::{
+    AudienceClaim, Confirmation, GrantClaims, GrantSigner, GrantTokenError, JsonWebKeySet, verify_grant_token,
+};
 pub use installation::Installation;
 pub use issuing::{
     CertifiedKey, DeviceCertificateRequest, IssuedClientCertificate, IssuedTlsCertificate, IssuingAuthority,

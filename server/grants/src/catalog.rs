@@ -6,6 +6,8 @@ use assay_protocol::admin_api::grants::{Conditions, Selector};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::token_template::TokenTemplate;
+
 /// One grant with the permission that it gives.
 #[derive(Debug, Clone)]
 pub struct CatalogGrant {
@@ -32,6 +34,7 @@ pub struct Catalog {
     by_machine: HashMap<Uuid, Vec<usize>>,
     by_label: HashMap<String, HashMap<String, Vec<usize>>>,
     for_all: Vec<usize>,
+    tokens: HashMap<String, TokenTemplate>,
 }
 
 impl Catalog {
@@ -43,6 +46,7 @@ impl Catalog {
             by_machine: HashMap::new(),
             by_label: HashMap::new(),
             for_all: Vec::new(),
+            tokens: HashMap::new(),
         };
         let uses = label_uses(&grants);
         for (place, grant) in grants.iter().enumerate() {
@@ -50,6 +54,18 @@ impl Catalog {
         }
         catalog.grants = grants;
         catalog
+    }
+
+    /// Adds the audiences whose tokens differ from the usual ones.
+    #[must_use]
+    pub fn with_tokens(mut self, tokens: HashMap<String, TokenTemplate>) -> Self {
+        self.tokens = tokens;
+        self
+    }
+
+    /// The template of an audience's tokens; `None` for the usual ones.
+    pub(super) fn token(&self, audience: &str) -> Option<&TokenTemplate> {
+        self.tokens.get(audience)
     }
 
     /// The grants whose selector may match a machine with this id and these labels, each once. No matching grant is

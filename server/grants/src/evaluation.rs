@@ -1,9 +1,9 @@
 //! Evaluates all grants for one machine at one time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use assay_protocol::{
-    admin_api::grants::{Conditions, EvaluatedAudience, GrantEvaluation, Selector},
+    admin_api::grants::{Conditions, GrantEvaluation, Selector},
     agent_api::Denial,
     attestation::AttestedClaims,
     machine::{Assurance, KeyStoreKind, MachineStatus, Posture},
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{
     catalog::{Catalog, CatalogGrant},
     conditions,
+    token_template::TokenContents,
 };
 
 /// The properties of a machine that grants depend on.
@@ -25,6 +26,8 @@ pub struct Subject<'a> {
     pub status: MachineStatus,
     /// Its assurance level.
     pub assurance: Assurance,
+    /// Its serial number on record.
+    pub serial_number: Option<&'a str>,
     /// Its labels.
     pub labels: &'a BTreeMap<String, String>,
     /// The key store that the agent claims.
@@ -57,7 +60,7 @@ pub struct Attestation<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Evaluation {
     /// The granted permissions, sorted by audience and then by name, each once.
-    pub granted: Vec<EvaluatedAudience>,
+    pub granted: Vec<Granted>,
     /// The permissions of grants that select the machine of which none holds, sorted, with every failing condition
     /// once.
     pub denied: Vec<Denial>,
@@ -65,6 +68,17 @@ pub struct Evaluation {
     pub evaluations: Vec<GrantEvaluation>,
     /// The earliest time at which the result can change without a change of its input; `None` for never.
     pub valid_until: Option<OffsetDateTime>,
+}
+
+/// What is granted for one audience.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    /// The relying party.
+    pub audience: String,
+    /// The permissions at that relying party, sorted, each once.
+    pub permissions: Vec<String>,
+    /// What its token contains besides the usual claims; `None` for the usual tokens.
+    pub token: Option<TokenContents>,
 }
 
 /// Evaluates every grant for one machine. Expired grants are ignored.
@@ -88,8 +102,9 @@ pub fn evaluate(catalog: &Catalog, subject: &Subject<'_>, now: OffsetDateTime) -
         evaluations.push(evaluated(grant, matched, subject, now));
     }
     evaluations.sort_by(|left, right| order(left).cmp(&order(right)));
+    let granted = granted(catalog, subject, &mut evaluations);
     Evaluation {
-        granted: granted(&evaluations),
+        granted,
         denied: denied(&evaluations),
         evaluations,
         valid_until,
@@ -135,18 +150,37 @@ fn order(evaluation: &GrantEvaluation) -> (&str, &str, Uuid) {
     (&evaluation.audience, &evaluation.permission, evaluation.grant_id)
 }
 
-fn granted(evaluations: &[GrantEvaluation]) -> Vec<EvaluatedAudience> {
-    let mut audiences: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for grant in evaluations.iter().filter(|grant| grant.granted) {
-        audiences.entry(&grant.audience).or_default().insert(&grant.permission);
+/// An audience whose token lacks something grants nothing: a token without a claim could mean more than one with it.
+fn granted(catalog: &Catalog, subject: &Subject<'_>, evaluations: &mut [GrantEvaluation]) -> Vec<Granted> {
+    let mut all = Vec::new();
+    for of_audience in evaluations.chunk_by_mut(|left, right| left.audience == right.audience) {
+        let held = of_audience.iter().filter(|grant| grant.granted);
+        let mut permissions: Vec<String> = held.map(|grant| grant.permission.clone()).collect();
+        permissions.dedup();
+        let Some(audience) = of_audience.first().map(|grant| grant.audience.clone()) else {
+            continue;
+        };
+        if permissions.is_empty() {
+            continue;
+        }
+        let token = catalog.token(&audience);
+        match token.map(|token| token.fill_in(subject, &permissions)).transpose() {
+            Ok(token) => all.push(Granted {
+                audience,
+                permissions,
+                token,
+            }),
+            Err(reasons) => deny(of_audience, &reasons),
+        }
     }
-    audiences
-        .into_iter()
-        .map(|(audience, permissions)| EvaluatedAudience {
-            audience: audience.to_owned(),
-            permissions: permissions.into_iter().map(str::to_owned).collect(),
-        })
-        .collect()
+    all
+}
+
+fn deny(evaluations: &mut [GrantEvaluation], reasons: &[String]) {
+    for grant in evaluations.iter_mut().filter(|grant| grant.granted) {
+        grant.granted = false;
+        grant.reasons = reasons.to_vec();
+    }
 }
 
 /// A permission is denied only if none of its grants holds.
@@ -181,6 +215,8 @@ fn denied(evaluations: &[GrantEvaluation]) -> Vec<Denial> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
     use rstest::rstest;
     use serde_json::{Value, from_value, json};
@@ -213,6 +249,7 @@ mod tests {
             machine_id: MACHINE,
             status: MachineStatus::Active,
             assurance: Assurance::Verified,
+            serial_number: None,
             labels: &labels,
             claimed_key_store: KeyStoreKind::SecureEnclave,
             claimed_posture: &posture,
@@ -374,6 +411,7 @@ mod tests {
                 machine_id: MACHINE,
                 status: MachineStatus::Active,
                 assurance: Assurance::Asserted,
+                serial_number: None,
                 labels: &labels,
                 claimed_key_store: KeyStoreKind::Software,
                 claimed_posture: &Posture::default(),

@@ -5,7 +5,11 @@ mod catalog;
 mod conditions;
 mod evaluation;
 mod os_version;
+mod placeholders;
+mod token_template;
 
 pub use catalog::{Catalog, CatalogGrant};
-pub use evaluation::{Attestation, Evaluation, Subject, evaluate};
+pub use evaluation::{Attestation, Evaluation, Granted, Subject, evaluate};
 pub use os_version::OsVersion;
+pub use placeholders::TextError;
+pub use token_template::{LONGEST_LIFETIME, TemplateError, TokenContents, TokenTemplate};

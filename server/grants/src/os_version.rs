@@ -2,15 +2,24 @@
 
 use std::cmp::Ordering;
 
-/// A version of numbers separated by dots. Missing numbers count as 0, so `26` equals `26.0`.
+/// A version of numbers separated by dots. Missing numbers count as 0, so `26` equals `26.0`. A rapid security response
+/// of macOS adds a letter: `26.3.1 (a)` is later than `26.3.1` and earlier than `26.3.1 (b)` and `26.3.2`.
 #[derive(Debug, Clone)]
-pub struct OsVersion(Vec<u64>);
+pub struct OsVersion {
+    numbers: Vec<u64>,
+    response: Option<char>,
+}
 
 impl OsVersion {
-    /// Parses a version; `None` for anything but numbers and dots. This excludes pre-releases: vendors order them
-    /// differently, and a wrong guess could grant a permission.
+    /// Parses a version; `None` for any other text. This excludes pre-releases: vendors order them differently, and a
+    /// wrong guess could grant a permission.
     pub fn parse(text: &str) -> Option<Self> {
-        text.split('.').map(number).collect::<Option<Vec<_>>>().map(Self)
+        let (numbers, response) = match text.split_once(" (") {
+            Some((numbers, response)) => (numbers, Some(letter(response.strip_suffix(')')?)?)),
+            None => (text, None),
+        };
+        let numbers = numbers.split('.').map(number).collect::<Option<Vec<_>>>()?;
+        Some(Self { numbers, response })
     }
 }
 
@@ -30,8 +39,16 @@ impl PartialOrd for OsVersion {
 
 impl Ord for OsVersion {
     fn cmp(&self, other: &Self) -> Ordering {
-        significant(&self.0).cmp(significant(&other.0))
+        significant(&self.numbers)
+            .cmp(significant(&other.numbers))
+            .then_with(|| self.response.cmp(&other.response))
     }
+}
+
+fn letter(text: &str) -> Option<char> {
+    let mut characters = text.chars();
+    let letter = characters.next().filter(char::is_ascii_lowercase)?;
+    characters.next().is_none().then_some(letter)
 }
 
 fn number(part: &str) -> Option<u64> {
@@ -62,6 +79,11 @@ mod tests {
     #[case("15.7.2", "26", Ordering::Less)]
     #[case("26.0.1", "26", Ordering::Greater)]
     #[case("026.1", "26.1", Ordering::Equal)]
+    #[case("26.3.1 (a)", "26.3.1", Ordering::Greater)]
+    #[case("26.3.1 (a)", "26.3.1 (a)", Ordering::Equal)]
+    #[case("26.3.1 (a)", "26.3.1 (b)", Ordering::Less)]
+    #[case("26.3.1 (c)", "26.3.2", Ordering::Less)]
+    #[case("26.3 (a)", "26.3.0", Ordering::Greater)]
     fn versions_compare_number_by_number(#[case] left: &str, #[case] right: &str, #[case] expected: Ordering) {
         let (left, right) = (OsVersion::parse(left).unwrap(), OsVersion::parse(right).unwrap());
         assert_eq!(left.cmp(&right), expected);
@@ -82,7 +104,16 @@ mod tests {
             "+26",
             "-1",
             " 26",
-            "99999999999999999999"
+            "99999999999999999999",
+            "26.3.1 (a",
+            "26.3.1 ()",
+            "26.3.1 (ab)",
+            "26.3.1 (A)",
+            "26.3.1 (1)",
+            "26.3.1(a)",
+            "26.3.1 (a) ",
+            "26.0.1 (25A362)",
+            " (a)"
         )]
         text: &str,
     ) {

@@ -1,8 +1,10 @@
 //! Creating, listing and deleting grants, and evaluating them for one machine.
 
-use assay_grants::OsVersion;
-use assay_protocol::admin_api::grants::{Conditions, CreateGrant, EvaluatedGrants, Grant, Selector};
-use time::{OffsetDateTime, UtcOffset};
+use assay_grants::{Granted, OsVersion};
+use assay_protocol::admin_api::grants::{
+    Conditions, CreateGrant, EvaluatedAudience, EvaluatedGrants, EvaluatedToken, Grant, Selector,
+};
+use time::{Duration, OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
 use crate::{
@@ -32,7 +34,9 @@ pub(crate) enum GrantError {
     SelectorLabels(LabelError),
     #[error("selector.all must be true; leave it out unless the grant is for all machines")]
     SelectorAll,
-    #[error("conditions.min_os_version must be numbers separated by dots, at most {LONGEST_OS_VERSION} characters")]
+    #[error(
+        "conditions.min_os_version must be numbers separated by dots, as in 26.3.1 or 26.3.1 (a), at most {LONGEST_OS_VERSION} characters"
+    )]
     OsVersion,
     #[error("conditions.max_attestation_age_days must be from 1 to {LONGEST_ATTESTATION_AGE_DAYS}")]
     AttestationAge,
@@ -93,10 +97,23 @@ pub(crate) async fn evaluate_for(services: &Services, machine_id: Uuid) -> Resul
         machine_id,
         status: machine.status,
         assurance,
-        grants: evaluation.granted,
+        grants: evaluation.granted.into_iter().map(evaluated_audience).collect(),
         denied: evaluation.denied,
         evaluations: evaluation.evaluations,
     })
+}
+
+fn evaluated_audience(granted: Granted) -> EvaluatedAudience {
+    EvaluatedAudience {
+        token: granted.token.map(|token| EvaluatedToken {
+            aud: token.aud,
+            lifetime_seconds: token.lifetime.map(Duration::whole_seconds),
+            claims: token.further_claims_map(),
+            subject: token.subject,
+        }),
+        audience: granted.audience,
+        permissions: granted.permissions,
+    }
 }
 
 async fn insert(tx: &mut Transaction, id: Uuid, request: &CreateGrant) -> Result<Grant, GrantError> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod api_key_expiry;
 pub(crate) mod api_keys;
+pub(crate) mod audiences;
 pub(crate) mod certificates;
 pub(crate) mod enrollment_tokens;
 pub(crate) mod grants;

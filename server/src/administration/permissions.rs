@@ -10,7 +10,7 @@ use crate::{
     text::{is_line, is_prose},
 };
 
-const LONGEST_AUDIENCE: usize = 256;
+pub(super) const LONGEST_AUDIENCE: usize = 256;
 const LONGEST_NAME: usize = 128;
 const LONGEST_DESCRIPTION: usize = 2_000;
 
@@ -93,8 +93,7 @@ async fn delete_with_grants(tx: &mut Transaction, id: Uuid) -> Result<(), Permis
 }
 
 fn check(request: &CreatePermission) -> Result<(), PermissionError> {
-    let audience = &request.audience;
-    if !is_line(audience, 1..=LONGEST_AUDIENCE) || audience.trim() != audience {
+    if !is_audience(&request.audience) {
         return Err(PermissionError::Audience);
     }
     let name = request.name.as_bytes();
@@ -105,6 +104,10 @@ fn check(request: &CreatePermission) -> Result<(), PermissionError> {
         return Err(PermissionError::Description);
     }
     Ok(())
+}
+
+pub(super) fn is_audience(text: &str) -> bool {
+    is_line(text, 1..=LONGEST_AUDIENCE) && text.trim() == text
 }
 
 /// RFC 6749, section 3.3. A relying party splits the `scope` of a grant token at spaces.

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use assay_authority::{Confirmation, GrantClaims, GrantTokenError, spiffe_id};
-use assay_grants::{Catalog, Evaluation};
-use assay_protocol::{admin_api::grants::EvaluatedAudience, agent_api::AudienceGrant, machine::Assurance};
+use assay_authority::{AudienceClaim, Confirmation, GrantClaims, GrantTokenError, spiffe_id};
+use assay_grants::{Catalog, Evaluation, Granted};
+use assay_protocol::{admin_api::audiences::AudienceForm, agent_api::AudienceGrant, machine::Assurance};
 use aws_lc_rs::digest;
 use moka::sync::Cache;
 use serde_json::json;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{CheckInError, Verified};
@@ -30,6 +30,10 @@ use crate::{
 
 /// The most evaluations that are cached: about 2 KiB each.
 const CAPACITY: u64 = 20_000;
+
+/// How far the clock of a relying party may be behind. Many JWT libraries refuse a token whose `iat` or `nbf` is in the
+/// future, and allow no leeway.
+const VERIFIERS_LAG: Duration = Duration::seconds(30);
 
 /// Cached evaluations, and the grants that they were made of.
 pub(crate) struct EvaluationCache {
@@ -134,17 +138,27 @@ pub(super) fn sign(
     now: OffsetDateTime,
 ) -> Result<Vec<AudienceGrant>, GrantTokenError> {
     let authority = services.authority.load();
-    let expires_at = evaluated.tokens_expire_at(now, services.policy.grants_ttl);
     let granted = evaluated.evaluation.granted.iter();
     granted
         .filter_map(|granted| {
+            let token = granted.token.as_ref();
+            let ttl = token
+                .and_then(|token| token.lifetime)
+                .unwrap_or(services.policy.grants_ttl);
+            let expires_at = evaluated.tokens_expire_at(now, ttl);
             let claims = evaluated.claims(services, granted, now, expires_at)?;
-            Some(authority.grant_signer().sign(&claims).map(|token| AudienceGrant {
-                audience: granted.audience.clone(),
-                permissions: granted.permissions.clone(),
-                token,
-                expires_at,
-            }))
+            let further = token.map_or("", |token| token.further_claims.as_str());
+            Some(
+                authority
+                    .grant_signer()
+                    .sign(&claims, further)
+                    .map(|token| AudienceGrant {
+                        audience: granted.audience.clone(),
+                        permissions: granted.permissions.clone(),
+                        token,
+                        expires_at,
+                    }),
+            )
         })
         .collect()
 }
@@ -187,7 +201,7 @@ impl Evaluated {
     }
 
     /// A token outlives neither the grant that it was made of nor the machine's certificate.
-    fn tokens_expire_at(&self, now: OffsetDateTime, ttl: time::Duration) -> OffsetDateTime {
+    fn tokens_expire_at(&self, now: OffsetDateTime, ttl: Duration) -> OffsetDateTime {
         let end = now + ttl;
         let end = self.evaluation.valid_until.map_or(end, |until| until.min(end));
         // `exp` has whole seconds, and what the answer says is what the token says.
@@ -198,18 +212,25 @@ impl Evaluated {
     fn claims(
         &self,
         services: &Services,
-        granted: &EvaluatedAudience,
+        granted: &Granted,
         now: OffsetDateTime,
         expires_at: OffsetDateTime,
     ) -> Option<GrantClaims> {
         let certificate = self.machine.certificate.as_ref()?;
         let sha256 = certificate.sha256.as_slice().try_into().ok()?;
+        let token = granted.token.as_ref();
+        let subject = token.and_then(|token| token.subject.clone());
+        let audience = granted.audience.clone();
+        let valid_from = (now - VERIFIERS_LAG).unix_timestamp();
         Some(GrantClaims {
             iss: services.policy.public_url.clone(),
-            sub: spiffe_id(&services.policy.trust_domain, self.machine.machine_id),
-            aud: [granted.audience.clone()],
-            iat: now.unix_timestamp(),
-            nbf: now.unix_timestamp(),
+            sub: subject.unwrap_or_else(|| spiffe_id(&services.policy.trust_domain, self.machine.machine_id)),
+            aud: match token.map(|token| token.aud) {
+                Some(AudienceForm::Text) => AudienceClaim::Text(audience),
+                Some(AudienceForm::List) | None => AudienceClaim::List([audience]),
+            },
+            iat: valid_from,
+            nbf: valid_from,
             exp: expires_at.unix_timestamp(),
             jti: crate::clock::new_id(services.clock.as_ref()),
             cnf: Confirmation::new(self.machine.key, sha256),

@@ -1,8 +1,10 @@
 //! Introspection (RFC 7662): what a grant token is worth now, which is what a check-in would give now.
 
 use assay_authority::{GrantClaims, verify_grant_token};
+use assay_grants::TokenContents;
 use assay_protocol::machine::MachineStatus;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::evaluation::evaluate_now;
@@ -11,9 +13,16 @@ use crate::{
     store::{self, Connection, StoreError, certificates, machines::evaluable::Evaluable},
 };
 
+/// What a token that still grants something is worth now.
+pub(crate) struct Introspected {
+    pub(crate) claims: GrantClaims,
+    /// The further claims of its audience, with the machine's present values.
+    pub(crate) further: Map<String, Value>,
+}
+
 /// The claims of a token that still grants something, without permissions that are no longer granted, and with the machine's
 /// present assurance. `None` for any other token: forged, expired, or overtaken by a decision.
-pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Option<GrantClaims>, StoreError> {
+pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Option<Introspected>, StoreError> {
     let now = services.clock.now();
     let authority = services.authority.load_full();
     let verified = verify_grant_token(token, authority.grant_keys(), &services.policy.public_url, now);
@@ -34,13 +43,15 @@ pub(crate) async fn introspect(services: &Services, token: &str) -> Result<Optio
     let granted = evaluation
         .granted
         .iter()
-        .find(|granted| claims.aud.contains(&granted.audience));
+        .find(|granted| granted.audience == claims.aud.as_str());
     claims
         .permissions
         .retain(|permission| granted.is_some_and(|granted| granted.permissions.contains(permission)));
     claims.scope = claims.permissions.join(" ");
     claims.assurance = assurance;
-    Ok((!claims.permissions.is_empty()).then_some(claims))
+    let further = granted.and_then(|granted| granted.token.as_ref());
+    let further = further.map(TokenContents::further_claims_map).unwrap_or_default();
+    Ok((!claims.permissions.is_empty()).then_some(Introspected { claims, further }))
 }
 
 /// Whether the machine could check in with the key that the token is bound to, and would get a token, which it gets only

@@ -39,7 +39,7 @@ enum Verification<'a> {
     Valid {
         valid: bool,
         claims: &'a AttestedClaims,
-        chain: Vec<CertificateDescription>,
+        chain: &'a [CertificateDescription],
     },
     Invalid {
         valid: bool,
@@ -63,10 +63,10 @@ pub(super) fn verify(arguments: &Verify, clock: &dyn Clock) -> Result<(), Comman
         arguments.nonce,
     );
     let verification = match &verified {
-        Ok((attestation, chain)) => Verification::Valid {
+        Ok(attestation) => Verification::Valid {
             valid: true,
             claims: attestation.claims(),
-            chain: chain.clone(),
+            chain: attestation.path(),
         },
         Err(error) => Verification::Invalid {
             valid: false,
@@ -83,14 +83,12 @@ fn verified(
     roots: &AttestationRoots,
     at: OffsetDateTime,
     nonce: Option<FreshnessCode>,
-) -> Result<(AppleAttestation, Vec<CertificateDescription>), AttestationError> {
-    let unverified = UnverifiedAttestation::from_pem(chain)?;
-    let described = unverified.describe();
-    let attestation = unverified.verify(roots, at)?;
+) -> Result<AppleAttestation, AttestationError> {
+    let attestation = UnverifiedAttestation::from_pem(chain)?.verify(roots, at)?;
     if let Some(nonce) = nonce {
         attestation.require_freshness(nonce)?;
     }
-    Ok((attestation, described))
+    Ok(attestation)
 }
 
 fn read(path: &Path) -> Result<String, CommandError> {

@@ -18,8 +18,8 @@ use crate::{
     database::Database,
     keyring::Keyring,
     rotation::{
-        self, AuthorityStatus, InstalledList, KeyStatus, Prepared, RotationError, RotationPolicy, Rotator, Wanted,
-        Withdrawn, bootstrap,
+        self, AuthorityStatus, CachesHaveIt, InstalledList, KeyStatus, Prepared, RotationError, RotationPolicy,
+        Rotator, Wanted, Withdrawn, bootstrap,
     },
     store::Store,
     telemetry::Metrics,
@@ -231,9 +231,23 @@ fn as_text(status: &AuthorityStatus) -> String {
         let _ = writeln!(words, "{heading}");
         for key in keys {
             let _ = writeln!(words, "  {}", line(key));
+            for cache in &key.caches {
+                let _ = writeln!(words, "    {}", cache_line(cache));
+            }
         }
     }
     words
+}
+
+fn cache_line(cache: &CachesHaveIt) -> String {
+    let age = match cache.max_age_seconds {
+        seconds if seconds % 86_400 == 0 => format!("{} d", seconds / 86_400),
+        seconds if seconds % 3_600 == 0 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} min", seconds / 60),
+    };
+    let from = rfc3339(cache.from);
+    let late = if cache.in_time { "" } else { ", after it signs" };
+    format!("caches of at most {age} have it from {from}{late}")
 }
 
 fn line(key: &KeyStatus) -> String {

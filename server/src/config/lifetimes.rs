@@ -65,7 +65,10 @@ impl Grants {
             rotate_key_after: settings
                 .duration("grants.rotate_key_after", HOUR..=3660 * DAY)
                 .unwrap_or(90 * DAY),
-            key_overlap: settings.duration("grants.key_overlap", SECOND..=DAY).unwrap_or(HOUR),
+            // Some relying parties fetch the keys once a day or less often.
+            key_overlap: settings
+                .duration("grants.key_overlap", SECOND..=30 * DAY)
+                .unwrap_or(HOUR),
         }
     }
 }

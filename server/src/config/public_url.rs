@@ -46,6 +46,9 @@ pub enum PublicUrlError {
     /// More than an origin.
     #[error("it must end after host and port")]
     NotAnOrigin,
+    /// A host that no certificate can name.
+    #[error("its host must be a name without an asterisk and without a final dot, or an address")]
+    NoCertificateHost,
     /// Another spelling of the same origin.
     #[error("write it as {0}")]
     NotCanonical(String),
@@ -69,6 +72,9 @@ impl FromStr for PublicUrl {
             || url.password().is_some()
         {
             return Err(PublicUrlError::NotAnOrigin);
+        }
+        if matches!(host, Host::Domain(name) if name.ends_with('.') || name.contains('*')) {
+            return Err(PublicUrlError::NoCertificateHost);
         }
         let canonical = url.as_str().trim_end_matches('/');
         let text = text.strip_suffix('/').unwrap_or(text);
@@ -117,6 +123,9 @@ mod tests {
     #[case("https://assay.example.com/?a=b", PublicUrlError::NotAnOrigin)]
     #[case("https://assay.example.com#top", PublicUrlError::NotAnOrigin)]
     #[case("https://user@assay.example.com", PublicUrlError::NotAnOrigin)]
+    #[case("https://localhost.:8443", PublicUrlError::NoCertificateHost)]
+    #[case("https://assay.example.com.", PublicUrlError::NoCertificateHost)]
+    #[case("https://*.example.com", PublicUrlError::NoCertificateHost)]
     #[case("https://Assay.example.com", PublicUrlError::NotCanonical("https://assay.example.com".to_owned()))]
     #[case("https://assay.example.com:443", PublicUrlError::NotCanonical("https://assay.example.com".to_owned()))]
     fn refuses_other_urls(#[case] text: &str, #[case] expected: PublicUrlError) {

@@ -12,7 +12,7 @@ use axum::{
 use super::{
     agent_api::add_nonce,
     caller_address::{self, TrustedProxies},
-    guard, problem,
+    guard, host, problem,
     rate_limit::{charge_every, charge_revocation, charge_until_proven, charge_until_verified},
     request_id, request_source, unread_body,
 };
@@ -40,7 +40,7 @@ pub(super) async fn everything(
             problem::write_bodies(request_id, request, async |mut request| {
                 let source = request_source::note(request_id, &mut request);
                 guard::observe(&services.metrics, &source, request, async |request| {
-                    next.run(request).await
+                    host::require(request, async |request| next.run(request).await).await
                 })
                 .await
             })

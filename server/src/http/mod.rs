@@ -6,8 +6,10 @@ mod agent_api;
 pub(crate) mod authentication;
 mod caller_address;
 mod deadline;
+mod description;
 mod extract;
 mod guard;
+mod host;
 mod layers;
 mod mdm_api;
 mod operation;
@@ -131,12 +133,13 @@ fn document() -> utoipa::openapi::OpenApi {
         .merge(relying_party_api::router())
         .merge(relying_party_api::health())
         .into_openapi();
-    Document::openapi()
+    let document = Document::openapi()
         .merge_from(describe_others(public, PUBLIC))
         .merge_from(describe_others(machines, MACHINE))
         .merge_from(relying_party_api::introspection().into_openapi())
         .merge_from(mdm_routes().into_openapi())
-        .merge_from(admin_routes().into_openapi())
+        .merge_from(admin_routes().into_openapi());
+    description::complete(document)
 }
 
 fn admin_routes() -> OpenApiRouter<Arc<Services>> {

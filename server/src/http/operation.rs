@@ -87,7 +87,14 @@ fn describe(paths: &mut Paths, who: &str) {
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+/// Who may call an operation that was described.
+pub(super) fn role(operation: &Operation) -> &str {
+    let extensions = operation.extensions.as_ref();
+    let role = extensions.and_then(|extensions| extensions.get(EXTENSION)?.as_str());
+    role.unwrap_or_default()
+}
+
+pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     let PathItem {
         get,
         put,

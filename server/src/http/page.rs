@@ -27,6 +27,7 @@ const MAX_LIMIT: i64 = 500;
 #[expect(dead_code, reason = "documents what `List` reads besides the filters")]
 pub(crate) struct PageParameters {
     /// How many items, 1 to 500. The default is 50.
+    #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<i64>,
     /// `next_cursor` of the previous page. The list and its filters must be the same.
     cursor: Option<String>,

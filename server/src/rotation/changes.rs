@@ -208,7 +208,7 @@ async fn replace(
     let now = tx.now();
     if let Some(current) = keys.find(by.purpose, KeyState::Current) {
         let lingers = match by.purpose {
-            KeyPurpose::GrantSigning => rotator.policy.grants_ttl + GRANT_KEY_RETENTION,
+            KeyPurpose::GrantSigning => rotator.policy.longest_token_lifetime() + GRANT_KEY_RETENTION,
             KeyPurpose::IssuingCa | KeyPurpose::RootCa | KeyPurpose::Nonce => RETENTION,
         };
         let previous = SealedKey {

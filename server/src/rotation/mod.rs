@@ -24,7 +24,7 @@ pub(crate) use self::{
     external_list::{InstalledList, install_list},
     following::{Rotation, WORK, run_follower},
     rotate::{Prepared, Wanted, rotate},
-    status::{AuthorityStatus, KeyStatus, identifier, status},
+    status::{AuthorityStatus, CachesHaveIt, KeyStatus, identifier, status},
     withdraw::{Withdrawn, withdraw},
 };
 use assay_authority::{AuthorityError, ChainRefusal, CrossCertificateRefusal, Installation, KeyError, ListRefusal};
@@ -143,6 +143,11 @@ impl RotationPolicy {
             grant_key_overlap: duration(config.grants.key_overlap),
             rotate_grant_key_after: duration(config.grants.rotate_key_after),
         }
+    }
+
+    /// How long a grant token may be valid: an audience may have a longer life for its tokens than usual.
+    fn longest_token_lifetime(&self) -> Duration {
+        self.grants_ttl.max(assay_grants::LONGEST_LIFETIME)
     }
 
     /// How long an issuing CA is published before it signs.

@@ -2,7 +2,7 @@
 
 use assay_authority::{key_identifier, validity};
 use serde::Serialize;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{RotationError, keys, steps::Keys};
@@ -48,7 +48,29 @@ pub(crate) struct KeyStatus {
     pub(crate) withdrawn_at: Option<OffsetDateTime>,
     /// Only for an issuing CA: the number of valid certificates of machines.
     pub(crate) valid_certificates: Option<i64>,
+    /// Only for the next grant key: when relying parties have it, by how long they cache the keys.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) caches: Vec<CachesHaveIt>,
 }
+
+/// From when on every cache of the keys that is refreshed within this time has a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct CachesHaveIt {
+    pub(crate) max_age_seconds: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) from: OffsetDateTime,
+    /// Whether that is no later than the key signs. Otherwise such a cache may refuse tokens for a while.
+    pub(crate) in_time: bool,
+}
+
+/// The ages of caches that libraries and proxies have by default, and longer ones up to the longest overlap.
+const CACHE_AGES: [Duration; 5] = [
+    Duration::minutes(5),
+    Duration::HOUR,
+    Duration::DAY,
+    Duration::days(7),
+    Duration::days(30),
+];
 
 /// Reads the status in one snapshot.
 pub(crate) async fn status(
@@ -111,5 +133,24 @@ fn of_key(keyring: &Keyring, keys: &Keys, key: &SealedKey) -> Result<KeyStatus, 
         retires_at: keys.retires_at(key),
         withdrawn_at: key.withdrawn_at,
         valid_certificates: None,
+        caches: caches(key),
     })
+}
+
+/// A grant key is published as soon as it is created, which its id says.
+fn caches(key: &SealedKey) -> Vec<CachesHaveIt> {
+    if key.purpose != KeyPurpose::GrantSigning || key.state != KeyState::Next {
+        return Vec::new();
+    }
+    let created_at = key.id.get_timestamp().map(|timestamp| timestamp.to_unix().0);
+    let created_at = created_at.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds.try_into().ok()?).ok());
+    let (Some(published_at), Some(signs_from)) = (created_at, key.signs_from) else {
+        return Vec::new();
+    };
+    let have_it = |age: Duration| CachesHaveIt {
+        max_age_seconds: age.whole_seconds(),
+        from: published_at + age,
+        in_time: published_at + age <= signs_from,
+    };
+    CACHE_AGES.map(have_it).to_vec()
 }

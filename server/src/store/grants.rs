@@ -1,6 +1,8 @@
 //! `grants`, with their permissions.
 
-use assay_grants::{Catalog, CatalogGrant};
+use std::collections::HashMap;
+
+use assay_grants::{Catalog, CatalogGrant, TokenTemplate};
 use assay_protocol::admin_api::grants::{Conditions, Grant, Selector};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -40,10 +42,13 @@ impl TryFrom<Row> for Grant {
 pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT settings.grants_version, given.id AS "id?", given.audience AS "audience?", given.name AS "name?",
-                  given.selector AS "selector?", given.conditions AS "conditions?", given.expires_at AS "expires_at?"
+                  given.selector AS "selector?", given.conditions AS "conditions?", given.expires_at AS "expires_at?",
+                  given.token AS "token?"
            FROM settings
-           LEFT JOIN (SELECT grants.*, permissions.audience, permissions.name
-                      FROM grants JOIN permissions ON permissions.id = grants.permission_id) AS given ON true"#
+           LEFT JOIN (SELECT grants.id, permissions.audience, name, selector, conditions, expires_at, NULL::jsonb AS token
+                      FROM grants JOIN permissions ON permissions.id = grants.permission_id
+                      UNION ALL
+                      SELECT id, audience, NULL, NULL, NULL, NULL, token FROM audiences) AS given ON true"#
     )
     .fetch_all(connection)
     .await?;
@@ -51,8 +56,12 @@ pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog,
         .first()
         .map(|row| row.grants_version)
         .ok_or_else(|| StoreError::Corrupt("settings has no row".to_owned()))?;
-    let mut grants = Vec::with_capacity(rows.len());
+    let (mut grants, mut tokens) = (Vec::with_capacity(rows.len()), HashMap::new());
     for row in rows {
+        if let (Some(audience), Some(token)) = (&row.audience, row.token) {
+            tokens.insert(audience.clone(), parse_token(token)?);
+            continue;
+        }
         // A version without grants is one row of nulls.
         let (Some(id), Some(audience), Some(permission), Some(selector), Some(conditions)) =
             (row.id, row.audience, row.name, row.selector, row.conditions)
@@ -68,7 +77,12 @@ pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog,
             expires_at: row.expires_at,
         });
     }
-    Ok(Catalog::new(version, grants))
+    Ok(Catalog::new(version, grants).with_tokens(tokens))
+}
+
+fn parse_token(token: Value) -> Result<TokenTemplate, StoreError> {
+    let template = TokenTemplate::parse(&parse_json(token)?);
+    template.map_err(|error| StoreError::Corrupt(format!("the form of an audience's tokens: {error}")))
 }
 
 /// Inserts a grant.

@@ -5,6 +5,7 @@ pub(crate) mod acme_nonces;
 pub(crate) mod acme_orders;
 pub(crate) mod api_keys;
 pub(crate) mod apple_attestations;
+pub(crate) mod audiences;
 pub(crate) mod audit_entries;
 pub(crate) mod audit_seals;
 pub(crate) mod batcher;

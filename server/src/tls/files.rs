@@ -43,6 +43,7 @@ impl Files {
     /// Reads both files, and checks that they match.
     pub(super) fn load(&self, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
         let chain = self.certificates()?;
+        self.warn_of_ca(&chain);
         let key = provider
             .key_provider
             .load_private_key(self.private_key()?)
@@ -59,6 +60,21 @@ impl Files {
                 path: self.certificate.clone(),
                 source,
             }),
+        }
+    }
+
+    /// Some clients accept such a certificate, but agents do not.
+    fn warn_of_ca(&self, chain: &[CertificateDer<'_>]) {
+        if chain
+            .first()
+            .is_some_and(|leaf| assay_authority::is_ca(leaf).unwrap_or_default())
+        {
+            let path = self.certificate.display();
+            tracing::warn!(
+                certificate = %path,
+                "tls.certificate begins with the certificate of a CA (CA:TRUE), which agents refuse for a server: use one with \
+                 CA:FALSE"
+            );
         }
     }
 

@@ -1,7 +1,10 @@
 //! The verification of machines' certificates in the handshake. A certificate is optional. It must be issued under one
 //! of the authority's roots, and be valid now.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use assay_authority::{Authority, IssuingAuthority};
@@ -21,10 +24,18 @@ use super::{TlsError, provider};
 /// Verifies client certificates of machines. A root that is added or removed takes effect at the next handshake.
 pub struct MachineCertificates {
     authority: Arc<ArcSwap<Authority>>,
-    /// The roots at the start of the server. They only help clients that have several certificates.
-    hints: Vec<DistinguishedName>,
+    hints: Hints,
     provider: Arc<CryptoProvider>,
     current: ArcSwapOption<Verifier>,
+}
+
+/// The CAs that the server names in its request for a certificate. Clients with several certificates choose by them, and
+/// Go's offers none whose issuer is not named, so issuing CAs are among them: a client may have the leaf alone.
+///
+/// The TLS library borrows them, so earlier ones are kept. They change only with a rotation of CAs.
+struct Hints {
+    subjects: Vec<DistinguishedName>,
+    next: OnceLock<Box<Hints>>,
 }
 
 /// The verifier for one version of the authority.
@@ -40,7 +51,7 @@ impl MachineCertificates {
         let verifier = Verifier::new(authority.load_full(), &provider).map_err(TlsError::Setup)?;
         Ok(Self {
             authority,
-            hints: verifier.webpki.root_hint_subjects().to_vec(),
+            hints: Hints::new(subjects(&verifier.authority).map_err(TlsError::Setup)?),
             provider,
             current: ArcSwapOption::from_pointee(verifier),
         })
@@ -54,9 +65,54 @@ impl MachineCertificates {
             return Ok(current);
         }
         let verifier = Arc::new(Verifier::new(authority, &self.provider)?);
+        self.hints.update(subjects(&verifier.authority)?);
         self.current.store(Some(Arc::clone(&verifier)));
         Ok(verifier)
     }
+}
+
+impl Hints {
+    fn new(subjects: Vec<DistinguishedName>) -> Self {
+        Self {
+            subjects,
+            next: OnceLock::new(),
+        }
+    }
+
+    fn latest(&self) -> &Self {
+        let mut latest = self;
+        while let Some(next) = latest.next.get() {
+            latest = next;
+        }
+        latest
+    }
+
+    /// If another thread is faster, its hints are as new.
+    fn update(&self, subjects: Vec<DistinguishedName>) {
+        let latest = self.latest();
+        let bytes = |subject: &DistinguishedName| subject.as_ref().to_vec();
+        if !latest.subjects.iter().map(bytes).eq(subjects.iter().map(bytes)) {
+            let _ = latest.next.set(Box::new(Self::new(subjects)));
+        }
+    }
+}
+
+/// The subjects of all roots and issuing CAs.
+fn subjects(authority: &Authority) -> Result<Vec<DistinguishedName>, Error> {
+    let issuing = authority.all_issuing().filter_map(|issuing| issuing.path().next());
+    let issuing = issuing.map(|certificate| certificate.as_ref().to_vec());
+    let roots = authority.roots().iter().map(|root| root.certificate.clone());
+    let mut store = RootCertStore::empty();
+    for certificate in roots.chain(issuing) {
+        store.add(CertificateDer::from(certificate))?;
+    }
+    let mut subjects: Vec<DistinguishedName> = Vec::new();
+    for subject in store.subjects() {
+        if !subjects.iter().any(|known| known.as_ref() == subject.as_ref()) {
+            subjects.push(subject);
+        }
+    }
+    Ok(subjects)
 }
 
 impl Verifier {
@@ -80,7 +136,9 @@ impl ClientCertVerifier for MachineCertificates {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
+        // Follows a rotation. If the new CAs cannot be read, the certificate is refused below.
+        let _ = self.verifier();
+        &self.hints.latest().subjects
     }
 
     fn verify_client_cert(

@@ -28,14 +28,17 @@ words! {
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKey {
     /// Who or what uses the key. The audit shows this name.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 200))]
     pub name: String,
     /// What it may do.
     pub role: Role,
     /// Its lifetime: at most ten years; without this a year.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 315_360_000))]
     pub expires_in_seconds: Option<u64>,
     /// The addresses and networks from which it may be used, such as `192.0.2.7` or `10.0.0.0/8`; without this any.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_items = 100))]
     pub networks: Option<Vec<String>>,
 }
 

@@ -183,5 +183,6 @@ pub struct RevokeCertificate {
     pub reason: RevocationReason,
     /// An explanation for the audit and for the machine's events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 500))]
     pub note: Option<String>,
 }

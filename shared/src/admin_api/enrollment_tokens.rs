@@ -27,13 +27,17 @@ words! {
 pub struct CreateEnrollmentToken {
     /// What it is for.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_length = 2_000))]
     pub description: String,
     /// Its lifetime.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 31_622_400))]
     pub expires_in_seconds: u64,
     /// How many machines it may enroll.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1_000_000))]
     pub max_uses: u32,
     /// The serial numbers that it is bound to; any if absent or null.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 10_000))]
     pub serial_numbers: Option<Vec<String>>,
     /// Labels for the machines that it enrolls.
     #[serde(default)]

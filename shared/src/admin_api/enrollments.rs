@@ -105,6 +105,7 @@ pub struct Enrollment {
 pub struct Approve {
     /// The reason, for the audit.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 500))]
     pub reason: Option<String>,
 }
 
@@ -115,6 +116,7 @@ pub struct Approve {
 pub struct ApproveKey {
     /// Why, for the audit.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 500))]
     pub reason: Option<String>,
     /// The thumbprint of the key to approve. Required if several keys wait. The current key of an active machine becomes
     /// `verified` by it.
@@ -129,5 +131,6 @@ pub struct ApproveKey {
 #[serde(deny_unknown_fields)]
 pub struct Decide {
     /// The reason: for the audit and for the machine's administrator.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 500))]
     pub reason: String,
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::audiences::AudienceForm;
 use crate::{
     agent_api::Denial,
     machine::{Assurance, KeyStoreKind, MachineStatus, SecureBoot},
@@ -20,7 +21,7 @@ use crate::{
 pub struct Selector {
     /// The machines with these ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, min_items = 1, max_items = 10_000))]
     pub machine_ids: Option<BTreeSet<Uuid>>,
     /// Machines with all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,7 +44,7 @@ pub struct Conditions {
     pub min_assurance: Option<Assurance>,
     /// The maximum age of the Apple attestation, which must exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, minimum = 1, maximum = 36_500))]
     pub max_attestation_age_days: Option<u32>,
     /// Where the key must be stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,7 @@ pub struct Conditions {
     pub secure_boot: Option<SecureBoot>,
     /// The lowest OS version, compared number by number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, min_length = 1, max_length = 64))]
     pub min_os_version: Option<String>,
     /// Whether the machine must be enrolled in an MDM or must not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +161,25 @@ pub struct EvaluatedAudience {
     pub audience: String,
     /// The permissions at that relying party.
     pub permissions: Vec<String>,
+    /// How its token would differ from the usual one; absent if it would not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    pub token: Option<EvaluatedToken>,
+}
+
+/// What one token would contain besides the usual claims.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EvaluatedToken {
+    /// The form of `aud`.
+    pub aud: AudienceForm,
+    /// How long it would be valid at most; null for `grants.ttl`.
+    pub lifetime_seconds: Option<i64>,
+    /// Its `sub`; null for the SPIFFE id.
+    pub subject: Option<String>,
+    /// The further claims.
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, serde_json::Value>))]
+    pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The result of one grant.

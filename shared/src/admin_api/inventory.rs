@@ -24,12 +24,14 @@ pub struct ImportInventory {
 #[serde(deny_unknown_fields)]
 pub struct ImportItem {
     /// The serial number, compared exactly with what machines claim.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256))]
     pub serial_number: String,
     /// Labels for its machine, set at enrollment.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// The machine's owner, for people.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_length = 256))]
     pub owner: Option<String>,
 }
 

@@ -140,7 +140,7 @@ pub struct PatchMachine {
     pub labels: Option<Option<BTreeMap<String, Option<String>>>>,
     /// The note to set; null removes the note.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 4_000))]
     pub note: Option<Option<String>>,
 }
 
@@ -154,6 +154,7 @@ pub struct OpenMachine {
     pub hours: Option<u32>,
     /// The reason, for the audit.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 500))]
     pub reason: Option<String>,
 }
 

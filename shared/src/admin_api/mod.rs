@@ -2,6 +2,7 @@
 
 pub mod api_keys;
 pub mod apple_attestations;
+pub mod audiences;
 pub mod audit;
 pub mod background_work;
 pub mod certificates;

@@ -10,11 +10,14 @@ use uuid::Uuid;
 #[serde(deny_unknown_fields)]
 pub struct CreatePermission {
     /// The relying party that defines this permission.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256))]
     pub audience: String,
     /// Its name at the relying party: a `scope` token, without white space.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128))]
     pub name: String,
     /// What it allows, for people.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_length = 2_000))]
     pub description: String,
 }
 

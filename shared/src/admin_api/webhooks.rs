@@ -15,6 +15,7 @@ pub struct CreateWebhook {
     pub url: String,
     /// What it is for.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_length = 2_000))]
     pub description: Option<String>,
     /// The kinds of events to deliver; all if absent.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<super::changes::EventKind>>))]

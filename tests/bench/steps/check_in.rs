@@ -10,8 +10,8 @@ use std::convert::Infallible;
 use std::hint::black_box;
 
 use assay_authority::{
-    Confirmation, GrantClaims, GrantSigner, Installation, IssuingAuthority, IssuingParts, MachineCertificateRequest,
-    PrivateKey, issuing, spiffe_id,
+    AudienceClaim, Confirmation, GrantClaims, GrantSigner, Installation, IssuingAuthority, IssuingParts,
+    MachineCertificateRequest, PrivateKey, issuing, spiffe_id,
 };
 use assay_protocol::machine::Assurance;
 use assay_protocol::{Csr, PublicKey, UnverifiedCsr};
@@ -51,7 +51,7 @@ fn sign_grant_token(criterion: &mut Criterion) {
     let claims = GrantClaims {
         iss: PUBLIC_URL.to_owned(),
         sub: spiffe_id(TRUST_DOMAIN, MACHINE),
-        aud: ["https://build.example.com".to_owned()],
+        aud: AudienceClaim::List(["https://build.example.com".to_owned()]),
         iat: NOW.unix_timestamp(),
         nbf: NOW.unix_timestamp(),
         exp: NOW.unix_timestamp() + 900,
@@ -63,7 +63,7 @@ fn sign_grant_token(criterion: &mut Criterion) {
         assurance: Assurance::Verified,
     };
     criterion.bench_function("sign a grant token", |bencher| {
-        bencher.iter(|| signer.sign(black_box(&claims)).unwrap());
+        bencher.iter(|| signer.sign(black_box(&claims), "").unwrap());
     });
 }
 

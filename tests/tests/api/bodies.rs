@@ -115,6 +115,18 @@ impl Ground {
                 "labels": {"team": "build"}, "approval": "manual", "allow_reenrollment": true,
             }),
             "POST /v1/admin/permissions" => json!({"audience": "a", "name": id, "description": "d"}),
+            "POST /v1/admin/audiences" => json!({"audience": id, "token": token_form()}),
+            "PUT /v1/admin/audiences/{id}" => {
+                let audience = json!({"audience": id, "token": {}});
+                let audience = self
+                    .server
+                    .post("/v1/admin/audiences", &audience)
+                    .await
+                    .expect(201)
+                    .json();
+                let path = operation.path_with(audience["id"].as_str().unwrap());
+                return (path, json!({"token": token_form()}), machine);
+            }
             "POST /v1/admin/grants" => json!({
                 "permission_id": self.permission_id,
                 "selector": {"machine_ids": [id], "labels": {"team": "build"}, "all": true},
@@ -162,6 +174,13 @@ impl Ground {
         assert_eq!(ready.status, 200, "{ready}");
         self.server.stop().await;
     }
+}
+
+fn token_form() -> Value {
+    json!({
+        "aud": "text", "lifetime_seconds": 900, "subject": "machine/{machine_id}",
+        "claims": {"groups": "{permissions}", "tags": {"team": ["{labels.team}"], "is_machine": true}},
+    })
 }
 
 #[tokio::test]
@@ -419,6 +438,47 @@ async fn a_field_with_a_wrong_type_or_extreme_value_never_causes_a_server_error(
         }
     }
     ground.end().await;
+}
+
+/// The limits of the document are those of the server.
+#[tokio::test]
+async fn a_value_beyond_a_documented_limit_is_malformed() {
+    let ground = Ground::prepare().await;
+    let mut tried = 0;
+    for operation in ground.operations().await {
+        let (path, valid, _) = ground.valid(&operation).await;
+        let schema = operation.body.clone().unwrap();
+        for pointer in pointers(&valid) {
+            for beyond in beyond(&schema_at(&schema, &pointer)) {
+                let mut body = valid.clone();
+                *body.pointer_mut(&pointer).unwrap() = beyond.clone();
+                let answer = ground.send(&operation, &path, body.to_string()).await;
+                assert_eq!(
+                    answer.kind(),
+                    ProblemKind::Malformed,
+                    "{pointer} = {beyond:.100}: {answer}"
+                );
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 30, "{tried}");
+    ground.end().await;
+}
+
+/// Values just beyond the limits of a schema.
+fn beyond(schema: &Value) -> Vec<Value> {
+    let limit = |name: &str| schema[name].as_i64();
+    let mut values = Vec::new();
+    values.extend(limit("maximum").map(|most| json!(most + 1)));
+    values.extend(limit("minimum").map(|least| json!(least - 1)));
+    let text = |length: i64| json!("x".repeat(usize::try_from(length).unwrap()));
+    values.extend(limit("maxLength").map(|most| text(most + 1)));
+    values.extend(limit("minLength").map(|least| text(least - 1)));
+    let list = |length: i64| json!(vec![json!("10.0.0.1"); usize::try_from(length).unwrap()]);
+    values.extend(limit("maxItems").map(|most| list(most + 1)));
+    values.extend(limit("minItems").map(|least| list(least - 1)));
+    values
 }
 
 #[tokio::test]

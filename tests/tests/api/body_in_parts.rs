@@ -36,6 +36,27 @@ async fn a_slow_body_delays_no_other_request() {
     server.stop().await;
 }
 
+/// RFC 9112, section 3.2. Servers that disagree about the host of a request disagree about what it asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_one_host_header_is_malformed() {
+    let server = InProcess::start().await;
+    for (version, hosts, status) in [
+        ("1.1", "", "400"),
+        ("1.1", "Host: localhost\r\nHost: elsewhere\r\n", "400"),
+        ("1.1", "Host: localhost\r\n", "200"),
+        ("1.0", "", "200"),
+    ] {
+        let mut connection = connect(&server);
+        let request = format!("GET /healthz HTTP/{version}\r\n{hosts}Connection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        let _end = connection.read_to_string(&mut answer);
+        let line = answer.lines().next().unwrap_or_default();
+        assert!(line.contains(&format!(" {status} ")), "{version} {hosts:?}: {answer}");
+    }
+    server.stop().await;
+}
+
 async fn check_recorded(server: &InProcess, machine: &Machine) {
     let record = server.get(&machine.path()).await.expect(200).json();
     assert!(record["last_check_in_at"].is_string(), "{record}");

@@ -81,7 +81,9 @@ fn read(document: &Value, path: &str, method: Method, operation: &Value) -> Oper
     Operation {
         method,
         path: path.to_owned(),
-        needs_key: operation["security"].is_array(),
+        needs_key: operation["security"]
+            .as_array()
+            .is_some_and(|schemes| !schemes.is_empty()),
         role: operation["x-assay-role"].as_str().unwrap_or_default().to_owned(),
         path_parameters: parameters("path"),
         query_parameters: parameters("query"),

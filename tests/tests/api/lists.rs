@@ -52,6 +52,8 @@ async fn add(server: &InProcess, which: usize) -> Machine {
     let permission = server.post("/v1/admin/permissions", &permission).await.json();
     let grant = json!({"permission_id": permission["id"], "selector": {"all": true}});
     assert_eq!(server.post("/v1/admin/grants", &grant).await.status, 201);
+    let audience = json!({"audience": format!("audience {which}"), "token": {"aud": "text"}});
+    assert_eq!(server.post("/v1/admin/audiences", &audience).await.status, 201);
     let listed = json!({"items": [{"serial_number": format!("INVENTORY-{which:03}")}]});
     let listed = server
         .admin(Method::PUT, "/v1/admin/inventory?mode=merge")

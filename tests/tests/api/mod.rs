@@ -13,6 +13,7 @@ mod event_streams;
 mod large_fleet;
 mod limits;
 mod lists;
+mod openapi;
 mod operations;
 mod problems;
 mod retention;

@@ -54,6 +54,11 @@ const CALLERS: &[(&str, &str)] = &[
     ("POST /v1/admin/api-keys", ADMIN),
     ("DELETE /v1/admin/api-keys/{id}", ADMIN),
     ("GET /v1/admin/self", ANY),
+    ("GET /v1/admin/audiences", VIEWER),
+    ("POST /v1/admin/audiences", ADMIN),
+    ("GET /v1/admin/audiences/{id}", VIEWER),
+    ("PUT /v1/admin/audiences/{id}", ADMIN),
+    ("DELETE /v1/admin/audiences/{id}", ADMIN),
     ("GET /v1/admin/audit", VIEWER),
     ("GET /v1/admin/audit/verify", VIEWER),
     ("GET /v1/admin/background-work", VIEWER),
@@ -164,6 +169,19 @@ async fn the_admin_api_refuses_calls_without_an_api_key() {
             let answer = server.send(stranger(request)).await;
             assert_eq!(answer.kind(), ProblemKind::Unauthenticated, "{answer}");
         }
+    }
+    server.stop().await;
+}
+
+/// A proxy may have checked another one than the one that counts here.
+#[tokio::test]
+async fn a_second_authorization_header_is_malformed() {
+    let server = InProcess::start().await;
+    let key = server.api_key(Role::Admin);
+    for second in [key, "garbage"] {
+        let request = server.admin(Method::GET, "/v1/admin/machines").bearer_auth(second);
+        let answer = server.send(request).await;
+        assert_eq!(answer.kind(), ProblemKind::Malformed, "{answer}");
     }
     server.stop().await;
 }

@@ -139,6 +139,39 @@ async fn an_invalid_attestation_is_reported_with_the_reason_and_an_exit_code(
     assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
 }
 
+/// An auditor must not take a certificate for verified that only came along.
+#[tokio::test]
+async fn a_certificate_that_rides_along_is_not_listed_as_verified() {
+    let auditor = Auditor::new();
+    let case = |name: &str| {
+        let cases = auditor.corpus["cases"].as_array().unwrap();
+        cases.iter().find(|case| case["name"] == name).unwrap().clone()
+    };
+    let der = |der: &Value| Pem::new("CERTIFICATE", STANDARD.decode(der.as_str().unwrap()).unwrap());
+    let (good, other) = (case("good"), case("from another root"));
+    let mut chain: Vec<Pem> = good["x5c"].as_array().unwrap().iter().map(der).collect();
+    chain.push(der(&other["x5c"][1]));
+    let chain = auditor.keep("chain.pem", &pem::encode_many(&chain));
+    let at = good["at"].as_str().unwrap();
+    let outcome = auditor
+        .run(&["--chain", &chain, "--at", at, "--roots", "roots.pem"])
+        .await;
+    assert_eq!(outcome.code, Some(0), "{} {}", outcome.stdout, outcome.stderr);
+    let verification = outcome.verification();
+    let listed = verification["chain"].as_array().unwrap();
+    assert_eq!(listed.len(), 2, "{verification}");
+    assert_eq!(listed[0]["issuer"], listed[1]["subject"]);
+}
+
+#[tokio::test]
+async fn a_refused_chain_is_explained_in_words() {
+    let auditor = Auditor::new();
+    let refused = auditor.verify("from another root", &["--roots", "roots.pem"]).await;
+    let verification = refused.verification();
+    let detail = verification["detail"].as_str().unwrap();
+    assert!(detail.ends_with("no trusted root issued it"), "{detail}");
+}
+
 #[tokio::test]
 async fn an_unusable_file_is_named() {
     let auditor = Auditor::new();

@@ -1,5 +1,6 @@
 //! Rotating the server's own keys while machines call: issuing CAs, roots and grant keys.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Method;
 use rstest::rstest;
 use serde_json::{Value, json};
-use time::{Duration, OffsetDateTime};
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::commands::run;
 
@@ -461,11 +462,77 @@ async fn a_grant_key_is_published_before_it_signs_and_until_its_tokens_have_expi
     assert_eq!(is_active(here, &fresh).await, true);
     assert_eq!(is_active(here, &token).await, false, "it has expired after ten minutes");
 
-    replicas.clock.advance(Duration::minutes(14));
+    // The tokens of another audience may have lived for an hour.
+    replicas.clock.advance(Duration::minutes(64));
     replicas.until(async |api| kids(api).await.len() == 2).await;
     replicas.clock.advance(Duration::minutes(2));
     replicas.until(async |api| kids(api).await == [next.clone()]).await;
     let _goes_on = member.machine.check_in(here).await.expect(200);
+}
+
+/// Relying parties that fetch the keys once a week refuse tokens of a key that they have not seen.
+#[tokio::test]
+async fn the_status_says_when_which_caches_have_the_next_grant_key() {
+    let replicas = Replicas::start(&[("grants.key_overlap", "30d")]).await;
+    let before = replicas.clock.now();
+    let _prepared = replicas.command(&["ca", "rotate", "--grant-key"]).await;
+    let status = replicas.status().await;
+    let keys = status["grant_keys"].as_array().unwrap();
+    assert!(keys[0]["caches"].is_null(), "{status}");
+    let caches = keys[1]["caches"].as_array().unwrap();
+    let ages: Vec<_> = caches
+        .iter()
+        .map(|cache| cache["max_age_seconds"].as_i64().unwrap())
+        .collect();
+    assert_eq!(ages, [300, 3_600, 86_400, 604_800, 2_592_000]);
+    for (cache, age) in caches.iter().zip(ages) {
+        let from = OffsetDateTime::parse(cache["from"].as_str().unwrap(), &Rfc3339).unwrap();
+        assert!(
+            (from - before - Duration::seconds(age)).abs() < Duration::minutes(1),
+            "{cache}"
+        );
+        assert_eq!(cache["in_time"], true, "{cache}");
+    }
+    let words = replicas.command(&["ca", "status"]).await;
+    assert!(words.contains("caches of at most 30 d have it from "), "{words}");
+    for (path, cached) in [
+        ("jwks.json", "public, max-age=300"),
+        ("openid-configuration", "public, max-age=300"),
+    ] {
+        let answer = replicas.servers[0]
+            .api()
+            .get(&format!("/.well-known/{path}"))
+            .await
+            .expect(200);
+        assert_eq!(answer.header("cache-control"), Some(cached), "{path}");
+    }
+}
+
+/// A client chooses its certificate by the CAs that the server names. Go's offers one only if its issuer is among them.
+#[tokio::test]
+async fn the_server_names_new_roots_and_issuing_cas_in_its_request_for_a_certificate() {
+    let replicas = Replicas::start(&[("certificates.root_overlap", "1s"), ("certificates.ca_overlap", "1s")]).await;
+    let named = async || {
+        let address = replicas.servers[0].address().to_string();
+        let (_, said) = openssl(&["s_client", "-connect", &address, "-servername", "localhost"]).await;
+        let (_, names) = said
+            .split_once("Acceptable client certificate CA names")
+            .expect("no names");
+        let names = names.lines().skip(1).take_while(|line| line.contains("CN"));
+        names.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let before = named().await;
+    assert_eq!(before.len(), 2, "a root and an issuing CA: {before:?}");
+    let _prepared = replicas.command(&["ca", "rotate", "--root"]).await;
+    let begun = Instant::now();
+    while named().await.len() != 4 {
+        assert!(
+            begun.elapsed() < NOTICED_WITHIN,
+            "the names do not follow: {:?}",
+            named().await
+        );
+    }
+    assert!(named().await.is_superset(&before));
 }
 
 #[tokio::test]

@@ -223,3 +223,24 @@ async fn a_token_is_active_until_it_expires() {
     assert_eq!(introspect().await, json!({"active": false}));
     server.stop().await;
 }
+
+/// Spring and mod_auth_openidc know only this way to authenticate (RFC 6749, section 2.3.1).
+#[tokio::test]
+async fn a_relying_party_may_authenticate_by_client_secret_basic() {
+    let setting = Setting::new().await;
+    let token = setting.token(&setting.machine).await;
+    let discovery = setting.apis[0]
+        .get("/.well-known/openid-configuration")
+        .await
+        .expect(200);
+    let methods = &discovery.json()["introspection_endpoint_auth_methods_supported"];
+    assert_eq!(methods, &json!(["client_secret_basic", "Bearer"]));
+    let ask = async |secret: &str| {
+        let request = setting.apis[1].request(Method::POST, "/v1/introspect");
+        let request = request.basic_auth("the repository", Some(secret));
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        Answer::to(request.body(format!("token={token}"))).await
+    };
+    assert_eq!(ask(&setting.api_key).await.expect(200).json()["active"], true);
+    let _refused = ask("assay_key_x").await.expect_problem(ProblemKind::Unauthenticated);
+}

@@ -8,6 +8,7 @@ mod agent_rotation;
 mod apple_attestation;
 mod approval;
 mod attested_machines;
+mod audiences;
 mod audit;
 mod audit_roles;
 mod authority_rotation;

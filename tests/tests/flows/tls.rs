@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 
 use assay_protocol::ProblemKind;
 use assay_server::clock::{Clock, SystemClock};
@@ -13,11 +14,13 @@ use assay_tests::cluster::Database;
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::machine::Machine;
 use assay_tests::openssl::{Files, openssl};
-use assay_tests::processes::{Server, ServerConfiguration};
+use assay_tests::processes::{Server, ServerConfiguration, program};
 use http::Method;
 use serde_json::json;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
+
+use super::commands::run;
 
 async fn handshake(address: SocketAddr, roots: &Path) -> (bool, String) {
     let (address, roots) = (address.to_string(), roots.to_str().unwrap());
@@ -147,6 +150,46 @@ async fn a_certificate_from_files_is_used_and_reloaded() {
     assert!(accepted, "{said}");
     let api = Api::new(&server.public_url(), &server.public_url(), &second);
     let _checked_in = machine.check_in(&api).await.expect(200);
+}
+
+/// `openssl req -x509` makes such a certificate by default, and curl accepts it.
+#[tokio::test]
+async fn an_agent_says_in_words_that_the_servers_certificate_is_that_of_a_ca() {
+    let (database, files) = (Database::create().await, Files::new());
+    let [certificate, key, state] = ["ca.pem", "ca.key", "state"].map(|name| files.path(name).display().to_string());
+    let arguments = format!(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=localhost \
+         -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    );
+    let (made, said) = openssl(&arguments.split(' ').collect::<Vec<_>>()).await;
+    assert!(made, "{said}");
+    let configuration = unlimited(ServerConfiguration::new(&database))
+        .set("tls.mode", "files")
+        .set("tls.certificate", &certificate)
+        .set("tls.private_key", &key);
+    let server = configuration.start().await;
+    let mut enroll = Command::new(program("assay-agent"));
+    enroll.args([
+        "enroll",
+        "--server",
+        &server.public_url(),
+        "--ca-file",
+        &certificate,
+        "--token",
+        "assay_enroll_x",
+    ]);
+    enroll.args(["--key-store", "software", "--state-dir", &state]);
+    let refused = run(enroll).await;
+    assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("is that of a CA (CA:TRUE)"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!refused.stderr.contains("CaUsedAsEndEntity"), "{}", refused.stderr);
+    let lines = server.output().lines();
+    let warned = |line: &String| line.contains("tls.certificate begins with the certificate of a CA");
+    assert!(lines.iter().any(warned), "{lines:?}");
 }
 
 #[tokio::test]

@@ -77,7 +77,7 @@ impl From<AppleAttestationError> for ApiProblem {
 
 /// Read what to request from a machine's MDM, and the recorded Apple attestation with its chain.
 #[utoipa::path(
-    get, path = "/v1/admin/machines/{id}/apple-attestation", tag = "Machines", security(("api_key" = [])),
+    get, path = "/v1/admin/machines/{id}/apple-attestation", operation_id = "find_apple_attestation", tag = "Machines", security(("api_key" = [])),
     params(("id" = Uuid, Path)),
     responses((status = 200, body = AppleAttestationState), (status = "4XX", body = Problem)),
 )]

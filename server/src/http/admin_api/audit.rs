@@ -67,8 +67,10 @@ struct AuditParameters {
     /// The id or the name of the actor.
     actor: Option<String>,
     /// Entries later than this time (RFC 3339).
+    #[param(format = DateTime)]
     after: Option<String>,
     /// Entries earlier than this time (RFC 3339).
+    #[param(format = DateTime)]
     before: Option<String>,
 }
 
@@ -141,6 +143,7 @@ fn mask_webhook_url(entry: &mut AuditEntry) {
 struct VerificationParameters {
     /// A hash recorded earlier. The chain is also broken if it does not contain this hash, for example because its end
     /// was removed.
+    #[param(pattern = "^[0-9A-Fa-f]{64}$")]
     last_hash: Option<String>,
 }
 

@@ -60,6 +60,7 @@ struct CertificateParameters {
     /// The machine in their subject, even if it has been deleted.
     machine_id: Option<Uuid>,
     /// Certificates that expire before this time (RFC 3339).
+    #[param(format = DateTime)]
     expires_before: Option<String>,
 }
 

@@ -123,7 +123,10 @@ async fn list(
 /// The `id` is the sequence. Send it as `Last-Event-ID` to continue after it, on any replica.
 #[utoipa::path(
     get, path = "/v1/admin/events/stream", tag = "Events", security(("api_key" = [])),
-    params(StreamParameters, ("Last-Event-ID" = Option<i64>, Header)),
+    params(
+        StreamParameters,
+        ("Last-Event-ID" = Option<i64>, Header, description = "The last event that was received."),
+    ),
     responses(
         (status = 200, body = String, content_type = "text/event-stream"), (status = "4XX", body = Problem),
         (status = 503, body = Problem),

@@ -72,6 +72,7 @@ struct MachineParameters {
     /// A part of the serial number, host name, id, a label (`key:value`) or the key's thumbprint. Case is ignored, and
     /// there are no wildcards. Without three consecutive letters or digits, a page may end before it is full: continue
     /// with `next_cursor`.
+    #[param(max_length = 256)]
     q: Option<String>,
 }
 

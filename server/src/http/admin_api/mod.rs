@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod apple_attestations;
+mod audiences;
 mod audit;
 mod background_work;
 mod certificates;
@@ -27,6 +28,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .merge(api_keys::router())
         .merge(apple_attestations::router())
+        .merge(audiences::router())
         .merge(audit::router())
         .merge(background_work::router())
         .merge(certificates::router())

@@ -31,7 +31,7 @@ struct Discovery {
     jwks_uri: String,
     /// RFC 8414. The current state of a token, for callers with an API key.
     introspection_endpoint: String,
-    introspection_endpoint_auth_methods_supported: [&'static str; 1],
+    introspection_endpoint_auth_methods_supported: [&'static str; 2],
     /// Not a URL, because there are no logins in a browser. Some libraries reject a document without this member.
     authorization_endpoint: &'static str,
     response_types_supported: [&'static str; 1],
@@ -50,7 +50,7 @@ async fn configuration(State(services): State<Arc<Services>>) -> impl IntoRespon
     let discovery = Discovery {
         jwks_uri: format!("{issuer}/.well-known/jwks.json"),
         introspection_endpoint: format!("{issuer}/v1/introspect"),
-        introspection_endpoint_auth_methods_supported: ["Bearer"],
+        introspection_endpoint_auth_methods_supported: ["client_secret_basic", "Bearer"],
         issuer,
         authorization_endpoint: "urn:assay:no-authorization-endpoint",
         response_types_supported: ["id_token"],

@@ -7,6 +7,7 @@ use assay_authority::GrantClaims;
 use assay_protocol::Problem;
 use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -46,11 +47,15 @@ struct Introspection {
     /// Without permissions that are no longer granted, and with the machine's current assurance.
     #[serde(flatten)]
     claims: Option<GrantClaims>,
+    /// The further claims of the audience, with the machine's current values.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    further: Map<String, Value>,
 }
 
 /// Read what a grant token is worth now: what a check-in would give the machine at this moment.
 #[utoipa::path(
-    post, path = "/v1/introspect", tag = "Relying parties", security(("api_key" = [])),
+    post, path = "/v1/introspect", tag = "Relying parties", security(("api_key" = []), ("api_key_as_password" = [])),
     request_body(content = IntrospectionRequest, content_type = FORM),
     responses((status = 200, body = Introspection), (status = "4XX", body = Problem)),
 )]
@@ -63,11 +68,14 @@ async fn token(
     let (Some((_, token)), None) = (tokens.next(), tokens.next()) else {
         return Err(ApiProblem::malformed("the form must contain the parameter token once"));
     };
-    let claims = introspect(&services, token).await?;
+    let introspected = introspect(&services, token).await?;
+    let active = introspected.is_some();
+    let (claims, further) = introspected.map(|found| (found.claims, found.further)).unzip();
     let introspection = Introspection {
-        active: claims.is_some(),
-        token_type: claims.as_ref().map(|_| "Bearer"),
+        active,
+        token_type: active.then_some("Bearer"),
         claims,
+        further: further.unwrap_or_default(),
     };
     // The state may change at any time.
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(introspection)))

@@ -27,6 +27,7 @@ pub(crate) struct Evaluable {
     pub(crate) certificate: Option<CurrentCertificate>,
     pub(crate) machine_id: Uuid,
     assurance: Assurance,
+    serial_number: Option<String>,
     grounds: Grounds,
     attested_claims: Option<AttestedClaims>,
     /// The newest attestation, if it was for an earlier key.
@@ -45,6 +46,7 @@ impl Evaluable {
             machine_id: self.machine_id,
             status: self.status,
             assurance: self.grounds.assurance_at(self.assurance, attested_since),
+            serial_number: self.serial_number.as_deref(),
             labels: &self.labels,
             claimed_key_store: self.key_store,
             claimed_posture: &self.claimed_posture,
@@ -92,6 +94,7 @@ pub(crate) async fn find_all(
 ) -> Result<HashMap<Uuid, Evaluable>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT machines.id, record_version, machines.status, machines.current_key, key_created_at, assurance,
+                  machines.serial_number AS "machine_serial_number",
                   ground_token_id, ground_inventory, ground_enrollment_id, ground_of_key, apple_attestation_id, machines.attested_at, ground_attestation,
                   apple_attestations.claims AS "attested_claims?",
                   earlier.attested_at AS "earlier_attested_at?", earlier.claims AS "earlier_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
@@ -129,6 +132,7 @@ pub(crate) async fn find_all(
                 certificate,
                 machine_id: row.id,
                 assurance: parse_text(&row.assurance)?,
+                serial_number: row.machine_serial_number,
                 grounds: grounds_of!(row)?,
                 attested_claims: row.attested_claims.map(parse_json).transpose()?,
                 earlier_attestation: match (row.earlier_attested_at, row.earlier_claims) {

@@ -71,7 +71,7 @@ pub enum AttestationError {
     ExtendedKeyUsage,
     /// Any other reason why there is no valid path.
     #[error("no valid path leads from the first certificate to a trusted attestation root")]
-    Path(#[source] webpki::Error),
+    Path(#[source] PathFault),
     /// Apple attests the serial number only for Macs that are enrolled in an MDM, for example.
     #[error("the attestation names no readable serial number, so it cannot be bound to a machine")]
     NoSerialNumber,
@@ -123,6 +123,31 @@ pub enum AttestationError {
     },
 }
 
+/// What is wrong with a path, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PathFault(&'static str);
+
+impl PathFault {
+    fn of(error: &webpki::Error) -> Self {
+        Self(match error {
+            webpki::Error::UnknownIssuer => "no trusted root issued it",
+            webpki::Error::InvalidSignatureForPublicKey => "a signature does not verify",
+            webpki::Error::UnsupportedSignatureAlgorithmContext(_)
+            | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+                "a signature is not by ECDSA with P-384 and SHA-384"
+            }
+            webpki::Error::CaUsedAsEndEntity => "the first certificate is that of a CA",
+            webpki::Error::EndEntityUsedAsCa => "a certificate that is not that of a CA issued another one",
+            webpki::Error::PathLenConstraintViolated => "a CA may not have other CAs below it",
+            webpki::Error::UnsupportedCriticalExtension => "a critical extension is unknown",
+            webpki::Error::NameConstraintViolation => "a CA may not issue this name",
+            webpki::Error::IssuerNotCrlSigner | webpki::Error::CertRevoked => "a certificate is revoked",
+            _ => "a certificate is malformed, or breaks the rules of RFC 5280",
+        })
+    }
+}
+
 impl AttestationError {
     /// The reason for programs.
     #[must_use]
@@ -155,7 +180,7 @@ impl AttestationError {
                 not_before: from_seconds(not_before.as_secs()),
             },
             webpki::Error::RequiredEkuNotFoundContext(_) | webpki::Error::EmptyEkuExtension => Self::ExtendedKeyUsage,
-            error => Self::Path(error),
+            error => Self::Path(PathFault::of(&error)),
         }
     }
 }

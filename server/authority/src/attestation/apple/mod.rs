@@ -26,7 +26,7 @@ use x509_cert::{
 
 pub use self::{
     binding::{BoundAttestation, Record},
-    error::AttestationError,
+    error::{AttestationError, PathFault},
     roots::{AttestationRoots, RootsError},
 };
 
@@ -51,6 +51,7 @@ pub struct UnverifiedAttestation {
 #[derive(Debug, Clone)]
 pub struct AppleAttestation {
     chain: Vec<CertificateDer<'static>>,
+    path: Vec<CertificateDescription>,
     claims: AttestedClaims,
     leaf_key: Vec<u8>,
     not_before: OffsetDateTime,
@@ -103,7 +104,7 @@ impl UnverifiedAttestation {
         let (leaf, intermediates) = self.chain.split_first().ok_or(AttestationError::Empty)?;
         // No certificate is valid before 1970.
         let seconds = u64::try_from(at.unix_timestamp()).unwrap_or(0);
-        EndEntityCert::try_from(leaf)
+        let intermediates_of_path = EndEntityCert::try_from(leaf)
             .and_then(|leaf| {
                 leaf.verify_for_usage(
                     &[webpki::aws_lc_rs::ECDSA_P384_SHA384],
@@ -114,9 +115,14 @@ impl UnverifiedAttestation {
                     None,
                     None,
                 )
-                .map(|_path| ())
+                .map(|path| {
+                    path.intermediate_certificates()
+                        .map(|issuer| issuer.der().to_vec())
+                        .collect::<Vec<_>>()
+                })
             })
             .map_err(AttestationError::of_path)?;
+        let path = self.describe_path(&intermediates_of_path);
         // Parses the same bytes that were verified, with a parser that accepts only DER.
         let leaf = self.certificates.first().ok_or(AttestationError::Empty)?;
         let (not_before, not_after) = validity(leaf);
@@ -126,9 +132,20 @@ impl UnverifiedAttestation {
             leaf_key,
             claims: claims::read(extensions(leaf)),
             chain: self.chain,
+            path,
             not_before,
             not_after,
         })
+    }
+
+    /// Describes the leaf and these intermediates, in the order of the path. Others that came along are not verified.
+    fn describe_path(&self, intermediates: &[Vec<u8>]) -> Vec<CertificateDescription> {
+        let described = self.describe();
+        let issuers = intermediates.iter().filter_map(|issuer| {
+            let place = self.chain.iter().position(|der| der.as_ref() == issuer.as_slice());
+            described.get(place?)
+        });
+        described.first().into_iter().chain(issuers).cloned().collect()
     }
 
     /// Describes the certificates, leaf first. The descriptions are not verified.
@@ -160,6 +177,12 @@ impl AppleAttestation {
     #[must_use]
     pub fn claims(&self) -> &AttestedClaims {
         &self.claims
+    }
+
+    /// The certificates that were verified, leaf first and without the root.
+    #[must_use]
+    pub fn path(&self) -> &[CertificateDescription] {
+        &self.path
     }
 
     /// The public key of the leaf, a `SubjectPublicKeyInfo` in DER. In ACME it is the attested key.
