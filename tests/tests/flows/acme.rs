@@ -194,13 +194,13 @@ async fn instant_account(fleet: &Fleet, external_account: Option<&ExternalAccoun
     account
 }
 
-/// A server, and the chain of a device's certificate that it has issued.
-pub(super) async fn with_device_certificate() -> (InProcess, String) {
+/// A server with its stand-in for Apple, and the chain of a device's certificate that it has issued.
+pub(super) async fn with_device_certificate() -> (InProcess, Apple, String) {
     let fleet = Fleet::new().await;
     fleet.list(&[SERIAL]).await;
     let client = RawClient::with_account(&fleet.server).await;
     let chain = client.obtain(&Mac::new(SERIAL), &fleet.apple, fleet.now()).await;
-    (fleet.server, chain)
+    (fleet.server, fleet.apple, chain)
 }
 
 /// `instant-acme` performs all steps, and OpenSSL verifies the certificate.
