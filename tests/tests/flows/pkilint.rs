@@ -120,6 +120,20 @@ fn first_certificate(files: &Files, name: &str, pem: &str) -> PathBuf {
     files.write(name, pem::encode(&block))
 }
 
+/// The list of the issuing CA, which contains this certificate, and the root's.
+async fn lint_lists(linter: &mut Linter, server: &InProcess, files: &Files, serial_number: &str) {
+    let api = server.api();
+    let is_listed = async |answer: &Answer| hex::encode(&answer.body).contains(serial_number);
+    let list = await_answer(api, "/v1/ca/crl", is_listed).await;
+    let lists = pem::parse_many(api.get("/v1/ca/crls.pem").await.expect(200).text()).unwrap();
+    let list = files.write("list.der", &list.body);
+    let of_root = files.write("root-list.der", lists.last().unwrap().contents());
+    for (kind, category, file) in [("list", "CRL", list), ("root's list", "ARL", of_root)] {
+        let arguments = ["-p", "PKIX", "-t", category, file.to_str().unwrap()];
+        linter.lint(kind, "lint_crl", &arguments).await;
+    }
+}
+
 #[tokio::test]
 async fn pkilint_finds_nothing_in_what_the_server_signs_but_what_is_explained() {
     let mut linter = Linter::new().await;
@@ -171,15 +185,7 @@ async fn pkilint_finds_nothing_in_what_the_server_signs_but_what_is_explained() 
         .certificate("OCSP responder", &responder(files, &revoked).await)
         .await;
 
-    let is_listed = async |answer: &Answer| hex::encode(&answer.body).contains(&serial_number);
-    let list = await_answer(api, "/v1/ca/crl", is_listed).await;
-    let lists = pem::parse_many(api.get("/v1/ca/crls.pem").await.expect(200).text()).unwrap();
-    let list = files.write("list.der", &list.body);
-    let of_root = files.write("root-list.der", lists.last().unwrap().contents());
-    for (kind, category, file) in [("list", "CRL", list), ("root's list", "ARL", of_root)] {
-        let arguments = ["-p", "PKIX", "-t", category, file.to_str().unwrap()];
-        linter.lint(kind, "lint_crl", &arguments).await;
-    }
+    lint_lists(&mut linter, &server, files, &serial_number).await;
     linter.expect_what_is_explained();
     server.stop().await;
 }
