@@ -805,6 +805,19 @@ async fn is_published(replicas: &Replicas, ca: &str) {
     replicas.until(async |api| api.get(&path).await.status == 200).await;
 }
 
+/// A withdrawn CA's machines can be told apart by the root's list, on each replica.
+async fn is_revoked_by_the_root(replicas: &Replicas, revoked: &str, valid: &str) {
+    for server in &replicas.servers {
+        until(server.api(), async |api| {
+            let (valid, said) = verify(api, revoked, replicas.clock.now()).await;
+            !valid && said.contains("certificate revoked")
+        })
+        .await;
+        let (valid, said) = verify(server.api(), valid, replicas.clock.now()).await;
+        assert!(valid, "{said}");
+    }
+}
+
 /// The root's OCSP responder says this of issuing CAs, on each replica.
 async fn ocsp_says(replicas: &Replicas, expected: &[(&str, &str)]) {
     let root = identifier(&replicas.status().await, "roots", "current");
@@ -867,17 +880,8 @@ async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
         [&named; 2]
     );
 
-    // Its machines can be told apart by the root's list, on each replica.
-    for server in [here, there] {
-        until(server.api(), async |api| {
-            let (valid, said) = verify(api, &of_old.chain, replicas.clock.now()).await;
-            !valid && said.contains("certificate revoked")
-        })
-        .await;
-        let chain = text(&renewed["certificate"], "chain");
-        let (valid, said) = verify(server.api(), &chain, replicas.clock.now()).await;
-        assert!(valid, "{said}");
-    }
+    let chain = text(&renewed["certificate"], "chain");
+    is_revoked_by_the_root(&replicas, &of_old.chain, &chain).await;
     ocsp_says(&replicas, &[(&old, ": revoked"), (&next, ": good")]).await;
     assert!(replicas.command(&["ca", "status"]).await.contains("withdrawn at"));
     // It stays withdrawn after it is retired.
