@@ -26,25 +26,19 @@ pub(crate) type Committer = Batcher<CheckIn, Recorded>;
 
 /// Starts the task that records. If a batch runs twice, the first run may have recorded it and used its nonces. The second
 /// run then answers `None`, and each check-in's own transaction decides.
-pub(crate) fn start(store: Store, metrics: &Arc<Metrics>, judges_continuity: bool) -> Committer {
-    Batcher::start(
-        store,
-        metrics.committer.clone(),
-        LIMITS,
-        move |connection, check_ins| record(connection, judges_continuity, check_ins),
-    )
+pub(crate) fn start(store: Store, metrics: &Arc<Metrics>) -> Committer {
+    Batcher::start(store, metrics.committer.clone(), LIMITS, record)
 }
 
 /// Records the latest check-in of each machine. The others are answered `None`, because a later nonce of the same machine is
 /// being used. Their own transactions wait for it and decide.
 fn record<'c>(
     connection: &'c mut Connection,
-    judges_continuity: bool,
     check_ins: &'c [CheckIn],
 ) -> BoxFuture<'c, Result<Vec<Option<Recorded>>, StoreError>> {
     Box::pin(async move {
         let (places, latest) = latest_of_each_machine(check_ins);
-        let recorded = machines::check_ins::record_unchanged(connection, judges_continuity, &latest).await?;
+        let recorded = machines::check_ins::record_unchanged(connection, &latest).await?;
         let mut outputs = vec![None; check_ins.len()];
         for (place, recorded) in places.into_iter().zip(recorded) {
             if let Some(output) = outputs.get_mut(place) {

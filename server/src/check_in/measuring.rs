@@ -53,7 +53,7 @@ impl MeasuredCommitter {
 
     async fn record_alone(&self, check_in: CheckIn) -> Result<Option<Recorded>, StoreError> {
         let mut connection = self.store.connection().await?;
-        let recorded = machines::check_ins::record_unchanged(&mut connection, true, &[check_in]).await?;
+        let recorded = machines::check_ins::record_unchanged(&mut connection, &[check_in]).await?;
         Ok(recorded.into_iter().next().flatten())
     }
 

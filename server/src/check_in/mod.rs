@@ -35,7 +35,6 @@ use self::{
 };
 use crate::{
     changes::{Identity, Origin, RequestSource},
-    config::Continuity as ContinuityPolicy,
     machines::{
         claims::Claims,
         client_certificate::ClientCertificate,
@@ -254,7 +253,7 @@ pub(crate) async fn verify(
         return Err(unknown_or_foreign(services, subject).await?);
     }
     client_certificate::appraise(certificate, &services.policy, evidence.key(), now)?;
-    let carried = carried(services, machine_id, evidence.claims().continuity.as_deref());
+    let carried = (services.continuity).recognize(machine_id, evidence.claims().continuity.as_deref());
     let claims = Claims::of(&evidence);
     Ok(Verified {
         machine_id,
@@ -263,14 +262,6 @@ pub(crate) async fn verify(
         carried,
         claims,
     })
-}
-
-/// Recognizes the continuity value in a machine's evidence. Where continuity is not judged, none counts.
-pub(crate) fn carried(services: &Services, machine_id: Uuid, value: Option<&str>) -> Carried {
-    match services.policy.continuity {
-        ContinuityPolicy::Off => Carried::Nothing,
-        _ => services.continuity.recognize(machine_id, value),
-    }
 }
 
 /// Finds a key for a network that is over its limit. A key in memory is always found, so a stranger's failures never bar a

@@ -24,7 +24,7 @@ pub enum Continuity {
     Quarantine,
     /// An event.
     Event,
-    /// Nothing: continuity is not judged.
+    /// Nothing: continuity is recorded, but not judged.
     Off,
 }
 

@@ -31,7 +31,7 @@ use self::new_machines::NewMachine;
 pub(crate) use self::token::{TokenRefusal, require_valid};
 use crate::{
     changes::{Origin, RequestSource},
-    check_in::{self, nonce::NonceError},
+    check_in::nonce::NonceError,
     machines::{claims::Claims, client_certificate::ClientCertificate, continuity::Carried},
     rate_limits::{AddressCharge, Exceeded, Network},
     registry::{admission::Refusal, client_certificate::CertificateRefusal},
@@ -154,7 +154,7 @@ impl Applicant {
 
     /// The continuity of its evidence with this machine.
     fn carried(&self, services: &Services, machine_id: Uuid) -> Carried {
-        check_in::carried(services, machine_id, self.continuity.as_deref())
+        services.continuity.recognize(machine_id, self.continuity.as_deref())
     }
 
     fn origin(&self, machine_id: Uuid) -> Origin {

@@ -132,8 +132,19 @@ impl Continuity {
         carried: None,
     };
 
-    /// After evidence that is accepted whatever it carries.
+    /// After the call that admits a key.
+    ///
+    /// A foreign value is one of another record. If the answer is lost, the call is repeated with the same value, and must
+    /// not look like a copy's. So continuity stays open until the machine has a value of this record.
     pub(crate) fn starting_with(carried: Carried) -> Self {
+        match carried {
+            Carried::Foreign => Self::OPEN,
+            Carried::Nothing | Carried::Genuine(_) => Self::after(carried),
+        }
+    }
+
+    /// After any other evidence.
+    fn after(carried: Carried) -> Self {
         match carried {
             Carried::Nothing => Self {
                 state: ContinuityState::Unsent,
@@ -149,7 +160,10 @@ impl Continuity {
     /// Judges evidence of a machine whose last nonce was of this order, and returns what is on record after it is
     /// accepted.
     pub(crate) fn judge(self, last_nonce: OffsetDateTime, carried: Carried) -> (Judgement, Self) {
-        let after = Self::starting_with(carried);
+        let after = match self.state {
+            ContinuityState::Open => Self::starting_with(carried),
+            ContinuityState::Unsent | ContinuityState::Bound => Self::after(carried),
+        };
         let judgement = match (self.state, carried) {
             (ContinuityState::Open, _) | (ContinuityState::Unsent, Carried::Nothing) => Judgement::Continues,
             (_, Carried::Genuine(order)) if order > last_nonce => Judgement::DatabaseBehind,
@@ -226,7 +240,13 @@ mod tests {
         };
         let (judgement, after) = on_record.judge(LAST, carried);
         assert_eq!(judgement, expected);
-        assert_eq!(after, Continuity::starting_with(carried));
+        let is_still_open = state == ContinuityState::Open && carried == Carried::Foreign;
+        let expected = match carried {
+            Carried::Foreign if is_still_open => ContinuityState::Open,
+            Carried::Nothing => ContinuityState::Unsent,
+            Carried::Foreign | Carried::Genuine(_) => ContinuityState::Bound,
+        };
+        assert_eq!((after.state, after.carried), (expected, carried.order()));
     }
 
     proptest! {

@@ -17,6 +17,9 @@ use crate::{
 /// Judges the evidence, records its value, and writes an event if it does not continue. An error means that the caller
 /// must quarantine the machine.
 ///
+/// The value is recorded also while continuity is off. Otherwise an answer that is lost meanwhile would look like a copied
+/// key once it is on again.
+///
 /// For a key in the Secure Enclave, a break is only an event. Such a key cannot be copied, so the agent's state was
 /// restored.
 pub(super) async fn judge(
@@ -25,10 +28,11 @@ pub(super) async fn judge(
     key: &KeyRecord,
     attempt: &Attempt<'_>,
 ) -> Result<Result<Judgement, Mismatch>, StoreError> {
-    if attempt.continuity == ContinuityPolicy::Off {
-        return Ok(Ok(Judgement::Continues));
-    }
     let (judgement, after) = presence.continuity.judge(presence.last_nonce_at, attempt.carried);
+    let judgement = match attempt.continuity {
+        ContinuityPolicy::Off => Judgement::Continues,
+        _ => judgement,
+    };
     // A next key has no store on record before its first evidence, which is this one.
     let store = key.store.unwrap_or(attempt.claims.key.store);
     let event = match judgement {

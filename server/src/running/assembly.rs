@@ -14,7 +14,7 @@ use crate::{
     audit::verification::Verifier,
     check_in::{EvaluationCache, committer, keys::KeyCache, nonce::Nonces},
     clock::Clock,
-    config::{self, Config, Continuity},
+    config::{self, Config},
     database::Database,
     enrollment,
     events::feed::Feed,
@@ -68,8 +68,7 @@ fn assemble(
 ) -> Result<Arc<Services>, RunError> {
     let rate_limits = Arc::new(RateLimits::new(&config.rate_limit));
     let enrollments = enrollment::committer::Committer::start(store.clone(), Arc::clone(&rate_limits), &metrics);
-    let judges_continuity = config.check_in.continuity != Continuity::Off;
-    let committer = committer::start(store.clone(), &metrics, judges_continuity);
+    let committer = committer::start(store.clone(), &metrics);
     #[cfg(feature = "measuring")]
     let committer = crate::check_in::Committer::new(committer, config.recording, store.clone());
     let background_work = BackgroundWork::new(Arc::clone(&clock), Arc::clone(&metrics));

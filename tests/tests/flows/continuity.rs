@@ -352,6 +352,84 @@ async fn switched_off_nothing_is_judged() {
     server.stop().await;
 }
 
+#[rstest]
+#[case::recorded_with_others(false)]
+#[case::recorded_as_a_change(true)]
+#[tokio::test]
+async fn an_answer_lost_while_it_is_off_does_not_break_continuity_once_it_is_on_again(#[case] is_changed: bool) {
+    let on = InProcess::start().await;
+    let mut machine = bound(&on, "OFF-AND-ON", Machine::KEY_CLAIM).await;
+    let off = [("check_in.continuity", "off")];
+    let off = InProcess::start_by(on.clock().clone(), &on.database().url(), &off).await;
+    if is_changed {
+        machine.posture.os_version = Some("26.9".to_owned());
+    }
+    for _ in 0..2 {
+        let _lost = machine.check_in_and_lose_the_answer(&off).await.expect(200);
+    }
+    let _checked_in = machine.check_in(&on).await.expect(200);
+    // A copy that was used meanwhile is still found.
+    let copy = machine.clone();
+    let _checked_in = copy.check_in(&off).await.expect(200);
+    let _checked_in = machine.check_in(&off).await.expect(200);
+    expect_broken(copy.check_in(&on).await);
+    off.stop().await;
+    on.stop().await;
+}
+
+#[tokio::test]
+async fn a_value_that_is_first_sent_while_it_is_off_continues_once_it_is_on_again() {
+    let on = InProcess::start().await;
+    let mut machine = on.enrolled("UPDATED-WHILE-OFF").await;
+    let _checked_in = machine.check_in(&on).await.expect(200);
+    let off = [("check_in.continuity", "off")];
+    let off = InProcess::start_by(on.clock().clone(), &on.database().url(), &off).await;
+    machine.sends_continuity = true;
+    let _lost = machine.check_in_and_lose_the_answer(&off).await.expect(200);
+    let _checked_in = machine.check_in(&on).await.expect(200);
+    // From the first value on, one is required.
+    machine.sends_continuity = false;
+    expect_broken(machine.check_in(&on).await);
+    off.stop().await;
+    on.stop().await;
+}
+
+/// Enrolls with this value.
+async fn enroll_with_value(server: &InProcess, machine: &Machine, token: &str, value: &str) -> Answer {
+    let nonce = server.nonce().await;
+    let mut claims = machine.claims(server.audience(), Purpose::Enroll, &nonce);
+    claims.continuity = Some(value.to_owned());
+    let body = json!({"token": token, "csr": machine.csr(), "evidence": machine.sign(&claims)});
+    server.call("/v1/enroll", &body).await
+}
+
+#[rstest]
+#[case::a_new_machine(false)]
+#[case::a_new_key(true)]
+#[tokio::test]
+async fn a_repeated_enrollment_with_another_records_value_is_no_copy(#[case] is_on_record: bool) {
+    let server = InProcess::start().await;
+    let other = bound(&server, "OTHER-RECORD", Machine::KEY_CLAIM).await;
+    let value = other.claims(server.audience(), Purpose::CheckIn, "nonce").continuity.unwrap();
+    let token = json!({"serial_numbers": ["TAKES-IT-ALONG"], "allow_reenrollment": true});
+    let token = server.enrollment_token(token).await;
+    let mut machine = Machine::with_serial_number("TAKES-IT-ALONG");
+    if is_on_record {
+        let _enrolled = machine.enroll(&server, Some(&token)).await.expect(201);
+        machine = machine.erased();
+    }
+    let _lost = enroll_with_value(&server, &machine, &token, &value).await.expect(201);
+    for _ in 0..2 {
+        let _lost = enroll_with_value(&server, &machine, &token, &value).await.expect(200);
+    }
+    machine.sends_continuity = true;
+    let _enrolled = machine.enroll(&server, Some(&token)).await.expect(200);
+    let _checked_in = machine.check_in(&server).await.expect(200);
+    // After the machine's first value, a foreign one is another party's.
+    expect_broken(enroll_with_value(&server, &machine, &token, &value).await);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_replaced_key_starts_anew_at_the_call_that_admits_it() {
     let server = InProcess::start_with(&[("enrollment.without_token", "pending")]).await;

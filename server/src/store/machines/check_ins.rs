@@ -1,4 +1,4 @@
-//! How check-ins are recorded in `machine_presence`.
+//! Records check-ins in `machine_presence`: many in one statement if nothing has changed, each other one by itself.
 
 use assay_protocol::KeyThumbprint;
 use time::OffsetDateTime;
@@ -43,13 +43,10 @@ pub(crate) struct Recorded {
 /// transaction has locked are skipped. If this statement waited for them, two replicas whose batches share machines
 /// could deadlock, and one row that is locked for long would delay all other machines.
 ///
-/// `judges_continuity` is false where continuity is switched off.
-///
 /// `IS TRUE` makes Postgres look the locked rows up in a hash table. Otherwise it plans a join, which compares each row
 /// of a batch with every other.
 pub(crate) async fn record_unchanged(
     connection: &mut Connection,
-    judges_continuity: bool,
     check_ins: &[CheckIn],
 ) -> Result<Vec<Option<Recorded>>, StoreError> {
     let columns = Columns::of(check_ins);
@@ -70,8 +67,7 @@ pub(crate) async fn record_unchanged(
              AND presence.current_key = seen.key
              AND presence.claims_digest = seen.claims_digest
              AND presence.last_nonce_at < seen.nonce
-             AND CASE WHEN NOT $10 THEN true
-                      WHEN presence.continuity_state = 'unsent' THEN seen.carried IS NULL
+             AND CASE WHEN presence.continuity_state = 'unsent' THEN seen.carried IS NULL
                       WHEN presence.continuity_state = 'bound'
                       THEN seen.carried IN (presence.last_nonce_at, presence.continuity_carried)
                       ELSE false END
@@ -88,7 +84,6 @@ pub(crate) async fn record_unchanged(
         &columns.skews,
         &columns.live_since,
         &columns.carried as &[Option<OffsetDateTime>],
-        judges_continuity,
     )
     .fetch_all(connection)
     .await?;
