@@ -103,8 +103,8 @@ problems! {
     KeySuperseded = "key-superseded", 403, "A newer key has replaced this one", Never, Known;
     /// Serial number, hardware UUID, key store or continuity differ from the record.
     IdentityMismatch = "identity-mismatch", 403, "The machine's identity differs from the record", After, Known;
-    /// An administrator denied this key.
-    EnrollmentDenied = "enrollment-denied", 403, "An administrator denied this enrollment", Never, Known;
+    /// An administrator denied this key, or another next key took its place.
+    EnrollmentDenied = "enrollment-denied", 403, "This key was denied", Never, Known;
     /// There is no machine with this id or key.
     MachineUnknown = "machine-unknown", 404, "The machine is unknown: it must enroll again", ReEnroll, Unknown;
     /// There is no such resource.

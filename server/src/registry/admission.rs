@@ -48,7 +48,7 @@ pub(crate) enum Refusal {
     Revoked,
     #[error("a newer key has replaced this one; the machine checks in with that")]
     KeySuperseded,
-    #[error("an administrator denied this key: {reason}")]
+    #[error("this key was denied: {reason}")]
     Denied { reason: String },
     #[error("{0}; the machine is quarantined until an administrator releases it")]
     IdentityMismatch(Mismatch),

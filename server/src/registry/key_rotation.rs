@@ -22,6 +22,8 @@ use crate::{
 
 /// The reason of RFC 5280 for the certificates of a key that another one replaces.
 const SUPERSEDED: RevocationReason = RevocationReason::Superseded;
+/// Why a next key that never checked in is denied.
+const REPLACED: &str = "another next key took its place";
 
 /// Why a key does not become a machine's next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +46,10 @@ pub(crate) enum NextKey<'a> {
     Waited(KeyThumbprint),
 }
 
-/// Admits a next key beside the current one. An earlier next key that never checked in is superseded.
+/// Admits a next key beside the current one. An earlier next key that never checked in is denied.
+///
+/// It is not superseded, because it was never the machine's key. Its agent then goes back to the current key, and its
+/// evidence is not taken for a copy's.
 ///
 /// Without a ground of its own, the next key inherits the grounds of the current key.
 pub(crate) async fn begin(
@@ -54,7 +59,7 @@ pub(crate) async fn begin(
     ground: Option<GroundOfNext>,
 ) -> Result<(), StoreError> {
     let now = tx.now();
-    if let Some(abandoned) = machines::keys::supersede_next(tx, machine, now).await? {
+    if let Some(abandoned) = machines::keys::deny_next(tx, machine, REPLACED, now).await? {
         certificates::revoke(tx, machine, Revoked::OfKey(abandoned), SUPERSEDED, now).await?;
     }
     let key = match next {

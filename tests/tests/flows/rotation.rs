@@ -95,18 +95,46 @@ async fn a_repeated_rotation_gets_the_same_certificate() {
     server.stop().await;
 }
 
+#[rstest]
+#[case::an_agent_with_values(true)]
+#[case::an_agent_without_values(false)]
 #[tokio::test]
-async fn a_new_rotation_replaces_an_unfinished_one() {
+async fn a_next_key_that_another_one_replaced_is_denied_and_is_no_copy(#[case] sends_continuity: bool) {
     let server = InProcess::start().await;
-    let (machine, abandoned) = between_two_keys(&server, "ANEW").await;
-    let next = machine.with_next_key();
-    let _begun = machine.rotate_to(&server, &next).await.expect(200);
-    let _superseded = abandoned
+    let mut machine = server.enrolled("ANEW").await;
+    machine.sends_continuity = sends_continuity;
+    let _checked_in = machine.check_in(&server).await.expect(200);
+    let (abandoned, next) = (machine.with_next_key(), machine.with_next_key());
+    for next in [&abandoned, &next] {
+        let _begun = machine.rotate_to(&server, next).await.expect(200);
+    }
+    for _ in 0..2 {
+        for refused in [
+            abandoned.check_in(&server).await,
+            abandoned.renew(&server).await,
+            abandoned.enroll(&server, None).await,
+            machine.rotate_to(&server, &abandoned).await,
+        ] {
+            let refused = refused.expect_problem(ProblemKind::EnrollmentDenied);
+            let reason = "this key was denied: another next key took its place";
+            assert!(refused.detail().contains(reason), "{refused}");
+        }
+    }
+    let _still_current = machine.check_in(&server).await.expect(200);
+    let _rotated = next
+        .remembering(&machine)
         .check_in(&server)
         .await
-        .expect_problem(ProblemKind::KeySuperseded);
-    let _still_current = machine.check_in(&server).await.expect(200);
-    let _rotated = next.check_in(&server).await.expect(200);
+        .expect(200);
+    let _denied = abandoned
+        .check_in(&server)
+        .await
+        .expect_problem(ProblemKind::EnrollmentDenied);
+    let events = server.events(&machine).await;
+    let is_false_alarm = |event: &Value| {
+        event["kind"] == "machine.superseded-key-used" || event["kind"] == "machine.quarantined"
+    };
+    assert!(!events.iter().any(is_false_alarm), "{events:?}");
     server.stop().await;
 }
 

@@ -25,7 +25,7 @@ words! {
         Superseded = "superseded",
         /// Permanently rejected.
         Revoked = "revoked",
-        /// An administrator denied it.
+        /// An administrator denied it, or another next key took its place.
         Denied = "denied",
     }
 }
@@ -274,16 +274,19 @@ pub(crate) async fn make_current(connection: &mut Connection, key: KeyThumbprint
     Ok(())
 }
 
-/// Supersedes a machine's next key, and returns it.
-pub(crate) async fn supersede_next(
+/// Denies a machine's next key, and returns it.
+pub(crate) async fn deny_next(
     connection: &mut Connection,
     machine: &LockedMachine,
+    reason: &str,
     at: OffsetDateTime,
 ) -> Result<Option<KeyThumbprint>, StoreError> {
     let key = sqlx::query_scalar!(
-        "UPDATE machine_keys SET status = 'superseded', retired_at = $2 WHERE machine_id = $1 AND status = 'next'
+        "UPDATE machine_keys SET status = 'denied', status_reason = $2, retired_at = $3
+         WHERE machine_id = $1 AND status = 'next'
          RETURNING thumbprint",
         machine.id(),
+        reason,
         at
     )
     .fetch_optional(connection)

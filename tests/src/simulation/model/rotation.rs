@@ -120,11 +120,11 @@ impl Model {
         }
     }
 
-    /// A next key is valid beside the current one. An earlier one that never checked in is superseded.
+    /// A next key is valid beside the current one. An earlier one that never checked in is denied.
     pub(super) fn begin_rotation(&mut self, machine: Uuid, next: KeyThumbprint, own: Option<Grounds>) {
         for key in self.keys.values_mut().filter(|key| key.machine == machine) {
             if key.status == KeyStatus::Next {
-                key.status = KeyStatus::Superseded;
+                key.status = KeyStatus::Denied;
                 key.revoke_certificates();
             }
         }
