@@ -165,7 +165,8 @@ async fn replace_key(
     Ok(tx.announce(id, EventKind::MachineReEnrolled, detail).await?)
 }
 
-/// Makes the key the next one, with the approval as its own ground.
+/// Makes the key the next one, with the approval as its own ground. The current key asked for it, so this also decides
+/// which of two keys that claim an open record is the machine's.
 async fn begin_rotation(
     tx: &mut Transaction,
     Subject { locked, machine, .. }: &Subject,
@@ -186,6 +187,8 @@ async fn begin_rotation(
     };
     let (key, next) = (enrollment.key.thumbprint, NextKey::Waited(enrollment.key.thumbprint));
     key_rotation::begin(tx, (locked, machine.key.thumbprint), next, Some(ground)).await?;
+    store::machines::openings::end(tx, locked).await?;
+    store::machines::presence::bump_record_version(tx, locked).await?;
     let detail = json!({ "enrollment_id": enrollment.id, "key": key, "reason": reason });
     Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)
 }

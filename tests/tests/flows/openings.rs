@@ -408,3 +408,51 @@ async fn only_some_keys_may_wait_for_an_open_record() {
     assert_eq!(grants(&first.check_in(&server).await.expect(200)), 0);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn the_first_key_that_contests_a_takeover_finds_room_although_ten_keys_wait() {
+    let server = InProcess::start_with(&[("enrollment.without_token", "pending")]).await;
+    let (machine, first) = wiped(&server, "FILLED").await;
+    let _opened = open(&server, &machine).await;
+    let _taken = first.enroll(&server, None).await.expect(201);
+    // Keys of other hardware wait for the record, too, but they do not contest the takeover.
+    for number in 0..10 {
+        let mut other = machine.erased();
+        other.identity.hardware_uuid = Some(format!("UUID-OF-ANOTHER-{number}"));
+        let _waits = other.enroll(&server, None).await.expect(202);
+    }
+    assert_eq!(grants(&first.check_in(&server).await.expect(200)), 1);
+    let _contests = machine.erased().enroll(&server, None).await.expect(202);
+    assert_eq!(grants(&first.check_in(&server).await.expect(200)), 0);
+    assert!(has_event(&server, &machine, "machine.opening-contested").await);
+    let _full = machine
+        .erased()
+        .enroll(&server, None)
+        .await
+        .expect_problem(ProblemKind::RateLimited);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn approving_the_rotation_of_the_first_key_settles_a_contest() {
+    let server = InProcess::start().await;
+    let (machine, first) = wiped(&server, "ROTATES").await;
+    let first = first.in_enclave();
+    let _opened = open(&server, &machine).await;
+    let _taken = first.enroll(&server, None).await.expect(201);
+    let next = first.with_next_key();
+    let _waits = first.rotate_to(&server, &next).await.expect(202);
+    let _contests = machine.erased().enroll(&server, None).await.expect(202);
+    assert_eq!(grants(&first.check_in(&server).await.expect(200)), 0);
+    let _approved = approve(&server, &machine, &next).await.expect(200);
+    assert_eq!(grants(&first.check_in(&server).await.expect(200)), 1);
+    let _issued = first.rotate_to(&server, &next).await.expect(200);
+    assert_eq!(grants(&next.check_in(&server).await.expect(200)), 1);
+    // The record is not open any more.
+    let _no_token = machine
+        .erased()
+        .enroll(&server, None)
+        .await
+        .expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    server.stop().await;
+}
