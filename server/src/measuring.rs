@@ -50,7 +50,8 @@ pub fn evaluate_grants() -> impl Fn() -> usize {
             claimed_key_store: KeyStoreKind::Software,
             claimed_posture: &posture,
             attestation: None,
-            earlier_attestation: None,
+            sip_attestation: None,
+            boot_attestation: None,
             is_contested: false,
             certificate_expires_at: Some(NOW + time::Duration::DAY),
         };

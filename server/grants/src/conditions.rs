@@ -31,21 +31,15 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
         mdm_enrolled,
     } = conditions;
     let posture = subject.claimed_posture;
-    let attested = subject
-        .attestation
-        .as_ref()
-        .filter(|attestation| now < attestation.lapses_at);
-    let earlier = subject
-        .earlier_attestation
-        .as_ref()
-        .filter(|attestation| now < attestation.lapses_at);
-    let against = |is_against: fn(&AttestedClaims) -> bool| earlier.filter(|earlier| is_against(earlier.claims));
-    let sip_enabled = match against(|claims| claims.sip_enabled == Some(false)).or(attested) {
+    let [attested, sip, boot] = [&subject.attestation, &subject.sip_attestation, &subject.boot_attestation]
+        .map(|attestation| attestation.as_ref().filter(|attestation| now < attestation.lapses_at));
+    let is_off = |claims: &AttestedClaims| claims.sip_enabled == Some(false);
+    let sip_enabled = match sip.filter(|sip| is_off(sip.claims)).or(attested) {
         Some(attestation) => Actual::attested(attestation, attestation.claims.sip_enabled),
         None => Actual::claimed(posture.sip_enabled),
     };
     let is_below_full = |claims: &AttestedClaims| claims.secure_boot.is_some_and(|level| level < SecureBoot::Full);
-    let secure_boot = match against(is_below_full).or(attested) {
+    let secure_boot = match boot.filter(|boot| is_below_full(boot.claims)).or(attested) {
         Some(attestation) => Actual::attested(attestation, attestation.claims.secure_boot),
         None => Actual::claimed(posture.secure_boot),
     };
@@ -76,14 +70,14 @@ pub(super) fn unchanged_until(
     subject: &Subject<'_>,
     now: OffsetDateTime,
 ) -> Option<OffsetDateTime> {
-    let (attestation, earlier) = (subject.attestation.as_ref(), subject.earlier_attestation.as_ref());
     let too_old = conditions
         .max_attestation_age_days
-        .and_then(|days| Some(age_limit(attestation?, days)));
-    let lapse = |attestation: Option<&Attestation<'_>>| attestation.map(|attestation| attestation.lapses_at);
+        .and_then(|days| Some(age_limit(subject.attestation.as_ref()?, days)));
+    let lapse = |attestation: Option<Attestation<'_>>| attestation.map(|attestation| attestation.lapses_at);
     [
-        lapse(attestation),
-        lapse(earlier),
+        lapse(subject.attestation),
+        lapse(subject.sip_attestation),
+        lapse(subject.boot_attestation),
         too_old,
         subject.certificate_expires_at,
     ]
@@ -265,7 +259,8 @@ mod tests {
             attestation: None,
             is_contested: false,
             certificate_expires_at: None,
-            earlier_attestation: None,
+            sip_attestation: None,
+            boot_attestation: None,
         };
         failures(&from_value(conditions).unwrap(), &subject, NOW)
     }
@@ -364,7 +359,8 @@ mod tests {
                 attestation: None,
                 is_contested: false,
                 certificate_expires_at: Some(NOW),
-                earlier_attestation: None,
+                sip_attestation: None,
+                boot_attestation: None,
             };
             let conditions = Conditions::default();
             (
@@ -392,7 +388,8 @@ mod tests {
             attestation: None,
             is_contested: false,
             certificate_expires_at: None,
-            earlier_attestation: None,
+            sip_attestation: None,
+            boot_attestation: None,
         };
         let failures = failures(&Conditions::default(), &subject, NOW);
         assert_eq!(failures, [format!("status: required active, on record {status}")]);
@@ -427,7 +424,8 @@ mod tests {
             labels: &labels,
             claimed_key_store: KeyStoreKind::Software,
             claimed_posture: claimed,
-            earlier_attestation: None,
+            sip_attestation: None,
+            boot_attestation: None,
             attestation: Some(Attestation {
                 attested_at: ATTESTED_AT,
                 lapses_at: LAPSES_AT,
@@ -509,7 +507,8 @@ mod tests {
             claimed_posture: claimed,
             attestation: current.map(|claims| attestation(claims, LAPSES_AT + Duration::DAY)),
             certificate_expires_at: None,
-            earlier_attestation: Some(attestation(earlier, LAPSES_AT)),
+            sip_attestation: Some(attestation(earlier, LAPSES_AT)),
+            boot_attestation: Some(attestation(earlier, LAPSES_AT)),
             is_contested: false,
         };
         let conditions = from_value(conditions.clone()).unwrap();
@@ -597,7 +596,8 @@ mod tests {
                 claims: &claims,
             }),
             certificate_expires_at: None,
-            earlier_attestation: None,
+            sip_attestation: None,
+            boot_attestation: None,
             is_contested: false,
         };
         let conditions = from_value(json!({ "min_assurance": required })).unwrap();

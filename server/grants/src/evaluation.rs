@@ -40,9 +40,11 @@ pub struct Subject<'a> {
     pub is_contested: bool,
     /// When its certificate expires; `None` if it has none.
     pub certificate_expires_at: Option<OffsetDateTime>,
-    /// The newest attestation of the machine, if it was for an earlier key. Only what it says against the machine counts:
-    /// otherwise a machine could drop "SIP off" by replacing its key.
-    pub earlier_attestation: Option<Attestation<'a>>,
+    /// The newest attestation that states SIP, for whichever of the machine's keys. Only what it says against the machine
+    /// counts. Otherwise a machine could drop "SIP off" by replacing its key, or by an attestation that does not state it.
+    pub sip_attestation: Option<Attestation<'a>>,
+    /// The same for the boot policy.
+    pub boot_attestation: Option<Attestation<'a>>,
 }
 
 /// The Apple attestation on record. It may be too old.
@@ -256,7 +258,8 @@ mod tests {
             attestation: None,
             is_contested: false,
             certificate_expires_at: None,
-            earlier_attestation: None,
+            sip_attestation: None,
+            boot_attestation: None,
         };
         evaluate(&Catalog::new(1, grants), &subject, now)
     }
@@ -418,7 +421,8 @@ mod tests {
                 attestation: None,
                 is_contested: false,
             certificate_expires_at: None,
-                earlier_attestation: None,
+                sip_attestation: None,
+                boot_attestation: None,
             };
             let walked: BTreeSet<Uuid> = grants
                 .iter()

@@ -526,21 +526,21 @@ async fn a_fresh_attestation_overrides_the_agents_claims() {
     let said = rfc3339(at.replace_nanosecond(0).unwrap());
     for (sip, boot, claimed, reasons) in [
         (
-            Some(1),
-            Some("Reduced Security"),
-            true,
-            vec![
-                format!("secure_boot: required full, attested reduced by Apple at {said}"),
-                format!("sip_enabled: required true, attested false by Apple at {said}"),
-            ],
-        ),
-        (
             None,
             None,
             true,
             vec![
                 format!("secure_boot: required full, unknown to the Apple attestation of {said}"),
                 format!("sip_enabled: required true, unknown to the Apple attestation of {said}"),
+            ],
+        ),
+        (
+            Some(1),
+            Some("Reduced Security"),
+            true,
+            vec![
+                format!("secure_boot: required full, attested reduced by Apple at {said}"),
+                format!("sip_enabled: required true, attested false by Apple at {said}"),
             ],
         ),
         (Some(0), Some("Full Security"), false, vec![]),
@@ -794,6 +794,45 @@ async fn what_apple_said_against_a_machine_outlives_its_key() {
         .with(SIP, &[2, 1, 0]);
     let _bound = ground.bind(&next, &newer).await;
     assert_eq!(ground.check_in(&next).await.1, ["sip"]);
+    ground.server.stop().await;
+}
+
+#[tokio::test]
+async fn what_apple_said_against_a_machine_outlives_a_later_attestation_that_does_not_say_it() {
+    let ground = Ground::new().await;
+    ground.grant("sip", json!({"sip_enabled": true})).await;
+    ground.grant("boot", json!({"secure_boot": "full"})).await;
+    let machine = ground.server.attestable("C02SILENT").await;
+    // One attestation says something against SIP, a later one against the boot policy, and the last one nothing.
+    let at = |minutes| ground.now() - Duration::minutes(minutes);
+    let (sip, boot) = (at(50), at(40));
+    let silent = |at| Attested::of("C02SILENT", &machine.public_key(), at).without(SIP).without(SECURE_BOOT);
+    for attested in [
+        silent(sip).with(SIP, &[2, 1, 1]),
+        silent(boot).with(SECURE_BOOT, b"Reduced Security"),
+        silent(at(30)),
+    ] {
+        let _bound = ground.bind(&machine, &attested).await;
+    }
+    let said = |at: OffsetDateTime| rfc3339(at.replace_nanosecond(0).unwrap());
+    let reasons = [
+        format!("secure_boot: required full, attested reduced by Apple at {}", said(boot)),
+        format!("sip_enabled: required true, attested false by Apple at {}", said(sip)),
+    ];
+    assert_eq!(ground.check_in(&machine).await.2, reasons);
+
+    let next = machine.with_next_key();
+    let _waits = machine.rotate_to(&ground.server, &next).await.expect(202);
+    let path = format!("{}/approve", machine.path());
+    let reason = json!({"reason": "planned"});
+    let _approved = ground.server.post(&path, &reason).await.expect(200);
+    let _issued = machine.rotate_to(&ground.server, &next).await.expect(200);
+    let (_, granted, denied) = ground.check_in(&next).await;
+    assert_eq!((granted.len(), denied), (0, reasons.to_vec()));
+
+    let healthy = Attested::of("C02SILENT", &next.public_key(), at(20));
+    let _bound = ground.bind(&next, &healthy).await;
+    assert_eq!(ground.check_in(&next).await.1.len(), 2);
     ground.server.stop().await;
 }
 

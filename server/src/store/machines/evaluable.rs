@@ -8,6 +8,7 @@ use assay_protocol::{
     attestation::AttestedClaims,
     machine::{Assurance, KeyStoreKind, MachineStatus, Posture},
 };
+use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -30,8 +31,8 @@ pub(crate) struct Evaluable {
     serial_number: Option<String>,
     grounds: Grounds,
     attested_claims: Option<AttestedClaims>,
-    /// The newest attestation, if it was for an earlier key.
-    earlier_attestation: Option<(OffsetDateTime, AttestedClaims)>,
+    sip_attestation: Option<Stated>,
+    boot_attestation: Option<Stated>,
     is_contested: bool,
     labels: BTreeMap<String, String>,
     pub(crate) key_store: KeyStoreKind,
@@ -51,16 +52,10 @@ impl Evaluable {
             claimed_key_store: self.key_store,
             claimed_posture: &self.claimed_posture,
             attestation: self.attestation(attestation_max_age),
+            sip_attestation: self.sip_attestation.as_ref().map(|sip| sip.attestation(attestation_max_age)),
+            boot_attestation: self.boot_attestation.as_ref().map(|boot| boot.attestation(attestation_max_age)),
             is_contested: self.is_contested,
             certificate_expires_at: self.certificate.as_ref().map(|certificate| certificate.not_after),
-            earlier_attestation: self
-                .earlier_attestation
-                .as_ref()
-                .map(|(attested_at, claims)| Attestation {
-                    attested_at: *attested_at,
-                    lapses_at: attested_at.saturating_add(attestation_max_age),
-                    claims,
-                }),
         }
     }
 
@@ -71,6 +66,31 @@ impl Evaluable {
             lapses_at: attested_at.saturating_add(max_age),
             claims: self.attested_claims.as_ref()?,
         })
+    }
+}
+
+/// The newest attestation that states one value, of any of the machine's keys.
+#[derive(Debug, Clone)]
+struct Stated {
+    attested_at: OffsetDateTime,
+    claims: AttestedClaims,
+}
+
+impl Stated {
+    fn parse(attested_at: Option<OffsetDateTime>, claims: Option<Value>) -> Result<Option<Self>, StoreError> {
+        let (Some(attested_at), Some(claims)) = (attested_at, claims) else {
+            return Ok(None);
+        };
+        let claims = parse_json(claims)?;
+        Ok(Some(Self { attested_at, claims }))
+    }
+
+    fn attestation(&self, max_age: Duration) -> Attestation<'_> {
+        Attestation {
+            attested_at: self.attested_at,
+            lapses_at: self.attested_at.saturating_add(max_age),
+            claims: &self.claims,
+        }
     }
 }
 
@@ -97,7 +117,9 @@ pub(crate) async fn find_all(
                   machines.serial_number AS "machine_serial_number",
                   ground_token_id, ground_inventory, ground_enrollment_id, ground_of_key, apple_attestation_id, machines.attested_at, ground_attestation,
                   apple_attestations.claims AS "attested_claims?",
-                  earlier.attested_at AS "earlier_attested_at?", earlier.claims AS "earlier_claims?", labels, key_store, claimed_posture, sha256 AS "sha256?",
+                  sip.attested_at AS "sip_attested_at?", sip.claims AS "sip_claims?",
+                  boot.attested_at AS "boot_attested_at?", boot.claims AS "boot_claims?",
+                  labels, key_store, claimed_posture, sha256 AS "sha256?",
                   not_before AS "not_before?", certificates.not_after AS "not_after?",
                   EXISTS (SELECT FROM machine_openings AS opening
                           WHERE opening.machine_id = machines.id AND ended_at IS NULL AND contested_at IS NOT NULL) AS "is_contested!"
@@ -106,9 +128,15 @@ pub(crate) async fn find_all(
            LEFT JOIN certificates ON certificates.serial_number = certificate_serial_number AND revoked_at IS NULL
            LEFT JOIN apple_attestations ON apple_attestations.id = apple_attestation_id
            LEFT JOIN LATERAL (
-               SELECT newest.id, newest.attested_at, newest.claims FROM apple_attestations AS newest
-               WHERE newest.machine_id = machines.id ORDER BY newest.attested_at DESC, newest.id DESC LIMIT 1
-           ) AS earlier ON earlier.id IS DISTINCT FROM apple_attestation_id
+               SELECT newest.attested_at, newest.claims FROM apple_attestations AS newest
+               WHERE newest.machine_id = machines.id AND newest.claims ->> 'sip_enabled' IS NOT NULL
+               ORDER BY newest.attested_at DESC, newest.id DESC LIMIT 1
+           ) AS sip ON true
+           LEFT JOIN LATERAL (
+               SELECT newest.attested_at, newest.claims FROM apple_attestations AS newest
+               WHERE newest.machine_id = machines.id AND newest.claims ->> 'secure_boot' IS NOT NULL
+               ORDER BY newest.attested_at DESC, newest.id DESC LIMIT 1
+           ) AS boot ON true
            WHERE machines.id = ANY ($1)"#,
         ids
     )
@@ -135,10 +163,8 @@ pub(crate) async fn find_all(
                 serial_number: row.machine_serial_number,
                 grounds: grounds_of!(row)?,
                 attested_claims: row.attested_claims.map(parse_json).transpose()?,
-                earlier_attestation: match (row.earlier_attested_at, row.earlier_claims) {
-                    (Some(attested_at), Some(claims)) => Some((attested_at, parse_json(claims)?)),
-                    _ => None,
-                },
+                sip_attestation: Stated::parse(row.sip_attested_at, row.sip_claims)?,
+                boot_attestation: Stated::parse(row.boot_attested_at, row.boot_claims)?,
                 is_contested: row.is_contested,
                 labels: parse_json(row.labels)?,
                 key_store: parse_text(&row.key_store)?,
