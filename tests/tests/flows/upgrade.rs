@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use assay_tests::cluster::Database;
+use rstest::rstest;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 use uuid::Uuid;
@@ -11,13 +12,22 @@ use uuid::Uuid;
 /// The last migration before grounds were stored.
 const BEFORE_GROUNDS: i64 = 4;
 
-/// A database with the schema of that version.
+/// The migration that derived which keys have grounds of their own.
+const GROUNDS_OF_KEYS: i64 = 20;
+/// Who decided an enrollment.
+const ADMINISTRATOR: &str = r#"{"kind": "api-key", "id": null, "name": "A"}"#;
+
+/// A database with the schema of the version before grounds were stored.
 async fn before_grounds(pool: &PgPool) {
     for statement in ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"] {
         sqlx::query(statement).execute(pool).await.unwrap();
     }
+    migrate_to(pool, BEFORE_GROUNDS).await;
+}
+
+async fn migrate_to(pool: &PgPool, version: i64) {
     let mut older = all().await;
-    let migrations = older.iter().filter(|migration| migration.version <= BEFORE_GROUNDS);
+    let migrations = older.iter().filter(|migration| migration.version <= version);
     older.migrations = Cow::Owned(migrations.cloned().collect());
     older.run(pool).await.unwrap();
 }
@@ -29,7 +39,8 @@ async fn all() -> Migrator {
 
 /// A machine with a key that this token admitted, and in some cases an administrator approved.
 async fn machine(pool: &PgPool, number: u8, assurance: &str, token: Uuid, decided_by: Option<&str>) -> (Uuid, Uuid) {
-    let (id, enrollment, key) = (Uuid::new_v4(), Uuid::new_v4(), vec![number; 32]);
+    // Ids of enrollments have an order.
+    let (id, enrollment, key) = (Uuid::new_v4(), Uuid::from_u128(number.into()), vec![number; 32]);
     let machine = "INSERT INTO machines (id, status, assurance, serial_number, claimed_posture, current_key, key_store,
                                          key_created_at, enrolled_at)
                    VALUES ($1, 'active', $2, $3, '{}', $4, 'software', now(), now())";
@@ -51,24 +62,24 @@ async fn machine(pool: &PgPool, number: u8, assurance: &str, token: Uuid, decide
     (id, enrollment)
 }
 
+/// A token that this many keys have used.
+async fn token(pool: &PgPool, id: Uuid, uses: i64, serial_numbers: Option<&[&str]>) {
+    let row = "INSERT INTO enrollment_tokens (id, secret_hash, description, created_at, expires_at, max_uses, uses,
+                                              serial_numbers, approval, allow_reenrollment)
+               VALUES ($1, sha256($1::text::bytea), '', now(), now(), 9, $2, $3, 'automatic', false)";
+    let row = sqlx::query(row).bind(id).bind(uses).bind(serial_numbers);
+    row.execute(pool).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_upgrade_derives_the_grounds_of_assurance_from_enrollments() {
     let database = Database::create().await;
     let pool = database.pool().await;
     before_grounds(&pool).await;
     let (bound, shared) = (Uuid::new_v4(), Uuid::new_v4());
-    for (id, serial_numbers) in [(bound, Some(vec!["S1", "S2"])), (shared, None)] {
-        let row = "INSERT INTO enrollment_tokens (id, secret_hash, description, created_at, expires_at, max_uses,
-                                                  serial_numbers, approval, allow_reenrollment)
-                   VALUES ($1, sha256($1::text::bytea), '', now(), now(), 9, $2, 'automatic', false)";
-        sqlx::query(row)
-            .bind(id)
-            .bind(serial_numbers)
-            .execute(&pool)
-            .await
-            .unwrap();
-    }
-    let administrator = Some(r#"{"kind": "api-key", "id": null, "name": "A"}"#);
+    token(&pool, bound, 3, Some(&["S1", "S2"])).await;
+    token(&pool, shared, 2, None).await;
+    let administrator = Some(ADMINISTRATOR);
     let (named, _) = machine(&pool, 1, "verified", bound, None).await;
     let (both, both_by) = machine(&pool, 2, "verified", bound, administrator).await;
     let (approved, approved_by) = machine(&pool, 3, "verified", shared, administrator).await;
@@ -87,4 +98,78 @@ async fn an_upgrade_derives_the_grounds_of_assurance_from_enrollments() {
             sqlx::query_as(row).bind(id).fetch_one(&pool).await.unwrap();
         assert_eq!(found, (token, approval, None));
     }
+}
+
+/// What is on record of a key whose token has this many uses, but one enrollment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Shown {
+    Nothing,
+    Approval,
+    Attestation,
+    /// The server saw the first use itself, because it had the grounds of keys already.
+    Later,
+    NoToken,
+}
+
+#[rstest]
+#[case::the_only_use(1, Shown::Nothing, true)]
+#[case::another_use_was_deleted(2, Shown::Nothing, false)]
+#[case::approved(2, Shown::Approval, true)]
+#[case::attested(2, Shown::Attestation, true)]
+#[case::of_this_version(2, Shown::Later, true)]
+#[case::the_token_was_deleted(1, Shown::NoToken, false)]
+#[tokio::test]
+async fn an_upgrade_takes_no_key_for_the_first_of_a_token_whose_enrollments_were_deleted(
+    #[case] uses: i64,
+    #[case] shown: Shown,
+    #[case] expected: bool,
+) {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    before_grounds(&pool).await;
+    let bound = Uuid::new_v4();
+    token(&pool, bound, uses, Some(&["S1"])).await;
+    let decided_by = (shown == Shown::Approval).then_some(ADMINISTRATOR);
+    let (id, _) = machine(&pool, 1, "verified", bound, decided_by).await;
+    migrate_to(&pool, GROUNDS_OF_KEYS).await;
+    assert!(has_ground_of_its_own(&pool, id).await);
+    let statements: &[&str] = match shown {
+        Shown::Nothing | Shown::Approval => &[],
+        Shown::Attestation => &[
+            "INSERT INTO apple_attestations (id, machine_id, key_thumbprint, serial_number, attested_at, not_after,
+                                             bound_at, claims, chain)
+             SELECT id, id, current_key, serial_number, key_created_at, now(), now(), '{}', ARRAY[''::bytea] FROM machines",
+            "UPDATE machines SET apple_attestation_id = id, attested_at = key_created_at, ground_attestation = 'lapsed'",
+        ],
+        Shown::Later => &["UPDATE machines SET key_created_at = clock_timestamp()"],
+        Shown::NoToken => &["DELETE FROM enrollment_tokens"],
+    };
+    for statement in statements {
+        sqlx::query(*statement).execute(&pool).await.unwrap();
+    }
+
+    all().await.run(&pool).await.unwrap();
+
+    assert_eq!(has_ground_of_its_own(&pool, id).await, expected);
+}
+
+#[tokio::test]
+async fn an_upgrade_leaves_the_first_key_of_a_token_its_ground_if_all_enrollments_are_on_record() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    before_grounds(&pool).await;
+    let bound = Uuid::new_v4();
+    token(&pool, bound, 2, Some(&["S1", "S2"])).await;
+    let (first, _) = machine(&pool, 1, "verified", bound, None).await;
+    let (second, _) = machine(&pool, 2, "verified", bound, None).await;
+
+    all().await.run(&pool).await.unwrap();
+
+    assert!(has_ground_of_its_own(&pool, first).await);
+    assert!(!has_ground_of_its_own(&pool, second).await);
+}
+
+async fn has_ground_of_its_own(pool: &PgPool, id: Uuid) -> bool {
+    let row = "SELECT ground_of_key FROM machines WHERE id = $1";
+    sqlx::query_scalar(row).bind(id).fetch_one(pool).await.unwrap()
 }
