@@ -228,6 +228,44 @@ async fn a_bound_token_or_an_approval_verifies_the_current_key() {
 }
 
 #[tokio::test]
+async fn a_bound_token_that_another_key_used_before_is_used_once_by_a_renewal_and_its_repeats() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("LAST-USE").await;
+    let token = json!({"serial_numbers": ["FIRST-USE", "LAST-USE"], "max_uses": 2});
+    let token = server.enrollment_token(token).await;
+    let first = Machine::with_serial_number("FIRST-USE");
+    let _enrolled = first.enroll(&server, Some(&token)).await.expect(201);
+    // The agent repeats the call after a lost response.
+    for _ in 0..3 {
+        let _renewed = machine.renew_with_token(&server, &machine, &token).await.expect(200);
+        assert_eq!(uses(&server).await, 2);
+    }
+    assert_eq!(machine.check_in(&server).await.json()["assurance"], "verified");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_next_key_of_an_earlier_version_inherits_nothing_from_a_key_in_the_enclave() {
+    let server = InProcess::start().await;
+    let (machine, next, _) = waiting(&server, "EARLIER").await;
+    assert_eq!(server.record(&machine).await["assurance"], "verified");
+    // An earlier version admitted it at once, without an enrollment.
+    let pool = server.database().pool().await;
+    for statement in [
+        "DELETE FROM enrollments WHERE key_thumbprint = $1",
+        "UPDATE machine_keys SET status = 'next' WHERE thumbprint = $1",
+    ] {
+        let changed = sqlx::query(statement).bind(next.thumbprint().as_bytes().as_slice());
+        assert_eq!(changed.execute(&pool).await.unwrap().rows_affected(), 1);
+    }
+    let _issued = machine.rotate_to(&server, &next).await.expect(200);
+    assert_eq!(next.check_in(&server).await.expect(200).json()["assurance"], "asserted");
+    let record = server.record(&machine).await;
+    assert_eq!(record["key"]["thumbprint"], next.thumbprint().to_string());
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn with_several_keys_waiting_only_a_thumbprint_decides() {
     let server = InProcess::start().await;
     let (machine, thiefs, _) = waiting(&server, "SEVERAL").await;
