@@ -100,9 +100,13 @@ impl Run<'_> {
         let both = first.is_success() && second.is_success();
         require(!both, "a nonce serves a machine once", "both check-ins are answered")?;
         // The other one came too late, whatever became of this one.
-        let answer = match rank(&second) > rank(&first) {
-            true => second,
-            false => first,
+        let (answer, answered_by) = match rank(&second) > rank(&first) {
+            true => (second, other),
+            false => (first, at),
+        };
+        let presented = Presented {
+            at: self.ground.replicas[answered_by].now(),
+            ..presented
         };
         self.holders[holder].keep(&answer);
         match answer.problem() {
