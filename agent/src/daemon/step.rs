@@ -333,6 +333,36 @@ mod tests {
         assert_eq!(actions, [Action::Wait { until }]);
     }
 
+    #[rstest]
+    #[case::short(300, 300)]
+    #[case::long(301, 0)]
+    fn a_long_retry_after_of_a_renewal_or_rotation_does_not_delay_check_ins(
+        #[case] retry_after: u64,
+        #[case] until_check_in: i64,
+        #[values(Exchange::Renew, Exchange::RotateKey)] refused: Exchange,
+    ) {
+        let retry_after = Duration::from_secs(retry_after);
+        let failure = Failure::Unreachable {
+            retry_after: Some(retry_after),
+        };
+        let (state, _) = step(State::Exchanging(serving(), refused), at(NOW, Event::Failed(failure)));
+        let State::Waiting(Plan::Enrolled {
+            check_in,
+            renewal,
+            rotation,
+        }) = state
+        else {
+            panic!("{state:?}");
+        };
+        assert_eq!(check_in.due, NOW + time::Duration::seconds(until_check_in));
+        let own = if refused == Exchange::Renew {
+            Some(renewal.due)
+        } else {
+            rotation.due
+        };
+        assert_eq!(own, Some(NOW + retry_after));
+    }
+
     #[test]
     fn a_failing_renewal_keeps_its_back_off_when_the_server_requests_it() {
         let (state, _) = step(

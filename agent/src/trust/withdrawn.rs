@@ -139,3 +139,29 @@ impl ServerCertVerifier for ServerVerifier {
         self.webpki.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(range: std::ops::Range<usize>) -> Vec<String> {
+        range.map(|number| format!("{number:040x}")).collect()
+    }
+
+    #[test]
+    fn a_full_list_keeps_the_recorded_withdrawals_and_leaves_out_new_ones() {
+        let mut withdrawn = WithdrawnIssuers::default();
+        withdrawn.add(&names(0..MAX_WITHDRAWN - 1));
+        withdrawn.add(&names(MAX_WITHDRAWN - 1..2 * MAX_WITHDRAWN));
+        assert_eq!(withdrawn.0, names(0..MAX_WITHDRAWN));
+    }
+
+    #[test]
+    fn repeated_and_malformed_identifiers_take_no_place() {
+        let mut withdrawn = WithdrawnIssuers::default();
+        let too_long = "ab".repeat(MAX_KEY_IDENTIFIER + 1);
+        withdrawn.add(&["ABCD".into(), "abcd".into(), String::new(), "xyz".into(), too_long]);
+        withdrawn.add(&["abcd".into()]);
+        assert_eq!(withdrawn.0, ["abcd"]);
+    }
+}

@@ -202,6 +202,20 @@ fn a_path_length_limits_the_chain() {
     assert_eq!(after(&[&old], &bundle.each_ref()), [three.root()]);
 }
 
+/// Otherwise the key of a root that was retired long ago could still add roots.
+#[rstest]
+#[case::until_now(NOW, true)]
+#[case::expired(NOW - Duration::SECOND, false)]
+fn no_root_follows_an_expired_one(#[case] not_after: OffsetDateTime, #[case] follows: bool) {
+    let [one, two] = ["one", "two"].map(Authority::new);
+    let old = certify(&one, &one, |params| params.not_after = not_after);
+    let added = if follows { vec![two.root()] } else { Vec::new() };
+    let with_both = [vec![old.clone()], added.clone()].concat();
+    assert_eq!(after(&[&old], &[&old, &two.root(), &two.by(&one)]), with_both);
+    let without_the_old = if follows { added } else { vec![old.clone()] };
+    assert_eq!(after(&[&old], &[&two.root(), &two.by(&one)]), without_the_old);
+}
+
 #[test]
 fn a_renewed_certificate_of_the_same_key_and_name_is_the_same_root() {
     let one = Authority::new("one");
