@@ -9,7 +9,7 @@ use assay_tests::processes::Server;
 use futures_util::future::join_all;
 use http::Method;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::commands::run;
@@ -31,6 +31,13 @@ async fn execute(pool: &PgPool, statements: &str) {
         .execute(pool)
         .await
         .unwrap();
+}
+
+/// Locks a table until the returned connection is closed.
+async fn lock(database: &Database<'_>, statements: &'static str) -> PgConnection {
+    let mut connection = PgConnection::connect_with(&database.connect_options()).await.unwrap();
+    sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
+    connection
 }
 
 /// Makes an audited change that shares no row with other changes.
@@ -292,14 +299,11 @@ async fn one_verification_of_the_audit_runs_at_a_time() {
     let installation = Installation::unlimited(&database).await;
     let pool = database.pool().await;
     all_sealed(&pool).await;
-    let mut holder = sqlx::PgConnection::connect_with(&database.connect_options())
-        .await
-        .unwrap();
-    let mut held = holder.begin().await.unwrap();
-    sqlx::raw_sql("LOCK TABLE audit_personal_data IN ACCESS EXCLUSIVE MODE")
-        .execute(&mut *held)
-        .await
-        .unwrap();
+    let locked = lock(
+        &database,
+        "BEGIN; LOCK TABLE audit_personal_data IN ACCESS EXCLUSIVE MODE",
+    )
+    .await;
     let first = installation.administrator();
     let first = tokio::spawn(async move { first.get("audit/verify").await });
     until_a_query_waits_for(&pool, "audit_personal_data").await;
@@ -309,7 +313,7 @@ async fn one_verification_of_the_audit_runs_at_a_time() {
         .await;
     let told = second.expect_problem(assay_protocol::ProblemKind::RateLimited);
     assert!(told.retry_after().is_some(), "{told}");
-    held.rollback().await.unwrap();
+    locked.close().await.unwrap();
     assert_eq!(first.await.unwrap()["valid"], json!(true));
     let third = installation.administrator().get("audit/verify").await;
     assert_eq!(third["valid"], json!(true));
@@ -322,14 +326,7 @@ async fn changes_do_not_wait_for_sealing_and_another_replica_takes_over_sealing(
     let pool = database.pool().await;
     all_sealed(&pool).await;
     // The sealing replica has the duty, and now waits within its transaction.
-    let mut holder = sqlx::PgConnection::connect_with(&database.connect_options())
-        .await
-        .unwrap();
-    let mut held = holder.begin().await.unwrap();
-    sqlx::raw_sql("LOCK TABLE audit_seals IN SHARE MODE")
-        .execute(&mut *held)
-        .await
-        .unwrap();
+    let locked = lock(&database, "BEGIN; LOCK TABLE audit_seals IN SHARE MODE").await;
     change(&installation.administrator()).await;
     until_a_query_waits_for(&pool, "audit_seals").await;
 
@@ -347,7 +344,7 @@ async fn changes_do_not_wait_for_sealing_and_another_replica_takes_over_sealing(
         );
     }
     installation.servers[0].kill().await;
-    held.rollback().await.unwrap();
+    locked.close().await.unwrap();
     let entries = all_sealed(&pool).await;
     let begun = Instant::now();
     change(&survivor).await;
