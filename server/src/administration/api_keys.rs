@@ -30,6 +30,8 @@ const MOST_NETWORKS: usize = 100;
 const DEFAULT_LIFE: Duration = Duration::days(365);
 /// Ten years.
 pub(crate) const LONGEST_LIFE_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
+/// How long another key of the role `admin` must still be valid when one is revoked.
+const SHORTEST_LIFE_OF_OTHER_ADMIN: Duration = Duration::DAY;
 
 /// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +65,8 @@ pub enum ApiKeyError {
     },
     /// No key could administer the server afterwards.
     #[error(
-        "this is the last valid API key of the role admin: create another one first, or revoke this one on the server's \
-         host with assay-server api-key revoke"
+        "no other API key of the role admin is valid for more than a day: create one first, or revoke this last one on the \
+         server's host with assay-server api-key revoke"
     )]
     LastAdmin,
     /// A key's life can only be shortened.
@@ -181,13 +183,16 @@ async fn lock_valid(tx: &mut Transaction, id: Uuid) -> Result<ApiKey, ApiKeyErro
     key.filter(|key| key.revoked_at.is_none()).ok_or(ApiKeyError::Unknown)
 }
 
+/// Another key that ends within a day does not count: it would lock the administrators out soon.
+///
 /// On the server's host anyone who may revoke the last key can also create another one.
 async fn refuse_to_end_last_admin(tx: &mut Transaction, key: &ApiKey, now: OffsetDateTime) -> Result<(), ApiKeyError> {
     let is_admin = key.role == Role::Admin && secrets::is_valid(key.expires_at, key.revoked_at, now);
     if !is_admin || tx.origin().actor.kind == ActorKind::CommandLine {
         return Ok(());
     }
-    match store::api_keys::another_admin_is_valid(tx, key.id, now).await? {
+    let soon = now.saturating_add(SHORTEST_LIFE_OF_OTHER_ADMIN);
+    match store::api_keys::another_admin_is_valid(tx, key.id, soon).await? {
         true => Ok(()),
         false => Err(ApiKeyError::LastAdmin),
     }

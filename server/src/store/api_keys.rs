@@ -92,7 +92,7 @@ pub(crate) async fn find_valid_by_name(
     .await?)
 }
 
-/// Whether a key of the role `admin` other than this one is valid.
+/// Whether a key of the role `admin` other than this one is valid at this time.
 pub(crate) async fn another_admin_is_valid(
     connection: &mut Connection,
     id: Uuid,

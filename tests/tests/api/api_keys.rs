@@ -173,6 +173,19 @@ async fn the_last_administrator_key_cannot_revoke_itself() {
 }
 
 #[tokio::test]
+async fn an_administrator_key_that_ends_within_a_day_is_no_other_administrator() {
+    let server = InProcess::start().await;
+    let own = read_self(&server, server.api_key(Role::Admin)).await.json();
+    let path = format!("/v1/admin/api-keys/{}", text(&own, "id"));
+    for (life, status) in [(Duration::DAY, 409), (Duration::DAY + Duration::SECOND, 204)] {
+        let other = json!({"name": life.to_string(), "role": "admin", "expires_in_seconds": life.whole_seconds()});
+        let _other = create(&server, other).await;
+        let _answered = server.delete(&path).await.expect(status);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_that_is_limited_to_networks_is_refused_from_elsewhere() {
     let server = InProcess::start().await;
     for (networks, may) in [
