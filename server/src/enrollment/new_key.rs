@@ -41,6 +41,8 @@ pub(super) struct EnrollmentBasis {
     /// The labels for a new machine: the token's, and those of the inventory that the token does not set. The token
     /// takes precedence, because the machine only claims to be the one in the inventory.
     labels: Labels,
+    /// Why the token that came does not count. With it, a key may only wait for a record.
+    lapsed: Option<TokenRefusal>,
 }
 
 /// How a key takes a record over.
@@ -59,6 +61,7 @@ impl EnrollmentBasis {
             token: None,
             grounds: Grounds::default(),
             labels: Labels::new(),
+            lapsed: None,
         }
     }
 
@@ -88,7 +91,10 @@ pub(super) async fn decide(
     if let Some(decided) = opening::decide(tx, services, applicant).await? {
         return Ok(decided);
     }
-    let basis = basis(tx, services, applicant).await?;
+    let basis = match basis(tx, services, applicant).await {
+        Err(EnrollError::Token(refusal)) => without_lapsed_token(tx, services, applicant, refusal).await?,
+        basis => basis?,
+    };
     let known = match &applicant.claims.machine.serial_number {
         Some(serial_number) => machines::record::find_by_serial_number(tx, serial_number).await?,
         None => None,
@@ -96,6 +102,9 @@ pub(super) async fn decide(
     // With the lock, the machine does not change until the commit. An earlier revocation, quarantine or deletion is
     // visible, and a later one waits.
     let Some((locked, known)) = lock(tx, known).await? else {
+        if let Some(refusal) = basis.lapsed {
+            return Err(refusal.into());
+        }
         return new_machine(tx, services, applicant, &basis).await;
     };
     // A token for this serial number does not override an administrator who has suspended the machine.
@@ -106,6 +115,9 @@ pub(super) async fn decide(
         return take_over(tx, services, applicant, &basis, (&locked, &known), Entry::New).await;
     }
     if !allowed && services.policy.reenrollment == Reenrollment::Refuse {
+        if let Some(refusal) = basis.lapsed {
+            return Err(refusal.into());
+        }
         return Err(EnrollError::Exists {
             serial_number: known.serial_number.unwrap_or_default(),
         });
@@ -140,7 +152,35 @@ async fn basis(
         None => None,
     };
     let (grounds, labels) = grounds_and_labels(token.as_ref(), serial_number, listed);
-    Ok(EnrollmentBasis { token, grounds, labels })
+    Ok(EnrollmentBasis {
+        token,
+        grounds,
+        labels,
+        lapsed: None,
+    })
+}
+
+/// The basis of a key whose token was for its serial number, and was used up or expired. It may wait for the record, if
+/// there is one, as a key without a token does. Its token limits no more how many keys wait.
+async fn without_lapsed_token(
+    tx: &mut Transaction,
+    services: &Services,
+    applicant: &Applicant,
+    refusal: TokenRefusal,
+) -> Result<EnrollmentBasis, EnrollError> {
+    let (Some(secret), Some(serial_number)) = (applicant.token, applicant.claims.machine.serial_number.as_deref()) else {
+        return Err(refusal.into());
+    };
+    let may_wait = token::has_lapsed(tx, secret, Some(serial_number), refusal).await?
+        && machines::record::find_by_serial_number(tx, serial_number).await?.is_some();
+    if !may_wait {
+        return Err(refusal.into());
+    }
+    require_room(tx, services, applicant).await?;
+    Ok(EnrollmentBasis {
+        lapsed: Some(refusal),
+        ..EnrollmentBasis::none()
+    })
 }
 
 /// The grounds of a key, and the labels of its machine if that is new. The token's labels take precedence over those of

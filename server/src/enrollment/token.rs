@@ -7,7 +7,7 @@ use super::EnrollError;
 use crate::{
     machines::assurance::names,
     secrets::SecretHash,
-    store::{Transaction, enrollment_tokens},
+    store::{StoreError, Transaction, enrollment_tokens},
 };
 
 /// Why a token is not accepted.
@@ -50,6 +50,20 @@ pub(super) async fn spend(
     check(&token, serial_number, now)?;
     enrollment_tokens::count_use(tx, token.id).await?;
     Ok(token)
+}
+
+/// Whether this token was for this serial number before it was used up or expired.
+pub(super) async fn has_lapsed(
+    tx: &mut Transaction,
+    secret: SecretHash,
+    serial_number: Option<&str>,
+    refusal: TokenRefusal,
+) -> Result<bool, StoreError> {
+    if !matches!(refusal, TokenRefusal::Expired | TokenRefusal::UsedUp) {
+        return Ok(false);
+    }
+    let token = enrollment_tokens::lock_by_secret(tx, secret).await?;
+    Ok(token.is_some_and(|token| names(&token, serial_number)))
 }
 
 /// Checks that a token is neither revoked nor expired.

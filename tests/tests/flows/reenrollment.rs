@@ -4,10 +4,13 @@ use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::api::Api;
 use assay_tests::cluster::Database;
+use assay_tests::in_process::InProcess;
 use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
 use assay_tests::processes::ServerConfiguration;
+use rstest::rstest;
 use serde_json::{Value, json};
+use time::Duration;
 
 /// A machine's revoked certificates, with the reasons.
 async fn revoked_certificates(database: &Database<'_>, machine: &Machine) -> Vec<(String, Option<String>)> {
@@ -158,4 +161,66 @@ async fn where_reenrollment_is_off_a_second_key_is_refused() {
     );
     assert_eq!(administrator.uses(&token).await, 0);
     let _checked_in = machine.check_in(&api).await.expect(200);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Lapsed {
+    UsedUp,
+    Expired,
+}
+
+#[rstest]
+#[case::used_up(Lapsed::UsedUp)]
+#[case::expired(Lapsed::Expired)]
+#[tokio::test]
+async fn a_new_key_waits_for_the_record_with_a_bound_token_that_lapsed(#[case] lapsed: Lapsed) {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("LAPSED").await;
+    let token = json!({"serial_numbers": ["LAPSED", "NEW"], "allow_reenrollment": true, "max_uses": 1,
+                       "expires_in_seconds": 60});
+    let token = server.enrollment_token(token).await;
+    let machine = match lapsed {
+        Lapsed::UsedUp => {
+            let erased = machine.erased();
+            let _taken = erased.enroll(&server, Some(&token)).await.expect(201);
+            erased
+        }
+        Lapsed::Expired => {
+            server.clock().advance(Duration::minutes(2));
+            machine
+        }
+    };
+    let next = machine.erased();
+    let pending = next.enroll(&server, Some(&token)).await.expect(202).json();
+    let repeated = next.enroll(&server, Some(&token)).await.expect(202).json();
+    assert_eq!(repeated["enrollment_id"], pending["enrollment_id"]);
+    let _still_current = machine.check_in(&server).await.expect(200);
+    // It lets no new machine in.
+    for serial_number in ["NEW", "OTHER"] {
+        let _refused = Machine::with_serial_number(serial_number)
+            .enroll(&server, Some(&token))
+            .await
+            .expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    }
+    let path = format!("/v1/admin/enrollments/{}/approve", text(&pending, "enrollment_id"));
+    let _approved = server.post(&path, &json!({})).await.expect(200);
+    let _enrolled = next.enroll(&server, Some(&token)).await.expect(200);
+    let _checked_in = next.check_in(&server).await.expect(200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_bound_token_lets_no_key_wait() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("REVOKED-TOKEN").await;
+    let body = json!({"serial_numbers": ["REVOKED-TOKEN"], "allow_reenrollment": true});
+    let token = server.create_enrollment_token(body).await;
+    let path = format!("/v1/admin/enrollment-tokens/{}", text(&token, "id"));
+    let _revoked = server.delete(&path).await.expect(204);
+    let _refused = machine
+        .erased()
+        .enroll(&server, Some(&text(&token, "token")))
+        .await
+        .expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    server.stop().await;
 }
