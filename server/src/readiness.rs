@@ -48,9 +48,9 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{cell::Cell, future::pending};
 
-    use futures_util::future::join_all;
+    use futures_util::{FutureExt, future::join_all};
     use tokio::task::yield_now;
 
     use super::*;
@@ -76,6 +76,38 @@ mod tests {
         now.set(now.get() + VALID_FOR);
         let unavailable = || Err(StoreError::Corrupt("no answer".to_owned()));
         assert_eq!(join_all((0..300).map(|_| call(unavailable()))).await, [false; 300]);
+        assert_eq!(asked.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn all_other_callers_are_answered_when_the_one_that_asks_the_database_hangs_up() {
+        let (readiness, now, asked) = (Readiness::default(), Cell::new(Instant::now()), Cell::new(0));
+        let count = || asked.set(asked.get() + 1);
+        let answered = || {
+            readiness.is_ready_by(
+                || now.get(),
+                async || {
+                    count();
+                    Ok(true)
+                },
+            )
+        };
+        assert!(answered().await);
+        now.set(now.get() + VALID_FOR);
+        let never_answers = || {
+            count();
+            pending()
+        };
+        let mut hangs_up = Box::pin(readiness.is_ready_by(|| now.get(), never_answers));
+        let mut others = Box::pin(join_all((0..300).map(|_| answered())));
+        assert_eq!((&mut hangs_up).now_or_never(), None);
+        assert_eq!((&mut others).now_or_never(), None);
+        // A caller's future is dropped with its connection.
+        drop(hangs_up);
+        assert_eq!(others.await, [true; 300]);
+        assert_eq!(asked.get(), 2);
+        now.set(now.get() + VALID_FOR);
+        assert!(answered().await);
         assert_eq!(asked.get(), 3);
     }
 }
