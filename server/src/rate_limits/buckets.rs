@@ -24,6 +24,8 @@ pub(super) struct Buckets<K> {
     refill: Duration,
     /// How long an empty bucket takes to be full.
     period: Duration,
+    /// How many buckets one shard has at most; `None` if nothing limits them.
+    most_per_shard: Option<usize>,
     hasher: RandomState,
     shards: [Mutex<HashMap<K, Instant>>; SHARDS],
 }
@@ -33,14 +35,27 @@ impl<K: Hash + Eq> Buckets<K> {
         Self {
             refill: period / quota.get(),
             period,
+            most_per_shard: None,
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| Mutex::default()),
+        }
+    }
+
+    /// Buckets for keys that anyone can make up. In a full shard, calls of further keys are not counted.
+    pub(super) fn bounded(quota: NonZeroU32, period: Duration, most_per_shard: usize) -> Self {
+        Self {
+            most_per_shard: Some(most_per_shard),
+            ..Self::new(quota, period)
         }
     }
 
     /// Takes one call out of the bucket, unless it is empty.
     pub(super) fn charge(&self, key: K, now: Instant) -> Result<(), Exceeded> {
         let mut shard = self.shard(&key);
+        let is_full = self.most_per_shard.is_some_and(|most| shard.len() >= most);
+        if is_full && !shard.contains_key(&key) {
+            return Ok(());
+        }
         let full_at = shard.entry(key).or_insert(now);
         let charged = (*full_at).max(now) + self.refill;
         self.require_within_period(charged, now)?;
@@ -95,6 +110,8 @@ fn lock<K>(shard: &Mutex<HashMap<K, Instant>>) -> MutexGuard<'_, HashMap<K, Inst
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     fn buckets(quota: u32) -> (Buckets<u8>, Instant) {
@@ -127,6 +144,26 @@ mod tests {
         assert_eq!(charge_all(now), 1);
         buckets.refund(&1);
         assert_eq!(charge_all(now + Duration::from_mins(10)), 2);
+    }
+
+    #[rstest]
+    #[case::none(0)]
+    #[case::one(1)]
+    #[case::some(20)]
+    fn made_up_keys_do_not_grow_a_bounded_map_and_the_keys_in_it_stay_limited(#[case] most: usize) {
+        let (quota, now) = (NonZeroU32::new(1).unwrap(), Instant::now());
+        let buckets = Buckets::bounded(quota, Duration::from_mins(1), most);
+        let sizes = || buckets.shards.iter().map(|shard| lock(shard).len()).collect::<Vec<_>>();
+        for key in 0..10_000_u32 {
+            assert_eq!(buckets.charge(key, now), Ok(()));
+        }
+        assert_eq!(sizes(), [most; SHARDS]);
+        let limited = (0..10_000).filter(|key| buckets.charge(*key, now).is_err());
+        assert_eq!(limited.count(), most * SHARDS);
+        assert_eq!(sizes(), [most; SHARDS]);
+        let later = now + Duration::from_mins(1);
+        buckets.forget_full(later);
+        assert_eq!(sizes(), [0; SHARDS]);
     }
 
     #[test]

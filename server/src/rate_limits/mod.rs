@@ -37,7 +37,10 @@ pub(crate) struct RateLimits {
     /// Separate from other calls: verifiers must learn of a revocation while a computer in their office misbehaves, and
     /// strangers at the open listener must not use up what agents need.
     revocation: Option<Buckets<Network>>,
-    /// Evidence that was not verified, from networks that are over their limit.
+    /// Evidence that was not verified, from networks that are over their limit. Bounded, because a stranger makes up keys
+    /// faster than they are forgotten. The look-ups of keys that are not counted still wait for [`KeyCache`]'s pace.
+    ///
+    /// [`KeyCache`]: crate::check_in::keys::KeyCache
     failures: Buckets<(Network, KeyThumbprint)>,
     api_keys: Option<Buckets<Uuid>>,
     acme_accounts: Option<Buckets<Uuid>>,
@@ -56,6 +59,9 @@ const RECORDED_REFUSALS_PER_HOUR: NonZeroU32 = NonZeroU32::new(30).unwrap();
 
 /// How often a minute a key that is not in memory is looked up for one network that is over its limit.
 const FAILURES_PER_MINUTE: NonZeroU32 = NonZeroU32::new(6).unwrap();
+
+/// 262,144 keys in all shards, about 20 MB.
+const MOST_FAILURES_PER_SHARD: usize = 16_384;
 
 /// Too many calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +101,7 @@ impl RateLimits {
             serial_numbers: per_minute(settings.machine_per_minute),
             addresses: per_minute(settings.address_per_minute),
             revocation: per_minute(settings.revocation_per_minute),
-            failures: Buckets::new(FAILURES_PER_MINUTE, MINUTE),
+            failures: Buckets::bounded(FAILURES_PER_MINUTE, MINUTE, MOST_FAILURES_PER_SHARD),
             api_keys: per_minute(settings.api_key_per_minute),
             acme_accounts: per_minute(settings.machine_per_minute),
             device_orders: per_minute(settings.machine_per_minute),
