@@ -37,8 +37,8 @@ const OVER_LIMIT_WAITING: usize = 4096;
 pub(crate) struct KeyLookup {
     pub(crate) machine_id: Uuid,
     pub(crate) public_key: Arc<PublicKey>,
-    /// Whether it was a current or next key when it was read. Another one must not use up the machine's rate limit.
-    pub(crate) is_machines_own: bool,
+    /// Its status when it was read, or when it was refused last.
+    pub(crate) status: KeyStatus,
 }
 
 /// The keys that were used recently.
@@ -88,6 +88,15 @@ impl KeyCache {
         self.keys.get(&key)
     }
 
+    /// Notes that a key was refused because a newer one has replaced it. From then on, it does not use up the machine's
+    /// rate limit.
+    pub(crate) fn note_superseded(&self, key: KeyThumbprint) {
+        if let Some(found) = self.find_in_memory(key) {
+            let status = KeyStatus::Superseded;
+            self.keys.insert(key, KeyLookup { status, ..found });
+        }
+    }
+
     async fn look_up(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, BatchError> {
         let Some(owned) = self.on_record.call(key).await? else {
             return Ok(None);
@@ -95,7 +104,7 @@ impl KeyCache {
         let found = KeyLookup {
             machine_id: owned.machine_id,
             public_key: Arc::new(owned.public_key),
-            is_machines_own: matches!(owned.status, KeyStatus::Current | KeyStatus::Next),
+            status: owned.status,
         };
         // A pending request may expire, and be made again for another machine.
         if owned.status != KeyStatus::Pending {

@@ -130,6 +130,28 @@ pub(crate) async fn check_in(
         now,
     )
     .await?;
+    let answer = answer(services, source, certificate, &verified, (request, now)).await;
+    if let Err(CheckInError::Refused(refusal)) = &answer {
+        note_refusal(services, &verified, refusal);
+    }
+    answer
+}
+
+/// Remembers of a refusal what later calls of the same key are charged by.
+pub(crate) fn note_refusal(services: &Services, verified: &Verified, refusal: &Refusal) {
+    if *refusal == Refusal::KeySuperseded {
+        services.keys.note_superseded(verified.evidence.key());
+    }
+}
+
+/// Answers a check-in whose evidence is verified.
+async fn answer(
+    services: &Services,
+    source: &RequestSource,
+    certificate: Option<&ClientCertificate>,
+    verified: &Verified,
+    (request, now): (&CheckInRequest, OffsetDateTime),
+) -> Result<Answer, CheckInError> {
     let check_in = CheckIn {
         machine_id: verified.machine_id,
         key: verified.evidence.key(),
@@ -146,9 +168,9 @@ pub(crate) async fn check_in(
     };
     let recorded = match unchanged {
         Some(recorded) => recorded,
-        None => record_changed(services, source, &verified, &check_in).await?,
+        None => record_changed(services, source, verified, &check_in).await?,
     };
-    let (evaluated, grants) = grant(services, certificate, &verified, recorded, now).await?;
+    let (evaluated, grants) = grant(services, certificate, verified, recorded, now).await?;
     let checked_in = CheckedIn {
         machine_id: verified.machine_id,
         status: MachineStatus::Active,
@@ -227,7 +249,7 @@ pub(crate) async fn verify(
     let Some(KeyLookup {
         machine_id,
         public_key,
-        is_machines_own,
+        status,
     }) = found
     else {
         // The database may have been restored, or the key never enrolled: the agent must enroll again.
@@ -243,9 +265,11 @@ pub(crate) async fn verify(
             services.rate_limits.charge_failure(over_limit, kid);
         }
     })?;
-    source.identify(Identity::Machine(machine_id));
+    if status.proves_machine() {
+        source.identify(Identity::Machine(machine_id));
+    }
     // A stranger can have a key wait for this machine's record. It must not use up the machine's limit.
-    match is_machines_own {
+    match status.is_machines_own() {
         true => services.rate_limits.charge_machine(machine_id)?,
         false => services.rate_limits.charge_applicant(kid)?,
     }

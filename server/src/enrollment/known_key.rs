@@ -31,7 +31,9 @@ pub(super) async fn decide(
     record: &KeyRecord,
 ) -> Result<Result<Decided, Refusal>, EnrollError> {
     // The request is signed by this key.
-    applicant.caller.source.identify(Identity::Machine(record.machine_id));
+    if record.status.proves_machine() {
+        applicant.caller.source.identify(Identity::Machine(record.machine_id));
+    }
     // A decision on a key remains valid after the record is deleted.
     if matches!(record.status, KeyStatus::Revoked | KeyStatus::Denied)
         && let Some(refusal) = admission::key_refusal(record)
@@ -39,7 +41,7 @@ pub(super) async fn decide(
         return Ok(Err(refusal));
     }
     // A key that waits for the machine's record, or was replaced, must not use up the machine's limit.
-    if matches!(record.status, KeyStatus::Current | KeyStatus::Next) {
+    if record.status.is_machines_own() {
         services.rate_limits.charge_machine(record.machine_id)?;
     }
     tx.act_as(applicant.origin(record.machine_id));
@@ -114,7 +116,8 @@ async fn still_pending(
             return Ok(Ok(decided));
         }
     }
-    if applicant.token.is_none() {
+    // The token of this call was not looked up. Only the one that the request was recorded with counts.
+    if decision.token_id.is_none() {
         applicant.keep_address_charge();
     }
     let machine_id = match decision.kind {

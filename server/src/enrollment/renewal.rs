@@ -125,7 +125,10 @@ pub(crate) async fn renew(
     };
     let (verified, requested) = (&verified, &requested);
     let outcome = tx!(services.store, Renew, &origin => decide(services, certificate, verified, requested)).await?;
-    let outcome = outcome.map_err(|refusal| RenewError::Evidence(refusal.into()))?;
+    let outcome = outcome.map_err(|refusal| {
+        check_in::note_refusal(services, verified, &refusal);
+        RenewError::Evidence(refusal.into())
+    })?;
     Ok(Answer {
         outcome,
         nonce_used: verified.nonce,

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::problem::{self, ApiProblem};
 use crate::{
+    changes::RequestSource,
     rate_limits::{AddressCharge, Exceeded, Network, OverLimit, UnprovenConnection},
     services::Services,
 };
@@ -104,9 +105,10 @@ async fn charged(
     let charge = AddressCharge::default();
     request.extensions_mut().insert(charge.clone());
     let connection = request.extensions().get().cloned();
+    let source: Option<RequestSource> = request.extensions().get().cloned();
     let response = next(request).await;
-    let is_proven = !problem::kind_of(&response).is_some_and(proves_nothing);
-    if is_proven && !charge.is_kept() {
+    let is_identified = source.is_some_and(|source| source.identity().is_some());
+    if is_proven(problem::kind_of(&response), is_identified) && !charge.is_kept() {
         note_proof(connection, &response);
         if let Some(network) = network {
             services.rate_limits.refund_address(network);
@@ -131,7 +133,40 @@ fn charge(services: &Services, network: Option<Network>) -> Result<(), Exceeded>
     network.map_or(Ok(()), |network| services.rate_limits.charge_address(network))
 }
 
+/// Whether a call with this problem proved a key, a token or an API key. A call may be answered with 429, 503 or 500
+/// before the server looks at its proof, so these answers tell nothing about it.
+fn is_proven(problem: Option<ProblemKind>, is_identified: bool) -> bool {
+    match problem {
+        Some(ProblemKind::RateLimited | ProblemKind::Unavailable | ProblemKind::Internal) => is_identified,
+        other => !other.is_some_and(proves_nothing),
+    }
+}
+
 /// Whether this problem means that the caller proved no valid key, token or API key.
 fn proves_nothing(kind: ProblemKind) -> bool {
     kind.credential() == Credential::Unknown
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::served(None, [true, true])]
+    #[case::rate_limited(Some(ProblemKind::RateLimited), [false, true])]
+    #[case::unavailable(Some(ProblemKind::Unavailable), [false, true])]
+    #[case::internal(Some(ProblemKind::Internal), [false, true])]
+    #[case::bad_evidence(Some(ProblemKind::BadEvidence), [false, false])]
+    #[case::revoked(Some(ProblemKind::MachineRevoked), [true, true])]
+    fn an_answer_that_does_not_look_at_the_proof_is_proven_only_with_an_identity(
+        #[case] problem: Option<ProblemKind>,
+        #[case] expected: [bool; 2],
+    ) {
+        assert_eq!(
+            [false, true].map(|is_identified| is_proven(problem, is_identified)),
+            expected
+        );
+    }
 }

@@ -5,11 +5,15 @@ use std::time::Instant;
 use assay_protocol::ProblemKind;
 use assay_protocol::evidence::Purpose;
 use assay_tests::answer::Answer;
-use assay_tests::in_process::InProcess;
-use assay_tests::machine::Machine;
-use futures_util::future::join_all;
-use reqwest::Method;
+use assay_tests::cluster::Database;
+use assay_tests::in_process::{InProcess, PUBLIC_URL};
+use assay_tests::load::record::put_on_record;
+use assay_tests::machine::{Machine, id_on_record};
+use futures_util::future::{join_all, try_join_all};
+use reqwest::{Client, Method, StatusCode};
+use rstest::rstest;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::time::{Duration, timeout};
 
 /// Calls until the rate limit refuses, compares the number of earlier calls with the limit, and returns the refusal.
@@ -310,4 +314,193 @@ async fn a_key_that_waits_for_a_record_does_not_use_up_its_machines_limit() {
     }
     let _checked_in = machine.check_in(&server).await.expect(200);
     server.stop().await;
+}
+
+/// A stranger who knows a serial number can have a key on record that waits for it, or was denied.
+#[rstest]
+#[tokio::test]
+async fn a_key_that_waits_or_was_denied_does_not_use_up_its_machines_limit(#[values(false, true)] is_denied: bool) {
+    let settings = [
+        ("rate_limit.machine_per_minute", "5"),
+        ("enrollment.without_token", "pending"),
+    ];
+    let server = InProcess::start_with(&settings).await;
+    let machine = server.enrolled("SHARED").await;
+    let stranger = machine.erased();
+    let waits = stranger.enroll(&server, None).await.expect(202).json();
+    stranger.set_id(machine.id());
+    let mut refusal = ProblemKind::MachinePending;
+    if is_denied {
+        let path = format!(
+            "/v1/admin/enrollments/{}/deny",
+            waits["enrollment_id"].as_str().unwrap()
+        );
+        let _denied = server.post(&path, &json!({"reason": "unknown"})).await.expect(200);
+        refusal = ProblemKind::EnrollmentDenied;
+    }
+    // The enrollment was the stranger's first call.
+    for _ in 0..2 {
+        let _refused = stranger.check_in(&server).await.expect_problem(refusal);
+        let _refused = stranger.renew(&server).await.expect_problem(refusal);
+    }
+    let refused = call_until_limited(async || stranger.check_in(&server).await).await;
+    assert_eq!(refused.kind(), ProblemKind::RateLimited, "{refused}");
+    for _ in 0..5 {
+        let _checked_in = machine.check_in(&server).await.expect(200);
+    }
+    server.stop().await;
+}
+
+/// Calls until the answer is 429. A part of the limit may be refilled meanwhile.
+async fn call_until_limited(mut call: impl AsyncFnMut() -> Answer) -> Answer {
+    for _ in 0..100 {
+        let answer = call().await;
+        if answer.status == 429 {
+            return answer;
+        }
+    }
+    panic!("a hundred calls were not too many");
+}
+
+/// The server has the old key in memory from the time when it was the machine's.
+#[tokio::test]
+async fn a_key_that_was_replaced_does_not_use_up_its_machines_limit() {
+    let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "8")]).await;
+    let old = server.enrolled("REPLACED").await;
+    let _cached = old.check_in(&server).await.expect(200);
+    let new = old.with_next_key();
+    let _rotated = old.rotate_to(&server, &new).await.expect(200);
+    let _replaces = new.check_in(&server).await.expect(200);
+    // The first one is charged to the machine.
+    for _ in 0..4 {
+        let _refused = old.check_in(&server).await.expect_problem(ProblemKind::KeySuperseded);
+        let _refused = old.renew(&server).await.expect_problem(ProblemKind::KeySuperseded);
+    }
+    for _ in 0..4 {
+        let _checked_in = new.check_in(&server).await.expect(200);
+    }
+    server.stop().await;
+}
+
+/// The key's own limit is met before the token is looked at, so such a refusal proves nothing.
+#[tokio::test]
+async fn a_refusal_before_the_proof_stays_charged_to_the_address() {
+    let settings = [
+        ("rate_limit.machine_per_minute", "1"),
+        ("rate_limit.address_per_minute", "4"),
+    ];
+    let server = InProcess::start_with(&settings).await;
+    let stranger = Machine::new();
+    for _ in 0..4 {
+        let refused = stranger.enroll(&server, Some("assay_enroll_guessed")).await;
+        assert!(matches!(refused.status, 401 | 429), "{refused}");
+    }
+    let next = server.send(server.request(Method::GET, "/v1/nonce")).await;
+    assert_eq!(next.kind(), ProblemKind::RateLimited, "{next}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_waiting_key_over_its_limit_is_charged_to_its_address() {
+    let settings = [
+        ("rate_limit.machine_per_minute", "1"),
+        ("rate_limit.address_per_minute", "4"),
+        ("enrollment.without_token", "pending"),
+    ];
+    let server = InProcess::start_with(&settings).await;
+    let stranger = Machine::with_serial_number("WAITS");
+    let _waits = stranger.enroll(&server, None).await.expect(202);
+    for _ in 0..3 {
+        let refused = stranger.check_in(&server).await;
+        assert_eq!(refused.kind(), ProblemKind::RateLimited, "{refused}");
+    }
+    let next = server.send(server.request(Method::GET, "/v1/nonce")).await;
+    assert_eq!(next.kind(), ProblemKind::RateLimited, "{next}");
+    server.stop().await;
+}
+
+/// One twentieth of an office of 2,000 Macs, of 4,000 silent connections, and of the default limits. The answers depend
+/// on the ratio of the office to the limits: what an address may call is used up either way, and the silent connections
+/// and the office exceed the limit of connections.
+const OFFICE: u64 = 2000 / 20;
+const SILENT: usize = 4000 / 20;
+const OFFICE_LIMITS: [(&str, &str); 2] = [
+    ("rate_limit.address_per_minute", "300"),
+    ("rate_limit.connections_per_address", "250"),
+];
+
+/// How often a Mac connects before the test gives up.
+const MOST_CONNECTIONS: u32 = 10;
+
+/// After a power cut, all Macs of an office reconnect at once, each on a connection of its own, to a server that has no
+/// key in memory. A laptop at the same address keeps connections open, guesses keys and forges evidence meanwhile.
+#[tokio::test]
+async fn one_laptop_does_not_stop_its_office_after_a_power_cut() {
+    let database = Database::create().await;
+    put_on_record(&database.connect_options(), "office", OFFICE).await;
+    let server = InProcess::start_on(&database.url(), &OFFICE_LIMITS).await;
+    let office: Vec<Machine> = (0..OFFICE)
+        .map(|number| {
+            let machine = Machine::of_fleet("office", number);
+            machine.set_id(id_on_record("office", number));
+            machine
+        })
+        .collect();
+    exhaust_address(&server).await;
+    let silent = (0..SILENT).map(|_| TcpStream::connect(server.address()));
+    let _silent = try_join_all(silent).await.unwrap();
+    let statuses = tokio::select! {
+        () = fail_without_end(&server, &office[0]) => unreachable!(),
+        statuses = join_all(office.iter().map(|machine| reconnect(&server, machine))) => statuses,
+    };
+    assert_eq!(statuses, vec![StatusCode::OK; office.len()]);
+    server.stop().await;
+}
+
+/// Gets a nonce on a connection of its own. The address is over its limit: the nonce comes with the refusal. `None` if
+/// the server ends the connection to make room for another.
+async fn nonce_on(client: &Client) -> Option<String> {
+    let answer = client.get(format!("{PUBLIC_URL}/v1/nonce")).send().await.ok()?;
+    Some(answer.headers()["replay-nonce"].to_str().unwrap().to_owned())
+}
+
+/// A laptop that fails: it guesses keys, and signs for a machine of which it knows the id and the thumbprint. When the
+/// server ends its connection, it opens another one.
+async fn fail_without_end(server: &InProcess, known: &Machine) {
+    loop {
+        let client = server.http1_client();
+        let Some(nonce) = nonce_on(&client).await else { continue };
+        let failures = (0..20).map(async |_| {
+            let stranger = Machine::new();
+            stranger.set_id(known.id());
+            let made_up = stranger.check_in_body(server.audience(), &nonce);
+            for body in [made_up, forged(known, server, &nonce)] {
+                let call = client.post(format!("{PUBLIC_URL}/v1/check-in")).json(&body);
+                if let Ok(answer) = call.send().await {
+                    assert!(answer.status().as_u16() >= 400, "{answer:?}");
+                }
+            }
+        });
+        join_all(failures).await;
+    }
+}
+
+/// Checks in on a new connection, and returns the status. As the agent does, it connects again when the server ends the
+/// connection or is busy. A limit ends the attempts.
+async fn reconnect(server: &InProcess, machine: &Machine) -> StatusCode {
+    for _ in 0..MOST_CONNECTIONS {
+        let client = server.http1_client();
+        let Some(nonce) = nonce_on(&client).await else { continue };
+        let body = machine.check_in_body(server.audience(), &nonce);
+        match client
+            .post(format!("{PUBLIC_URL}/v1/check-in"))
+            .json(&body)
+            .send()
+            .await
+        {
+            Ok(answer) if answer.status() != StatusCode::SERVICE_UNAVAILABLE => return answer.status(),
+            _ => {}
+        }
+    }
+    panic!("{MOST_CONNECTIONS} connections failed");
 }

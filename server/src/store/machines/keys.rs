@@ -31,6 +31,19 @@ words! {
 }
 
 /// A recorded key.
+impl KeyStatus {
+    /// Whether this is a key of the machine now. Another one must not use up the machine's rate limit.
+    pub(crate) fn is_machines_own(self) -> bool {
+        matches!(self, Self::Current | Self::Next)
+    }
+
+    /// Whether a signature by this key proves that it comes from the machine. Anyone can make a key that waits for the
+    /// machine's record, or that was denied.
+    pub(crate) fn proves_machine(self) -> bool {
+        !matches!(self, Self::Pending | Self::Denied)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct KeyRecord {
     pub(crate) machine_id: Uuid,
