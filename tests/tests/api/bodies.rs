@@ -84,16 +84,7 @@ impl Ground {
     async fn valid(&self, operation: &Operation) -> (String, Value, Machine) {
         let serial_number = format!("BODIES-{}", rand::random::<u64>());
         if operation.path.contains("/approve") || operation.path.contains("/deny") {
-            let token = self.server.enrollment_token(json!({"approval": "manual"})).await;
-            let machine = Machine::with_serial_number(&serial_number);
-            let pending = machine.enroll(&self.server, Some(&token)).await.json();
-            let id = if operation.path.contains("/enrollments/") {
-                "enrollment_id"
-            } else {
-                "machine_id"
-            };
-            let path = operation.path_with(pending[id].as_str().unwrap());
-            return (path, json!({"reason": "a reason"}), machine);
+            return self.valid_decision(operation, &serial_number).await;
         }
         let machine = self.enrolled_for(operation, &serial_number).await;
         if operation.path.contains("/certificates/") {
@@ -117,14 +108,7 @@ impl Ground {
             "POST /v1/admin/permissions" => json!({"audience": "a", "name": id, "description": "d"}),
             "POST /v1/admin/audiences" => json!({"audience": id, "token": token_form()}),
             "PUT /v1/admin/audiences/{id}" => {
-                let audience = json!({"audience": id, "token": {}});
-                let audience = self
-                    .server
-                    .post("/v1/admin/audiences", &audience)
-                    .await
-                    .expect(201)
-                    .json();
-                let path = operation.path_with(audience["id"].as_str().unwrap());
+                let path = operation.path_with(&self.audience(&id).await);
                 return (path, json!({"token": token_form()}), machine);
             }
             "POST /v1/admin/grants" => json!({
@@ -151,6 +135,26 @@ impl Ground {
             name => panic!("{name} needs a valid body here"),
         };
         (operation.path_with(&id), body, machine)
+    }
+
+    /// The path and the body for a decision about a new enrollment.
+    async fn valid_decision(&self, operation: &Operation, serial_number: &str) -> (String, Value, Machine) {
+        let token = self.server.enrollment_token(json!({"approval": "manual"})).await;
+        let machine = Machine::with_serial_number(serial_number);
+        let pending = machine.enroll(&self.server, Some(&token)).await.json();
+        let id = match operation.path.contains("/enrollments/") {
+            true => "enrollment_id",
+            false => "machine_id",
+        };
+        let path = operation.path_with(pending[id].as_str().unwrap());
+        (path, json!({"reason": "a reason"}), machine)
+    }
+
+    /// The id of a new audience.
+    async fn audience(&self, name: &str) -> String {
+        let audience = json!({"audience": name, "token": {}});
+        let created = self.server.post("/v1/admin/audiences", &audience).await.expect(201);
+        created.json()["id"].as_str().unwrap().to_owned()
     }
 
     fn request(&self, operation: &Operation, path: &str) -> RequestBuilder {

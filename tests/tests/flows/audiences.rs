@@ -282,6 +282,11 @@ async fn a_form_that_no_token_could_have_is_malformed() {
         let refused = call.await.expect_problem(ProblemKind::Malformed);
         assert!(refused.detail().contains(named), "{named}: {refused}");
     }
+}
+
+#[tokio::test]
+async fn a_reserved_claim_cannot_be_set_and_an_audience_has_one_form() {
+    let setting = Setting::new().await;
     for reserved in [
         "iss",
         "sub",

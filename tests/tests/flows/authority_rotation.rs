@@ -835,10 +835,8 @@ async fn ocsp_says(replicas: &Replicas, expected: &[(&str, &str)]) {
 async fn a_withdrawn_issuing_ca_is_named_to_machines_and_on_the_roots_list() {
     let replicas = Replicas::start(&[("certificates.ca_overlap", "1s")]).await;
     let [here, there] = &replicas.servers;
-    let (of_old, old) = (
-        replicas.enroll(0).await,
-        identifier(&replicas.status().await, "issuing_cas", "current"),
-    );
+    let of_old = replicas.enroll(0).await;
+    let old = identifier(&replicas.status().await, "issuing_cas", "current");
     fails_with(here.command(&["ca", "withdraw", &old]), "has not been replaced yet").await;
     let _prepared = replicas.command(&["ca", "rotate"]).await;
     let next = identifier(&replicas.status().await, "issuing_cas", "next");
