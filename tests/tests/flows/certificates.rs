@@ -1,6 +1,7 @@
 //! Certificates in the admin API: listing by state and by expiry, reading, and revoking one at a time.
 
 use assay_protocol::ProblemKind;
+use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
@@ -39,6 +40,28 @@ async fn listed(server: &InProcess, query: &str) -> Vec<String> {
 async fn audited(server: &InProcess, resource: &str) -> Vec<Value> {
     let page = server.get(&format!("/v1/admin/audit?resource={resource}")).await.json();
     page["items"].as_array().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_repeated_enrollment_gives_the_certificate_issued_last_although_clocks_differ() {
+    let ahead = InProcess::start().await;
+    let now = ahead.clock().now() - Duration::seconds(20);
+    let behind = InProcess::start_at(now, &ahead.database().url(), &[]).await;
+    let machine = ahead.enrolled("SKEWED").await;
+    let revoked = current(&ahead, &machine).await;
+    let _revoked = revoke(&ahead, &revoked, "superseded").await.expect(200);
+    // The nonce of the other replica is later than the machine's last one.
+    let request = machine.enrollment(&behind, None, &ahead.nonce().await);
+    let issued = Answer::or_error(request).await.unwrap().expect(201).json();
+    machine.forget_nonce();
+    let request = machine.enrollment(&behind, None, &ahead.nonce().await);
+    let repeated = Answer::or_error(request).await.unwrap().expect(200).json();
+    assert_eq!(
+        repeated["certificate"]["serial_number"],
+        issued["certificate"]["serial_number"]
+    );
+    behind.stop().await;
+    ahead.stop().await;
 }
 
 #[tokio::test]

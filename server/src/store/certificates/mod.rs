@@ -51,6 +51,8 @@ pub(crate) async fn find_der(connection: &mut Connection, serial_number: &str) -
 }
 
 /// Inserts a certificate. If its key is the machine's current one, it becomes the current certificate.
+///
+/// It counts as issued after the key's earlier ones, although a replica whose clock is ahead may have issued those.
 pub(crate) async fn insert(
     connection: &mut Connection,
     machine_id: Uuid,
@@ -63,7 +65,10 @@ pub(crate) async fn insert(
         "WITH issued AS (
             INSERT INTO certificates
                 (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before, not_after, issued_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, GREATEST($9, (
+                SELECT max(issued_at) + interval '1 microsecond' FROM certificates
+                WHERE machine_id = $2 AND key_thumbprint = $3
+            )))
          ), stale AS (
             UPDATE machine_presence SET record_version = record_version + 1 WHERE machine_id = $2
          )
