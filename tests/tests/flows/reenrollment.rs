@@ -204,7 +204,7 @@ async fn a_new_key_waits_for_the_record_with_a_bound_token_that_lapsed(#[case] l
     }
     let path = format!("/v1/admin/enrollments/{}/approve", text(&pending, "enrollment_id"));
     let _approved = server.post(&path, &json!({})).await.expect(200);
-    let _enrolled = next.enroll(&server, Some(&token)).await.expect(200);
+    let _enrolled = next.enroll(&server, Some(&token)).await.expect(201);
     let _checked_in = next.check_in(&server).await.expect(200);
     server.stop().await;
 }
@@ -222,5 +222,49 @@ async fn a_revoked_bound_token_lets_no_key_wait() {
         .enroll(&server, Some(&text(&token, "token")))
         .await
         .expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    server.stop().await;
+}
+
+/// A logic board has a hardware UUID of its own, and takes the serial number over in a repair.
+#[rstest]
+#[case::with_a_bound_token(true)]
+#[case::with_an_approval(false)]
+#[tokio::test]
+async fn a_changed_logic_board_comes_back(#[case] is_bound: bool) {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("BOARD").await;
+    let mut repaired = machine.erased();
+    repaired.identity.hardware_uuid = Some("UUID-OF-ANOTHER-BOARD".to_owned());
+    if is_bound {
+        let token = json!({"serial_numbers": ["BOARD"], "allow_reenrollment": true});
+        let token = server.enrollment_token(token).await;
+        let _back = repaired.enroll(&server, Some(&token)).await.expect(201);
+    } else {
+        let token = server.enrollment_token(json!({})).await;
+        let pending = repaired.enroll(&server, Some(&token)).await.expect(202).json();
+        let path = format!("/v1/admin/enrollments/{}/approve", text(&pending, "enrollment_id"));
+        let _approved = server.post(&path, &json!({})).await.expect(200);
+        let _back = repaired.enroll(&server, Some(&token)).await.expect(201);
+    }
+    let _checked_in = repaired.check_in(&server).await.expect(200);
+    let record = server.record(&machine).await;
+    assert_eq!(record["hardware_uuid"], "UUID-OF-ANOTHER-BOARD");
+    assert_eq!(record["key"]["thumbprint"], repaired.thumbprint().to_string());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_takeover_without_a_hardware_uuid_keeps_the_one_on_record() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("SILENT").await;
+    let recorded = server.record(&machine).await["hardware_uuid"].clone();
+    let mut erased = machine.erased();
+    erased.identity.hardware_uuid = None;
+    let token = json!({"serial_numbers": ["SILENT"], "allow_reenrollment": true});
+    let token = server.enrollment_token(token).await;
+    let _back = erased.enroll(&server, Some(&token)).await.expect(201);
+    let record = server.record(&machine).await;
+    assert_eq!(record["key"]["thumbprint"], erased.thumbprint().to_string());
+    assert_eq!((&record["hardware_uuid"], recorded.is_string()), (&recorded, true));
     server.stop().await;
 }

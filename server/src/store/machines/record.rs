@@ -220,7 +220,7 @@ pub(crate) async fn replace_key(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE machines
-         SET status = 'active', status_reason = NULL, hardware_uuid = $2, model_identifier = $3, hostname = $4,
+         SET status = 'active', status_reason = NULL, hardware_uuid = coalesce($2, hardware_uuid), model_identifier = $3, hostname = $4,
              claimed_posture = $5, current_key = $6, key_store = $7, key_accessibility = $8, key_created_at = $9,
              certificate_serial_number = NULL, verdict_reasons = NULL, assurance = 'asserted'
          WHERE id = $1",
