@@ -33,6 +33,8 @@ pub(in crate::simulation) struct TokenModel {
     pub(in crate::simulation) expires_at: OffsetDateTime,
     pub(in crate::simulation) is_revoked: bool,
     pub(in crate::simulation) used_by: BTreeSet<KeyThumbprint>,
+    /// The uses by keys whose requests expired. Such a key is not on record any more, and its use is not given back.
+    pub(in crate::simulation) uses_lost: usize,
 }
 
 /// What a new key must get.
@@ -56,8 +58,12 @@ impl TokenModel {
 
     /// Whether it is in order, and this key is one that it may still admit.
     pub(super) fn has_use_for(&self, key: KeyThumbprint, at: OffsetDateTime) -> bool {
-        let has_room = self.used_by.len() < self.max_uses || self.used_by.contains(&key);
+        let has_room = self.uses() < self.max_uses || self.used_by.contains(&key);
         has_room && !self.is_revoked && at < self.expires_at
+    }
+
+    pub(super) fn uses(&self) -> usize {
+        self.used_by.len() + self.uses_lost
     }
 
     fn speaks_for(&self, presented: &Presented) -> bool {
@@ -174,6 +180,9 @@ impl Model {
         if key.waits_until.is_some_and(|end| at >= end) && key.status == KeyStatus::Pending {
             let machine = key.machine;
             self.keys.remove(&thumbprint);
+            for token in &mut self.tokens {
+                token.uses_lost += usize::from(token.used_by.remove(&thumbprint));
+            }
             if self.machine(machine).status == Status::Pending {
                 self.machines.remove(&machine);
             }
@@ -221,7 +230,7 @@ impl Model {
         if token.admits(presented) {
             token.used_by.insert(presented.key);
         }
-        let uses = token.used_by.len();
+        let uses = token.uses();
         require(uses <= token.max_uses, "a token serves no more keys than it says", uses)
     }
 
@@ -231,7 +240,9 @@ impl Model {
             token: token.is_some_and(|token| self.tokens[token].speaks_for(presented)),
             of_key: token.is_some_and(|token| {
                 let token = &self.tokens[token];
-                token.speaks_for(presented) && token.used_by.iter().all(|key| *key == presented.key)
+                token.speaks_for(presented)
+                    && token.uses_lost == 0
+                    && token.used_by.iter().all(|key| *key == presented.key)
             }),
             inventory: serial_number
                 .as_ref()

@@ -105,7 +105,7 @@ impl Model {
             return Due::WaitOn;
         }
         let is_bound = token.bound_to.is_some() && token.bound_to == *serial_number;
-        let has_room = token.used_by.len() < token.max_uses;
+        let has_room = token.uses() < token.max_uses;
         if !is_bound || !has_room || !token.has_use_for(next, presented.at) || !token.allows_reenrollment {
             return Due::Refused("enrollment-token-invalid");
         }
@@ -114,7 +114,7 @@ impl Model {
             (true, false) => Due::Wait,
             (false, _) => Due::Certificate(Some(Grounds {
                 token: true,
-                of_key: token.used_by.is_empty(),
+                of_key: token.uses() == 0,
                 ..Grounds::default()
             })),
         }

@@ -30,6 +30,7 @@ impl Run<'_> {
             expires_at: self.ground.replicas[replica].now() + lifetime,
             is_revoked: false,
             used_by: BTreeSet::new(),
+            uses_lost: 0,
         };
         let body = json!({
             "description": "simulated",
