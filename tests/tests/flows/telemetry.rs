@@ -1,5 +1,7 @@
 //! A server's metrics and log, neither of which contains a secret.
 
+use std::time::Duration;
+
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::cluster::Database;
@@ -114,6 +116,12 @@ async fn the_log_of_a_refusal_names_address_identity_problem_and_detail() {
     ] {
         assert_eq!(answer.kind(), problem, "{answer}");
         let request_id = answer.request_id().to_string();
+        let is_logged = |line: &str| (line.contains(&request_id) && line.contains("refused")).then_some(());
+        server
+            .output()
+            .wait_for(0, Duration::from_secs(30), is_logged)
+            .await
+            .unwrap();
         let lines = server.output().lines();
         let lines = lines
             .iter()
