@@ -31,8 +31,12 @@ pub(super) fn failures(conditions: &Conditions, subject: &Subject<'_>, now: Offs
         mdm_enrolled,
     } = conditions;
     let posture = subject.claimed_posture;
-    let [attested, sip, boot] = [&subject.attestation, &subject.sip_attestation, &subject.boot_attestation]
-        .map(|attestation| attestation.as_ref().filter(|attestation| now < attestation.lapses_at));
+    let [attested, sip, boot] = [
+        &subject.attestation,
+        &subject.sip_attestation,
+        &subject.boot_attestation,
+    ]
+    .map(|attestation| attestation.as_ref().filter(|attestation| now < attestation.lapses_at));
     let is_off = |claims: &AttestedClaims| claims.sip_enabled == Some(false);
     let sip_enabled = match sip.filter(|sip| is_off(sip.claims)).or(attested) {
         Some(attestation) => Actual::attested(attestation, attestation.claims.sip_enabled),

@@ -305,7 +305,8 @@ mod tests {
             claimed_key_store: KeyStoreKind::Software,
             claimed_posture: &Posture::default(),
             attestation: None,
-            earlier_attestation: None,
+            sip_attestation: None,
+            boot_attestation: None,
             is_contested: false,
             certificate_expires_at: None,
         };

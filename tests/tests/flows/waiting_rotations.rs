@@ -255,7 +255,7 @@ async fn a_next_key_of_an_earlier_version_inherits_nothing_from_a_key_in_the_enc
         "DELETE FROM enrollments WHERE key_thumbprint = $1",
         "UPDATE machine_keys SET status = 'next' WHERE thumbprint = $1",
     ] {
-        let changed = sqlx::query(statement).bind(next.thumbprint().as_bytes().as_slice());
+        let changed = sqlx::query(statement).bind(next.thumbprint().as_bytes().to_vec());
         assert_eq!(changed.execute(&pool).await.unwrap().rows_affected(), 1);
     }
     let _issued = machine.rotate_to(&server, &next).await.expect(200);

@@ -52,8 +52,14 @@ impl Evaluable {
             claimed_key_store: self.key_store,
             claimed_posture: &self.claimed_posture,
             attestation: self.attestation(attestation_max_age),
-            sip_attestation: self.sip_attestation.as_ref().map(|sip| sip.attestation(attestation_max_age)),
-            boot_attestation: self.boot_attestation.as_ref().map(|boot| boot.attestation(attestation_max_age)),
+            sip_attestation: self
+                .sip_attestation
+                .as_ref()
+                .map(|sip| sip.attestation(attestation_max_age)),
+            boot_attestation: self
+                .boot_attestation
+                .as_ref()
+                .map(|boot| boot.attestation(attestation_max_age)),
             is_contested: self.is_contested,
             certificate_expires_at: self.certificate.as_ref().map(|certificate| certificate.not_after),
         }
@@ -119,9 +125,8 @@ pub(crate) async fn find_all(
                   apple_attestations.claims AS "attested_claims?",
                   sip.attested_at AS "sip_attested_at?", sip.claims AS "sip_claims?",
                   boot.attested_at AS "boot_attested_at?", boot.claims AS "boot_claims?",
-                  labels, key_store, claimed_posture, sha256 AS "sha256?",
-                  not_before AS "not_before?", certificates.not_after AS "not_after?",
-                  EXISTS (SELECT FROM machine_openings AS opening
+                  labels, key_store, claimed_posture, sha256 AS "sha256?", not_before AS "not_before?",
+                  certificates.not_after AS "not_after?", EXISTS (SELECT FROM machine_openings AS opening
                           WHERE opening.machine_id = machines.id AND ended_at IS NULL AND contested_at IS NOT NULL) AS "is_contested!"
            FROM machines
            JOIN machine_presence ON machine_presence.machine_id = machines.id
@@ -144,20 +149,12 @@ pub(crate) async fn find_all(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let certificate = match (row.sha256, row.not_before, row.not_after) {
-                (Some(sha256), Some(not_before), Some(not_after)) => Some(CurrentCertificate {
-                    sha256,
-                    not_before,
-                    not_after,
-                }),
-                _ => None,
-            };
             let evaluable = Evaluable {
                 record_version: row.record_version,
                 status: parse_text(&row.status)?,
                 key: thumbprint(&row.current_key)?,
                 key_created_at: row.key_created_at,
-                certificate,
+                certificate: certificate(row.sha256, row.not_before, row.not_after),
                 machine_id: row.id,
                 assurance: parse_text(&row.assurance)?,
                 serial_number: row.machine_serial_number,
@@ -173,4 +170,17 @@ pub(crate) async fn find_all(
             Ok((row.id, evaluable))
         })
         .collect()
+}
+
+/// The outer join found all of a certificate's columns, or none.
+fn certificate(
+    sha256: Option<Vec<u8>>,
+    not_before: Option<OffsetDateTime>,
+    not_after: Option<OffsetDateTime>,
+) -> Option<CurrentCertificate> {
+    Some(CurrentCertificate {
+        sha256: sha256?,
+        not_before: not_before?,
+        not_after: not_after?,
+    })
 }
