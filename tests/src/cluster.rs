@@ -1,7 +1,9 @@
 //! A Postgres in memory. It ends with the test process, even if that is killed. Its databases are copies of a template
 //! with the schema.
 
+use std::fs;
 use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,12 +13,12 @@ use std::time::Duration;
 
 use assay_server::database::private_postgres::Account;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::output::Output;
-use crate::seed;
+use crate::seed::{self, tls};
 
 /// The database with the schema.
 pub(crate) const TEMPLATE: &str = "assay_template";
@@ -33,7 +35,7 @@ const DATABASES_KEPT: usize = 24;
 /// process. The script then ends Postgres and removes its files.
 const KEEPER: &str = r#"
 start() {
-    "$1/postgres" -D "$2/cluster" -k "$2" -c listen_addresses= -c max_connections=300 -c unix_socket_permissions=0777 \
+    "$1/postgres" -D "$2/cluster" -k "$2" -c ssl=on -c max_connections=300 -c unix_socket_permissions=0777 \
         -c log_min_messages=log -c log_checkpoints=off $3 2>&1 < /dev/null &
     postgres=$!
 }
@@ -70,6 +72,7 @@ pub struct Cluster {
     output: Output,
     next_database: AtomicU32,
     out_of_use: Mutex<Vec<String>>,
+    address: Ipv4Addr,
 }
 
 impl Cluster {
@@ -103,6 +106,9 @@ impl Cluster {
 
     /// Starts the cluster that is in `directory`, and takes ownership of the directory.
     pub(crate) async fn run(binaries: &Path, directory: PathBuf, settings: &str) -> Self {
+        let address = own_address();
+        tls::certify(&directory.join("cluster"), address);
+        fs::copy(directory.join("cluster").join(tls::ROOT), directory.join(tls::ROOT)).unwrap();
         let mut command = Command::new("/bin/sh");
         command
             .arg("-c")
@@ -110,7 +116,7 @@ impl Cluster {
             .arg("keeper")
             .arg(binaries)
             .arg(&directory)
-            .arg(settings);
+            .arg(format!("{settings} -c listen_addresses={address}"));
         // In the test's own process group, Ctrl-C would end the script before it has cleaned up.
         command
             .stdin(Stdio::piped())
@@ -129,6 +135,7 @@ impl Cluster {
             output,
             next_database,
             out_of_use,
+            address,
         };
         cluster
             .wait_for(0, "database system is ready to accept connections")
@@ -148,7 +155,7 @@ impl Cluster {
     /// The process id of the postmaster.
     #[must_use]
     pub fn process(&self) -> u32 {
-        let file = std::fs::read_to_string(self.directory.join("cluster/postmaster.pid")).unwrap();
+        let file = fs::read_to_string(self.directory.join("cluster/postmaster.pid")).unwrap();
         file.lines().next().unwrap().trim().parse().unwrap()
     }
 
@@ -207,6 +214,20 @@ impl Cluster {
         let socket: String =
             url::form_urlencoded::byte_serialize(self.directory.as_os_str().as_encoded_bytes()).collect();
         format!("postgres://{role}@localhost:5432/{database}?host={socket}&sslmode=disable")
+    }
+
+    /// The same over TCP and TLS, as most databases on another host are reached.
+    fn url_over_tls(&self, role: &str, database: &str) -> String {
+        let root = self.directory.join(tls::ROOT);
+        let root: String = url::form_urlencoded::byte_serialize(root.as_os_str().as_encoded_bytes()).collect();
+        let address = self.tcp_address();
+        format!("postgres://{role}@{address}/{database}?sslmode=verify-full&sslrootcert={root}")
+    }
+
+    /// Where it listens for TCP.
+    #[must_use]
+    pub fn tcp_address(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address, 5432)
     }
 
     /// Options to connect to a database of this cluster as the superuser.
@@ -301,6 +322,12 @@ impl Database<'_> {
         self.url_of(SERVER_ROLE)
     }
 
+    /// The URL for `database.url` over TCP and TLS.
+    #[must_use]
+    pub fn url_over_tls(&self) -> String {
+        self.cluster.url_over_tls(SERVER_ROLE, &self.name)
+    }
+
     /// The URL for another role of the cluster.
     #[must_use]
     pub fn url_of(&self, role: &str) -> String {
@@ -358,12 +385,15 @@ impl Drop for Database<'_> {
     }
 }
 
+/// A loopback address that no other cluster has. A free port of one address could be taken again before Postgres binds it.
+fn own_address() -> Ipv4Addr {
+    let [a, b, c, _] = rand::random::<u32>().to_be_bytes();
+    Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254))
+}
+
 /// Executes a statement that was made by formatting. The names that this module makes need no quoting.
 pub(crate) async fn execute(connection: &mut PgConnection, statement: String) {
-    sqlx::raw_sql(AssertSqlSafe(statement))
-        .execute(connection)
-        .await
-        .unwrap();
+    sqlx::raw_sql(&statement).execute(connection).await.unwrap();
 }
 
 /// Runs a command under an unprivileged account if the tests run as root, because Postgres refuses to run as root.

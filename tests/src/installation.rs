@@ -20,12 +20,17 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// Two shared replicas without rate limits, for tests that do not stop them and have machines of their own.
+    /// Two shared replicas without rate limits, for tests that do not stop them and have machines of their own. The first
+    /// reaches Postgres through its Unix socket, and the second over TCP and TLS.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Installation> = OnceCell::const_new();
         let start = async || {
             let database = Database::create().await;
-            let replicated = Self::replicated(&database).await;
+            let mut replicated = Self::unlimited(&database).await;
+            let replica = replicated.servers[0]
+                .replica()
+                .set("database.url", &database.url_over_tls());
+            replicated.servers.push(replica.start().await);
             // The servers use the database until the process ends.
             std::mem::forget(database);
             replicated

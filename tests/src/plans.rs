@@ -1,7 +1,7 @@
 //! The plans that Postgres executed for a request, from its log. `auto_explain` writes them there.
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{ConnectOptions, Connection, Executor};
 
 /// An executed statement.
 #[derive(Debug, Clone)]
@@ -25,10 +25,7 @@ pub async fn log_plans(options: &PgConnectOptions, database: &str) {
     connection.execute("LOAD 'auto_explain'").await.unwrap();
     for setting in settings {
         let statement = format!("ALTER DATABASE {database} SET {setting}");
-        connection
-            .execute(sqlx::raw_sql(AssertSqlSafe(statement)))
-            .await
-            .unwrap();
+        connection.execute(sqlx::raw_sql(&statement)).await.unwrap();
     }
     connection.close().await.unwrap();
 }

@@ -1,5 +1,7 @@
 //! A cluster with the schema. It is built once and kept under `target`, because copying it takes a twentieth of the time.
 
+pub(crate) mod tls;
+
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
 use std::hash::Hasher;
@@ -148,6 +150,7 @@ pub(crate) fn initialize(installation: &Installation, cluster: &Path, arguments:
     as_account(&mut initdb);
     let output = initdb.output().unwrap();
     assert!(output.status.success(), "{output:?}");
+    tls::let_clients_in(cluster);
 }
 
 fn migrations() -> PathBuf {
@@ -163,6 +166,7 @@ fn schema_hash() -> u64 {
     files.sort();
     let mut hasher = DefaultHasher::new();
     hasher.write(include_bytes!("seed.rs"));
+    hasher.write(include_bytes!("seed/tls.rs"));
     hasher.write(include_bytes!("../../server/src/database/privileges.rs"));
     for file in files {
         hasher.write(&fs::read(file).unwrap());

@@ -1,7 +1,7 @@
 //! The privileges of the server's role: what the server needs, and nothing that could alter the audit log. Another role
 //! owns the tables, migrates them, and grants these privileges afterwards.
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 
 use super::DatabaseError;
 use crate::store::{
@@ -64,9 +64,7 @@ async fn grant_in_transaction(owner: &mut PgConnection, role: &str) -> Result<()
         return Ok(());
     }
     for statement in statements(&mut transaction, role).await? {
-        sqlx::raw_sql(AssertSqlSafe(statement))
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::raw_sql(&statement).execute(&mut *transaction).await?;
     }
     Ok(transaction.commit().await?)
 }

@@ -168,11 +168,14 @@ async fn without_lapsed_token(
     applicant: &Applicant,
     refusal: TokenRefusal,
 ) -> Result<EnrollmentBasis, EnrollError> {
-    let (Some(secret), Some(serial_number)) = (applicant.token, applicant.claims.machine.serial_number.as_deref()) else {
+    let (Some(secret), Some(serial_number)) = (applicant.token, applicant.claims.machine.serial_number.as_deref())
+    else {
         return Err(refusal.into());
     };
     let may_wait = token::has_lapsed(tx, secret, Some(serial_number), refusal).await?
-        && machines::record::find_by_serial_number(tx, serial_number).await?.is_some();
+        && machines::record::find_by_serial_number(tx, serial_number)
+            .await?
+            .is_some();
     if !may_wait {
         return Err(refusal.into());
     }

@@ -170,8 +170,8 @@ async fn an_api_key_may_have_twenty_streams_at_once() {
 }
 
 async fn remove(pool: &PgPool, condition: &str) {
-    let statement = sqlx::AssertSqlSafe(format!("DELETE FROM events WHERE {condition}"));
-    sqlx::raw_sql(statement).execute(pool).await.unwrap();
+    let statement = format!("DELETE FROM events WHERE {condition}");
+    sqlx::raw_sql(&statement).execute(pool).await.unwrap();
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use assay_tests::in_process::InProcess;
 use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::PgPool;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::{Builder, Uuid};
@@ -59,7 +59,7 @@ async fn insert(pool: &PgPool, ended: OffsetDateTime) -> Uuid {
           WITH place AS (UPDATE event_sequence SET last = last + 1 RETURNING last)
           UPDATE events SET sequence = last FROM place WHERE id = '{id}'"
     );
-    sqlx::raw_sql(AssertSqlSafe(statements)).execute(pool).await.unwrap();
+    sqlx::raw_sql(&statements).execute(pool).await.unwrap();
     id
 }
 
@@ -73,7 +73,7 @@ async fn kept(pool: &PgPool, id: Uuid) -> Vec<&'static str> {
             "id::text"
         };
         let statement = format!("SELECT count(*) FROM {table} WHERE {column} = $1");
-        let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
+        let count: i64 = sqlx::query_scalar(&statement)
             .bind(id.to_string())
             .fetch_one(pool)
             .await
@@ -86,8 +86,8 @@ async fn kept(pool: &PgPool, id: Uuid) -> Vec<&'static str> {
 }
 
 async fn count(pool: &PgPool, table: &str) -> i64 {
-    let statement = AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
-    sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
+    let statement = format!("SELECT count(*) FROM {table}");
+    sqlx::query_scalar(&statement).fetch_one(pool).await.unwrap()
 }
 
 /// The audit entries about removed rows of a noun.

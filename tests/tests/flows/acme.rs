@@ -1234,10 +1234,7 @@ async fn unfinished_orders_are_deleted_with_their_accounts() {
     let pool = fleet.server.database().pool().await;
     let count = async |table: &str| {
         let count = format!("SELECT count(*) FROM {table}");
-        let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(count))
-            .fetch_one(&pool)
-            .await
-            .unwrap();
+        let count: i64 = sqlx::query_scalar(&count).fetch_one(&pool).await.unwrap();
         count
     };
     assert_eq!((count("acme_orders").await, count("acme_accounts").await), (2, 2));

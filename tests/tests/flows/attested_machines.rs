@@ -16,7 +16,6 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use rstest::rstest;
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
 use time::macros::format_description;
 use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 
@@ -806,7 +805,11 @@ async fn what_apple_said_against_a_machine_outlives_a_later_attestation_that_doe
     // One attestation says something against SIP, a later one against the boot policy, and the last one nothing.
     let at = |minutes| ground.now() - Duration::minutes(minutes);
     let (sip, boot) = (at(50), at(40));
-    let silent = |at| Attested::of("C02SILENT", &machine.public_key(), at).without(SIP).without(SECURE_BOOT);
+    let silent = |at| {
+        Attested::of("C02SILENT", &machine.public_key(), at)
+            .without(SIP)
+            .without(SECURE_BOOT)
+    };
     for attested in [
         silent(sip).with(SIP, &[2, 1, 1]),
         silent(boot).with(SECURE_BOOT, b"Reduced Security"),
@@ -816,7 +819,10 @@ async fn what_apple_said_against_a_machine_outlives_a_later_attestation_that_doe
     }
     let said = |at: OffsetDateTime| rfc3339(at.replace_nanosecond(0).unwrap());
     let reasons = [
-        format!("secure_boot: required full, attested reduced by Apple at {}", said(boot)),
+        format!(
+            "secure_boot: required full, attested reduced by Apple at {}",
+            said(boot)
+        ),
         format!("sip_enabled: required true, attested false by Apple at {}", said(sip)),
     ];
     assert_eq!(ground.check_in(&machine).await.2, reasons);
@@ -871,10 +877,7 @@ async fn the_database_rejects_an_attestation_of_another_machine() {
     let plain = ground.server.attestable("C02THREE").await;
     let pool = ground.server.database().pool().await;
     let refused = async |statement: &str, machine: &Machine| {
-        let done = sqlx::query(AssertSqlSafe(statement))
-            .bind(machine.id())
-            .execute(&pool)
-            .await;
+        let done = sqlx::query(statement).bind(machine.id()).execute(&pool).await;
         let error = done.unwrap_err().to_string();
         assert!(error.contains("machines_attestation"), "{statement}: {error}");
     };

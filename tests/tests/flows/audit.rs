@@ -9,7 +9,7 @@ use assay_tests::processes::Server;
 use futures_util::future::join_all;
 use http::Method;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::commands::run;
@@ -27,10 +27,7 @@ const LET_IN: &str =
 const SHUT: &str = "ALTER TABLE audit_entries ENABLE ALWAYS TRIGGER only_added_to; ALTER TABLE audit_seals ENABLE ALWAYS TRIGGER only_added_to;";
 
 async fn execute(pool: &PgPool, statements: &str) {
-    sqlx::raw_sql(AssertSqlSafe(statements.to_owned()))
-        .execute(pool)
-        .await
-        .unwrap();
+    sqlx::raw_sql(statements).execute(pool).await.unwrap();
 }
 
 /// Locks a table until the returned connection is closed.

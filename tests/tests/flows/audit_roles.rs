@@ -10,7 +10,7 @@ use assay_tests::installation::Installation;
 use assay_tests::processes::ServerConfiguration;
 use rstest::rstest;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use super::audit::all_sealed;
 
@@ -63,9 +63,7 @@ async fn connect(options: PgConnectOptions) -> PgConnection {
 /// Tries a statement in a transaction of its own, and returns the error of Postgres.
 async fn refusal(connection: &mut PgConnection, statement: &str) -> Option<String> {
     let mut transaction = connection.begin().await.unwrap();
-    let tried = sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
-        .execute(&mut *transaction)
-        .await;
+    let tried = sqlx::raw_sql(statement).execute(&mut *transaction).await;
     transaction.rollback().await.unwrap();
     let error = tried.err()?;
     Some(error.as_database_error().unwrap().code().unwrap().into_owned())
@@ -219,7 +217,7 @@ async fn database_of(owner: &str, server: &str) -> Database<'static> {
          DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION \"{owner}\"",
         database.name()
     );
-    sqlx::raw_sql(AssertSqlSafe(statements))
+    sqlx::raw_sql(&statements)
         .execute(&mut connect(database.connect_options()).await)
         .await
         .unwrap();
@@ -241,7 +239,7 @@ async fn a_server_on_an_external_postgres_with_two_roles_cannot_alter_the_audit(
         "CREATE TABLE of_a_later_version (id bigserial, name text);
          GRANT ALL ON audit_entries TO \"{server_role}\"; GRANT CREATE ON SCHEMA public TO \"{server_role}\""
     );
-    sqlx::raw_sql(AssertSqlSafe(meddling))
+    sqlx::raw_sql(&meddling)
         .execute(&mut connect(database.url_of(owner).parse().unwrap()).await)
         .await
         .unwrap();

@@ -12,7 +12,7 @@ use assay_tests::machine::Machine;
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 
 const CLAIMANTS: usize = 20;
 
@@ -205,7 +205,7 @@ async fn a_server_killed_during_a_reenrollment_leaves_the_old_state() {
         let (erased, token) = (machine.erased(), reenrollment_token(&administrator, &machine, 1).await);
         let mut holder = PgConnection::connect_with(&database.connect_options()).await.unwrap();
         let mut held = holder.begin().await.unwrap();
-        sqlx::raw_sql(AssertSqlSafe(format!("LOCK TABLE {table} IN SHARE MODE")))
+        sqlx::raw_sql(&format!("LOCK TABLE {table} IN SHARE MODE"))
             .execute(&mut *held)
             .await
             .unwrap();
@@ -231,7 +231,7 @@ pub(super) async fn until_a_query_waits_for(pool: &PgPool, table: &str) {
         "DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass)
          LOOP PERFORM pg_sleep(0.001); END LOOP; END $$"
     );
-    sqlx::query(AssertSqlSafe(waiting)).execute(pool).await.unwrap();
+    sqlx::query(&waiting).execute(pool).await.unwrap();
 }
 
 #[tokio::test]

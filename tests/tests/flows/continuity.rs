@@ -410,7 +410,10 @@ async fn enroll_with_value(server: &InProcess, machine: &Machine, token: &str, v
 async fn a_repeated_enrollment_with_another_records_value_is_no_copy(#[case] is_on_record: bool) {
     let server = InProcess::start().await;
     let other = bound(&server, "OTHER-RECORD", Machine::KEY_CLAIM).await;
-    let value = other.claims(server.audience(), Purpose::CheckIn, "nonce").continuity.unwrap();
+    let value = other
+        .claims(server.audience(), Purpose::CheckIn, "nonce")
+        .continuity
+        .unwrap();
     let token = json!({"serial_numbers": ["TAKES-IT-ALONG"], "allow_reenrollment": true});
     let token = server.enrollment_token(token).await;
     let mut machine = Machine::with_serial_number("TAKES-IT-ALONG");

@@ -18,7 +18,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::Method;
 use rstest::rstest;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, ConnectOptions, PgPool, Postgres, Transaction};
+use sqlx::{ConnectOptions, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::commands::until_a_query_waits_for_a_lock;
@@ -43,7 +43,8 @@ async fn on_record(pool: &PgPool, machine: &Machine) -> BTreeMap<&'static str, V
         ("certificates", "machine_id"),
         ("events", "machine_id"),
     ] {
-        let rows = sqlx::query_scalar(AssertSqlSafe(of_machine(table, column)));
+        let of_machine = of_machine(table, column);
+        let rows = sqlx::query_scalar(&of_machine);
         found.insert(table, rows.bind(machine.id()).fetch_one(pool).await.unwrap());
     }
     let rows = sqlx::query_scalar(audited).bind(machine.id());

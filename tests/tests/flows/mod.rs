@@ -19,6 +19,7 @@ mod connections;
 mod contended_records;
 mod continuity;
 mod daemon;
+mod database_over_tls;
 mod decisions;
 mod enclave;
 mod enrollment;

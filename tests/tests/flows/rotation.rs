@@ -121,19 +121,14 @@ async fn a_next_key_that_another_one_replaced_is_denied_and_is_no_copy(#[case] s
         }
     }
     let _still_current = machine.check_in(&server).await.expect(200);
-    let _rotated = next
-        .remembering(&machine)
-        .check_in(&server)
-        .await
-        .expect(200);
+    let _rotated = next.remembering(&machine).check_in(&server).await.expect(200);
     let _denied = abandoned
         .check_in(&server)
         .await
         .expect_problem(ProblemKind::EnrollmentDenied);
     let events = server.events(&machine).await;
-    let is_false_alarm = |event: &Value| {
-        event["kind"] == "machine.superseded-key-used" || event["kind"] == "machine.quarantined"
-    };
+    let is_false_alarm =
+        |event: &Value| event["kind"] == "machine.superseded-key-used" || event["kind"] == "machine.quarantined";
     assert!(!events.iter().any(is_false_alarm), "{events:?}");
     server.stop().await;
 }

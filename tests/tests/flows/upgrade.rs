@@ -145,7 +145,7 @@ async fn an_upgrade_takes_no_key_for_the_first_of_a_token_whose_enrollments_were
         Shown::NoToken => &["DELETE FROM enrollment_tokens"],
     };
     for statement in statements {
-        sqlx::query(*statement).execute(&pool).await.unwrap();
+        sqlx::query(statement).execute(&pool).await.unwrap();
     }
 
     all().await.run(&pool).await.unwrap();
