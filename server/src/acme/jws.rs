@@ -3,7 +3,7 @@
 use assay_authority::EcKey;
 use assay_protocol::jws::CriticalExtensions;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// The signature algorithms for accounts.
@@ -64,18 +64,19 @@ pub(crate) enum JwsError {
 impl UnverifiedJws {
     /// Parses a body.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, JwsError> {
-        Self::from_parts(serde_json::from_slice(body).map_err(|_| JwsError::NotFlattened)?)
+        Self::from_parts(read_object(body).ok_or(JwsError::NotFlattened)?)
     }
 
     /// Parses a JWS inside another one's payload.
     pub(crate) fn from_value(value: &Value) -> Result<Self, JwsError> {
-        Self::from_parts(Flattened::deserialize(value).map_err(|_| JwsError::NotFlattened)?)
+        let parts = value.is_object().then(|| Flattened::deserialize(value));
+        Self::from_parts(parts.and_then(Result::ok).ok_or(JwsError::NotFlattened)?)
     }
 
     fn from_parts(parts: Flattened) -> Result<Self, JwsError> {
         let decode = |what, text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| JwsError::NotBase64(what));
         let header = decode("protected", &parts.protected)?;
-        let header: Header = serde_json::from_slice(&header).map_err(|_| JwsError::Header)?;
+        let header: Header = read_object(&header).ok_or(JwsError::Header)?;
         if header.crit.is_present() {
             return Err(JwsError::Critical);
         }
@@ -126,6 +127,12 @@ impl UnverifiedJws {
     }
 }
 
+/// Reads a struct from a JSON object. serde also reads an array as a struct, member by member (RFC 7515, section 4).
+pub(super) fn read_object<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
+    let is_object = json.trim_ascii_start().starts_with(b"{");
+    is_object.then(|| serde_json::from_slice(json).ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -133,6 +140,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_array_is_neither_a_jws_nor_a_header() {
+        let parts = json!([URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","url":"u"}"#), "", "AAAA"]);
+        assert_eq!(UnverifiedJws::from_value(&parts).unwrap_err(), JwsError::NotFlattened);
+        let body = parts.to_string();
+        assert_eq!(
+            UnverifiedJws::parse(body.as_bytes()).unwrap_err(),
+            JwsError::NotFlattened
+        );
+        let header = jws(&json!(["ES256", "u"]));
+        assert_eq!(UnverifiedJws::from_value(&header).unwrap_err(), JwsError::Header);
+    }
 
     fn jws(header: &Value) -> Value {
         let protected = URL_SAFE_NO_PAD.encode(header.to_string());

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::{
     AcmeError,
-    jws::{Header, UnverifiedJws},
+    jws::{Header, UnverifiedJws, read_object},
     urls::Urls,
 };
 use crate::{
@@ -83,12 +83,7 @@ impl Payload {
 
     /// Parses a JSON object. Unknown members are ignored, as RFC 8555, section 6, requires.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, AcmeError> {
-        const REFUSAL: AcmeError = AcmeError::Malformed("the payload is not the expected JSON object");
-        // serde also reads an array as a struct, member by member.
-        if !self.0.trim_ascii_start().starts_with(b"{") {
-            return Err(REFUSAL);
-        }
-        serde_json::from_slice(&self.0).map_err(|_| REFUSAL)
+        read_object(&self.0).ok_or(AcmeError::Malformed("the payload is not the expected JSON object"))
     }
 }
 
