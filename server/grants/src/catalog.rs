@@ -6,7 +6,7 @@ use assay_protocol::admin_api::grants::{Conditions, Selector};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::token_template::TokenTemplate;
+use super::token_template::{TemplateError, TokenTemplate};
 
 /// One grant with the permission that it gives.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct Catalog {
     by_machine: HashMap<Uuid, Vec<usize>>,
     by_label: HashMap<String, HashMap<String, Vec<usize>>>,
     for_all: Vec<usize>,
-    tokens: HashMap<String, TokenTemplate>,
+    tokens: HashMap<String, Result<TokenTemplate, TemplateError>>,
 }
 
 impl Catalog {
@@ -56,15 +56,15 @@ impl Catalog {
         catalog
     }
 
-    /// Adds the audiences whose tokens differ from the usual ones.
+    /// Adds the audiences whose tokens differ from the usual ones. A template that is not accepted denies its audience.
     #[must_use]
-    pub fn with_tokens(mut self, tokens: HashMap<String, TokenTemplate>) -> Self {
+    pub fn with_tokens(mut self, tokens: HashMap<String, Result<TokenTemplate, TemplateError>>) -> Self {
         self.tokens = tokens;
         self
     }
 
     /// The template of an audience's tokens; `None` for the usual ones.
-    pub(super) fn token(&self, audience: &str) -> Option<&TokenTemplate> {
+    pub(super) fn token(&self, audience: &str) -> Option<&Result<TokenTemplate, TemplateError>> {
         self.tokens.get(audience)
     }
 

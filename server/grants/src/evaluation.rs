@@ -165,8 +165,14 @@ fn granted(catalog: &Catalog, subject: &Subject<'_>, evaluations: &mut [GrantEva
         if permissions.is_empty() {
             continue;
         }
-        let token = catalog.token(&audience);
-        match token.map(|token| token.fill_in(subject, &permissions)).transpose() {
+        let token = catalog.token(&audience).map(|token| match token {
+            Ok(template) => template.fill_in(subject, &permissions),
+            // It may be of another version. Other audiences must not fail with it.
+            Err(error) => Err(vec![format!(
+                "token: this server does not accept the form of the audience's tokens: {error}"
+            )]),
+        });
+        match token.transpose() {
             Ok(token) => all.push(Granted {
                 audience,
                 permissions,

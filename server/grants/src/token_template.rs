@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use assay_protocol::admin_api::audiences::{AudienceForm, TokenForm};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use time::Duration;
 
 use super::{
@@ -22,6 +22,8 @@ const DEEPEST: usize = 4;
 const LONGEST_NAME: usize = 256;
 /// The most bytes of the claims as JSON, both as a template and filled in. Many servers accept headers of at most 8 KiB.
 const LONGEST_CLAIMS: usize = 4_096;
+/// The largest number that every reader of JSON reads exactly.
+const MOST_EXACT: u64 = (1 << 53) - 1;
 /// OpenID Connect Core, section 2.
 const LONGEST_SUBJECT: usize = 255;
 
@@ -123,6 +125,12 @@ pub enum TemplateError {
     /// Too long.
     #[error("token.claims may have at most {LONGEST_CLAIMS} bytes as JSON")]
     TooLong,
+    /// Readers of JSON agree on whole numbers up to 2^53 alone (RFC 8259, section 6).
+    #[error("{0} must be a whole number from -{MOST_EXACT} to {MOST_EXACT}: write other numbers as text")]
+    Number(String),
+    /// A form of another version.
+    #[error("it has members or values that this version does not know")]
+    Unknown,
 }
 
 /// A claim or a part of one.
@@ -196,6 +204,7 @@ impl Node {
         let at = || format!("token.claims.{place}");
         Ok(match value {
             Value::Null => return Err(TemplateError::Empty(at())),
+            Value::Number(number) if !is_exact(number) => return Err(TemplateError::Number(at())),
             Value::Bool(_) | Value::Number(_) => Self::Constant(value.clone()),
             Value::String(text) if text.is_empty() => return Err(TemplateError::Empty(at())),
             Value::String(text) if text == "{permissions}" => Self::Permissions,
@@ -254,7 +263,7 @@ fn parse_claims(claims: &BTreeMap<String, Value>) -> Result<Vec<(String, Node)>,
     let mut parsed = Vec::with_capacity(claims.len());
     for (name, value) in claims {
         check_name(name)?;
-        if RESERVED.contains(&name.as_str()) {
+        if is_reserved(name) {
             return Err(TemplateError::Reserved(name.clone()));
         }
         parsed.push((name.clone(), Node::parse(value, name, 1)?));
@@ -263,6 +272,23 @@ fn parse_claims(claims: &BTreeMap<String, Value>) -> Result<Vec<(String, Node)>,
     (length <= LONGEST_CLAIMS)
         .then_some(parsed)
         .ok_or(TemplateError::TooLong)
+}
+
+/// Postgres writes numbers in its own way. A large one with an exponent would come back much longer than it was sent.
+fn is_exact(number: &Number) -> bool {
+    number
+        .as_i64()
+        .is_some_and(|number| number.unsigned_abs() <= MOST_EXACT)
+}
+
+/// Whether a name means a reserved claim to some reader. Go takes a name in another case for the same one, with the two
+/// letters outside ASCII that fold to `s` and `k`.
+fn is_reserved(name: &str) -> bool {
+    let folded = name
+        .replace('\u{17f}', "s")
+        .replace('\u{212a}', "k")
+        .to_ascii_lowercase();
+    RESERVED.contains(&folded.as_str())
 }
 
 fn check_name(name: &str) -> Result<(), TemplateError> {
@@ -436,6 +462,32 @@ mod tests {
             let reserved = template(json!({"claims": {name: "x"}})).unwrap_err();
             assert_eq!(reserved, TemplateError::Reserved(name.to_owned()));
             assert!(template(json!({"claims": {"nested": {name: "x"}}})).is_ok());
+        }
+    }
+
+    #[rstest]
+    #[case::upper_case("AUD")]
+    #[case::mixed_case("Permissions")]
+    #[case::long_s("i\u{17f}s")]
+    #[case::kelvin_sign("to\u{212a}en_type")]
+    fn a_reserved_claim_in_another_case_is_reserved(#[case] name: &str) {
+        let reserved = template(json!({"claims": {name: "x"}})).unwrap_err();
+        assert_eq!(reserved, TemplateError::Reserved(name.to_owned()));
+    }
+
+    #[rstest]
+    #[case::fraction(json!(1.5), false)]
+    #[case::exponent(json!(1e19), false)]
+    #[case::beyond_every_reader(json!(9_007_199_254_740_992_u64), false)]
+    #[case::the_largest(json!(9_007_199_254_740_991_u64), true)]
+    #[case::the_smallest(json!(-9_007_199_254_740_991_i64), true)]
+    fn a_number_is_one_that_every_reader_reads_exactly(#[case] number: Value, #[case] is_accepted: bool) {
+        for claims in [json!({"n": number}), json!({"n": [{"m": number}]})] {
+            let parsed = template(json!({"claims": claims}));
+            match is_accepted {
+                true => assert!(parsed.is_ok(), "{parsed:?}"),
+                false => assert!(matches!(parsed, Err(TemplateError::Number(_))), "{parsed:?}"),
+            }
         }
     }
 

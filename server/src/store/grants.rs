@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use assay_grants::{Catalog, CatalogGrant, TokenTemplate};
+use assay_grants::{Catalog, CatalogGrant, TemplateError, TokenTemplate};
 use assay_protocol::admin_api::grants::{Conditions, Grant, Selector};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -59,7 +59,7 @@ pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog,
     let (mut grants, mut tokens) = (Vec::with_capacity(rows.len()), HashMap::new());
     for row in rows {
         if let (Some(audience), Some(token)) = (&row.audience, row.token) {
-            tokens.insert(audience.clone(), parse_token(token)?);
+            tokens.insert(audience.clone(), parse_token(token));
             continue;
         }
         // A version without grants is one row of nulls.
@@ -80,9 +80,9 @@ pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog,
     Ok(Catalog::new(version, grants).with_tokens(tokens))
 }
 
-fn parse_token(token: Value) -> Result<TokenTemplate, StoreError> {
-    let template = TokenTemplate::parse(&parse_json(token)?);
-    template.map_err(|error| StoreError::Corrupt(format!("the form of an audience's tokens: {error}")))
+fn parse_token(token: Value) -> Result<TokenTemplate, TemplateError> {
+    let form = parse_json(token).map_err(|_| TemplateError::Unknown)?;
+    TokenTemplate::parse(&form)
 }
 
 /// Inserts a grant.

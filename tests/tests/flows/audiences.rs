@@ -10,6 +10,7 @@ use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Method;
+use rstest::rstest;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -337,5 +338,44 @@ async fn a_token_is_valid_for_a_verifier_whose_clock_is_half_a_minute_behind() {
         (&claims["iat"], &claims["nbf"], &claims["exp"]),
         (&json!(now - 30), &json!(now - 30), &json!(now + 600))
     );
+    server.stop().await;
+}
+
+/// A later version may reserve one more claim, or know a member that this one does not.
+#[rstest]
+#[case::a_reserved_claim(json!({"claims": {"iss": "https://other.example.com"}}))]
+#[case::an_unknown_member(json!({"form": "of a later version"}))]
+#[tokio::test]
+async fn a_form_of_another_version_denies_its_own_audience_alone(#[case] form: Value) {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("FORMS").await;
+    let audiences = ["https://one.example.com", "https://two.example.com"];
+    let body = json!({"audience": audiences[0], "token": {"claims": {"a": "b"}}});
+    let _created = server.post("/v1/admin/audiences", &body).await.expect(201);
+    let pool = server.database().pool().await;
+    let changed = sqlx::query("UPDATE audiences SET token = $1")
+        .bind(&form)
+        .execute(&pool);
+    assert_eq!(changed.await.unwrap().rows_affected(), 1);
+    for audience in audiences {
+        let permission = json!({"audience": audience, "name": "use"});
+        let permission = server
+            .post("/v1/admin/permissions", &permission)
+            .await
+            .expect(201)
+            .json();
+        let grant = json!({"permission_id": permission["id"], "selector": {"all": true}});
+        let _granted = server.post("/v1/admin/grants", &grant).await.expect(201);
+    }
+    let checked_in = machine.check_in(&server).await.expect(200).json();
+    let granted: Vec<&Value> = checked_in["grants"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|grant| &grant["audience"])
+        .collect();
+    assert_eq!(granted, [audiences[1]], "{checked_in}");
+    let reason = checked_in["denied"][0]["reasons"][0].as_str().unwrap();
+    assert!(reason.contains("does not accept the form"), "{checked_in}");
     server.stop().await;
 }
