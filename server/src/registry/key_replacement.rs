@@ -1,9 +1,11 @@
 //! Replacing the key of a machine under the same record, by a token or by an administrator's approval.
 
 use assay_protocol::{KeyThumbprint, admin_api::certificates::RevocationReason};
+use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::{
+    changes::EventKind,
     machines::{
         assurance::Grounds,
         claims::{Claims, ClaimsDigest},
@@ -36,6 +38,11 @@ pub(crate) async fn replace(
     let now = tx.now();
     keys::supersede_all(tx, machine, now).await?;
     certificates::revoke(tx, machine, Revoked::All, RevocationReason::Superseded, now).await?;
-    record::replace_key(tx, machine, new.key, new.claims, new.grounds, new.created_at).await?;
+    let withheld = record::replace_key(tx, machine, new.key, new.claims, new.grounds, new.created_at).await?;
+    if !withheld.is_empty() {
+        let detail = json!({ "withheld": withheld });
+        tx.announce(machine.id(), EventKind::MachineIdentityWithheld, detail)
+            .await?;
+    }
     presence::replace_key(tx, machine, new.key, new.claims_digest, new.continuity).await
 }

@@ -263,6 +263,14 @@ async fn a_takeover_without_a_hardware_uuid_keeps_the_one_on_record() {
     let token = json!({"serial_numbers": ["SILENT"], "allow_reenrollment": true});
     let token = server.enrollment_token(token).await;
     let _back = erased.enroll(&server, Some(&token)).await.expect(201);
+    for _ in 0..2 {
+        let _checked_in = erased.check_in(&server).await.expect(200);
+    }
+    let events = server.items(&format!("{}/events", machine.path())).await;
+    let withheld = events
+        .iter()
+        .filter(|event| event["kind"] == "machine.identity-withheld");
+    assert_eq!(withheld.count(), 1, "{events:?}");
     let record = server.record(&machine).await;
     assert_eq!(record["key"]["thumbprint"], erased.thumbprint().to_string());
     assert_eq!((&record["hardware_uuid"], recorded.is_string()), (&recorded, true));

@@ -209,7 +209,7 @@ pub(crate) async fn set_claims(
 }
 
 /// Gives a record a new key with that key's claims and grounds, and makes the record active. A trigger removes the old key's
-/// attestation.
+/// attestation. A hardware UUID that is on record stays if the key's machine sends none. Returns the names of such values.
 pub(crate) async fn replace_key(
     connection: &mut Connection,
     machine: &LockedMachine,
@@ -217,13 +217,14 @@ pub(crate) async fn replace_key(
     claims: &Claims,
     grounds: Grounds,
     now: OffsetDateTime,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "UPDATE machines
+) -> Result<Vec<String>, StoreError> {
+    let withheld = sqlx::query_scalar!(
+        r#"UPDATE machines
          SET status = 'active', status_reason = NULL, hardware_uuid = coalesce($2, hardware_uuid), model_identifier = $3, hostname = $4,
              claimed_posture = $5, current_key = $6, key_store = $7, key_accessibility = $8, key_created_at = $9,
-             certificate_serial_number = NULL, verdict_reasons = NULL, assurance = 'asserted'
-         WHERE id = $1",
+             certificate_serial_number = NULL, verdict_reasons = NULL, assurance = 'asserted',
+             withheld = CASE WHEN $2::text IS NULL AND hardware_uuid IS NOT NULL THEN ARRAY['hardware_uuid'] ELSE '{}' END
+         WHERE id = $1 RETURNING withheld AS "withheld!""#,
         machine.id(),
         claims.machine.hardware_uuid,
         claims.machine.model_identifier,
@@ -234,9 +235,10 @@ pub(crate) async fn replace_key(
         claims.key.accessibility.map(KeyAccessibility::as_str),
         now,
     )
-    .execute(&mut *connection)
+    .fetch_one(&mut *connection)
     .await?;
-    super::grounds::set(connection, machine, grounds).await
+    super::grounds::set(connection, machine, grounds).await?;
+    Ok(withheld)
 }
 
 /// Makes the next key of a record current, with its newest certificate.
