@@ -74,8 +74,8 @@ impl Default for ConnectionLimits {
 
 /// What [`serve`] needs.
 pub struct Server {
-    /// Handles the requests. Each request has [`ConnectInfo`](axum::extract::ConnectInfo) with the peer's address, and the client certificate if
-    /// one was presented.
+    /// Handles the requests. Each request has [`ConnectInfo`](axum::extract::ConnectInfo) with the peer's address, and
+    /// the client certificate if one was presented.
     pub router: Router,
     /// `None` for plain HTTP.
     pub tls: Option<TlsAcceptor>,

@@ -746,6 +746,27 @@ async fn an_attestation_of_a_key_without_a_ground_of_its_own_changes_nothing(
 }
 
 #[tokio::test]
+async fn an_attestation_does_not_count_with_a_ground_that_a_rotation_handed_on() {
+    let ground = Ground::new().await;
+    let token = json!({"serial_numbers": ["C02HANDED"], "allow_reenrollment": true});
+    let token = ground.server.enrollment_token(token).await;
+    let software = Machine::with_serial_number("C02HANDED");
+    let _enrolled = software.enroll(&ground.server, Some(&token)).await.expect(201);
+    let enclave = software.with_next_key().in_enclave();
+    let _begun = software.rotate_to(&ground.server, &enclave).await.expect(200);
+    let rotated = enclave.check_in(&ground.server).await.expect(200).json();
+    assert_eq!(rotated["assurance"], "verified");
+    let chain = ground.apple.body(&ground.attested(&enclave));
+    let _refused = ground
+        .post(&enclave, &chain)
+        .await
+        .expect_problem(ProblemKind::Conflict);
+    assert_eq!(ground.server.record(&enclave).await["assurance"], "verified");
+    assert!(ground.server.items("/v1/admin/apple-attestations/due").await.is_empty());
+    ground.server.stop().await;
+}
+
+#[tokio::test]
 async fn the_second_key_of_a_bound_token_is_attested_after_an_approval_of_its_own() {
     let ground = Ground::new().await;
     let token = json!({"serial_numbers": ["C02SECOND"], "allow_reenrollment": true, "max_uses": 2});

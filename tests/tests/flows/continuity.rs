@@ -54,11 +54,32 @@ fn expect_broken(answer: Answer) {
     assert!(refused.detail().contains("does not continue"), "{refused}");
 }
 
+/// A call with evidence of the key on record.
+#[derive(Clone, Copy, Debug)]
+enum Exchange {
+    CheckIn,
+    Renewal,
+    RepeatedEnrollment,
+}
+
+impl Exchange {
+    async fn call(self, holder: &Machine, server: &InProcess) -> Answer {
+        match self {
+            Self::CheckIn => holder.check_in(server).await,
+            Self::Renewal => holder.renew(server).await,
+            Self::RepeatedEnrollment => holder.enroll(server, None).await,
+        }
+    }
+}
+
 #[rstest]
 #[case::the_copy_is_first(true)]
 #[case::the_original_is_first(false)]
 #[tokio::test]
-async fn two_holders_of_a_software_key_are_caught_at_the_second_check_in(#[case] copy_is_first: bool) {
+async fn two_holders_of_a_software_key_are_caught_at_the_second_exchange(
+    #[case] copy_is_first: bool,
+    #[values(Exchange::CheckIn, Exchange::Renewal, Exchange::RepeatedEnrollment)] exchange: Exchange,
+) {
     let server = InProcess::start().await;
     let machine = bound(&server, "HELD-TWICE", Machine::KEY_CLAIM).await;
     let copy = machine.clone();
@@ -70,7 +91,7 @@ async fn two_holders_of_a_software_key_are_caught_at_the_second_check_in(#[case]
     let _checked_in = first.check_in(&server).await.expect(200);
     // A lost response would look the same.
     let _checked_in = second.check_in(&server).await.expect(200);
-    expect_broken(first.check_in(&server).await);
+    expect_broken(exchange.call(first, &server).await);
 
     let record = server.record(&machine).await;
     assert_eq!(record["status"], "quarantined");

@@ -32,6 +32,7 @@ async fn waiting(server: &InProcess, serial_number: &str) -> (Machine, Machine, 
     let seconds = pending.json()["retry_after_seconds"].to_string();
     assert_eq!(pending.headers["retry-after"], seconds.as_str());
     assert_eq!(pending.json()["status"], "pending");
+    assert_eq!(pending.json().get("certificate"), None);
     (
         machine,
         next,
@@ -193,6 +194,45 @@ async fn an_unfit_token_is_refused_and_admits_nothing(#[case] token: Value) {
         let _unknown = next.check_in(&server).await.expect_problem(ProblemKind::MachineUnknown);
     }
     assert_eq!(uses(&server).await, 0);
+    server.stop().await;
+}
+
+/// Why a token that was fit admits no key any more.
+#[derive(Clone, Copy, Debug)]
+enum Lapsed {
+    UsedUp,
+    Expired,
+    Revoked,
+}
+
+#[rstest]
+#[case::used_up(Lapsed::UsedUp)]
+#[case::expired(Lapsed::Expired)]
+#[case::revoked(Lapsed::Revoked)]
+#[tokio::test]
+async fn a_lapsed_token_is_refused_and_admits_no_next_key(#[case] lapsed: Lapsed) {
+    let server = InProcess::start().await;
+    let machine = in_enclave(&server, "LAPSED").await;
+    let body = json!({"serial_numbers": ["LAPSED", "OTHER"], "allow_reenrollment": true, "max_uses": 1,
+                      "expires_in_seconds": 60});
+    let token = server.create_enrollment_token(body).await;
+    let secret = token["token"].as_str().unwrap();
+    match lapsed {
+        Lapsed::UsedUp => {
+            let other = Machine::with_serial_number("OTHER");
+            let _enrolled = other.enroll(&server, Some(secret)).await.expect(201);
+        }
+        Lapsed::Expired => server.clock().advance(Duration::minutes(2)),
+        Lapsed::Revoked => {
+            let path = format!("/v1/admin/enrollment-tokens/{}", token["id"].as_str().unwrap());
+            let _revoked = server.delete(&path).await.expect(204);
+        }
+    }
+    let next = machine.with_next_key();
+    let refused = machine.renew_with_token(&server, &next, secret).await;
+    let _refused = refused.expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    let _unknown = next.check_in(&server).await.expect_problem(ProblemKind::MachineUnknown);
+    let _still_current = machine.check_in(&server).await.expect(200);
     server.stop().await;
 }
 
