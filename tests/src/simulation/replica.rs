@@ -9,7 +9,8 @@ use assay_server::config::Config;
 use assay_server::running::Assembled;
 use axum::Router;
 use axum::body::Body;
-use http::{Method, Request};
+use http::header::HOST;
+use http::{HeaderValue, Method, Request};
 use http_body_util::BodyExt;
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -102,7 +103,10 @@ impl Replica {
         self.answer(request)
     }
 
-    fn answer(&self, request: Request<Body>) -> impl Future<Output = Answer> + use<> {
+    fn answer(&self, mut request: Request<Body>) -> impl Future<Output = Answer> + use<> {
+        // Every client of HTTP/1.1 names the host.
+        let host = HeaderValue::from_static("assay.example.com");
+        request.headers_mut().insert(HOST, host);
         let router = self.router.clone();
         async move {
             let (head, body) = router.oneshot(request).await.unwrap().into_parts();
