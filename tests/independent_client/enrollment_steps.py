@@ -51,7 +51,7 @@ def run(setting: Setting, count: int) -> int:
                 expect_enrolled(setting, machine, answer.succeeded(201), assurance)
     with step("used-up tokens"):
         for token in (shared_token, bound_token, desk_token):
-            late = setting.machine("BOUND00000" if token == bound_token else "LATE000001")
+            late = setting.machine("LATE000001")
             late.enroll(setting.replicas[1], token).problem("enrollment-token-invalid")
     setting.fleet = build + bound + desk
     return len(setting.fleet)
