@@ -3,10 +3,11 @@
 mod certificate;
 mod client;
 mod client_certificate;
+mod client_error;
 mod handshake;
 mod nonce;
 
-pub use self::client::{ClientError, Refusal};
+pub use self::client_error::{ClientError, Refusal};
 pub(crate) use self::{
     certificate::is_certificate_for,
     client::{ApiResponse, Client, fetch_root},
