@@ -12,7 +12,7 @@ use super::{
     AuthorityError, EcKey, Installation, certificate_path,
     certificate_signer::{CertificateSigner, SubjectKey},
     keys::PrivateKey,
-    ocsp::{OcspIssuer, OcspResponder},
+    ocsp::{self, OcspIssuer, OcspResponder},
     profile,
     revocation_list::RevocationListSigner,
 };
@@ -324,7 +324,7 @@ impl IssuingAuthority {
 
     /// Issues a certificate for an OCSP responder of this CA, with a new key.
     pub fn issue_ocsp_responder(&self, now: OffsetDateTime) -> Result<OcspResponder, AuthorityError> {
-        issue_ocsp_responder(&self.issuer, &self.key_identifier, self.not_after, now)
+        ocsp::certificate::issue(&self.issuer, &self.key_identifier, self.not_after, now)
     }
 
     /// Signs this CA's revocation lists.
@@ -358,37 +358,6 @@ impl IssuingAuthority {
     }
 }
 
-/// Issues a certificate for an OCSP responder of a root, with a new key. The root's key then need not be kept.
-pub fn issue_root_ocsp_responder(root: &CertifiedKey, now: OffsetDateTime) -> Result<OcspResponder, AuthorityError> {
-    let certificate = CertificateDer::from(root.certificate.as_slice());
-    let issuer = Issuer::from_ca_cert_der(&certificate, CertificateSigner::new(&root.key)?);
-    let issuer = issuer.map_err(AuthorityError::Sign)?;
-    let key_identifier = certificate_path::key_identifier(&root.certificate)?;
-    let end = certificate_path::validity(&root.certificate)?.1;
-    issue_ocsp_responder(&issuer, &key_identifier, end, now)
-}
-
-fn issue_ocsp_responder(
-    issuer: &Issuer<'_, CertificateSigner>,
-    issuer_key_identifier: &[u8],
-    issuer_end: OffsetDateTime,
-    now: OffsetDateTime,
-) -> Result<OcspResponder, AuthorityError> {
-    let key = PrivateKey::generate()?;
-    let mut params = profile::ocsp_responder(whole_seconds(now));
-    params.key_identifier_method = profile::key_identifier(key.public_key().sec1());
-    params.not_after = params.not_after.min(issuer_end);
-    if params.not_after <= now {
-        return Err(AuthorityError::Expired);
-    }
-    let renew_at = now + (params.not_after - now) * 2 / 3;
-    let certificate = params
-        .signed_by(&SubjectKey(key.public_key()), issuer)
-        .map_err(AuthorityError::Sign)?;
-    let usable = params.not_before..renew_at;
-    OcspResponder::new(&key, certificate.der().to_vec(), issuer_key_identifier, usable)
-}
-
 /// A certificate in PEM, ending with a newline.
 #[must_use]
 pub fn certificate_pem(der: &[u8]) -> String {
@@ -397,7 +366,7 @@ pub fn certificate_pem(der: &[u8]) -> String {
 }
 
 /// X.509 times are whole seconds. What the server reports about a certificate must equal what the certificate contains.
-fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
+pub(crate) fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time - Duration::nanoseconds(i64::from(time.nanosecond()))
 }
 

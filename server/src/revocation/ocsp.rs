@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use assay_authority::{
     Authority, AuthorityError, CertificateQuestion, IssuingAuthority, OcspIssuer, OcspRequest, OcspResponder,
-    issuing::issue_root_ocsp_responder,
-    ocsp::{CertificateStatus, OcspError, RESPONSE_LIFE, StatusAnswer},
+    ocsp::{CertificateStatus, OcspError, RESPONSE_LIFE, StatusAnswer, issue_for_root},
     serial_number,
 };
 use assay_protocol::admin_api::certificates::RevocationReason;
@@ -93,7 +92,17 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
             },
         })
         .collect();
-    let responder = responder(services, &asked, known.root.as_ref(), now)?;
+    let responder = match responder(services, &asked, known.root.as_ref(), now) {
+        Ok(responder) => responder,
+        // The root has just retired, for example. This replica will know soon.
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot make an OCSP responder"
+            );
+            return Ok(refused(services, OcspError::TryLater));
+        }
+    };
     let der = responder.respond(&request, &answers, now)?;
     for answer in &answers {
         services.metrics.revocation.ocsp_answered(match answer.status {
@@ -233,7 +242,7 @@ fn responder(
         Asked::Issuing(issuing) => issuing.issue_ocsp_responder(now)?,
         Asked::Root(_) => {
             let root = root.ok_or(KeyringError::Missing(KeyPurpose::RootCa.as_str()))?;
-            issue_root_ocsp_responder(&services.rotation.keyring.certified_key(root)?, now)?
+            issue_for_root(&services.rotation.keyring.certified_key(root)?, now)?
         }
     };
     let made = Arc::new(made);

@@ -1,10 +1,12 @@
 //! The Online Certificate Status Protocol (RFC 6960): parses requests, and signs responses with a delegated responder.
 
+pub(crate) mod certificate;
 mod issuer;
 mod messages;
 mod request;
 mod responder;
 
+pub use certificate::issue_for_root;
 pub use issuer::OcspIssuer;
 pub use request::{CertificateQuestion, OcspRequest, UnreadableRequest};
 pub use responder::{CertificateStatus, OcspError, OcspResponder, RESPONSE_LIFE, StatusAnswer};
