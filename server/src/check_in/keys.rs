@@ -37,7 +37,7 @@ const OVER_LIMIT_WAITING: usize = 4096;
 pub(crate) struct KeyLookup {
     pub(crate) machine_id: Uuid,
     pub(crate) public_key: Arc<PublicKey>,
-    /// Its status when it was read, or when it was refused last.
+    /// Its status when it was read.
     pub(crate) status: KeyStatus,
 }
 
@@ -88,13 +88,10 @@ impl KeyCache {
         self.keys.get(&key)
     }
 
-    /// Notes that a key was refused because a newer one has replaced it. From then on, it does not use up the machine's
-    /// rate limit.
-    pub(crate) fn note_superseded(&self, key: KeyThumbprint) {
-        if let Some(found) = self.find_in_memory(key) {
-            let status = KeyStatus::Superseded;
-            self.keys.insert(key, KeyLookup { status, ..found });
-        }
+    /// Forgets a key whose call was refused, so the next call reads its status anew. A key that was replaced, denied or
+    /// revoked since it was cached then uses up its own rate limit, and not the machine's.
+    pub(crate) fn forget(&self, key: KeyThumbprint) {
+        self.keys.invalidate(&key);
     }
 
     async fn look_up(&self, key: KeyThumbprint) -> Result<Option<KeyLookup>, BatchError> {

@@ -8,35 +8,33 @@ pub(crate) mod keys;
 #[cfg(feature = "measuring")]
 mod measuring;
 pub(crate) mod nonce;
+mod verification;
 
 use std::sync::Arc;
 
 use assay_protocol::{
-    KeyThumbprint, UnverifiedEvidence,
     agent_api::{Action, AudienceGrant, CheckInRequest, CheckedIn},
-    evidence::{Evidence, EvidenceError, Expectation, Purpose},
+    evidence::{EvidenceError, Purpose},
     machine::{KeyStoreKind, MachineStatus},
     text::rfc3339,
 };
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 #[cfg(not(feature = "measuring"))]
 pub(crate) use self::committer::Committer;
 pub(crate) use self::evaluation::{EvaluationCache, evaluate_now};
 #[cfg(feature = "measuring")]
 pub(crate) use self::measuring::MeasuredCommitter as Committer;
+pub(crate) use self::verification::{Verified, verify};
 use assay_authority::GrantTokenError;
 
 use self::{
     evaluation::{Evaluated, Settled},
-    keys::KeyLookup,
     nonce::NonceError,
 };
 use crate::{
-    changes::{Identity, Origin, RequestSource},
+    changes::{Origin, RequestSource},
     machines::{
-        claims::Claims,
         client_certificate::ClientCertificate,
         continuity::{Carried, Judgement},
         liveness::LivenessBoundaries,
@@ -44,17 +42,14 @@ use crate::{
     rate_limits::{Exceeded, OverLimit},
     registry::{
         admission::{Attempt, Mismatch, Refusal},
-        client_certificate::{self, CertificateRefusal},
+        client_certificate::CertificateRefusal,
     },
     services::Services,
     store::{
         StoreError,
         batcher::BatchError,
         certificates,
-        machines::{
-            self,
-            check_ins::{CheckIn, Recorded},
-        },
+        machines::check_ins::{CheckIn, Recorded},
         tx,
     },
 };
@@ -102,15 +97,6 @@ pub(crate) struct Answer {
     pub(crate) nonce_used: OffsetDateTime,
 }
 
-/// Evidence with a valid signature, nonce and subject.
-pub(crate) struct Verified {
-    pub(crate) machine_id: Uuid,
-    pub(crate) evidence: Evidence,
-    pub(crate) nonce: OffsetDateTime,
-    pub(crate) carried: Carried,
-    pub(crate) claims: Claims,
-}
-
 /// Verifies, records, evaluates, grants.
 pub(crate) async fn check_in(
     services: &Services,
@@ -131,17 +117,12 @@ pub(crate) async fn check_in(
     )
     .await?;
     let answer = answer(services, source, certificate, &verified, (request, now)).await;
-    if let Err(CheckInError::Refused(refusal)) = &answer {
-        note_refusal(services, &verified, refusal);
+    if let Err(CheckInError::Refused(refusal)) = &answer
+        && refusal.ends_key()
+    {
+        services.keys.forget(verified.evidence.key());
     }
     answer
-}
-
-/// Remembers of a refusal what later calls of the same key are charged by.
-pub(crate) fn note_refusal(services: &Services, verified: &Verified, refusal: &Refusal) {
-    if *refusal == Refusal::KeySuperseded {
-        services.keys.note_superseded(verified.evidence.key());
-    }
 }
 
 /// Answers a check-in whose evidence is verified.
@@ -228,89 +209,6 @@ fn require_within_grace(services: &Services, evaluated: &Evaluated, now: OffsetD
     }
 }
 
-/// Verifies a machine's evidence and the client certificate. What only the machine's row can tell comes later.
-pub(crate) async fn verify(
-    services: &Services,
-    source: &RequestSource,
-    over_limit: Option<&OverLimit>,
-    certificate: Option<&ClientCertificate>,
-    jws: &str,
-    purpose: Purpose,
-    now: OffsetDateTime,
-) -> Result<Verified, CheckInError> {
-    let unverified = UnverifiedEvidence::parse(jws)?;
-    let nonce = services.nonces.recognize(unverified.unverified_nonce(), now)?;
-    let subject = unverified.unverified_subject();
-    let kid = unverified.unverified_key();
-    let found = match over_limit {
-        Some(over_limit) => find_over_limit(services, over_limit, certificate, kid).await?,
-        None => services.keys.find(kid).await?,
-    };
-    let Some(KeyLookup {
-        machine_id,
-        public_key,
-        status,
-    }) = found
-    else {
-        // The database may have been restored, or the key never enrolled: the agent must enroll again.
-        return Err(subject.map_or(CheckInError::NoSubject, |_| Refusal::Unknown.into()));
-    };
-    let expected = Expectation {
-        audience: &services.policy.public_url,
-        purpose,
-        subject,
-    };
-    let evidence = unverified.verify(&public_key, &expected).inspect_err(|_| {
-        if let Some(over_limit) = over_limit {
-            services.rate_limits.charge_failure(over_limit, kid);
-        }
-    })?;
-    if status.proves_machine() {
-        source.identify(Identity::Machine(machine_id));
-    }
-    // A stranger can have a key wait for this machine's record. It must not use up the machine's limit.
-    match status.is_machines_own() {
-        true => services.rate_limits.charge_machine(machine_id)?,
-        false => services.rate_limits.charge_applicant(kid)?,
-    }
-    if subject != Some(machine_id) {
-        return Err(unknown_or_foreign(services, subject).await?);
-    }
-    client_certificate::appraise(certificate, &services.policy, evidence.key(), now)?;
-    let carried = (services.continuity).recognize(machine_id, evidence.claims().continuity.as_deref());
-    let claims = Claims::of(&evidence);
-    Ok(Verified {
-        machine_id,
-        evidence,
-        nonce: nonce.order(),
-        carried,
-        claims,
-    })
-}
-
-/// Finds a key for a network that is over its limit. A key in memory is always found, so a stranger's failures never bar a
-/// signature that verifies. A client certificate for the key proves that the key is on record.
-async fn find_over_limit(
-    services: &Services,
-    over_limit: &OverLimit,
-    certificate: Option<&ClientCertificate>,
-    key: KeyThumbprint,
-) -> Result<Option<KeyLookup>, CheckInError> {
-    if let Some(found) = services.keys.find_in_memory(key) {
-        return Ok(Some(found));
-    }
-    if certificate.is_some_and(|certificate| certificate.key == key) {
-        return Ok(services.keys.find(key).await?);
-    }
-    services.rate_limits.check_failures(over_limit, key)?;
-    let found = services.keys.find_over_limit(key).await?;
-    if found.is_none() {
-        services.rate_limits.charge_failure(over_limit, key);
-        return Err(over_limit.exceeded.into());
-    }
-    Ok(found)
-}
-
 /// Revoking a certificate changes the record's version, and `evaluated` has the version under which this check-in was
 /// recorded. So the machine's current certificate needs no look-up. Any other one does.
 async fn refuse_unless_in_force(
@@ -326,20 +224,6 @@ async fn refuse_unless_in_force(
         true => Ok(()),
         false => Err(certificate.not_in_force().into()),
     }
-}
-
-/// An unknown machine must enroll. The key of another machine is refused.
-async fn unknown_or_foreign(services: &Services, subject: Option<Uuid>) -> Result<CheckInError, StoreError> {
-    let Some(subject) = subject else {
-        return Ok(CheckInError::NoSubject);
-    };
-    let mut connection = services.store.connection().await?;
-    let known = machines::presence::exists(&mut connection, subject).await?;
-    Ok(if known {
-        CheckInError::ForeignKey
-    } else {
-        Refusal::Unknown.into()
-    })
 }
 
 async fn record_changed(

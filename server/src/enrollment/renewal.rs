@@ -116,6 +116,7 @@ pub(crate) async fn renew(
     .await?;
     let digest = URL_SAFE_NO_PAD.encode(sha256(csr.der()));
     if verified.evidence.claims().csr_sha256.as_deref() != Some(&digest) {
+        services.keys.forget(verified.evidence.key());
         return Err(RenewError::OtherCsr);
     }
     let origin = Origin::machine(verified.machine_id, source);
@@ -126,7 +127,9 @@ pub(crate) async fn renew(
     let (verified, requested) = (&verified, &requested);
     let outcome = tx!(services.store, Renew, &origin => decide(services, certificate, verified, requested)).await?;
     let outcome = outcome.map_err(|refusal| {
-        check_in::note_refusal(services, verified, &refusal);
+        if refusal.ends_key() {
+            services.keys.forget(verified.evidence.key());
+        }
         RenewError::Evidence(refusal.into())
     })?;
     Ok(Answer {

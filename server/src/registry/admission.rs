@@ -54,6 +54,16 @@ pub(crate) enum Refusal {
     IdentityMismatch(Mismatch),
 }
 
+impl Refusal {
+    /// Whether the key is not, or no longer, a key of the machine.
+    pub(crate) fn ends_key(&self) -> bool {
+        matches!(
+            self,
+            Self::Unknown | Self::Revoked | Self::KeySuperseded | Self::Denied { .. }
+        )
+    }
+}
+
 /// A claim that contradicts the record, with the claimed value. Only administrators see the recorded value, because
 /// a thief would learn from it what to claim.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -15,6 +15,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, timeout};
+use uuid::Uuid;
 
 /// Calls until the rate limit refuses, compares the number of earlier calls with the limit, and returns the refusal.
 pub(super) async fn call_until_refused(per_minute: u32, mut call: impl AsyncFnMut() -> Answer) -> Answer {
@@ -363,21 +364,73 @@ async fn call_until_limited(mut call: impl AsyncFnMut() -> Answer) -> Answer {
 }
 
 /// The server has the old key in memory from the time when it was the machine's.
-#[tokio::test]
-async fn a_key_that_was_replaced_does_not_use_up_its_machines_limit() {
-    let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "8")]).await;
-    let old = server.enrolled("REPLACED").await;
-    let _cached = old.check_in(&server).await.expect(200);
-    let new = old.with_next_key();
-    let _rotated = old.rotate_to(&server, &new).await.expect(200);
-    let _replaces = new.check_in(&server).await.expect(200);
-    // The first one is charged to the machine.
-    for _ in 0..4 {
-        let _refused = old.check_in(&server).await.expect_problem(ProblemKind::KeySuperseded);
-        let _refused = old.renew(&server).await.expect_problem(ProblemKind::KeySuperseded);
+/// A call of a key that the server remembers as the machine's.
+#[derive(Clone, Copy, Debug)]
+enum Misuse {
+    CheckIn,
+    Renewal,
+    OfAnotherMachine,
+    WithAnotherCsr,
+}
+
+impl Misuse {
+    async fn call(self, key: &Machine, server: &InProcess) {
+        let nonce = server.nonce().await;
+        let refused = match self {
+            Self::CheckIn => key.check_in(server).await,
+            Self::Renewal => key.renew(server).await,
+            Self::OfAnotherMachine => {
+                let mut claims = key.claims(server.audience(), Purpose::CheckIn, &nonce);
+                claims.sub = Some(Uuid::new_v4());
+                let body = json!({"evidence": key.sign(&claims)});
+                server.call("/v1/check-in", &body).await
+            }
+            Self::WithAnotherCsr => {
+                let mut body = key.renew_body(server.audience(), &key.csr(), &nonce);
+                body["csr"] = json!(Machine::new().csr());
+                server.call("/v1/renew", &body).await
+            }
+        };
+        assert!(matches!(refused.status, 400..=404), "{refused}");
     }
-    for _ in 0..4 {
-        let _checked_in = new.check_in(&server).await.expect(200);
+}
+
+/// How a key ended that a server remembers as the machine's.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Superseded,
+    Denied,
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_key_that_ended_does_not_use_up_its_machines_limit(
+    #[values(End::Superseded, End::Denied)] end: End,
+    #[values(Misuse::CheckIn, Misuse::Renewal, Misuse::OfAnotherMachine, Misuse::WithAnotherCsr)] misuse: Misuse,
+) {
+    let server = InProcess::start_with(&[("rate_limit.machine_per_minute", "12")]).await;
+    let machine = server.enrolled("ENDED").await;
+    let _cached = machine.check_in(&server).await.expect(200);
+    let next = machine.with_next_key();
+    let _begun = machine.rotate_to(&server, &next).await.expect(200);
+    let (ended, current) = match end {
+        End::Superseded => {
+            let _replaces = next.check_in(&server).await.expect(200);
+            (machine, next)
+        }
+        End::Denied => {
+            let _cached = next.renew(&server).await.expect(200);
+            let another = machine.with_next_key();
+            let _replaces = machine.rotate_to(&server, &another).await.expect(200);
+            (next, machine)
+        }
+    };
+    // The first one is charged to the machine.
+    for _ in 0..10 {
+        misuse.call(&ended, &server).await;
+    }
+    for _ in 0..5 {
+        let _checked_in = current.check_in(&server).await.expect(200);
     }
     server.stop().await;
 }
