@@ -1,6 +1,7 @@
 //! Enrollment: a verified key and a token become a machine, or replace the key of a machine on record.
 
 pub(crate) mod approval;
+mod basis;
 mod certificate;
 pub(crate) mod committer;
 mod effects;
@@ -70,8 +71,8 @@ pub(crate) enum EnrollError {
         refusal: TokenRefusal,
     },
     #[error(
-        "{limit} machines without an enrollment token already wait for an administrator, which is the limit; it does not \
-         apply to a machine with a token"
+        "{limit} keys without a valid enrollment token already wait for an administrator, which is the limit; it does not \
+         apply to a key with one"
     )]
     NoRoom { limit: u32 },
     #[error(transparent)]

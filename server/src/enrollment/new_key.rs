@@ -1,49 +1,33 @@
 //! Enrollment of an unknown key: it becomes a new machine, replaces the key of its serial number's record, or waits.
 
 use assay_protocol::{
-    admin_api::{
-        enrollment_tokens::{Approval, EnrollmentToken},
-        enrollments::{EnrollmentKind, EnrollmentStatus},
-    },
+    admin_api::enrollments::{EnrollmentKind, EnrollmentStatus},
     machine::{Assurance, MachineStatus},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Applicant, Decided, EnrollError, TokenRefusal,
+    Applicant, Decided, EnrollError,
+    basis::EnrollmentBasis,
     certificate::{self, Signed},
-    opening, token,
+    opening,
 };
 use crate::{
     changes::{Action, Change, EventKind},
-    config::{Reenrollment, WithoutToken},
-    machines::{assurance::Grounds, continuity::Continuity, labels::Labels},
+    config::Reenrollment,
+    machines::continuity::Continuity,
     registry::key_replacement::{self, Replacement},
     services::{Policy, Services},
     store::{
         self, StoreError, Transaction,
-        duties::{self, Duty},
         enrollments::{self, NewKeyRequest},
-        inventory,
         machines::{self, keys::KeyStatus, new::NewRows, presence::LockedMachine, record::Identity},
     },
 };
 
 /// The audit action and the event kind for a new machine.
 pub(super) const ENROLLED: (Action, EventKind) = (Action::MachineEnroll, EventKind::MachineEnrolled);
-
-/// What supports an enrollment.
-pub(super) struct EnrollmentBasis {
-    /// `None` if the request has no token, and none is required.
-    token: Option<EnrollmentToken>,
-    grounds: Grounds,
-    /// The labels for a new machine: the token's, and those of the inventory that the token does not set. The token
-    /// takes precedence, because the machine only claims to be the one in the inventory.
-    labels: Labels,
-    /// Why the token that came does not count. With it, a key may only wait for a record.
-    lapsed: Option<TokenRefusal>,
-}
 
 /// How a key takes a record over.
 #[derive(Debug, Clone, Copy)]
@@ -52,34 +36,6 @@ pub(super) enum Entry {
     New,
     /// After it waited, as this enrollment.
     Waited(Uuid),
-}
-
-impl EnrollmentBasis {
-    /// Only the key's own claims.
-    pub(super) fn none() -> Self {
-        Self {
-            token: None,
-            grounds: Grounds::default(),
-            labels: Labels::new(),
-            lapsed: None,
-        }
-    }
-
-    /// Whether an administrator must decide.
-    fn waits(&self) -> bool {
-        self.token
-            .as_ref()
-            .is_none_or(|token| token.approval == Approval::Manual)
-    }
-
-    fn token_id(&self) -> Option<Uuid> {
-        self.token.as_ref().map(|token| token.id)
-    }
-
-    /// Whether the token is bound to this serial number, and allows a new key to take over its record.
-    fn allows_to_replace(&self) -> bool {
-        self.grounds.token.is_some() && self.token.as_ref().is_some_and(|token| token.allow_reenrollment)
-    }
 }
 
 /// Decides by the token, by the inventory, and by the record with the claimed serial number.
@@ -91,10 +47,7 @@ pub(super) async fn decide(
     if let Some(decided) = opening::decide(tx, services, applicant).await? {
         return Ok(decided);
     }
-    let basis = match basis(tx, services, applicant).await {
-        Err(EnrollError::Token(refusal)) => without_lapsed_token(tx, services, applicant, refusal).await?,
-        basis => basis?,
-    };
+    let basis = EnrollmentBasis::find(tx, services, applicant).await?;
     let known = match &applicant.claims.machine.serial_number {
         Some(serial_number) => machines::record::find_by_serial_number(tx, serial_number).await?,
         None => None,
@@ -115,107 +68,15 @@ pub(super) async fn decide(
         return take_over(tx, services, applicant, &basis, (&locked, &known), Entry::New).await;
     }
     if !allowed && services.policy.reenrollment == Reenrollment::Refuse {
-        if let Some(refusal) = basis.lapsed {
-            return Err(refusal.into());
-        }
         return Err(EnrollError::Exists {
             serial_number: known.serial_number.unwrap_or_default(),
         });
     }
+    // Each holder of a token that lapsed could otherwise have any number of keys wait for one record.
+    if basis.lapsed.is_some() {
+        opening::require_place(tx, known.id).await?;
+    }
     wait_to_take_over(tx, &services.policy, applicant, &basis, &known).await
-}
-
-/// Locks the token first, then the serial number's row in the inventory. A concurrent removal of that row either came
-/// first, or waits and then removes the ground of this enrollment.
-async fn basis(
-    tx: &mut Transaction,
-    services: &Services,
-    applicant: &Applicant,
-) -> Result<EnrollmentBasis, EnrollError> {
-    let serial_number = applicant.claims.machine.serial_number.as_deref();
-    let token = match (applicant.token, services.policy.without_token) {
-        (Some(secret), _) => Some(token::spend(tx, secret, serial_number, applicant.now).await?),
-        (None, WithoutToken::Refuse) => return Err(TokenRefusal::Missing.into()),
-        (None, WithoutToken::Pending) => {
-            require_room(tx, services, applicant).await?;
-            None
-        }
-    };
-    // Charged only with a valid token. Otherwise a stranger could use up the limit of this serial number.
-    if let (Some(_), Some(serial_number)) = (&token, serial_number) {
-        services
-            .rate_limits
-            .charge_serial_number(applicant.network(), serial_number)?;
-    }
-    let listed = match serial_number {
-        Some(serial_number) => inventory::lock(tx, serial_number).await?,
-        None => None,
-    };
-    let (grounds, labels) = grounds_and_labels(token.as_ref(), serial_number, listed);
-    Ok(EnrollmentBasis {
-        token,
-        grounds,
-        labels,
-        lapsed: None,
-    })
-}
-
-/// The basis of a key whose token was for its serial number, and was used up or expired. It may wait for the record, if
-/// there is one, as a key without a token does. Its token limits no more how many keys wait.
-async fn without_lapsed_token(
-    tx: &mut Transaction,
-    services: &Services,
-    applicant: &Applicant,
-    refusal: TokenRefusal,
-) -> Result<EnrollmentBasis, EnrollError> {
-    let (Some(secret), Some(serial_number)) = (applicant.token, applicant.claims.machine.serial_number.as_deref())
-    else {
-        return Err(refusal.into());
-    };
-    let may_wait = token::has_lapsed(tx, secret, Some(serial_number), refusal).await?
-        && machines::record::find_by_serial_number(tx, serial_number)
-            .await?
-            .is_some();
-    if !may_wait {
-        return Err(refusal.into());
-    }
-    require_room(tx, services, applicant).await?;
-    Ok(EnrollmentBasis {
-        lapsed: Some(refusal),
-        ..EnrollmentBasis::none()
-    })
-}
-
-/// The grounds of a key, and the labels of its machine if that is new. The token's labels take precedence over those of
-/// the inventory.
-pub(super) fn grounds_and_labels(
-    token: Option<&EnrollmentToken>,
-    serial_number: Option<&str>,
-    listed: Option<Labels>,
-) -> (Grounds, Labels) {
-    let grounds = Grounds::of(token, serial_number, listed.is_some());
-    let mut labels = listed.unwrap_or_default();
-    labels.extend(token.into_iter().flat_map(|token| token.labels.clone()));
-    (grounds, labels)
-}
-
-/// Limits how many machines without a token wait at the same time. Administrators could otherwise not keep up.
-async fn require_room(tx: &mut Transaction, services: &Services, applicant: &Applicant) -> Result<(), EnrollError> {
-    applicant.keep_address_charge();
-    let limit = services.policy.without_token_limit;
-    let is_full = async |tx: &mut Transaction| {
-        let waiting = enrollments::count_waiting_without_token(tx, applicant.now).await?;
-        Ok::<_, EnrollError>(waiting >= i64::from(limit))
-    };
-    // Checked without the lock first, so a flood of calls does not queue for it.
-    if is_full(tx).await? {
-        return Err(EnrollError::NoRoom { limit });
-    }
-    duties::wait_for(tx, Duty::WaitWithoutToken).await?;
-    if is_full(tx).await? {
-        return Err(EnrollError::NoRoom { limit });
-    }
-    Ok(())
 }
 
 /// Locks the machine with this serial number, and reads it again.

@@ -16,7 +16,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{
-    Applicant, Decided,
+    Applicant, Decided, basis,
     certificate::{self, Signed},
     new_key, token,
 };
@@ -181,7 +181,7 @@ fn choose<'a>(
         // transaction of its own decides whether the key needs a certificate.
         let signed = new_machine.sign().ok()?;
         keys.insert(new_machine.key());
-        let (grounds, labels) = new_key::grounds_and_labels(Some(token), serial_number, found.listed);
+        let (grounds, labels) = basis::grounds_and_labels(Some(token), serial_number, found.listed);
         token.uses = token.uses.saturating_add(1);
         Some(Admitted {
             new_machine,

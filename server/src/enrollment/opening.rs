@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::{
     Applicant, Decided, EnrollError,
-    new_key::{self, EnrollmentBasis, Entry},
+    basis::EnrollmentBasis,
+    new_key::{self, Entry},
     token,
 };
 use crate::{
@@ -121,7 +122,7 @@ async fn has_fit_token(tx: &mut Transaction, applicant: &Applicant) -> Result<bo
 }
 
 /// Anyone who knows the hardware can make keys that wait, so only so many may.
-async fn require_place(tx: &mut Transaction, machine_id: Uuid) -> Result<(), EnrollError> {
+pub(super) async fn require_place(tx: &mut Transaction, machine_id: Uuid) -> Result<(), EnrollError> {
     let now = tx.now();
     let waiting = enrollments::pending_of_machine(tx, machine_id, now, i64::from(MOST_WAITING)).await?;
     match u32::try_from(waiting.len()) {

@@ -209,6 +209,25 @@ async fn a_new_key_waits_for_the_record_with_a_bound_token_that_lapsed(#[case] l
     server.stop().await;
 }
 
+/// Such a token lies on every Mac that it enrolled.
+#[tokio::test]
+async fn a_lapsed_token_lets_ten_keys_wait_for_a_record() {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("PLACES").await;
+    let token = json!({"serial_numbers": ["PLACES", "OTHER"], "allow_reenrollment": true, "max_uses": 1});
+    let token = server.enrollment_token(token).await;
+    let other = Machine::with_serial_number("OTHER");
+    let _uses_it_up = other.enroll(&server, Some(&token)).await.expect(201);
+    for _ in 0..10 {
+        let _waits = machine.erased().enroll(&server, Some(&token)).await.expect(202);
+    }
+    let refused = machine.erased().enroll(&server, Some(&token)).await;
+    let refused = refused.expect_problem(ProblemKind::RateLimited);
+    assert!(refused.detail().contains("10 keys"), "{refused}");
+    let _waits = other.erased().enroll(&server, Some(&token)).await.expect(202);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_revoked_bound_token_lets_no_key_wait() {
     let server = InProcess::start().await;
