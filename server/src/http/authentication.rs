@@ -103,8 +103,9 @@ impl<R: RequiredRole> FromRequestParts<Arc<Services>> for Authorized<R> {
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiProblem> {
         let Ok(source) = RequestSource::from_request_parts(parts, services).await;
-        let secret = presented_key(&parts.headers, R::ACCEPTS_BASIC)?;
-        let api_key = authenticate(services, &secret, &source).await?;
+        let challenge = |problem: ApiProblem| problem.or_basic(R::ACCEPTS_BASIC);
+        let secret = presented_key(&parts.headers, R::ACCEPTS_BASIC).map_err(challenge)?;
+        let api_key = authenticate(services, &secret, &source).await.map_err(challenge)?;
         if !R::ROLES.contains(&api_key.role) {
             let detail = format!(
                 "this requires the role {}; the API key {:?} has another role",

@@ -29,6 +29,7 @@ pub(crate) struct ApiProblem {
     nonce_after: Option<OffsetDateTime>,
     errors: Vec<LineError>,
     reason: Option<AttestationRefusal>,
+    accepts_basic: bool,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiProblem>;
@@ -47,6 +48,7 @@ impl ApiProblem {
             nonce_after: None,
             errors: Vec::new(),
             reason: None,
+            accepts_basic: false,
         }
     }
 
@@ -64,6 +66,12 @@ impl ApiProblem {
 
     pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// Challenges a caller without valid credentials to HTTP Basic, too. Many clients send it only after a challenge.
+    pub(crate) fn or_basic(mut self, is_accepted: bool) -> Self {
+        self.accepts_basic = is_accepted;
         self
     }
 
@@ -147,6 +155,10 @@ impl IntoResponse for ApiProblem {
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            if self.accepts_basic {
+                let basic = HeaderValue::from_static("Basic realm=\"assay\", charset=\"UTF-8\"");
+                response.headers_mut().append(header::WWW_AUTHENTICATE, basic);
+            }
         }
         if let Some(last_nonce) = self.nonce_after {
             response.extensions_mut().insert(NonceAfter(last_nonce));

@@ -242,5 +242,21 @@ async fn a_relying_party_may_authenticate_by_client_secret_basic() {
         Answer::to(request.body(format!("token={token}"))).await
     };
     assert_eq!(ask(&setting.api_key).await.expect(200).json()["active"], true);
-    let _refused = ask("assay_key_x").await.expect_problem(ProblemKind::Unauthenticated);
+    let wrong = ask("assay_key_x").await;
+    let request = setting.apis[1].request(Method::POST, "/v1/introspect");
+    for refused in [wrong, Answer::to(request).await] {
+        let refused = refused.expect_problem(ProblemKind::Unauthenticated);
+        let challenges: Vec<_> = refused.headers.get_all("www-authenticate").iter().collect();
+        assert_eq!(
+            challenges,
+            ["Bearer", "Basic realm=\"assay\", charset=\"UTF-8\""],
+            "{refused}"
+        );
+    }
+    let elsewhere = setting.apis[1].request(Method::GET, "/v1/admin/machines");
+    let refused = Answer::to(elsewhere).await.expect_problem(ProblemKind::Unauthenticated);
+    assert_eq!(
+        refused.headers.get_all("www-authenticate").iter().collect::<Vec<_>>(),
+        ["Bearer"]
+    );
 }
