@@ -215,7 +215,7 @@ impl Config {
         let telemetry_listen = settings
             .parsed("telemetry.listen")
             .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)));
-        let revocation = Revocation::read(settings, public_url.as_ref());
+        let revocation = Revocation::read(settings, public_url.as_ref(), listen);
         let master_key = MasterKey::read(settings, &data_dir);
         let tls = Tls::read(settings);
         let client_certificates = ClientCertificates::read(settings, &tls);
@@ -473,6 +473,12 @@ mod tests {
         "ASSAY_LISTEN",
         "8443",
         "listen (ASSAY_LISTEN) is \"8443\": invalid socket address syntax"
+    )]
+    #[case(
+        "ASSAY_LISTEN",
+        "127.0.0.1:8080",
+        "revocation.listen (ASSAY_REVOCATION__LISTEN) is 0.0.0.0:8080, which overlaps with listen, 127.0.0.1:8080: set \
+         another port, or \"off\""
     )]
     #[case("ASSAY_DATA_DIR", "", "data_dir (ASSAY_DATA_DIR) is empty")]
     #[case(

@@ -44,7 +44,7 @@ pub enum RevocationUrlError {
     /// More than an origin.
     #[error("it must end after host and port")]
     NotAnOrigin,
-    /// TLS, by which verifiers would have to check a certificate to check a certificate.
+    /// TLS. A verifier would need the status of one certificate to ask for that of another.
     #[error("it must begin with http:// (RFC 5280, section 8), or be public_url")]
     NotHttp,
 }
@@ -68,13 +68,19 @@ impl FromStr for Listen {
 }
 
 impl Revocation {
-    /// `public_url` is `None` if it is missing or invalid, which is an error of its own.
-    pub(super) fn read(settings: &mut Settings, public_url: Option<&PublicUrl>) -> Option<Self> {
+    /// `public_url` is `None` if it is missing or invalid, which is an error of its own. `api` is where the API listens.
+    pub(super) fn read(settings: &mut Settings, public_url: Option<&PublicUrl>, api: SocketAddr) -> Option<Self> {
+        let origin = settings.origin(LISTEN);
         let listen = match settings.parsed(LISTEN) {
             None => Some(DEFAULT_LISTEN),
             Some(Listen::On(address)) => Some(address),
             Some(Listen::Off) => None,
         };
+        // Otherwise the start would fail only after it has migrated the database.
+        if let Some(address) = listen.filter(|address| overlap(*address, api)) {
+            let problem = format!("is {address}, which overlaps with listen, {api}: set another port, or \"off\"");
+            return settings.refuse(LISTEN, origin, &problem);
+        }
         let list_lifetime = settings.duration("revocation.list_lifetime", 10 * MINUTE..=30 * DAY);
         let origin = settings.origin(URL);
         let given = settings.text(URL);
@@ -92,6 +98,12 @@ impl Revocation {
             list_lifetime: list_lifetime.unwrap_or(DAY),
         })
     }
+}
+
+/// Whether two listeners cannot both have their address. Port 0 is any free port.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && (is_everywhere || one.ip() == other.ip())
 }
 
 impl RevocationUrl {
