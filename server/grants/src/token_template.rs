@@ -28,7 +28,7 @@ const MOST_EXACT: u64 = (1 << 53) - 1;
 const LONGEST_SUBJECT: usize = 255;
 
 /// Claims that a template cannot set. First, those of every grant token. Then those that introspection adds (RFC 7662).
-/// The rest say for whom or by whom a token was made: Amazon takes `azp` for the audience, for example.
+/// The rest name a party of the token. Amazon, for example, takes `azp` for the audience.
 const RESERVED: [&str; 22] = [
     "iss",
     "sub",
@@ -72,7 +72,7 @@ pub struct TokenContents {
     pub lifetime: Option<Duration>,
     /// The subject, if not the SPIFFE id.
     pub subject: Option<String>,
-    /// Further claims as the members of a JSON object, without its braces. It is empty if there are none.
+    /// Further claims: the members of a JSON object, without its braces. An empty text means no further claims.
     pub further_claims: String,
 }
 

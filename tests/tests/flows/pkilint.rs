@@ -18,7 +18,7 @@ use super::acme::with_device_certificate;
 use super::commands::run;
 use super::revocation::{RelyingParty, await_answer, post};
 
-/// The findings that are no faults: the kinds of document, the finding's code, and why it is none.
+/// Accepted findings: the kinds of document, the finding's code, and the reason.
 const EXPLAINED: [(&[&str], &str, &str); 3] = [
     (
         &["machine", "attested machine", "device"],

@@ -22,7 +22,7 @@ use super::revocation::{OCSP_REQUEST, RelyingParty, await_answer, post, revoke};
 /// What the listener serves, besides what is named by a key identifier.
 const SERVED: [&str; 3] = ["/v1/ca/crl", "/v1/ca/crls.pem", "/v1/ca/issuer.cer"];
 
-/// What it does not serve: trust anchors, and everything that is not signed.
+/// Absent paths: trust anchors and unsigned content.
 const ABSENT: [&str; 13] = [
     "/",
     "/v1/ca/bundle.pem",
