@@ -125,7 +125,7 @@ async fn the_limit_of_pending_enrollments_without_a_token_holds_under_concurrenc
     for answer in refused {
         assert_eq!(answer.kind(), ProblemKind::RateLimited, "{answer}");
         assert!(
-            answer.detail().contains("3 machines without an enrollment token"),
+            answer.detail().contains("3 keys without a valid enrollment token"),
             "{answer}"
         );
     }
