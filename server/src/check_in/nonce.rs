@@ -8,8 +8,8 @@ use time::{Duration, OffsetDateTime};
 
 /// How long a nonce lives.
 pub(crate) const LIFETIME: Duration = Duration::seconds(300);
-/// How far ahead of this replica's clock another one's may be. A nonce lives longer by at most this time. Beyond it, the
-/// machine needs a nonce of this replica.
+/// How far ahead of this replica's clock a nonce's time may be. Beyond it, the machine needs a nonce of this replica. A
+/// nonce of a replica whose clock is ahead lives longer here by the difference of the two clocks.
 pub(crate) const GREATEST_REPLICA_SKEW: Duration = Duration::minutes(1);
 
 const TIME_BYTES: usize = 8;
