@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
-    jws::CriticalExtensions,
+    jws::{CriticalExtensions, PartError, numeric_date, read_part},
     key::{BadSignature, KeyThumbprint, PublicKey},
     machine::{KeyClaim, MachineIdentity, Posture},
     object::object,
@@ -272,19 +272,6 @@ impl Evidence {
     }
 }
 
-/// A NumericDate (RFC 7519, section 2) may have a fraction. A number out of range becomes the nearest in range.
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "the cast of a float saturates, as intended"
-)]
-fn numeric_date<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let number = serde_json::Number::deserialize(deserializer)?;
-    let seconds = number
-        .as_i64()
-        .or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64));
-    seconds.ok_or_else(|| serde::de::Error::custom("iat is not a number of seconds"))
-}
-
 fn continuity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let value = Option::<String>::deserialize(deserializer)?;
     if value.as_ref().is_some_and(|value| value.len() > LONGEST_CONTINUITY) {
@@ -294,10 +281,8 @@ fn continuity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Optio
 }
 
 fn decode<T: DeserializeOwned>(part: &'static str, base64url: &str) -> Result<T, EvidenceError> {
-    let json = URL_SAFE_NO_PAD
-        .decode(base64url)
-        .map_err(|_| EvidenceError::NotCompactJws)?;
-    let mut json = serde_json::Deserializer::from_slice(&json);
-    let read = object(&mut json).and_then(|read| json.end().map(|()| read));
-    read.map_err(|source| EvidenceError::Unreadable { part, source })
+    read_part(base64url).map_err(|error| match error {
+        PartError::NotBase64Url => EvidenceError::NotCompactJws,
+        PartError::Unreadable(source) => EvidenceError::Unreadable { part, source },
+    })
 }

@@ -1,6 +1,12 @@
 //! What every JWS that is read has in common (RFC 7515).
 
-use serde::{Deserialize, Deserializer, de::IgnoredAny};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny},
+};
+
+use crate::object::object;
 
 /// The member `crit` of a header. Any value counts, even null.
 ///
@@ -24,4 +30,32 @@ impl<'de> Deserialize<'de> for CriticalExtensions {
         IgnoredAny::deserialize(deserializer)?;
         Ok(Self { is_present: true })
     }
+}
+
+/// Why a part of a compact JWS cannot be read.
+#[derive(Debug)]
+pub(crate) enum PartError {
+    NotBase64Url,
+    Unreadable(serde_json::Error),
+}
+
+/// Reads a JSON object from base64url without padding.
+pub(crate) fn read_part<T: DeserializeOwned>(base64url: &str) -> Result<T, PartError> {
+    let json = URL_SAFE_NO_PAD.decode(base64url).map_err(|_| PartError::NotBase64Url)?;
+    let mut json = serde_json::Deserializer::from_slice(&json);
+    let read = object(&mut json).and_then(|read| json.end().map(|()| read));
+    read.map_err(PartError::Unreadable)
+}
+
+/// A NumericDate (RFC 7519, section 2) may have a fraction. A number out of range becomes the nearest in range.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the cast of a float saturates, as intended"
+)]
+pub(crate) fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let seconds = number
+        .as_i64()
+        .or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64));
+    seconds.ok_or_else(|| serde::de::Error::custom("iat is not a number of seconds"))
 }

@@ -43,6 +43,19 @@ impl PublicKey {
         Self::from_p256(&p256::PublicKey::from_sec1_bytes(bytes).map_err(|_| NotP256)?)
     }
 
+    /// Reads the coordinates of a JWK: base64url without padding of exactly 32 bytes each (RFC 7518, section 6.2.1.2).
+    pub fn from_jwk_coordinates(x: &str, y: &str) -> Result<Self, NotP256> {
+        let mut point = [4; 65];
+        let (_format, coordinates) = point.split_at_mut(1);
+        for (half, coordinate) in coordinates.chunks_exact_mut(32).zip([x, y]) {
+            // 32 bytes are 43 characters. Do not decode anything longer.
+            let decoded = (coordinate.len() == 43).then(|| URL_SAFE_NO_PAD.decode(coordinate));
+            let decoded = decoded.ok_or(NotP256)?.map_err(|_| NotP256)?;
+            half.copy_from_slice(&decoded);
+        }
+        Self::from_sec1(&point)
+    }
+
     /// The `SubjectPublicKeyInfo` in DER.
     #[must_use]
     pub fn spki_der(&self) -> &[u8] {

@@ -8,6 +8,7 @@ pub mod agent_api;
 pub mod attestation;
 pub mod csr;
 pub mod digest;
+pub mod dpop;
 pub mod error_chain;
 pub mod evidence;
 pub mod jws;

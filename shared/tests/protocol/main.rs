@@ -8,6 +8,7 @@
     reason = "a test that cannot go on has failed, and says where"
 )]
 
+mod dpop;
 mod key;
 mod outside_bytes;
 mod round_trips;
