@@ -227,12 +227,6 @@ impl<'a> UnverifiedProof<'a> {
         })
     }
 
-    /// The claims, to log what was sent.
-    #[must_use]
-    pub fn unverified_claims(&self) -> &ProofClaims {
-        &self.claims
-    }
-
     /// Verifies that the token's key signed this for this request and token, and recently.
     ///
     /// The signature is verified last, because it costs the most.

@@ -227,7 +227,7 @@ proptest! {
             htm: method.parse().unwrap(),
             htu: format!("https://wiki.example.com/{path}").parse().unwrap(),
             iat,
-            ath: None,
+            ath: Some(access_token_hash(TOKEN)),
             nonce: nonce.map(|nonce| nonce.parse().unwrap()),
         };
         let mut signed = Vec::new();
@@ -236,10 +236,17 @@ proptest! {
             Ok(fixed(&key, message))
         });
         let jws = jws.unwrap();
-        prop_assert_eq!(&UnverifiedProof::parse(&jws).unwrap().unverified_claims(), &&claims);
+        let own = Request {
+            method: claims.htm.clone(), target: claims.htu.clone(), hash: access_token_hash(TOKEN), nonce: claims.nonce.clone(),
+        };
+        let proof = verify(&jws, &public_key(&key), &own, iat).unwrap();
+        prop_assert_eq!(proof.claims(), &claims);
         // The whole header is fixed, apart from the key.
-        prop_assert!(signed.starts_with(URL_SAFE_NO_PAD.encode(r#"{"typ":"dpop+jwt","alg":"ES256","jwk":"#).as_bytes()));
-        prop_assert!(matches!(UnverifiedEvidence::parse(&jws), Err(EvidenceError::Unreadable { .. } | EvidenceError::Type)));
+        let beginning = URL_SAFE_NO_PAD.encode("{\"typ\":\"dpop+jwt\",\"alg\":\"ES256\",\"jwk");
+        prop_assert!(signed.starts_with(beginning.as_bytes()));
+        let refused = UnverifiedEvidence::parse(&jws);
+        let is_refused = matches!(refused, Err(EvidenceError::Unreadable { .. } | EvidenceError::Type));
+        prop_assert!(is_refused);
         prop_assert!(UnverifiedCsr::from_pem(&jws).is_err());
         // TLS 1.3 signs 64 spaces first (RFC 8446, section 4.4.3), TLS 1.2 a ClientHello (RFC 5246, section 7.4.8), and a
         // CSR is a SEQUENCE.
