@@ -13,7 +13,7 @@ use crate::{
     config::{ConfigurationError, LogLevel, Settings, read_file, read_token},
     exchanges::EnrollOptions,
     local::LocalAddress,
-    proxy::ProxyOptions,
+    proxy::{ProofKind, ProxyOptions},
     trust::{Fingerprint, ServerUrl, Trust},
 };
 
@@ -118,6 +118,10 @@ pub(crate) struct ProxyArguments {
     /// Relying party whose grant token is sent as bearer token; replaces the program's Authorization header
     #[arg(long)]
     pub(crate) audience: Option<String>,
+    /// Prove for each request that this machine holds the key of its grant; `dpop` sends the token as `DPoP` with a proof
+    /// of RFC 9449, for services that cannot see the client certificate
+    #[arg(long, value_name = "PROOF", requires = "audience")]
+    pub(crate) proof: Option<ProofKind>,
     /// Trusted roots for the service's certificate (PEM) [default: the system's roots]
     #[arg(long, value_name = "FILE")]
     pub(crate) upstream_ca_file: Option<PathBuf>,
@@ -178,6 +182,7 @@ impl ProxyArguments {
             upstream: self.upstream,
             trust,
             audience: self.audience,
+            proof: self.proof,
             peers: settings.grant_socket.clone(),
         })
     }
@@ -285,6 +290,8 @@ mod tests {
     #[case(&["proxy", "--listen", "127.0.0.1:0"])]
     #[case(&["proxy", "--listen", "0.0.0.0:8080", "--upstream", "https://wiki.example.com"])]
     #[case(&["proxy", "--listen", "127.0.0.1:0", "--upstream", "http://wiki.example.com"])]
+    #[case(&["proxy", "--listen", "127.0.0.1:0", "--upstream", "https://wiki.example.com", "--proof", "dpop"])]
+    #[case(&["proxy", "--listen", "127.0.0.1:0", "--upstream", "https://a.example.com", "--audience", "a", "--proof", "x"])]
     #[case(&["dance"])]
     fn wrong_usage_is_rejected(#[case] arguments: &[&str]) {
         let arguments = ["assay-agent"].iter().chain(arguments);

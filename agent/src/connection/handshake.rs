@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
 use reqwest::{ClientBuilder, redirect};
 use rustls::{AlertDescription, CertificateError, ClientConfig};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
@@ -39,6 +41,22 @@ pub(crate) fn configure_connections(
         Some(certificate) => builder.connector_layer(ThreadLayer::new(Arc::clone(certificate), limit)),
         None => builder.connect_timeout(limit),
     }
+}
+
+/// Connections of [`connector`].
+pub(crate) type Connector = ThreadConnector<HttpsConnector<HttpConnector>>;
+
+/// A connector for hyper with this TLS configuration and time limit, which presents a client certificate.
+pub(crate) fn connector(tls: ClientConfig, certificate: &Arc<ClientCertificate>, limit: Duration) -> Connector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(tcp);
+    ThreadLayer::new(Arc::clone(certificate), limit).layer(connector)
 }
 
 /// Whether the server presents a certificate of a CA as its own.
@@ -94,7 +112,7 @@ struct ThreadLayer {
 
 /// A connector that is wrapped by the layer.
 #[derive(Debug, Clone)]
-struct ThreadConnector<S> {
+pub(crate) struct ThreadConnector<S> {
     connector: S,
     layer: ThreadLayer,
 }

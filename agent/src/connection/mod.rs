@@ -12,5 +12,5 @@ pub(crate) use self::{
     certificate::is_certificate_for,
     client::{ApiResponse, Client, fetch_root},
     client_certificate::{ClientCertificate, Identity, presentable},
-    handshake::configure_connections,
+    handshake::{Connector, connector},
 };

@@ -124,7 +124,7 @@ fn csr_digest(csr: &str) -> Result<String, ProofError> {
     Ok(URL_SAFE_NO_PAD.encode(sha256(csr.der())))
 }
 
-fn sign_fixed(store: &dyn KeyStore, sealed: &SealedKey, message: &[u8]) -> Result<[u8; 64], ProofError> {
+pub(super) fn sign_fixed(store: &dyn KeyStore, sealed: &SealedKey, message: &[u8]) -> Result<[u8; 64], ProofError> {
     let der = store.sign(sealed, message).map_err(KeyFault::Store)?;
     let signature = Signature::from_der(&der).map_err(ProofError::Signature)?;
     Ok(signature.to_bytes().into())

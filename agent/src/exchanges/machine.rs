@@ -10,6 +10,7 @@ use super::{
     credential::Credential,
     error::AgentError,
     evidence::{Keys, Proof, ProofError, Statement, prove},
+    possession::Prover,
 };
 use crate::{
     clock::Clock,
@@ -173,15 +174,17 @@ impl Machine {
     ///
     /// Fails if the record belongs to another machine: nothing may be signed with its key here.
     pub(crate) async fn require_own_state(&self, record: &Record) -> Result<Option<String>, AgentError> {
-        let facts = Arc::clone(&self.facts);
-        let present = run_blocking(move || Ok(facts.hardware_uuid()?)).await?;
-        match (record.other_hardware(present.as_deref()), present) {
-            (Some(recorded), Some(present)) => Err(AgentError::ForeignState {
-                recorded: recorded.to_owned(),
-                present,
-            }),
-            (_, present) => Ok(present),
-        }
+        require_own_state(&self.facts, record).await
+    }
+
+    /// Signs proofs for requests of this machine's programs.
+    pub(crate) fn prover(&self) -> Prover {
+        Prover::new(
+            self.directory.clone(),
+            self.key.clone(),
+            Arc::clone(&self.facts),
+            Arc::clone(&self.clock),
+        )
     }
 
     async fn read_facts(&self) -> Result<MachineFacts, AgentError> {
@@ -190,6 +193,19 @@ impl Machine {
         let version = &mut facts.posture.agent_version;
         version.get_or_insert_with(|| env!("CARGO_PKG_VERSION").to_owned());
         Ok(facts)
+    }
+}
+
+/// The hardware UUID of this machine, if the record does not belong to another one.
+pub(super) async fn require_own_state(facts: &Arc<dyn Facts>, record: &Record) -> Result<Option<String>, AgentError> {
+    let facts = Arc::clone(facts);
+    let present = run_blocking(move || Ok(facts.hardware_uuid()?)).await?;
+    match (record.other_hardware(present.as_deref()), present) {
+        (Some(recorded), Some(present)) => Err(AgentError::ForeignState {
+            recorded: recorded.to_owned(),
+            present,
+        }),
+        (_, present) => Ok(present),
     }
 }
 

@@ -9,6 +9,7 @@ mod failure;
 mod hardware;
 mod machine;
 mod options;
+mod possession;
 mod renewal;
 mod rotation;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub(crate) use self::{
     check_in::interval,
     credential::Credential,
     machine::{Machine, run_blocking},
+    possession::{PossessionError, ProvenRequest, Prover},
 };
 pub use self::{
     enrollment::EnrollOutcome, error::AgentError, evidence::ProofError, failure::Failure, options::EnrollOptions,

@@ -1,4 +1,5 @@
-//! The grant socket: `GET /grant?audience=` for the users that the configuration names.
+//! The grant socket: `GET /grant?audience=`, and `GET /proof?audience=&method=&url=` with a proof of possession for one
+//! request (DPoP, RFC 9449), for the users that the configuration names.
 //!
 //! The socket is in `run` in the state directory. If other users may use it, they get only search permission on the
 //! state directory: they can neither list it nor read its files.
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::Settings,
-    exchanges::Machine,
+    exchanges::{Machine, PossessionError, ProvenRequest, Prover},
     state::{GrantError, StateDirectory, StateError, current_grant},
 };
 
@@ -29,6 +30,7 @@ const SOCKET: &str = "agent.sock";
 struct GrantSocket {
     directory: StateDirectory,
     clock: Arc<dyn Clock>,
+    prover: Prover,
 }
 
 /// A grant, as the response contains it.
@@ -37,6 +39,16 @@ struct GrantResponse<'a> {
     audience: &'a str,
     token: &'a str,
     permissions: &'a [String],
+    #[serde(with = "time::serde::rfc3339")]
+    expires_at: OffsetDateTime,
+}
+
+/// A grant token with a proof for one request, as the response contains them.
+#[derive(Serialize)]
+struct ProofResponse<'a> {
+    audience: &'a str,
+    token: &'a str,
+    proof: &'a str,
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
 }
@@ -61,6 +73,7 @@ pub(crate) async fn run(machine: &Machine, settings: &Settings, stop: Cancellati
     let service = GrantSocket {
         directory: machine.directory.clone(),
         clock: Arc::clone(&machine.clock),
+        prover: machine.prover(),
     };
     let peers = LocalPeers::new(settings.grant_socket.clone());
     for name in peers.unknown_names() {
@@ -107,10 +120,11 @@ impl LocalService for GrantSocket {
     const MAX_CONNECTIONS: usize = 64;
 
     async fn respond(&self, request: Request<Incoming>) -> LocalResponse {
-        if request.uri().path() != "/grant" {
+        let path = request.uri().path();
+        if !matches!(path, "/grant" | "/proof") {
             return problem(
                 StatusCode::NOT_FOUND,
-                "not found; the only resource is /grant?audience=",
+                "not found; the resources are /grant?audience= and /proof?audience=&method=&url=",
                 &[],
             );
         }
@@ -125,18 +139,82 @@ impl LocalService for GrantSocket {
                 .insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
             return response;
         }
-        let query = request.uri().query().unwrap_or_default().as_bytes();
-        let mut audiences = form_urlencoded::parse(query).filter(|(name, _)| name == "audience");
-        let (Some((_, audience)), None) = (audiences.next(), audiences.next()) else {
+        let query = request.uri().query().unwrap_or_default();
+        match path {
+            "/grant" => self.grant(query).await,
+            _ => self.proof(query).await,
+        }
+    }
+}
+
+impl GrantSocket {
+    async fn grant(&self, query: &str) -> LocalResponse {
+        let Some(audience) = parameter(query, "audience") else {
             return problem(
                 StatusCode::BAD_REQUEST,
                 "exactly one audience is required: /grant?audience=A",
                 &[],
             );
         };
-        let (directory, audience, now) = (self.directory.clone(), audience.into_owned(), self.clock.now());
+        let (directory, now) = (self.directory.clone(), self.clock.now());
         let response = tokio::task::spawn_blocking(move || grant(&directory, &audience, now)).await;
         response.unwrap_or_else(|_| problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping", &[]))
+    }
+
+    async fn proof(&self, query: &str) -> LocalResponse {
+        let (audience, request) = match proven_request(query) {
+            Ok(asked) => asked,
+            Err(detail) => return problem(StatusCode::BAD_REQUEST, &detail, &[]),
+        };
+        match self.prover.prove(&audience, &request).await {
+            Ok(proven) => {
+                let body = ProofResponse {
+                    audience: &proven.grant.audience,
+                    token: &proven.grant.token,
+                    proof: &proven.proof,
+                    expires_at: proven.grant.expires_at,
+                };
+                let body = serde_json::to_string(&body).unwrap_or_default();
+                json_response(StatusCode::OK, "application/json", body)
+            }
+            Err(PossessionError::Grant(error)) => error.response(),
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "cannot sign a proof");
+                problem(StatusCode::SERVICE_UNAVAILABLE, &Chain(&error).to_string(), &[])
+            }
+        }
+    }
+}
+
+/// The audience, and the request that the proof is for.
+fn proven_request(query: &str) -> Result<(String, ProvenRequest), String> {
+    let required = |name| {
+        parameter(query, name)
+            .ok_or_else(|| format!("exactly one {name} is required: /proof?audience=A&method=M&url=U"))
+    };
+    let (audience, method, url) = (required("audience")?, required("method")?, required("url")?);
+    let nonce = match form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "nonce") {
+        true => Some(parameter(query, "nonce").ok_or("at most one nonce is allowed")?),
+        false => None,
+    };
+    let invalid = |name, error: &dyn std::error::Error| format!("{name}: {error}");
+    let request = ProvenRequest {
+        method: method.parse().map_err(|error| invalid("method", &error))?,
+        target: url.parse().map_err(|error| invalid("url", &error))?,
+        nonce: match nonce {
+            Some(nonce) => Some(nonce.parse().map_err(|error| invalid("nonce", &error))?),
+            None => None,
+        },
+    };
+    Ok((audience, request))
+}
+
+/// The value of a parameter that is in the query exactly once.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(other, _)| other == name);
+    match (values.next(), values.next()) {
+        (Some((_, value)), None) => Some(value.into_owned()),
+        _ => None,
     }
 }
 

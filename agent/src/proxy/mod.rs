@@ -4,6 +4,8 @@
 //! for an audience, the current grant token. The daemon keeps certificate and grants current. After a renewal, the
 //! proxy opens new connections with the new certificate.
 
+mod authorization;
+mod body;
 pub(crate) mod message;
 mod upstream;
 
@@ -11,20 +13,22 @@ use std::sync::Arc;
 
 use assay_protocol::Chain;
 use http_body_util::BodyExt;
-use hyper::{Request, StatusCode, body::Incoming, header::AUTHORIZATION};
-use reqwest::header::HeaderValue;
+use hyper::{Request, StatusCode, body::Incoming, http::request};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::authorization::ProofKind;
 use self::{
+    authorization::Authorization,
+    body::{ProgramBody, RequestBody},
     message::{RejectedRequest, Site, prepare_request, prepare_response},
     upstream::{Upstream, UpstreamError},
 };
 use crate::{
     config::GrantSocketSettings,
-    exchanges::{Agent, AgentError},
+    exchanges::{Agent, AgentError, PossessionError},
     local::{Listener, LocalAddress, LocalPeers, LocalResponse, LocalService, OwnedSocket, problem, serve},
-    state::{GrantError, Record, current_grant},
+    state::GrantError,
     trust::{ServerUrl, Trust},
 };
 
@@ -34,8 +38,10 @@ pub(crate) struct ProxyOptions {
     pub(crate) listen: LocalAddress,
     pub(crate) upstream: ServerUrl,
     pub(crate) trust: Trust,
-    /// The relying party whose grant token is sent as bearer token.
+    /// The relying party whose grant token is sent.
     pub(crate) audience: Option<String>,
+    /// The proof of possession that is sent with the token. Without one, the token is a bearer token.
+    pub(crate) proof: Option<ProofKind>,
     /// The users that may use the proxy's Unix socket.
     pub(crate) peers: GrantSocketSettings,
 }
@@ -63,7 +69,7 @@ pub(crate) struct Proxy {
 struct Forwarder {
     agent: Agent,
     upstream: Upstream,
-    audience: Option<String>,
+    authorization: Authorization,
     site: Site,
 }
 
@@ -76,8 +82,14 @@ enum ForwardError {
     State(#[source] AgentError),
     #[error(transparent)]
     Grant(#[from] GrantError),
-    #[error("the grant token for {0} is not a valid header value")]
-    InvalidToken(String),
+    #[error("the request's body cannot be read")]
+    Body(#[source] hyper::Error),
+    #[error(transparent)]
+    Possession(PossessionError),
+    #[error("no proof can be signed for this method and URL")]
+    NoProof,
+    #[error("the grant token is not a valid header value")]
+    InvalidToken,
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
 }
@@ -104,13 +116,14 @@ impl Proxy {
             }
         };
         let upstream = Upstream::new(options.upstream, options.trust);
+        let authorization = Authorization::new(agent.machine(), options.audience, options.proof);
         Ok(Self {
             listener,
             address,
             forwarder: Forwarder {
                 agent,
                 upstream,
-                audience: options.audience,
+                authorization,
                 site,
             },
             _socket: socket,
@@ -146,26 +159,44 @@ impl Forwarder {
     async fn forward(&self, request: Request<Incoming>) -> Result<LocalResponse, ForwardError> {
         let (mut head, body) = request.into_parts();
         let target = prepare_request(&mut head, self.site)?;
-        // Read for each request, because the daemon updates it.
-        let record = self.agent.record().await.map_err(ForwardError::State)?;
-        if let Some(audience) = &self.audience {
-            head.headers.insert(AUTHORIZATION, self.bearer(&record, audience)?);
+        let body = match self.authorization.may_need_a_nonce() {
+            true => ProgramBody::keep_if_short(body).await.map_err(ForwardError::Body)?,
+            false => ProgramBody::Streamed(body),
+        };
+        let (body, again) = body.into_request();
+        let (mut response, needs_nonce) = self.exchange(head.clone(), &target, body).await?;
+        if let Some(body) = again.filter(|_| needs_nonce) {
+            (response, _) = self.exchange(head, &target, body).await?;
         }
-        let response = self
-            .upstream
-            .send(self.agent.machine(), &record, head, &target, body)
-            .await?;
-        let (mut head, body) = response.into_parts();
-        prepare_response(&mut head);
-        Ok(LocalResponse::from_parts(head, body.map_err(Into::into).boxed_unsync()))
+        Ok(response)
     }
 
-    fn bearer(&self, record: &Record, audience: &str) -> Result<HeaderValue, ForwardError> {
-        let grant = current_grant(record, audience, self.agent.machine().clock.now())?;
-        let bearer = HeaderValue::from_str(&format!("Bearer {}", grant.token));
-        let mut bearer = bearer.map_err(|_| ForwardError::InvalidToken(audience.to_owned()))?;
-        bearer.set_sensitive(true);
-        Ok(bearer)
+    /// Sends a request. Returns the response, and whether it asks for another proof with its nonce.
+    async fn exchange(
+        &self,
+        mut head: request::Parts,
+        target: &str,
+        body: RequestBody,
+    ) -> Result<(LocalResponse, bool), ForwardError> {
+        // Read for each request, because the daemon updates it.
+        let record = self.agent.record().await.map_err(ForwardError::State)?;
+        let machine = self.agent.machine();
+        let url = self.upstream.url(target);
+        self.authorization.add(&mut head, &url, machine, &record).await?;
+        let response = self.upstream.send(machine, &record, head, &url, body).await?;
+        let (mut head, body) = response.into_parts();
+        let needs_nonce = self.authorization.keep_nonce(&head);
+        prepare_response(&mut head);
+        Ok((LocalResponse::from_parts(head, body.boxed_unsync()), needs_nonce))
+    }
+}
+
+impl From<PossessionError> for ForwardError {
+    fn from(error: PossessionError) -> Self {
+        match error {
+            PossessionError::Grant(error) => Self::Grant(error),
+            error => Self::Possession(error),
+        }
     }
 }
 
@@ -175,7 +206,10 @@ impl ForwardError {
             Self::Rejected(rejected) => (rejected.status(), [].as_slice()),
             Self::Grant(GrantError::NotGranted { reasons, .. }) => (StatusCode::FORBIDDEN, reasons.as_slice()),
             Self::Upstream(error) if error.is_timeout() => (StatusCode::GATEWAY_TIMEOUT, [].as_slice()),
-            Self::State(_) | Self::Grant(_) | Self::InvalidToken(_) | Self::Upstream(_) => {
+            Self::Body(_) | Self::NoProof | Self::Upstream(UpstreamError::BadUrl(_)) => {
+                (StatusCode::BAD_REQUEST, [].as_slice())
+            }
+            Self::State(_) | Self::Grant(_) | Self::Possession(_) | Self::InvalidToken | Self::Upstream(_) => {
                 (StatusCode::BAD_GATEWAY, [].as_slice())
             }
         };

@@ -5,11 +5,19 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Response, body::Incoming, http::request};
+use hyper::{
+    Request, Response, Uri, Version,
+    http::{request, uri::InvalidUri},
+};
+use hyper_util::{
+    client::legacy::{Client, Error},
+    rt::{TokioExecutor, TokioTimer},
+};
 use rustls::client::ResolvesClientCert;
 
+use super::body::{RequestBody, ResponseBody};
 use crate::{
-    connection::{ClientCertificate, configure_connections, presentable},
+    connection::{ClientCertificate, Connector, connector, presentable},
     exchanges::{AgentError, Credential, Machine},
     key_store::KeyFault,
     state::Record,
@@ -31,7 +39,7 @@ pub(super) struct Upstream {
 /// The connections with one certificate.
 #[derive(Debug)]
 struct Open {
-    http: reqwest::Client,
+    http: Client<Connector, RequestBody>,
     certificate: Arc<ClientCertificate>,
 }
 
@@ -46,17 +54,21 @@ pub(crate) enum UpstreamError {
     State(AgentError),
     #[error("the service cannot be authenticated")]
     Trust(#[from] TrustError),
+    #[error("the request's path is not valid in a URL")]
+    BadUrl(#[source] InvalidUri),
     #[error("{upstream} does not answer")]
     NoResponse {
         upstream: ServerUrl,
         #[source]
-        source: reqwest::Error,
+        source: Error,
     },
+    #[error("{upstream} has not answered within {} s", READ_TIMEOUT.as_secs())]
+    TimedOut { upstream: ServerUrl },
 }
 
 impl UpstreamError {
     pub(crate) fn is_timeout(&self) -> bool {
-        matches!(self, Self::NoResponse { source, .. } if source.is_timeout())
+        matches!(self, Self::TimedOut { .. })
     }
 }
 
@@ -69,15 +81,25 @@ impl Upstream {
         }
     }
 
+    /// The URL of a request with this path and query, which stay as they are.
+    ///
+    /// They are not normalized: the service that gets them decides what `%2e%2e` and `//` mean.
+    pub(super) fn url(&self, target: &str) -> String {
+        self.url.endpoint(target)
+    }
+
     /// Sends a request and returns the response. Both bodies are streamed.
     pub(super) async fn send(
         &self,
         machine: &Machine,
         record: &Record,
-        head: request::Parts,
-        target: &str,
-        body: Incoming,
-    ) -> Result<Response<reqwest::Body>, UpstreamError> {
+        mut head: request::Parts,
+        url: &str,
+        body: RequestBody,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        head.uri = url.parse::<Uri>().map_err(UpstreamError::BadUrl)?;
+        head.version = Version::HTTP_11;
+        head.extensions.clear();
         let open = match self.connections(machine, record).await {
             // A rotation has replaced the key since the record was read.
             Err(UpstreamError::Key(KeyFault::Missing(_))) => {
@@ -86,13 +108,18 @@ impl Upstream {
             }
             open => open,
         }?;
-        let request = open.http.request(head.method, self.url.endpoint(target));
-        let request = request.headers(head.headers).body(reqwest::Body::wrap(body));
-        match request.send().await {
-            Ok(response) => Ok(response.into()),
-            Err(error) => Err(match open.certificate.take_fault() {
+        let sending = open.http.request(Request::from_parts(head, body));
+        match tokio::time::timeout(READ_TIMEOUT, sending).await {
+            Ok(Ok(response)) => Ok(response.map(|body| ResponseBody::new(body, READ_TIMEOUT))),
+            Ok(Err(source)) => Err(match open.certificate.take_fault() {
                 Some(fault) => UpstreamError::Key(fault),
-                None => self.no_response(error),
+                None => UpstreamError::NoResponse {
+                    upstream: self.url.clone(),
+                    source,
+                },
+            }),
+            Err(_) => Err(UpstreamError::TimedOut {
+                upstream: self.url.clone(),
             }),
         }
     }
@@ -119,19 +146,11 @@ impl Upstream {
         // Reading the system's roots blocks: they are many files.
         let tls = tokio::task::spawn_blocking(move || trust.tls(Some(presented as Arc<dyn ResolvesClientCert>))).await;
         let tls = tls.map_err(|_| UpstreamError::NoCertificate)??;
-        let http = configure_connections(reqwest::Client::builder(), tls, Some(&certificate), CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build()
-            .map_err(|error| self.no_response(error))?;
+        let http = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .build(connector(tls, &certificate, CONNECT_TIMEOUT));
         let open = Arc::new(Open { http, certificate });
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&open));
         Ok(open)
-    }
-
-    fn no_response(&self, error: reqwest::Error) -> UpstreamError {
-        UpstreamError::NoResponse {
-            upstream: self.url.clone(),
-            source: error.without_url(),
-        }
     }
 }

@@ -4,10 +4,12 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use assay_protocol::dpop::{DpopNonce, Expectation, UnverifiedProof, access_token_hash};
 use assay_tests::administrator::text;
 use assay_tests::installation::Installation;
 use assay_tests::mac::{DONE, Mac};
 use assay_tests::process::Process;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -132,6 +134,56 @@ async fn grants_are_handed_out_and_denials_explained() {
     assert!(text(&problem, "detail").contains("expired"), "{problem}");
 }
 
+fn proof_of(parameters: &[(&str, &str)]) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    format!("/proof?{}", query.extend_pairs(parameters).finish())
+}
+
+#[tokio::test]
+async fn a_proof_comes_with_the_token_that_it_is_for() {
+    let (mac, _daemon, [granted, denied]) = daemon("").await;
+    let url = "https://wiki.example.com/a/%2e%2e//b?c=d";
+    let asked = [("audience", granted.as_str()), ("method", "DELETE"), ("url", url)];
+    for nonce in [None, Some("a-nonce")] {
+        let asked: Vec<_> = asked.into_iter().chain(nonce.map(|nonce| ("nonce", nonce))).collect();
+        let (status, proven) = ask(&mac, "GET", &proof_of(&asked)).await;
+        assert_eq!((status, &proven["audience"]), (200, &json!(granted)), "{proven}");
+        let token = text(&proven, "token");
+        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let claims: Value = serde_json::from_slice(&claims).unwrap();
+        let nonce = nonce.map(|nonce| nonce.parse::<DpopNonce>().unwrap());
+        let expected = Expectation {
+            key: text(&claims["cnf"], "jkt").parse().unwrap(),
+            method: &"DELETE".parse().unwrap(),
+            target: &url.parse().unwrap(),
+            access_token_hash: &access_token_hash(&token),
+            nonce: nonce.as_ref(),
+            now: time::OffsetDateTime::now_utc().unix_timestamp(),
+        };
+        let proof = text(&proven, "proof");
+        UnverifiedProof::parse(&proof).unwrap().verify(&expected).unwrap();
+    }
+    let with = |name: &'static str, value: &'static str| {
+        let changed = asked.map(|(other, old)| (other, if other == name { value } else { old }));
+        proof_of(&changed)
+    };
+    for (target, expected) in [
+        (proof_of(&[("audience", &denied), ("method", "GET"), ("url", url)]), 403),
+        (with("audience", "https://nowhere.example.com"), 404),
+        (with("method", "GE T"), 400),
+        (with("url", "/a"), 400),
+        (with("url", "https://user@wiki.example.com/"), 400),
+        (proof_of(&asked[..2]), 400),
+        (proof_of(&[asked.as_slice(), &asked[2..]].concat()), 400),
+        (proof_of(&[asked.as_slice(), &[("nonce", "a b")]].concat()), 400),
+        (proof_of(&[asked.as_slice(), &[("nonce", "a"), ("nonce", "b")]].concat()), 400),
+    ] {
+        let (status, problem) = ask(&mac, "GET", &target).await;
+        assert_eq!(status, expected, "{target}: {problem}");
+    }
+    assert_eq!(ask(&mac, "POST", &proof_of(&asked)).await.0, 405);
+}
+
 #[tokio::test]
 async fn only_configured_users_get_grants_and_none_gets_the_key() {
     if !rustix::process::geteuid().is_root() {
@@ -141,6 +193,11 @@ async fn only_configured_users_get_grants_and_none_gets_the_key() {
     let (mac, daemon, [granted, _]) = daemon("[grant_socket]\nusers = [\"nobody\"]\n").await;
     let (status, grant) = ask_as(NOBODY, &mac, &grant_of(&granted)).await;
     assert_eq!(status, 200, "{grant}");
+    let proof = proof_of(&[("audience", &granted), ("method", "GET"), ("url", "https://wiki.example.com/")]);
+    let (status, proven) = ask_as(NOBODY, &mac, &proof).await;
+    assert_eq!(status, 200, "{proven}");
+    let (status, problem) = ask_as(DAEMON, &mac, &proof).await;
+    assert_eq!(status, 403, "{problem}");
     let (status, problem) = ask_as(DAEMON, &mac, &grant_of(&granted)).await;
     assert_eq!(status, 403, "{problem}");
     assert!(text(&problem, "detail").contains("grant_socket.users"), "{problem}");

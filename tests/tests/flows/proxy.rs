@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use assay_protocol::dpop::{DpopNonce, Expectation, ProofClaims, UnverifiedProof, access_token_hash};
 use assay_tests::administrator::text;
 use assay_tests::installation::Installation;
 use assay_tests::mac::{DONE, FAILED, Mac, WRONG_USAGE};
 use assay_tests::nginx::Nginx;
 use assay_tests::openssl::Files;
 use assay_tests::process::Process;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use uuid::Uuid;
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -244,4 +247,189 @@ async fn garbage_ends_only_its_own_connection() {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
     assert_eq!(get(&proxy, "/").await.0, 502);
+}
+
+/// A service that reports each request, and answers them one after another.
+struct Service {
+    url: String,
+    requests: UnboundedReceiver<Seen>,
+}
+
+/// A request as it arrived.
+struct Seen {
+    head: String,
+    body: String,
+}
+
+impl Service {
+    async fn answering(mut answer: impl FnMut(&Seen) -> String + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, requests) = unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let seen = Seen::read(&mut stream).await;
+                let answer = answer(&seen);
+                // The test may have ended.
+                let _ = sender.send(seen);
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        Self { url, requests }
+    }
+}
+
+impl Seen {
+    /// Reads the head and, up to its announced length, the body.
+    async fn read(stream: &mut TcpStream) -> Self {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let mut seen = Self {
+            head: String::from_utf8(head).unwrap(),
+            body: String::new(),
+        };
+        let length = seen.header("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        seen.body = String::from_utf8(body).unwrap();
+        seen
+    }
+
+    fn target(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut found = self.head.lines().skip(1).filter_map(|line| {
+            let (other, value) = line.split_once(": ")?;
+            other.eq_ignore_ascii_case(name).then_some(value)
+        });
+        let value = found.next();
+        assert!(found.next().is_none(), "{name} is there twice: {}", self.head);
+        value
+    }
+
+    /// The claims of its proof, which must be for this method and URL and be made with the token's key.
+    fn proof(&self, method: &str, url: &str, nonce: Option<&str>) -> ProofClaims {
+        let token = self.header("authorization").unwrap().strip_prefix("DPoP ").unwrap();
+        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let claims: Value = serde_json::from_slice(&claims).unwrap();
+        let nonce = nonce.map(|nonce| nonce.parse::<DpopNonce>().unwrap());
+        let expected = Expectation {
+            key: claims["cnf"]["jkt"].as_str().unwrap().parse().unwrap(),
+            method: &method.parse().unwrap(),
+            target: &url.parse().unwrap(),
+            access_token_hash: &access_token_hash(token),
+            nonce: nonce.as_ref(),
+            now: time::OffsetDateTime::now_utc().unix_timestamp(),
+        };
+        let proof = UnverifiedProof::parse(self.header("dpop").unwrap()).unwrap();
+        let proof = proof.verify(&expected).unwrap().claims().clone();
+        assert_eq!(proof.nonce, nonce);
+        proof
+    }
+}
+
+fn no_content(_request: &Seen) -> String {
+    "HTTP/1.1 204 X\r\nconnection: close\r\n\r\n".to_owned()
+}
+
+#[tokio::test]
+async fn the_service_gets_the_path_byte_for_byte() {
+    let ((mac, _), files) = (granted(json!({})).await, Files::new());
+    let mut service = Service::answering(no_content).await;
+    for base in ["", "/fleet"] {
+        let proxy = proxy(&mac, &format!("{}{base}", service.url), &files, &[]).await;
+        for path in [
+            "/",
+            "/?",
+            "/a?",
+            "/a/../b",
+            "/a/%2e%2E/./b/%2f",
+            "//wiki.example.com/a",
+            "/a//b///",
+            "/a;b=c|d\"e'f`g{h}^i",
+            "/%00%zz%",
+            "/a?b=%2e/../c//d?e&&f=|",
+        ] {
+            let mut stream = TcpStream::connect(proxy.url.strip_prefix("http://").unwrap()).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 204 "), "{path}: {answer}");
+            assert_eq!(service.requests.recv().await.unwrap().target(), format!("{base}{path}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_dpop_each_request_has_its_own_proof_and_the_nonce_that_the_service_asks_for() {
+    let ((mac, audience), files) = (granted(json!({})).await, Files::new());
+    // It asks for a nonce once.
+    let mut answers = 0;
+    let mut service = Service::answering(move |request| {
+        answers += 1;
+        match answers {
+            2 => "HTTP/1.1 401 X\r\nDPoP-Nonce: first\r\nWWW-Authenticate: DPoP error=\"use_dpop_nonce\"\r\n\
+                  content-length: 0\r\nconnection: close\r\n\r\n"
+                .to_owned(),
+            4 => "HTTP/1.1 204 X\r\nDPoP-Nonce: second\r\nconnection: close\r\n\r\n".to_owned(),
+            6 => "HTTP/1.1 401 X\r\nDPoP-Nonce: second\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned(),
+            _ => no_content(request),
+        }
+    })
+    .await;
+    let proxy = proxy(&mac, &service.url, &files, &["--audience", &audience, "--proof", "dpop"]).await;
+    let send = async |method: &str, path: &str, body: &'static str| {
+        let request = client().request(method.parse().unwrap(), format!("{}{path}", proxy.url));
+        let request = request.header("dpop", "the program's own").bearer_auth("its own").body(body);
+        request.send().await.unwrap().status().as_u16()
+    };
+    let url = |path: &str| format!("{}{path}", service.url);
+
+    assert_eq!(send("GET", "/a?b=c", "").await, 204);
+    let first = service.requests.recv().await.unwrap().proof("GET", &url("/a"), None);
+    // The second request is answered with a nonce, and repeated with it.
+    assert_eq!(send("POST", "/b", "a body").await, 204);
+    let refused = service.requests.recv().await.unwrap();
+    let repeated = service.requests.recv().await.unwrap();
+    let ids = [
+        first.jti,
+        refused.proof("POST", &url("/b"), None).jti,
+        repeated.proof("POST", &url("/b"), Some("first")).jti,
+    ];
+    assert_eq!((refused.body.as_str(), repeated.body.as_str()), ("a body", "a body"));
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2], "{ids:?}");
+    // It is remembered, and replaced by that of any response.
+    assert_eq!(send("GET", "/c", "").await, 204);
+    service.requests.recv().await.unwrap().proof("GET", &url("/c"), Some("first"));
+    assert_eq!(send("GET", "/d", "").await, 204);
+    service.requests.recv().await.unwrap().proof("GET", &url("/d"), Some("second"));
+    // A nonce that was sent already is no reason to repeat.
+    assert_eq!(send("GET", "/e", "").await, 401);
+    service.requests.recv().await.unwrap().proof("GET", &url("/e"), Some("second"));
+    assert!(service.requests.try_recv().is_err());
+}
+
+/// A request whose body is streamed cannot be repeated: the program gets the refusal, and can repeat it itself.
+#[tokio::test]
+async fn a_streamed_request_is_not_repeated_but_its_nonce_is_remembered() {
+    let ((mac, audience), files) = (granted(json!({})).await, Files::new());
+    let mut service = Service::answering(move |_| {
+        "HTTP/1.1 401 X\r\nDPoP-Nonce: first\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
+    })
+    .await;
+    let proxy = proxy(&mac, &service.url, &files, &["--audience", &audience, "--proof", "dpop"]).await;
+    for nonce in [None, Some("first")] {
+        let request = client().post(&proxy.url).body("x".repeat(70_000));
+        assert_eq!(request.send().await.unwrap().status(), 401);
+        let seen = service.requests.recv().await.unwrap();
+        seen.proof("POST", &service.url, nonce);
+        assert_eq!(seen.body.len(), 70_000);
+        assert!(service.requests.try_recv().is_err());
+    }
 }
