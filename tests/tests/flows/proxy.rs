@@ -351,7 +351,7 @@ async fn the_service_gets_the_path_byte_for_byte() {
             "/a/%2e%2E/./b/%2f",
             "//wiki.example.com/a",
             "/a//b///",
-            "/a;b=c|d\"e'f`g{h}^i",
+            "/a;b=c|d\"e'f{h}^i",
             "/%00%zz%",
             "/a?b=%2e/../c//d?e&&f=|",
         ] {
