@@ -247,7 +247,10 @@ mod tests {
                 nonce: request.nonce.as_ref(),
                 now: now.unix_timestamp(),
             };
-            let proof = UnverifiedProof::parse(&proven.proof).unwrap().verify(&expected).unwrap();
+            let proof = UnverifiedProof::parse(&proven.proof)
+                .unwrap()
+                .verify(&expected)
+                .unwrap();
             ids.push(proof.claims().jti.clone());
         }
         assert_ne!(ids[0], ids[1]);

@@ -33,7 +33,11 @@ pub(super) enum Authorization {
     /// The grant token as bearer token. The client certificate proves possession.
     Bearer { audience: String },
     /// The grant token with a proof for the request.
-    Dpop { audience: String, prover: Prover, nonce: ServiceNonce },
+    Dpop {
+        audience: String,
+        prover: Prover,
+        nonce: ServiceNonce,
+    },
 }
 
 /// The last nonce of the service. Each response may bring another one (RFC 9449, section 8.2).
@@ -72,14 +76,22 @@ impl Authorization {
                 let grant = current_grant(record, audience, machine.clock.now())?;
                 insert(&mut head.headers, AUTHORIZATION, &format!("Bearer {}", grant.token))?;
             }
-            Self::Dpop { audience, prover, nonce } => {
+            Self::Dpop {
+                audience,
+                prover,
+                nonce,
+            } => {
                 let request = ProvenRequest {
                     method: head.method.as_str().parse().map_err(|_| ForwardError::NoProof)?,
                     target: url.parse::<TargetUri>().map_err(|_| ForwardError::NoProof)?,
                     nonce: nonce.current(),
                 };
                 let proven = prover.prove(audience, &request).await?;
-                insert(&mut head.headers, AUTHORIZATION, &format!("DPoP {}", proven.grant.token))?;
+                insert(
+                    &mut head.headers,
+                    AUTHORIZATION,
+                    &format!("DPoP {}", proven.grant.token),
+                )?;
                 insert(&mut head.headers, DPOP, &proven.proof)?;
             }
         }

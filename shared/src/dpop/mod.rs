@@ -186,9 +186,8 @@ impl ProofClaims {
         S: FnOnce(&[u8]) -> Result<[u8; 64], E>,
     {
         let (x, y) = key.jwk_coordinates();
-        let header = format!(
-            r#"{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"EC","crv":"P-256","x":"{x}","y":"{y}"}}}}"#
-        );
+        let header =
+            format!(r#"{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"EC","crv":"P-256","x":"{x}","y":"{y}"}}}}"#);
         let mut jws = URL_SAFE_NO_PAD.encode(header);
         jws.push('.');
         URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(self)?, &mut jws);

@@ -191,7 +191,11 @@ mod tests {
         ] {
             assert_eq!(text.parse::<TargetUri>(), Err(NotATargetUri), "{text}");
         }
-        assert!(format!("https://a/{}", "a".repeat(LONGEST_TARGET)).parse::<TargetUri>().is_err());
+        assert!(
+            format!("https://a/{}", "a".repeat(LONGEST_TARGET))
+                .parse::<TargetUri>()
+                .is_err()
+        );
     }
 
     #[test]

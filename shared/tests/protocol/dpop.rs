@@ -116,7 +116,11 @@ fn a_proof_is_for_one_key_request_token_and_nonce() {
         verify(request("POST", url, TOKEN, None), &own, None),
         Err(ProofError::Method)
     ));
-    for url in ["https://wiki.example.com/A", "http://wiki.example.com/a", "https://wiki.example.com/a/"] {
+    for url in [
+        "https://wiki.example.com/A",
+        "http://wiki.example.com/a",
+        "https://wiki.example.com/a/",
+    ] {
         let refused = verify(request("GET", url, TOKEN, None), &own, None);
         assert!(matches!(refused, Err(ProofError::Target)), "{url}");
     }
@@ -159,10 +163,16 @@ fn a_header_other_than_that_of_a_proof_is_refused() {
     assert!(check(&|_| ()).is_ok());
     assert!(check(&|header| header["kid"] = json!("ignored")).is_ok());
     for alg in [json!("none"), json!("HS256"), json!("es256"), json!("ES384")] {
-        assert!(matches!(check(&|header| header["alg"] = alg.clone()), Err(ProofError::Algorithm)));
+        assert!(matches!(
+            check(&|header| header["alg"] = alg.clone()),
+            Err(ProofError::Algorithm)
+        ));
     }
     for typ in [json!("JWT"), json!("eat+jwt"), json!(null), json!("DPOP+JWT")] {
-        assert!(matches!(check(&|header| header["typ"] = typ.clone()), Err(ProofError::Type)));
+        assert!(matches!(
+            check(&|header| header["typ"] = typ.clone()),
+            Err(ProofError::Type)
+        ));
     }
     for crit in [json!(null), json!([]), json!(["exp"])] {
         let refused = check(&|header| header["crit"] = crit.clone());
@@ -170,7 +180,12 @@ fn a_header_other_than_that_of_a_proof_is_refused() {
     }
     let refused = check(&|header| header["jwk"]["d"] = json!("AAAA"));
     assert!(matches!(refused, Err(ProofError::PrivateKey)));
-    for (member, value) in [("kty", json!("RSA")), ("crv", json!("P-384")), ("x", json!("AAAA")), ("y", json!(""))] {
+    for (member, value) in [
+        ("kty", json!("RSA")),
+        ("crv", json!("P-384")),
+        ("x", json!("AAAA")),
+        ("y", json!("")),
+    ] {
         let refused = check(&|header| header["jwk"][member] = value.clone());
         assert!(matches!(refused, Err(ProofError::Jwk)), "{member}");
     }
@@ -201,7 +216,10 @@ fn claims_out_of_bounds_are_refused() {
         ("nonce", json!("a".repeat(513))),
     ] {
         let refused = check(member, value.clone());
-        assert!(matches!(refused, Err(ProofError::Unreadable { part: "claims", .. })), "{member}: {value}");
+        assert!(
+            matches!(refused, Err(ProofError::Unreadable { part: "claims", .. })),
+            "{member}: {value}"
+        );
     }
     assert!(matches!(
         UnverifiedProof::parse(&"A".repeat(9000)),
@@ -282,7 +300,8 @@ fn evidence_and_requests_are_no_proofs() {
     assert!(UnverifiedProof::parse(&csr(&key)).is_err());
     // Evidence whose claims are also those of a proof.
     let (x, y) = public_key(&key).jwk_coordinates();
-    let mixed = json!({"alg": "ES256", "typ": "eat+jwt", "kid": "", "jwk": {"kty": "EC", "crv": "P-256", "x": x, "y": y}});
+    let mixed =
+        json!({"alg": "ES256", "typ": "eat+jwt", "kid": "", "jwk": {"kty": "EC", "crv": "P-256", "x": x, "y": y}});
     let mixed = proof_of(&mixed, &serde_json::to_value(claims(None)).unwrap());
     assert!(matches!(UnverifiedProof::parse(&mixed), Err(ProofError::Type)));
 }

@@ -176,7 +176,10 @@ async fn a_proof_comes_with_the_token_that_it_is_for() {
         (proof_of(&asked[..2]), 400),
         (proof_of(&[asked.as_slice(), &asked[2..]].concat()), 400),
         (proof_of(&[asked.as_slice(), &[("nonce", "a b")]].concat()), 400),
-        (proof_of(&[asked.as_slice(), &[("nonce", "a"), ("nonce", "b")]].concat()), 400),
+        (
+            proof_of(&[asked.as_slice(), &[("nonce", "a"), ("nonce", "b")]].concat()),
+            400,
+        ),
     ] {
         let (status, problem) = ask(&mac, "GET", &target).await;
         assert_eq!(status, expected, "{target}: {problem}");
@@ -193,7 +196,11 @@ async fn only_configured_users_get_grants_and_none_gets_the_key() {
     let (mac, daemon, [granted, _]) = daemon("[grant_socket]\nusers = [\"nobody\"]\n").await;
     let (status, grant) = ask_as(NOBODY, &mac, &grant_of(&granted)).await;
     assert_eq!(status, 200, "{grant}");
-    let proof = proof_of(&[("audience", &granted), ("method", "GET"), ("url", "https://wiki.example.com/")]);
+    let proof = proof_of(&[
+        ("audience", &granted),
+        ("method", "GET"),
+        ("url", "https://wiki.example.com/"),
+    ]);
     let (status, proven) = ask_as(NOBODY, &mac, &proof).await;
     assert_eq!(status, 200, "{proven}");
     let (status, problem) = ask_as(DAEMON, &mac, &proof).await;

@@ -291,7 +291,9 @@ impl Seen {
             head: String::from_utf8(head).unwrap(),
             body: String::new(),
         };
-        let length = seen.header("content-length").map_or(0, |length| length.parse().unwrap());
+        let length = seen
+            .header("content-length")
+            .map_or(0, |length| length.parse().unwrap());
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await.unwrap();
         seen.body = String::from_utf8(body).unwrap();
@@ -355,7 +357,9 @@ async fn the_service_gets_the_path_byte_for_byte() {
             "/%00%zz%",
             "/a?b=%2e/../c//d?e&&f=|",
         ] {
-            let mut stream = TcpStream::connect(proxy.url.strip_prefix("http://").unwrap()).await.unwrap();
+            let mut stream = TcpStream::connect(proxy.url.strip_prefix("http://").unwrap())
+                .await
+                .unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
@@ -383,10 +387,19 @@ async fn with_dpop_each_request_has_its_own_proof_and_the_nonce_that_the_service
         }
     })
     .await;
-    let proxy = proxy(&mac, &service.url, &files, &["--audience", &audience, "--proof", "dpop"]).await;
+    let proxy = proxy(
+        &mac,
+        &service.url,
+        &files,
+        &["--audience", &audience, "--proof", "dpop"],
+    )
+    .await;
     let send = async |method: &str, path: &str, body: &'static str| {
         let request = client().request(method.parse().unwrap(), format!("{}{path}", proxy.url));
-        let request = request.header("dpop", "the program's own").bearer_auth("its own").body(body);
+        let request = request
+            .header("dpop", "the program's own")
+            .bearer_auth("its own")
+            .body(body);
         request.send().await.unwrap().status().as_u16()
     };
     let url = |path: &str| format!("{}{path}", service.url);
@@ -406,12 +419,27 @@ async fn with_dpop_each_request_has_its_own_proof_and_the_nonce_that_the_service
     assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2], "{ids:?}");
     // It is remembered, and replaced by that of any response.
     assert_eq!(send("GET", "/c", "").await, 204);
-    service.requests.recv().await.unwrap().proof("GET", &url("/c"), Some("first"));
+    service
+        .requests
+        .recv()
+        .await
+        .unwrap()
+        .proof("GET", &url("/c"), Some("first"));
     assert_eq!(send("GET", "/d", "").await, 204);
-    service.requests.recv().await.unwrap().proof("GET", &url("/d"), Some("second"));
+    service
+        .requests
+        .recv()
+        .await
+        .unwrap()
+        .proof("GET", &url("/d"), Some("second"));
     // A nonce that was sent already is no reason to repeat.
     assert_eq!(send("GET", "/e", "").await, 401);
-    service.requests.recv().await.unwrap().proof("GET", &url("/e"), Some("second"));
+    service
+        .requests
+        .recv()
+        .await
+        .unwrap()
+        .proof("GET", &url("/e"), Some("second"));
     assert!(service.requests.try_recv().is_err());
 }
 
@@ -423,7 +451,13 @@ async fn a_streamed_request_is_not_repeated_but_its_nonce_is_remembered() {
         "HTTP/1.1 401 X\r\nDPoP-Nonce: first\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
     })
     .await;
-    let proxy = proxy(&mac, &service.url, &files, &["--audience", &audience, "--proof", "dpop"]).await;
+    let proxy = proxy(
+        &mac,
+        &service.url,
+        &files,
+        &["--audience", &audience, "--proof", "dpop"],
+    )
+    .await;
     for nonce in [None, Some("first")] {
         let request = client().post(&proxy.url).body("x".repeat(70_000));
         assert_eq!(request.send().await.unwrap().status(), 401);
