@@ -15,6 +15,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(30);
 pub struct EventStream {
     response: reqwest::Response,
     buffer: Vec<u8>,
+    only_of_machines: bool,
 }
 
 /// One message of the stream.
@@ -44,7 +45,15 @@ impl EventStream {
         Self {
             response,
             buffer: Vec::new(),
+            only_of_machines: false,
         }
+    }
+
+    /// From now on skips the events about no machine, such as those of new API keys and enrollment tokens.
+    #[must_use]
+    pub fn of_machines(mut self) -> Self {
+        self.only_of_machines = true;
+        self
     }
 
     /// A request for a server's stream, from an event on or from the present end on.
@@ -66,8 +75,10 @@ impl EventStream {
     pub async fn read(&mut self) -> reqwest::Result<Option<Told>> {
         loop {
             while let Some(block) = self.block() {
-                if let Some(told) = parse(&block) {
-                    return Ok(Some(told));
+                match parse(&block) {
+                    Some(told) if self.only_of_machines && told.data["machine_id"].is_null() => {}
+                    Some(told) => return Ok(Some(told)),
+                    None => {}
                 }
             }
             let chunk = tokio::time::timeout(TOLD_WITHIN, self.response.chunk()).await;

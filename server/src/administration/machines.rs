@@ -142,6 +142,8 @@ async fn patch_once(
         store::machines::presence::bump_record_version(tx, &locked).await?;
         let detail = json!({ "before": before.labels, "after": labels });
         change = change.event(id, EventKind::MachineLabelsChanged, detail);
+    } else {
+        change = change.event(id, EventKind::MachineNoteChanged, json!({}));
     }
     Ok(record::write(tx, policy, change, &before).await?)
 }

@@ -4,6 +4,7 @@ pub(crate) mod chain;
 pub(crate) mod personal_data;
 
 use std::{
+    borrow::Cow,
     net::IpAddr,
     sync::{Arc, OnceLock},
 };
@@ -13,7 +14,7 @@ use assay_protocol::{
     KeyThumbprint,
     admin_api::audit::{Actor, ActorKind},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// Who made a change, in which request, and from which address.
@@ -73,7 +74,7 @@ pub(crate) struct Change {
     pub(crate) before: Option<Value>,
     /// The resource after the change; null if it no longer exists.
     pub(crate) after: Option<Value>,
-    /// What streams and webhooks receive of it.
+    /// What streams and webhooks receive of it; the event of the action if absent.
     pub(crate) event: Option<NewEvent>,
 }
 
@@ -192,6 +193,22 @@ impl Change {
     pub(crate) fn after(mut self, after: impl Into<Value>) -> Self {
         self.after = Some(after.into());
         self
+    }
+
+    /// The event that announces this change. What is behind an id is for callers that may read it.
+    pub(crate) fn announced(&self, origin: &Origin) -> Option<Cow<'_, NewEvent>> {
+        if let Some(event) = &self.event {
+            return Some(Cow::Borrowed(event));
+        }
+        let kind = self.action.event()?;
+        Some(Cow::Owned(NewEvent {
+            machine_id: None,
+            kind,
+            detail: json!({
+                "resource": {"kind": self.action.resource(), "id": self.resource_id},
+                "actor": {"kind": origin.actor.kind, "id": origin.actor.id},
+            }),
+        }))
     }
 
     /// With an event of a machine.

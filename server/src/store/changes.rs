@@ -91,14 +91,16 @@ pub(crate) async fn record(
     connection: &mut Connection,
     changes: &[(Stamp, &Origin, &Change)],
 ) -> Result<(), StoreError> {
-    let events: Vec<StampedEvent<'_>> = changes
+    let announced: Vec<_> = changes
         .iter()
-        .filter_map(|(stamp, _, change)| {
-            Some(StampedEvent {
-                id: stamp.event_id,
-                at: stamp.at,
-                event: change.event.as_ref()?,
-            })
+        .filter_map(|&(stamp, origin, change)| Some((stamp, change.announced(origin)?)))
+        .collect();
+    let events: Vec<StampedEvent<'_>> = announced
+        .iter()
+        .map(|(stamp, event)| StampedEvent {
+            id: stamp.event_id,
+            at: stamp.at,
+            event,
         })
         .collect();
     events::insert(connection, &events).await?;

@@ -5,9 +5,11 @@
 
 use crate::words;
 
-/// An action with the kind of resource that it changes.
+/// An action with the kind of resource that it changes, and the event of every change of this kind, if there is one.
 macro_rules! actions {
-    ($($name:ident = $text:literal on $resource:ident,)+) => {
+    (@event) => { None };
+    (@event $event:ident) => { Some(EventKind::$event) };
+    ($($name:ident = $text:literal on $resource:ident $(=> $event:ident)?,)+) => {
         words! {
             /// What the audit says was done.
             pub enum AuditAction { $($name = $text,)+ }
@@ -19,6 +21,13 @@ macro_rules! actions {
             pub const fn resource(self) -> ResourceKind {
                 match self { $(Self::$name => ResourceKind::$resource,)+ }
             }
+
+            /// The event that announces each change of this kind. The changes of machines and certificates state their
+            /// events themselves.
+            #[must_use]
+            pub const fn event(self) -> Option<EventKind> {
+                match self { $(Self::$name => actions!(@event $($event)?),)+ }
+            }
         }
     };
 }
@@ -26,15 +35,36 @@ macro_rules! actions {
 words! {
     /// What an event says has happened.
     pub enum EventKind {
+        ApiKeyCreated = "api-key.created",
+        ApiKeyEnded = "api-key.ended",
         ApiKeyExpiring = "api-key.expiring",
+        ApiKeyRevoked = "api-key.revoked",
+        AudienceCreated = "audience.created",
+        AudienceDeleted = "audience.deleted",
+        AudienceReplaced = "audience.replaced",
         CertificateIssued = "certificate.issued",
         CertificateRevoked = "certificate.revoked",
         DeviceCertificateIssued = "device-certificate.issued",
         DeviceCertificateRefused = "device-certificate.refused",
         DeviceCertificateRevoked = "device-certificate.revoked",
+        EnrollmentTokenCreated = "enrollment-token.created",
+        EnrollmentTokenRevoked = "enrollment-token.revoked",
         EnrollmentDenied = "enrollment.denied",
         EnrollmentExpired = "enrollment.expired",
+        GrantCreated = "grant.created",
+        GrantDeleted = "grant.deleted",
+        GrantReplaced = "grant.replaced",
+        InventoryImported = "inventory.imported",
+        InventoryRemoved = "inventory.removed",
         IssuingCaWithdrawn = "issuing-ca.withdrawn",
+        KeyActivated = "key.activated",
+        KeyCertified = "key.certified",
+        KeyInstalled = "key.installed",
+        KeyListInstalled = "key.list-installed",
+        KeyPrepared = "key.prepared",
+        KeyRequested = "key.requested",
+        KeyRetired = "key.retired",
+        KeySuperseded = "key.superseded",
         LivenessChanged = "liveness.changed",
         MachineApproved = "machine.approved",
         MachineAssuranceLowered = "machine.assurance-lowered",
@@ -50,6 +80,7 @@ words! {
         MachineKeyRotationBegun = "machine.key-rotation-begun",
         MachineKeyRotationRequested = "machine.key-rotation-requested",
         MachineLabelsChanged = "machine.labels-changed",
+        MachineNoteChanged = "machine.note-changed",
         MachineOpened = "machine.opened",
         MachineOpeningContested = "machine.opening-contested",
         MachineOpeningEnded = "machine.opening-ended",
@@ -59,8 +90,14 @@ words! {
         MachineReleased = "machine.released",
         MachineRevoked = "machine.revoked",
         MachineSupersededKeyUsed = "machine.superseded-key-used",
+        PermissionCreated = "permission.created",
+        PermissionDeleted = "permission.deleted",
+        PermissionReplaced = "permission.replaced",
         PostureChanged = "posture.changed",
         VerdictChanged = "verdict.changed",
+        WebhookCreated = "webhook.created",
+        WebhookDeleted = "webhook.deleted",
+        WebhookDisabled = "webhook.disabled",
     }
 }
 
@@ -93,13 +130,13 @@ actions! {
     AcmeAccountChangeKey = "acme-account.change-key" on AcmeAccount,
     AcmeAccountDeactivate = "acme-account.deactivate" on AcmeAccount,
     AcmeOrderRemove = "acme-order.remove" on AcmeOrder,
-    ApiKeyCreate = "api-key.create" on ApiKey,
-    ApiKeyEnd = "api-key.end" on ApiKey,
+    ApiKeyCreate = "api-key.create" on ApiKey => ApiKeyCreated,
+    ApiKeyEnd = "api-key.end" on ApiKey => ApiKeyEnded,
     ApiKeyRemove = "api-key.remove" on ApiKey,
-    ApiKeyRevoke = "api-key.revoke" on ApiKey,
-    AudienceCreate = "audience.create" on Audience,
-    AudienceDelete = "audience.delete" on Audience,
-    AudienceReplace = "audience.replace" on Audience,
+    ApiKeyRevoke = "api-key.revoke" on ApiKey => ApiKeyRevoked,
+    AudienceCreate = "audience.create" on Audience => AudienceCreated,
+    AudienceDelete = "audience.delete" on Audience => AudienceDeleted,
+    AudienceReplace = "audience.replace" on Audience => AudienceReplaced,
     AuditRemovePersonalData = "audit.remove-personal-data" on Audit,
     CertificateIssue = "certificate.issue" on Certificate,
     CertificateRemove = "certificate.remove" on Certificate,
@@ -111,24 +148,25 @@ actions! {
     EnrollmentRemove = "enrollment.remove" on Enrollment,
     EnrollmentRemoveAddress = "enrollment.remove-address" on Enrollment,
     EnrollmentRequest = "enrollment.request" on Enrollment,
-    EnrollmentTokenCreate = "enrollment-token.create" on EnrollmentToken,
+    EnrollmentTokenCreate = "enrollment-token.create" on EnrollmentToken => EnrollmentTokenCreated,
     EnrollmentTokenRemove = "enrollment-token.remove" on EnrollmentToken,
-    EnrollmentTokenRevoke = "enrollment-token.revoke" on EnrollmentToken,
+    EnrollmentTokenRevoke = "enrollment-token.revoke" on EnrollmentToken => EnrollmentTokenRevoked,
     EventRemove = "event.remove" on Event,
-    GrantCreate = "grant.create" on Grant,
-    GrantDelete = "grant.delete" on Grant,
-    InventoryImport = "inventory.import" on Inventory,
-    InventoryRemove = "inventory.remove" on Inventory,
-    KeyActivate = "key.activate" on SealedKey,
-    KeyCertify = "key.certify" on SealedKey,
+    GrantCreate = "grant.create" on Grant => GrantCreated,
+    GrantDelete = "grant.delete" on Grant => GrantDeleted,
+    GrantReplace = "grant.replace" on Grant => GrantReplaced,
+    InventoryImport = "inventory.import" on Inventory => InventoryImported,
+    InventoryRemove = "inventory.remove" on Inventory => InventoryRemoved,
+    KeyActivate = "key.activate" on SealedKey => KeyActivated,
+    KeyCertify = "key.certify" on SealedKey => KeyCertified,
     KeyCreate = "key.create" on SealedKey,
-    KeyInstall = "key.install" on SealedKey,
-    KeyInstallList = "key.install-list" on SealedKey,
-    KeyPrepare = "key.prepare" on SealedKey,
+    KeyInstall = "key.install" on SealedKey => KeyInstalled,
+    KeyInstallList = "key.install-list" on SealedKey => KeyListInstalled,
+    KeyPrepare = "key.prepare" on SealedKey => KeyPrepared,
     KeyRemoveCrossCertificate = "key.remove-cross-certificate" on SealedKey,
-    KeyRequest = "key.request" on SealedKey,
-    KeyRetire = "key.retire" on SealedKey,
-    KeySupersede = "key.supersede" on SealedKey,
+    KeyRequest = "key.request" on SealedKey => KeyRequested,
+    KeyRetire = "key.retire" on SealedKey => KeyRetired,
+    KeySupersede = "key.supersede" on SealedKey => KeySuperseded,
     KeyWithdraw = "key.withdraw" on SealedKey,
     MachineApprove = "machine.approve" on Machine,
     MachineAskForAttestation = "machine.ask-for-attestation" on Machine,
@@ -150,12 +188,13 @@ actions! {
     MachineRotateKey = "machine.rotate-key" on Machine,
     MdmDeviceLearn = "mdm-device.learn" on MdmDevice,
     MdmDeviceRefuseAttestation = "mdm-device.refuse-attestation" on MdmDevice,
-    PermissionCreate = "permission.create" on Permission,
-    PermissionDelete = "permission.delete" on Permission,
-    WebhookCreate = "webhook.create" on Webhook,
-    WebhookDelete = "webhook.delete" on Webhook,
+    PermissionCreate = "permission.create" on Permission => PermissionCreated,
+    PermissionDelete = "permission.delete" on Permission => PermissionDeleted,
+    PermissionReplace = "permission.replace" on Permission => PermissionReplaced,
+    WebhookCreate = "webhook.create" on Webhook => WebhookCreated,
+    WebhookDelete = "webhook.delete" on Webhook => WebhookDeleted,
     WebhookDeliveryRemove = "webhook-delivery.remove" on WebhookDelivery,
-    WebhookDisable = "webhook.disable" on Webhook,
+    WebhookDisable = "webhook.disable" on Webhook => WebhookDisabled,
     WebhookTest = "webhook.test" on Webhook,
 }
 
