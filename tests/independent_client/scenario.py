@@ -54,14 +54,15 @@ def expect_first_check_ins(setting: Setting) -> None:
 
 
 def expect_deleted_grants_are_gone(setting: Setting) -> None:
-    """At the next check-in, on every replica; a deleted permission takes its grants with it."""
+    """At the next check-in, on every replica; a permission is deleted with its grants only on request."""
     machine = setting.of_role("build")[0]
     setting.policy.delete_grant(setting.administration, GIT, "push")
     for replica in reversed(setting.replicas):
         expect_outcome(machine.check_in(replica).succeeded(200).json(), machine, setting.policy)
     permissions = list(setting.administration.list("permissions", 3))
     read = next(item for item in permissions if (item["audience"], item["name"]) == (VAULT, "read"))
-    setting.administration.delete(f"permissions/{read['id']}")
+    setting.administration.call("DELETE", f"permissions/{read['id']}").problem("conflict")
+    setting.administration.delete(f"permissions/{read['id']}?cascade=true")
     grant_id = setting.policy.grants.pop((VAULT, "read"))
     setting.administration.call("GET", f"grants/{grant_id}").problem("not-found")
     for replica in setting.replicas:

@@ -74,17 +74,19 @@ pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(
 }
 
 async fn insert(tx: &mut Transaction, audience: &Audience) -> Result<(), AudienceError> {
+    store::settings::lock_policy(tx).await?;
+    store::settings::begin_policy_version(tx).await?;
     match store::audiences::insert(tx, audience).await {
         Err(error) if error.violates(store::audiences::UNIQUE_AUDIENCE) => return Err(AudienceError::Exists),
         done => done?,
     }
-    store::settings::bump_grants_version(tx).await?;
     let change = Change::new(Action::AudienceCreate, audience.id).after(store::json(audience)?);
     Ok(tx.record(change).await?)
 }
 
 async fn replace_token(tx: &mut Transaction, id: Uuid, token: &TokenForm) -> Result<Audience, AudienceError> {
-    let before = store::audiences::lock(tx, id).await?.ok_or(AudienceError::Unknown)?;
+    store::settings::lock_policy(tx).await?;
+    let before = store::audiences::find(tx, id).await?.ok_or(AudienceError::Unknown)?;
     if before.token == *token {
         return Ok(before);
     }
@@ -92,8 +94,8 @@ async fn replace_token(tx: &mut Transaction, id: Uuid, token: &TokenForm) -> Res
         token: token.clone(),
         ..before.clone()
     };
+    store::settings::begin_policy_version(tx).await?;
     store::audiences::set_token(tx, id, token).await?;
-    store::settings::bump_grants_version(tx).await?;
     let change = Change::new(Action::AudienceReplace, id)
         .before(store::json(&before)?)
         .after(store::json(&after)?);
@@ -102,9 +104,10 @@ async fn replace_token(tx: &mut Transaction, id: Uuid, token: &TokenForm) -> Res
 }
 
 async fn delete_once(tx: &mut Transaction, id: Uuid) -> Result<(), AudienceError> {
-    let audience = store::audiences::lock(tx, id).await?.ok_or(AudienceError::Unknown)?;
+    store::settings::lock_policy(tx).await?;
+    let audience = store::audiences::find(tx, id).await?.ok_or(AudienceError::Unknown)?;
+    store::settings::begin_policy_version(tx).await?;
     store::audiences::delete(tx, id).await?;
-    store::settings::bump_grants_version(tx).await?;
     let change = Change::new(Action::AudienceDelete, id).before(store::json(&audience)?);
     Ok(tx.record(change).await?)
 }

@@ -1,19 +1,20 @@
-//! Creating, listing and deleting grants, and evaluating them for one machine.
+//! Creating, changing, listing and deleting grants, and evaluating them for one machine.
 
 use assay_grants::{Granted, OsVersion};
 use assay_protocol::admin_api::grants::{
-    Conditions, CreateGrant, EvaluatedAudience, EvaluatedGrants, EvaluatedToken, Grant, Selector,
+    Conditions, EvaluatedAudience, EvaluatedGrants, EvaluatedToken, Grant, GrantRequest, Selector,
 };
 use time::{Duration, OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
+use super::permissions::{LONGEST_DESCRIPTION, LONGEST_NAME, is_description, is_scope_token};
 use crate::{
     changes::{Action, Change, Origin},
     check_in::evaluate_now,
     clock,
     machines::labels::{self, LabelError},
     services::Services,
-    store::{self, Store, StoreError, Transaction, tx},
+    store::{self, Store, StoreError, Transaction, grants::GrantFilter, tx},
 };
 
 const MOST_MACHINE_IDS: usize = 10_000;
@@ -24,6 +25,16 @@ const LONGEST_ATTESTATION_AGE_DAYS: u32 = 36_500;
 /// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GrantError {
+    #[error("name must be 1 to {LONGEST_NAME} visible ASCII characters, without \" and \\")]
+    Name,
+    #[error("description must have at most {LONGEST_DESCRIPTION} characters, without control characters")]
+    Description,
+    #[error("another grant has the name {0}; change that grant, or choose another name")]
+    NameTaken(String),
+    #[error(
+        "the grant {0} gives the same permission to the same machines under the same conditions; change that grant"
+    )]
+    Equal(String),
     #[error("selector must have at least one member: machine_ids, labels or all")]
     SelectorEmpty,
     #[error("selector.machine_ids must have 1 to {MOST_MACHINE_IDS} ids")]
@@ -57,16 +68,31 @@ pub(crate) enum GrantError {
 crate::store::has_store_error!(GrantError);
 
 /// Creates a grant.
-pub(crate) async fn create(store: &Store, origin: &Origin, request: CreateGrant) -> Result<Grant, GrantError> {
-    let expires_at = check(&request, store.now())?;
-    let request = CreateGrant { expires_at, ..request };
+pub(crate) async fn create(store: &Store, origin: &Origin, request: GrantRequest) -> Result<Grant, GrantError> {
+    let request = checked(request)?;
     let id = store.new_id();
     tx!(store, CreateGrant, origin => insert(id, &request)).await
 }
 
+/// Replaces a grant. It keeps its id, when it was created and, if the request has none, its name.
+pub(crate) async fn replace(
+    store: &Store,
+    origin: &Origin,
+    id: Uuid,
+    request: GrantRequest,
+) -> Result<Grant, GrantError> {
+    let request = checked(request)?;
+    tx!(store, ReplaceGrant, origin => replace_once(id, &request)).await
+}
+
 /// A page of grants, oldest first.
-pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Grant>, GrantError> {
-    Ok(store::grants::list(&mut *store.connection().await?, after, rows).await?)
+pub(crate) async fn list(
+    store: &Store,
+    filter: &GrantFilter,
+    after: Option<Uuid>,
+    rows: i64,
+) -> Result<Vec<Grant>, GrantError> {
+    Ok(store::grants::list(&mut *store.connection().await?, filter, after, rows).await?)
 }
 
 /// One grant.
@@ -116,53 +142,121 @@ fn evaluated_audience(granted: Granted) -> EvaluatedAudience {
     }
 }
 
-async fn insert(tx: &mut Transaction, id: Uuid, request: &CreateGrant) -> Result<Grant, GrantError> {
-    let permission = store::permissions::lock_shared(tx, request.permission_id)
+async fn insert(tx: &mut Transaction, id: Uuid, request: &GrantRequest) -> Result<Grant, GrantError> {
+    store::settings::lock_policy(tx).await?;
+    let name = request.name.clone().unwrap_or_else(|| id.to_string());
+    let grant = of_request(tx, id, name, request, tx.now()).await?;
+    require_future(grant.expires_at, tx.now())?;
+    require_unequal(tx, &grant).await?;
+    store::settings::begin_policy_version(tx).await?;
+    named(store::grants::insert(tx, &grant).await, &grant)?;
+    let change = Change::new(Action::GrantCreate, id).after(store::json(&grant)?);
+    tx.record(change).await?;
+    Ok(grant)
+}
+
+async fn replace_once(tx: &mut Transaction, id: Uuid, request: &GrantRequest) -> Result<Grant, GrantError> {
+    store::settings::lock_policy(tx).await?;
+    let before = store::grants::find(tx, id).await?.ok_or(GrantError::Unknown)?;
+    let name = request.name.clone().unwrap_or_else(|| before.name.clone());
+    let mut after = of_request(tx, id, name, request, before.created_at).await?;
+    after.changed_at = before.changed_at;
+    if after == before {
+        return Ok(before);
+    }
+    after.changed_at = tx.now();
+    // Whoever describes a grant that has ended need not extend it.
+    if after.expires_at != before.expires_at {
+        require_future(after.expires_at, tx.now())?;
+    }
+    require_unequal(tx, &after).await?;
+    store::settings::begin_policy_version(tx).await?;
+    named(store::grants::replace(tx, &after).await, &after)?;
+    let change = Change::new(Action::GrantReplace, id)
+        .before(store::json(&before)?)
+        .after(store::json(&after)?);
+    tx.record(change).await?;
+    Ok(after)
+}
+
+async fn delete_once(tx: &mut Transaction, id: Uuid) -> Result<(), GrantError> {
+    store::settings::lock_policy(tx).await?;
+    let grant = store::grants::find(tx, id).await?.ok_or(GrantError::Unknown)?;
+    store::settings::begin_policy_version(tx).await?;
+    store::grants::delete(tx, id).await?;
+    let change = Change::new(Action::GrantDelete, id).before(store::json(&grant)?);
+    Ok(tx.record(change).await?)
+}
+
+/// The grant that a request describes.
+async fn of_request(
+    tx: &mut Transaction,
+    id: Uuid,
+    name: String,
+    request: &GrantRequest,
+    created_at: OffsetDateTime,
+) -> Result<Grant, GrantError> {
+    let permission = store::permissions::find(tx, request.permission_id)
         .await?
         .ok_or(GrantError::UnknownPermission)?;
-    let grant = Grant {
+    Ok(Grant {
         id,
+        name,
+        description: request.description.clone(),
         permission_id: permission.id,
         audience: permission.audience,
         permission: permission.name,
         selector: request.selector.clone(),
         conditions: request.conditions.clone(),
         expires_at: request.expires_at,
-        created_at: tx.now(),
-    };
-    store::grants::insert(tx, &grant).await?;
-    store::settings::bump_grants_version(tx).await?;
-    let change = Change::new(Action::GrantCreate, id).after(store::json(&grant)?);
-    tx.record(change).await?;
-    Ok(grant)
+        created_at,
+        changed_at: tx.now(),
+    })
 }
 
-async fn delete_once(tx: &mut Transaction, id: Uuid) -> Result<(), GrantError> {
-    let grant = store::grants::find(tx, id).await?.ok_or(GrantError::Unknown)?;
-    if !store::grants::delete(tx, id).await? {
-        return Err(GrantError::Unknown);
+/// Refuses a second grant with the same effect: deleting one of the two would change nothing, which its administrator
+/// does not expect.
+async fn require_unequal(tx: &mut Transaction, grant: &Grant) -> Result<(), GrantError> {
+    match store::grants::find_equal(tx, grant).await? {
+        Some(name) => Err(GrantError::Equal(name)),
+        None => Ok(()),
     }
-    store::settings::bump_grants_version(tx).await?;
-    let change = Change::new(Action::GrantDelete, id).before(store::json(&grant)?);
-    Ok(tx.record(change).await?)
+}
+
+fn named(written: Result<(), StoreError>, grant: &Grant) -> Result<(), GrantError> {
+    match written {
+        Err(error) if error.violates(store::grants::UNIQUE_NAME) => Err(GrantError::NameTaken(grant.name.clone())),
+        written => Ok(written?),
+    }
+}
+
+fn require_future(end: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), GrantError> {
+    match end {
+        Some(end) if end <= now => Err(GrantError::Expired),
+        _ => Ok(()),
+    }
 }
 
 /// When a grant expires, as the database returns it: in UTC and in whole microseconds. RFC 3339 has times that need a
 /// fifth digit for the year in UTC: `9999-12-31T23:59:59-01:00`.
-fn checked_end(end: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, GrantError> {
-    let Some(end) = end else {
-        return Ok(None);
-    };
-    let end = end.checked_to_offset(UtcOffset::UTC).ok_or(GrantError::End)?;
-    let end = clock::truncate_to_microseconds(end);
-    (end > now).then_some(Some(end)).ok_or(GrantError::Expired)
+fn checked_end(end: Option<OffsetDateTime>) -> Result<Option<OffsetDateTime>, GrantError> {
+    let in_utc = |end: OffsetDateTime| end.checked_to_offset(UtcOffset::UTC).ok_or(GrantError::End);
+    let end = end.map(in_utc).transpose()?;
+    Ok(end.map(clock::truncate_to_microseconds))
 }
 
-/// Checks a request, and returns when the grant expires.
-fn check(request: &CreateGrant, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, GrantError> {
+/// Checks a request, but for whether it has expired.
+fn checked(request: GrantRequest) -> Result<GrantRequest, GrantError> {
+    if request.name.as_deref().is_some_and(|name| !is_scope_token(name)) {
+        return Err(GrantError::Name);
+    }
+    if !is_description(&request.description) {
+        return Err(GrantError::Description);
+    }
     check_selector(&request.selector)?;
     check_conditions(&request.conditions)?;
-    checked_end(request.expires_at, now)
+    let expires_at = checked_end(request.expires_at)?;
+    Ok(GrantRequest { expires_at, ..request })
 }
 
 /// Refuses an empty selector rather than reading it as all machines: a client whose list turned out empty sends one.
@@ -211,7 +305,11 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
 
-    fn request(selector: Value, conditions: Value, expires_at: Option<&str>) -> CreateGrant {
+    fn check(request: GrantRequest) -> Result<(), GrantError> {
+        require_future(checked(request)?.expires_at, NOW)
+    }
+
+    fn request(selector: Value, conditions: Value, expires_at: Option<&str>) -> GrantRequest {
         let id = Uuid::nil();
         from_value(json!({
             "permission_id": id, "selector": selector, "conditions": conditions, "expires_at": expires_at,
@@ -228,7 +326,7 @@ mod tests {
         #[case] conditions: Value,
         #[case] expires_at: Option<&str>,
     ) {
-        assert!(check(&request(selector, conditions, expires_at), NOW).is_ok());
+        assert!(check(request(selector, conditions, expires_at)).is_ok());
     }
 
     #[rstest]
@@ -252,7 +350,7 @@ mod tests {
         #[case] expires_at: Option<&str>,
         #[case] names: &str,
     ) {
-        let refusal = check(&request(selector, conditions, expires_at), NOW)
+        let refusal = check(request(selector, conditions, expires_at))
             .unwrap_err()
             .to_string();
         assert!(refusal.starts_with(names), "{refusal}");

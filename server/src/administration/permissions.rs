@@ -1,18 +1,18 @@
-//! Creating and listing permissions, and deleting them with their grants.
+//! Creating, describing, listing and deleting permissions.
 
-use assay_protocol::admin_api::permissions::{CreatePermission, Permission};
+use assay_protocol::admin_api::permissions::{CreatePermission, Permission, ReplacePermission};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
     changes::{Action, Change, Origin},
-    store::{self, Store, StoreError, Transaction, tx},
+    store::{self, Store, StoreError, Transaction, permissions::PermissionFilter, tx},
     text::{is_line, is_prose},
 };
 
 pub(super) const LONGEST_AUDIENCE: usize = 256;
-const LONGEST_NAME: usize = 128;
-const LONGEST_DESCRIPTION: usize = 2_000;
+pub(super) const LONGEST_NAME: usize = 128;
+pub(super) const LONGEST_DESCRIPTION: usize = 2_000;
 
 /// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,10 @@ pub(crate) enum PermissionError {
     Description,
     #[error("this audience already has a permission with this name")]
     Exists,
+    #[error(
+        "this permission has {grants} grants; delete them first, or delete it with cascade=true, which deletes them with it"
+    )]
+    HasGrants { grants: usize },
     #[error("there is no such permission")]
     Unknown,
     #[error(transparent)]
@@ -53,9 +57,27 @@ pub(crate) async fn create(
     Ok(permission)
 }
 
+/// Replaces the description of a permission.
+pub(crate) async fn replace(
+    store: &Store,
+    origin: &Origin,
+    id: Uuid,
+    request: ReplacePermission,
+) -> Result<Permission, PermissionError> {
+    if !is_description(&request.description) {
+        return Err(PermissionError::Description);
+    }
+    tx!(store, ReplacePermission, origin => describe(id, &request.description)).await
+}
+
 /// A page of permissions, oldest first.
-pub(crate) async fn list(store: &Store, after: Option<Uuid>, rows: i64) -> Result<Vec<Permission>, PermissionError> {
-    Ok(store::permissions::list(&mut *store.connection().await?, after, rows).await?)
+pub(crate) async fn list(
+    store: &Store,
+    filter: &PermissionFilter,
+    after: Option<Uuid>,
+    rows: i64,
+) -> Result<Vec<Permission>, PermissionError> {
+    Ok(store::permissions::list(&mut *store.connection().await?, filter, after, rows).await?)
 }
 
 /// One permission.
@@ -65,28 +87,54 @@ pub(crate) async fn find(store: &Store, id: Uuid) -> Result<Permission, Permissi
         .ok_or(PermissionError::Unknown)
 }
 
-/// Deletes a permission and its grants.
-pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(), PermissionError> {
-    tx!(store, DeletePermission, origin => delete_with_grants(id)).await
+/// Deletes a permission. With `cascade`, deletes its grants with it; otherwise refuses if it has any.
+pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid, cascade: bool) -> Result<(), PermissionError> {
+    tx!(store, DeletePermission, origin => delete_with_grants(id, cascade)).await
 }
 
 async fn insert(tx: &mut Transaction, permission: &Permission) -> Result<(), PermissionError> {
+    store::settings::lock_policy(tx).await?;
+    store::settings::begin_policy_version(tx).await?;
     match store::permissions::insert(tx, permission).await {
         Err(error) if error.violates(store::permissions::UNIQUE_NAME) => return Err(PermissionError::Exists),
         done => done?,
     }
-    store::settings::bump_grants_version(tx).await?;
     let change = Change::new(Action::PermissionCreate, permission.id).after(store::json(permission)?);
     Ok(tx.record(change).await?)
 }
 
-async fn delete_with_grants(tx: &mut Transaction, id: Uuid) -> Result<(), PermissionError> {
-    let permission = store::permissions::lock(tx, id)
+async fn describe(tx: &mut Transaction, id: Uuid, description: &str) -> Result<Permission, PermissionError> {
+    store::settings::lock_policy(tx).await?;
+    let before = store::permissions::find(tx, id)
+        .await?
+        .ok_or(PermissionError::Unknown)?;
+    if before.description == description {
+        return Ok(before);
+    }
+    let after = Permission {
+        description: description.to_owned(),
+        ..before.clone()
+    };
+    store::settings::begin_policy_version(tx).await?;
+    store::permissions::set_description(tx, id, description).await?;
+    let change = Change::new(Action::PermissionReplace, id)
+        .before(store::json(&before)?)
+        .after(store::json(&after)?);
+    tx.record(change).await?;
+    Ok(after)
+}
+
+async fn delete_with_grants(tx: &mut Transaction, id: Uuid, cascade: bool) -> Result<(), PermissionError> {
+    store::settings::lock_policy(tx).await?;
+    let permission = store::permissions::find(tx, id)
         .await?
         .ok_or(PermissionError::Unknown)?;
     let grants = store::grants::ids_of_permission(tx, id).await?;
+    if !cascade && !grants.is_empty() {
+        return Err(PermissionError::HasGrants { grants: grants.len() });
+    }
+    store::settings::begin_policy_version(tx).await?;
     store::permissions::delete(tx, id).await?;
-    store::settings::bump_grants_version(tx).await?;
     let before = json!({ "permission": store::json(&permission)?, "grants": grants });
     let change = Change::new(Action::PermissionDelete, id).before(before);
     Ok(tx.record(change).await?)
@@ -96,11 +144,10 @@ fn check(request: &CreatePermission) -> Result<(), PermissionError> {
     if !is_audience(&request.audience) {
         return Err(PermissionError::Audience);
     }
-    let name = request.name.as_bytes();
-    if name.is_empty() || name.len() > LONGEST_NAME || !name.iter().copied().all(is_scope_byte) {
+    if !is_scope_token(&request.name) {
         return Err(PermissionError::Name);
     }
-    if !is_prose(&request.description, 0..=LONGEST_DESCRIPTION) {
+    if !is_description(&request.description) {
         return Err(PermissionError::Description);
     }
     Ok(())
@@ -110,7 +157,15 @@ pub(super) fn is_audience(text: &str) -> bool {
     is_line(text, 1..=LONGEST_AUDIENCE) && text.trim() == text
 }
 
+pub(super) fn is_description(text: &str) -> bool {
+    is_prose(text, 0..=LONGEST_DESCRIPTION)
+}
+
 /// RFC 6749, section 3.3. A relying party splits the `scope` of a grant token at spaces.
+pub(super) fn is_scope_token(text: &str) -> bool {
+    (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(is_scope_byte)
+}
+
 fn is_scope_byte(byte: u8) -> bool {
     matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)
 }

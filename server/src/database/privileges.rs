@@ -15,12 +15,13 @@ const OF_SEQUENCES: [&str; 2] = ["SELECT", "USAGE"];
 
 /// Tables with fewer privileges for the server's role. All other tables have [`OF_TABLES`], even those of future
 /// migrations.
-const RESTRICTED: [(&str, &[&str]); 5] = [
+const RESTRICTED: [(&str, &[&str]); 6] = [
     ("_sqlx_migrations", &["SELECT"]),
     ("audit_entries", &["INSERT", "SELECT"]),
     ("audit_personal_data", &["DELETE", "INSERT", "SELECT"]),
     ("audit_seals", &["INSERT", "SELECT"]),
     ("audit_waiting", &["DELETE", "INSERT", "SELECT"]),
+    ("policy_versions", &["INSERT", "SELECT"]),
 ];
 
 /// A table or a sequence, and a role's privileges on it.

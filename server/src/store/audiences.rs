@@ -76,19 +76,6 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     .transpose()
 }
 
-/// Locks an audience, and reads it.
-pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<Audience>, StoreError> {
-    sqlx::query_as!(
-        Row,
-        "SELECT id, audience, token, created_at FROM audiences WHERE id = $1 FOR UPDATE",
-        id
-    )
-    .fetch_optional(connection)
-    .await?
-    .map(TryInto::try_into)
-    .transpose()
-}
-
 /// Replaces the form of its tokens.
 pub(crate) async fn set_token(connection: &mut Connection, id: Uuid, token: &TokenForm) -> Result<(), StoreError> {
     sqlx::query!("UPDATE audiences SET token = $2 WHERE id = $1", id, json(token)?)

@@ -10,8 +10,21 @@ use uuid::Uuid;
 
 use super::{Connection, StoreError, json, parse_json};
 
+/// The constraint that a second grant of the same name violates.
+pub(crate) const UNIQUE_NAME: &str = "grants_name_key";
+
+/// Which grants to list. An absent member selects all.
+#[derive(Debug, Default)]
+pub(crate) struct GrantFilter {
+    pub(crate) name: Option<String>,
+    pub(crate) permission_id: Option<Uuid>,
+    pub(crate) audience: Option<String>,
+}
+
 struct Row {
     id: Uuid,
+    name: String,
+    description: String,
     permission_id: Uuid,
     audience: String,
     permission: String,
@@ -19,6 +32,7 @@ struct Row {
     conditions: Value,
     expires_at: Option<OffsetDateTime>,
     created_at: OffsetDateTime,
+    changed_at: OffsetDateTime,
 }
 
 impl TryFrom<Row> for Grant {
@@ -27,6 +41,8 @@ impl TryFrom<Row> for Grant {
     fn try_from(row: Row) -> Result<Self, StoreError> {
         Ok(Self {
             id: row.id,
+            name: row.name,
+            description: row.description,
             permission_id: row.permission_id,
             audience: row.audience,
             permission: row.permission,
@@ -34,6 +50,7 @@ impl TryFrom<Row> for Grant {
             conditions: parse_json(row.conditions)?,
             expires_at: row.expires_at,
             created_at: row.created_at,
+            changed_at: row.changed_at,
         })
     }
 }
@@ -45,7 +62,7 @@ pub(crate) async fn load_catalog(connection: &mut Connection) -> Result<Catalog,
                   given.selector AS "selector?", given.conditions AS "conditions?", given.expires_at AS "expires_at?",
                   given.token AS "token?"
            FROM settings
-           LEFT JOIN (SELECT grants.id, permissions.audience, name, selector, conditions, expires_at, NULL::jsonb AS token
+           LEFT JOIN (SELECT grants.id, permissions.audience, permissions.name, selector, conditions, expires_at, NULL::jsonb AS token
                       FROM grants JOIN permissions ON permissions.id = grants.permission_id
                       UNION ALL
                       SELECT id, audience, NULL, NULL, NULL, NULL, token FROM audiences) AS given ON true"#
@@ -88,33 +105,80 @@ fn parse_token(token: Value) -> Result<TokenTemplate, TemplateError> {
 /// Inserts a grant.
 pub(crate) async fn insert(connection: &mut Connection, grant: &Grant) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO grants (id, permission_id, selector, conditions, expires_at, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO grants (id, name, description, permission_id, selector, conditions, expires_at, created_at, changed_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         grant.id,
+        grant.name,
+        grant.description,
         grant.permission_id,
         json(&grant.selector)?,
         json(&grant.conditions)?,
         grant.expires_at,
         grant.created_at,
+        grant.changed_at,
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
+/// Replaces a grant, except for when it was created.
+pub(crate) async fn replace(connection: &mut Connection, grant: &Grant) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE grants SET name = $2, description = $3, permission_id = $4, selector = $5, conditions = $6,
+                           expires_at = $7, changed_at = $8
+         WHERE id = $1",
+        grant.id,
+        grant.name,
+        grant.description,
+        grant.permission_id,
+        json(&grant.selector)?,
+        json(&grant.conditions)?,
+        grant.expires_at,
+        grant.changed_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The name of another grant that gives the same permission to the same machines under the same conditions.
+pub(crate) async fn find_equal(connection: &mut Connection, grant: &Grant) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT name FROM grants
+         WHERE permission_id = $1 AND selector = $2 AND conditions = $3 AND expires_at IS NOT DISTINCT FROM $4
+               AND id <> $5
+         LIMIT 1",
+        grant.permission_id,
+        json(&grant.selector)?,
+        json(&grant.conditions)?,
+        grant.expires_at,
+        grant.id,
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// A page of grants, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
+    filter: &GrantFilter,
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<Grant>, StoreError> {
     sqlx::query_as!(
         Row,
-        "SELECT grants.id, permission_id, audience, name AS permission, selector, conditions, expires_at, grants.created_at
+        "SELECT grants.id, grants.name, grants.description, permission_id, audience, permissions.name AS permission,
+                selector, conditions, expires_at, grants.created_at, changed_at
          FROM grants JOIN permissions ON permissions.id = permission_id
-         WHERE grants.id > $1 ORDER BY grants.id LIMIT $2",
+         WHERE grants.id > $1 AND ($3::text IS NULL OR grants.name = $3)
+               AND ($4::uuid IS NULL OR permission_id = $4) AND ($5::text IS NULL OR audience = $5)
+         ORDER BY grants.id LIMIT $2",
         after.unwrap_or(Uuid::nil()),
-        limit
+        limit,
+        filter.name.as_deref(),
+        filter.permission_id,
+        filter.audience.as_deref(),
     )
     .fetch_all(connection)
     .await?
@@ -127,7 +191,8 @@ pub(crate) async fn list(
 pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<Grant>, StoreError> {
     sqlx::query_as!(
         Row,
-        "SELECT grants.id, permission_id, audience, name AS permission, selector, conditions, expires_at, grants.created_at
+        "SELECT grants.id, grants.name, grants.description, permission_id, audience, permissions.name AS permission,
+                selector, conditions, expires_at, grants.created_at, changed_at
          FROM grants JOIN permissions ON permissions.id = permission_id WHERE grants.id = $1",
         id
     )
@@ -150,10 +215,10 @@ pub(crate) async fn ids_of_permission(
     .await?)
 }
 
-/// Deletes a grant. Returns whether it existed.
-pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<bool, StoreError> {
-    let done = sqlx::query!("DELETE FROM grants WHERE id = $1", id)
+/// Deletes a grant.
+pub(crate) async fn delete(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
+    sqlx::query!("DELETE FROM grants WHERE id = $1", id)
         .execute(connection)
         .await?;
-    Ok(done.rows_affected() > 0)
+    Ok(())
 }

@@ -23,18 +23,29 @@ pub(crate) async fn insert(connection: &mut Connection, permission: &Permission)
     Ok(())
 }
 
+/// Which permissions to list.
+#[derive(Debug, Default)]
+pub(crate) struct PermissionFilter {
+    pub(crate) audience: Option<String>,
+    pub(crate) name: Option<String>,
+}
+
 /// A page of permissions, oldest first.
 pub(crate) async fn list(
     connection: &mut Connection,
+    filter: &PermissionFilter,
     after: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<Permission>, StoreError> {
     Ok(sqlx::query_as!(
         Permission,
         "SELECT id, audience, name, description, created_at FROM permissions
-         WHERE id > $1 ORDER BY id LIMIT $2",
+         WHERE id > $1 AND ($3::text IS NULL OR audience = $3) AND ($4::text IS NULL OR name = $4)
+         ORDER BY id LIMIT $2",
         after.unwrap_or(Uuid::nil()),
-        limit
+        limit,
+        filter.audience.as_deref(),
+        filter.name.as_deref(),
     )
     .fetch_all(connection)
     .await?)
@@ -51,26 +62,16 @@ pub(crate) async fn find(connection: &mut Connection, id: Uuid) -> Result<Option
     .await?)
 }
 
-/// Locks a permission against deletion, and reads it. Several transactions can have this lock at once.
-pub(crate) async fn lock_shared(connection: &mut Connection, id: Uuid) -> Result<Option<Permission>, StoreError> {
-    Ok(sqlx::query_as!(
-        Permission,
-        "SELECT id, audience, name, description, created_at FROM permissions WHERE id = $1 FOR KEY SHARE",
-        id
-    )
-    .fetch_optional(connection)
-    .await?)
-}
-
-/// Locks a permission, and reads it. Other transactions cannot create grants of it meanwhile.
-pub(crate) async fn lock(connection: &mut Connection, id: Uuid) -> Result<Option<Permission>, StoreError> {
-    Ok(sqlx::query_as!(
-        Permission,
-        "SELECT id, audience, name, description, created_at FROM permissions WHERE id = $1 FOR UPDATE",
-        id
-    )
-    .fetch_optional(connection)
-    .await?)
+/// Replaces what it allows.
+pub(crate) async fn set_description(
+    connection: &mut Connection,
+    id: Uuid,
+    description: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE permissions SET description = $2 WHERE id = $1", id, description)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Deletes a permission and its grants.

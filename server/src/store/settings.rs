@@ -1,13 +1,25 @@
 //! `settings`: one row that all replicas share.
 
-use super::{Connection, StoreError};
+use super::{Connection, StoreError, Transaction};
 
-/// Invalidates all evaluated grants. Call it in the transaction that changes permissions or grants. The row lock
-/// serializes such transactions, so each version stands for one state.
-pub(crate) async fn bump_grants_version(connection: &mut Connection) -> Result<(), StoreError> {
-    sqlx::query!("UPDATE settings SET grants_version = grants_version + 1")
-        .execute(connection)
-        .await?;
+/// Locks permissions, grants and audiences against other changes, and returns their version. Call it first in a
+/// transaction that changes them.
+pub(crate) async fn lock_policy(connection: &mut Connection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!("SELECT grants_version FROM settings FOR UPDATE")
+        .fetch_one(connection)
+        .await?)
+}
+
+/// Begins the next version of permissions, grants and audiences, and invalidates all evaluated grants. Call it before the
+/// first change: a trigger keeps each changed row with this version and time.
+pub(crate) async fn begin_policy_version(tx: &mut Transaction) -> Result<(), StoreError> {
+    let now = tx.now();
+    sqlx::query!(
+        "UPDATE settings SET grants_version = grants_version + 1, grants_changed_at = $1",
+        now
+    )
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 

@@ -61,6 +61,8 @@ assay_protocol::words! {
         RemoveFromInventory = "remove_from_inventory",
         Renew = "renew",
         ReplaceAudience = "replace_audience",
+        ReplaceGrant = "replace_grant",
+        ReplacePermission = "replace_permission",
         RequestCa = "request_ca",
         RevokeApiKey = "revoke_api_key",
         RevokeCertificate = "revoke_certificate",

@@ -80,11 +80,20 @@ pub struct Conditions {
     pub mdm_enrolled: Option<bool>,
 }
 
-/// `POST /v1/admin/grants`
+/// `POST /v1/admin/grants` and `PUT /v1/admin/grants/{id}`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
-pub struct CreateGrant {
+pub struct GrantRequest {
+    /// A name that no other grant has: visible ASCII characters without `"` and `\`. If absent, a new grant is named after
+    /// its id, and an existing one keeps its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128))]
+    pub name: Option<String>,
+    /// What it is for, for people.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_length = 2_000))]
+    pub description: String,
     /// The permission to grant.
     pub permission_id: Uuid,
     /// The machines it applies to.
@@ -108,6 +117,10 @@ pub struct CreateGrant {
 pub struct Grant {
     /// Its id.
     pub id: Uuid,
+    /// Its name, which no other grant has.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
     /// The permission to grant.
     pub permission_id: Uuid,
     /// The relying party of the permission.
@@ -124,6 +137,9 @@ pub struct Grant {
     /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// When it was created or last changed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub changed_at: OffsetDateTime,
 }
 
 /// `POST /v1/admin/grants/evaluate`

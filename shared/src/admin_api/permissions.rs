@@ -21,6 +21,16 @@ pub struct CreatePermission {
     pub description: String,
 }
 
+/// `PUT /v1/admin/permissions/{id}`. Audience and name stay: tokens and grants refer to them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ReplacePermission {
+    /// What it allows, for people.
+    #[cfg_attr(feature = "openapi", schema(max_length = 2_000))]
+    pub description: String,
+}
+
 /// Something that a machine may do at a relying party.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -11,7 +11,7 @@ use assay_protocol::{
         api_keys::CreateApiKey,
         enrollment_tokens::CreateEnrollmentToken,
         enrollments::{Approve, Decide},
-        grants::{CreateGrant, Evaluate},
+        grants::{Evaluate, GrantRequest},
         machines::{Machine, PatchMachine},
         permissions::CreatePermission,
     },
@@ -270,7 +270,7 @@ proptest! {
         read_write_read::<CreateEnrollmentToken>(&bytes);
         read_write_read::<Approve>(&bytes);
         read_write_read::<Decide>(&bytes);
-        read_write_read::<CreateGrant>(&bytes);
+        read_write_read::<GrantRequest>(&bytes);
         read_write_read::<Evaluate>(&bytes);
         read_write_read::<PatchMachine>(&bytes);
         read_write_read::<CreatePermission>(&bytes);
@@ -285,7 +285,7 @@ proptest! {
 #[test]
 fn an_array_is_no_object() {
     let grant = |selector: Value, conditions: Value| {
-        serde_json::from_value::<CreateGrant>(
+        serde_json::from_value::<GrantRequest>(
             json!({"permission_id": SUBJECT, "selector": selector, "conditions": conditions}),
         )
     };

@@ -111,16 +111,18 @@ impl Ground {
                 let path = operation.path_with(&self.audience(&id).await);
                 return (path, json!({"token": token_form()}), machine);
             }
-            "POST /v1/admin/grants" => json!({
-                "permission_id": self.permission_id,
-                "selector": {"machine_ids": [id], "labels": {"team": "build"}, "all": true},
-                "conditions": {
-                    "min_assurance": "verified", "max_attestation_age_days": 30, "key_store": "software",
-                    "sip_enabled": true, "filevault_enabled": true, "firewall_enabled": false,
-                    "gatekeeper_enabled": true, "secure_boot": "full", "min_os_version": "26.1", "mdm_enrolled": true,
-                },
-                "expires_at": "2126-11-22T10:00:00Z",
-            }),
+            "POST /v1/admin/grants" => self.grant(&id),
+            "PUT /v1/admin/grants/{id}" => {
+                let grant = self.grant(&id);
+                let created = self.server.post("/v1/admin/grants", &grant).await.expect(201).json();
+                return (operation.path_with(created["id"].as_str().unwrap()), grant, machine);
+            }
+            "PUT /v1/admin/permissions/{id}" => {
+                let permission = json!({"audience": "a", "name": id});
+                let created = self.server.post("/v1/admin/permissions", &permission).await;
+                let path = operation.path_with(created.expect(201).json()["id"].as_str().unwrap());
+                return (path, json!({"description": "d"}), machine);
+            }
             "POST /v1/admin/webhooks" => json!({
                 "url": "https://example.com/hook", "description": "d", "kinds": ["machine.enrolled"],
             }),
@@ -135,6 +137,22 @@ impl Ground {
             name => panic!("{name} needs a valid body here"),
         };
         (operation.path_with(&id), body, machine)
+    }
+
+    /// A grant with every member, for a machine.
+    fn grant(&self, machine: &str) -> Value {
+        json!({
+            "name": machine,
+            "description": "d",
+            "permission_id": self.permission_id,
+            "selector": {"machine_ids": [machine], "labels": {"team": "build"}, "all": true},
+            "conditions": {
+                "min_assurance": "verified", "max_attestation_age_days": 30, "key_store": "software",
+                "sip_enabled": true, "filevault_enabled": true, "firewall_enabled": false,
+                "gatekeeper_enabled": true, "secure_boot": "full", "min_os_version": "26.1", "mdm_enrolled": true,
+            },
+            "expires_at": "2126-11-22T10:00:00Z",
+        })
     }
 
     /// The path and the body for a decision about a new enrollment.
@@ -410,7 +428,10 @@ async fn a_label_given_twice_is_refused_by_its_name() {
         assert!(refused.text().contains("labels.team is there twice"), "{refused}");
         tried += 1;
     }
-    assert_eq!(tried, 4, "tokens, grants, inventory and machines have labels");
+    assert_eq!(
+        tried, 5,
+        "tokens, new and replaced grants, inventory and machines have labels"
+    );
     ground.end().await;
 }
 

@@ -66,24 +66,6 @@ async fn a_deleted_grant_is_gone_at_the_next_check_in() {
 }
 
 #[tokio::test]
-async fn a_deleted_permission_takes_its_grants_with_it() {
-    let granted = Granted::new().await;
-    let permission = granted.administrator.permission("read").await;
-    let grant = granted
-        .administrator
-        .grant(&permission, &granted.machine, json!({}))
-        .await;
-    assert_eq!(granted.permissions().await, ["read"]);
-    granted.administrator.delete(&format!("permissions/{permission}")).await;
-    assert!(granted.permissions().await.is_empty());
-    let gone = granted
-        .administrator
-        .call(http::Method::GET, &format!("grants/{grant}"), None)
-        .await;
-    assert_eq!(gone.status, 404);
-}
-
-#[tokio::test]
 async fn a_grant_lasts_until_it_expires() {
     let granted = Granted::new().await;
     let (read, write) = (

@@ -43,6 +43,7 @@ mod nonces;
 mod openings;
 mod outages;
 mod pkilint;
+mod policy;
 mod proxy;
 mod reenrollment;
 mod relying_parties;

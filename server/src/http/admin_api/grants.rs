@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use assay_protocol::{
-    Problem,
+    Problem, ProblemKind,
     admin_api::{
-        grants::{CreateGrant, Evaluate, EvaluatedGrants, Grant},
+        grants::{Evaluate, EvaluatedGrants, Grant, GrantRequest},
         page::Page,
     },
 };
 use axum::{Json, extract::State, http::StatusCode};
+use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
+use uuid::Uuid;
 
 use crate::{
     administration::grants::{self, GrantError},
@@ -18,24 +20,27 @@ use crate::{
         authentication::{Admin, Authorized, Viewer},
         extract::{self, Id},
         operation::routes,
-        page::{List, PageParameters, Unfiltered},
+        page::{List, PageParameters},
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
+    store::grants::GrantFilter,
 };
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
         .routes(routes!(create, list))
         .routes(routes!(evaluate))
-        .routes(routes!(find, delete))
+        .routes(routes!(find, replace, delete))
         .routes(routes!(of_machine))
 }
 
 impl From<GrantError> for ApiProblem {
     fn from(error: GrantError) -> Self {
         match error {
-            GrantError::SelectorEmpty
+            GrantError::Name
+            | GrantError::Description
+            | GrantError::SelectorEmpty
             | GrantError::SelectorMachineIds
             | GrantError::SelectorLabelsEmpty
             | GrantError::SelectorLabels(_)
@@ -44,6 +49,7 @@ impl From<GrantError> for ApiProblem {
             | GrantError::AttestationAge
             | GrantError::Expired
             | GrantError::End => Self::malformed(error.to_string()),
+            GrantError::NameTaken(_) | GrantError::Equal(_) => Self::new(ProblemKind::Conflict, error.to_string()),
             GrantError::UnknownPermission => Self::not_found("permission"),
             GrantError::Unknown => Self::not_found("grant"),
             GrantError::UnknownMachine => Self::not_found("machine"),
@@ -55,29 +61,48 @@ impl From<GrantError> for ApiProblem {
 /// Create a grant.
 #[utoipa::path(
     post, path = "/v1/admin/grants", tag = "Grants", security(("api_key" = [])),
-    request_body = CreateGrant,
+    request_body = GrantRequest,
     responses((status = 201, body = Grant), (status = "4XX", body = Problem)),
 )]
 async fn create(
     caller: Authorized<Admin>,
     State(services): State<Arc<Services>>,
-    extract::Json(request): extract::Json<CreateGrant>,
+    extract::Json(request): extract::Json<GrantRequest>,
 ) -> ApiResult<(StatusCode, Json<Grant>)> {
     let grant = grants::create(&services.store, &caller.origin, request).await?;
     Ok((StatusCode::CREATED, Json(grant)))
 }
 
+/// Which grants to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct GrantParameters {
+    /// The name of the grant.
+    name: Option<String>,
+    /// The permission that is granted.
+    permission_id: Option<Uuid>,
+    /// The relying party of the permission.
+    audience: Option<String>,
+}
+
 /// List grants, including expired ones.
 #[utoipa::path(
-    get, path = "/v1/admin/grants", tag = "Grants", security(("api_key" = [])), params(PageParameters),
+    get, path = "/v1/admin/grants", tag = "Grants", security(("api_key" = [])),
+    params(GrantParameters, PageParameters),
     responses((status = 200, body = Page<Grant>), (status = "4XX", body = Problem)),
 )]
 async fn list(
     _caller: Authorized<Viewer>,
     State(services): State<Arc<Services>>,
-    List { page, .. }: List<Unfiltered>,
+    List { filter, page }: List<GrantParameters>,
 ) -> ApiResult<Json<Page<Grant>>> {
-    let found = grants::list(&services.store, page.after, page.rows()).await?;
+    let filter = GrantFilter {
+        name: filter.name,
+        permission_id: filter.permission_id,
+        audience: filter.audience,
+    };
+    let found = grants::list(&services.store, &filter, page.after, page.rows()).await?;
     Ok(Json(page.page(found, |grant| grant.id)))
 }
 
@@ -93,6 +118,23 @@ async fn find(
     Id(id): Id,
 ) -> ApiResult<Json<Grant>> {
     Ok(Json(grants::find(&services.store, id).await?))
+}
+
+/// Replace a grant. It keeps its id and its history.
+#[utoipa::path(
+    put, path = "/v1/admin/grants/{id}", tag = "Grants", security(("api_key" = [])),
+    params(("id" = uuid::Uuid, Path)), request_body = GrantRequest,
+    responses((status = 200, body = Grant), (status = "4XX", body = Problem)),
+)]
+async fn replace(
+    caller: Authorized<Admin>,
+    State(services): State<Arc<Services>>,
+    Id(id): Id,
+    extract::Json(request): extract::Json<GrantRequest>,
+) -> ApiResult<Json<Grant>> {
+    Ok(Json(
+        grants::replace(&services.store, &caller.origin, id, request).await?,
+    ))
 }
 
 /// Delete a grant.

@@ -140,6 +140,10 @@ impl Run<'_> {
         });
         let replica = self.replica(dice);
         let answer = self.admin(replica, Method::POST, "/v1/admin/grants", Some(&body)).await;
+        let grants = &self.model.permissions[permission].grants;
+        if grants.iter().any(|other| conditions(other) == body["conditions"]) {
+            return require(answer.status == 409, "no grant is made twice", answer.short());
+        }
         require(answer.status == 201, "a grant can be made", answer.short())?;
         grant.id = answer.text("id").unwrap().to_owned();
         self.note(format!("permission {permission} under {}", body["conditions"]));
