@@ -11,5 +11,5 @@ demo:
 
 # The whole test suite: `make test ARGS=enrollment` runs the tests with that in their names.
 test:
-	@deploy/prerequisites postgres compiler openssl python nginx
+	@deploy/prerequisites postgres compiler openssl python relying-parties
 	cargo test --workspace $(ARGS)
