@@ -26,6 +26,7 @@ pub mod load;
 pub mod mac;
 pub mod machine;
 pub mod nginx;
+pub mod node;
 pub mod openssl;
 pub mod output;
 pub mod plans;

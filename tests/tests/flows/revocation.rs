@@ -1,10 +1,7 @@
-//! How relying parties learn of a revocation: revocation lists and OCSP, read by OpenSSL and nginx.
+//! How relying parties learn of a revocation: revocation lists and OCSP, read by OpenSSL.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use assay_protocol::{ProblemKind, sha256};
@@ -14,7 +11,6 @@ use assay_tests::api::{Api, Called};
 use assay_tests::in_process::{InProcess, REVOCATION_URL};
 use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
-use assay_tests::process::Process;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::Method;
 use serde_json::json;
@@ -26,8 +22,6 @@ use assay_tests::openssl::{Files, openssl};
 
 /// How often the test looks before it fails.
 const LOOKS: u32 = 20_000;
-/// The longest time that nginx needs to start or to reload.
-const SAID_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
 pub(super) const OCSP_REQUEST: &str = "application/ocsp-request";
 /// As OpenSSL prints a time.
 const OPENSSL_TIME: &[BorrowedFormatItem<'_>] =
@@ -82,7 +76,7 @@ impl RelyingParty {
     }
 
     /// Checks the certificates of a machine's path against these lists: all, or only the first.
-    async fn verify_by(&self, lists: &Answer, enrolled: &Enrolled, check: &str) -> (bool, String) {
+    pub(super) async fn verify_by(&self, lists: &Answer, enrolled: &Enrolled, check: &str) -> (bool, String) {
         let lists = self.files.write("crls.pem", lists.text());
         let chain = enrolled.chain.to_str().unwrap();
         let (roots, lists) = (self.path("roots.pem"), lists.to_str().unwrap().to_owned());
@@ -552,176 +546,4 @@ async fn a_crl_of_a_hundred_thousand_certificates_is_signed_in_seconds() {
     let said = read_list(&party.files, &list, &party.path("chain.pem")).await;
     assert_eq!(said.matches("Serial Number:").count(), 100_000);
     server.stop().await;
-}
-
-/// How nginx checks whether a certificate is revoked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Checks {
-    Lists,
-    Ocsp,
-}
-
-/// A running nginx, with a configuration and a folder of its own.
-struct Nginx {
-    files: Files,
-    port: u16,
-    process: Process,
-}
-
-impl Nginx {
-    /// Starts nginx with a configuration that requires a machine's certificate, as in the operating manual. It reads
-    /// revocation lists from a file, or asks by OCSP at the URL in the certificate.
-    async fn start(party: &RelyingParty, checks: Checks) -> Self {
-        let files = Files::new();
-        let (_certificate, _key) = files.certificate("nginx").await;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let manual = include_str!("../../../docs/operating.md");
-        let example = manual.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
-        let replaced: BTreeMap<&str, String> = [
-            ("listen 443 ssl;", format!("listen 127.0.0.1:{port} ssl;")),
-            ("/etc/nginx/server.pem", "nginx.pem".to_owned()),
-            ("/etc/nginx/server.key", "nginx.key".to_owned()),
-            ("/etc/nginx/assay/roots.pem", party.path("roots.pem")),
-            ("/etc/nginx/assay/crls.pem", party.path("crls.pem")),
-        ]
-        .into();
-        let example = match checks {
-            Checks::Lists => example.to_owned(),
-            Checks::Ocsp => {
-                let lines = example.lines().filter(|line| !line.contains("crls.pem"));
-                // nginx needs the issuer's certificate, which the client sends.
-                lines
-                    .map(|line| line.replace("ssl_verify_client      on;", "ssl_verify_client on; ssl_ocsp leaf;"))
-                    .collect()
-            }
-        };
-        let server = replaced.iter().fold(example.to_owned(), |server, (from, to)| {
-            assert!(
-                server.contains(from) || checks == Checks::Ocsp,
-                "the manual's example has no {from}"
-            );
-            server.replace(from, to)
-        });
-        let configuration = format!(
-            "daemon off; master_process on; pid nginx.pid; error_log stderr notice;
-             events {{}}
-             http {{ access_log off; client_body_temp_path t; proxy_temp_path t; fastcgi_temp_path t; uwsgi_temp_path t;
-             scgi_temp_path t;\n{server}}}"
-        );
-        files.write("nginx.conf", configuration);
-        let mut command = Command::new(program());
-        command
-            .arg("-p")
-            .arg(files.folder())
-            .args(["-c", "nginx.conf", "-e", "stderr"]);
-        let nginx = Self {
-            process: Process::spawn(command),
-            files,
-            port,
-        };
-        nginx.says("start worker process ", 0).await;
-        nginx
-    }
-
-    /// Waits until its log contains `what`, after this many lines.
-    async fn says(&self, what: &str, after: usize) {
-        let said = |line: &str| line.contains(what).then_some(());
-        let output = self.process.output();
-        assert!(output.wait_for(after, SAID_WITHIN, said).await.is_some(), "{output}");
-    }
-
-    /// Reloads nginx, and waits until no worker uses the old files.
-    async fn reload(&self) {
-        let lines = self.process.output().to_string().lines().count();
-        let mut command = Command::new(program());
-        command
-            .arg("-p")
-            .arg(self.files.folder())
-            .args(["-c", "nginx.conf", "-e", "stderr", "-s", "reload"]);
-        assert!(
-            tokio::task::spawn_blocking(move || command.status())
-                .await
-                .unwrap()
-                .unwrap()
-                .success()
-        );
-        self.says("exited with code 0", lines).await;
-    }
-
-    /// Sends a request as a machine.
-    async fn answer_to(&self, enrolled: &Enrolled) -> reqwest::Result<reqwest::Response> {
-        let identity = [
-            enrolled.machine.private_key_pem(),
-            fs::read_to_string(&enrolled.chain).unwrap(),
-        ]
-        .concat();
-        let root = fs::read(self.files.path("nginx.pem")).unwrap();
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .identity(reqwest::Identity::from_pem(identity.as_bytes()).unwrap())
-            .tls_certs_only([reqwest::Certificate::from_pem(&root).unwrap()]);
-        client
-            .build()
-            .unwrap()
-            .get(format!("https://127.0.0.1:{}/", self.port))
-            .send()
-            .await
-    }
-}
-
-/// Debian installs it in `/usr/sbin`, which only root has in its path.
-fn program() -> &'static str {
-    ["/usr/sbin/nginx", "/opt/homebrew/bin/nginx", "/usr/local/bin/nginx"]
-        .into_iter()
-        .find(|place| Path::new(place).exists())
-        .unwrap_or("nginx")
-}
-
-#[tokio::test]
-async fn nginx_accepts_a_machine_until_its_certificate_is_revoked() {
-    let installation = Installation::shared().await;
-    let (api, administrator) = (installation.api(1), installation.administrator());
-    let party = RelyingParty::of(&api).await;
-    let (active, revoked) = (party.enroll(&administrator).await, party.enroll(&administrator).await);
-    let lists = await_answer(&api, "/v1/ca/crls.pem", async |answer| answer.status == 200).await;
-    party.files.write("crls.pem", lists.text());
-    let nginx = Nginx::start(&party, Checks::Lists).await;
-    for enrolled in [&active, &revoked] {
-        let answer = nginx.answer_to(enrolled).await.unwrap();
-        assert_eq!(answer.status(), 200);
-        let said = answer.text().await.unwrap();
-        assert!(said.contains(&enrolled.machine.id().to_string()), "{said}");
-    }
-
-    revoke(&administrator, &revoked.serial_number, "superseded").await;
-    let is_listed =
-        async |lists: &Answer| lists.status == 200 && !party.verify_by(lists, &revoked, "-crl_check").await.0;
-    let lists = await_answer(&api, "/v1/ca/crls.pem", is_listed).await;
-    party.files.write("crls.pem", lists.text());
-    nginx.reload().await;
-    assert_eq!(nginx.answer_to(&active).await.unwrap().status(), 200);
-    assert_eq!(
-        nginx.answer_to(&revoked).await.unwrap().status(),
-        400,
-        "nginx's answer to a bad certificate"
-    );
-}
-
-#[tokio::test]
-async fn nginx_asks_by_ocsp_at_the_url_in_the_certificate() {
-    let installation = Installation::shared().await;
-    let administrator = installation.administrator();
-    let party = RelyingParty::of(&installation.api(0)).await;
-    let (active, revoked) = (party.enroll(&administrator).await, party.enroll(&administrator).await);
-    let nginx = Nginx::start(&party, Checks::Ocsp).await;
-    for enrolled in [&active, &revoked] {
-        assert_eq!(nginx.answer_to(enrolled).await.unwrap().status(), 200);
-    }
-    revoke(&administrator, &revoked.serial_number, "superseded").await;
-    assert_eq!(nginx.answer_to(&active).await.unwrap().status(), 200);
-    assert_eq!(nginx.answer_to(&revoked).await.unwrap().status(), 400);
 }
