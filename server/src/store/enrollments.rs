@@ -238,7 +238,10 @@ pub(crate) async fn taken_over_since(
         asked.machine_id,
         asked.requested_at,
         asked.id,
-        asked.previous_key.as_ref().map(|previous| previous.thumbprint.as_bytes().as_slice())
+        asked
+            .previous_key
+            .as_ref()
+            .map(|previous| previous.thumbprint.as_bytes().as_slice())
     )
     .fetch_optional(connection)
     .await?)

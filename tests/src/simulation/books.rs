@@ -209,7 +209,11 @@ async fn check_superseded_uses(pool: &PgPool, model: &Model, ids: &[Uuid]) -> Ch
     let mut seen = model.superseded_uses.iter();
     let has_each = seen.all(|key| found.contains_key(&key.to_string()));
     let detail = format!("{found:?}, expected {:?}", model.superseded_uses);
-    require(is_once && has_each, "the use of a superseded key is an event, once", detail)
+    require(
+        is_once && has_each,
+        "the use of a superseded key is an event, once",
+        detail,
+    )
 }
 
 /// Puts a device certificate on record, as if the Mac with this serial number had it by ACME. It is a copy of another one.

@@ -222,7 +222,9 @@ impl<'a> Run<'a> {
     fn time_to_the_end_of_a_certificate(&self, dice: &mut Dice) -> Duration {
         let holder = self.known_holder(dice);
         let key = holder.and_then(|holder| self.model.key(self.holders[holder].key()));
-        let end = key.and_then(|key| key.certificate()).map(|certificate| certificate.not_after);
+        let end = key
+            .and_then(|key| key.certificate())
+            .map(|certificate| certificate.not_after);
         let time = end.map_or(Duration::ZERO, |end| end - Duration::minutes(5) - self.now);
         time.max(Duration::ZERO)
     }
@@ -237,7 +239,11 @@ impl<'a> Run<'a> {
             0 => Fate::AnswerLost,
             1 | 2 => {
                 let polls = dice.below(MOST_POLLS);
-                if self.drops_calls { Fate::Dropped(polls) } else { Fate::Answered }
+                if self.drops_calls {
+                    Fate::Dropped(polls)
+                } else {
+                    Fate::Answered
+                }
             }
             _ => Fate::Answered,
         }

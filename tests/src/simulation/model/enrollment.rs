@@ -308,13 +308,7 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn takeover(
-        &mut self,
-        id: Uuid,
-        presented: &Presented,
-        grounds: Grounds,
-        answer: &Answer,
-    ) -> Checked {
+    pub(super) fn takeover(&mut self, id: Uuid, presented: &Presented, grounds: Grounds, answer: &Answer) -> Checked {
         require(
             machine_id(answer)? == id,
             "a serial number keeps its machine's id",

@@ -124,7 +124,11 @@ impl Run<'_> {
         let request = OpeningRequest {
             // Replicas whose clocks differ by hours disagree for hours on whether an opening is over. The end of this long
             // one is a moment that hardly any run comes near to.
-            hours: if self.model.clocks_agree { dice.pick(&[1, 24, 168]) } else { 110 },
+            hours: if self.model.clocks_agree {
+                dice.pick(&[1, 24, 168])
+            } else {
+                110
+            },
             reason: format!("reason {}", dice.below(2)),
         };
         let body = json!({"hours": request.hours, "reason": request.reason});
