@@ -33,14 +33,18 @@ impl<'de> Deserialize<'de> for CriticalExtensions {
 }
 
 /// Why a part of a compact JWS cannot be read.
-#[derive(Debug)]
-pub(crate) enum PartError {
+#[derive(Debug, thiserror::Error)]
+pub enum PartError {
+    /// Not base64url without padding.
+    #[error("not base64url without padding")]
     NotBase64Url,
-    Unreadable(serde_json::Error),
+    /// Not an object with these members.
+    #[error("not the expected JSON object")]
+    Unreadable(#[source] serde_json::Error),
 }
 
 /// Reads a JSON object from base64url without padding.
-pub(crate) fn read_part<T: DeserializeOwned>(base64url: &str) -> Result<T, PartError> {
+pub fn read_part<T: DeserializeOwned>(base64url: &str) -> Result<T, PartError> {
     let json = URL_SAFE_NO_PAD.decode(base64url).map_err(|_| PartError::NotBase64Url)?;
     let mut json = serde_json::Deserializer::from_slice(&json);
     let read = object(&mut json).and_then(|read| json.end().map(|()| read));

@@ -110,9 +110,7 @@ impl Model {
         match request.kind {
             Kind::First => {
                 let serial_number = machine.serial_number.as_deref().unwrap_or_default();
-                let holder = self.holder_of(serial_number);
-                let is_free = holder.is_none_or(|holder| self.machine(holder).status == Status::Revoked);
-                Some(machine.status == Status::Pending && is_free)
+                Some(machine.status == Status::Pending && self.holder_of(serial_number).is_none())
             }
             Kind::Takeover { replaces } if machine.current != replaces => None,
             Kind::Takeover { .. } => Some(true),
@@ -150,12 +148,10 @@ impl Model {
                 let machine = self.machine_mut(id);
                 machine.status = Status::Active;
                 machine.continuity = Continuity::open();
-                machine.opening = None;
                 self.announced(id, "machine.re-enrolled");
             }
             Kind::Rotation { .. } => {
                 self.announced(id, "machine.approved");
-                self.machine_mut(id).opening = None;
                 self.begin_rotation(id, key, Some(approved));
             }
         }
@@ -199,7 +195,6 @@ impl Model {
             of_key: true,
             ..*grounds
         };
-        self.machine_mut(id).opening = None;
         self.audited(id, "machine.approve");
         self.announced(id, "machine.approved");
         Ok(())
