@@ -51,10 +51,7 @@ fn unescape(text: &str) -> Result<Cow<'_, str>, BadCertificateHeader> {
 /// The one certificate in a PEM text.
 fn der_of_pem(pem: &str) -> Result<Vec<u8>, BadCertificateHeader> {
     let body = pem.trim().strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(END));
-    let body: String = body
-        .ok_or(BadCertificateHeader)?
-        .split_ascii_whitespace()
-        .collect();
+    let body: String = body.ok_or(BadCertificateHeader)?.split_ascii_whitespace().collect();
     decode(&body)
 }
 
@@ -137,7 +134,11 @@ mod tests {
         ] {
             assert_eq!(form.thumbprint(&header), Ok(Some(sha256(&DER))), "{header}");
         }
-        for form in [CertificateForm::EscapedPem, CertificateForm::Base64Der, CertificateForm::Xfcc] {
+        for form in [
+            CertificateForm::EscapedPem,
+            CertificateForm::Base64Der,
+            CertificateForm::Xfcc,
+        ] {
             assert_eq!(form.thumbprint(""), Ok(None));
         }
     }

@@ -29,7 +29,9 @@ pub enum Roots {
 #[derive(Debug, thiserror::Error)]
 pub enum SetUpError {
     /// The issuer is not a URL of a server.
-    #[error("{0:?} is not the URL of a server: https, without user, query and fragment (http only on loopback addresses)")]
+    #[error(
+        "{0:?} is not the URL of a server: https, without user, query and fragment (http only on loopback addresses)"
+    )]
     Issuer(String),
     /// There are no roots.
     #[error("there is no valid root certificate for the server's TLS certificate")]

@@ -121,7 +121,10 @@ mod tests {
     #[test]
     fn proofs_from_before_the_start_and_from_before_a_step_of_the_clock_are_refused() {
         let replays = Replays::new(1000, START);
-        assert_eq!(replays.accept(key(1), "a", START - 1, START), Err(ReplayError::BeforeStart));
+        assert_eq!(
+            replays.accept(key(1), "a", START - 1, START),
+            Err(ReplayError::BeforeStart)
+        );
         assert_eq!(replays.accept(key(1), "a", START, START), Ok(()));
         for now in [START + 150, START + 300, START + 450] {
             assert_eq!(replays.accept(key(1), "b", now, now), Ok(()));

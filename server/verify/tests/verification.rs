@@ -68,7 +68,9 @@ impl Issuer {
             .route("/.well-known/jwks.json", routing::get(published))
             .route("/v1/introspect", routing::post(introspected))
             .with_state(Arc::clone(&answers));
-        let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .await
+            .unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { url, answers, key }
@@ -180,7 +182,10 @@ impl Machine {
 
 fn headers(scheme: &str, token: &str, proof: Option<&str>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("{scheme} {token}")).unwrap());
+    headers.insert(
+        AUTHORIZATION,
+        HeaderValue::from_str(&format!("{scheme} {token}")).unwrap(),
+    );
     if let Some(proof) = proof {
         headers.insert("dpop", HeaderValue::from_str(proof).unwrap());
     }
@@ -215,14 +220,23 @@ async fn a_bearer_token_needs_the_certificate_that_it_is_bound_to() {
     for _ in 0..2 {
         let access = ask(&verifier, &bearer, Some(CERTIFICATE), NOW).await.unwrap();
         assert_eq!(access.machine_id, Uuid::from_u128(7));
-        assert_eq!((access.permissions, access.assurance), (vec!["read".into(), "write".into()], Assurance::Verified));
+        assert_eq!(
+            (access.permissions, access.assurance),
+            (vec!["read".into(), "write".into()], Assurance::Verified)
+        );
         assert!(is_token_refused(&ask(&verifier, &bearer, None, NOW).await));
         assert!(is_token_refused(&ask(&verifier, &bearer, Some(b"another"), NOW).await));
     }
     assert_eq!(issuer.asked(), [1, 0]);
     let token = issuer.token(&machine);
     let proof = machine.sign(&machine.proof_claims(&token));
-    let refused = ask(&verifier, &headers("DPoP", &token, Some(&proof)), Some(CERTIFICATE), NOW).await;
+    let refused = ask(
+        &verifier,
+        &headers("DPoP", &token, Some(&proof)),
+        Some(CERTIFICATE),
+        NOW,
+    )
+    .await;
     assert!(matches!(refused, Err(Refusal::InvalidRequest(_))), "{refused:?}");
 }
 
@@ -238,16 +252,49 @@ async fn with_dpop_a_token_needs_a_proof_for_its_request_and_each_proof_is_used_
     send(&proof, NOW).await.unwrap();
     for later in [0, 1, 60] {
         let refused = send(&proof, NOW + Duration::from_secs(later)).await;
-        assert_eq!(refused, Err(Refusal::InvalidProof("the proof was used before".to_owned())));
+        assert_eq!(
+            refused,
+            Err(Refusal::InvalidProof("the proof was used before".to_owned()))
+        );
     }
     let fresh = || machine.proof_claims(&token);
     let changes: [(&str, ProofClaims); 6] = [
-        ("htm", ProofClaims { htm: "POST".parse().unwrap(), ..fresh() }),
-        ("htu", ProofClaims { htu: "https://wiki.example.com/b".parse().unwrap(), ..fresh() }),
-        ("htu", ProofClaims { htu: "https://vault.example.com/a".parse().unwrap(), ..fresh() }),
-        ("ath", ProofClaims { ath: Some(access_token_hash(&other)), ..fresh() }),
+        (
+            "htm",
+            ProofClaims {
+                htm: "POST".parse().unwrap(),
+                ..fresh()
+            },
+        ),
+        (
+            "htu",
+            ProofClaims {
+                htu: "https://wiki.example.com/b".parse().unwrap(),
+                ..fresh()
+            },
+        ),
+        (
+            "htu",
+            ProofClaims {
+                htu: "https://vault.example.com/a".parse().unwrap(),
+                ..fresh()
+            },
+        ),
+        (
+            "ath",
+            ProofClaims {
+                ath: Some(access_token_hash(&other)),
+                ..fresh()
+            },
+        ),
         ("ath", ProofClaims { ath: None, ..fresh() }),
-        ("iat", ProofClaims { iat: NOW.unix_timestamp() - 61, ..fresh() }),
+        (
+            "iat",
+            ProofClaims {
+                iat: NOW.unix_timestamp() - 61,
+                ..fresh()
+            },
+        ),
     ];
     for (claim, claims) in changes {
         match send(&machine.sign(&claims), NOW).await {
@@ -299,15 +346,33 @@ async fn only_tokens_of_this_issuer_for_this_audience_and_time_are_accepted() {
     for now in [NOW - Duration::from_secs(31), NOW + Duration::from_secs(600)] {
         assert!(is_token_refused(&send(&token, now).await));
     }
-    let text = GrantClaims { aud: AudienceClaim::Text(AUDIENCE.to_owned()), ..good.clone() };
+    let text = GrantClaims {
+        aud: AudienceClaim::Text(AUDIENCE.to_owned()),
+        ..good.clone()
+    };
     send(&sign(&issuer.key, &text), NOW).await.unwrap();
     for claims in [
-        GrantClaims { iss: "https://elsewhere.example.com".to_owned(), ..good.clone() },
-        GrantClaims { aud: AudienceClaim::List([format!("{AUDIENCE}/")]), ..good.clone() },
-        GrantClaims { exp: NOW.unix_timestamp(), ..good.clone() },
-        GrantClaims { nbf: NOW.unix_timestamp() + 1, ..good.clone() },
+        GrantClaims {
+            iss: "https://elsewhere.example.com".to_owned(),
+            ..good.clone()
+        },
+        GrantClaims {
+            aud: AudienceClaim::List([format!("{AUDIENCE}/")]),
+            ..good.clone()
+        },
+        GrantClaims {
+            exp: NOW.unix_timestamp(),
+            ..good.clone()
+        },
+        GrantClaims {
+            nbf: NOW.unix_timestamp() + 1,
+            ..good.clone()
+        },
     ] {
-        assert!(is_token_refused(&send(&sign(&issuer.key, &claims), NOW).await), "{claims:?}");
+        assert!(
+            is_token_refused(&send(&sign(&issuer.key, &claims), NOW).await),
+            "{claims:?}"
+        );
     }
     let (header, rest) = token.split_once('.').unwrap();
     let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap();
@@ -328,11 +393,17 @@ async fn only_tokens_of_this_issuer_for_this_audience_and_time_are_accepted() {
     for forged in ["a.b.c", "a", &"A".repeat(20_000)] {
         assert!(is_token_refused(&send(forged, NOW).await));
     }
-    for (scheme, token, expected) in [("Basic", token.as_str(), Refusal::NoToken), ("Token", "", Refusal::NoToken)] {
+    for (scheme, token, expected) in [
+        ("Basic", token.as_str(), Refusal::NoToken),
+        ("Token", "", Refusal::NoToken),
+    ] {
         let refused = ask(&verifier, &headers(scheme, token, None), Some(CERTIFICATE), NOW).await;
         assert_eq!(refused, Err(expected));
     }
-    assert_eq!(ask(&verifier, &HeaderMap::new(), Some(CERTIFICATE), NOW).await, Err(Refusal::NoToken));
+    assert_eq!(
+        ask(&verifier, &HeaderMap::new(), Some(CERTIFICATE), NOW).await,
+        Err(Refusal::NoToken)
+    );
 }
 
 #[tokio::test]
@@ -343,7 +414,10 @@ async fn a_lacking_permission_is_named() {
     for (required, expected) in [
         (vec![], Ok(())),
         (vec!["write", "read"], Ok(())),
-        (vec!["read", "delete"], Err(Refusal::InsufficientScope("delete".to_owned()))),
+        (
+            vec!["read", "delete"],
+            Err(Refusal::InsufficientScope("delete".to_owned())),
+        ),
         (vec!["rea"], Err(Refusal::InsufficientScope("rea".to_owned()))),
     ] {
         let required: Vec<_> = required.into_iter().map(ToOwned::to_owned).collect();
@@ -392,7 +466,13 @@ async fn keys_are_used_for_an_hour_while_the_server_is_away() {
     let send = async |token: &str, now| ask(&verifier, &headers("Bearer", token, None), Some(CERTIFICATE), now).await;
     let lasting = |key: &PrivateKey| {
         let exp = NOW.unix_timestamp() + 10_000;
-        sign(key, &GrantClaims { exp, ..issuer.claims(&machine) })
+        sign(
+            key,
+            &GrantClaims {
+                exp,
+                ..issuer.claims(&machine)
+            },
+        )
     };
     let token = lasting(&issuer.key);
     // Without any keys, nothing is known of a token.
@@ -420,7 +500,13 @@ async fn introspection_reduces_a_token_and_is_remembered(#[case] when_away: When
     let (issuer, machine) = (Issuer::start().await, Machine::new(1));
     let verifier = issuer.verifier(RequiredProof::Certificate, Some(when_away));
     let send = async |token: &str, seconds| {
-        ask(&verifier, &headers("Bearer", token, None), Some(CERTIFICATE), after(seconds)).await
+        ask(
+            &verifier,
+            &headers("Bearer", token, None),
+            Some(CERTIFICATE),
+            after(seconds),
+        )
+        .await
     };
     let answer = |status: u16, body: Value| {
         issuer.change(|answers| answers.introspection = (StatusCode::from_u16(status).unwrap(), body));
@@ -463,14 +549,20 @@ async fn a_machine_that_is_known_as_revoked_stays_out_while_the_server_is_away()
     let bearer = headers("Bearer", &issuer.token(&machine), None);
     for (seconds, status) in [(0, StatusCode::OK), (31, StatusCode::BAD_GATEWAY)] {
         issuer.change(|answers| answers.introspection.0 = status);
-        assert!(is_token_refused(&ask(&verifier, &bearer, Some(CERTIFICATE), after(seconds)).await));
+        assert!(is_token_refused(
+            &ask(&verifier, &bearer, Some(CERTIFICATE), after(seconds)).await
+        ));
     }
 }
 
 /// The layer takes the time from the system's clock.
 fn current(claims: GrantClaims) -> GrantClaims {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs().try_into().unwrap();
-    GrantClaims { nbf: now, exp: now + 600, ..claims }
+    GrantClaims {
+        nbf: now,
+        exp: now + 600,
+        ..claims
+    }
 }
 
 #[tokio::test]
@@ -478,7 +570,10 @@ async fn the_layer_lets_a_service_see_only_what_was_verified() {
     let (issuer, machine) = (Issuer::start().await, Machine::new(1));
     let verifier = Arc::new(issuer.verifier(RequiredProof::Either, None));
     let seen = async |Extension(access): Extension<Access>, headers: HeaderMap| {
-        let ours: Vec<_> = headers.iter().filter(|(name, _)| name.as_str().contains("assay")).collect();
+        let ours: Vec<_> = headers
+            .iter()
+            .filter(|(name, _)| name.as_str().contains("assay"))
+            .collect();
         format!("{} {ours:?}", access.machine_id)
     };
     let router = Router::new().route("/a", routing::any(seen));
@@ -492,9 +587,15 @@ async fn the_layer_lets_a_service_see_only_what_was_verified() {
     };
     let request = |more: HeaderMap| {
         let mut request = Request::get("/a?b=c").body(Body::empty()).unwrap();
-        request.headers_mut().insert("x-assay-machine", HeaderValue::from_static("forged"));
-        request.headers_mut().append("x-assay-permissions", HeaderValue::from_static("forged"));
-        request.headers_mut().insert("x_assay_assurance", HeaderValue::from_static("forged"));
+        request
+            .headers_mut()
+            .insert("x-assay-machine", HeaderValue::from_static("forged"));
+        request
+            .headers_mut()
+            .append("x-assay-permissions", HeaderValue::from_static("forged"));
+        request
+            .headers_mut()
+            .insert("x_assay_assurance", HeaderValue::from_static("forged"));
         request.headers_mut().extend(more);
         request
     };
@@ -504,7 +605,10 @@ async fn the_layer_lets_a_service_see_only_what_was_verified() {
     with_certificate.extensions_mut().insert(certificate.clone());
     let (head, body) = send(with_certificate).await;
     assert_eq!(head.status, 200);
-    assert!(body.starts_with(&Uuid::from_u128(7).to_string()) && !body.contains("forged"), "{body}");
+    assert!(
+        body.starts_with(&Uuid::from_u128(7).to_string()) && !body.contains("forged"),
+        "{body}"
+    );
     assert!(body.contains("read write") && body.contains("verified"), "{body}");
 
     let mut claims = machine.proof_claims(&token);
@@ -515,13 +619,30 @@ async fn the_layer_lets_a_service_see_only_what_was_verified() {
     let (head, body) = send(request(proven)).await;
     let challenges: Vec<_> = head.headers.get_all("www-authenticate").iter().collect();
     assert_eq!((head.status.as_u16(), body.as_str(), challenges.len()), (401, "", 1));
-    assert!(challenges[0].to_str().unwrap().contains(r#"error="invalid_dpop_proof""#), "{challenges:?}");
+    assert!(
+        challenges[0]
+            .to_str()
+            .unwrap()
+            .contains(r#"error="invalid_dpop_proof""#),
+        "{challenges:?}"
+    );
 
     let (head, _) = send(request(HeaderMap::new())).await;
-    let challenges: Vec<_> = head.headers.get_all("www-authenticate").iter().map(HeaderValue::as_bytes).collect();
-    assert_eq!((head.status.as_u16(), challenges), (401, vec![b"Bearer".as_slice(), br#"DPoP algs="ES256""#]));
+    let challenges: Vec<_> = head
+        .headers
+        .get_all("www-authenticate")
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    assert_eq!(
+        (head.status.as_u16(), challenges),
+        (401, vec![b"Bearer".as_slice(), br#"DPoP algs="ES256""#])
+    );
 
-    let reader = GrantClaims { permissions: vec!["read".to_owned()], ..current(issuer.claims(&machine)) };
+    let reader = GrantClaims {
+        permissions: vec!["read".to_owned()],
+        ..current(issuer.claims(&machine))
+    };
     let mut lacking = request(headers("Bearer", &sign(&issuer.key, &reader), None));
     lacking.extensions_mut().insert(certificate);
     let (head, _) = send(lacking).await;

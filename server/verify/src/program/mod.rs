@@ -21,11 +21,7 @@ use self::{
     listener::{BindError, Listener},
     serving::Answering,
 };
-use crate::{
-    clock::now,
-    https::SetUpError,
-    verifier::Verifier,
-};
+use crate::{clock::now, https::SetUpError, verifier::Verifier};
 
 /// Why the program ends.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +50,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "assay-verify: {}", Chain(&error));
-            ExitCode::from(if matches!(error, ProgramError::Arguments(_)) { 2 } else { 1 })
+            ExitCode::from(if matches!(error, ProgramError::Arguments(_)) {
+                2
+            } else {
+                1
+            })
         }
     }
 }

@@ -128,10 +128,19 @@ mod tests {
 
     #[test]
     fn an_origin_has_no_path() {
-        for origin in ["https://wiki.example.com", "https://Wiki.example.com:443/", "http://[::1]:80"] {
+        for origin in [
+            "https://wiki.example.com",
+            "https://Wiki.example.com:443/",
+            "http://[::1]:80",
+        ] {
             assert!(RequestSource::of_origin(origin).is_some(), "{origin}");
         }
-        for origin in ["wiki.example.com", "https://wiki.example.com/a", "https://wiki.example.com/a/", "ftp://a"] {
+        for origin in [
+            "wiki.example.com",
+            "https://wiki.example.com/a",
+            "https://wiki.example.com/a/",
+            "ftp://a",
+        ] {
             assert!(RequestSource::of_origin(origin).is_none(), "{origin}");
         }
     }
