@@ -14,3 +14,12 @@ fn no_rule_is_broken_by_random_operations_on_two_replicas() {
         panic!("{failure}");
     }
 }
+
+#[test]
+fn a_seed_makes_the_same_run_again() {
+    for seed in [1, 2] {
+        let [first, second] = Simulation::traces_of_repeated_run(seed, 40);
+        assert!(first.lines().count() > 40, "{first}");
+        assert_eq!(first, second, "seed {seed}");
+    }
+}

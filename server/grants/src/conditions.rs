@@ -123,13 +123,13 @@ fn active(status: MachineStatus) -> Option<String> {
     })
 }
 
-/// A machine whose certificate has expired must renew it before it is granted anything: otherwise a key from an old backup
-/// would be granted permissions for ever.
 fn uncontested(is_contested: bool) -> Option<String> {
     let reason = "two keys claim the machine's record since it was opened; an administrator must approve one of them";
     is_contested.then(|| reason.to_owned())
 }
 
+/// A machine whose certificate has expired must renew it before it is granted anything: otherwise a key from an old backup
+/// would be granted permissions for ever.
 fn unexpired(expires_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Option<String> {
     let expired_at = expires_at.filter(|end| now >= *end)?;
     let expired_at = rfc3339(expired_at);

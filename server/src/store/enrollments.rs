@@ -233,10 +233,15 @@ pub(crate) async fn taken_over_since(
     Ok(sqlx::query_scalar!(
         "SELECT id FROM enrollments
          WHERE machine_id = $1 AND kind = 're-enrollment' AND status = 'approved' AND decided_at >= $2 AND id <> $3
+           AND key_thumbprint IS DISTINCT FROM $4
          ORDER BY decided_at DESC LIMIT 1",
         asked.machine_id,
         asked.requested_at,
-        asked.id
+        asked.id,
+        asked
+            .previous_key
+            .as_ref()
+            .map(|previous| previous.thumbprint.as_bytes().as_slice())
     )
     .fetch_optional(connection)
     .await?)

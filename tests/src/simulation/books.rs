@@ -1,4 +1,4 @@
-//! What the database must hold at the end of a run: every acknowledged state, and for each change one audit entry and one
+//! What the database must hold: every acknowledged state, and for each change one audit entry and one
 //! event.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,9 +14,12 @@ const ACTIONS: &[&str] = &[
     "machine.approve",
     "machine.attest",
     "machine.begin-key-rotation",
+    "machine.contest-opening",
     "machine.delete",
     "machine.deny",
+    "machine.end-opening",
     "machine.enroll",
+    "machine.open",
     "machine.quarantine",
     "machine.re-enroll",
     "machine.release",
@@ -37,6 +40,9 @@ const KINDS: &[&str] = &[
     "machine.key-rotated",
     "machine.key-rotation-begun",
     "machine.key-rotation-requested",
+    "machine.opened",
+    "machine.opening-contested",
+    "machine.opening-ended",
     "machine.quarantined",
     "machine.re-enrolled",
     "machine.re-enrollment-requested",
@@ -47,6 +53,16 @@ const KINDS: &[&str] = &[
 /// How many verdicts of a machine were written.
 pub(super) async fn verdicts(pool: &PgPool, machine: Uuid) -> i64 {
     let statement = "SELECT count(*) FROM events WHERE machine_id = $1 AND kind = 'verdict.changed'";
+    sqlx::query_scalar(statement)
+        .bind(machine)
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+/// How many openings of a machine ended without being used.
+pub(super) async fn ended_openings(pool: &PgPool, machine: Uuid) -> i64 {
+    let statement = "SELECT count(*) FROM events WHERE machine_id = $1 AND kind = 'machine.opening-ended'";
     sqlx::query_scalar(statement)
         .bind(machine)
         .fetch_one(pool)
@@ -73,7 +89,7 @@ pub(super) async fn check(pool: &PgPool, model: &Model) -> Checked {
         "every change has one event",
     )
     .await?;
-    check_superseded_uses(pool, &ids).await?;
+    check_superseded_uses(pool, model, &ids).await?;
     check_certificates(pool, &ids).await
 }
 
@@ -179,14 +195,24 @@ async fn check_certificates(pool: &PgPool, ids: &[Uuid]) -> Checked {
     require(odd.is_empty(), "every certificate has one event", format!("{odd:?}"))
 }
 
-async fn check_superseded_uses(pool: &PgPool, ids: &[Uuid]) -> Checked {
-    let statement = "SELECT detail->>'key' FROM events WHERE machine_id = ANY($1)
-                     AND kind = 'machine.superseded-key-used' GROUP BY 1 HAVING count(*) > 1";
-    let often: Vec<String> = sqlx::query_scalar(statement).bind(ids).fetch_all(pool).await.unwrap();
+async fn check_superseded_uses(pool: &PgPool, model: &Model, ids: &[Uuid]) -> Checked {
+    let statement = "SELECT detail->>'key', count(*) FROM events WHERE machine_id = ANY($1)
+                     AND kind = 'machine.superseded-key-used' GROUP BY 1";
+    let found: BTreeMap<String, i64> = sqlx::query_as::<_, (String, i64)>(statement)
+        .bind(ids)
+        .fetch_all(pool)
+        .await
+        .unwrap()
+        .into_iter()
+        .collect();
+    let is_once = found.values().all(|count| *count == 1);
+    let mut seen = model.superseded_uses.iter();
+    let has_each = seen.all(|key| found.contains_key(&key.to_string()));
+    let detail = format!("{found:?}, expected {:?}", model.superseded_uses);
     require(
-        often.is_empty(),
-        "the use of a superseded key is an event once",
-        format!("{often:?}"),
+        is_once && has_each,
+        "the use of a superseded key is an event, once",
+        detail,
     )
 }
 

@@ -71,6 +71,21 @@ impl Simulation {
         failures.into_iter().min_by_key(|failure| failure.seed)
     }
 
+    /// Makes a run twice, without races and dropped calls. Returns what happened in each, without random names.
+    ///
+    /// # Panics
+    ///
+    /// If the run breaks a rule.
+    #[must_use]
+    pub fn traces_of_repeated_run(seed: u64, steps: usize) -> [String; 2] {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut ground = Ground::prepare().await;
+            let first = undisturbed(&mut ground, seed, steps).await;
+            [first, undisturbed(&mut ground, seed, steps).await]
+        })
+    }
+
     async fn work(&self, next: &AtomicU64, end: u64, failures: &Mutex<Vec<Failure>>) {
         let mut ground = Ground::prepare().await;
         loop {
@@ -87,6 +102,25 @@ impl Simulation {
             }
         }
     }
+}
+
+async fn undisturbed(ground: &mut Ground, seed: u64, steps: usize) -> String {
+    let steps = plan(seed, steps);
+    let steps: Vec<Step> = steps.into_iter().filter(|step| !step.operation.is_race()).collect();
+    let mut run = Run::new(ground, seed);
+    run.drops_calls = false;
+    let result = run.all(&steps).await;
+    run.clean_up().await;
+    result.unwrap();
+    without_random_names(&run.trace.join("\n"))
+}
+
+/// Keys, ids, serial numbers and nonces are the words of at least 32 characters.
+fn without_random_names(text: &str) -> String {
+    let is_part = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_');
+    let words = text.split_inclusive(|character| !is_part(character));
+    let words = words.map(|word| if word.len() > 32 { "…" } else { word });
+    words.collect()
 }
 
 async fn attempt(ground: &mut Ground, seed: u64, steps: &[Step]) -> Option<Failure> {

@@ -35,6 +35,7 @@ pub(super) enum Operation {
     UseOldKey,
     DecideRequest,
     ApproveKey,
+    Open,
     RevokeCertificate,
     RevokeToken,
     ChangeInventory,
@@ -64,6 +65,7 @@ const WEIGHTS: &[(Operation, usize)] = &[
     (Operation::UseOldKey, 2),
     (Operation::DecideRequest, 6),
     (Operation::ApproveKey, 2),
+    (Operation::Open, 3),
     (Operation::RevokeCertificate, 2),
     (Operation::RevokeToken, 1),
     (Operation::ChangeInventory, 2),
@@ -95,6 +97,13 @@ pub(super) fn plan(seed: u64, length: usize) -> Vec<Step> {
         }
     });
     steps.collect()
+}
+
+impl Operation {
+    /// Whether the time that the database takes decides what happens, and not the seed alone.
+    pub(super) fn is_race(self) -> bool {
+        matches!(self, Self::RaceRevocation | Self::RaceReplay)
+    }
 }
 
 fn chosen(mut place: usize) -> Operation {

@@ -23,6 +23,9 @@ const NONCES: usize = 4;
 /// The most polls after which a call is stopped: an enrollment takes about this many.
 pub(super) const MOST_POLLS: usize = 24;
 
+/// After so many steps the books are compared with the model.
+const STEPS_BETWEEN_BOOKS: usize = 4;
+
 /// The most parties in one run.
 pub(super) const MOST_HOLDERS: usize = 14;
 
@@ -55,6 +58,8 @@ pub(super) struct Run<'a> {
     /// The serial numbers that have a device certificate.
     pub(super) devices: BTreeSet<String>,
     pub(super) trace: Vec<String>,
+    /// Whether calls may be dropped. How far a dropped call came is up to the database, too, and not to the seed alone.
+    pub(super) drops_calls: bool,
     now: OffsetDateTime,
     /// Makes the names of this run's machines unlike those of any other run.
     pub(super) name: String,
@@ -95,19 +100,27 @@ impl<'a> Run<'a> {
             issued: Vec::new(),
             devices: BTreeSet::new(),
             trace,
+            drops_calls: true,
             now: BEGINNING,
             name: Uuid::new_v4().simple().to_string(),
         }
     }
 
-    /// Carries out the steps, and checks the books at the end.
+    /// Carries out the steps, and checks the books every few steps and at the end.
     pub(super) async fn all(&mut self, steps: &[Step]) -> Checked {
-        for step in steps {
+        for (place, step) in steps.iter().enumerate() {
+            if place % STEPS_BETWEEN_BOOKS == 0 {
+                self.check_books().await?;
+            }
             // Nonces of one moment are of one order.
             self.pass(Duration::milliseconds(10));
             self.trace.push(format!("{} {:?}", step.number, step.operation));
             self.step(step.operation, Dice::new(step.seed)).await?;
         }
+        self.check_books().await
+    }
+
+    async fn check_books(&self) -> Checked {
         books::check(&self.ground.pool, &self.model).await?;
         books::check_devices(&self.ground.pool, &self.model, &self.devices).await
     }
@@ -161,6 +174,7 @@ impl<'a> Run<'a> {
             }
             Operation::UseOldKey => self.use_old_key(dice).await,
             Operation::DecideRequest => self.decide_request(dice).await,
+            Operation::Open => self.open(dice).await,
             Operation::ApproveKey => self.approve_key(dice).await,
             Operation::RevokeCertificate => self.revoke_certificate(dice).await,
             Operation::RevokeToken => self.revoke_token(dice).await,
@@ -186,7 +200,9 @@ impl<'a> Run<'a> {
     }
 
     fn pass_time(&mut self, dice: &mut Dice) {
+        let to_an_end = self.time_to_the_end_of_a_certificate(dice);
         let time = dice.pick(&[
+            to_an_end,
             Duration::seconds(30),
             Duration::minutes(6),
             Duration::hours(3),
@@ -202,6 +218,17 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The time until a moment at which a grant would outlive the certificate of some machine, by the right clock.
+    fn time_to_the_end_of_a_certificate(&self, dice: &mut Dice) -> Duration {
+        let holder = self.known_holder(dice);
+        let key = holder.and_then(|holder| self.model.key(self.holders[holder].key()));
+        let end = key
+            .and_then(|key| key.certificate())
+            .map(|certificate| certificate.not_after);
+        let time = end.map_or(Duration::ZERO, |end| end - Duration::minutes(5) - self.now);
+        time.max(Duration::ZERO)
+    }
+
     pub(super) fn replica(&self, dice: &mut Dice) -> usize {
         dice.below(self.ground.replicas.len())
     }
@@ -210,7 +237,14 @@ impl<'a> Run<'a> {
     pub(super) fn fate(&self, dice: &mut Dice) -> Fate {
         match dice.below(10) {
             0 => Fate::AnswerLost,
-            1 | 2 => Fate::Dropped(dice.below(MOST_POLLS)),
+            1 | 2 => {
+                let polls = dice.below(MOST_POLLS);
+                if self.drops_calls {
+                    Fate::Dropped(polls)
+                } else {
+                    Fate::Answered
+                }
+            }
             _ => Fate::Answered,
         }
     }
@@ -320,6 +354,16 @@ impl<'a> Run<'a> {
             self.model.caught(presented);
         } else {
             self.model.mismatched(presented);
+        }
+        self.learn_of_ended_opening(presented).await;
+    }
+
+    /// The events show whether evidence whose fate is unknown ended an opening of the record.
+    pub(super) async fn learn_of_ended_opening(&mut self, presented: &Presented) {
+        let machine = self.model.key(presented.key).unwrap().machine;
+        let ended = books::ended_openings(&self.ground.pool, machine).await;
+        if ended > self.model.ended_openings(machine) {
+            self.model.end_unused_opening(machine, presented.at);
         }
     }
 

@@ -1,6 +1,7 @@
 //! A Mac that was wiped has a new key and no token. An administrator, or its MDM, opens its record for some hours.
 
 use assay_protocol::ProblemKind;
+use assay_server::clock::Clock;
 use assay_tests::answer::Answer;
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
@@ -454,5 +455,23 @@ async fn approving_the_rotation_of_the_first_key_settles_a_contest() {
         .enroll(&server, None)
         .await
         .expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_asks_after_a_takeover_is_approved_although_another_replicas_clock_is_behind() {
+    let server = InProcess::start().await;
+    let (machine, first) = wiped(&server, "BEHIND").await;
+    let _opened = open(&server, &machine).await;
+    let _taken = first.enroll(&server, None).await.expect(201);
+    // As on a replica whose clock is behind.
+    server.clock().set(server.clock().now() - Duration::seconds(20));
+    let second = machine.erased();
+    let _waits = second.enroll(&server, None).await.expect(202);
+    let _approved = approve(&server, &machine, &second).await.expect(200);
+    assert_eq!(
+        server.record(&machine).await["key"]["thumbprint"],
+        second.thumbprint().to_string()
+    );
     server.stop().await;
 }

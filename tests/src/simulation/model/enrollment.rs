@@ -39,12 +39,16 @@ pub(in crate::simulation) struct TokenModel {
 
 /// What a new key must get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
+pub(super) enum Due {
     NewMachine,
     Takeover(Uuid),
     Wait(Option<Uuid>),
     /// Its token is used up or expired, and is bound to the serial number of a record. It may wait or be refused.
     WaitOrNothing(Uuid),
+    /// The record is open, and no other key waits. The token does not count.
+    OpenRecord(Uuid),
+    /// The record is or was open, and an administrator must decide. The token does not count.
+    WaitForOpenRecord(Uuid),
     /// Refused because of its token.
     Nothing,
 }
@@ -64,6 +68,12 @@ impl TokenModel {
 
     pub(super) fn uses(&self) -> usize {
         self.used_by.len() + self.uses_lost
+    }
+
+    /// Whether it alone gives the record of its serial number to this key.
+    pub(super) fn replaces(&self, presented: &Presented) -> bool {
+        let may_replace = self.speaks_for(presented) && self.allows_reenrollment && !self.is_manual;
+        may_replace && self.admits(presented)
     }
 
     fn speaks_for(&self, presented: &Presented) -> bool {
@@ -102,12 +112,16 @@ impl Model {
         token: Option<usize>,
         answer: &Answer,
     ) -> Checked<Option<Request>> {
-        let due = self.due(presented, token);
+        let by_opening = self.due_by_opening(presented, token);
+        let token = token.filter(|_| by_opening.is_none());
+        let due = by_opening.unwrap_or_else(|| self.due(presented, token));
         let rule = "a new key gets what its token and the record of its serial number allow";
         let detail = format!("due {due:?}, answered {}", answer.short());
         match (due, answer.status) {
             (Due::Nothing | Due::WaitOrNothing(_), 401) => return Ok(None),
-            (Due::NewMachine | Due::Takeover(_), 201) | (Due::Wait(_) | Due::WaitOrNothing(_), 202) => {}
+            // 200 where an earlier call of this key was carried out, although it was dropped.
+            (Due::NewMachine | Due::Takeover(_) | Due::OpenRecord(_), 200 | 201) => {}
+            (Due::Wait(_) | Due::WaitOrNothing(_) | Due::WaitForOpenRecord(_), 202) => {}
             _ => return violation(rule, detail),
         }
         if let Some(token) = token {
@@ -115,7 +129,16 @@ impl Model {
         }
         match due {
             Due::NewMachine => self.new_machine(presented, token, answer, Status::Active)?,
-            Due::Takeover(id) => self.takeover(id, presented, token, answer)?,
+            Due::Takeover(id) => {
+                let grounds = self.grounds(presented, token);
+                self.machine_mut(id).opening = None;
+                self.takeover(id, presented, grounds, answer)?;
+            }
+            Due::OpenRecord(id) => self.take_open_record(id, presented, answer)?,
+            Due::WaitForOpenRecord(known) => {
+                self.contest(known, presented);
+                return self.wait_for(known, presented, None, answer).map(Some);
+            }
             Due::Wait(Some(known)) | Due::WaitOrNothing(known) => {
                 return self.wait_for(known, presented, token, answer).map(Some);
             }
@@ -215,9 +238,8 @@ impl Model {
             None if token.is_manual => Due::Wait(None),
             None => Due::NewMachine,
             Some(known) => {
-                let replaces = token.speaks_for(presented) && token.allows_reenrollment && !token.is_manual;
                 let is_active = self.machine(known).status == Status::Active;
-                match replaces && is_active {
+                match token.replaces(presented) && is_active {
                     true => Due::Takeover(known),
                     false => Due::Wait(Some(known)),
                 }
@@ -274,6 +296,7 @@ impl Model {
             attested: None,
             last: None,
             device_may_be_revoked: false,
+            opening: None,
         };
         self.machines.insert(id, machine);
         self.audited(id, "machine.enroll");
@@ -285,17 +308,18 @@ impl Model {
         Ok(())
     }
 
-    fn takeover(&mut self, id: Uuid, presented: &Presented, token: Option<usize>, answer: &Answer) -> Checked {
+    pub(super) fn takeover(&mut self, id: Uuid, presented: &Presented, grounds: Grounds, answer: &Answer) -> Checked {
         require(
             machine_id(answer)? == id,
             "a serial number keeps its machine's id",
             answer.short(),
         )?;
-        let grounds = self.grounds(presented, token);
         self.retire_keys(id, KeyStatus::Superseded);
         self.insert_key(presented, id, KeyStatus::Current, grounds);
         self.replace_key(id, presented);
-        self.machine_mut(id).continuity = first(answer);
+        let machine = self.machine_mut(id);
+        machine.used_nonces.insert(presented.claims.eat_nonce.clone());
+        machine.continuity = first(answer);
         self.audited(id, "machine.re-enroll");
         self.announced(id, "machine.re-enrolled");
         self.issued(presented.key, answer);
@@ -303,6 +327,8 @@ impl Model {
     }
 
     /// A new key that a token or an approval admits brings its hardware with it.
+    ///
+    /// An approval uses no nonce: those of a key that waits do not count for the machine.
     pub(super) fn replace_key(&mut self, id: Uuid, presented: &Presented) {
         let claimed = presented.claims.machine.hardware_uuid.clone();
         if !self.machine(id).withheld.is_empty() {
@@ -311,7 +337,6 @@ impl Model {
         let machine = self.machine_mut(id);
         machine.current = presented.key;
         machine.hardware_uuid = claimed.or(machine.hardware_uuid.take());
-        machine.used_nonces.insert(presented.claims.eat_nonce.clone());
         machine.withheld.clear();
     }
 

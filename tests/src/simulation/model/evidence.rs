@@ -103,6 +103,10 @@ impl Model {
                 self.uncount(machine, "machine.continuity-broken");
             }
             self.machine_mut(machine).continuity.after_unknown(carried);
+            let claimed = &presented.claims.machine;
+            if claimed.serial_number.is_none() || claimed.hardware_uuid.is_none() {
+                self.uncount(machine, "machine.identity-withheld");
+            }
         }
     }
 
@@ -116,6 +120,7 @@ impl Model {
     pub(in crate::simulation) fn mismatched(&mut self, presented: &Presented) {
         let id = self.keys[&presented.key].machine;
         self.machine_mut(id).status = Status::Quarantined;
+        self.end_unused_opening(id, presented.at);
         self.audited(id, "machine.quarantine");
         self.announced(id, "machine.quarantined");
         self.announced(id, "machine.identity-mismatch");

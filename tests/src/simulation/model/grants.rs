@@ -68,10 +68,11 @@ impl Model {
     pub(super) fn due_grants(&self, machine: Uuid, presented: &Presented) -> BTreeSet<&str> {
         let key = self.current_key(machine);
         let is_active = self.machine(machine).status == Status::Active && key.status == KeyStatus::Current;
+        let is_contested = self.is_contested(machine);
         let certificate = key.certificate();
         let has_certificate =
             certificate.is_some_and(|certificate| !certificate.is_revoked && presented.at < certificate.not_after);
-        if !is_active || !has_certificate {
+        if !is_active || is_contested || !has_certificate {
             return BTreeSet::new();
         }
         let (store, assurance) = (presented.claims.key.store, self.assurance(machine, presented.at));

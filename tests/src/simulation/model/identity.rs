@@ -22,6 +22,8 @@ impl Model {
             .filter(|(_, recorded, claimed)| recorded.is_some() && claimed.is_none())
             .map(|(name, ..)| name)
             .collect();
+        self.end_unused_opening(id, presented.at);
+        let machine = self.machine_mut(id);
         let is_new = !withheld.is_subset(&machine.withheld);
         machine.withheld = withheld;
         machine.last = Some(presented.clone());

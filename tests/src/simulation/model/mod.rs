@@ -9,6 +9,7 @@ mod evidence;
 mod grants;
 mod identity;
 mod introspection;
+mod opening;
 mod requests;
 mod rotation;
 mod status;
@@ -21,10 +22,13 @@ use assay_protocol::{EvidenceClaims, KeyThumbprint};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use self::opening::Opening;
+
 pub(super) use self::continuity::Continuity;
 pub(super) use self::enrollment::TokenModel;
 pub(super) use self::grants::{GrantModel, Permission, claims_of, grants};
 pub(super) use self::introspection::Issued;
+pub(super) use self::opening::OpeningRequest;
 pub(super) use self::requests::{Request, Verdict};
 pub(super) use self::status::Decision;
 
@@ -120,6 +124,8 @@ pub(super) struct MachineModel {
     pub(super) last: Option<Presented>,
     /// Whether an administrator ended what its serial number's device may use.
     pub(super) device_may_be_revoked: bool,
+    /// The last opening of its record that was not ended. Its time may be over.
+    opening: Option<Opening>,
 }
 
 /// What a caller presents.
@@ -147,19 +153,22 @@ pub(super) struct Model {
     pub(super) events: Books,
     /// What is not counted, because a call with an unknown fate may have written it.
     pub(super) uncounted: BTreeSet<(String, &'static str)>,
+    /// The superseded keys whose use must be an event.
+    pub(super) superseded_uses: BTreeSet<KeyThumbprint>,
     /// Whether the clocks of the replicas are less than a minute off. Else the last of several certificates is not
     /// always the one that was issued last.
     pub(super) clocks_agree: bool,
 }
 
 impl Model {
-    /// The machine with this serial number, if a key of it was ever admitted.
+    /// The machine with this serial number that was decided on. A revoked one only if there is no other.
     pub(super) fn holder_of(&self, serial_number: &str) -> Option<Uuid> {
-        let mut machines = self.machines.iter();
-        let found = machines.find(|(_, machine)| {
+        let machines = self.machines.iter();
+        let of_it = machines.filter(|(_, machine)| {
             machine.serial_number.as_deref() == Some(serial_number)
                 && !matches!(machine.status, Status::Pending | Status::Deleted)
         });
+        let found = of_it.max_by_key(|(id, machine)| (machine.status != Status::Revoked, **id));
         found.map(|(id, _)| *id)
     }
 

@@ -110,7 +110,9 @@ impl Model {
         match request.kind {
             Kind::First => {
                 let serial_number = machine.serial_number.as_deref().unwrap_or_default();
-                Some(machine.status == Status::Pending && self.holder_of(serial_number).is_none())
+                let holder = self.holder_of(serial_number);
+                let is_free = holder.is_none_or(|holder| self.machine(holder).status == Status::Revoked);
+                Some(machine.status == Status::Pending && is_free)
             }
             Kind::Takeover { replaces } if machine.current != replaces => None,
             Kind::Takeover { .. } => Some(true),
@@ -148,10 +150,12 @@ impl Model {
                 let machine = self.machine_mut(id);
                 machine.status = Status::Active;
                 machine.continuity = Continuity::open();
+                machine.opening = None;
                 self.announced(id, "machine.re-enrolled");
             }
             Kind::Rotation { .. } => {
                 self.announced(id, "machine.approved");
+                self.machine_mut(id).opening = None;
                 self.begin_rotation(id, key, Some(approved));
             }
         }
@@ -195,6 +199,7 @@ impl Model {
             of_key: true,
             ..*grounds
         };
+        self.machine_mut(id).opening = None;
         self.audited(id, "machine.approve");
         self.announced(id, "machine.approved");
         Ok(())

@@ -45,7 +45,11 @@ impl Model {
         };
         require(is_due, rule, format!("{due:?}, answered {}", answer.short()))?;
         if matches!(due, Due::Refused(_)) {
-            // Nothing was changed: the nonce is as good as new.
+            // Nothing was changed: the nonce is as good as new. A break of the continuity may be told at each such call.
+            let (machine, carried) = (self.keys[&presented.key].machine, &presented.claims.continuity);
+            if !self.machine(machine).continuity.surely_may_carry(carried) {
+                self.uncount(machine, "machine.continuity-broken");
+            }
             return Ok(None);
         }
         self.accepted(presented, answer)?;
@@ -166,11 +170,21 @@ impl Model {
             .after_unknown(&presented.claims.continuity);
         self.uncount(machine, "machine.continuity-broken");
         self.uncount(machine, "machine.identity-withheld");
+        self.end_unused_opening(machine, presented.at);
         self.complete_rotation(presented.key);
     }
 
     pub(in crate::simulation) fn is_superseded(&self, presented: &Presented) -> bool {
         self.keys[&presented.key].status == KeyStatus::Superseded
+    }
+
+    /// A superseded key was refused. Its use must be an event if its successor has surely checked in.
+    pub(in crate::simulation) fn learn_of_superseded_use(&mut self, presented: &Presented) {
+        let key = &self.keys[&presented.key];
+        let is_active = self.machine(key.machine).status == Status::Active;
+        if is_active && key.is_replaced && presented.is_fresh {
+            self.superseded_uses.insert(presented.key);
+        }
     }
 
     /// Whether a superseded key's evidence must quarantine its machine, and whether it may.
@@ -185,6 +199,7 @@ impl Model {
     pub(in crate::simulation) fn caught(&mut self, presented: &Presented) {
         let machine = self.keys[&presented.key].machine;
         self.machine_mut(machine).status = Status::Quarantined;
+        self.end_unused_opening(machine, presented.at);
         self.audited(machine, "machine.quarantine");
         self.announced(machine, "machine.quarantined");
     }

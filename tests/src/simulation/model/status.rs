@@ -1,5 +1,6 @@
 //! What an administrator's decisions do to a machine.
 
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Continuity, KeyStatus, Model, Status};
@@ -39,7 +40,10 @@ impl Model {
     }
 
     /// A decision was carried out.
-    pub(in crate::simulation) fn decided(&mut self, id: Uuid, decision: Decision) {
+    pub(in crate::simulation) fn decided(&mut self, id: Uuid, decision: Decision, at: OffsetDateTime) {
+        if decision != Decision::Release {
+            self.end_unused_opening(id, at);
+        }
         match decision {
             Decision::Quarantine => {
                 self.may_revoke_device(id);
@@ -81,7 +85,9 @@ impl Model {
         let first = self.machine(id).current;
         for (thumbprint, key) in self.keys.iter_mut().filter(|(_, key)| key.machine == id) {
             let was_first = key.status == KeyStatus::Pending && *thumbprint == first;
-            if was_first || key.status == KeyStatus::Superseded {
+            // A key that has sent no evidence yet came by a rotation.
+            let is_next = key.status == KeyStatus::Pending && key.store.is_none();
+            if was_first || is_next || key.status == KeyStatus::Superseded {
                 key.status = KeyStatus::Revoked;
             }
         }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use assay_protocol::machine::Assurance;
 use http::Method;
 use serde_json::{Map, Value, json};
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::simulation::dice::Dice;
 use crate::simulation::interruption::cut_off;
-use crate::simulation::model::{Checked, Decision, GrantModel, Permission, TokenModel, require};
+use crate::simulation::model::{Checked, Decision, GrantModel, OpeningRequest, Permission, TokenModel, require};
 use crate::simulation::plan::Operation;
 use crate::simulation::replica::Answer;
 use crate::simulation::run::{Fate, Run};
@@ -90,14 +90,15 @@ impl Run<'_> {
             "{decision:?} {machine}, dropped {was_dropped}: {}",
             answer.short()
         ));
-        self.learn_of_decision(machine, decision, fate, &answer)
+        let at = self.ground.replicas[replica].now();
+        self.learn_of_decision(machine, (decision, at), fate, &answer)
     }
 
     /// A decision that was sent before gets the first result again; a second deletion is not found.
     pub(in crate::simulation) fn learn_of_decision(
         &mut self,
         machine: Uuid,
-        decision: Decision,
+        (decision, at): (Decision, OffsetDateTime),
         fate: Fate,
         answer: &Answer,
     ) -> Checked {
@@ -110,7 +111,50 @@ impl Run<'_> {
             format!("{due}: {}", answer.short()),
         )?;
         if due < 300 {
-            self.model.decided(machine, decision);
+            self.model.decided(machine, decision, at);
+        }
+        Ok(())
+    }
+
+    /// Opens the record of any machine. Wiped Macs, or parties that claim to be one, enroll then.
+    pub(in crate::simulation) async fn open(&mut self, dice: &mut Dice) -> Checked {
+        let Some(machine) = self.any_machine(dice) else {
+            return Ok(());
+        };
+        let request = OpeningRequest {
+            // Replicas whose clocks differ by hours disagree for hours on whether an opening is over. The end of this long
+            // one is a moment that hardly any run comes near to.
+            hours: if self.model.clocks_agree {
+                dice.pick(&[1, 24, 168])
+            } else {
+                110
+            },
+            reason: format!("reason {}", dice.below(2)),
+        };
+        let body = json!({"hours": request.hours, "reason": request.reason});
+        let path = format!("/v1/admin/machines/{machine}/open");
+        for _ in 0..=dice.below(2) {
+            let replica = self.replica(dice);
+            if let Fate::Dropped(polls) = self.fate(dice) {
+                let admin = Some(self.ground.admin.as_str());
+                let call = self.ground.replicas[replica].call(Method::POST, &path, admin, Some(&body));
+                let _dropped = cut_off(call, polls).await;
+                self.settle().await;
+            }
+            let answer = self.admin(replica, Method::POST, &path, Some(&body)).await;
+            self.note(format!("open {machine} by {body}: {}", answer.short()));
+            let at = self.ground.replicas[replica].now();
+            self.model.learn_of_opening(machine, &request, at, &answer)?;
+        }
+        let before = self.holders.len();
+        for _ in 0..dice.below(4) {
+            self.claim_record(machine, dice).await?;
+        }
+        for claimant in before..self.holders.len() {
+            let is_known = self.model.key(self.holders[claimant].key()).is_some();
+            if is_known && dice.one_in(2) {
+                self.check_in_by(claimant, dice).await?;
+            }
         }
         Ok(())
     }

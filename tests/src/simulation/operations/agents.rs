@@ -1,6 +1,7 @@
 //! What machines do: enroll, check in, renew.
 
 use http::Method;
+use uuid::Uuid;
 
 use crate::simulation::books;
 use crate::simulation::dice::Dice;
@@ -17,7 +18,27 @@ impl Run<'_> {
         let holder = self.holders.len();
         let name = format!("holder {holder} of {}", &serial_number[serial_number.len() - 2..]);
         let store = Self::store(dice);
-        self.holders.push(Holder::new(name, &serial_number, store, token));
+        let mut new = Holder::new(name, &serial_number, store, token);
+        if dice.one_in(8) {
+            // Its logic board was changed.
+            new.machine.identity.hardware_uuid = Some(format!("UUID-OF-A-NEW-BOARD-OF-{serial_number}"));
+        }
+        self.holders.push(new);
+        self.enroll(holder, dice).await
+    }
+
+    /// A new key of a machine on record enrolls with any token or none. Its hardware is mostly the recorded one.
+    pub(in crate::simulation) async fn claim_record(&mut self, machine: Uuid, dice: &mut Dice) -> Checked {
+        let record = self.model.machine(machine);
+        let hardware_uuid = record.hardware_uuid.clone().filter(|_| !dice.one_in(5));
+        let Some(serial_number) = record.serial_number.clone() else {
+            return Ok(());
+        };
+        let holder = self.holders.len();
+        let name = format!("claimant {holder} of {}", &serial_number[serial_number.len() - 2..]);
+        let mut new = Holder::new(name, &serial_number, Self::store(dice), self.any_token(dice));
+        new.machine.identity.hardware_uuid = hardware_uuid.or_else(|| Some("UUID-OF-ANOTHER".to_owned()));
+        self.holders.push(new);
         self.enroll(holder, dice).await
     }
 
@@ -124,6 +145,9 @@ impl Run<'_> {
         if !matches!(answer.problem(), "key-superseded" | "machine-quarantined") {
             return Ok(());
         }
+        if answer.problem() == "key-superseded" {
+            self.model.learn_of_superseded_use(presented);
+        }
         let (must, may) = self.model.copy_is_caught(presented);
         if !may {
             return Ok(());
@@ -153,10 +177,7 @@ impl Run<'_> {
                 self.issue_device_certificate(&presented).await;
                 Ok(())
             }
-            Some(KeyStatus::Pending) => {
-                let rule = "a key that waits goes on to wait";
-                require(answer.status == 202, rule, answer.short())
-            }
+            Some(KeyStatus::Pending) => self.model.learn_of_waiting_key(&presented, &answer),
             Some(KeyStatus::Superseded) => {
                 self.model.learn(&presented, &answer)?;
                 self.learn_of_superseded_key(&presented, &answer).await

@@ -14,7 +14,10 @@ impl Run<'_> {
         if self.requests.is_empty() {
             return Ok(());
         }
-        let request = self.requests[dice.below(self.requests.len())].clone();
+        let key = self.requests[dice.below(self.requests.len())].key;
+        // A key whose request has expired may have asked again.
+        let last = self.requests.iter().rfind(|request| request.key == key);
+        let request = last.unwrap().clone();
         let verdict = dice.pick(&[Verdict::Approve, Verdict::Approve, Verdict::Deny]);
         let (replica, mut reason) = (self.replica(dice), Self::reason(dice));
         let what = match verdict {

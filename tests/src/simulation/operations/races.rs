@@ -56,7 +56,8 @@ impl Run<'_> {
             )?;
         }
         self.learn_of_overtaken_check_in(&presented, &answer, &decided).await?;
-        self.learn_of_decision(machine, decision, Fate::Answered, &decided)
+        let decided_at = self.ground.replicas[other].now();
+        self.learn_of_decision(machine, (decision, decided_at), Fate::Answered, &decided)
     }
 
     /// The decision may have been carried out at any moment of the check-in.
@@ -70,6 +71,7 @@ impl Run<'_> {
             "bad-nonce" => Ok(()),
             "machine-quarantined" | "machine-revoked" | "machine-unknown" if decided.is_success() => {
                 self.model.learn_of_unknown(presented);
+                self.learn_of_ended_opening(presented).await;
                 Ok(())
             }
             _ => self.learn_of_check_in(presented, answer).await,
