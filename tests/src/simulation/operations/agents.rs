@@ -10,6 +10,9 @@ use crate::simulation::model::{Checked, KeyStatus, Model, Presented, require};
 use crate::simulation::replica::Answer;
 use crate::simulation::run::{Fate, Run};
 
+/// Ten keys at most may wait for one record, so no more parties than this claim one.
+const MOST_BEFORE_A_CLAIM: usize = 8;
+
 impl Run<'_> {
     /// A new Mac, or one that was erased, enrolls with any token or none.
     pub(in crate::simulation) async fn enroll_new(&mut self, dice: &mut Dice) -> Checked {
@@ -29,6 +32,9 @@ impl Run<'_> {
 
     /// A new key of a machine on record enrolls with any token or none. Its hardware is mostly the recorded one.
     pub(in crate::simulation) async fn claim_record(&mut self, machine: Uuid, dice: &mut Dice) -> Checked {
+        if self.holders.len() >= MOST_BEFORE_A_CLAIM {
+            return Ok(());
+        }
         let record = self.model.machine(machine);
         let hardware_uuid = record.hardware_uuid.clone().filter(|_| !dice.one_in(5));
         let Some(serial_number) = record.serial_number.clone() else {
