@@ -128,6 +128,7 @@ async fn issue(
     now: OffsetDateTime,
 ) -> Result<(), AcmeError> {
     let authority = services.authority.load();
+    services.metrics.certificate_signed();
     let issued = authority
         .issuing()
         .issue_device_certificate(&DeviceCertificateRequest {

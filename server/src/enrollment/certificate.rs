@@ -16,6 +16,7 @@ use crate::{
         certificates::{self, CertificateRecord},
         machines::{self, new::FirstCertificate},
     },
+    telemetry::Metrics,
 };
 
 /// A signed certificate that is not stored yet, so it must not leave the server.
@@ -72,14 +73,16 @@ pub(super) fn sign(
         ttl: services.policy.certificate_ttl,
         attested_serial_number,
     };
-    sign_by(&services.authority.load(), &request)
+    sign_by(&services.metrics, &services.authority.load(), &request)
 }
 
 /// Signs a certificate with this authority.
 pub(super) fn sign_by(
+    metrics: &Metrics,
     authority: &Authority,
     request: &MachineCertificateRequest<'_>,
 ) -> Result<Signed, AuthorityError> {
+    metrics.certificate_signed();
     Ok(Signed {
         certificate: authority.issuing().issue_machine_certificate(request)?,
         issuer_id: authority.issuing().id(),

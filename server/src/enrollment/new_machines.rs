@@ -41,6 +41,7 @@ use crate::{
             new::{Asking, NewRows, OnRecord},
         },
     },
+    telemetry::Metrics,
 };
 
 /// A key that looks simple before the database is read. It has the rows of its machine that depend neither on the token
@@ -55,6 +56,7 @@ pub(super) struct NewMachine {
     waits_until: OffsetDateTime,
     enrolled: Stamp,
     authority: Arc<Authority>,
+    metrics: Arc<Metrics>,
     certificate_ttl: Duration,
     issued: Stamp,
 }
@@ -88,6 +90,7 @@ impl NewMachine {
             waits_until: applicant.now.saturating_add(services.policy.pending_ttl),
             enrolled,
             authority: services.authority.load_full(),
+            metrics: Arc::clone(&services.metrics),
             certificate_ttl: services.policy.certificate_ttl,
             issued: Stamp::now(clock),
             applicant: Arc::clone(applicant),
@@ -106,7 +109,7 @@ impl NewMachine {
             ttl: self.certificate_ttl,
             attested_serial_number: None,
         };
-        certificate::sign_by(&self.authority, &request)
+        certificate::sign_by(&self.metrics, &self.authority, &request)
     }
 
     fn serial_number(&self) -> Option<&str> {

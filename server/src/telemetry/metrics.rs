@@ -35,6 +35,7 @@ pub struct Metrics {
     continuity: Family<Labels<1>, Counter>,
     enrollments: Family<Labels<1>, Counter>,
     certificates: Family<Labels<1>, Counter>,
+    signed: Counter,
     handshakes: Family<Labels<1>, Counter>,
     /// Open connections.
     pub connections: Gauge,
@@ -145,6 +146,11 @@ impl Metrics {
             continuity,
             enrollments: counted(to, "enrollments", "Enrollment calls, by result"),
             certificates: counted(to, "certificates_issued", "Certificates issued"),
+            signed: counted(
+                to,
+                "certificates_signed",
+                "Certificates that the issuing CA signed for machines and devices, stored or not",
+            ),
             handshakes: counted(to, "tls_handshakes", "TLS handshakes, by result"),
             connections: counted(to, "connections", "Open connections"),
             committer: BatcherMetrics::register(to, &batchers::COMMITTER),
@@ -201,6 +207,11 @@ impl Metrics {
     /// Counts a certificate issued for `purpose`, such as `enroll` or `renew`.
     pub fn certificate_issued(&self, purpose: &'static str) {
         self.certificates.get_or_create(&[("purpose", purpose)]).inc();
+    }
+
+    /// Counts a certificate that the issuing CA signed for a machine or a device. It may not be stored yet.
+    pub fn certificate_signed(&self) {
+        self.signed.inc();
     }
 
     /// Counts a TLS handshake.
@@ -368,6 +379,7 @@ mod tests {
         metrics.problem_answered(ProblemKind::BadNonce);
         metrics.enrollment_ended("issued");
         metrics.certificate_issued("enroll");
+        metrics.certificate_signed();
         metrics.handshake_ended(Handshake::TimedOut);
         metrics.connections.inc();
         metrics.committer.done(512, elapsed, true);
@@ -392,6 +404,7 @@ mod tests {
             r#"assay_problems_total{slug="machine-revoked"} 0"#,
             r#"assay_enrollments_total{result="issued"} 1"#,
             r#"assay_certificates_issued_total{purpose="enroll"} 1"#,
+            "assay_certificates_signed_total 1",
             r#"assay_tls_handshakes_total{result="timed_out"} 1"#,
             "assay_connections 1",
             r#"assay_committer_batch_size_bucket{le="256.0"} 1"#,

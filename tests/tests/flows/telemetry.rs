@@ -5,6 +5,7 @@ use std::time::Duration;
 use assay_protocol::ProblemKind;
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::cluster::Database;
+use assay_tests::in_process::InProcess;
 use assay_tests::installation::{Installation, unlimited};
 use assay_tests::machine::Machine;
 use assay_tests::processes::{Server, ServerConfiguration};
@@ -135,6 +136,42 @@ async fn the_log_of_a_refusal_names_address_identity_problem_and_detail() {
         assert_eq!(line["address"], json!("127.0.0.1"), "{line}");
         assert_eq!((&line["api_key"], &line["machine"]), (api_key, machine), "{line}");
     }
+}
+
+/// A signature costs the server more than a stranger's call costs the stranger.
+#[tokio::test]
+async fn a_call_without_a_valid_token_does_not_make_the_ca_sign() {
+    let server = InProcess::start().await;
+    let short = server.enrollment_token(json!({"expires_in_seconds": 60})).await;
+    let single = server.enrollment_token(json!({"max_uses": 1})).await;
+    let bound = server.enrollment_token(json!({"serial_numbers": ["BOUND"]})).await;
+    let revoked = server.create_enrollment_token(json!({})).await;
+    let path = format!("/v1/admin/enrollment-tokens/{}", text(&revoked, "id"));
+    let _revoked = server.delete(&path).await.expect(204);
+    let good = Machine::with_serial_number("GOOD");
+    let _enrolled = good.enroll(&server, Some(&single)).await.expect(201);
+    let renewing = server.enrolled("RENEWING").await;
+    assert_eq!(signed(&server).await, 2);
+
+    server.clock().advance(time::Duration::minutes(2));
+    let unfit = [&short, &single, &bound, &text(&revoked, "token"), "assay_enroll_guessed"];
+    for (number, token) in unfit.into_iter().enumerate() {
+        let stranger = Machine::with_serial_number(&format!("UNFIT-{number}"));
+        let refused = stranger.enroll(&server, Some(token)).await;
+        let _refused = refused.expect_problem(ProblemKind::EnrollmentTokenInvalid);
+        let refused = renewing.renew_with_token(&server, &renewing, token).await;
+        let _refused = refused.expect_problem(ProblemKind::EnrollmentTokenInvalid);
+    }
+    assert_eq!(signed(&server).await, 2);
+    server.stop().await;
+}
+
+/// How many certificates the server's CA has signed.
+async fn signed(server: &InProcess) -> u64 {
+    let metrics = server.metrics().await;
+    let mut lines = metrics.lines();
+    let figure = lines.find_map(|line| line.strip_prefix("assay_certificates_signed_total "));
+    figure.unwrap_or_else(|| panic!("{metrics}")).parse().unwrap()
 }
 
 /// The response of `/metrics`, with its head.
