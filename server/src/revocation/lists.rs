@@ -7,11 +7,12 @@ use assay_authority::{
     Authority, AuthorityError, RevocationList, RevokedCertificate, key_identifier, serial_number, validity,
 };
 use assay_protocol::admin_api::certificates::RevocationReason;
+use pem::{EncodeConfig, LineEnding, Pem};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::PublishedList;
+use super::{Bundle, PublishedList, Revocation};
 use crate::{
     changes::Origin,
     keyring::KeyringError,
@@ -146,13 +147,38 @@ pub(crate) fn find(services: &Services, key_identifier: &[u8]) -> Option<Arc<Pub
 
 /// The lists of all CAs in machines' paths. `None` if a list is missing that this server signs. The list of a root
 /// elsewhere is left out if none is installed or it has expired: the others must not wait for its owner.
-pub(crate) fn all(services: &Services) -> Option<Vec<Arc<PublishedList>>> {
+fn all(services: &Services) -> Option<Vec<Arc<PublishedList>>> {
     let issuers = Issuer::all(&services.authority.load());
     let lists = issuers.iter().filter_map(|issuer| {
         let list = find(services, &issuer.key_identifier);
         (issuer.is_ours || list.is_some()).then_some(list)
     });
     lists.collect()
+}
+
+/// The file with the lists of all CAs in machines' paths. `None` if a list is missing that this server signs.
+pub(crate) fn bundle(services: &Services) -> Option<Arc<Bundle>> {
+    Some(services.revocation.bundle_of(&all(services)?))
+}
+
+impl Revocation {
+    /// The file with these lists. It is made anew only if it has others.
+    fn bundle_of(&self, lists: &[Arc<PublishedList>]) -> Arc<Bundle> {
+        let tags: Vec<String> = lists.iter().map(|list| list.tag()).collect();
+        let tag = tags.join(".");
+        if let Some(bundle) = self.bundle.load_full().filter(|bundle| bundle.tag == tag) {
+            return bundle;
+        }
+        let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+        let pems = lists.iter();
+        let pems = pems.map(|list| pem::encode_config(&Pem::new("X509 CRL", list.der.as_ref()), config));
+        let bundle = Arc::new(Bundle {
+            tag,
+            pem: pems.collect::<String>().into(),
+        });
+        self.bundle.store(Some(Arc::clone(&bundle)));
+        bundle
+    }
 }
 
 /// Whether the CA with this key identifier has a list here.
@@ -333,6 +359,8 @@ async fn refresh(services: &Services, issuers: &[Issuer], states: &[ListState]) 
     if is_new || lists.len() != published.len() {
         publish_metrics(services, &lists);
         services.revocation.lists.store(Arc::new(lists));
+        // No request has to wait for it.
+        let _made = bundle(services);
     }
     Ok(())
 }
@@ -390,6 +418,29 @@ mod tests {
                 self.loaded = (newest(lists), now);
             }
         }
+    }
+
+    fn list(number: i64) -> Arc<PublishedList> {
+        Arc::new(PublishedList {
+            issuer_id: Uuid::nil(),
+            key_identifier: vec![7],
+            number,
+            der: vec![0x30, 0].into(),
+            next_update: OffsetDateTime::UNIX_EPOCH,
+            loaded_at: Instant::now(),
+        })
+    }
+
+    #[test]
+    fn the_file_with_all_lists_is_made_once_for_each_set_of_lists() {
+        let revocation = Revocation::new(16);
+        let first = revocation.bundle_of(&[list(1), list(2)]);
+        assert_eq!(first.tag, "07-1.07-2");
+        assert!(first.pem.starts_with(b"-----BEGIN X509 CRL-----\n"));
+        let again = revocation.bundle_of(&[list(1), list(2)]);
+        assert!(Arc::ptr_eq(&first, &again));
+        let newer = revocation.bundle_of(&[list(1), list(3)]);
+        assert_eq!(newer.tag, "07-1.07-3");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! OCSP responses. They are made from the database, so every replica responds correctly right after a revocation.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use assay_authority::{
     Authority, AuthorityError, CertificateQuestion, IssuingAuthority, OcspIssuer, OcspRequest, OcspResponder,
-    ocsp::{CertificateStatus, OcspError, RESPONSE_LIFE, StatusAnswer, issue_for_root},
+    ocsp::{BACKDATING, CertificateStatus, OcspError, RESPONSE_LIFE, StatusAnswer, issue_for_root},
     serial_number,
 };
 use assay_protocol::admin_api::certificates::RevocationReason;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
@@ -20,6 +21,9 @@ use crate::{
         sealed_keys::{KeyPurpose, SealedKey},
     },
 };
+
+/// How long a request waits for its look-up. Most OCSP clients give up after a few seconds.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Response {
     pub(crate) der: Vec<u8>,
@@ -70,7 +74,8 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
         return Ok(refused(services, OcspError::Unauthorized));
     };
     let known = match known(services, &asked, &request).await {
-        Ok(known) => known,
+        Ok(Some(known)) => known,
+        Ok(None) => return Ok(refused(services, OcspError::TryLater)),
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -111,9 +116,10 @@ pub(crate) async fn answer(services: &Services, request: &[u8]) -> Result<Respon
             CertificateStatus::Unknown => "unknown",
         });
     }
+    let from = now - BACKDATING;
     let validity = Validity {
-        from: now,
-        until: now + RESPONSE_LIFE,
+        from,
+        until: from + RESPONSE_LIFE,
     };
     Ok(Response {
         der,
@@ -151,18 +157,22 @@ fn refused(services: &Services, refusal: OcspError) -> Response {
     }
 }
 
-async fn known(services: &Services, asked: &Asked<'_>, request: &OcspRequest) -> Result<Known, OcspFailure> {
+/// `None` if too many look-ups are in progress.
+async fn known(services: &Services, asked: &Asked<'_>, request: &OcspRequest) -> Result<Option<Known>, OcspFailure> {
+    let Ok(Ok(_place)) = timeout(LONGEST_WAIT, services.revocation.look_ups.acquire()).await else {
+        return Ok(None);
+    };
     let mut connection = services.store.connection().await?;
     match asked {
         Asked::Issuing(issuing) => {
             let questions = request.questions().iter();
             let serial_numbers: Vec<String> = questions.map(CertificateQuestion::serial_number).collect();
-            Ok(Known {
+            Ok(Some(Known {
                 records: issued_by(&mut connection, issuing.id(), &serial_numbers).await?,
                 root: None,
-            })
+            }))
         }
-        Asked::Root(root) => certified_by(&mut connection, root.id).await,
+        Asked::Root(root) => Ok(Some(certified_by(&mut connection, root.id).await?)),
     }
 }
 

@@ -96,7 +96,7 @@ fn assemble(
         feed,
         webhook_secrets: bootstrapped.webhook_secrets,
         webhook_client: webhooks::Client::new(config.webhooks.private_addresses)?,
-        revocation: Revocation::new(),
+        revocation: Revocation::new(config.database.max_connections),
         attestation_roots,
         nano_mdm: config.nano_mdm.as_ref().map(nano_mdm).transpose()?,
         background_work,

@@ -166,7 +166,8 @@ impl ServerCertificate {
         let (certificate, now) = (Arc::clone(&self), store.now());
         // The files may be on a network file system.
         let Some(replacement) = spawn_blocking(move || certificate.replacement(now)).await?? else {
-            return Ok(());
+            // A database that was restored from a backup lacks the record, and OCSP would call the certificate unknown.
+            return Ok(self.record(store).await?);
         };
         if let Some(issued) = &replacement.issued {
             record_issued(store, &issued.record).await?;

@@ -9,7 +9,7 @@ mod responder;
 pub use certificate::issue_for_root;
 pub use issuer::OcspIssuer;
 pub use request::{CertificateQuestion, OcspRequest, UnreadableRequest};
-pub use responder::{CertificateStatus, OcspError, OcspResponder, RESPONSE_LIFE, StatusAnswer};
+pub use responder::{BACKDATING, CertificateStatus, OcspError, OcspResponder, RESPONSE_LIFE, StatusAnswer};
 
 #[cfg(test)]
 mod tests {

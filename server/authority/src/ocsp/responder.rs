@@ -27,6 +27,9 @@ const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.84
 /// How long a response is valid. Until then, an attacker on the path can hide a later revocation from a verifier.
 pub const RESPONSE_LIFE: Duration = Duration::minutes(5);
 
+/// How far `thisUpdate` and `producedAt` are in the past. Clients whose clocks are behind refuse a response from the future.
+pub const BACKDATING: Duration = Duration::seconds(30);
+
 /// Signs OCSP responses for one issuing CA.
 pub struct OcspResponder {
     signer: CertificateSigner,
@@ -124,17 +127,18 @@ impl OcspResponder {
         answers: &[StatusAnswer<'_>],
         now: OffsetDateTime,
     ) -> Result<ResponseData, der::Error> {
+        let from = now - BACKDATING;
         let responses = answers.iter().map(|answer| {
             Ok(SingleResponse {
                 certificate: answer.question.0.clone(),
                 status: status_message(answer.status)?,
-                this_update: time(now)?,
-                next_update: Some(time(now + RESPONSE_LIFE)?),
+                this_update: time(from)?,
+                next_update: Some(time(from + RESPONSE_LIFE)?),
             })
         });
         Ok(ResponseData {
             responder_key_hash: OctetString::new(self.key_hash.clone())?,
-            produced_at: time(now)?,
+            produced_at: time(from)?,
             responses: responses.collect::<Result<_, der::Error>>()?,
             extensions: request.answer_extensions(),
         })

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use pem::{EncodeConfig, LineEnding, Pem};
+use bytes::Bytes;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -73,27 +73,15 @@ async fn of_one(
     responses((status = 200, content_type = PEM, body = String), (status = 304), (status = 503, body = Problem)),
 )]
 async fn all(State(services): State<Arc<Services>>, headers: HeaderMap) -> ApiResult<Response> {
-    let lists = lists::all(&services).ok_or_else(no_current_list)?;
-    let tags: Vec<String> = lists.iter().map(|list| list.tag()).collect();
-    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    let body = || {
-        let pems = lists.iter();
-        pems.map(|list| pem::encode_config(&Pem::new("X509 CRL", list.der.as_ref()), config))
-            .collect::<String>()
-    };
-    Ok(respond(PEM, &tags.join("."), &headers, body))
+    let bundle = lists::bundle(&services).ok_or_else(no_current_list)?;
+    Ok(respond(PEM, &bundle.tag, &headers, || bundle.pem.clone()))
 }
 
 fn der(list: &PublishedList, headers: &HeaderMap) -> Response {
     respond(DER, &list.tag(), headers, || list.der.clone())
 }
 
-fn respond<B: IntoResponse>(
-    media_type: &'static str,
-    tag: &str,
-    request: &HeaderMap,
-    body: impl FnOnce() -> B,
-) -> Response {
+fn respond(media_type: &'static str, tag: &str, request: &HeaderMap, body: impl FnOnce() -> Bytes) -> Response {
     let tag = format!("\"{tag}\"");
     let validators = [(header::ETAG, tag.as_str()), (header::CACHE_CONTROL, CACHE_CONTROL)];
     if matches_cached(request, &tag) {
