@@ -102,6 +102,12 @@ pub enum TemplateError {
     /// Two machines could have the same subject.
     #[error("token.subject must contain {{machine_id}}, which makes it unique")]
     SubjectIsNotUnique,
+    /// Texts on both sides of the id: two machines could have the same subject.
+    #[error(
+        "token.subject may have labels, the serial number and the scope on one side of {{machine_id}} alone: two machines \
+         could otherwise have the same subject"
+    )]
+    SubjectIsAmbiguous,
     /// Not a subject.
     #[error("token.subject must have 1 to {LONGEST_SUBJECT} visible ASCII characters")]
     Subject,
@@ -246,10 +252,25 @@ fn parse_subject(text: &str) -> Result<Vec<Piece>, TemplateError> {
         return Err(TemplateError::Subject);
     }
     let pieces = parse_text(text, || "token.subject".to_owned())?;
-    match pieces.contains(&Piece::Value(Placeholder::MachineId)) {
-        true => Ok(pieces),
-        false => Err(TemplateError::SubjectIsNotUnique),
+    let is_id = |piece: &Piece| *piece == Piece::Value(Placeholder::MachineId);
+    let mut around = pieces.split(is_id);
+    let (Some(before), Some(after)) = (around.next(), around.next_back()) else {
+        return Err(TemplateError::SubjectIsNotUnique);
+    };
+    // A label may hold any character, also another machine's id. With the id at a fixed distance from either end, the
+    // subject still names one machine alone.
+    match has_free_text(before) && has_free_text(after) {
+        true => Err(TemplateError::SubjectIsAmbiguous),
+        false => Ok(pieces),
     }
+}
+
+/// Whether these pieces have a value of any length. The levels of assurance are words of which none contains an id.
+fn has_free_text(pieces: &[Piece]) -> bool {
+    pieces.iter().any(|piece| match piece {
+        Piece::Literal(_) | Piece::Value(Placeholder::MachineId | Placeholder::Assurance) => false,
+        Piece::Value(Placeholder::SerialNumber | Placeholder::Scope | Placeholder::Label(_)) => true,
+    })
 }
 
 fn is_subject(text: &str) -> bool {
@@ -419,6 +440,23 @@ mod tests {
         let template = template(json!({"subject": "{labels.site}/{machine_id}"})).unwrap();
         let filled_in = fill_in(&template, &labels(given), None, Assurance::Asserted);
         assert_eq!(filled_in, Err(vec![reason.to_owned()]));
+    }
+
+    /// A machine with the labels `x` and `ID2/y`, and the machine ID2 with `x/ID1` and `y`, had the same subject.
+    #[rstest]
+    #[case::labels_on_both_sides("{labels.a}/{machine_id}/{labels.b}", false)]
+    #[case::serial_number_and_scope("{serial_number}:{machine_id}:{scope}", false)]
+    #[case::beyond_two_ids("{labels.a}{machine_id}-{machine_id}{labels.b}", false)]
+    #[case::before_the_id("a/{labels.a}/{labels.b}/{machine_id}", true)]
+    #[case::after_the_id("{machine_id}/{labels.a}/{serial_number}", true)]
+    #[case::assurance_beside_a_label("{assurance}/{machine_id}/{labels.a}", true)]
+    #[case::between_two_ids("{machine_id}{labels.a}{machine_id}", true)]
+    fn a_subject_has_texts_of_a_machine_on_one_side_of_its_id_alone(#[case] subject: &str, #[case] is_accepted: bool) {
+        let parsed = template(json!({"subject": subject}));
+        assert_eq!(parsed.is_ok(), is_accepted, "{parsed:?}");
+        if !is_accepted {
+            assert_eq!(parsed.unwrap_err(), TemplateError::SubjectIsAmbiguous);
+        }
     }
 
     #[test]

@@ -28,8 +28,11 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The most evaluations that are cached: about 2 KiB each.
-const CAPACITY: u64 = 20_000;
+/// The most bytes of cached evaluations, about 20,000 usual ones. They are weighed, because the claims for one audience may
+/// have 4 KiB, and a machine may have many audiences.
+const CAPACITY: u64 = 20_000 * USUAL_WEIGHT as u64;
+/// What a cached evaluation needs besides its grants.
+const USUAL_WEIGHT: u32 = 2048;
 
 /// How far the clock of a relying party may be behind. Many JWT libraries refuse a token whose `iat` or `nbf` is in the
 /// future, and allow no leeway.
@@ -58,7 +61,10 @@ impl EvaluationCache {
     /// Starts the task that reads machines that are not cached.
     pub(crate) fn start(store: Store, metrics: &Metrics) -> Self {
         Self {
-            evaluated: Cache::new(CAPACITY),
+            evaluated: Cache::builder()
+                .weigher(|_, evaluated: &Arc<Evaluated>| weight(&evaluated.evaluation))
+                .max_capacity(CAPACITY)
+                .build(),
             on_record: Batcher::start_reader(store, metrics.machine_reader.clone(), |connection, ids| {
                 Box::pin(machines::evaluable::find_all(connection, ids))
             }),
@@ -194,6 +200,12 @@ impl Evaluated {
             && self.evaluation.valid_until.is_none_or(|until| now < until)
     }
 
+    /// How long its tokens live for audiences that say so.
+    pub(super) fn own_lives_of_tokens(&self) -> impl Iterator<Item = Duration> {
+        let granted = self.evaluation.granted.iter();
+        granted.filter_map(|granted| granted.token.as_ref()?.lifetime)
+    }
+
     /// Whether this is the machine's current certificate.
     pub(super) fn has_current(&self, certificate: &ClientCertificate) -> bool {
         let current = self.machine.certificate.as_ref();
@@ -240,6 +252,27 @@ impl Evaluated {
             assurance: self.assurance,
         })
     }
+}
+
+/// About how many bytes a cached evaluation needs.
+fn weight(evaluation: &Evaluation) -> u32 {
+    let granted = evaluation.granted.iter().map(|granted| {
+        let token = granted.token.as_ref().map_or(0, |token| {
+            token.further_claims.len() + token.subject.as_ref().map_or(0, String::len)
+        });
+        let permissions: usize = granted.permissions.iter().map(String::len).sum();
+        granted.audience.len() + permissions + token
+    });
+    let denied = evaluation.denied.iter().map(|denial| {
+        let reasons: usize = denial.reasons.iter().map(String::len).sum();
+        denial.audience.len() + denial.permission.len() + reasons
+    });
+    let texts: usize = granted.chain(denied).sum();
+    // What each grant adds by itself, with the texts of its own evaluation.
+    let grants = evaluation.evaluations.len().saturating_mul(256);
+    u32::try_from(texts.saturating_add(grants))
+        .unwrap_or(u32::MAX)
+        .saturating_add(USUAL_WEIGHT)
 }
 
 fn refuse_unless_active(machine: &Evaluable, verified: &Verified) -> Result<(), Refusal> {
@@ -295,4 +328,31 @@ async fn write_verdict(tx: &mut Transaction, machine_id: Uuid, evaluated: &Evalu
     let detail = json!({"result": result, "reasons": reasons});
     tx.announce(machine_id, EventKind::VerdictChanged, detail).await?;
     Ok(Settled::OnRecord)
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_grants::TokenContents;
+
+    use super::*;
+
+    #[test]
+    fn an_evaluation_weighs_what_its_claims_need() {
+        let granted = |claims: usize| Granted {
+            audience: "https://vpn.example.com".to_owned(),
+            permissions: vec!["connect".to_owned()],
+            token: Some(TokenContents {
+                aud: AudienceForm::List,
+                lifetime: None,
+                subject: None,
+                further_claims: "x".repeat(claims),
+            }),
+        };
+        let evaluation = |claims: usize| Evaluation {
+            granted: (0..100).map(|_| granted(claims)).collect(),
+            ..Evaluation::default()
+        };
+        assert!(weight(&Evaluation::default()) >= USUAL_WEIGHT);
+        assert_eq!(weight(&evaluation(4096)) - weight(&evaluation(0)), 100 * 4096);
+    }
 }

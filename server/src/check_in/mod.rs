@@ -18,7 +18,7 @@ use assay_protocol::{
     machine::{KeyStoreKind, MachineStatus},
     text::rfc3339,
 };
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 #[cfg(not(feature = "measuring"))]
 pub(crate) use self::committer::Committer;
@@ -44,7 +44,7 @@ use crate::{
         admission::{Attempt, Mismatch, Refusal},
         client_certificate::CertificateRefusal,
     },
-    services::Services,
+    services::{Policy, Services},
     store::{
         StoreError,
         batcher::BatchError,
@@ -56,6 +56,9 @@ use crate::{
 
 /// How often a check-in is evaluated anew because the machine's record changes meanwhile.
 const MOST_EVALUATIONS: u32 = 5;
+
+/// The shortest interval that short-lived tokens may bring about: an audience's tokens live for a minute at least.
+const SHORTEST_INTERVAL: Duration = Duration::seconds(30);
 
 /// Why a check-in, a renewal or an enrollment is refused because of its evidence or its machine.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +161,7 @@ async fn answer(
         assurance: evaluated.assurance,
         grants,
         denied: evaluated.evaluation.denied.clone(),
-        next_check_in_seconds: services.policy.check_in_interval.whole_seconds().unsigned_abs(),
+        next_check_in_seconds: next_check_in_seconds(&services.policy, &evaluated),
         actions: actions(services, &evaluated, now),
         trust_bundle: changed_trust_bundle(services, request.trust_bundle_sha256.as_deref()),
         withdrawn_issuers: services.authority.load().withdrawn_issuers().to_vec(),
@@ -258,6 +261,14 @@ async fn record_changed(
         }
     }
     Ok(recorded)
+}
+
+/// When the machine checks in again: after the interval, or after two thirds of the life that an audience gives its tokens.
+fn next_check_in_seconds(policy: &Policy, evaluated: &Evaluated) -> u64 {
+    let interval = policy.check_in_interval;
+    let lives = evaluated.own_lives_of_tokens();
+    let next = lives.fold(interval, |next: Duration, life: Duration| next.min(life * 2 / 3));
+    next.max(SHORTEST_INTERVAL.min(interval)).whole_seconds().unsigned_abs()
 }
 
 /// The trust bundle, if the machine says that it has another one.
