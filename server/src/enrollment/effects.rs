@@ -18,7 +18,7 @@ use crate::{
     registry::{
         key_replacement::{self, Replacement},
         key_rotation::{self, NextKey},
-        record, status_change,
+        opening, record, status_change,
     },
     services::Policy,
     store::{
@@ -155,7 +155,7 @@ async fn replace_key(
     key_replacement::replace(tx, locked, &replacement).await?;
     store::machines::keys::make_current(tx, key).await?;
     store::machines::record::set_status(tx, locked, MachineStatus::Active, reason).await?;
-    store::machines::openings::end(tx, locked).await?;
+    opening::end_decided(tx, locked, "another key was approved").await?;
     let detail = json!({
         "enrollment_id": waiting.enrollment.id,
         "before": { "key": machine.key.thumbprint, "status": machine.status, "assurance": machine.assurance },
@@ -187,7 +187,8 @@ async fn begin_rotation(
     };
     let (key, next) = (enrollment.key.thumbprint, NextKey::Waited(enrollment.key.thumbprint));
     key_rotation::begin(tx, (locked, machine.key.thumbprint), next, Some(ground)).await?;
-    store::machines::openings::end(tx, locked).await?;
+    let why = "a rotation of the current key was approved";
+    opening::end_decided_since(tx, locked, enrollment.requested_at, why).await?;
     store::machines::presence::bump_record_version(tx, locked).await?;
     let detail = json!({ "enrollment_id": enrollment.id, "key": key, "reason": reason });
     Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)
@@ -211,7 +212,7 @@ pub(super) async fn approve_current_key(
         .unwrap_or_default();
     let grounds = before.approved(id, subject.listed.is_some());
     store::machines::grounds::set(tx, &subject.locked, grounds).await?;
-    store::machines::openings::end(tx, &subject.locked).await?;
+    opening::end_decided(tx, &subject.locked, "the current key was approved").await?;
     store::machines::presence::bump_record_version(tx, &subject.locked).await?;
     let detail = json!({ "enrollment_id": id, "key": key, "reason": reason });
     Ok(tx.announce(machine.id, EventKind::MachineApproved, detail).await?)

@@ -17,7 +17,10 @@ use crate::{
     changes::{Action, Change, EventKind},
     config::Reenrollment,
     machines::continuity::Continuity,
-    registry::key_replacement::{self, Replacement},
+    registry::{
+        self,
+        key_replacement::{self, Replacement},
+    },
     services::{Policy, Services},
     store::{
         self, StoreError, Transaction,
@@ -64,7 +67,8 @@ pub(super) async fn decide(
     let allowed = basis.allows_to_replace();
     if allowed && known.status == MachineStatus::Active && !basis.waits() {
         // The token decides which key is the machine's.
-        machines::openings::end(tx, &locked).await?;
+        tx.act_as(applicant.origin(known.id));
+        registry::opening::end_decided(tx, &locked, "an enrollment token admitted another key").await?;
         return take_over(tx, services, applicant, &basis, (&locked, &known), Entry::New).await;
     }
     if !allowed && services.policy.reenrollment == Reenrollment::Refuse {

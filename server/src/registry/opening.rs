@@ -3,6 +3,7 @@
 
 use assay_protocol::{admin_api::machines, machine::MachineStatus, text::rfc3339};
 use serde_json::json;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
@@ -106,7 +107,39 @@ pub(crate) async fn end_unused(tx: &mut Transaction, machine: &LockedMachine, wh
     if opening.state(tx.now()) != OpeningState::Open {
         return Ok(());
     }
+    end(tx, machine, &opening, why).await
+}
+
+/// Ends an opening of the machine, if it has one, because it was decided which key is the machine's.
+pub(crate) async fn end_decided(tx: &mut Transaction, machine: &LockedMachine, why: &str) -> Result<(), StoreError> {
+    match openings::find(tx, machine.id()).await? {
+        Some(opening) => end(tx, machine, &opening, why).await,
+        None => Ok(()),
+    }
+}
+
+/// The same for a request of this time. A request from before the opening says nothing about the Mac since it was wiped.
+/// Once a key has taken the record over, only that key can have asked, whatever the clock of its replica said.
+pub(crate) async fn end_decided_since(
+    tx: &mut Transaction,
+    machine: &LockedMachine,
+    requested_at: OffsetDateTime,
+    why: &str,
+) -> Result<(), StoreError> {
+    match openings::find(tx, machine.id()).await? {
+        Some(opening) if opening.watched_until.is_some() || opening.opened_at <= requested_at => {
+            end(tx, machine, &opening, why).await
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn end(tx: &mut Transaction, machine: &LockedMachine, opening: &Opening, why: &str) -> Result<(), StoreError> {
+    let was_over = opening.state(tx.now()) == OpeningState::Over;
     openings::end(tx, machine).await?;
+    if was_over {
+        return Ok(());
+    }
     let detail = json!({ "opening_id": opening.id, "reason": why });
     let change = Change::new(Action::MachineEndOpening, machine.id())
         .reason(Some(why))

@@ -385,7 +385,11 @@ async fn a_form_of_another_version_denies_its_own_audience_alone(#[case] form: V
 async fn a_machine_checks_in_before_its_shortest_token_expires() {
     let setting = Setting::new().await;
     let usual = setting.check_ins().await;
-    assert!(usual.iter().all(|checked_in| checked_in["next_check_in_seconds"] == 300));
+    assert!(
+        usual
+            .iter()
+            .all(|checked_in| checked_in["next_check_in_seconds"] == 300)
+    );
     let path = setting.form(json!({"lifetime_seconds": 60})).await;
     for checked_in in setting.check_ins().await {
         assert_eq!(checked_in["next_check_in_seconds"], 40, "{checked_in}");

@@ -449,7 +449,17 @@ async fn approving_the_rotation_of_the_first_key_settles_a_contest() {
     assert_eq!(grants(&first.check_in(&server).await.expect(200)), 1);
     let _issued = first.rotate_to(&server, &next).await.expect(200);
     assert_eq!(grants(&next.check_in(&server).await.expect(200)), 1);
-    // The record is not open any more.
+    // The record is not open any more, which is an event and in the audit.
+    assert!(has_event(&server, &machine, "machine.opening-ended").await);
+    let audit = server
+        .items(&format!("/v1/admin/audit?resource=machine:{}", machine.id()))
+        .await;
+    let ended: Vec<_> = audit
+        .iter()
+        .filter(|entry| entry["action"] == "machine.end-opening")
+        .collect();
+    assert_eq!(ended.len(), 1, "{audit:?}");
+    assert_eq!(ended[0]["actor"]["kind"], "api-key");
     let _no_token = machine
         .erased()
         .enroll(&server, None)
@@ -473,5 +483,23 @@ async fn a_key_that_asks_after_a_takeover_is_approved_although_another_replicas_
         server.record(&machine).await["key"]["thumbprint"],
         second.thumbprint().to_string()
     );
+    server.stop().await;
+}
+
+/// The request is the Mac's from before it was wiped, and says nothing about the Mac since.
+#[tokio::test]
+async fn the_approval_of_a_rotation_that_is_older_than_an_opening_does_not_end_it() {
+    let server = InProcess::start().await;
+    let machine = Machine::with_serial_number("OLDER").in_enclave();
+    let token = server.enrollment_token(json!({})).await;
+    let _enrolled = machine.enroll(&server, Some(&token)).await.expect(201);
+    let _checked_in = machine.check_in(&server).await.expect(200);
+    let next = machine.with_next_key();
+    let _waits = machine.rotate_to(&server, &next).await.expect(202);
+    server.clock().advance(Duration::minutes(1));
+    let _opened = open(&server, &machine).await;
+    let _approved = approve(&server, &machine, &next).await.expect(200);
+    assert!(!has_event(&server, &machine, "machine.opening-ended").await);
+    let _taken = machine.erased().enroll(&server, None).await.expect(201);
     server.stop().await;
 }

@@ -606,7 +606,8 @@ async fn under_a_storm_few_lists_are_signed_and_each_revocation_is_listed_within
     let _machine = first.enrolled("ONE-OF-MANY").await;
     let empty = await_answer(first.api(), "/v1/ca/crl", async |answer| answer.status == 200).await;
     let pool = first.database().pool().await;
-    let insert = "INSERT INTO certificates (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before,
+    let insert =
+        "INSERT INTO certificates (serial_number, machine_id, key_thumbprint, issuer_id, sha256, der, not_before,
                                             not_after, issued_at)
                   SELECT '5' || lpad(to_hex(n), 31, '0'), machine_id, key_thumbprint, issuer_id, sha256, '', not_before,
                          not_after, issued_at
@@ -640,7 +641,10 @@ async fn under_a_storm_few_lists_are_signed_and_each_revocation_is_listed_within
     let longest = longest.max().unwrap();
     let after = first.api().get("/v1/ca/crl").await.expect(200);
     let signed = number(&after) - number(&before);
-    println!("{} revocations, {signed} lists, listed after at most {longest:?}", revoked_at.len());
+    println!(
+        "{} revocations, {signed} lists, listed after at most {longest:?}",
+        revoked_at.len()
+    );
     assert!(longest <= LISTED_WITHIN, "a revocation was listed after {longest:?}");
     // Every list is kept for two seconds at least.
     let most = begun.elapsed().as_secs() / 2 + 1;

@@ -154,7 +154,13 @@ async fn a_call_without_a_valid_token_does_not_make_the_ca_sign() {
     assert_eq!(signed(&server).await, 2);
 
     server.clock().advance(time::Duration::minutes(2));
-    let unfit = [&short, &single, &bound, &text(&revoked, "token"), "assay_enroll_guessed"];
+    let unfit = [
+        &short,
+        &single,
+        &bound,
+        &text(&revoked, "token"),
+        "assay_enroll_guessed",
+    ];
     for (number, token) in unfit.into_iter().enumerate() {
         let stranger = Machine::with_serial_number(&format!("UNFIT-{number}"));
         let refused = stranger.enroll(&server, Some(token)).await;
