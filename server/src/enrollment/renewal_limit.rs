@@ -18,6 +18,8 @@ use crate::{
 };
 
 const WINDOW: Duration = Duration::DAY;
+/// How far another replica's clock may be ahead. What was issued later than this was issued by a clock that was wrong.
+const REPLICAS_LAG: Duration = Duration::HOUR;
 /// One renewal in so many may be a rotation.
 const RENEWALS_PER_ROTATION: u32 = 6;
 
@@ -29,7 +31,8 @@ pub(super) async fn require_renewal(
 ) -> Result<(), RenewError> {
     let Some(limit) = limit else { return Ok(()) };
     let now = tx.now();
-    let recent = certificates::renewals_since(tx, machine, now.saturating_sub(WINDOW)).await?;
+    let within = (now.saturating_sub(WINDOW), now.saturating_add(REPLICAS_LAG));
+    let recent = certificates::renewals_within(tx, machine, within).await?;
     require(recent, limit.get(), now)
 }
 

@@ -2,6 +2,7 @@
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
+use assay_server::clock::Clock;
 use assay_tests::administrator::text;
 use assay_tests::in_process::InProcess;
 use assay_tests::machine::Machine;
@@ -52,8 +53,11 @@ async fn an_expired_certificate_yields_no_grants_until_it_is_renewed_and_no_chec
         not_after,
         "a token ends with its certificate"
     );
+    let last = text(&last, "token");
+    assert_eq!(introspect(&server, &last).await["active"], true);
 
     server.clock().advance(Duration::minutes(4));
+    assert_eq!(introspect(&server, &last).await, json!({"active": false}));
     for _ in 0..2 {
         let expired = check_in(&server, &machine).await;
         assert_eq!(expired["grants"], json!([]));
@@ -102,5 +106,45 @@ async fn a_token_whose_certificate_is_revoked_stays_inactive_after_the_machine_h
     let newer = text(&check_in(&server, &machine).await["grants"][0], "token");
     assert_eq!(introspect(&server, &token).await, json!({"active": false}));
     assert_eq!(introspect(&server, &newer).await["active"], true);
+    server.stop().await;
+}
+
+/// A token ends with its certificate, so a certificate that ends before its token shows that the certificate is looked at.
+#[tokio::test]
+async fn a_token_is_inactive_once_its_certificate_has_expired() {
+    let server = InProcess::start().await;
+    grant_to_all(&server).await;
+    let machine = server.enrolled("ENDED-CERTIFICATE").await;
+    let token = text(&check_in(&server, &machine).await["grants"][0], "token");
+    let pool = server.database().pool().await;
+    let earlier = sqlx::query("UPDATE certificates SET not_after = $1 WHERE machine_id = $2")
+        .bind(server.clock().now() + Duration::minutes(2))
+        .bind(machine.id());
+    assert_eq!(earlier.execute(&pool).await.unwrap().rows_affected(), 1);
+    server.clock().advance(Duration::minutes(1));
+    assert_eq!(introspect(&server, &token).await["active"], true);
+    server.clock().advance(Duration::minutes(1));
+    assert_eq!(introspect(&server, &token).await, json!({"active": false}));
+    server.stop().await;
+}
+
+/// A replica's clock that is far ahead must not limit renewals for as long as it was ahead.
+#[tokio::test]
+async fn a_certificate_from_a_clock_that_was_ahead_does_not_limit_later_renewals() {
+    let server = InProcess::start_with(&[("rate_limit.renewals_per_day", "2")]).await;
+    let machine = server.enrolled("AHEAD").await;
+    let pool = server.database().pool().await;
+    let ahead = "UPDATE certificates SET issued_at = issued_at + interval '60 days',
+                        not_before = not_before + interval '60 days', not_after = not_after + interval '60 days'
+                 WHERE machine_id = $1";
+    let ahead = sqlx::query(ahead).bind(machine.id()).execute(&pool).await.unwrap();
+    assert_eq!(ahead.rows_affected(), 1);
+    server.clock().advance(Duration::days(2));
+    for _ in 0..2 {
+        let _renewed = machine.renew(&server).await.expect(200);
+    }
+    let _limited = machine.renew(&server).await.expect_problem(ProblemKind::RateLimited);
+    server.clock().advance(Duration::days(2));
+    let _renewed = machine.renew(&server).await.expect(200);
     server.stop().await;
 }

@@ -232,21 +232,26 @@ pub(crate) struct Recent {
     pub(crate) first_at: Option<OffsetDateTime>,
 }
 
-/// The certificates that a machine got since a time, without those that its enrollments issued.
-pub(crate) async fn renewals_since(
+/// The certificates that a machine got between these times, without those that its enrollments issued.
+///
+/// Their beginnings are counted. `issued_at` is never before that of an earlier certificate of the key, so one replica with
+/// a clock that is far ahead would have all later renewals count for months.
+pub(crate) async fn renewals_within(
     connection: &mut Connection,
     machine: &LockedMachine,
-    since: OffsetDateTime,
+    within: (OffsetDateTime, OffsetDateTime),
 ) -> Result<Recent, StoreError> {
+    let (since, until) = within;
     Ok(sqlx::query_as!(
         Recent,
         r#"SELECT count(*) - (SELECT count(*) FROM enrollments
                               WHERE enrollments.machine_id = $1 AND kind <> 'rotation' AND status = 'approved'
-                                AND decided_at > $2) AS "count!",
-                  min(issued_at) AS first_at
-           FROM certificates WHERE certificates.machine_id = $1 AND issued_at > $2"#,
+                                AND decided_at > $2 AND decided_at <= $3) AS "count!",
+                  min(not_before) AS first_at
+           FROM certificates WHERE certificates.machine_id = $1 AND not_before > $2 AND not_before <= $3"#,
         machine.id(),
-        since
+        since,
+        until
     )
     .fetch_one(connection)
     .await?)
