@@ -23,7 +23,8 @@ use crate::seed::{self, tls};
 /// The database with the schema.
 pub(crate) const TEMPLATE: &str = "assay_template";
 
-const SUPERUSER: &str = "assay";
+/// The role that owns the tables.
+pub const SUPERUSER: &str = "assay";
 /// The role that servers connect as. It owns nothing.
 pub(crate) const SERVER_ROLE: &str = "assay_server";
 const STARTED_WITHIN: Duration = Duration::from_secs(30);

@@ -22,6 +22,11 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// is no longer waited for must end.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '10s'";
 
+/// How long a migration waits for a lock. Callers get no answer meanwhile, and must get their 503 within 5 s.
+const MIGRATION: &str = "SET lock_timeout = '3s'";
+/// How long callers are served before a migration asks for the lock again.
+const MIGRATE_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 pub(super) fn parse(key: &'static str, url: &SecretString) -> Result<PgConnectOptions, DatabaseError> {
     let parsed = url.expose_secret().parse();
     parsed.map_err(|source| DatabaseError::Url { key, source })
@@ -59,9 +64,42 @@ pub(super) async fn migrate(owner: &PgConnectOptions, server_role: &str) -> Resu
     let mut connection = owner.connect().await.map_err(DatabaseError::Connect)?;
     // A role that owns nothing cannot run the statement that creates the table of migrations if it is missing.
     if !is_migrated(&mut connection).await.unwrap_or(false) {
-        MIGRATIONS.run(&mut connection).await.map_err(not_migrated)?;
+        run_migrations(&owner).await?;
     }
     privileges::grant(&mut connection, server_role).await
+}
+
+/// Runs the migrations, and begins again while another transaction has locked a table.
+///
+/// A statement that alters a table waits for all transactions that use it, and all later ones wait behind it. With one
+/// transaction that takes long, such as a backup, the whole service would wait. So a migration does not wait long.
+async fn run_migrations(owner: &PgConnectOptions) -> Result<(), DatabaseError> {
+    loop {
+        // A failed run leaves its advisory lock to the connection, so each run has its own.
+        let mut connection = owner.connect().await.map_err(DatabaseError::Connect)?;
+        connection.execute(MIGRATION).await.map_err(DatabaseError::Connect)?;
+        let Err(error) = MIGRATIONS.run(&mut connection).await else {
+            return Ok(());
+        };
+        if !is_lock_timeout(&error) {
+            return Err(not_migrated(error));
+        }
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "a migration waits for a lock that another transaction or replica has; it is tried again"
+        );
+        // The connection ends with this, and its advisory lock too.
+        let _ = connection.close().await;
+        sleep(MIGRATE_AGAIN_AFTER).await;
+    }
+}
+
+fn is_lock_timeout(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = error else {
+        return false;
+    };
+    let code = source.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("55P03")
 }
 
 /// Distinguishes missing privileges from a failing migration.

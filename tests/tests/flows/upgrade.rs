@@ -3,14 +3,21 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use assay_tests::cluster::Database;
+use assay_tests::cluster::{Database, SUPERUSER};
+use assay_tests::in_process::InProcess;
 use rstest::rstest;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
+use time::OffsetDateTime;
+use time::macros::datetime;
+use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
 /// The last migration before grounds were stored.
 const BEFORE_GROUNDS: i64 = 4;
+
+/// The last migration before API keys had prefixes and an end by default.
+const BEFORE_ENDS_OF_API_KEYS: i64 = 22;
 
 /// The migration that derived which keys have grounds of their own.
 const GROUNDS_OF_KEYS: i64 = 20;
@@ -19,10 +26,15 @@ const ADMINISTRATOR: &str = r#"{"kind": "api-key", "id": null, "name": "A"}"#;
 
 /// A database with the schema of the version before grounds were stored.
 async fn before_grounds(pool: &PgPool) {
+    migrate_anew_to(pool, BEFORE_GROUNDS).await;
+}
+
+/// Empties the database, and migrates it to this version.
+async fn migrate_anew_to(pool: &PgPool, version: i64) {
     for statement in ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"] {
         sqlx::query(statement).execute(pool).await.unwrap();
     }
-    migrate_to(pool, BEFORE_GROUNDS).await;
+    migrate_to(pool, version).await;
 }
 
 async fn migrate_to(pool: &PgPool, version: i64) {
@@ -172,4 +184,58 @@ async fn an_upgrade_leaves_the_first_key_of_a_token_its_ground_if_all_enrollment
 async fn has_ground_of_its_own(pool: &PgPool, id: Uuid) -> bool {
     let row = "SELECT ground_of_key FROM machines WHERE id = $1";
     sqlx::query_scalar(row).bind(id).fetch_one(pool).await.unwrap()
+}
+
+/// API keys end after a year unless the administrator says otherwise. Programs use the earlier ones, some without an end.
+#[tokio::test]
+async fn an_upgrade_leaves_the_ends_of_api_keys_as_they_are() {
+    const END: OffsetDateTime = datetime!(2031-05-06 07:08:09 UTC);
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    migrate_anew_to(&pool, BEFORE_ENDS_OF_API_KEYS).await;
+    for (name, end) in [("endless", None), ("ending", Some(END))] {
+        let row = "INSERT INTO api_keys (id, secret_hash, name, role, created_at, expires_at)
+                   VALUES (gen_random_uuid(), sha256($1::text::bytea), $1, 'viewer', '2025-01-01T00:00:00Z', $2)";
+        sqlx::query(row).bind(name).bind(end).execute(&pool).await.unwrap();
+    }
+    all().await.run(&pool).await.unwrap();
+    let keys = "SELECT name, expires_at, revoked_at FROM api_keys ORDER BY name DESC";
+    type Key = (String, Option<OffsetDateTime>, Option<OffsetDateTime>);
+    let keys: Vec<Key> = sqlx::query_as(keys).fetch_all(&pool).await.unwrap();
+    assert_eq!(
+        keys,
+        [("endless".to_owned(), None, None), ("ending".to_owned(), Some(END), None)]
+    );
+}
+
+/// A backup reads all tables for long. All calls that come after a migration would wait behind it.
+#[tokio::test]
+async fn a_migration_that_waits_for_a_lock_does_not_stop_the_readers_behind_it() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    migrate_anew_to(&pool, BEFORE_ENDS_OF_API_KEYS).await;
+    let mut backup = pool.begin().await.unwrap();
+    let lock = sqlx::query("LOCK TABLE api_keys IN ACCESS SHARE MODE");
+    lock.execute(&mut *backup).await.unwrap();
+    let behind = async {
+        wait_for_a_waiting_migration(&pool).await;
+        let read = sqlx::query("SELECT FROM api_keys").execute(&pool);
+        let read = timeout(Duration::from_secs(30), read).await;
+        let _none = read.expect("a reader waits behind the migration").unwrap();
+        backup.rollback().await.unwrap();
+    };
+    let (url, owner) = (database.url(), database.url_of(SUPERUSER));
+    let settings = [("database.migration_url", owner.as_str())];
+    let (server, ()) = tokio::join!(InProcess::start_on(&url, &settings), behind);
+    assert_eq!(server.get("/v1/admin/api-keys").await.status, 200);
+    server.stop().await;
+}
+
+/// Waits until a statement waits for the lock of `api_keys`.
+async fn wait_for_a_waiting_migration(pool: &PgPool) {
+    let waiting = "DO $$ BEGIN
+         WHILE NOT EXISTS (SELECT FROM pg_locks WHERE relation = 'api_keys'::regclass AND NOT granted)
+         LOOP PERFORM pg_sleep(0.001); END LOOP; END $$";
+    let waiting = timeout(Duration::from_secs(60), sqlx::query(waiting).execute(pool)).await;
+    let _waits = waiting.expect("no migration waits for the lock").unwrap();
 }
