@@ -204,7 +204,10 @@ async fn an_upgrade_leaves_the_ends_of_api_keys_as_they_are() {
     let keys: Vec<Key> = sqlx::query_as(keys).fetch_all(&pool).await.unwrap();
     assert_eq!(
         keys,
-        [("endless".to_owned(), None, None), ("ending".to_owned(), Some(END), None)]
+        [
+            ("endless".to_owned(), None, None),
+            ("ending".to_owned(), Some(END), None)
+        ]
     );
 }
 
