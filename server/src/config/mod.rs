@@ -398,6 +398,9 @@ mod tests {
             limits.api_key_per_minute,
         ];
         assert_eq!(limits.map(|limit| limit.unwrap().get()), [60, 6000, 6000]);
+        assert_eq!(config.rate_limit.revocation_per_minute.unwrap().get(), 6000);
+        assert_eq!(config.rate_limit.connections_per_address.unwrap().get(), 5000);
+        assert_eq!(config.rate_limit.renewals_per_day.unwrap().get(), 24);
         assert_eq!(
             (config.log.level, config.log.format),
             (LevelFilter::INFO, LogFormat::Json)

@@ -50,6 +50,34 @@ async fn a_host_name_that_turns_text_around_is_left_out_and_any_language_is_fine
     let _enrolled = enroll(&machine).await.expect(201);
 }
 
+/// Where a machine's text is in its evidence, and where it is on record. The agent sends null for a text that it cannot
+/// send.
+#[rstest]
+#[case::model_identifier("/machine/model_identifier", "/model_identifier")]
+#[case::os_name("/posture/os_name", "/posture/claimed/os_name")]
+#[case::os_version("/posture/os_version", "/posture/claimed/os_version")]
+#[case::os_build("/posture/os_build", "/posture/claimed/os_build")]
+#[case::agent_version("/posture/agent_version", "/agent_version")]
+#[tokio::test]
+async fn a_text_of_a_machine_that_turns_text_around_is_refused(#[case] claim: &str, #[case] record: &str) {
+    let server = InProcess::start().await;
+    let machine = server.enrolled("MARKS").await;
+    let check_in = async |text: &str| {
+        let nonce = server.nonce().await;
+        let mut claims = serde_json::to_value(machine.claims(server.audience(), Purpose::CheckIn, &nonce)).unwrap();
+        *claims.pointer_mut(claim).unwrap() = json!(text);
+        let evidence = json!({"evidence": machine.sign_payload(claims.to_string().as_bytes())});
+        server.call("/v1/check-in", &evidence).await
+    };
+    let _recorded = check_in("26.3.1").await.expect(200);
+    for mark in ['\u{202e}', '\u{2066}', '\u{200f}', '\u{61c}'] {
+        let refused = check_in(&format!("26{mark}3.1")).await;
+        let _refused = refused.expect_problem(ProblemKind::BadEvidence);
+    }
+    assert_eq!(server.record(&machine).await.pointer(record), Some(&json!("26.3.1")));
+    server.stop().await;
+}
+
 /// RFC 7519 allows fractions in a NumericDate, and a machine's clock may be wrong. The time is recorded, but not
 /// trusted.
 #[rstest]

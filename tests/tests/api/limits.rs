@@ -188,6 +188,42 @@ async fn guesses_from_an_address_over_its_limit_reach_no_table() {
     server.stop().await;
 }
 
+/// Each network that is over its limit may have one key looked up six times a minute.
+#[tokio::test]
+async fn a_made_up_key_of_an_address_over_its_limit_is_soon_refused_without_a_look_up() {
+    let server = InProcess::start_with(&[("rate_limit.address_per_minute", "3")]).await;
+    exhaust_address(&server).await;
+    let (stranger, other) = (Machine::new(), Machine::new());
+    for key in [&stranger, &other] {
+        key.set_id(Uuid::new_v4());
+    }
+    let begun = Instant::now();
+    let mut looked_up = 0;
+    for _ in 0..100 {
+        let refused = stranger.check_in(&server).await;
+        let _refused = refused.expect_problem(ProblemKind::RateLimited);
+        let before = std::mem::replace(&mut looked_up, look_ups(&server).await);
+        if looked_up == before {
+            break;
+        }
+    }
+    // One more is allowed each ten seconds.
+    let most = 6 + begun.elapsed().as_secs() / 10;
+    assert!((6..=most).contains(&looked_up), "{looked_up} look-ups, at most {most}");
+    // Another key at the same address is looked up.
+    let _refused = other.check_in(&server).await.expect_problem(ProblemKind::RateLimited);
+    assert_eq!(look_ups(&server).await, looked_up + 1);
+    server.stop().await;
+}
+
+/// How many keys were looked up and not found.
+async fn look_ups(server: &InProcess) -> u64 {
+    let metrics = server.metrics().await;
+    let mut lines = metrics.lines();
+    let figure = lines.find_map(|line| line.strip_prefix("assay_key_reader_keys_total{result=\"missing\"} "));
+    figure.map_or(0, |figure| figure.parse().unwrap())
+}
+
 #[tokio::test]
 async fn a_call_that_its_caller_cancels_stays_charged() {
     let server = InProcess::start_with(&[("rate_limit.address_per_minute", "3")]).await;

@@ -55,6 +55,15 @@ async fn the_servers_memory_is_in_no_core_file_and_closed_to_its_own_account() {
     assert_eq!(values, ["0", "0"], "{core}");
 }
 
+/// The server does this itself as well, but not for the Postgres that it starts.
+#[test]
+fn the_unit_of_systemd_allows_no_core_file() {
+    let unit = include_str!("../../../deploy/server/assay-server.service");
+    let service = unit.split("[Service]").nth(1).unwrap().split("\n[").next().unwrap();
+    let limits: Vec<_> = service.lines().filter(|line| line.starts_with("LimitCORE")).collect();
+    assert_eq!(limits, ["LimitCORE=0"]);
+}
+
 #[tokio::test]
 async fn the_data_directory_is_made_for_the_servers_account_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -224,6 +224,10 @@ mod tests {
         assert_ne!(cluster.uid(), 0);
         assert_eq!((cluster.uid(), cluster.mode() & 0o777), (socket.uid(), 0o700));
         assert_eq!(socket.mode() & 0o777, 0o700);
+        // The account of Postgres passes through the directory, and cannot list it.
+        let expected = Account::unprivileged().unwrap().map_or(0o700, |_| 0o711);
+        let data_dir = fs::metadata(&fixture.options.data_dir).unwrap();
+        assert_eq!(data_dir.mode() & 0o777, expected);
         let group = rustix::process::getpgid(Some(fixture.postmaster())).unwrap();
         assert_ne!(
             group,
