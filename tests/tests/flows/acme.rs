@@ -560,7 +560,10 @@ async fn quarantine_and_revocation_revoke_the_device_certificate_and_block_a_new
         )
     };
     let refused = client.order(SERIAL).await.expect_error(403, "rejectedIdentifier");
-    let unknown = client.order("C02STRANGER").await.expect_error(403, "rejectedIdentifier");
+    let unknown = client
+        .order("C02STRANGER")
+        .await
+        .expect_error(403, "rejectedIdentifier");
     assert_eq!(
         refused.replace(SERIAL, "C02STRANGER"),
         unknown,

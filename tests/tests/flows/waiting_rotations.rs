@@ -60,7 +60,11 @@ async fn one_signature_of_an_enclave_does_not_move_the_identity_to_another_key()
     }
     let _still_pending = next.enroll(&server, None).await.expect(202);
     let certificates = server.items(&format!("{}/certificates", machine.path())).await;
-    assert_eq!(certificates.len(), 1, "the next key has no certificate: {certificates:?}");
+    assert_eq!(
+        certificates.len(),
+        1,
+        "the next key has no certificate: {certificates:?}"
+    );
     let _still_current = machine.check_in(&server).await.expect(200);
     let _renewed = machine.renew(&server).await.expect(200);
 
