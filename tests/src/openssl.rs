@@ -47,7 +47,7 @@ impl Files {
         self.0.path()
     }
 
-    /// A self-signed certificate for 127.0.0.1 and its key.
+    /// A self-signed certificate for 127.0.0.1 and wiki.example.com, and its key.
     pub async fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
         let [certificate, key] = ["pem", "key"].map(|kind| self.path(&format!("{name}.{kind}")));
         let subject = format!("/CN={name}");
@@ -64,7 +64,7 @@ impl Files {
             "-subj",
             &subject,
             "-addext",
-            "subjectAltName=IP:127.0.0.1",
+            "subjectAltName=IP:127.0.0.1,DNS:wiki.example.com",
             "-addext",
             "basicConstraints=critical,CA:FALSE",
             "-keyout",

@@ -1,5 +1,5 @@
-// Lets active machines in. Asks for the status of the certificate at each request by OCSP, at the URL in the certificate.
-// Run it with: java Wiki.java
+// Lets active machines in. Asks for the status of the certificate at each request, by OCSP at the URL in the
+// certificate. Run it with: java Wiki.java
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpsConfigurator;
 import com.sun.net.httpserver.HttpsExchange;

@@ -14,7 +14,8 @@ const keys = createRemoteJWKSet(new URL('/.well-known/jwks.json', SERVER))
 
 // What the machine with this certificate (DER) may do here.
 async function grant(token, certificate) {
-  const rules = { issuer: SERVER, audience: AUDIENCE, algorithms: ['ES256'], typ: 'JWT', requiredClaims: ['exp', 'cnf'] }
+  const required = { algorithms: ['ES256'], typ: 'JWT', requiredClaims: ['exp', 'cnf'] }
+  const rules = { issuer: SERVER, audience: AUDIENCE, ...required }
   const { payload } = await jwtVerify(token, keys, rules)
   if (payload.cnf['x5t#S256'] !== createHash('sha256').update(certificate).digest('base64url')) {
     throw new errors.JWTInvalid("the token is another machine's, or of a former certificate")

@@ -7,6 +7,7 @@ mod radius;
 mod refresh_lists;
 mod services;
 mod shapes;
+mod verify;
 mod web_servers;
 
 use std::fs;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use assay_server::config::search_path;
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::answer::Answer;
 use assay_tests::installation::Installation;
@@ -36,8 +38,7 @@ fn deployed(file: &str) -> PathBuf {
 
 /// A program that `deploy/prerequisites` installs. Debian has some in `/usr/sbin`, which only root has in its path.
 fn installed(names: &[&str]) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap();
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&search_path()).collect();
     folders.extend(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"].map(PathBuf::from));
     let places = names
         .iter()
@@ -168,10 +169,11 @@ impl Client {
             .no_proxy()
             .pool_max_idle_per_host(0)
             .identity(reqwest::Identity::from_pem(identity.as_bytes()).unwrap())
+            .resolve("wiki.example.com", (Ipv4Addr::LOCALHOST, port).into())
             .tls_certs_only([reqwest::Certificate::from_pem(&root).unwrap()]);
         Self {
             client: client.build().unwrap(),
-            url: format!("https://127.0.0.1:{port}/"),
+            url: format!("https://wiki.example.com:{port}/"),
             token: None,
             id: enrolled.machine.id().to_string(),
         }
@@ -182,15 +184,29 @@ impl Client {
         Self { token, ..self }
     }
 
-    /// The response. `None` if the service ended the connection without one.
+    /// The status, and the header with the machine and the content. `None` if the service ended the connection without a
+    /// response.
     async fn get(&self) -> Option<(u16, String)> {
+        // Programs that tell the service which machine this is must overwrite these.
+        let forged = ["x-machine", "x-assay-machine"];
         let request = self.client.get(&self.url);
+        let request = forged
+            .iter()
+            .fold(request, |request, name| request.header(*name, "forged"));
         let request = match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
         match request.send().await {
-            Ok(answer) => Some((answer.status().as_u16(), answer.text().await.unwrap())),
+            Ok(answer) => {
+                let named: Vec<String> = forged
+                    .iter()
+                    .filter_map(|name| answer.headers().get(*name))
+                    .map(|name| name.to_str().unwrap().to_owned())
+                    .collect();
+                let status = answer.status().as_u16();
+                Some((status, named.join(" ") + &answer.text().await.unwrap()))
+            }
             Err(error) => {
                 let said = format!("{error:?}");
                 assert!(!said.contains("ConnectionRefused"), "the service does not run: {said}");
@@ -215,7 +231,7 @@ impl Client {
     /// Checks that the service knows which machine this is.
     async fn is_recognized(&self) {
         let said = self.is_accepted().await;
-        assert!(said.contains(&self.id), "{said}");
+        assert!(said.contains(&self.id) && !said.contains("forged"), "{said}");
     }
 
     /// Checks that the service refuses it by its certificate.
@@ -239,10 +255,10 @@ impl Client {
     }
 }
 
-/// Whether a service refused a certificate. nginx completes the handshake first, and the service in Java looks again at each
-/// request of a connection.
+/// Whether a service refused a machine that it accepted before. nginx completes the handshake first, the service in Java
+/// looks again at each request of a connection, and Caddy looks at tokens alone.
 fn is_refusal(answer: Option<&(u16, String)>) -> bool {
-    matches!(answer, None | Some((400 | 403, _)))
+    matches!(answer, None | Some((400 | 401 | 403, _)))
 }
 
 /// Creates a permission, and returns its id.

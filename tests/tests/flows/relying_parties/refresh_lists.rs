@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use assay_server::config::search_path;
 use assay_tests::cluster::Database;
 use assay_tests::installation::Installation;
 use assay_tests::process::Process;
@@ -82,6 +83,20 @@ async fn serve(host: &Host<'_>) -> (Process, String) {
     (server, format!("https://{address}"))
 }
 
+/// Lists that do not fit the server, and what `refresh-lists` says of them.
+fn tampered(lists: &str, others: String) -> [(String, &'static str); 6] {
+    let each: Vec<&str> = lists.split_inclusive("-----END X509 CRL-----\n").collect();
+    assert!(each.len() >= 2, "{lists}");
+    [
+        (String::new(), "the issuing CA does not verify"),
+        (each[0].to_owned(), ""),
+        (each[1].to_owned(), ""),
+        (lists[..lists.len() - 200].to_owned(), ""),
+        (format!("{lists}{others}"), "a list is not signed by a CA of the server"),
+        (others, "the issuing CA does not verify"),
+    ]
+}
+
 #[tokio::test]
 async fn lists_that_would_refuse_all_machines_or_that_another_ca_signed_change_nothing() {
     let host = Host::new().await;
@@ -99,9 +114,6 @@ async fn lists_that_would_refuse_all_machines_or_that_another_ca_signed_change_n
     let (_server, url) = serve(&host).await;
     let (before, others) = (files(&host), fs::read_to_string(other.path("assay/crls.pem")).unwrap());
     let lists = fs::read_to_string(host.path("assay/crls.pem")).unwrap();
-    let end = "-----END X509 CRL-----\n";
-    let each: Vec<String> = lists.split_inclusive(end).map(ToOwned::to_owned).collect();
-    assert!(each.len() >= 2, "{lists}");
     let clock = host.path("clock");
     fs::create_dir(&clock).unwrap();
     let refreshing = |reload: &str, path: &str| {
@@ -109,15 +121,8 @@ async fn lists_that_would_refuse_all_machines_or_that_another_ca_signed_change_n
         refreshing.env("SERVER_CA", host.path("server.pem")).env("PATH", path);
         refreshing
     };
-    let path = std::env::var("PATH").unwrap();
-    for (lists, expected) in [
-        (String::new(), "the issuing CA does not verify"),
-        (each[0].clone(), ""),
-        (each[1].clone(), ""),
-        (lists[..lists.len() - 200].to_owned(), ""),
-        (format!("{lists}{others}"), "a list is not signed by a CA of the server"),
-        (others, "the issuing CA does not verify"),
-    ] {
+    let path = search_path().into_string().unwrap();
+    for (lists, expected) in tampered(&lists, others) {
         host.files.write("site/v1/ca/crls.pem", lists);
         let refused = run(refreshing(&host.path("reloaded"), &path)).await;
         let said = String::from_utf8_lossy(&refused.stderr);

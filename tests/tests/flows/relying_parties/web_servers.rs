@@ -10,13 +10,13 @@ use rstest::rstest;
 use super::{Client, Host, Machines, WITHIN, free_port, installed};
 
 /// Waits until the program has written a line with this text, after so many lines.
-async fn says(process: &Process, after: usize, text: &str) {
+pub(super) async fn says(process: &Process, after: usize, text: &str) {
     let said = |line: &str| line.contains(text).then_some(());
     let said = process.output().wait_for(after, WITHIN, said).await;
     assert!(said.is_some(), "{}", process.output());
 }
 
-fn nginx_command(host: &Host<'_>) -> Vec<String> {
+pub(super) fn nginx_command(host: &Host<'_>) -> Vec<String> {
     let nginx = installed(&["nginx"]);
     [
         nginx.to_str().unwrap(),
@@ -40,12 +40,18 @@ async fn start_nginx(host: &Host<'_>, file: &str) -> (Process, u16) {
         ("/etc/assay/", "assay/"),
     ];
     let site = host.configured(file, &replacements);
+    (serve_by_nginx(host, &site, "").await, port)
+}
+
+/// Starts nginx with this site and this further configuration.
+pub(super) async fn serve_by_nginx(host: &Host<'_>, site: &Path, further: &str) -> Process {
     let configuration = format!(
         "daemon off; pid nginx.pid; error_log stderr notice; events {{ }}
          http {{
              access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
              uwsgi_temp_path uwsgi; scgi_temp_path scgi;
              include {};
+             {further}
          }}",
         site.display()
     );
@@ -55,7 +61,7 @@ async fn start_nginx(host: &Host<'_>, file: &str) -> (Process, u16) {
     starting.args(&command[1..]);
     let nginx = Process::spawn(starting);
     says(&nginx, 0, "start worker process ").await;
-    (nginx, port)
+    nginx
 }
 
 #[tokio::test]
@@ -97,24 +103,32 @@ fn clients(host: &Host<'_>, machines: &Machines, port: u16) -> (Client, Client) 
     )
 }
 
-#[tokio::test]
-async fn haproxy_refuses_a_revoked_machine_by_its_lists() {
-    let host = Host::new().await;
-    let machines = Machines::new(&host).await;
-    let port = free_port();
+/// Starts HAProxy with this file, these replacements and those that its files have in common. Also returns its
+/// configuration.
+pub(super) async fn start_haproxy(host: &Host<'_>, file: &str, port: u16, more: &[(&str, &str)]) -> (Process, PathBuf) {
     let identity = ["server.pem", "server.key"].map(|name| fs::read(host.path(name)).unwrap());
     let identity = host.files.write("haproxy.pem", identity.concat());
     let bind = format!("bind 127.0.0.1:{port} ");
     let replacements = [
         ("bind :443 ", bind.as_str()),
         ("/etc/haproxy/server.pem", identity.to_str().unwrap()),
-        ("/etc/assay/", &host.path("assay/")),
     ];
-    let configuration = host.configured("haproxy/haproxy.cfg", &replacements);
+    let configuration = host.configured(file, &[&replacements, more].concat());
     let mut starting = Command::new(installed(&["haproxy"]));
-    starting.arg("-W").arg("-f").arg(configuration);
+    starting.arg("-W").arg("-f").arg(&configuration);
     let haproxy = Process::spawn(starting);
     says(&haproxy, 0, "Loading success").await;
+    (haproxy, configuration)
+}
+
+#[tokio::test]
+async fn haproxy_refuses_a_revoked_machine_by_its_lists() {
+    let host = Host::new().await;
+    let machines = Machines::new(&host).await;
+    let port = free_port();
+    let lists = [("/etc/assay/", host.path("assay/"))];
+    let lists = lists.each_ref().map(|(from, to)| (*from, to.as_str()));
+    let (haproxy, _) = start_haproxy(&host, "haproxy/haproxy.cfg", port, &lists).await;
     let (active, revoked) = clients(&host, &machines, port);
     active.is_recognized().await;
     revoked.is_recognized().await;
@@ -189,13 +203,6 @@ fn account() -> &'static str {
     }
 }
 
-/// The clients' names are in a header, because the content is a file.
-async fn httpd_names(client: &Client) {
-    let answer = client.client.get(&client.url).send().await.unwrap();
-    assert_eq!(answer.status(), 200);
-    assert_eq!(answer.headers()["x-machine"], client.id);
-}
-
 #[rstest]
 #[case::lists("apache/lists.conf")]
 #[case::ocsp("apache/ocsp.conf")]
@@ -205,10 +212,8 @@ async fn httpd_refuses_a_revoked_machine(#[case] file: &str) {
     let machines = Machines::new(&host).await;
     let (httpd, port) = start_httpd(&host, file).await;
     let (active, revoked) = clients(&host, &machines, port);
-    for client in [&active, &revoked] {
-        let _content = client.is_accepted().await;
-        httpd_names(client).await;
-    }
+    active.is_recognized().await;
+    revoked.is_recognized().await;
 
     machines.revoke(&host).await;
     if file == "apache/lists.conf" {
@@ -217,5 +222,5 @@ async fn httpd_refuses_a_revoked_machine(#[case] file: &str) {
     } else {
         revoked.is_refused().await;
     }
-    let _content = active.is_accepted().await;
+    active.is_recognized().await;
 }
