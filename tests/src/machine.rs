@@ -6,6 +6,7 @@ mod key;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use assay_protocol::dpop::ProofClaims;
 use assay_protocol::evidence::PROFILE;
 use assay_protocol::machine::{KeyClaim, KeyStoreKind, MachineIdentity, Posture};
 use assay_protocol::{EvidenceClaims, KeyThumbprint, PublicKey, Purpose};
@@ -197,6 +198,13 @@ impl Machine {
     pub fn sign(&self, claims: &EvidenceClaims) -> String {
         let sign = |message: &[u8]| Ok::<_, serde_json::Error>(self.key.sign(message));
         claims.sign(self.thumbprint(), sign).unwrap()
+    }
+
+    /// A proof of possession (DPoP) with these claims.
+    #[must_use]
+    pub fn prove(&self, claims: &ProofClaims) -> String {
+        let sign = |message: &[u8]| Ok::<_, serde_json::Error>(self.key.sign(message));
+        claims.sign(&self.public_key(), sign).unwrap()
     }
 
     /// Evidence with any payload, a valid header and a valid signature.

@@ -2,6 +2,7 @@
 //! until it is revoked, and goes on accepting another one.
 
 mod envoy;
+mod possession;
 #[cfg(target_os = "linux")]
 mod radius;
 mod refresh_lists;
