@@ -67,7 +67,10 @@ struct Figure {
 
 fn main() {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(measure(&arguments));
 }
 
@@ -111,7 +114,9 @@ async fn issuer(key: &PrivateKey) -> String {
 
 fn client(key: &PrivateKey, issuer: &str) -> Client {
     let machine = Machine::new();
-    let certificate = rcgen::generate_simple_self_signed([Uuid::new_v4().to_string()]).unwrap().cert;
+    let certificate = rcgen::generate_simple_self_signed([Uuid::new_v4().to_string()])
+        .unwrap()
+        .cert;
     let now = now();
     let machine_id = Uuid::new_v4();
     let claims = GrantClaims {
@@ -148,10 +153,19 @@ async fn start(issuer: &str) -> (Process, SocketAddr) {
     let files = Files::new();
     let (root, _) = files.certificate("root").await;
     command.arg("--ca-file").arg(&root);
-    command.args(["--require-header", "X-Assay-Require"]).env("TOKIO_WORKER_THREADS", "1");
+    command
+        .args(["--require-header", "X-Assay-Require"])
+        .env("TOKIO_WORKER_THREADS", "1");
     let verify = Process::spawn(command);
-    let address = |line: &str| line.split_once("listening address=").map(|(_, address)| address.to_owned());
-    let address = verify.output().wait_for(0, Duration::from_secs(60), address).await.unwrap();
+    let address = |line: &str| {
+        line.split_once("listening address=")
+            .map(|(_, address)| address.to_owned())
+    };
+    let address = verify
+        .output()
+        .wait_for(0, Duration::from_secs(60), address)
+        .await
+        .unwrap();
     (verify, address.parse().unwrap())
 }
 
