@@ -14,7 +14,13 @@ pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserialize
     deserializer.deserialize_map(Members(PhantomData))
 }
 
-/// The same, but refuses nulls: `{"sip_enabled": null}` would be no condition, which its sender does not expect.
+/// Reads structs from a list of objects only.
+pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let items = Vec::<Item<T>>::deserialize(deserializer)?;
+    Ok(items.into_iter().map(|Item(item)| item).collect())
+}
+
+/// The same as [`object`], but refuses nulls: `{"sip_enabled": null}` would be no condition, which its sender does not expect.
 pub(crate) fn object_without_nulls<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -25,6 +31,14 @@ where
         "." => D::Error::custom(error.inner()),
         path => D::Error::custom(format_args!("{path}: {}", error.inner())),
     })
+}
+
+struct Item<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Item<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        object(deserializer).map(Self)
+    }
 }
 
 /// Collects members, and refuses nulls and duplicates.

@@ -121,6 +121,10 @@ problems! {
     AttestationRefused = "attestation-refused", 409, "The attestation is not valid for this machine", Never, Known;
     /// The current state forbids it.
     Conflict = "conflict", 409, "The request conflicts with the current state", Never, Known;
+    /// What the call is about has changed since the caller read it.
+    PreconditionFailed = "precondition-failed", 412, "The resource has changed since it was read", Never, Known;
+    /// The call must say which state it is about.
+    PreconditionRequired = "precondition-required", 428, "The call needs an If-Match header", Never, Known;
     /// The body is too large.
     PayloadTooLarge = "payload-too-large", 413, "The body is too large", Never, Unknown;
     /// Too many requests.

@@ -31,10 +31,7 @@ crate::store::has_store_error!(AudienceError);
 
 /// Creates an audience. It needs no permission yet.
 pub(crate) async fn create(store: &Store, origin: &Origin, request: CreateAudience) -> Result<Audience, AudienceError> {
-    if !is_audience(&request.audience) {
-        return Err(AudienceError::Audience);
-    }
-    TokenTemplate::parse(&request.token)?;
+    check(&request.audience, &request.token)?;
     let audience = Audience {
         id: store.new_id(),
         audience: request.audience,
@@ -76,12 +73,7 @@ pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid) -> Result<(
 async fn insert(tx: &mut Transaction, audience: &Audience) -> Result<(), AudienceError> {
     store::settings::lock_policy(tx).await?;
     store::settings::begin_policy_version(tx).await?;
-    match store::audiences::insert(tx, audience).await {
-        Err(error) if error.violates(store::audiences::UNIQUE_AUDIENCE) => return Err(AudienceError::Exists),
-        done => done?,
-    }
-    let change = Change::new(Action::AudienceCreate, audience.id).after(store::json(audience)?);
-    Ok(tx.record(change).await?)
+    write_new(tx, audience).await
 }
 
 async fn replace_token(tx: &mut Transaction, id: Uuid, token: &TokenForm) -> Result<Audience, AudienceError> {
@@ -95,11 +87,7 @@ async fn replace_token(tx: &mut Transaction, id: Uuid, token: &TokenForm) -> Res
         ..before.clone()
     };
     store::settings::begin_policy_version(tx).await?;
-    store::audiences::set_token(tx, id, token).await?;
-    let change = Change::new(Action::AudienceReplace, id)
-        .before(store::json(&before)?)
-        .after(store::json(&after)?);
-    tx.record(change).await?;
+    write_replaced(tx, &before, &after).await?;
     Ok(after)
 }
 
@@ -107,7 +95,44 @@ async fn delete_once(tx: &mut Transaction, id: Uuid) -> Result<(), AudienceError
     store::settings::lock_policy(tx).await?;
     let audience = store::audiences::find(tx, id).await?.ok_or(AudienceError::Unknown)?;
     store::settings::begin_policy_version(tx).await?;
-    store::audiences::delete(tx, id).await?;
-    let change = Change::new(Action::AudienceDelete, id).before(store::json(&audience)?);
+    Ok(write_deleted(tx, &audience).await?)
+}
+
+/// Inserts an audience in a version that has begun.
+pub(super) async fn write_new(tx: &mut Transaction, audience: &Audience) -> Result<(), AudienceError> {
+    match store::audiences::insert(tx, audience).await {
+        Err(error) if error.violates(store::audiences::UNIQUE_AUDIENCE) => return Err(AudienceError::Exists),
+        done => done?,
+    }
+    let change = Change::new(Action::AudienceCreate, audience.id).after(store::json(audience)?);
     Ok(tx.record(change).await?)
+}
+
+/// Replaces the form of an audience's tokens in a version that has begun.
+pub(super) async fn write_replaced(
+    tx: &mut Transaction,
+    before: &Audience,
+    after: &Audience,
+) -> Result<(), StoreError> {
+    store::audiences::set_token(tx, after.id, &after.token).await?;
+    let change = Change::new(Action::AudienceReplace, after.id)
+        .before(store::json(before)?)
+        .after(store::json(after)?);
+    tx.record(change).await
+}
+
+/// Deletes an audience in a version that has begun.
+pub(super) async fn write_deleted(tx: &mut Transaction, audience: &Audience) -> Result<(), StoreError> {
+    store::audiences::delete(tx, audience.id).await?;
+    let change = Change::new(Action::AudienceDelete, audience.id).before(store::json(audience)?);
+    tx.record(change).await
+}
+
+/// Checks the name of an audience and the form of its tokens.
+pub(super) fn check(audience: &str, token: &TokenForm) -> Result<(), AudienceError> {
+    if !is_audience(audience) {
+        return Err(AudienceError::Audience);
+    }
+    TokenTemplate::parse(token)?;
+    Ok(())
 }

@@ -149,9 +149,7 @@ async fn insert(tx: &mut Transaction, id: Uuid, request: &GrantRequest) -> Resul
     require_future(grant.expires_at, tx.now())?;
     require_unequal(tx, &grant).await?;
     store::settings::begin_policy_version(tx).await?;
-    named(store::grants::insert(tx, &grant).await, &grant)?;
-    let change = Change::new(Action::GrantCreate, id).after(store::json(&grant)?);
-    tx.record(change).await?;
+    write_new(tx, &grant).await?;
     Ok(grant)
 }
 
@@ -171,11 +169,7 @@ async fn replace_once(tx: &mut Transaction, id: Uuid, request: &GrantRequest) ->
     }
     require_unequal(tx, &after).await?;
     store::settings::begin_policy_version(tx).await?;
-    named(store::grants::replace(tx, &after).await, &after)?;
-    let change = Change::new(Action::GrantReplace, id)
-        .before(store::json(&before)?)
-        .after(store::json(&after)?);
-    tx.record(change).await?;
+    write_replaced(tx, &before, &after).await?;
     Ok(after)
 }
 
@@ -183,9 +177,30 @@ async fn delete_once(tx: &mut Transaction, id: Uuid) -> Result<(), GrantError> {
     store::settings::lock_policy(tx).await?;
     let grant = store::grants::find(tx, id).await?.ok_or(GrantError::Unknown)?;
     store::settings::begin_policy_version(tx).await?;
-    store::grants::delete(tx, id).await?;
-    let change = Change::new(Action::GrantDelete, id).before(store::json(&grant)?);
+    Ok(write_deleted(tx, &grant).await?)
+}
+
+/// Inserts a grant in a version that has begun.
+pub(super) async fn write_new(tx: &mut Transaction, grant: &Grant) -> Result<(), GrantError> {
+    named(store::grants::insert(tx, grant).await, grant)?;
+    let change = Change::new(Action::GrantCreate, grant.id).after(store::json(grant)?);
     Ok(tx.record(change).await?)
+}
+
+/// Replaces a grant in a version that has begun.
+pub(super) async fn write_replaced(tx: &mut Transaction, before: &Grant, after: &Grant) -> Result<(), GrantError> {
+    named(store::grants::replace(tx, after).await, after)?;
+    let change = Change::new(Action::GrantReplace, after.id)
+        .before(store::json(before)?)
+        .after(store::json(after)?);
+    Ok(tx.record(change).await?)
+}
+
+/// Deletes a grant in a version that has begun.
+pub(super) async fn write_deleted(tx: &mut Transaction, grant: &Grant) -> Result<(), StoreError> {
+    store::grants::delete(tx, grant.id).await?;
+    let change = Change::new(Action::GrantDelete, grant.id).before(store::json(grant)?);
+    tx.record(change).await
 }
 
 /// The grant that a request describes.
@@ -230,7 +245,7 @@ fn named(written: Result<(), StoreError>, grant: &Grant) -> Result<(), GrantErro
     }
 }
 
-fn require_future(end: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), GrantError> {
+pub(super) fn require_future(end: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), GrantError> {
     match end {
         Some(end) if end <= now => Err(GrantError::Expired),
         _ => Ok(()),
@@ -246,7 +261,7 @@ fn checked_end(end: Option<OffsetDateTime>) -> Result<Option<OffsetDateTime>, Gr
 }
 
 /// Checks a request, but for whether it has expired.
-fn checked(request: GrantRequest) -> Result<GrantRequest, GrantError> {
+pub(super) fn checked(request: GrantRequest) -> Result<GrantRequest, GrantError> {
     if request.name.as_deref().is_some_and(|name| !is_scope_token(name)) {
         return Err(GrantError::Name);
     }

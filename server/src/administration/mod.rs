@@ -9,5 +9,6 @@ pub(crate) mod grants;
 pub(crate) mod inventory;
 pub(crate) mod machines;
 pub(crate) mod permissions;
+pub(crate) mod policy;
 pub(crate) mod stats;
 pub(crate) mod webhooks;

@@ -95,12 +95,7 @@ pub(crate) async fn delete(store: &Store, origin: &Origin, id: Uuid, cascade: bo
 async fn insert(tx: &mut Transaction, permission: &Permission) -> Result<(), PermissionError> {
     store::settings::lock_policy(tx).await?;
     store::settings::begin_policy_version(tx).await?;
-    match store::permissions::insert(tx, permission).await {
-        Err(error) if error.violates(store::permissions::UNIQUE_NAME) => return Err(PermissionError::Exists),
-        done => done?,
-    }
-    let change = Change::new(Action::PermissionCreate, permission.id).after(store::json(permission)?);
-    Ok(tx.record(change).await?)
+    write_new(tx, permission).await
 }
 
 async fn describe(tx: &mut Transaction, id: Uuid, description: &str) -> Result<Permission, PermissionError> {
@@ -116,11 +111,7 @@ async fn describe(tx: &mut Transaction, id: Uuid, description: &str) -> Result<P
         ..before.clone()
     };
     store::settings::begin_policy_version(tx).await?;
-    store::permissions::set_description(tx, id, description).await?;
-    let change = Change::new(Action::PermissionReplace, id)
-        .before(store::json(&before)?)
-        .after(store::json(&after)?);
-    tx.record(change).await?;
+    write_replaced(tx, &before, &after).await?;
     Ok(after)
 }
 
@@ -134,13 +125,45 @@ async fn delete_with_grants(tx: &mut Transaction, id: Uuid, cascade: bool) -> Re
         return Err(PermissionError::HasGrants { grants: grants.len() });
     }
     store::settings::begin_policy_version(tx).await?;
-    store::permissions::delete(tx, id).await?;
-    let before = json!({ "permission": store::json(&permission)?, "grants": grants });
-    let change = Change::new(Action::PermissionDelete, id).before(before);
+    Ok(write_deleted(tx, &permission, &grants).await?)
+}
+
+/// Inserts a permission in a version that has begun.
+pub(super) async fn write_new(tx: &mut Transaction, permission: &Permission) -> Result<(), PermissionError> {
+    match store::permissions::insert(tx, permission).await {
+        Err(error) if error.violates(store::permissions::UNIQUE_NAME) => return Err(PermissionError::Exists),
+        done => done?,
+    }
+    let change = Change::new(Action::PermissionCreate, permission.id).after(store::json(permission)?);
     Ok(tx.record(change).await?)
 }
 
-fn check(request: &CreatePermission) -> Result<(), PermissionError> {
+/// Replaces the description of a permission in a version that has begun.
+pub(super) async fn write_replaced(
+    tx: &mut Transaction,
+    before: &Permission,
+    after: &Permission,
+) -> Result<(), StoreError> {
+    store::permissions::set_description(tx, after.id, &after.description).await?;
+    let change = Change::new(Action::PermissionReplace, after.id)
+        .before(store::json(before)?)
+        .after(store::json(after)?);
+    tx.record(change).await
+}
+
+/// Deletes a permission with these grants in a version that has begun.
+pub(super) async fn write_deleted(
+    tx: &mut Transaction,
+    permission: &Permission,
+    grants: &[Uuid],
+) -> Result<(), StoreError> {
+    store::permissions::delete(tx, permission.id).await?;
+    let before = json!({ "permission": store::json(permission)?, "grants": grants });
+    let change = Change::new(Action::PermissionDelete, permission.id).before(before);
+    tx.record(change).await
+}
+
+pub(super) fn check(request: &CreatePermission) -> Result<(), PermissionError> {
     if !is_audience(&request.audience) {
         return Err(PermissionError::Audience);
     }

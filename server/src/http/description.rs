@@ -22,7 +22,7 @@ const PROBLEMS: &str = "4XX";
 const PAGE: &str = "Page_";
 
 /// What the operations of each tag are about.
-const TAGS: [(&str, &str); 18] = [
+const TAGS: [(&str, &str); 19] = [
     (
         "API keys",
         "The keys with which administrators and services call this API.",
@@ -47,6 +47,7 @@ const TAGS: [(&str, &str); 18] = [
     ("MDM", "What an MDM reports."),
     ("Machines", "The records of machines, and decisions about them."),
     ("Permissions", "What a machine may do at a relying party."),
+    ("Policy", "Permissions, grants and audiences as one document."),
     (
         "Relying parties",
         "What services need to verify certificates and grant tokens.",

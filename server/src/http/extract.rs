@@ -48,6 +48,12 @@ pub(crate) const INVENTORY_BODY_LIMIT: BodyLimit = BodyLimit {
     time: Duration::from_mins(5),
     texts: Texts::Displayable,
 };
+/// The largest policy.
+pub(crate) const POLICY_BODY_LIMIT: BodyLimit = BodyLimit {
+    bytes: 8 * 1024 * 1024,
+    time: Duration::from_mins(2),
+    texts: Texts::Displayable,
+};
 
 /// How long a body may take to arrive: 1 MB at 35 kB/s.
 const BODY_TIME: Duration = Duration::from_secs(30);

@@ -10,6 +10,14 @@ pub(crate) async fn lock_policy(connection: &mut Connection) -> Result<i64, Stor
         .await?)
 }
 
+/// Locks permissions, grants and audiences against changes, and returns their version. Several transactions can have this
+/// lock at once: what they read belongs together.
+pub(crate) async fn share_policy(connection: &mut Connection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!("SELECT grants_version FROM settings FOR SHARE")
+        .fetch_one(connection)
+        .await?)
+}
+
 /// Begins the next version of permissions, grants and audiences, and invalidates all evaluated grants. Call it before the
 /// first change: a trigger keeps each changed row with this version and time.
 pub(crate) async fn begin_policy_version(tx: &mut Transaction) -> Result<(), StoreError> {

@@ -15,5 +15,6 @@ pub mod inventory;
 pub mod machines;
 pub mod page;
 pub mod permissions;
+pub mod policy;
 pub mod stats;
 pub mod webhooks;

@@ -60,7 +60,7 @@ pub(super) async fn verdicts(pool: &PgPool, machine: Uuid) -> i64 {
         .unwrap()
 }
 
-/// How many openings of a machine ended without being used.
+/// How many openings of a machine were ended.
 pub(super) async fn ended_openings(pool: &PgPool, machine: Uuid) -> i64 {
     let statement = "SELECT count(*) FROM events WHERE machine_id = $1 AND kind = 'machine.opening-ended'";
     sqlx::query_scalar(statement)

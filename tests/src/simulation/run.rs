@@ -363,7 +363,7 @@ impl<'a> Run<'a> {
         let machine = self.model.key(presented.key).unwrap().machine;
         let ended = books::ended_openings(&self.ground.pool, machine).await;
         if ended > self.model.ended_openings(machine) {
-            self.model.end_unused_opening(machine, presented.at);
+            self.model.end_decided_opening(machine, presented.at);
         }
     }
 

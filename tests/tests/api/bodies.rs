@@ -112,6 +112,7 @@ impl Ground {
                 return (path, json!({"token": token_form()}), machine);
             }
             "POST /v1/admin/grants" => self.grant(&id),
+            "PUT /v1/admin/policy" => self.policy(&id),
             "PUT /v1/admin/grants/{id}" => {
                 let grant = self.grant(&id);
                 let created = self.server.post("/v1/admin/grants", &grant).await.expect(201).json();
@@ -137,6 +138,20 @@ impl Ground {
             name => panic!("{name} needs a valid body here"),
         };
         (operation.path_with(&id), body, machine)
+    }
+
+    /// A policy with one of each part.
+    fn policy(&self, machine: &str) -> Value {
+        let mut grant = self.grant(machine);
+        let members = grant.as_object_mut().unwrap();
+        members.remove("permission_id");
+        members.insert("audience".to_owned(), json!("a"));
+        members.insert("permission".to_owned(), json!(machine));
+        json!({
+            "permissions": [{"audience": "a", "name": machine, "description": "d"}],
+            "grants": [grant],
+            "audiences": [{"audience": machine, "token": token_form()}],
+        })
     }
 
     /// A grant with every member, for a machine.
@@ -185,7 +200,11 @@ impl Ground {
     }
 
     async fn send(&self, operation: &Operation, path: &str, body: impl Into<reqwest::Body>) -> Answer {
-        let request = self.request(operation, path);
+        let mut request = self.request(operation, path);
+        if operation.path == "/v1/admin/policy" {
+            let present = self.server.get(&operation.path).await;
+            request = request.header("if-match", present.header("etag").unwrap());
+        }
         let request = request.header("content-type", "application/json").body(body);
         self.server.send(request).await
     }
@@ -246,6 +265,7 @@ async fn a_body_of_the_wrong_size_or_media_type_is_refused() {
         let (path, _, _) = ground.valid(&operation).await;
         let limit = match operation.path.as_str() {
             "/v1/admin/inventory" => 32 * 1024 * 1024,
+            "/v1/admin/policy" => 8 * 1024 * 1024,
             "/v1/mdm/nanomdm" => 4 * 1024 * 1024,
             _ if operation.needs_key => 1024 * 1024,
             _ => 64 * 1024,
@@ -429,8 +449,8 @@ async fn a_label_given_twice_is_refused_by_its_name() {
         tried += 1;
     }
     assert_eq!(
-        tried, 5,
-        "tokens, new and replaced grants, inventory and machines have labels"
+        tried, 6,
+        "tokens, new and replaced grants, policy, inventory and machines have labels"
     );
     ground.end().await;
 }

@@ -109,6 +109,8 @@ const CALLERS: &[(&str, &str)] = &[
     ("GET /v1/admin/certificates", VIEWER),
     ("GET /v1/admin/certificates/{serial}", VIEWER),
     ("POST /v1/admin/certificates/{serial}/revoke", OPERATOR),
+    ("GET /v1/admin/policy", VIEWER),
+    ("PUT /v1/admin/policy", ADMIN),
     ("GET /v1/admin/stats", VIEWER),
     ("GET /v1/admin/machines/{id}/apple-attestation", VIEWER),
     ("POST /v1/admin/machines/{id}/apple-attestation", OPERATOR),

@@ -76,6 +76,8 @@ async fn reach(kind: ProblemKind, server: &InProcess) -> Vec<Answer> {
         ProblemKind::MachineExists => servers::machine_exists().await,
         ProblemKind::AttestationRefused => requests::attestation_refused(server).await,
         ProblemKind::Conflict => requests::conflict(server).await,
+        ProblemKind::PreconditionFailed => requests::precondition_failed(server).await,
+        ProblemKind::PreconditionRequired => requests::precondition_required(server).await,
         ProblemKind::PayloadTooLarge => requests::payload_too_large(server).await,
         ProblemKind::RateLimited => servers::rate_limited().await,
         ProblemKind::Unavailable => servers::unavailable().await,

@@ -44,6 +44,7 @@ mod openings;
 mod outages;
 mod pkilint;
 mod policy;
+mod policy_document;
 mod proxy;
 mod reenrollment;
 mod relying_parties;

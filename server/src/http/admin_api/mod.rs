@@ -14,6 +14,7 @@ mod inventory;
 mod machines;
 mod openings;
 mod permissions;
+mod policy;
 mod stats;
 mod status_changes;
 mod webhooks;
@@ -39,6 +40,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
         .merge(inventory::router())
         .merge(machines::router())
         .merge(permissions::router())
+        .merge(policy::router())
         .merge(openings::router())
         .merge(status_changes::router())
         .merge(webhooks::router())

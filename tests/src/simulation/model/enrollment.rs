@@ -131,7 +131,7 @@ impl Model {
             Due::NewMachine => self.new_machine(presented, token, answer, Status::Active)?,
             Due::Takeover(id) => {
                 let grounds = self.grounds(presented, token);
-                self.machine_mut(id).opening = None;
+                self.end_decided_opening(id, presented.at);
                 self.takeover(id, presented, grounds, answer)?;
             }
             Due::OpenRecord(id) => self.take_open_record(id, presented, answer)?,

@@ -19,6 +19,7 @@ pub(in crate::simulation) struct OpeningRequest {
 pub(in crate::simulation) struct Opening {
     id: String,
     request: OpeningRequest,
+    opened_at: OffsetDateTime,
     ends_at: OffsetDateTime,
     /// Until when another key contests the takeover; `None` before a takeover.
     watched_until: Option<OffsetDateTime>,
@@ -82,6 +83,7 @@ impl Model {
             self.machine_mut(id).opening = Some(Opening {
                 id: answer.text("id").unwrap_or_default().to_owned(),
                 request: request.clone(),
+                opened_at: at,
                 ends_at: at + Duration::hours(request.hours),
                 watched_until: None,
                 is_contested: false,
@@ -146,13 +148,31 @@ impl Model {
         }
     }
 
+    /// It was decided which key is the machine's.
+    pub(in crate::simulation) fn end_decided_opening(&mut self, id: Uuid, at: OffsetDateTime) {
+        let opening = self.machine_mut(id).opening.take();
+        if opening.is_some_and(|opening| opening.state(at) != State::Over) {
+            self.audited(id, "machine.end-opening");
+            self.announced(id, "machine.opening-ended");
+        }
+    }
+
+    /// The same for a rotation that was requested then. A request from before the opening decides nothing, unless a key has
+    /// taken the record over.
+    pub(super) fn end_opening_decided_since(&mut self, id: Uuid, requested_at: OffsetDateTime, at: OffsetDateTime) {
+        let opening = self.machine(id).opening.as_ref();
+        if opening.is_some_and(|opening| opening.watched_until.is_some() || opening.opened_at <= requested_at) {
+            self.end_decided_opening(id, at);
+        }
+    }
+
     /// Whether an opening that no key has used yet is in force.
     pub(in crate::simulation) fn is_open(&self, id: Uuid, at: OffsetDateTime) -> bool {
         let opening = self.machine(id).opening.as_ref();
         opening.is_some_and(|opening| opening.state(at) == State::Open)
     }
 
-    /// How many openings of a machine ended without being used.
+    /// How many openings of a machine were ended.
     pub(in crate::simulation) fn ended_openings(&self, id: Uuid) -> i64 {
         let key = (id.to_string(), "machine.opening-ended");
         self.events.get(&key).copied().unwrap_or_default()

@@ -87,7 +87,7 @@ impl Model {
             self.audited(request.machine, action);
         }
         match verdict {
-            Verdict::Approve => self.approve(request),
+            Verdict::Approve => self.approve(request, at),
             Verdict::Deny => self.deny(request),
         }
         Ok(())
@@ -120,7 +120,7 @@ impl Model {
         }
     }
 
-    fn approve(&mut self, request: &Request) {
+    fn approve(&mut self, request: &Request, at: OffsetDateTime) {
         let (id, key) = (request.machine, request.key);
         let listed = self.is_listed(id);
         let approved = Grounds {
@@ -150,12 +150,12 @@ impl Model {
                 let machine = self.machine_mut(id);
                 machine.status = Status::Active;
                 machine.continuity = Continuity::open();
-                machine.opening = None;
+                self.end_decided_opening(id, at);
                 self.announced(id, "machine.re-enrolled");
             }
             Kind::Rotation { .. } => {
                 self.announced(id, "machine.approved");
-                self.machine_mut(id).opening = None;
+                self.end_opening_decided_since(id, request.presented.at, at);
                 self.begin_rotation(id, key, Some(approved));
             }
         }
@@ -176,6 +176,7 @@ impl Model {
         &mut self,
         id: Uuid,
         key: KeyThumbprint,
+        at: OffsetDateTime,
         answer: &Answer,
     ) -> Checked {
         if !answer.is_success() {
@@ -199,7 +200,7 @@ impl Model {
             of_key: true,
             ..*grounds
         };
-        self.machine_mut(id).opening = None;
+        self.end_decided_opening(id, at);
         self.audited(id, "machine.approve");
         self.announced(id, "machine.approved");
         Ok(())

@@ -65,7 +65,8 @@ impl Run<'_> {
             "approve the current key {key} of {machine}: {}",
             answer.short()
         ));
-        self.model.learn_of_approved_key(machine, key, &answer)
+        let at = self.ground.replicas[replica].now();
+        self.model.learn_of_approved_key(machine, key, at, &answer)
     }
 
     pub(in crate::simulation) async fn revoke_certificate(&mut self, dice: &mut Dice) -> Checked {

@@ -133,6 +133,17 @@ pub(super) async fn attestation_refused(server: &InProcess) -> Vec<Answer> {
     vec![refused]
 }
 
+pub(super) async fn precondition_failed(server: &InProcess) -> Vec<Answer> {
+    let policy = server.admin(Method::PUT, "/v1/admin/policy").json(&json!({}));
+    vec![server.send(policy.header("if-match", "\"0\"")).await]
+}
+
+pub(super) async fn precondition_required(server: &InProcess) -> Vec<Answer> {
+    let policy = || server.admin(Method::PUT, "/v1/admin/policy").json(&json!({}));
+    let twice = policy().header("if-match", "\"1\"").header("if-match", "\"2\"");
+    vec![server.send(policy()).await, server.send(twice).await]
+}
+
 pub(super) async fn conflict(server: &InProcess) -> Vec<Answer> {
     let permission = json!({"audience": "a", "name": "twice"});
     assert_eq!(server.post("/v1/admin/permissions", &permission).await.status, 201);
