@@ -4,10 +4,10 @@
 #![no_main]
 
 use assay_fuzz::{KEY, split};
+use assay_protocol::UnverifiedEvidence;
 use assay_protocol::dpop::{
     Expectation, HttpMethod, MAX_AGE_SECONDS, Proof, ProofClaims, TargetUri, UnverifiedProof, access_token_hash,
 };
-use assay_protocol::UnverifiedEvidence;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, from_slice, json};
@@ -64,14 +64,24 @@ fn verify(jws: &str) -> Option<Proof> {
 /// Nothing but ES256 of this key is verified, it is for this request alone, and it is no evidence.
 fn check(jws: &str, proof: &Proof) {
     assert!(jws.len() <= 8 * 1024);
-    let ProofClaims { jti, htm, htu, iat, ath, nonce } = proof.claims();
+    let ProofClaims {
+        jti,
+        htm,
+        htu,
+        iat,
+        ath,
+        nonce,
+    } = proof.claims();
     assert_eq!((htm, htu), (&method(), &target()));
     assert_eq!(ath.as_deref(), Some(access_token_hash(TOKEN).as_str()));
     assert!((NOW - MAX_AGE_SECONDS..=NOW + MAX_AGE_SECONDS).contains(iat));
     assert!((1..=128).contains(&jti.len()));
     assert!(nonce.as_ref().is_none_or(|nonce| nonce.as_str().len() <= 512));
     assert!(UnverifiedEvidence::parse(jws).is_err());
-    let parts: Vec<_> = jws.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
+    let parts: Vec<_> = jws
+        .split('.')
+        .map(|part| URL_SAFE_NO_PAD.decode(part).unwrap())
+        .collect();
     let [header, _, signature] = parts.as_slice() else {
         panic!("not three parts")
     };
