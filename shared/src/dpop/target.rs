@@ -63,7 +63,8 @@ impl FromStr for TargetUri {
             uri.push_str(port);
         }
         uri.push_str(if path.is_empty() { "/" } else { path });
-        Ok(Self(uri))
+        // An empty path has become a character longer.
+        (uri.len() <= LONGEST_TARGET).then_some(Self(uri)).ok_or(NotATargetUri)
     }
 }
 
@@ -164,6 +165,14 @@ mod tests {
             assert_eq!(read.as_str(), uri);
             assert_eq!(read.as_str().parse::<TargetUri>(), Ok(read));
         }
+    }
+
+    #[test]
+    fn the_longest_target_is_read_again() {
+        let longest = format!("https://{}", "a".repeat(LONGEST_TARGET - "https:///".len()));
+        let read: TargetUri = longest.parse().unwrap();
+        assert_eq!(read.as_str().parse::<TargetUri>().as_ref(), Ok(&read));
+        assert!(format!("{longest}a").parse::<TargetUri>().is_err());
     }
 
     #[test]

@@ -225,13 +225,13 @@ fn said_of(enrolled: &Enrolled) -> String {
     format!("x-assay-assurance=asserted x-assay-machine={id} x-assay-permissions=read")
 }
 
-fn leaf(enrolled: &Enrolled) -> Pem {
+pub(super) fn leaf(enrolled: &Enrolled) -> Pem {
     let chain = fs::read_to_string(&enrolled.chain).unwrap();
     pem::parse_many(chain).unwrap().swap_remove(0)
 }
 
 /// The certificate as nginx writes it.
-fn escaped(enrolled: &Enrolled) -> String {
+pub(super) fn escaped(enrolled: &Enrolled) -> String {
     let pem = pem::encode(&leaf(enrolled));
     let escaped: String = form_urlencoded::byte_serialize(pem.as_bytes()).collect();
     escaped.replace('+', "%20")
@@ -260,6 +260,7 @@ async fn certificates_are_compared(guarded: &Guarded) {
     let forged = [
         ("authorization", bearer.as_str()),
         ("x-assay-machine", "forged"),
+        ("x_assay_machine", "forged"),
         ("x-assay-permissions", "read write forged"),
         ("x-assay-assurance", "attested"),
     ];

@@ -5,13 +5,16 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
+use assay_protocol::sha256;
 use assay_tests::administrator::text;
 use assay_tests::process::Process;
 use assay_tests::processes::program;
 use assay_tests::python::python_with;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 
 use super::super::revocation::Enrolled;
+use super::possession::{escaped, leaf};
 use super::web_servers::{nginx_command, says, serve_by_nginx, start_haproxy};
 use super::{Client, Host, Machines, audience, free_port, granted, installed, permission};
 
@@ -105,7 +108,30 @@ impl Setting {
             let (status, said) = writer.get().await.unwrap();
             assert_eq!(status, expected, "{said}");
         }
+        self.nothing_is_forged(port).await;
         [active, revoked]
+    }
+
+    /// A client that has a certificate of its own forges what the proxy says to `assay-verify` and to the service.
+    async fn nothing_is_forged(&self, port: u16) {
+        let victim = &self.machines.active;
+        let (leaf, escaped) = (leaf(victim), escaped(victim));
+        let element = format!("Hash={}", hex::encode(sha256(leaf.contents())));
+        let der = STANDARD.encode(leaf.contents());
+        let thief = self.client(&self.writer, port);
+        for certificate in [escaped.as_str(), &der] {
+            let request = thief.client.get(&thief.url).bearer_auth(&self.tokens.active);
+            let request = request
+                .header("x-client-certificate", certificate)
+                .header("x-forwarded-client-cert", &element);
+            assert_eq!(request.send().await.unwrap().status(), 401);
+        }
+        let client = self.client(victim, port);
+        let request = client.client.get(&client.url).bearer_auth(&self.tokens.active);
+        let answer = request.header("x-assay-machine", "forged").send().await.unwrap();
+        let names = format!("{:?}", answer.headers());
+        let said = names + &answer.text().await.unwrap();
+        assert!(said.contains(&client.id) && !said.contains("forged"), "{said}");
     }
 }
 
