@@ -22,7 +22,7 @@ use crate::{
     token::{GrantToken, UnverifiedToken},
 };
 
-const DPOP: HeaderName = HeaderName::from_static("dpop");
+pub(crate) const DPOP: HeaderName = HeaderName::from_static("dpop");
 /// Limit for remembered tokens. Each takes about a kilobyte.
 const MAX_TOKENS: u64 = 100_000;
 /// Limit for the proofs of two minutes. Each takes about 50 bytes.

@@ -6,7 +6,7 @@ use http::{HeaderName, request::Parts};
 use crate::{
     certificate_header::CertificateForm,
     refusal::Refusal,
-    verifier::{Presented, only},
+    verifier::{DPOP, Presented, only},
 };
 
 /// The headers that the proxy overwrites, and that are therefore believed.
@@ -77,7 +77,11 @@ impl TrustedHeaders {
     pub(super) fn read(&self, head: &Parts) -> Result<Question, Refusal> {
         Ok(Question {
             certificate: self.certificate(head)?,
-            request: self.request.read(head)?,
+            // Without a proof, a URL that no proof can name may pass.
+            request: match head.headers.contains_key(&DPOP) {
+                true => self.request.read(head)?,
+                false => None,
+            },
             required: self.required(head)?,
         })
     }

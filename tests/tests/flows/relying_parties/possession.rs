@@ -465,6 +465,14 @@ async fn assay_verify_believes_only_complete_questions() {
     let certificate = ("x-client-certificate", escaped.as_str());
     let require = ("x-assay-require", "read");
     assert_eq!(ask(&[authorization, certificate, require]).await.0, 200);
+    // Only a proof needs the URL.
+    let long = format!("https://wiki.example.com/{}", "a".repeat(5000));
+    assert_eq!(
+        ask(&[authorization, certificate, require, ("x-original-url", &long)])
+            .await
+            .0,
+        200
+    );
     // A proxy that does not say what is required would let machines do anything.
     assert_eq!(ask(&[authorization, certificate]).await.0, 500);
     assert_eq!(
