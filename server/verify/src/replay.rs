@@ -127,7 +127,7 @@ mod tests {
         );
         assert_eq!(replays.accept(key(1), "a", START, START), Ok(()));
         for now in [START + 150, START + 300, START + 450] {
-            assert_eq!(replays.accept(key(1), "b", now, now), Ok(()));
+            assert_eq!(replays.accept(key(1), &now.to_string(), now, now), Ok(()));
         }
         // Nothing is remembered of the first proof.
         assert_eq!(replays.accept(key(1), "a", START, START), Err(ReplayError::BeforeStart));
