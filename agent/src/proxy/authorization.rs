@@ -35,7 +35,7 @@ pub(super) enum Authorization {
     /// The grant token with a proof for the request.
     Dpop {
         audience: String,
-        prover: Prover,
+        prover: Box<Prover>,
         nonce: ServiceNonce,
     },
 }
@@ -51,7 +51,7 @@ impl Authorization {
             (Some(audience), None) => Self::Bearer { audience },
             (Some(audience), Some(ProofKind::Dpop)) => Self::Dpop {
                 audience,
-                prover: machine.prover(),
+                prover: Box::new(machine.prover()),
                 nonce: ServiceNonce::default(),
             },
         }

@@ -242,7 +242,7 @@ async fn a_bearer_token_needs_the_certificate_that_it_is_bound_to() {
 
 #[tokio::test]
 async fn with_dpop_a_token_needs_a_proof_for_its_request_and_each_proof_is_used_once() {
-    let (issuer, machine, thief) = (Issuer::start().await, Machine::new(1), Machine::new(2));
+    let (issuer, machine) = (Issuer::start().await, Machine::new(1));
     let verifier = issuer.verifier(RequiredProof::Dpop, None);
     let (token, other) = (issuer.token(&machine), issuer.token(&machine));
     let good = machine.proof_claims(&token);
@@ -302,6 +302,15 @@ async fn with_dpop_a_token_needs_a_proof_for_its_request_and_each_proof_is_used_
             other => panic!("{claim}: {other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn with_dpop_a_token_without_a_proof_of_its_own_key_is_refused() {
+    let (issuer, machine, thief) = (Issuer::start().await, Machine::new(1), Machine::new(2));
+    let verifier = issuer.verifier(RequiredProof::Dpop, None);
+    let token = issuer.token(&machine);
+    let send = async |proof: &str, now| ask(&verifier, &headers("DPoP", &token, Some(proof)), None, now).await;
+    let fresh = || machine.proof_claims(&token);
     for proof in [thief.sign(&fresh()), "a.b.c".to_owned(), String::new(), token.clone()] {
         let refused = send(&proof, NOW).await;
         assert!(matches!(refused, Err(Refusal::InvalidProof(_))), "{refused:?}");
@@ -374,6 +383,14 @@ async fn only_tokens_of_this_issuer_for_this_audience_and_time_are_accepted() {
             "{claims:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn tokens_with_another_header_or_form_are_refused() {
+    let (issuer, machine) = (Issuer::start().await, Machine::new(1));
+    let verifier = issuer.verifier(RequiredProof::Certificate, None);
+    let send = async |token: &str, now| ask(&verifier, &headers("Bearer", token, None), Some(CERTIFICATE), now).await;
+    let token = issuer.token(&machine);
     let (header, rest) = token.split_once('.').unwrap();
     let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap();
     for (member, value) in [
@@ -565,17 +582,30 @@ fn current(claims: GrantClaims) -> GrantClaims {
     }
 }
 
+/// A request with these headers, and with forged ones.
+fn request(more: HeaderMap) -> Request<Body> {
+    let mut request = Request::get("/a?b=c").body(Body::empty()).unwrap();
+    let forged = HeaderValue::from_static("forged");
+    request.headers_mut().insert("x-assay-machine", forged.clone());
+    request.headers_mut().append("x-assay-permissions", forged.clone());
+    request.headers_mut().insert("x_assay_assurance", forged);
+    request.headers_mut().extend(more);
+    request
+}
+
+/// The machine, and the headers about it.
+async fn seen(Extension(access): Extension<Access>, headers: HeaderMap) -> String {
+    let ours: Vec<_> = headers
+        .iter()
+        .filter(|(name, _)| name.as_str().contains("assay"))
+        .collect();
+    format!("{} {ours:?}", access.machine_id)
+}
+
 #[tokio::test]
 async fn the_layer_lets_a_service_see_only_what_was_verified() {
     let (issuer, machine) = (Issuer::start().await, Machine::new(1));
     let verifier = Arc::new(issuer.verifier(RequiredProof::Either, None));
-    let seen = async |Extension(access): Extension<Access>, headers: HeaderMap| {
-        let ours: Vec<_> = headers
-            .iter()
-            .filter(|(name, _)| name.as_str().contains("assay"))
-            .collect();
-        format!("{} {ours:?}", access.machine_id)
-    };
     let router = Router::new().route("/a", routing::any(seen));
     let service = VerifyLayer::new(verifier, AUDIENCE, vec!["write".to_owned()]).layer(router);
     let token = sign(&issuer.key, &current(issuer.claims(&machine)));
@@ -584,20 +614,6 @@ async fn the_layer_lets_a_service_see_only_what_was_verified() {
         let (head, body) = response.into_parts();
         let body = axum::body::to_bytes(body, 10_000).await.unwrap();
         (head, String::from_utf8(body.to_vec()).unwrap())
-    };
-    let request = |more: HeaderMap| {
-        let mut request = Request::get("/a?b=c").body(Body::empty()).unwrap();
-        request
-            .headers_mut()
-            .insert("x-assay-machine", HeaderValue::from_static("forged"));
-        request
-            .headers_mut()
-            .append("x-assay-permissions", HeaderValue::from_static("forged"));
-        request
-            .headers_mut()
-            .insert("x_assay_assurance", HeaderValue::from_static("forged"));
-        request.headers_mut().extend(more);
-        request
     };
 
     let mut with_certificate = request(headers("Bearer", &token, None));
