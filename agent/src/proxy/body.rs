@@ -18,6 +18,18 @@ pub(super) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 /// Limit for a body that is kept for a repetition, in bytes.
 const MAX_KEPT: u64 = 64 * 1024;
 
+/// How long a body that is kept may take to arrive. It occupies one of the proxy's places meanwhile.
+const KEPT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Why a body cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error("the request's body cannot be read")]
+    Unreadable(#[source] hyper::Error),
+    #[error("the request's body did not arrive within {} s", KEPT_WITHIN.as_secs())]
+    Late,
+}
+
 /// The body of a program's request.
 #[derive(Debug)]
 pub(super) enum ProgramBody {
@@ -29,11 +41,13 @@ pub(super) enum ProgramBody {
 
 impl ProgramBody {
     /// Reads the body if it is announced as short.
-    pub(super) async fn keep_if_short(body: Incoming) -> Result<Self, hyper::Error> {
-        match body.size_hint().upper() {
-            Some(length) if length <= MAX_KEPT => Ok(Self::Kept(body.collect().await?.to_bytes())),
-            _ => Ok(Self::Streamed(body)),
+    pub(super) async fn keep_if_short(body: Incoming) -> Result<Self, BodyError> {
+        if body.size_hint().upper().is_none_or(|length| length > MAX_KEPT) {
+            return Ok(Self::Streamed(body));
         }
+        let collected = tokio::time::timeout(KEPT_WITHIN, body.collect()).await;
+        let collected = collected.map_err(|_| BodyError::Late)?;
+        Ok(Self::Kept(collected.map_err(BodyError::Unreadable)?.to_bytes()))
     }
 
     /// The body for a request, and the same for its repetition if it was kept.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::authorization::ProofKind;
 use self::{
     authorization::Authorization,
-    body::{ProgramBody, RequestBody},
+    body::{BodyError, ProgramBody, RequestBody},
     message::{RejectedRequest, Site, prepare_request, prepare_response},
     upstream::{Upstream, UpstreamError},
 };
@@ -82,8 +82,8 @@ enum ForwardError {
     State(#[source] AgentError),
     #[error(transparent)]
     Grant(#[from] GrantError),
-    #[error("the request's body cannot be read")]
-    Body(#[source] hyper::Error),
+    #[error(transparent)]
+    Body(BodyError),
     #[error(transparent)]
     Possession(PossessionError),
     #[error("no proof can be signed for this method and URL")]
@@ -206,7 +206,8 @@ impl ForwardError {
             Self::Rejected(rejected) => (rejected.status(), [].as_slice()),
             Self::Grant(GrantError::NotGranted { reasons, .. }) => (StatusCode::FORBIDDEN, reasons.as_slice()),
             Self::Upstream(error) if error.is_timeout() => (StatusCode::GATEWAY_TIMEOUT, [].as_slice()),
-            Self::Body(_) | Self::NoProof | Self::Upstream(UpstreamError::BadUrl(_)) => {
+            Self::Body(BodyError::Late) => (StatusCode::REQUEST_TIMEOUT, [].as_slice()),
+            Self::Body(BodyError::Unreadable(_)) | Self::NoProof | Self::Upstream(UpstreamError::BadUrl(_)) => {
                 (StatusCode::BAD_REQUEST, [].as_slice())
             }
             Self::State(_) | Self::Grant(_) | Self::Possession(_) | Self::InvalidToken | Self::Upstream(_) => {

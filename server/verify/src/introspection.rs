@@ -1,9 +1,12 @@
 //! Introspection (RFC 7662): what a token is worth now, with a cache.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use assay_protocol::Chain;
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 use reqwest::{StatusCode, header::CONTENT_TYPE};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -17,6 +20,8 @@ use crate::https::{CallError, IssuerUrl, read};
 const MAX_TOKENS: u64 = 100_000;
 /// How long a result is remembered for an outage. No token lives longer.
 const REMEMBERED_FOR: Duration = Duration::from_hours(1);
+/// How long no call is made after one has failed. Requests would otherwise wait for each other's timeouts.
+const PAUSE: time::Duration = time::Duration::seconds(10);
 /// Calls that run at once. Tokens that share a lane wait for each other, and the same token is asked about once.
 const LANES: usize = 32;
 
@@ -48,6 +53,7 @@ pub(crate) struct Introspection {
     options: IntrospectionOptions,
     results: Cache<[u8; 32], Arc<Introspected>>,
     lanes: [Mutex<()>; LANES],
+    last_failure: RwLock<Option<OffsetDateTime>>,
 }
 
 /// The result for one token.
@@ -65,6 +71,8 @@ pub(crate) enum IntrospectionError {
     ApiKey,
     #[error("the server cannot be asked about the token")]
     Away(#[source] CallError),
+    #[error("the server could not be asked about tokens in the last seconds")]
+    WasAway,
 }
 
 #[derive(Deserialize)]
@@ -82,9 +90,12 @@ impl Introspection {
             options,
             results: Cache::builder()
                 .max_capacity(MAX_TOKENS)
+                // A token that was just refused must be kept, however seldom it comes.
+                .eviction_policy(EvictionPolicy::lru())
                 .time_to_live(REMEMBERED_FOR)
                 .build(),
             lanes: std::array::from_fn(|_| Mutex::default()),
+            last_failure: RwLock::default(),
         }
     }
 
@@ -106,6 +117,9 @@ impl Introspection {
         if let Some(fresh) = self.fresh(&digest, now) {
             return Ok(Some(fresh));
         }
+        if self.was_just_away(now) {
+            return self.without_answer(&digest, IntrospectionError::WasAway);
+        }
         match self.ask(token, now).await {
             Ok(introspected) => {
                 let introspected = Arc::new(introspected);
@@ -118,11 +132,26 @@ impl Introspection {
             }
             Err(error) => {
                 tracing::warn!(error = %Chain(&error), "cannot introspect a token");
-                match self.options.when_away {
-                    WhenAway::Refuse => Err(error),
-                    WhenAway::Accept => Ok(self.results.get(&digest)),
-                }
+                *self.last_failure.write().unwrap_or_else(PoisonError::into_inner) = Some(now);
+                self.without_answer(&digest, error)
             }
+        }
+    }
+
+    /// Whether a call has failed so recently that another one is not tried.
+    fn was_just_away(&self, now: OffsetDateTime) -> bool {
+        let last_failure = *self.last_failure.read().unwrap_or_else(PoisonError::into_inner);
+        last_failure.is_some_and(|failure| (now - failure).abs() < PAUSE)
+    }
+
+    fn without_answer(
+        &self,
+        digest: &[u8; 32],
+        error: IntrospectionError,
+    ) -> Result<Option<Arc<Introspected>>, IntrospectionError> {
+        match self.options.when_away {
+            WhenAway::Refuse => Err(error),
+            WhenAway::Accept => Ok(self.results.get(digest)),
         }
     }
 

@@ -13,6 +13,9 @@ use crate::https::{CallError, IssuerUrl, read};
 /// Keys are fetched again after this time, while the ones at hand are still used. A key that the server has withdrawn is
 /// then refused.
 const FRESH_FOR: Duration = Duration::minutes(5);
+/// After this time without a request, a request waits for a fetch. Otherwise the first one after a quiet hour could have a
+/// token of a key that was withdrawn long before.
+const STALE_AFTER: Duration = Duration::minutes(10);
 /// Keys are not used for longer than this without a successful fetch. No token lives longer.
 const USABLE_FOR: Duration = Duration::hours(1);
 /// At most one fetch in this time. Tokens of unknown keys must not make this program call the server without end.
@@ -82,9 +85,12 @@ impl Keys {
         }))
     }
 
-    /// Whether the server publishes this key, as far as the keys at hand say.
+    /// Whether the server publishes this key, as far as the keys at hand say. `false` if they are stale.
     pub(crate) fn has(&self, kid: &str, now: OffsetDateTime) -> bool {
         let set = self.usable(now);
+        if set.as_ref().is_some_and(|set| age(set.fetched_at, now) > STALE_AFTER) {
+            return false;
+        }
         if set.as_ref().is_none_or(|set| age(set.fetched_at, now) > FRESH_FOR) {
             self.fetch_beside(now);
         }

@@ -77,9 +77,13 @@ impl Refusal {
     }
 }
 
-/// The text without characters that end a quoted string.
+/// Limit for a description, in characters. It may quote the caller, and a proxy fails on long headers.
+const LONGEST_DESCRIPTION: usize = 200;
+
+/// The beginning of the text, without characters that end a quoted string.
 fn quotable(text: &str) -> String {
     text.chars()
+        .take(LONGEST_DESCRIPTION)
         .map(|character| match character {
             '"' | '\\' => '\'',
             character if character.is_ascii_graphic() || character == ' ' => character,

@@ -63,10 +63,15 @@ impl Replays {
         let entry = sha256([key.as_bytes().as_slice(), id.as_bytes()].concat().as_slice());
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         let Generations { present, previous } = &mut *generations;
+        // The clock was set back. What was accepted before belongs to times that have not come, so this begins as at a
+        // start, and refuses what might have been used already.
+        if now < previous.since {
+            let since = now.saturating_add(MAX_AGE_SECONDS);
+            (*previous, *present) = (Generation::since(since), Generation::since(since));
+        }
         if now.saturating_sub(present.since) >= GENERATION_SECONDS {
             *previous = std::mem::replace(present, Generation::since(now));
         }
-        // Also refuses old proofs after the clock was set back.
         if issued_at < previous.since {
             return Err(ReplayError::BeforeStart);
         }
@@ -129,8 +134,11 @@ mod tests {
         for now in [START + 150, START + 300, START + 450] {
             assert_eq!(replays.accept(key(1), &now.to_string(), now, now), Ok(()));
         }
-        // Nothing is remembered of the first proof.
+        // Nothing is remembered of the first proof. A minute later, proofs are accepted again.
         assert_eq!(replays.accept(key(1), "a", START, START), Err(ReplayError::BeforeStart));
+        let later = START + 60;
+        assert_eq!(replays.accept(key(1), "c", later, later), Ok(()));
+        assert_eq!(replays.accept(key(1), "c", later, later), Err(ReplayError::Replayed));
     }
 
     #[test]

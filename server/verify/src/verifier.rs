@@ -1,6 +1,6 @@
 //! The verification of one request.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use assay_protocol::{
     Chain,
@@ -9,7 +9,7 @@ use assay_protocol::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 use time::OffsetDateTime;
 
 use crate::{
@@ -25,6 +25,8 @@ use crate::{
 pub(crate) const DPOP: HeaderName = HeaderName::from_static("dpop");
 /// Limit for remembered tokens. Each takes about a kilobyte.
 const MAX_TOKENS: u64 = 100_000;
+/// No token lives longer.
+const REMEMBERED_FOR: Duration = Duration::from_hours(1);
 /// Limit for the proofs of two minutes. Each takes about 50 bytes.
 const MAX_PROOFS: usize = 4_000_000;
 
@@ -118,7 +120,11 @@ impl Verifier {
             issuer: options.issuer,
             audience: options.audience,
             proof: options.proof,
-            tokens: Cache::new(MAX_TOKENS),
+            tokens: Cache::builder()
+                .max_capacity(MAX_TOKENS)
+                .eviction_policy(EvictionPolicy::lru())
+                .time_to_live(REMEMBERED_FOR)
+                .build(),
             replays: Replays::new(MAX_PROOFS, now.unix_timestamp()),
         })
     }
