@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use assay_protocol::dpop::{DpopNonce, Expectation, UnverifiedProof, access_token_hash};
+use assay_server::clock::{Clock, SystemClock};
 use assay_tests::administrator::text;
 use assay_tests::installation::Installation;
 use assay_tests::mac::{DONE, Mac};
@@ -158,7 +159,7 @@ async fn a_proof_comes_with_the_token_that_it_is_for() {
             target: &url.parse().unwrap(),
             access_token_hash: &access_token_hash(&token),
             nonce: nonce.as_ref(),
-            now: time::OffsetDateTime::now_utc().unix_timestamp(),
+            now: SystemClock.now().unix_timestamp(),
         };
         let proof = text(&proven, "proof");
         UnverifiedProof::parse(&proof).unwrap().verify(&expected).unwrap();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use assay_protocol::dpop::{DpopNonce, Expectation, ProofClaims, UnverifiedProof, access_token_hash};
+use assay_server::clock::{Clock, SystemClock};
 use assay_tests::administrator::text;
 use assay_tests::installation::Installation;
 use assay_tests::mac::{DONE, FAILED, Mac, WRONG_USAGE};
@@ -326,7 +327,7 @@ impl Seen {
             target: &url.parse().unwrap(),
             access_token_hash: &access_token_hash(token),
             nonce: nonce.as_ref(),
-            now: time::OffsetDateTime::now_utc().unix_timestamp(),
+            now: SystemClock.now().unix_timestamp(),
         };
         let proof = UnverifiedProof::parse(self.header("dpop").unwrap()).unwrap();
         let proof = proof.verify(&expected).unwrap().claims().clone();
@@ -370,12 +371,10 @@ async fn the_service_gets_the_path_byte_for_byte() {
     }
 }
 
-#[tokio::test]
-async fn with_dpop_each_request_has_its_own_proof_and_the_nonce_that_the_service_asks_for() {
-    let ((mac, audience), files) = (granted(json!({})).await, Files::new());
-    // It asks for a nonce once.
+/// A service that asks for a nonce at the second request, and replaces it at the fourth.
+async fn asks_for_nonces() -> Service {
     let mut answers = 0;
-    let mut service = Service::answering(move |request| {
+    Service::answering(move |request| {
         answers += 1;
         match answers {
             2 => "HTTP/1.1 401 X\r\nDPoP-Nonce: first\r\nWWW-Authenticate: DPoP error=\"use_dpop_nonce\"\r\n\
@@ -386,7 +385,13 @@ async fn with_dpop_each_request_has_its_own_proof_and_the_nonce_that_the_service
             _ => no_content(request),
         }
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn with_dpop_each_request_has_its_own_proof_and_the_nonce_that_the_service_asks_for() {
+    let ((mac, audience), files) = (granted(json!({})).await, Files::new());
+    let mut service = asks_for_nonces().await;
     let proxy = proxy(
         &mac,
         &service.url,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use assay_protocol::dpop::{ProofClaims, access_token_hash};
 use assay_protocol::sha256;
+use assay_server::clock::{Clock, SystemClock};
 use assay_tests::administrator::text;
 use assay_tests::installation::Installation;
 use assay_tests::mac::{DONE, Mac};
@@ -17,7 +18,6 @@ use axum::Router;
 use http::HeaderMap;
 use pem::Pem;
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use url::form_urlencoded;
 use uuid::Uuid;
@@ -147,7 +147,7 @@ impl Guarded {
             jti: Uuid::new_v4().to_string(),
             htm: "GET".parse().unwrap(),
             htu: format!("{}/a", self.origin).parse().unwrap(),
-            iat: OffsetDateTime::now_utc().unix_timestamp(),
+            iat: SystemClock.now().unix_timestamp(),
             ath: Some(access_token_hash(token)),
             nonce: None,
         }
@@ -305,34 +305,7 @@ async fn proofs_are_verified(guarded: &Guarded) {
     let headers = [("authorization", authorization.as_str()), ("dpop", &proof)];
     assert_eq!(guarded.get(&bare, "/a?b=c", &headers).await.0, 200);
 
-    let others = [
-        ProofClaims {
-            htm: "POST".parse().unwrap(),
-            ..fresh()
-        },
-        ProofClaims {
-            htu: format!("{}/b", guarded.origin).parse().unwrap(),
-            ..fresh()
-        },
-        ProofClaims {
-            htu: "https://evil.example.com/a".parse().unwrap(),
-            ..fresh()
-        },
-        ProofClaims {
-            ath: Some(access_token_hash(&own)),
-            ..fresh()
-        },
-        ProofClaims { ath: None, ..fresh() },
-        ProofClaims {
-            iat: fresh().iat - 61,
-            ..fresh()
-        },
-        ProofClaims {
-            iat: fresh().iat + 120,
-            ..fresh()
-        },
-    ];
-    for claims in others {
+    for claims in proofs_for_others(&fresh(), guarded, &own) {
         // Headers that say what the proof says change nothing.
         let url = claims.htu.to_string();
         let forged = [
@@ -365,6 +338,40 @@ async fn proofs_are_verified(guarded: &Guarded) {
     let proof = reader.machine.prove(&post);
     let headers = [("authorization", authorization.as_str()), ("dpop", &proof)];
     assert_eq!(guarded.send(&bare, "POST", "/a", &headers).await.0, 200);
+}
+
+/// Proofs that are like a good one but for one claim.
+fn proofs_for_others(right: &ProofClaims, guarded: &Guarded, token: &str) -> [ProofClaims; 7] {
+    [
+        ProofClaims {
+            htm: "POST".parse().unwrap(),
+            ..right.clone()
+        },
+        ProofClaims {
+            htu: format!("{}/b", guarded.origin).parse().unwrap(),
+            ..right.clone()
+        },
+        ProofClaims {
+            htu: "https://evil.example.com/a".parse().unwrap(),
+            ..right.clone()
+        },
+        ProofClaims {
+            ath: Some(access_token_hash(token)),
+            ..right.clone()
+        },
+        ProofClaims {
+            ath: None,
+            ..right.clone()
+        },
+        ProofClaims {
+            iat: right.iat - 61,
+            ..right.clone()
+        },
+        ProofClaims {
+            iat: right.iat + 120,
+            ..right.clone()
+        },
+    ]
 }
 
 /// A revoked machine is refused as soon as the last introspection is too old.
