@@ -34,6 +34,9 @@ use tracing::info;
 /// Files may be replaced, a self-issued certificate may be due, and another CA may issue.
 pub(crate) const WORK: Work = Work::every(Duration::from_secs(1), "refresh the TLS certificate");
 
+/// How often the record of the present certificate is written again.
+const RECORDED_EVERY: time::Duration = time::Duration::MINUTE;
+
 /// Clocks of verifiers may be slow.
 const KEPT_AFTER_EXPIRY: time::Duration = time::Duration::DAY;
 
@@ -48,6 +51,7 @@ enum Source {
     SelfIssued {
         authority: Arc<ArcSwap<Authority>>,
         issued: Mutex<Issued>,
+        recorded_at: Mutex<Option<OffsetDateTime>>,
     },
     Files {
         files: Files,
@@ -79,6 +83,7 @@ impl ServerCertificate {
             source: Source::SelfIssued {
                 authority,
                 issued: Mutex::new(issued),
+                recorded_at: Mutex::default(),
             },
             provider,
         })
@@ -109,7 +114,10 @@ impl ServerCertificate {
     /// before the first handshake.
     pub(crate) async fn record(&self, store: &Store) -> Result<(), StoreError> {
         let record = match &self.source {
-            Source::SelfIssued { issued, .. } => {
+            Source::SelfIssued {
+                issued, recorded_at, ..
+            } => {
+                *recorded_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(store.now());
                 let issued = issued.lock().unwrap_or_else(PoisonError::into_inner);
                 issued.record.clone()
             }
@@ -118,11 +126,21 @@ impl ServerCertificate {
         record_issued(store, &record).await
     }
 
+    /// Whether the record may have been lost since it was written. A database that was restored from a backup lacks it, and
+    /// OCSP would call the certificate unknown.
+    fn may_lack_its_record(&self, now: OffsetDateTime) -> bool {
+        let Source::SelfIssued { recorded_at, .. } = &self.source else {
+            return false;
+        };
+        let recorded_at = *recorded_at.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded_at.is_none_or(|at| (now - at).abs() >= RECORDED_EVERY)
+    }
+
     /// The next certificate, if two thirds of the validity have passed, another CA issues now, or the files have
     /// changed. On an error the old certificate stays in use; the same files are not tried again until they change.
     fn replacement(&self, now: OffsetDateTime) -> Result<Option<Replacement>, TlsError> {
         let certified = match &self.source {
-            Source::SelfIssued { authority, issued } => {
+            Source::SelfIssued { authority, issued, .. } => {
                 let issued = issued.lock().unwrap_or_else(PoisonError::into_inner);
                 let authority = authority.load();
                 if now < issued.renew_at && issued.record.issuer_id == authority.issuing().id() {
@@ -166,8 +184,10 @@ impl ServerCertificate {
         let (certificate, now) = (Arc::clone(&self), store.now());
         // The files may be on a network file system.
         let Some(replacement) = spawn_blocking(move || certificate.replacement(now)).await?? else {
-            // A database that was restored from a backup lacks the record, and OCSP would call the certificate unknown.
-            return Ok(self.record(store).await?);
+            if self.may_lack_its_record(now) {
+                self.record(store).await?;
+            }
+            return Ok(());
         };
         if let Some(issued) = &replacement.issued {
             record_issued(store, &issued.record).await?;

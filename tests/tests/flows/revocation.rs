@@ -663,6 +663,7 @@ async fn the_lost_record_of_a_servers_tls_certificate_is_written_again() {
     assert_eq!(before.len(), 1);
     let lost = sqlx::query("DELETE FROM server_certificates").execute(&pool).await;
     assert_eq!(lost.unwrap().rows_affected(), 1);
+    server.clock().advance(Duration::MINUTE);
     for _ in 0..LOOKS {
         let found: Vec<String> = sqlx::query_scalar(records).fetch_all(&pool).await.unwrap();
         if found == before {
