@@ -167,7 +167,10 @@ async fn replace_once(tx: &mut Transaction, id: Uuid, request: &GrantRequest) ->
     if after.expires_at != before.expires_at {
         require_future(after.expires_at, tx.now())?;
     }
-    require_unequal(tx, &after).await?;
+    // What was equal before this was refused can still be named and described.
+    if !have_equal_effects(&before, &after) {
+        require_unequal(tx, &after).await?;
+    }
     store::settings::begin_policy_version(tx).await?;
     write_replaced(tx, &before, &after).await?;
     Ok(after)
@@ -236,6 +239,17 @@ async fn require_unequal(tx: &mut Transaction, grant: &Grant) -> Result<(), Gran
         Some(name) => Err(GrantError::Equal(name)),
         None => Ok(()),
     }
+}
+
+/// Whether two grants give the same permission to the same machines under the same conditions.
+pub(super) fn have_equal_effects(one: &Grant, other: &Grant) -> bool {
+    let effect = |grant: &Grant| {
+        let Grant {
+            selector, conditions, ..
+        } = grant.clone();
+        (grant.permission_id, selector, conditions, grant.expires_at)
+    };
+    effect(one) == effect(other)
 }
 
 fn named(written: Result<(), StoreError>, grant: &Grant) -> Result<(), GrantError> {

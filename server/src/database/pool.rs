@@ -99,7 +99,8 @@ fn is_lock_timeout(error: &MigrateError) -> bool {
         return false;
     };
     let code = source.as_database_error().and_then(|error| error.code());
-    code.as_deref() == Some("55P03")
+    // Not available in time, or the victim of a deadlock with a transaction of an older replica.
+    matches!(code.as_deref(), Some("55P03" | "40P01"))
 }
 
 /// Distinguishes missing privileges from a failing migration.

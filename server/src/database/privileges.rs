@@ -21,7 +21,7 @@ const RESTRICTED: [(&str, &[&str]); 6] = [
     ("audit_personal_data", &["DELETE", "INSERT", "SELECT"]),
     ("audit_seals", &["INSERT", "SELECT"]),
     ("audit_waiting", &["DELETE", "INSERT", "SELECT"]),
-    ("policy_versions", &["INSERT", "SELECT"]),
+    ("policy_versions", &["SELECT"]),
 ];
 
 /// A table or a sequence, and a role's privileges on it.

@@ -50,8 +50,8 @@ pub(crate) const INVENTORY_BODY_LIMIT: BodyLimit = BodyLimit {
 };
 /// The largest policy.
 pub(crate) const POLICY_BODY_LIMIT: BodyLimit = BodyLimit {
-    bytes: 8 * 1024 * 1024,
-    time: Duration::from_mins(2),
+    bytes: 32 * 1024 * 1024,
+    time: Duration::from_mins(5),
     texts: Texts::Displayable,
 };
 

@@ -10,20 +10,19 @@ pub(crate) async fn lock_policy(connection: &mut Connection) -> Result<i64, Stor
         .await?)
 }
 
-/// Locks permissions, grants and audiences against changes, and returns their version. Several transactions can have this
-/// lock at once: what they read belongs together.
-pub(crate) async fn share_policy(connection: &mut Connection) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar!("SELECT grants_version FROM settings FOR SHARE")
+/// The version of permissions, grants and audiences.
+pub(crate) async fn policy_version(connection: &mut Connection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!("SELECT grants_version FROM settings")
         .fetch_one(connection)
         .await?)
 }
 
 /// Begins the next version of permissions, grants and audiences, and invalidates all evaluated grants. Call it before the
-/// first change: a trigger keeps each changed row with this version and time.
+/// first change: a trigger keeps each changed row with this version and time. Times never decrease, whatever a replica's clock says.
 pub(crate) async fn begin_policy_version(tx: &mut Transaction) -> Result<(), StoreError> {
     let now = tx.now();
     sqlx::query!(
-        "UPDATE settings SET grants_version = grants_version + 1, grants_changed_at = $1",
+        "UPDATE settings SET grants_version = grants_version + 1, grants_changed_at = greatest(grants_changed_at, $1)",
         now
     )
     .execute(&mut **tx)

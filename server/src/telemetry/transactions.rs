@@ -52,7 +52,6 @@ assay_protocol::words! {
         OpenMachine = "open_machine",
         PatchMachine = "patch_machine",
         PrepareKey = "prepare_key",
-        ReadPolicy = "read_policy",
         RecordAttestationCommand = "record_attestation_command",
         RecordDelivery = "record_delivery",
         RecordFailedDelivery = "record_failed_delivery",

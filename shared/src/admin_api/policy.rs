@@ -14,21 +14,22 @@ use crate::{
     words,
 };
 
-/// All permissions, grants and audiences. Everything is named, and nothing has an id, so that a file can hold it.
+/// All permissions, grants and audiences. Everything is named, and nothing has an id, so that a file can hold it. A document
+/// without one of the lists is refused: with `prune`, it would delete everything of that kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Permissions, each with its own audience and name.
-    #[serde(default, deserialize_with = "objects")]
+    #[serde(deserialize_with = "objects")]
     #[cfg_attr(feature = "openapi", schema(max_items = 10_000))]
     pub permissions: Vec<PolicyPermission>,
     /// Grants, each with its own name.
-    #[serde(default, deserialize_with = "objects")]
+    #[serde(deserialize_with = "objects")]
     #[cfg_attr(feature = "openapi", schema(max_items = 10_000))]
     pub grants: Vec<PolicyGrant>,
     /// Audiences whose tokens differ from the usual ones.
-    #[serde(default, deserialize_with = "objects")]
+    #[serde(deserialize_with = "objects")]
     #[cfg_attr(feature = "openapi", schema(max_items = 10_000))]
     pub audiences: Vec<PolicyAudience>,
 }

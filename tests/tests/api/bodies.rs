@@ -264,8 +264,7 @@ async fn a_body_of_the_wrong_size_or_media_type_is_refused() {
     for operation in ground.operations().await {
         let (path, _, _) = ground.valid(&operation).await;
         let limit = match operation.path.as_str() {
-            "/v1/admin/inventory" => 32 * 1024 * 1024,
-            "/v1/admin/policy" => 8 * 1024 * 1024,
+            "/v1/admin/inventory" | "/v1/admin/policy" => 32 * 1024 * 1024,
             "/v1/mdm/nanomdm" => 4 * 1024 * 1024,
             _ if operation.needs_key => 1024 * 1024,
             _ => 64 * 1024,

@@ -45,6 +45,10 @@ fn in_an_hour(server: &InProcess) -> String {
     end.replace_nanosecond(0).unwrap().format(&Rfc3339).unwrap()
 }
 
+fn empty() -> Value {
+    json!({"permissions": [], "grants": [], "audiences": []})
+}
+
 /// One of each, as the server writes it.
 fn policy() -> Value {
     json!({
@@ -65,8 +69,8 @@ fn policy() -> Value {
 #[tokio::test]
 async fn a_policy_is_applied_as_a_whole_and_read_back_as_it_was_written() {
     let server = InProcess::start().await;
-    let (first, empty) = read(&server).await;
-    assert_eq!(empty, json!({"permissions": [], "grants": [], "audiences": []}));
+    let (first, nothing) = read(&server).await;
+    assert_eq!(nothing, empty());
     let created = put(&server, &first, "", &policy()).await.expect(200);
     assert_eq!(
         steps(&created.json()),
@@ -82,7 +86,12 @@ async fn a_policy_is_applied_as_a_whole_and_read_back_as_it_was_written() {
     assert_eq!(created.header("etag"), Some(second.as_str()));
     assert_ne!(first, second);
 
-    // A repeated call changes nothing.
+    // A repeated call changes nothing, also with the tag of before if its answer was lost.
+    let lost = put(&server, &first, "?prune=true", &policy()).await.expect(200);
+    assert_eq!(
+        (lost.json()["changes"].clone(), lost.header("etag")),
+        (json!([]), Some(second.as_str()))
+    );
     let repeated = put(&server, &second, "?prune=true", &policy()).await.expect(200);
     assert_eq!(
         (repeated.json()["changes"].clone(), repeated.header("etag")),
@@ -103,7 +112,7 @@ async fn what_a_policy_lacks_is_kept_and_named_and_deleted_only_with_prune() {
         "keep audience https://wiki.example.com -",
         "keep grant - wiki-readers",
     ];
-    assert_eq!(apply(&server, "", &json!({})).await, kept);
+    assert_eq!(apply(&server, "", &empty()).await, kept);
     assert_eq!(read(&server).await.1, policy());
 
     // The grant moves to another permission, and its first one is deleted in the same call.
@@ -123,7 +132,7 @@ async fn what_a_policy_lacks_is_kept_and_named_and_deleted_only_with_prune() {
     );
 
     let gone = kept.map(|line| line.replace("keep", "delete"));
-    assert_eq!(apply(&server, "?prune=true", &json!({})).await, gone[1..]);
+    assert_eq!(apply(&server, "?prune=true", &empty()).await, gone[1..]);
     assert_eq!(
         read(&server).await.1,
         json!({"permissions": [], "grants": [], "audiences": []})
@@ -151,7 +160,7 @@ async fn a_policy_for_a_version_that_has_changed_since_is_refused() {
     let server = InProcess::start().await;
     let (tag, _) = read(&server).await;
     let _first = put(&server, &tag, "", &policy()).await.expect(200);
-    let second = put(&server, &tag, "?prune=true", &json!({})).await;
+    let second = put(&server, &tag, "?prune=true", &empty()).await;
     let _refused = second.expect_problem(ProblemKind::PreconditionFailed);
     assert_eq!(read(&server).await.1, policy());
 
@@ -177,6 +186,7 @@ async fn a_policy_for_a_version_that_has_changed_since_is_refused() {
 #[case::subject("/audiences/0/token", json!({"subject": "all"}), ProblemKind::Malformed, "wiki.example.com: ")]
 #[case::twice("/permissions/1/name", json!("read"), ProblemKind::Malformed, "read at https://wiki.example.com is there twice")]
 #[case::lacking("/grants/0/permission", json!("sign"), ProblemKind::Malformed, "no permission sign at https://wiki.example.com")]
+#[case::without_a_list("/grants", Value::Null, ProblemKind::Malformed, "grants")]
 #[case::unknown("/grants/0/condition", json!({}), ProblemKind::Malformed, "condition")]
 #[tokio::test]
 async fn a_policy_with_one_wrong_part_is_refused_by_its_name_and_changes_nothing(
@@ -251,7 +261,7 @@ async fn each_change_of_a_policy_is_audited_and_announced_by_itself_in_one_versi
     let versions = "SELECT count(DISTINCT version), count(*) FROM policy_versions";
     let versions: (i64, i64) = sqlx::query_as(versions).fetch_one(&pool).await.unwrap();
     assert_eq!(versions, (1, 4));
-    let _deleted = apply(&server, "?prune=true", &json!({})).await;
+    let _deleted = apply(&server, "?prune=true", &empty()).await;
     assert_eq!(actions().await.len(), 8);
     server.stop().await;
 }

@@ -65,9 +65,6 @@ pub(super) fn checked(mut document: Policy) -> Result<Policy, PolicyError> {
         let name = || format!("{} at {}", permission.name, permission.audience);
         permissions::check(&request).map_err(|error| part(PolicyKind::Permission, name(), &error))?;
     }
-    for PolicyAudience { audience, token } in &document.audiences {
-        audiences::check(audience, token).map_err(|error| part(PolicyKind::Audience, audience.clone(), &error))?;
-    }
     for grant in &mut document.grants {
         let request = GrantRequest {
             name: Some(grant.name.clone()),
@@ -143,6 +140,11 @@ impl Plan {
         )?;
         let wanted = named(&document.audiences, PolicyKind::Audience, |item| item.audience.clone())?;
         let audiences = differences(&present.audiences, &wanted, prune, |before, item: &PolicyAudience| {
+            // A form that was accepted once may stay, even if it would be refused now.
+            if before.is_none_or(|before| before.token != item.token) {
+                audiences::check(&item.audience, &item.token)
+                    .map_err(|error| part(PolicyKind::Audience, item.audience.clone(), &error))?;
+            }
             Ok(Audience {
                 id: before.map_or_else(&mut new_id, |before| before.id),
                 audience: item.audience.clone(),
@@ -234,11 +236,11 @@ impl<T: PartialEq> Difference<T> {
 }
 
 /// The parts of a document by their names.
-fn named<'a, T, K: Ord + Clone + Into<Name>>(
-    items: &'a [T],
+fn named<T, K: Ord + Clone + Into<Name>>(
+    items: &[T],
     kind: PolicyKind,
     key: impl Fn(&T) -> K,
-) -> Result<BTreeMap<K, &'a T>, PolicyError> {
+) -> Result<BTreeMap<K, &T>, PolicyError> {
     let mut found = BTreeMap::new();
     for item in items {
         let key = key(item);
@@ -335,7 +337,10 @@ fn require_unequal(grants: &[Difference<Grant>]) -> Result<(), PolicyError> {
             &grant.conditions,
             grant.expires_at,
         );
-        let changed = !difference.is_none();
+        let changed = difference
+            .before
+            .as_ref()
+            .is_none_or(|before| !grants::have_equal_effects(before, grant));
         let effect = store::json(&effect)?.to_string();
         if let Some((first, first_changed)) = names.insert(effect, (&grant.name, changed))
             && (changed || first_changed)

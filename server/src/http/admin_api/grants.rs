@@ -121,6 +121,8 @@ async fn find(
 }
 
 /// Replace a grant. It keeps its id and its history.
+///
+/// A request without `conditions` or `expires_at` removes them. Without `name`, the grant keeps its name.
 #[utoipa::path(
     put, path = "/v1/admin/grants/{id}", tag = "Grants", security(("api_key" = [])),
     params(("id" = uuid::Uuid, Path)), request_body = GrantRequest,

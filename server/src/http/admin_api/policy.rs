@@ -1,6 +1,6 @@
 //! `/v1/admin/policy`
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use assay_protocol::{
     Problem, ProblemKind,
@@ -21,12 +21,16 @@ use crate::{
     administration::policy::{self, Mode, PolicyError},
     http::{
         authentication::{Admin, Authorized, Viewer},
+        deadline::Deadline,
         extract::{self, POLICY_BODY_LIMIT, Parameters},
         operation::routes,
         problem::{ApiProblem, ApiResult},
     },
     services::Services,
 };
+
+/// How long a policy may take to apply after its body has arrived.
+const APPLY_TIME: Duration = Duration::from_mins(1);
 
 pub(super) fn router() -> OpenApiRouter<Arc<Services>> {
     OpenApiRouter::new()
@@ -90,8 +94,12 @@ async fn apply(
     State(services): State<Arc<Services>>,
     Parameters(ApplyParameters { prune, dry_run }): Parameters<ApplyParameters>,
     headers: HeaderMap,
+    deadline: Option<Deadline>,
     extract::Json(document): extract::Json<Policy>,
 ) -> ApiResult<([(HeaderName, String); 1], Json<AppliedPolicy>)> {
+    if let Some(deadline) = deadline {
+        deadline.allow(APPLY_TIME);
+    }
     let expected = expected_version(&headers)?;
     let mode = Mode { prune, dry_run };
     let (version, applied) = policy::apply(&services.store, &caller.origin, expected, mode, document).await?;

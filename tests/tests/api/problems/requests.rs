@@ -134,14 +134,20 @@ pub(super) async fn attestation_refused(server: &InProcess) -> Vec<Answer> {
 }
 
 pub(super) async fn precondition_failed(server: &InProcess) -> Vec<Answer> {
-    let policy = server.admin(Method::PUT, "/v1/admin/policy").json(&json!({}));
-    vec![server.send(policy.header("if-match", "\"0\"")).await]
+    let policy = policy_with_a_permission();
+    let request = server.admin(Method::PUT, "/v1/admin/policy").json(&policy);
+    vec![server.send(request.header("if-match", "\"0\"")).await]
 }
 
 pub(super) async fn precondition_required(server: &InProcess) -> Vec<Answer> {
-    let policy = || server.admin(Method::PUT, "/v1/admin/policy").json(&json!({}));
-    let twice = policy().header("if-match", "\"1\"").header("if-match", "\"2\"");
-    vec![server.send(policy()).await, server.send(twice).await]
+    let policy = policy_with_a_permission();
+    let request = || server.admin(Method::PUT, "/v1/admin/policy").json(&policy);
+    let twice = request().header("if-match", "\"1\"").header("if-match", "\"2\"");
+    vec![server.send(request()).await, server.send(twice).await]
+}
+
+fn policy_with_a_permission() -> Value {
+    json!({"permissions": [{"audience": "a", "name": "policy"}], "grants": [], "audiences": []})
 }
 
 pub(super) async fn conflict(server: &InProcess) -> Vec<Answer> {
