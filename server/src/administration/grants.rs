@@ -145,7 +145,8 @@ fn evaluated_audience(granted: Granted) -> EvaluatedAudience {
 async fn insert(tx: &mut Transaction, id: Uuid, request: &GrantRequest) -> Result<Grant, GrantError> {
     store::settings::lock_policy(tx).await?;
     let name = request.name.clone().unwrap_or_else(|| id.to_string());
-    let grant = of_request(tx, id, name, request, tx.now()).await?;
+    let mut grant = of_request(tx, id, name, request, tx.now()).await?;
+    grant.changed_at = grant.created_at;
     require_future(grant.expires_at, tx.now())?;
     require_unequal(tx, &grant).await?;
     store::settings::begin_policy_version(tx).await?;
