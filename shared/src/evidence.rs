@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
-    jws::{CriticalExtensions, PartError, numeric_date, read_part},
+    jws::{self, CriticalExtensions, PartError, numeric_date, read_part},
     key::{BadSignature, KeyThumbprint, PublicKey},
     machine::{KeyClaim, MachineIdentity, Posture},
     object::object,
@@ -169,13 +169,7 @@ impl EvidenceClaims {
             kid: key.to_string(),
             crit: CriticalExtensions::default(),
         };
-        let mut jws = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&header)?);
-        jws.push('.');
-        URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(self)?, &mut jws);
-        let signature = sign(jws.as_bytes())?;
-        jws.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut jws);
-        Ok(jws)
+        jws::sign(&serde_json::to_vec(&header)?, self, sign)
     }
 }
 

@@ -1,8 +1,8 @@
-//! What every JWS that is read has in common (RFC 7515).
+//! What all JWS have in common (RFC 7515).
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
 
@@ -62,4 +62,20 @@ pub(crate) fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result
         .as_i64()
         .or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64));
     seconds.ok_or_else(|| serde::de::Error::custom("iat is not a number of seconds"))
+}
+
+/// Signs claims under a header, which is JSON, and returns the compact JWS (RFC 7515, section 7.1). `sign` gets the bytes to
+/// sign and returns an ECDSA signature with SHA-256 in the fixed form, `r || s`.
+pub(crate) fn sign<E, S>(header: &[u8], claims: &impl Serialize, sign: S) -> Result<String, E>
+where
+    E: From<serde_json::Error>,
+    S: FnOnce(&[u8]) -> Result<[u8; 64], E>,
+{
+    let mut jws = URL_SAFE_NO_PAD.encode(header);
+    jws.push('.');
+    URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(claims)?, &mut jws);
+    let signature = sign(jws.as_bytes())?;
+    jws.push('.');
+    URL_SAFE_NO_PAD.encode_string(signature, &mut jws);
+    Ok(jws)
 }

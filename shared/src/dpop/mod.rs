@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 pub use self::target::{HttpMethod, NotAMethod, NotATargetUri, TargetUri};
 use crate::{
     digest::sha256,
-    jws::{CriticalExtensions, PartError, numeric_date, read_part},
+    jws::{self, CriticalExtensions, PartError, numeric_date, read_part},
     key::{BadSignature, KeyThumbprint, PublicKey},
     object::object,
 };
@@ -188,13 +188,7 @@ impl ProofClaims {
         let (x, y) = key.jwk_coordinates();
         let header =
             format!(r#"{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"EC","crv":"P-256","x":"{x}","y":"{y}"}}}}"#);
-        let mut jws = URL_SAFE_NO_PAD.encode(header);
-        jws.push('.');
-        URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(self)?, &mut jws);
-        let signature = sign(jws.as_bytes())?;
-        jws.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut jws);
-        Ok(jws)
+        jws::sign(header.as_bytes(), self, sign)
     }
 }
 
