@@ -91,3 +91,21 @@ fn quotable(text: &str) -> String {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// nginx answers 500 if the headers of a response exceed 4 or 8 kB.
+    #[test]
+    fn a_challenge_is_short_whatever_the_caller_sent() {
+        let mut headers = HeaderMap::new();
+        Refusal::InvalidToken("\"x\u{e9}".repeat(10_000)).write(RequiredProof::Either, &mut headers);
+        let challenges: Vec<_> = headers.get_all(WWW_AUTHENTICATE).iter().collect();
+        assert_eq!(challenges.len(), 2);
+        assert!(
+            challenges.iter().all(|challenge| challenge.len() < 300),
+            "{challenges:?}"
+        );
+    }
+}

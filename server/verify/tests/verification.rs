@@ -509,6 +509,42 @@ async fn keys_are_used_for_an_hour_while_the_server_is_away() {
     send(&token, after(3640)).await.unwrap();
 }
 
+/// After a quiet time, the keys at hand may be those of long ago.
+#[tokio::test]
+async fn after_ten_quiet_minutes_a_withdrawn_key_is_refused_at_the_first_request() {
+    let (issuer, machine) = (Issuer::start().await, Machine::new(1));
+    let verifier = issuer.verifier(RequiredProof::Certificate, None);
+    let exp = NOW.unix_timestamp() + 10_000;
+    let claims = GrantClaims {
+        exp,
+        ..issuer.claims(&machine)
+    };
+    let (known, unknown) = (sign(&issuer.key, &claims), sign(&issuer.key, &claims));
+    let send = async |token: &str, now| ask(&verifier, &headers("Bearer", token, None), Some(CERTIFICATE), now).await;
+    send(&known, NOW).await.unwrap();
+    issuer.change(|answers| answers.keys = vec![PrivateKey::generate().unwrap().public_key().clone()]);
+    for token in [&known, &unknown] {
+        assert!(is_token_refused(&send(token, after(601)).await));
+    }
+    assert_eq!(issuer.asked()[0], 2);
+}
+
+/// Requests would otherwise wait for each other's timeouts while the server hangs.
+#[tokio::test]
+async fn a_server_that_cannot_introspect_is_not_asked_again_for_ten_seconds() {
+    let (issuer, machine) = (Issuer::start().await, Machine::new(1));
+    let verifier = issuer.verifier(RequiredProof::Certificate, Some(WhenAway::Refuse));
+    let send = async |token: &str, now| ask(&verifier, &headers("Bearer", token, None), Some(CERTIFICATE), now).await;
+    issuer.change(|answers| answers.introspection = (StatusCode::BAD_GATEWAY, json!({})));
+    for (seconds, asked) in [(0, 1), (1, 1), (9, 1), (10, 2), (15, 2)] {
+        let refused = send(&issuer.token(&machine), after(seconds)).await;
+        assert!(matches!(refused, Err(Refusal::Unavailable(_))), "{refused:?}");
+        assert_eq!(issuer.asked()[1], asked, "after {seconds} s");
+    }
+    issuer.change(|answers| answers.introspection = (StatusCode::OK, json!({"active": true, "permissions": ["read"]})));
+    send(&issuer.token(&machine), after(20)).await.unwrap();
+}
+
 #[rstest]
 #[case(WhenAway::Refuse)]
 #[case(WhenAway::Accept)]

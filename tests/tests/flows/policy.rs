@@ -2,6 +2,7 @@
 
 use assay_protocol::ProblemKind;
 use assay_protocol::admin_api::api_keys::Role;
+use assay_server::clock::Clock;
 use assay_tests::administrator::{Administrator, text};
 use assay_tests::answer::Answer;
 use assay_tests::event_stream::EventStream;
@@ -10,6 +11,7 @@ use assay_tests::installation::Installation;
 use assay_tests::machine::Machine;
 use http::Method;
 use serde_json::{Value, json};
+use time::Duration;
 use uuid::Uuid;
 
 /// A machine with one permission.
@@ -256,6 +258,86 @@ async fn every_version_of_permissions_grants_and_audiences_is_kept() {
     found.sort_by_key(|(kind, version, ..)| (*version, *kind));
     assert_eq!(found, expected);
     assert_ne!((&audience["id"], &replaced["id"]), (&Value::Null, &Value::Null));
+    server.stop().await;
+}
+
+/// An earlier version accepted equal grants.
+#[tokio::test]
+async fn grants_that_were_equal_before_can_be_named_and_described() {
+    let server = InProcess::start().await;
+    let permission = json!({"audience": "https://wiki.example.com", "name": "read"});
+    let permission = server
+        .post("/v1/admin/permissions", &permission)
+        .await
+        .expect(201)
+        .json();
+    let body = json!({"permission_id": permission["id"], "selector": {"all": true}});
+    let grant = server.post("/v1/admin/grants", &body).await.expect(201).json();
+    let pool = server.database().pool().await;
+    let twin = "INSERT INTO grants (id, permission_id, selector, conditions, created_at)
+                SELECT $1, permission_id, selector, conditions, created_at FROM grants";
+    let twin = sqlx::query(twin).bind(Uuid::new_v4()).execute(&pool).await.unwrap();
+    assert_eq!(twin.rows_affected(), 1);
+
+    let path = format!("/v1/admin/grants/{}", text(&grant, "id"));
+    let put = async |body: &Value| server.send(server.admin(Method::PUT, &path).json(body)).await;
+    let mut described = body.clone();
+    described["description"] = json!("for all");
+    let _described = put(&described).await.expect(200);
+    let policy = server.get("/v1/admin/policy").await.expect(200);
+    let mut document = policy.json();
+    document["grants"][0]["description"] = json!("by document");
+    let request = server.admin(Method::PUT, "/v1/admin/policy").json(&document);
+    let applied = server
+        .send(request.header("if-match", policy.header("etag").unwrap()))
+        .await;
+    assert_eq!(applied.expect(200).json()["changes"].as_array().unwrap().len(), 1);
+
+    // Another condition, and back again, would make it equal anew.
+    described["conditions"] = json!({"sip_enabled": true});
+    let _changed = put(&described).await.expect(200);
+    let _equal = put(&body).await.expect_problem(ProblemKind::Conflict);
+    server.stop().await;
+}
+
+/// A copy of the table in the role's own session is found first by an unqualified name.
+#[tokio::test]
+async fn the_history_of_policy_cannot_be_diverted_altered_or_dated_back() {
+    let server = InProcess::start().await;
+    let permission = json!({"audience": "https://wiki.example.com", "name": "read"});
+    let permission = server
+        .post("/v1/admin/permissions", &permission)
+        .await
+        .expect(201)
+        .json();
+    let pool = server.database().pool().await;
+    let mut session = pool.begin().await.unwrap();
+    let diverted = "CREATE TEMPORARY TABLE policy_versions (LIKE public.policy_versions INCLUDING ALL);
+                    CREATE TEMPORARY TABLE settings (LIKE public.settings INCLUDING ALL);
+                    UPDATE permissions SET description = 'changed'";
+    sqlx::raw_sql(diverted).execute(&mut *session).await.unwrap();
+    session.commit().await.unwrap();
+    for change in [
+        "UPDATE public.policy_versions SET at = '2020-01-01'",
+        "DELETE FROM public.policy_versions",
+        "TRUNCATE public.policy_versions",
+    ] {
+        let refused = sqlx::raw_sql(change).execute(&pool).await.unwrap_err();
+        assert!(refused.to_string().contains("versions are only added"), "{refused}");
+    }
+
+    // The clock of the other replica is an hour behind.
+    let hour_ago = server.clock().now() - Duration::hours(1);
+    let behind = InProcess::start_at(hour_ago, &server.database().url(), &[]).await;
+    let path = format!("/v1/admin/permissions/{}", text(&permission, "id"));
+    let _deleted = behind.delete(&path).await.expect(204);
+    let versions =
+        "SELECT content ->> 'description', at >= max(at) OVER () FROM public.policy_versions ORDER BY number";
+    let versions: Vec<(Option<String>, bool)> = sqlx::query_as(versions).fetch_all(&pool).await.unwrap();
+    let descriptions: Vec<_> = versions.iter().map(|(description, _)| description.as_deref()).collect();
+    assert_eq!(descriptions, [Some(""), Some("changed"), None]);
+    assert!(versions.iter().all(|(_, is_latest)| *is_latest), "{versions:?}");
+    behind.stop().await;
     server.stop().await;
 }
 
