@@ -57,7 +57,7 @@ impl Authorization {
         }
     }
 
-    /// Whether a request may have to be repeated with a nonce of the service.
+    /// Whether the service may ask for a repetition of a request with its nonce.
     pub(super) fn may_need_a_nonce(&self) -> bool {
         matches!(self, Self::Dpop { .. })
     }

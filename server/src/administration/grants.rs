@@ -145,9 +145,9 @@ fn evaluated_audience(granted: Granted) -> EvaluatedAudience {
 async fn insert(tx: &mut Transaction, id: Uuid, request: &GrantRequest) -> Result<Grant, GrantError> {
     store::settings::lock_policy(tx).await?;
     let name = request.name.clone().unwrap_or_else(|| id.to_string());
-    let mut grant = of_request(tx, id, name, request, tx.now()).await?;
-    grant.changed_at = grant.created_at;
-    require_future(grant.expires_at, tx.now())?;
+    let now = tx.now();
+    let grant = of_request(tx, (id, name), request, (now, now)).await?;
+    require_future(grant.expires_at, now)?;
     require_unequal(tx, &grant).await?;
     store::settings::begin_policy_version(tx).await?;
     write_new(tx, &grant).await?;
@@ -158,15 +158,15 @@ async fn replace_once(tx: &mut Transaction, id: Uuid, request: &GrantRequest) ->
     store::settings::lock_policy(tx).await?;
     let before = store::grants::find(tx, id).await?.ok_or(GrantError::Unknown)?;
     let name = request.name.clone().unwrap_or_else(|| before.name.clone());
-    let mut after = of_request(tx, id, name, request, before.created_at).await?;
-    after.changed_at = before.changed_at;
+    let times = (before.created_at, before.changed_at);
+    let mut after = of_request(tx, (id, name), request, times).await?;
     if after == before {
         return Ok(before);
     }
     after.changed_at = tx.now();
-    // Whoever describes a grant that has ended need not extend it.
+    // A grant that has ended can be described without a new end.
     if after.expires_at != before.expires_at {
-        require_future(after.expires_at, tx.now())?;
+        require_future(after.expires_at, after.changed_at)?;
     }
     // What was equal before this was refused can still be named and described.
     if !have_equal_effects(&before, &after) {
@@ -210,10 +210,9 @@ pub(super) async fn write_deleted(tx: &mut Transaction, grant: &Grant) -> Result
 /// The grant that a request describes.
 async fn of_request(
     tx: &mut Transaction,
-    id: Uuid,
-    name: String,
+    (id, name): (Uuid, String),
     request: &GrantRequest,
-    created_at: OffsetDateTime,
+    (created_at, changed_at): (OffsetDateTime, OffsetDateTime),
 ) -> Result<Grant, GrantError> {
     let permission = store::permissions::find(tx, request.permission_id)
         .await?
@@ -229,7 +228,7 @@ async fn of_request(
         conditions: request.conditions.clone(),
         expires_at: request.expires_at,
         created_at,
-        changed_at: tx.now(),
+        changed_at,
     })
 }
 
@@ -244,13 +243,10 @@ async fn require_unequal(tx: &mut Transaction, grant: &Grant) -> Result<(), Gran
 
 /// Whether two grants give the same permission to the same machines under the same conditions.
 pub(super) fn have_equal_effects(one: &Grant, other: &Grant) -> bool {
-    let effect = |grant: &Grant| {
-        let Grant {
-            selector, conditions, ..
-        } = grant.clone();
-        (grant.permission_id, selector, conditions, grant.expires_at)
-    };
-    effect(one) == effect(other)
+    one.permission_id == other.permission_id
+        && one.selector == other.selector
+        && one.conditions == other.conditions
+        && one.expires_at == other.expires_at
 }
 
 fn named(written: Result<(), StoreError>, grant: &Grant) -> Result<(), GrantError> {

@@ -359,7 +359,7 @@ async fn refresh(services: &Services, issuers: &[Issuer], states: &[ListState]) 
     if is_new || lists.len() != published.len() {
         publish_metrics(services, &lists);
         services.revocation.lists.store(Arc::new(lists));
-        // No request has to wait for it.
+        // Requests do not wait for it.
         let _made = bundle(services);
     }
     Ok(())
